@@ -1,0 +1,1 @@
+"""From a lowered Program to the files of an artifact, one folder a backend."""

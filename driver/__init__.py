@@ -1,0 +1,1 @@
+"""The command line, the recipe, and the functions behind them."""

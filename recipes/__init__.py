@@ -1,0 +1,1 @@
+"""Ready model.yaml files and the small bundled model: data only."""

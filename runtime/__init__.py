@@ -1,0 +1,1 @@
+"""From an artifact to tokens: blocks, scheduler, sampler, engine, executors, server."""

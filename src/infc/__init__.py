@@ -1,0 +1,50 @@
+"""infc compiles a language model into an artifact and runs it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .driver.compile import compile_model as compile
+    from .ir.artifact import Artifact
+    from .passes.registry import register_pass
+    from .passes.rewrite import rewrite
+    from .runtime.llm import LLM
+    from .runtime.outputs import RequestOutput
+    from .runtime.sampling_params import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "Artifact",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "compile",
+    "register_pass",
+    "rewrite",
+]
+
+# Each name is imported when first asked for: a serving process must never pay for the compiler.
+_HOMES = {
+    "LLM": ("runtime.llm", "LLM"),
+    "Artifact": ("ir.artifact", "Artifact"),
+    "RequestOutput": ("runtime.outputs", "RequestOutput"),
+    "SamplingParams": ("runtime.sampling_params", "SamplingParams"),
+    "compile": ("driver.compile", "compile_model"),
+    "register_pass": ("passes.registry", "register_pass"),
+    "rewrite": ("passes.rewrite", "rewrite"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(f".{module}", __name__), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
