@@ -1,0 +1,114 @@
+"""Every error that infc raises on purpose: one tree, each with what, where and what to do.
+
+InfcError
+├── UsageError            a bad argument, recipe, option or pipeline                    exit 2
+│   └── RecipeError       `model.yaml` itself: carries the file and line
+├── CheckpointError       the model directory is missing, damaged or inconsistent       exit 3
+│   └── UnsupportedModelError   understood, and refused with the layer and the reason
+├── ProgramError          an IR program that is malformed or illegal in its phase       exit 4
+│   ├── ParseError        IR text: carries line and column
+│   └── PassError         a pass failed, or broke its numeric contract
+├── ToolchainError        no compiler, or the compiler failed                           exit 5
+├── TargetError           this machine lacks what the artifact was built for            exit 6
+├── ArtifactError         missing, damaged, locked, or of another version               exit 7
+├── CapacityError         does not fit in the memory, context or pool it was given      exit 8
+└── RequestError          one request is refused; its neighbours never notice           exit 2, HTTP 400
+"""
+
+from __future__ import annotations
+
+
+class InfcError(Exception):
+    """What went wrong, where, and the next step; printed as one line, never as a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.where = where
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class UsageError(InfcError):
+    """An argument, option or pipeline text that cannot be used."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that cannot be used; `where` is `FILE:LINE`."""
+
+
+class CheckpointError(InfcError):
+    """A checkpoint directory that cannot be read or contradicts itself."""
+
+    exit_code = 3
+
+
+class UnsupportedModelError(CheckpointError):
+    """A model that was understood and is refused, with the layer and the reason."""
+
+
+class ProgramError(InfcError):
+    """A program that is malformed, or holds an op that its phase does not allow."""
+
+    exit_code = 4
+
+
+class ParseError(ProgramError):
+    """IR text that cannot be parsed; `line` and `column` count from 1."""
+
+    def __init__(self, message: str, *, line: int, column: int, source: str = "<text>") -> None:
+        self.line = line
+        self.column = column
+        super().__init__(message, where=f"{source}:{line}:{column}")
+
+
+class PassError(ProgramError):
+    """A pass that failed, or whose result is not what its numeric contract promises."""
+
+
+class ToolchainError(InfcError):
+    """The C++ compiler is missing, or it failed."""
+
+    exit_code = 5
+
+
+class TargetError(InfcError):
+    """An instruction set or platform that is unknown, or that this machine lacks."""
+
+    exit_code = 6
+
+
+class ArtifactError(InfcError):
+    """An artifact that is missing, damaged, locked, unwritable or of another version."""
+
+    exit_code = 7
+
+
+class CapacityError(InfcError):
+    """Something that does not fit into the memory, context or pool it was given."""
+
+    exit_code = 8
+
+
+class RequestError(InfcError):
+    """One request that is refused; `field` names the offending field of the request."""
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        where: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.field = field
+        super().__init__(message, where=where, hint=hint)

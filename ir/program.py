@@ -1,0 +1,179 @@
+"""The program: an SSA graph over typed values, a weight table, resources and a model spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .types import SymbolRange, TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+Literal = int | float | bool
+Attr = None | bool | int | float | str | tuple["Attr", ...]
+"""What an attribute may hold; lists are tuples, enumerations their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One SSA value; equality is by name and type, names are unique in a program."""
+
+    name: str
+    type: TensorType
+
+    def __str__(self) -> str:
+        return f"%{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRef:
+    """A weight used as an operand; the table in the program holds its definition."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"@{self.name}"
+
+
+Operand = Value | WeightRef | Literal
+"""What a node may read: a value, a weight, or a literal scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation. `layer` is the decoder layer it came from, `source` where in the model."""
+
+    op: str
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Value, ...]
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+    layer: int | None = None
+    source: str | None = field(default=None, compare=False)
+
+    @property
+    def output(self) -> Value:
+        """The only output of a node that has one."""
+        (value,) = self.outputs
+        return value
+
+    def values(self) -> tuple[Value, ...]:
+        """The SSA values among the inputs, in order."""
+        return tuple(v for v in self.inputs if isinstance(v, Value))
+
+    def weights(self) -> tuple[WeightRef, ...]:
+        """The weights among the inputs, in order."""
+        return tuple(v for v in self.inputs if isinstance(v, WeightRef))
+
+
+@dataclass(frozen=True, slots=True)
+class WeightExpr:
+    """How a weight comes to be: a small expression over checkpoint tensors and other weights.
+
+    `op` is one of the entries of `ir/weights.py` (`checkpoint`, `data`, `concat`, `stack`,
+    `slice`, `transpose`, `reshape`, `cast`, `mul`, `add`, `pack`, ...); `inputs` are nested
+    expressions; `attrs` are its constants.
+    """
+
+    op: str
+    inputs: tuple[WeightExpr, ...] = ()
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """An entry of the weight table: type, definition, and (for `data`) its loader."""
+
+    name: str
+    type: TensorType
+    expr: WeightExpr
+
+
+WeightLoader = Callable[[str], "torch.Tensor"]
+"""Reads one checkpoint tensor (`checkpoint`) or constant (`data`) by name, lazily."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Paged KV state shared by layers of one kind: one block table, one block pool.
+
+    Sizes are elements per token and KV head; `window` is None for full attention, otherwise
+    a query at position p sees positions p - window + 1 .. p.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    dtype: str
+    block_size: int
+    window: int | None = None
+
+    def bytes_per_block(self) -> int:
+        """Bytes of one block over all layers of the group."""
+        from .types import DType
+
+        per_token = self.num_kv_heads * (self.key_head_dim + self.value_head_dim)
+        return len(self.layers) * self.block_size * per_token * DType(self.dtype).size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What everyone downstream may know of the model; no architecture-specific field."""
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_context: int
+    windows: tuple[int | None, ...] = ()
+    num_parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A whole model step. Immutable: a pass builds another one (see `ir/builder.py`).
+
+    `loaders` reads the leaves of weight expressions; it never takes part in equality or text.
+    """
+
+    name: str
+    symbols: Mapping[str, SymbolRange]
+    inputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    weights: Mapping[str, Weight]
+    spec: ModelSpec
+    phase: str = "captured"
+    resources: tuple[KvGroup, ...] = ()
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+    loaders: Mapping[str, WeightLoader] = field(default_factory=dict, compare=False, repr=False)
+
+    def with_nodes(self, nodes: tuple[Node, ...], **changes: Any) -> Program:
+        """The same program with other nodes (and other fields, where given)."""
+        return replace(self, nodes=nodes, **changes)
+
+    def producers(self) -> dict[str, Node]:
+        """Value name -> the node that makes it."""
+        return {value.name: node for node in self.nodes for value in node.outputs}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Value name -> the nodes that read it, in order, once each."""
+        users: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(value.name for value in node.values()):
+                users.setdefault(name, []).append(node)
+        return users
+
+    def operand_type(self, operand: Operand) -> TensorType | Literal:
+        """The type of a value or weight; a literal is its own."""
+        if isinstance(operand, Value):
+            return operand.type
+        if isinstance(operand, WeightRef):
+            return self.weights[operand.name].type
+        return operand
