@@ -1,0 +1,53 @@
+# Every target brings .venv up to date first; `make` alone lists them.
+BIN := .venv/bin
+STAMP := .venv/.setup-$(shell cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -c1-16)
+CHECKS := check-format check-style check-types check-imports check-spelling
+PYTEST := $(BIN)/pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format docs clean $(CHECKS)
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv with everything for development
+
+$(STAMP):
+	@scripts/setup.sh
+	@rm -f .venv/.setup-* && touch $@
+
+demo: setup ## compile the bundled model and let it write
+	$(BIN)/infc compile recipes/tiny/model.yaml -o build/tiny
+	$(BIN)/infc generate build/tiny "def fibonacci(n):"
+
+test: setup ## run the tests; ARGS="-k name" narrows them
+	$(PYTEST) $(ARGS)
+
+check: lint test ## lint, then test
+
+lint: $(CHECKS) ## all checks but the tests
+
+format: setup ## rewrite the code the way `make lint` wants it
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+docs: setup ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+check-format: setup
+	$(BIN)/ruff format --check
+
+check-style: setup
+	$(BIN)/ruff check
+
+check-types: setup
+	$(BIN)/mypy
+
+check-imports: setup
+	$(BIN)/lint-imports
+
+check-spelling: setup
+	$(BIN)/codespell
