@@ -1,0 +1,39 @@
+"""What every test shares: options, the marks that need a machine, and settings of hypothesis."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Two workers that each start a team as wide as the machine only get in each other's way. The
+# variable is read when torch is first imported, and conftest comes before every test module.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Shared machines are slow at random: a time limit per example would fail innocent tests.
+settings.register_profile("infc", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("infc")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hf", action="store_true", help="also run tests that download checkpoints")
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unmet = {}
+    if not Path("/dev/nvidia0").exists():
+        unmet["gpu"] = "no NVIDIA GPU on this machine"
+    if not config.getoption("--hf"):
+        unmet["hf"] = "downloads from the Hugging Face hub: run with --hf"
+    for item in items:
+        for mark, reason in unmet.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be rewritten instead of compared."""
+    return bool(request.config.getoption("--update-golden"))

@@ -1,0 +1,118 @@
+"""The shape of the project: rooms and links, public names, module captions, lazy imports, wheel."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import infc
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"codegen", "driver", "frontend", "ir", "passes", "recipes", "runtime"}
+PUBLIC_NAMES = {
+    "Artifact",
+    "LLM",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "compile",
+    "register_pass",
+    "rewrite",
+}
+
+
+def files_in(*folders: str, suffix: str) -> list[Path]:
+    found = (p for folder in folders for p in (ROOT / folder).rglob(f"*{suffix}"))
+    return sorted(p.relative_to(ROOT) for p in found if not p.is_symlink())
+
+
+def test_every_room_has_its_link() -> None:
+    links = {p.name: p.resolve() for p in (ROOT / "src/infc").iterdir() if p.is_symlink()}
+    assert links == {room: ROOT / room for room in ROOMS}
+
+
+def test_root_package_is_empty() -> None:
+    # Tools that follow paths climb through it; pytest may import it under the checkout's name.
+    assert (ROOT / "__init__.py").read_text() == ""
+
+
+def test_public_names() -> None:
+    assert set(infc.__all__) == PUBLIC_NAMES
+    assert set(dir(infc)) >= PUBLIC_NAMES
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        infc.nothing  # type: ignore[attr-defined]  # noqa: B018 - the look-up itself is tested
+
+
+def test_type_checkers_see_the_public_names_at_home() -> None:
+    face = ast.parse((ROOT / "src/infc/__init__.py").read_text())
+    guarded = next(node for node in face.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name: (statement.module, alias.name)
+        for statement in guarded.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    assert seen == infc._HOMES
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC_NAMES))
+def test_public_name_resolves(name: str) -> None:
+    assert getattr(infc, name) is not None
+
+
+def test_every_module_opens_with_a_caption() -> None:
+    without = []
+    for path in files_in(*ROOMS, "src", "tests", "scripts", "benchmarks", suffix=".py"):
+        docstring = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+        caption, _, rest = docstring.partition("\n")
+        if not caption.endswith((".", "?", "!")) or (rest and not rest.startswith("\n")):
+            without.append(str(path))
+    assert without == []
+
+
+@pytest.mark.parametrize("module", ["infc", "infc.driver.cli"])
+def test_import_is_light(module: str) -> None:
+    script = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names in a wheel built from a copy: setuptools leaves its build folder in the tree."""
+    pytest.importorskip("setuptools", reason="building a wheel offline needs setuptools here")
+    copy = tmp_path_factory.mktemp("wheel") / "infc"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "src", *sorted(ROOMS)):
+        if (ROOT / name).is_dir():
+            skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=skipped)
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(copy / "dist"), str(copy)], check=True)
+    return set(zipfile.ZipFile(next(copy.glob("dist/*.whl"))).namelist())
+
+
+def test_wheel_installs_infc_alone(wheel: set[str]) -> None:
+    top = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
+    assert top == {"infc"}
+
+
+def test_wheel_carries_every_module(wheel: set[str]) -> None:
+    packages = {p.parent for p in files_in(*ROOMS, suffix="__init__.py")}
+    modules = [p for p in files_in(*ROOMS, suffix=".py") if p.parts[0] != "recipes"]
+    assert [str(p.parent) for p in modules if p.parent not in packages] == []
+    assert [str(p) for p in modules if f"infc/{p.as_posix()}" not in wheel] == []
+
+
+@pytest.mark.parametrize("suffix", [".hpp", ".yaml", ".safetensors"])
+def test_wheel_carries_kernels_recipes_and_model(wheel: set[str], suffix: str) -> None:
+    data = [p for p in files_in("codegen", "recipes", suffix=suffix) if ".train" not in p.parts]
+    assert data, f"no {suffix} file in the tree"
+    assert [str(p) for p in data if f"infc/{p.as_posix()}" not in wheel] == []
+    assert "infc/py.typed" in wheel
