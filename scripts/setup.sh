@@ -47,13 +47,13 @@ if [ ! -x .venv/bin/python ]; then
     python=$(find_python) || die "no Python 3.11 to 3.13 with venv: install one, or name it in PYTHON"
     echo "setup: making .venv with $("$python" --version) and filling it:"
     echo "setup:   torch for the CPU, without CUDA    190 MB to download"
-    echo "setup:   about 95 smaller packages          120 MB to download, 1.3 GB on disk in all"
+    echo "setup:   about 95 smaller packages          120 MB to download, 1.5 GB on disk in all"
     "$python" -m venv .venv
 else
     echo "setup: bringing .venv up to date"
 fi
 
 pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check install)
-install_torch
 "${pip[@]}" --constraint constraints.txt setuptools
+install_torch
 "${pip[@]}" --constraint constraints.txt --no-build-isolation --editable ".[compile,dev]"
