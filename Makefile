@@ -32,7 +32,7 @@ format: setup ## rewrite the code the way `make lint` wants it
 	$(BIN)/ruff check --fix
 
 docs: setup ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
