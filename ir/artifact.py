@@ -1,0 +1,366 @@
+"""An artifact on disk: written whole or not at all, opened only if every byte is accounted for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Literal
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from .digests import StampFile, check_digests, digest_file
+from .errors import ArtifactError
+from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
+
+Verification = Literal["stamp", "full", "none"]
+"""`full` reads every file; `stamp` leaves out those whose stamp says they were; `none` trusts."""
+
+_MAX_MANIFEST_BYTES = 256 << 20
+_RENAME_EXCHANGE = 2  # renameat2: swap two names in one step
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An opened artifact. Its weights are checked once `verify_weights().result()` returned."""
+
+    path: Path
+    manifest: Manifest
+    identity: str
+    """SHA-256 of the manifest's text, in hex: equal for equal artifacts wherever they lie."""
+    _weights: _WeightsCheck = field(repr=False, compare=False)
+
+    @property
+    def weights_path(self) -> Path:
+        """The file of weights."""
+        return self.path / self.manifest.weights.file
+
+    @property
+    def entry_path(self) -> Path:
+        """The shared library, or the program to interpret."""
+        return self.path / self.manifest.entry.file
+
+    def verify_weights(self) -> Future[None]:
+        """Begins to check the weights in the background, if nobody has; the same future each time.
+
+        Its `result()` raises ArtifactError where a byte differs. No token may leave before it.
+        """
+        return self._weights.begin()
+
+
+def open_artifact(
+    path: str | os.PathLike[str],
+    verify: Verification = "stamp",
+    *,
+    weights: Literal["now", "later"] = "now",
+) -> Artifact:
+    """Opens an artifact after checking its manifest, the names in it, and the digests of its files.
+
+    `weights="later"` leaves the file of weights to `Artifact.verify_weights()`.
+    Raises ArtifactError where it is missing, damaged, of another version, or holds anything
+    that its manifest does not list.
+    """
+    root = Path(path)
+    text = _read_manifest(root)
+    manifest = parse_manifest(text, where=str(root / MANIFEST_NAME))
+    identity = hashlib.sha256(text.encode()).hexdigest()
+    _check_names(root, manifest)
+    names = [name for name in manifest.files if name != manifest.weights.file]
+    stamps = StampFile(_stamp_path(root), identity)
+    _check_files(root, manifest, names, stamps, verify)
+    later = _WeightsCheck(root, manifest, stamps, verify)
+    if weights == "now":
+        later.begin().result()
+    return Artifact(root, manifest, identity, later)
+
+
+class _WeightsCheck:
+    """Checks the file of weights once, on a thread of its own."""
+
+    def __init__(
+        self, root: Path, manifest: Manifest, stamps: StampFile, verify: Verification
+    ) -> None:
+        self._root, self._manifest, self._stamps, self._verify = root, manifest, stamps, verify
+        self._lock = threading.Lock()
+        self._future: Future[None] | None = None
+
+    def begin(self) -> Future[None]:
+        with self._lock:
+            if self._future is None:
+                self._future = Future()
+                run = threading.Thread(target=self._run, args=(self._future,), daemon=True)
+                run.start()
+            return self._future
+
+    def _run(self, future: Future[None]) -> None:
+        try:
+            names = [self._manifest.weights.file]
+            _check_files(self._root, self._manifest, names, self._stamps, self._verify)
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+
+def _check_files(
+    root: Path, manifest: Manifest, names: list[str], stamps: StampFile, verify: Verification
+) -> None:
+    if verify == "none":
+        return
+    if verify == "stamp":
+        names = [name for name in names if not stamps.is_fresh(root, name)]
+    if names:
+        keep = stamps.watch(root, names)
+        check_digests(root, {name: manifest.files[name] for name in names})
+        keep()
+
+
+def _read_manifest(root: Path) -> str:
+    path = root / MANIFEST_NAME
+    if not root.is_dir():
+        problem = "is not a directory" if root.exists() else "does not exist"
+        raise ArtifactError(
+            f"the artifact {problem}", where=str(root), hint="`infc compile` makes one"
+        )
+    try:
+        state = path.lstat()
+        if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_MANIFEST_BYTES:
+            raise ArtifactError("not a manifest: not a file, or far too large", where=str(path))
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"no {MANIFEST_NAME} here: not an infc artifact",
+            where=str(root),
+            hint="`infc compile` makes one",
+        ) from None
+    except UnicodeDecodeError:
+        raise ArtifactError("the manifest is damaged: not UTF-8", where=str(path)) from None
+    except OSError as error:
+        raise ArtifactError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def _check_names(root: Path, manifest: Manifest) -> None:
+    """Every listed name is a plain relative one and there; nothing else is; sizes agree."""
+    for name in manifest.files:
+        if not _is_plain_name(name):
+            raise ArtifactError(f"the manifest lists the unsafe name {name!r}", where=str(root))
+    found = dict(_walk(root))
+    found.pop(MANIFEST_NAME, None)
+    if missing := sorted(set(manifest.files) - set(found)):
+        raise ArtifactError(f"the file {missing[0]!r} is missing", where=str(root))
+    if extra := sorted(set(found) - set(manifest.files)):
+        raise ArtifactError(
+            f"the file {extra[0]!r} is not listed in {MANIFEST_NAME}",
+            where=str(root),
+            hint="remove it, or compile the model again",
+        )
+    for name, digest in manifest.files.items():
+        if found[name] != digest.bytes:
+            raise ArtifactError(
+                f"has {found[name]} bytes instead of {digest.bytes}",
+                where=str(root / name),
+                hint="the artifact is damaged: compile it again",
+            )
+    used = [manifest.entry.file, manifest.weights.file]
+    if manifest.tokenizer is not None:
+        used += [manifest.tokenizer.file, manifest.tokenizer.chat_template or used[0]]
+    if absent := [name for name in used if name not in manifest.files]:
+        raise ArtifactError(
+            f"the manifest uses {absent[0]!r} and does not list it", where=str(root)
+        )
+
+
+def _is_plain_name(name: str) -> bool:
+    parts = name.split("/")
+    plain = all(part not in ("", ".", "..") and "\0" not in part for part in parts)
+    return plain and not PurePosixPath(name).is_absolute() and name != MANIFEST_NAME
+
+
+def _walk(root: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The files under `root` as (name, bytes); a link or a device is an error."""
+    try:
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _walk(root, name + "/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield name, entry.stat(follow_symlinks=False).st_size
+                else:
+                    kind = "a link" if entry.is_symlink() else "neither a file nor a directory"
+                    raise ArtifactError(f"{name!r} is {kind}", where=str(root))
+    except OSError as error:
+        raise ArtifactError(f"cannot be read: {error.strerror}", where=str(root)) from None
+
+
+def _stamp_path(root: Path) -> Path:
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+    return platformdirs.user_cache_path("infc") / "stamps" / f"{place[:32]}.json"
+
+
+class ArtifactWriter:
+    """Writes an artifact: enter, fill `path`, `commit(manifest)`; whole or absent whatever happens.
+
+    Holds a lock beside the destination, and a directory under a temporary name there. An older
+    artifact at the destination stays until the new one takes its place; anything else that
+    stands there is never touched. Raises ArtifactError where it cannot write.
+    """
+
+    def __init__(self, destination: str | os.PathLike[str]) -> None:
+        self.destination = Path(os.path.abspath(destination))
+        self.path = self.destination  # until entered
+        beside = self.destination.parent
+        self._partial = f".{self.destination.name}.partial-"
+        self._lock = FileLock(beside / f".{self.destination.name}.lock", timeout=0)
+
+    def __enter__(self) -> ArtifactWriter:
+        with self._explained():
+            self._check_replaceable()
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            try:
+                # The lock is ours, so what another run left under such a name is abandoned.
+                for stale in self.destination.parent.glob(f"{self._partial}*"):
+                    shutil.rmtree(stale, ignore_errors=True)
+                made = tempfile.mkdtemp(prefix=self._partial, dir=self.destination.parent)
+                self.path = Path(made)
+                self.path.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+            except BaseException:
+                self._release()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)  # gone already after a commit
+        self._release()
+        if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
+            raise self._cannot_write(error) from error
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Lists and digests every file, writes the manifest, and moves all to the destination."""
+        with self._explained():
+            names = sorted(name for name, _ in _walk(self.path))
+            files = {name: digest_file(self.path / name) for name in names}
+            complete = replace(manifest, files=files)
+            (self.path / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
+            _check_names(self.path, complete)
+            for name in (*names, MANIFEST_NAME):
+                _sync(self.path / name)
+            self._check_replaceable()
+            self._move()
+        return complete
+
+    def _move(self) -> None:
+        try:
+            self.path.rename(self.destination)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _exchange(self.path, self.destination)  # `path` is now the old one, removed at exit
+        _sync(self.destination.parent)
+
+    def _check_replaceable(self) -> None:
+        place = self.destination
+        if not place.exists() and not place.is_symlink():
+            return
+        if place.is_dir() and not place.is_symlink():
+            if not any(place.iterdir()):
+                return
+            with contextlib.suppress(OSError):
+                if f'"{FORMAT}"'.encode() in (place / MANIFEST_NAME).read_bytes():
+                    return
+        raise ArtifactError(
+            "refusing to replace what is not an infc artifact",
+            where=str(place),
+            hint="remove it, or choose another output",
+        )
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ArtifactError(
+                "another infc is writing this artifact",
+                where=str(self.destination),
+                hint="wait for it, or choose another output",
+            ) from None
+
+    def _release(self) -> None:
+        # Removed while still held: whoever opened it meanwhile sees it has no name, and retries.
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> ArtifactError:
+        hints = {
+            errno.ENOSPC: "free some space, or choose another output",
+            errno.EDQUOT: "free some space, or choose another output",
+            errno.EFBIG: "raise the limit on the size of a file (`ulimit -f`)",
+        }
+        reason = error.strerror or str(error)
+        return ArtifactError(
+            f"cannot write the artifact: {reason}",
+            where=str(self.destination),
+            hint=hints.get(error.errno or 0, "choose an output that can be written"),
+        )
+
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps two names in one step, so that no reader ever finds nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        call = (_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+        if libc.renameat2(*call) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+    # A file system that cannot swap: between these renames there is nothing, and never a part.
+    aside = one.with_name(one.name + "-old")
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except BaseException:
+        aside.rename(other)
+        raise
+    aside.rename(one)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,156 @@
+"""SHA-256 of files and their chunks, computed in parallel, and stamps that spare the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .errors import ArtifactError
+from .manifest import FileDigest
+
+CHUNK_BYTES = 16 << 20
+"""A larger file is digested in chunks of this many bytes, each on whatever thread is free."""
+
+_READ_BYTES = 1 << 20  # small enough to stay in a core's own cache between the copy and the hash
+_SETTLED_NS = 50_000_000  # a file changed this recently may change again under the same time stamp
+
+_Job = tuple[Path, int, int, str]
+"""A file, where a chunk of it starts, how many bytes it has, and its expected digest."""
+
+
+def digest_file(path: Path) -> FileDigest:
+    """The size and digest, or digests, of one file."""
+    size = path.stat().st_size
+    if size <= CHUNK_BYTES:
+        return FileDigest(bytes=size, sha256=_sha256(path, 0, size))
+    starts = range(0, size, CHUNK_BYTES)
+    with ThreadPoolExecutor(_num_threads()) as pool:
+        chunks = tuple(pool.map(lambda at: _sha256(path, at, min(CHUNK_BYTES, size - at)), starts))
+    return FileDigest(bytes=size, chunk_bytes=CHUNK_BYTES, chunks=chunks)
+
+
+def check_digests(root: Path, files: Mapping[str, FileDigest]) -> None:
+    """Reads each file under `root` whole; raises ArtifactError naming the first that differs."""
+    jobs = [job for name, digest in files.items() for job in _jobs(root, name, digest)]
+    stop = threading.Event()
+
+    def check(job: _Job) -> None:
+        path, start, length, expected = job
+        if stop.is_set():
+            return
+        try:
+            actual = _sha256(path, start, length)
+        except OSError as error:
+            stop.set()
+            raise ArtifactError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        if actual != expected:
+            stop.set()
+            raise ArtifactError(
+                f"its bytes {start} to {start + length} do not match their digest",
+                where=str(path),
+                hint="the artifact is damaged: compile it again",
+            )
+
+    with ThreadPoolExecutor(_num_threads(), thread_name_prefix="infc-digest") as pool:
+        try:
+            for _ in pool.map(check, jobs):
+                pass
+        finally:
+            stop.set()  # on Ctrl-C too: what has not begun is not worth waiting for
+
+
+def _jobs(root: Path, name: str, digest: FileDigest) -> Iterable[_Job]:
+    path = root / name
+    if digest.sha256 is not None and digest.chunks is None:
+        return [(path, 0, digest.bytes, digest.sha256)]
+    step, chunks = digest.chunk_bytes, digest.chunks
+    if not step or step < 0 or not chunks or -(-digest.bytes // step) != len(chunks):
+        raise ArtifactError(f"the digests of {name!r} do not cover it", where=str(root))
+    return [
+        (path, at, min(step, digest.bytes - at), chunk)
+        for at, chunk in zip(range(0, digest.bytes, step), chunks, strict=True)
+    ]
+
+
+def _sha256(path: Path, start: int, length: int) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(min(_READ_BYTES, max(length, 1)))
+    view = memoryview(buffer)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        while length > 0:
+            # Read, not mapped: a file cut short meanwhile is then an error, not a signal.
+            count = os.preadv(handle, [view[: min(len(buffer), length)]], start)
+            if count == 0:
+                break
+            digest.update(view[:count])
+            start, length = start + count, length - count
+    finally:
+        os.close(handle)
+    return digest.hexdigest()
+
+
+def _num_threads() -> int:
+    return min(16, len(os.sched_getaffinity(0)))
+
+
+class StampFile:
+    """Remembers, outside the artifact, which of its files were found right, by their stamps.
+
+    A stamp is device, inode, size and both times of change; one that still holds spares reading
+    the file again. A lost or unwritable stamp file only costs that reading.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._path = path
+        self._identity = identity  # the digest of the manifest's text
+        self._lock = threading.Lock()
+        self._stamps = self._load()
+
+    def is_fresh(self, root: Path, name: str) -> bool:
+        """Whether the file was checked before and has not changed since."""
+        known = self._stamps.get(name)
+        return known is not None and known == _stamp(root / name)
+
+    def watch(self, root: Path, names: Iterable[str]) -> Callable[[], None]:
+        """Takes the stamps of files about to be read; call the result once they proved right."""
+        now_ns = time.time_ns()
+        before = {name: _stamp(root / name) for name in names}
+        settled = {k: v for k, v in before.items() if max(v[3:]) < now_ns - _SETTLED_NS}
+
+        def keep() -> None:
+            with self._lock:
+                self._stamps.update(settled)
+                self._store()
+
+        return keep
+
+    def _load(self) -> dict[str, tuple[int, ...]]:
+        try:
+            data = json.loads(self._path.read_text())
+            if data["manifest"] != self._identity:
+                return {}
+            return {str(k): tuple(map(int, v)) for k, v in data["stamps"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _store(self) -> None:
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"manifest": self._identity, "stamps": self._stamps}))
+            partial.replace(self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Device, inode, size, time of the last change of content, and of content or attributes."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

@@ -1,0 +1,199 @@
+"""What `manifest.json` says: frozen dataclasses, and the one text form whose digest is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import ArtifactError
+from .program import KvGroup, ModelSpec
+
+FORMAT = "infc-artifact"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetMachine:
+    """The machine an artifact was built for: a name, and every feature its code may use."""
+
+    name: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that were compiled in: tokens, sequences and rows of logits of one step."""
+
+    max_context: int
+    step_tokens: int
+    max_sequences: int
+    logit_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """The paged state kept between steps."""
+
+    groups: tuple[KvGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What runs a step: a shared library of the given ABI, or a program to interpret."""
+
+    kind: Literal["cpp-shared-library", "program"]
+    file: str
+    abi: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """The file of weights, and the names in the order the code indexes them."""
+
+    file: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """Where the tokenizer lies, and the ids that begin and end a text."""
+
+    file: str
+    bos: int | None
+    eos: tuple[int, ...]
+    chat_template: str | None
+    generation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Size in bytes, and one SHA-256, or for a large file one a chunk."""
+
+    bytes: int
+    sha256: str | None = None
+    chunk_bytes: int | None = None
+    chunks: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything that a reader may rely on; `docs/design/manifest.md` describes each field."""
+
+    infc_version: str
+    recipe: Mapping[str, Any]
+    model: ModelSpec
+    backend: str
+    target: TargetMachine
+    limits: Limits
+    kv: KvLayout
+    entry: Entry
+    arena_bytes: int
+    weights: WeightsFile
+    tokenizer: TokenizerFiles | None
+    files: Mapping[str, FileDigest] = dataclasses.field(default_factory=dict)
+
+    def to_text(self) -> str:
+        """The exact text of `manifest.json`, its own digest included."""
+        data = {"format": FORMAT, "version": VERSION, **_encode(self)}
+        return canonical_json({**data, "digest": _digest_of(data)})
+
+
+def parse_manifest(text: str, *, where: str) -> Manifest:
+    """Reads the text of a manifest.
+
+    Raises ArtifactError where it is not one, is of another version, or differs by a single
+    character from what its digest stands for.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise _damaged(f"not valid JSON: {error}", where) from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise _damaged("not the manifest of an infc artifact", where)
+    if data.get("version") != VERSION:
+        raise ArtifactError(
+            f"it has format version {data.get('version')!r}, and this infc reads {VERSION}",
+            where=where,
+            hint="compile the model again with this version of infc",
+        )
+    digest = data.pop("digest", None)
+    # The text itself must be the canonical one: a changed blank is a change too.
+    if digest != _digest_of(data) or canonical_json({**data, "digest": digest}) != text:
+        raise _damaged("the text does not match its digest", where)
+    del data["format"], data["version"]
+    try:
+        manifest = _decode(Manifest, data, "manifest")
+    except (TypeError, ValueError) as error:
+        raise _damaged(str(error), where) from None
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys and one line break at the end: equal data, equal text."""
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _digest_of(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def _damaged(message: str, where: str) -> ArtifactError:
+    return ArtifactError(message, where=where, hint="the artifact is damaged: compile it again")
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, FileDigest):  # thousands of lines of null would only hide the rest
+        fields = dataclasses.fields(value)
+        pairs = ((f.name, getattr(value, f.name)) for f in fields)
+        return {name: _encode(item) for name, item in pairs if item is not None}
+    if dataclasses.is_dataclass(value):
+        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Turns plain JSON into `kind`, as its type hints say; TypeError names the first misfit."""
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return _decode(inner, value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    # `bool` is an `int` to isinstance, and never what a size may be.
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise TypeError(f"{where}: {value!r} where {getattr(kind, '__name__', kind)} belongs")
+
+
+def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError(f"{where}: {value!r} where {kind.__name__} belongs")
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(value) - set(hints)):
+        raise TypeError(f"{where}: unknown key {unknown[0]!r}")
+    try:
+        return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+    except TypeError as error:
+        text = str(error)
+        raise TypeError(text if text.startswith("manifest") else f"{where}: {text}") from None
