@@ -12,7 +12,7 @@ InfcError
 ├── TargetError           this machine lacks what the artifact was built for            exit 6
 ├── ArtifactError         missing, damaged, locked, or of another version               exit 7
 ├── CapacityError         does not fit in the memory, context or pool it was given      exit 8
-└── RequestError          one request is refused; its neighbours never notice           exit 2, HTTP 400
+└── RequestError          one request is refused; its neighbours never notice     exit 2, HTTP 400
 """
 
 from __future__ import annotations

@@ -1,1 +1,38 @@
-"""The dialect: every op defined once, by family, with meaning, type rule and cost."""
+"""The dialect: one file a family; this list is the only place that registers ops."""
+
+from . import (
+    attention,
+    creation,
+    experts,
+    fused,
+    gather,
+    matrix,
+    norms,
+    pointwise,
+    position,
+    reductions,
+    state,
+    views,
+)
+from .base import PHASES, Cost, Kind, Op, all_ops, get_op, register_op
+
+__all__ = ["PHASES", "Cost", "Kind", "Op", "all_ops", "get_op", "register_op"]
+
+_FAMILIES = (
+    pointwise.OPS,
+    views.OPS,
+    reductions.OPS,
+    gather.OPS,
+    creation.OPS,
+    matrix.OPS,
+    norms.OPS,
+    position.OPS,
+    attention.OPS,
+    state.OPS,
+    fused.OPS,
+    experts.OPS,
+)
+
+for _family in _FAMILIES:
+    for _op in _family:
+        register_op(_op)

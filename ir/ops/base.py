@@ -1,0 +1,409 @@
+"""What an op is: operands, attributes, type rule, meaning, cost and legality, in one value."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ProgramError
+from ..program import Attr, Literal
+from ..shapes import parse_dim, spell_dim
+from ..types import DType, Sym, TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+OperandType = TensorType | Literal
+"""What the type rule sees of an operand: a literal is its own type."""
+
+Attrs = Mapping[str, Attr]
+
+PHASES: Final = ("captured", "canonical", "quantized", "fused", "lowered", "planned")
+"""The stages of a program, in order; `Program.phase` names the last one it has passed."""
+
+BEFORE_LOWERING: Final = frozenset(PHASES[:4])
+AFTER_LOWERING: Final = frozenset(PHASES[4:])
+
+
+class Kind(enum.Enum):
+    """The family of an op: what a backend that never saw its name may conclude."""
+
+    POINTWISE = "pointwise"
+    VIEW = "view"
+    REDUCTION = "reduction"
+    GATHER = "gather"
+    CREATION = "creation"
+    MATRIX = "matrix"
+    NORM = "norm"
+    POSITION = "position"
+    ATTENTION = "attention"
+    STATE = "state"
+    FUSED = "fused"
+    EXPERTS = "experts"
+
+
+class AttrKind(enum.Enum):
+    """What an attribute holds."""
+
+    INT = "an integer"
+    FLOAT = "a number"
+    NUMBER = "a literal"
+    BOOL = "true or false"
+    STR = "text"
+    AXIS = "a dimension's index"
+    AXES = "a tuple of dimensions' indices"
+    OFFSET = "a place in a dimension: a number, negative from its end, or a symbol"
+    DIM = "a size or a symbol"
+    DIMS = "a tuple of sizes or symbols"
+    DTYPE = "an element type"
+
+
+class _Required(enum.Enum):
+    REQUIRED = enum.auto()
+
+
+REQUIRED: Final = _Required.REQUIRED
+
+
+@dataclass(frozen=True, slots=True)
+class AttrSpec:
+    """One attribute: name, what it holds, default (REQUIRED: none), allowed texts."""
+
+    name: str
+    kind: AttrKind
+    default: Attr | _Required = REQUIRED
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    def convert(self, value: Any, rank: int | None) -> Attr:
+        """The stored form of `value`; ProgramError where it is of another kind.
+
+        `rank` is that of the first tensor operand: negative axes count from it.
+        """
+        if value is None and self.optional:
+            return None
+        converted = _CONVERT[self.kind](value, rank)
+        if converted is None or (self.choices and converted not in self.choices):
+            wanted = " or ".join(self.choices) if self.choices else self.kind.value
+            raise ProgramError(f"attribute {self.name} is {value!r}, expected {wanted}")
+        return converted
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _axis(value: Any, rank: int | None) -> Attr:
+    if not _is_int(value):
+        return None
+    axis = int(value)
+    if rank is not None:
+        if not -rank <= axis < rank:
+            raise ProgramError(f"dimension {axis} is out of range for {rank} dimensions")
+        axis %= rank
+    return axis
+
+
+def _axes(value: Any, rank: int | None) -> Attr:
+    if not isinstance(value, (tuple, list)):
+        return None
+    axes = tuple(_axis(v, rank) for v in value)
+    if None in axes:
+        return None
+    if len(set(axes)) != len(axes):
+        raise ProgramError(f"a dimension is named twice in {tuple(value)}")
+    return axes
+
+
+def _dim(value: Any, rank: int | None) -> Attr:
+    return spell_dim(parse_dim(value)) if isinstance(value, (int, str, Sym)) else None
+
+
+def _offset(value: Any, rank: int | None) -> Attr:
+    return int(value) if _is_int(value) else _dim(value, rank)
+
+
+def _dims(value: Any, rank: int | None) -> Attr:
+    if not isinstance(value, (tuple, list)):
+        return None
+    dims = tuple(_dim(v, rank) for v in value)
+    return None if None in dims else dims
+
+
+def _dtype(value: Any, rank: int | None) -> Attr:
+    try:
+        return DType(value).value
+    except ValueError:
+        return None
+
+
+_CONVERT: dict[AttrKind, Callable[[Any, int | None], Attr]] = {
+    AttrKind.INT: lambda v, _: v if _is_int(v) else None,
+    AttrKind.FLOAT: lambda v, _: float(v) if _is_int(v) or isinstance(v, float) else None,
+    AttrKind.NUMBER: lambda v, _: v if isinstance(v, (bool, int, float)) else None,
+    AttrKind.BOOL: lambda v, _: v if isinstance(v, bool) else None,
+    AttrKind.STR: lambda v, _: v if isinstance(v, str) else None,
+    AttrKind.AXIS: _axis,
+    AttrKind.AXES: _axes,
+    AttrKind.OFFSET: _offset,
+    AttrKind.DIM: _dim,
+    AttrKind.DIMS: _dims,
+    AttrKind.DTYPE: _dtype,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one node moves and computes: bytes read, bytes written, arithmetic operations."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.flops + other.flops,
+        )
+
+
+Types = Sequence[OperandType]
+Outputs = tuple[TensorType, ...]
+InferRule = Callable[[Types, Attrs], Outputs]
+Meaning = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...] | None"]
+CostRule = Callable[[Types, Outputs, Attrs, Mapping[str, int]], Cost]
+MixRule = Callable[[Types, Outputs, Attrs, str], "str | None"]
+CanonicalRule = Callable[[Types, dict[str, Attr]], dict[str, Attr]]
+
+
+def tensors(types: Types) -> tuple[TensorType, ...]:
+    """The tensor types among operand types."""
+    return tuple(t for t in types if isinstance(t, TensorType))
+
+
+def default_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
+    """Every operand read once, every result written once, one operation an element."""
+    return Cost(
+        sum(t.num_bytes(bindings) for t in tensors(types)),
+        sum(t.num_bytes(bindings) for t in outs),
+        sum(t.num_elements(bindings) for t in outs),
+    )
+
+
+def never_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
+    """The rule of ops that treat each token's row by itself."""
+    return None
+
+
+def _keep(types: Types, attrs: dict[str, Attr]) -> dict[str, Attr]:
+    return attrs
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation of the dialect; everything that is known of it stands here.
+
+    `operands` names the operands; a trailing `?` marks an optional one (only at the end), a
+    trailing `*` on the last any number from one. `mixes` says how the op would mix rows of the
+    token dimension (None: it does not). `effects` ops touch paged state and keep their order.
+    """
+
+    name: str
+    kind: Kind
+    doc: str
+    operands: tuple[str, ...]
+    rule: InferRule
+    meaning: Meaning
+    attrs: tuple[AttrSpec, ...] = ()
+    cost_rule: CostRule = default_cost
+    mixes: MixRule = never_mixes
+    canonical: CanonicalRule = _keep
+    effects: bool = False
+    phases: frozenset[str] = frozenset(PHASES)
+    attr_specs: Mapping[str, AttrSpec] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attr_specs", {spec.name: spec for spec in self.attrs})
+
+    @property
+    def variadic(self) -> bool:
+        """True where the last operand may be repeated."""
+        return bool(self.operands) and self.operands[-1].endswith("*")
+
+    @property
+    def min_operands(self) -> int:
+        """The least number of operands."""
+        return sum(not name.endswith("?") for name in self.operands)
+
+    def accepts_count(self, count: int) -> bool:
+        """True where the op may have `count` operands."""
+        return self.min_operands <= count and (self.variadic or count <= len(self.operands))
+
+    def complete(self, attrs: Mapping[str, Any], types: Types) -> dict[str, Attr]:
+        """All attributes in stored form, defaults filled in, in the op's order.
+
+        ProgramError for an unknown, missing or ill-typed attribute.
+        """
+        for name in attrs:
+            if name not in self.attr_specs:
+                known = ", ".join(self.attr_specs) or "none"
+                raise ProgramError(f"{self.name} has no attribute {name}", hint=f"it has: {known}")
+        first = next(iter(tensors(types)), None)
+        rank = first.rank if first is not None else None
+        result: dict[str, Attr] = {}
+        try:
+            for spec in self.attrs:
+                if spec.name in attrs:
+                    result[spec.name] = spec.convert(attrs[spec.name], rank)
+                elif isinstance(spec.default, _Required):
+                    raise ProgramError(f"attribute {spec.name} is missing")
+                elif spec.default is None:
+                    result[spec.name] = None
+                else:
+                    result[spec.name] = spec.convert(spec.default, rank)
+            return self.canonical(types, result)
+        except ProgramError as error:
+            raise ProgramError(f"{self.name}: {error}") from None
+
+    def infer(self, types: Types, attrs: Attrs) -> Outputs:
+        """The result types of operands of these types; ProgramError where they do not fit."""
+        if not self.accepts_count(len(types)):
+            raise ProgramError(
+                f"{self.name} takes ({', '.join(self.operands)}), given {len(types)} operands"
+            )
+        try:
+            return self.rule(types, self.complete(attrs, types))
+        except ProgramError as error:
+            if error.message.startswith(f"{self.name}: "):
+                raise
+            raise ProgramError(f"{self.name}: {error}") from None
+
+    def cost(self, types: Types, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
+        """Bytes and operations of one execution where each symbol has the bound value."""
+        return self.cost_rule(types, self.infer(types, attrs), attrs, bindings)
+
+    def resolve(
+        self, attrs: Attrs, bindings: Mapping[str, int], override: DType | None = None
+    ) -> dict[str, Any]:
+        """Attributes as the meaning takes them: symbols as sizes, floats in `override`."""
+        result: dict[str, Any] = dict(attrs)
+        for spec in self.attrs:
+            value = attrs.get(spec.name)
+            if value is None:
+                continue
+            if spec.kind in (AttrKind.DIM, AttrKind.OFFSET):
+                result[spec.name] = _size(value, bindings)
+            elif spec.kind is AttrKind.DIMS and isinstance(value, tuple):
+                result[spec.name] = tuple(_size(v, bindings) for v in value)
+            elif spec.kind is AttrKind.DTYPE and override and DType(value).is_float:
+                result[spec.name] = override.value
+        return result
+
+
+def _size(value: Attr, bindings: Mapping[str, int]) -> int:
+    if not isinstance(value, (int, str)):
+        raise ProgramError(f"not a dimension: {value!r}")
+    dim = parse_dim(value)
+    return dim if isinstance(dim, int) else dim.evaluate(bindings)
+
+
+_REGISTRY: dict[str, Op] = {}
+
+
+def register_op(op: Op) -> Op:
+    """Add an op to the dialect; a name can be taken once."""
+    if op.name in _REGISTRY:
+        raise ProgramError(f"op {op.name} is registered twice")
+    _REGISTRY[op.name] = op
+    return op
+
+
+def get_op(name: str) -> Op:
+    """The op of that name; ProgramError with the nearest name where there is none."""
+    op = _REGISTRY.get(name)
+    if op is None:
+        import difflib
+
+        near = difflib.get_close_matches(name, _REGISTRY, 1)
+        raise ProgramError(f"unknown op {name}", hint=f"did you mean {near[0]}?" if near else None)
+    return op
+
+
+def all_ops() -> tuple[Op, ...]:
+    """Every op of the dialect, in the order of registration."""
+    return tuple(_REGISTRY.values())
+
+
+def tensor(types: Types, index: int, rank: int | None = None, name: str = "") -> TensorType:
+    """Operand `index` as a tensor type, of `rank` where given; ProgramError otherwise."""
+    kind = types[index]
+    label = name or f"operand {index}"
+    if not isinstance(kind, TensorType):
+        raise ProgramError(f"{label} is the literal {kind!r}, expected a tensor")
+    if rank is not None and kind.rank != rank:
+        raise ProgramError(f"{label} is {kind}, expected {rank} dimensions")
+    return kind
+
+
+def same_dtype(*kinds: TensorType) -> DType:
+    """The one element type of all; ProgramError where they differ."""
+    if len({kind.dtype for kind in kinds}) != 1:
+        raise ProgramError("mixed element types: " + ", ".join(str(kind) for kind in kinds))
+    return kinds[0].dtype
+
+
+def need_float(kind: TensorType, what: str = "operand") -> TensorType:
+    """`kind`, which must have a floating-point element type."""
+    if not kind.dtype.is_float:
+        raise ProgramError(f"{what} is {kind}, expected floating point")
+    return kind
+
+
+def need_int(kind: TensorType, what: str) -> TensorType:
+    """`kind`, which must hold indices (i32 or i64)."""
+    if kind.dtype not in (DType.I32, DType.I64):
+        raise ProgramError(f"{what} is {kind}, expected i32 or i64")
+    return kind
+
+
+def need_shape(kind: TensorType, shape: Sequence[object], what: str) -> None:
+    """ProgramError unless `kind` has exactly that shape."""
+    if kind.shape != tuple(shape):
+        wanted = ", ".join(str(dim) for dim in shape)
+        raise ProgramError(f"{what} is {kind}, expected shape [{wanted}]")
+
+
+def axes_attr(attrs: Attrs, name: str) -> tuple[int, ...]:
+    """A tuple-of-integers attribute, typed."""
+    value = attrs[name]
+    assert isinstance(value, tuple)
+    return tuple(v for v in value if isinstance(v, int))
+
+
+def int_attr(attrs: Attrs, name: str) -> int:
+    """An integer attribute, typed."""
+    value = attrs[name]
+    assert isinstance(value, int)
+    return value
+
+
+def dims_attr(attrs: Attrs, name: str) -> tuple[int | Sym, ...]:
+    """A shape attribute, parsed."""
+    value = attrs[name]
+    assert isinstance(value, tuple)
+    return tuple(parse_dim(v) for v in value if isinstance(v, (int, str)))
+
+
+def is_token_dim(dim: int | Sym, token: str) -> bool:
+    """True where a dimension counts tokens."""
+    return isinstance(dim, Sym) and dim.name == token
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """`x` in the precision that an op computes in: at least float32."""
+    import torch
+
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,105 @@
+"""Mixture of experts: each token through the experts it was routed to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..errors import ProgramError
+from .base import (
+    AttrKind,
+    Attrs,
+    AttrSpec,
+    Cost,
+    Kind,
+    Op,
+    Outputs,
+    Types,
+    default_cost,
+    need_float,
+    need_int,
+    need_shape,
+    same_dtype,
+    tensor,
+    wide,
+)
+from .fused import ACTIVATIONS, gated_act_meaning
+from .matrix import linear_meaning
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _moe(types: Types, attrs: Attrs) -> Outputs:
+    x = need_float(tensor(types, 0, 2, "x"), "x")
+    index = need_int(tensor(types, 1, 2, "index"), "index")
+    weight = need_float(tensor(types, 2, 2, "weight"), "weight")
+    gate_up, down = tensor(types, 3, 3, "gate_up"), tensor(types, 4, 3, "down")
+    same_dtype(x, gate_up, down)
+    need_shape(index, (x.shape[0], index.shape[1]), "index")
+    need_shape(weight, index.shape, "weight")
+    experts, doubled, hidden = gate_up.shape
+    if not isinstance(doubled, int) or doubled % 2 or hidden != x.shape[1]:
+        raise ProgramError(f"gate_up is {gate_up}, expected [E, 2I, {x.shape[1]}]")
+    need_shape(down, (experts, hidden, doubled // 2), "down")
+    if len(types) == 6:
+        raise ProgramError("gate_up_bias is given without down_bias")
+    if len(types) == 7:
+        up_bias, down_bias = tensor(types, 5), tensor(types, 6)
+        same_dtype(x, up_bias, down_bias)
+        need_shape(up_bias, (experts, doubled), "gate_up_bias")
+        need_shape(down_bias, (experts, hidden), "down_bias")
+    return (x,)
+
+
+def _moe_meaning(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    *,
+    act: str,
+) -> torch.Tensor:
+    result = wide(x).new_zeros(x.shape)
+    for slot in range(index.shape[1]):
+        y = x.new_zeros(x.shape)
+        for expert in index[:, slot].unique().tolist():
+            rows = (index[:, slot] == expert).nonzero().flatten()
+            up_bias = None if gate_up_bias is None else gate_up_bias[expert]
+            out_bias = None if down_bias is None else down_bias[expert]
+            hidden = gated_act_meaning(linear_meaning(x[rows], gate_up[expert], up_bias), act=act)
+            y[rows] = linear_meaning(hidden, down[expert], out_bias)
+        result = result + weight[:, slot, None].to(result.dtype) * wide(y)
+    return result.to(x.dtype)
+
+
+def _moe_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
+    """Weights of the experts that at most T * K routes can touch; two products a route."""
+    base = default_cost(types, outs, attrs, bindings)
+    routes = tensor(types, 1).num_elements(bindings)
+    gate_up, down = tensor(types, 3), tensor(types, 4)
+    experts = gate_up.shape[0]
+    assert isinstance(experts, int)
+    weights = gate_up.num_bytes() + down.num_bytes()
+    idle = weights * max(experts - routes, 0) // max(experts, 1)
+    each = (gate_up.num_elements() + down.num_elements()) // max(experts, 1)
+    return Cost(base.bytes_read - idle, base.bytes_written, 2 * routes * each)
+
+
+OPS = (
+    Op(
+        "moe",
+        Kind.EXPERTS,
+        "x[T, H] through the experts index[T, K], weighted by weight[T, K] and summed over K in "
+        "slot order in float32: gate_up[E, 2I, H] (gate first), activation, down[E, H, I]. Each "
+        "expert's two products round as `linear` does.",
+        ("x", "index", "weight", "gate_up", "down", "gate_up_bias?", "down_bias?"),
+        _moe,
+        _moe_meaning,
+        (AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS),),
+        cost_rule=_moe_cost,
+    ),
+)

@@ -1,0 +1,108 @@
+"""Matrix products: linear (by a weight) and matmul (of two values)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..errors import ProgramError
+from ..shapes import broadcast
+from ..types import TensorType
+from .base import (
+    AttrKind,
+    Attrs,
+    AttrSpec,
+    Cost,
+    Kind,
+    Op,
+    Outputs,
+    Types,
+    default_cost,
+    is_token_dim,
+    need_float,
+    need_shape,
+    same_dtype,
+    tensor,
+    wide,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _linear(types: Types, attrs: Attrs) -> Outputs:
+    x, w = need_float(tensor(types, 0), "x"), tensor(types, 1, 2, "w")
+    same_dtype(x, w)
+    if not x.shape or x.shape[-1] != w.shape[1]:
+        raise ProgramError(f"x is {x} and w {w}: their last dimensions differ")
+    if len(types) > 2:
+        bias = tensor(types, 2, 1, "bias")
+        same_dtype(x, bias)
+        need_shape(bias, w.shape[:1], "bias")
+    return (TensorType(x.dtype, (*x.shape[:-1], w.shape[0])),)
+
+
+def linear_meaning(
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, scheme: str = "dense"
+) -> torch.Tensor:
+    """x @ w.T + bias in at least float32, rounded once to x's element type."""
+    import torch.nn.functional
+
+    wide_bias = None if bias is None else wide(bias)
+    return torch.nn.functional.linear(wide(x), wide(w), wide_bias).to(x.dtype)
+
+
+def _linear_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
+    return "sums over tokens" if is_token_dim(tensor(types, 0).shape[-1], token) else None
+
+
+def _linear_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
+    base = default_cost(types, outs, attrs, bindings)
+    depth = TensorType(outs[0].dtype, tensor(types, 0).shape[-1:]).num_elements(bindings)
+    return Cost(base.bytes_read, base.bytes_written, 2 * base.flops * depth)
+
+
+def _matmul(types: Types, attrs: Attrs) -> Outputs:
+    a, b = need_float(tensor(types, 0), "a"), tensor(types, 1)
+    dtype = same_dtype(a, b)
+    if a.rank < 2 or b.rank < 2:
+        raise ProgramError(f"a is {a} and b {b}, expected at least two dimensions each")
+    if a.shape[-1] != b.shape[-2]:
+        raise ProgramError(f"a is {a} and b {b}: {a.shape[-1]} against {b.shape[-2]}")
+    batch = broadcast([a.shape[:-2], b.shape[:-2]])
+    return (TensorType(dtype, (*batch, a.shape[-2], b.shape[-1])),)
+
+
+def _matmul_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
+    return "sums over tokens" if is_token_dim(tensor(types, 0).shape[-1], token) else None
+
+
+def _matmul_meaning(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (wide(a) @ wide(b)).to(a.dtype)
+
+
+OPS = (
+    Op(
+        "linear",
+        Kind.MATRIX,
+        "x[.., K] @ w[N, K].T + bias[N] -> [.., N]; accumulated in float32, rounded once. "
+        "`scheme` says how w is packed: `dense` is row-major.",
+        ("x", "w", "bias?"),
+        _linear,
+        linear_meaning,
+        (AttrSpec("scheme", AttrKind.STR, "dense", ("dense",)),),
+        cost_rule=_linear_cost,
+        mixes=_linear_mixes,
+    ),
+    Op(
+        "matmul",
+        Kind.MATRIX,
+        "a[.., M, K] @ b[.., K, N] -> [.., M, N]; leading dimensions broadcast; accumulated in "
+        "float32, rounded once.",
+        ("a", "b"),
+        _matmul,
+        _matmul_meaning,
+        cost_rule=_linear_cost,
+        mixes=_matmul_mixes,
+    ),
+)

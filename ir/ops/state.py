@@ -1,0 +1,163 @@
+"""Ops on paged state: writing keys and values, and attending to what is stored."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..errors import ProgramError
+from ..paged_state import PagedState
+from ..program import Attr
+from ..types import TensorType
+from .attention import LIMITS, attend, check_limits, check_sinks, visible_mask
+from .base import (
+    AFTER_LOWERING,
+    AttrKind,
+    Attrs,
+    AttrSpec,
+    Kind,
+    Op,
+    Outputs,
+    Types,
+    int_attr,
+    need_float,
+    need_int,
+    need_shape,
+    same_dtype,
+    tensor,
+)
+from .position import ROPE_ATTRS, check_tables, rope_meaning
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _check_kv(k: TensorType, v: TensorType) -> None:
+    same_dtype(need_float(k, "k"), v)
+    if k.shape[:2] != v.shape[:2]:
+        raise ProgramError(f"k is {k} and v {v}: tokens or KV heads differ")
+
+
+def _kv_write(types: Types, attrs: Attrs) -> Outputs:
+    _check_kv(tensor(types, 0, 3, "k"), tensor(types, 1, 3, "v"))
+    return ()
+
+
+def _kv_write_meaning(
+    k: torch.Tensor, v: torch.Tensor, *, layer: int, group: str, state: PagedState
+) -> None:
+    state.write(group, layer, k, v)
+
+
+def _rope_kv_write(types: Types, attrs: Attrs) -> Outputs:
+    q, k, v = (tensor(types, i, 3, name) for i, name in enumerate("qkv"))
+    _check_kv(k, v)
+    same_dtype(q, k)
+    if q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
+        raise ProgramError(f"q is {q} and k {k}: tokens or head sizes differ")
+    need_shape(need_int(tensor(types, 3, 1, "positions"), "positions"), q.shape[:1], "positions")
+    check_tables(q, tensor(types, 4, 2, "cos"), tensor(types, 5, 2, "sin"), attrs)
+    return (q,)
+
+
+def _rope_kv_write_meaning(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    layer: int,
+    group: str,
+    style: str,
+    rotary_dim: int,
+    state: PagedState,
+) -> torch.Tensor:
+    turned = rope_meaning(k, positions, cos, sin, style=style, rotary_dim=rotary_dim)
+    state.write(group, layer, turned, v)
+    return rope_meaning(q, positions, cos, sin, style=style, rotary_dim=rotary_dim)
+
+
+def _value_head_dim(types: Types, attrs: dict[str, Attr]) -> dict[str, Attr]:
+    if attrs["value_head_dim"] is not None:
+        return attrs
+    head = tensor(types, 0, 3, "q").shape[2]
+    return attrs | {"value_head_dim": head if isinstance(head, int) else None}
+
+
+def _paged_attention(types: Types, attrs: Attrs) -> Outputs:
+    q = need_float(tensor(types, 0, 3, "q"), "q")
+    check_sinks(types, 1, q)
+    check_limits(attrs)
+    return (TensorType(q.dtype, (*q.shape[:2], int_attr(attrs, "value_head_dim"))),)
+
+
+def _paged_attention_meaning(
+    q: torch.Tensor,
+    sinks: torch.Tensor | None = None,
+    *,
+    layer: int,
+    group: str,
+    value_head_dim: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    state: PagedState,
+) -> torch.Tensor:
+    import torch
+
+    rows = []
+    starts = state.query_starts.tolist()
+    for sequence, (first, last) in enumerate(pairwise(starts)):
+        queries = state.positions[first:last]
+        start = 0
+        if window is not None and len(queries):
+            # Blocks that have left every query's window may be freed: never read them.
+            start = max(0, int(queries.min()) - window + 1)
+        keys, values = state.read(group, layer, sequence, start)
+        places = torch.arange(start, start + keys.shape[0])
+        visible = visible_mask(queries, places, window)
+        rows.append(attend(q[first:last], keys, values, sinks, visible, scale, softcap))
+    return torch.cat(rows) if rows else q.new_zeros(0, q.shape[1], value_head_dim)
+
+
+_PLACE = (AttrSpec("layer", AttrKind.INT), AttrSpec("group", AttrKind.STR))
+
+OPS = (
+    Op(
+        "kv_write",
+        Kind.STATE,
+        "Stores k[T, G, D] and v[T, G, Dv] of the step's tokens in the layer's pages.",
+        ("k", "v"),
+        _kv_write,
+        _kv_write_meaning,
+        _PLACE,
+        effects=True,
+        phases=AFTER_LOWERING,
+    ),
+    Op(
+        "rope_kv_write",
+        Kind.STATE,
+        "`rope` of q and k, `kv_write` of the turned k and v; gives the turned q.",
+        ("q", "k", "v", "positions", "cos", "sin"),
+        _rope_kv_write,
+        _rope_kv_write_meaning,
+        (*_PLACE, *ROPE_ATTRS),
+        effects=True,
+        phases=AFTER_LOWERING,
+    ),
+    Op(
+        "paged_attention",
+        Kind.STATE,
+        "`attention` of q[T, H, D] to what each sequence has stored, its own tokens of this step "
+        "included -> [T, H, value_head_dim] (q's head size where it is not given).",
+        ("q", "sinks?"),
+        _paged_attention,
+        _paged_attention_meaning,
+        (*_PLACE, AttrSpec("value_head_dim", AttrKind.INT, None, optional=True), *LIMITS),
+        canonical=_value_head_dim,
+        effects=True,
+        phases=AFTER_LOWERING,
+    ),
+)

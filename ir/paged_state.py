@@ -1,0 +1,99 @@
+"""What a lowered program keeps between steps, and the arrays of one step, as torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .program import KvGroup
+from .torch_types import to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class PagedState:
+    """Paged KV of every layer, and where the step's tokens stand (see `docs/design/step.md`).
+
+    `keys[layer]` is `[num_blocks, block_size, G, D]`, `values[layer]` the same with `Dv`; both
+    are written in place. `block_tables[group]` is `[B, W]`, `slots[group]` `[T]`; the arrays are
+    integer tensors. Block 0 is the null block: never written, never read.
+    """
+
+    keys: dict[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+    positions: torch.Tensor
+    query_starts: torch.Tensor
+    context_lengths: torch.Tensor
+    block_tables: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    slots: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def allocate(
+        cls, groups: Iterable[KvGroup], num_blocks: int, dtype: str | None = None
+    ) -> PagedState:
+        """Zeroed storage of `num_blocks` blocks for every layer of the groups, with no step yet.
+
+        `dtype` replaces that of the groups (as the interpreter's override does for values).
+        """
+        import torch
+
+        none = torch.zeros(0, dtype=torch.int64)
+        state = cls({}, {}, none, torch.zeros(1, dtype=torch.int64), none)
+        for group in groups:
+            kind = to_torch(dtype or group.dtype)
+            shape = (num_blocks, group.block_size, group.num_kv_heads)
+            for layer in group.layers:
+                state.keys[layer] = torch.zeros(*shape, group.key_head_dim, dtype=kind)
+                state.values[layer] = torch.zeros(*shape, group.value_head_dim, dtype=kind)
+        return state
+
+    def set_step(
+        self,
+        positions: torch.Tensor,
+        query_starts: torch.Tensor,
+        context_lengths: torch.Tensor,
+        block_tables: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Take the arrays of one step; slots follow from the positions and the block tables."""
+        self.positions = positions.long()
+        self.query_starts = query_starts.long()
+        self.context_lengths = context_lengths.long()
+        self.block_tables = {name: table.long() for name, table in block_tables.items()}
+        self.slots = {}
+
+    def slots_of(self, group: str, layer: int) -> torch.Tensor:
+        """Where each token's KV goes: `block * block_size + position % block_size`, `[T]`."""
+        import torch
+
+        given = self.slots.get(group)
+        if given is not None:
+            return given.long()
+        block_size = self.keys[layer].shape[1]
+        table = self.block_tables[group]
+        counts = self.query_starts[1:] - self.query_starts[:-1]
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        blocks = table[rows, self.positions // block_size]
+        return blocks * block_size + self.positions % block_size
+
+    def write(self, group: str, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store the step's keys `[T, G, D]` and values `[T, G, Dv]`."""
+        slots = self.slots_of(group, layer)
+        for storage, rows in ((self.keys[layer], k), (self.values[layer], v)):
+            storage.view(-1, *storage.shape[2:])[slots] = rows.to(storage.dtype)
+
+    def read(
+        self, group: str, layer: int, sequence: int, start: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys `[C, G, D]` and values of one sequence from position `start` to its end."""
+        import torch
+
+        block_size = self.keys[layer].shape[1]
+        end = int(self.context_lengths[sequence])
+        places = torch.arange(start, end)
+        table = self.block_tables[group][sequence]
+        slots = table[places // block_size].long() * block_size + places % block_size
+        keys, values = self.keys[layer], self.values[layer]
+        return keys.view(-1, *keys.shape[2:])[slots], values.view(-1, *values.shape[2:])[slots]
