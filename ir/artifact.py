@@ -228,7 +228,10 @@ class ArtifactWriter:
     def __enter__(self) -> ArtifactWriter:
         with self._explained():
             self._check_replaceable()
-            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.destination.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:  # what mkdir says of a file in its way
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
             self._acquire()
             try:
                 # The lock is ours, so what another run left under such a name is abandoned.

@@ -1,0 +1,354 @@
+"""Artifacts: whole or absent, nothing left behind, and no changed bit goes unseen."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infc.ir import digests
+from infc.ir.artifact import ArtifactWriter, open_artifact
+from infc.ir.errors import ArtifactError
+from infc.ir.manifest import canonical_json, parse_manifest
+
+from .artifacts import WEIGHTS, fill, manifest, write_artifact
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return write_artifact(tmp_path / "model.infc")
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def test_written_and_opened(artifact: Path) -> None:
+    opened = open_artifact(artifact)
+    assert replace(opened.manifest, files={}) == manifest()
+    assert opened.weights_path.read_bytes() == WEIGHTS
+    assert opened.entry_path == artifact / "code/model.so"
+    assert os.listdir(artifact.parent) == ["model.infc"]
+
+
+def test_manifest_round_trip(artifact: Path) -> None:
+    text = (artifact / "manifest.json").read_text()
+    assert parse_manifest(text, where="").to_text() == text
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    one, two = write_artifact(tmp_path / "one"), write_artifact(tmp_path / "deeper/two")
+    assert [p.relative_to(one) for p in files_of(one)] == [
+        p.relative_to(two) for p in files_of(two)
+    ]
+    assert [p.read_bytes() for p in files_of(one)] == [p.read_bytes() for p in files_of(two)]
+    assert open_artifact(one).identity == open_artifact(two).identity
+
+
+@pytest.mark.parametrize("verify", ["stamp", "full"])
+def test_a_thousand_flipped_bits_are_caught(artifact: Path, verify: str) -> None:
+    """Over all files in turn, with a stamp from before, and each restored afterwards."""
+    chosen = random.Random(7)
+    files = files_of(artifact)
+    assert len(files) == 4
+    open_artifact(artifact)
+    for turn in range(1000):
+        path = files[turn % len(files)]
+        whole = path.read_bytes()
+        bit = chosen.randrange(8 * len(whole))
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError):
+            open_artifact(artifact, verify)  # type: ignore[arg-type]
+        path.write_bytes(whole)
+    open_artifact(artifact)
+
+
+def test_chunks_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(digests, "_READ_BYTES", 77)
+    path = write_artifact(tmp_path / "a")
+    listed = open_artifact(path).manifest.files["weights.safetensors"]
+    assert listed.chunks is not None
+    assert len(listed.chunks) == 6
+    for at in (0, 999, 1000, len(WEIGHTS) - 1):
+        damaged = bytearray(WEIGHTS)
+        damaged[at] ^= 1
+        (path / "weights.safetensors").write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=f"bytes {at // 1000 * 1000} to .* do not match"):
+            open_artifact(path)
+
+
+def test_weights_may_be_checked_later(artifact: Path) -> None:
+    (artifact / "weights.safetensors").write_bytes(WEIGHTS[::-1])
+    opened = open_artifact(artifact, weights="later")
+    assert opened.verify_weights() is opened.verify_weights()
+    with pytest.raises(ArtifactError, match=r"weights.safetensors: its bytes 0 to 5120"):
+        opened.verify_weights().result()
+
+
+def age(root: Path) -> None:
+    """Makes the files look old enough for a stamp to hold."""
+    for path in files_of(root):
+        os.utime(path, ns=(10**18, 10**18))
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    read: list[str] = []
+    inner = digests._sha256
+
+    def counted(path: Path, start: int, length: int) -> str:
+        read.append(path.name)
+        return inner(path, start, length)
+
+    monkeypatch.setattr(digests, "_sha256", counted)
+    return read
+
+
+def test_a_stamp_spares_the_next_reading(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**12))
+    read = count_reads(monkeypatch)
+    open_artifact(artifact)
+    assert sorted(read) == ["model.so", "tokenizer.json", "weights.safetensors"]
+    read.clear()
+    open_artifact(artifact)
+    assert read == []
+    os.utime(artifact / "code/model.so", ns=(10**18, 10**18))
+    open_artifact(artifact)
+    assert read == ["model.so"]
+    read.clear()
+    open_artifact(artifact, "full")
+    assert len(read) == 3
+
+
+def test_a_file_just_changed_gets_no_stamp(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_SETTLED_NS", 10**12)
+    read = count_reads(monkeypatch)
+    open_artifact(artifact)
+    open_artifact(artifact)
+    assert len(read) == 6
+
+
+def test_a_damaged_stamp_file_only_costs_reading(artifact: Path) -> None:
+    open_artifact(artifact)
+    (stamps,) = Path(os.environ["XDG_CACHE_HOME"]).rglob("*.json")
+    for text in ("", "[]", '{"manifest": 3}', '{"manifest": "x", "stamps": []}'):
+        stamps.write_text(text)
+        assert open_artifact(artifact).manifest.backend == "cpp"
+
+
+def remove(path: Path) -> None:
+    (path / "tokenizer/tokenizer.json").unlink()
+
+
+def add(path: Path) -> None:
+    (path / "code/extra.so").write_bytes(b"x")
+
+
+def link(path: Path) -> None:
+    target = path / "code/model.so"
+    target.rename(path.parent / "elsewhere")
+    target.symlink_to(path.parent / "elsewhere")
+
+
+def link_directory(path: Path) -> None:
+    (path / "code").rename(path.parent / "elsewhere")
+    (path / "code").symlink_to(path.parent / "elsewhere")
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path / "pipe")
+
+
+def shorten(path: Path) -> None:
+    (path / "weights.safetensors").write_bytes(WEIGHTS[:-1])
+
+
+def lose_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def lose_all(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def become_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove, "'tokenizer/tokenizer.json' is missing"),
+        (add, "'code/extra.so' is not listed"),
+        (link, "'code/model.so' is a link"),
+        (link_directory, "'code' is a link"),
+        (pipe, "'pipe' is neither a file nor a directory"),
+        (shorten, "has 5119 bytes instead of 5120"),
+        (lose_manifest, "no manifest.json here"),
+        (lose_all, "does not exist"),
+        (become_file, "is not a directory"),
+    ],
+)
+def test_refused(artifact: Path, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(artifact)
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(artifact)
+
+
+def rewritten(path: Path, **changes: object) -> None:
+    """Writes a manifest that is consistent with its digest and wrong otherwise."""
+    import hashlib
+
+    data = json.loads((path / "manifest.json").read_text())
+    del data["digest"]
+    data.update(changes)
+    digest = hashlib.sha256(canonical_json(data).encode()).hexdigest()
+    (path / "manifest.json").write_text(canonical_json({**data, "digest": digest}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "format version 2, and this infc reads 1"),
+        ({"format": "zip"}, "not the manifest of an infc artifact"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "0"}}}, r"unsafe name '\.\./x'"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
+        ({"files": {"a/./b": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
+        ({"arena_bytes": "many"}, "manifest.arena_bytes: 'many' where int belongs"),
+        ({"arena_bytes": True}, "manifest.arena_bytes: True where int belongs"),
+        ({"limits": {"max_context": 3}}, r"manifest.limits: .*missing 3 required"),
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"entry": {"kind": "exe", "file": "a"}}, "manifest.entry.kind: 'exe'"),
+        ({"weights": {"file": "w", "tensors": []}}, "uses 'w' and does not list it"),
+    ],
+)
+def test_refused_manifest(artifact: Path, changes: dict[str, object], message: str) -> None:
+    rewritten(artifact, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(artifact)
+
+
+def test_digests_that_do_not_cover_a_file(artifact: Path) -> None:
+    data = json.loads((artifact / "manifest.json").read_text())
+    data["files"]["weights.safetensors"] = {"bytes": 5120, "chunk_bytes": 5119, "chunks": ["0"]}
+    rewritten(artifact, files=data["files"])
+    with pytest.raises(ArtifactError, match="do not cover it"):
+        open_artifact(artifact)
+
+
+def write_partly(destination: Path, failure: BaseException) -> None:
+    with ArtifactWriter(destination) as writer:
+        fill(writer.path)
+        raise failure
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_partly(tmp_path / "a", KeyboardInterrupt())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failure_keeps_the_old_one(artifact: Path) -> None:
+    before = open_artifact(artifact).identity
+    with pytest.raises(RuntimeError):
+        write_partly(artifact, RuntimeError())
+    assert open_artifact(artifact).identity == before
+    assert os.listdir(artifact.parent) == [artifact.name]
+
+
+def test_an_old_artifact_is_replaced(artifact: Path) -> None:
+    with ArtifactWriter(artifact) as writer:
+        fill(writer.path)
+        writer.commit(replace(manifest(), backend="reference"))
+    assert open_artifact(artifact).manifest.backend == "reference"
+    assert os.listdir(artifact.parent) == [artifact.name]
+
+
+def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "precious"
+    place.mkdir()
+    (place / "thesis.tex").write_text("...")
+    with pytest.raises(ArtifactError, match="refusing to replace"), ArtifactWriter(place):
+        pass
+    assert os.listdir(tmp_path) == ["precious"]
+    with pytest.raises(ArtifactError, match="refusing"), ArtifactWriter(place / "thesis.tex"):
+        pass
+    assert (place / "thesis.tex").read_text() == "..."
+
+
+def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert open_artifact(write_artifact(tmp_path / "out")).manifest.backend == "cpp"
+
+
+def test_only_one_writes_at_a_time(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "a"):
+        with pytest.raises(ArtifactError, match="another infc is writing"):
+            ArtifactWriter(tmp_path / "a").__enter__()
+        with ArtifactWriter(tmp_path / "b"):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from infc.ir.artifact import ArtifactWriter\n"
+        "with ArtifactWriter(sys.argv[1]) as writer:\n"
+        "    (writer.path / 'half').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")])
+    assert run.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 2  # the lock, and what was half written; no artifact
+    write_artifact(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def tiny_disk() -> Iterator[None]:
+    """No file may grow beyond 1000 bytes: what a full disk does, without one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("tiny_disk")
+def test_disk_full(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot write the artifact: File too large"):
+        write_artifact(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_unwritable_destination(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write the artifact: Not a directory"):
+        write_artifact(tmp_path / "file/a")
+    with pytest.raises(ArtifactError, match="cannot write the artifact"):
+        write_artifact(Path("/proc/a"))
+
+
+def test_opening_needs_no_torch(artifact: Path) -> None:
+    script = (
+        "import sys; from infc.ir.artifact import open_artifact; open_artifact(sys.argv[1]);"
+        "print(*{'torch', 'numpy', 'transformers'} & set(sys.modules))"
+    )
+    run = [sys.executable, "-c", script, str(artifact)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.split() == []
