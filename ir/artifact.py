@@ -299,6 +299,8 @@ class ArtifactWriter:
         try:
             self._lock.acquire()
         except Timeout:
+            # No lock file and no error: the file system refused to make one.
+            os.close(os.open(self._lock.lock_file, os.O_RDONLY))
             raise ArtifactError(
                 "another infc is writing this artifact",
                 where=str(self.destination),
