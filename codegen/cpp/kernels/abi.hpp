@@ -1,0 +1,54 @@
+// The C interface between the runtime's executor and a generated library.
+// runtime/executors/cpp.py mirrors these structs: change both, and INFC_ABI.
+#pragma once
+#include <cstdint>
+
+#define INFC_ABI 1
+
+extern "C" {
+
+// One KV group's part of a step.
+struct infc_group_step {
+  const int32_t* block_table;  // [B, table_width]
+  const int32_t* slots;        // [T]
+  const int32_t* copies;       // [num_copies, 2], source and destination block
+  int32_t table_width;
+  int32_t num_copies;
+};
+
+// docs/design/step.md says what each array means.
+struct infc_step {
+  int32_t num_tokens;
+  int32_t num_rows;
+  int32_t num_sequences;
+  int32_t reserved;
+  const int32_t* token_ids;        // [T]
+  const int32_t* positions;        // [T]
+  const int32_t* query_starts;     // [B + 1]
+  const int32_t* context_lengths;  // [B]
+  const int32_t* logits_index;     // [R]
+  const infc_group_step* groups;
+  float* logits;  // [R, V], written
+};
+
+struct infc_config {
+  int32_t abi;
+  int32_t num_threads;
+  int64_t num_weights;
+  const void* const* weights;  // in manifest order
+  int64_t num_groups;
+  void* const* kv;         // base address of each KV group's storage
+  const int64_t* kv_blocks;  // blocks in each group
+  void* arena;             // 64-byte aligned
+  int64_t arena_bytes;
+  int32_t pin_threads;     // 1: thread i runs on the i-th allowed CPU
+  int32_t reserved;
+};
+
+// Each returns null / non-zero on failure and leaves a message in infc_error().
+int32_t infc_abi(void);
+void* infc_open(const infc_config* config);
+int32_t infc_run(void* model, const infc_step* step);
+void infc_close(void* model);
+const char* infc_error(void);
+}

@@ -1,0 +1,135 @@
+// The C entry points of a generated library, over the one function that the emitter wrote.
+#pragma once
+
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "abi.hpp"
+#include "infc.hpp"
+
+namespace infc {
+
+// What a step reads beside its own arrays.
+struct Model {
+  const void* const* weights;
+  void* const* kv;
+  char* arena;
+};
+
+template <class T>
+inline const T* weight_at(const void* const* weights, int64_t index, int64_t byte_offset) {
+  return reinterpret_cast<const T*>(static_cast<const char*>(weights[index]) + byte_offset);
+}
+// A table's entry: index in the upper 24 bits, byte offset in the lower 40.
+template <class T>
+inline const T* weight_at(const void* const* weights, int64_t entry) {
+  return weight_at<T>(weights, entry >> 40, entry & ((int64_t{1} << 40) - 1));
+}
+
+inline std::string& last_error() {
+  static thread_local std::string message;
+  return message;
+}
+
+using StepFunction = void (*)(const Team&, const Model&, const infc_step&);
+
+// An opened model: copies of the caller's tables, and the team of threads.
+class Session {
+ public:
+  Session(const infc_config& config, StepFunction step, const std::vector<int64_t>& block_bytes)
+      : weights_(config.weights, config.weights + config.num_weights),
+        kv_(config.kv, config.kv + config.num_groups),
+        block_bytes_(block_bytes),
+        step_(step),
+        team_(config.num_threads, kScratchBytes) {
+    model_ = Model{weights_.data(), kv_.data(), static_cast<char*>(config.arena)};
+  }
+
+  void run(const infc_step& step) {
+    Call call{this, &step};
+    team_.run(&Session::on_thread, &call);
+  }
+
+ private:
+  struct Call {
+    Session* session;
+    const infc_step* step;
+  };
+
+  static void on_thread(const Team& t, void* argument) {
+    const Call& call = *static_cast<Call*>(argument);
+    call.session->copy_blocks(t, *call.step);
+    call.session->step_(t, call.session->model_, *call.step);
+  }
+
+  // Copy-on-write copies come before anything of the step is written.
+  void copy_blocks(const Team& t, const infc_step& step) {
+    bool any = false;
+    for (size_t g = 0; g < kv_.size(); ++g) {
+      const infc_group_step& group = step.groups[g];
+      if (group.num_copies == 0) continue;
+      any = true;
+      KvView blocks{};
+      blocks.base = kv_[g];
+      blocks.bytes_per_block = block_bytes_[g];
+      infc::copy_blocks(t, blocks, group.copies, group.num_copies);
+    }
+    if (any) t.barrier();
+  }
+
+  std::vector<const void*> weights_;
+  std::vector<void*> kv_;
+  std::vector<int64_t> block_bytes_;
+  StepFunction step_;
+  Model model_;
+  ThreadTeam team_;
+};
+
+inline void* open_session(const infc_config* config, StepFunction step, int64_t num_weights,
+                          int64_t arena_bytes, const std::vector<int64_t>& block_bytes,
+                          int64_t num_groups) {
+  if (config->abi != INFC_ABI) {
+    last_error() = "the library speaks another version of the interface";
+  } else if (config->num_weights != num_weights || config->num_groups != num_groups) {
+    last_error() = "the tables given are not those that the code was made for";
+  } else if (config->arena_bytes < arena_bytes || config->num_threads < 1) {
+    last_error() = "the arena is too small, or there is no thread";
+  } else {
+    try {
+      return new Session(*config, step, block_bytes);
+    } catch (const std::exception& e) {
+      last_error() = e.what();
+    }
+  }
+  return nullptr;
+}
+
+inline int32_t run_session(void* session, const infc_step* step) {
+  try {
+    static_cast<Session*>(session)->run(*step);
+    return 0;
+  } catch (const std::exception& e) {
+    last_error() = e.what();
+    return 1;
+  }
+}
+
+}  // namespace infc
+
+#define INFC_EXPORT extern "C" __attribute__((visibility("default")))
+
+// NUM_GROUPS, then the bytes of a block of each KV group.
+#define INFC_ENTRY(STEP, NUM_WEIGHTS, ARENA_BYTES, NUM_GROUPS, ...)                           \
+  INFC_EXPORT int32_t infc_abi(void) { return INFC_ABI; }                                     \
+  INFC_EXPORT void* infc_open(const infc_config* config) {                                    \
+    return infc::open_session(config, STEP, NUM_WEIGHTS, ARENA_BYTES, {__VA_ARGS__},          \
+                              NUM_GROUPS);                                                    \
+  }                                                                                           \
+  INFC_EXPORT int32_t infc_run(void* model, const infc_step* step) {                          \
+    return infc::run_session(model, step);                                                    \
+  }                                                                                           \
+  INFC_EXPORT void infc_close(void* model) { delete static_cast<infc::Session*>(model); }     \
+  INFC_EXPORT const char* infc_error(void) { return infc::last_error().c_str(); }
