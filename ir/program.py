@@ -135,6 +135,10 @@ class ModelSpec:
     num_parameters: int = 0
 
 
+EMPTY_SPEC = ModelSpec("none", 0, 0, 0, 0, 0, 0, 0)
+"""The spec of a program that stands for no model, as tests write them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """A whole model step. Immutable: a pass builds another one (see `ir/builder.py`).

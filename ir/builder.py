@@ -1,0 +1,349 @@
+"""Building programs: nodes with inferred types and stable names, and edits that keep them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .errors import ProgramError
+from .ops import get_op
+from .ops.base import OperandType
+from .program import (
+    EMPTY_SPEC,
+    Attr,
+    KvGroup,
+    ModelSpec,
+    Node,
+    Operand,
+    Program,
+    Value,
+    Weight,
+    WeightExpr,
+    WeightLoader,
+    WeightRef,
+)
+from .types import SymbolRange, TensorType
+
+
+class ProgramBuilder:
+    """Grows a program node by node; every node's types are inferred, every name is fresh.
+
+    `layer` is given to the nodes added next (unless the call says otherwise), as is `source`.
+    """
+
+    def __init__(self, name: str, spec: ModelSpec = EMPTY_SPEC, phase: str = "captured") -> None:
+        self.name = name
+        self.spec = spec
+        self.phase = phase
+        self.layer: int | None = None
+        self.source: str | None = None
+        self.symbols: dict[str, SymbolRange] = {}
+        self.inputs: list[Value] = []
+        self.nodes: list[Node] = []
+        self.outputs: list[Value] = []
+        self.weights: dict[str, Weight] = {}
+        self.resources: tuple[KvGroup, ...] = ()
+        self.attrs: dict[str, Attr] = {}
+        self.loaders: dict[str, WeightLoader] = {}
+        self._names: set[str] = set()
+        self._next = 0
+        self._replaced: dict[str, Operand] = {}
+
+    @classmethod
+    def from_program(cls, program: Program) -> ProgramBuilder:
+        """A builder with everything of `program` but its nodes: `copy` those that stay.
+
+        Names of the old nodes stay reserved, so that new values never take one of them. The
+        outputs are the program's, after `replace`; set `outputs` to say otherwise.
+        """
+        builder = cls(program.name, program.spec, program.phase)
+        builder.symbols = dict(program.symbols)
+        builder.inputs = list(program.inputs)
+        builder.outputs = list(program.outputs)
+        builder.weights = dict(program.weights)
+        builder.resources = program.resources
+        builder.attrs = dict(program.attrs)
+        builder.loaders = dict(program.loaders)
+        builder._names = value_names(program)
+        return builder
+
+    def symbol(self, name: str, low: int = 1, high: int = 1 << 20) -> None:
+        """Declare a symbol with its inclusive bounds."""
+        self.symbols[name] = SymbolRange(low, high)
+
+    def input(self, name: str, kind: TensorType) -> Value:
+        """Declare an input of the program."""
+        if name in self._names:
+            raise ProgramError(f"the name %{name} is taken")
+        self._names.add(name)
+        value = Value(name, kind)
+        self.inputs.append(value)
+        return value
+
+    def weight(self, name: str, kind: TensorType, expr: WeightExpr | None = None) -> WeightRef:
+        """Declare a weight; without an expression it is the checkpoint tensor of its name.
+
+        Declaring the same weight again is allowed where the definition is equal.
+        """
+        defined = Weight(name, kind, expr or WeightExpr("checkpoint", (), {"name": name}))
+        if self.weights.setdefault(name, defined) != defined:
+            raise ProgramError(f"the weight @{name} is defined twice, differently")
+        return WeightRef(name)
+
+    def fresh_weight_name(self, hint: str) -> str:
+        """`hint`, or `hint.1`, `hint.2`, ... where that is taken."""
+        name, count = hint, 0
+        while name in self.weights:
+            count += 1
+            name = f"{hint}.{count}"
+        return name
+
+    def fresh_name(self, hint: str | None = None) -> str:
+        """A value name that nothing has: the next number, or one made from `hint`."""
+        if hint is None:
+            while str(self._next) in self._names:
+                self._next += 1
+            name = str(self._next)
+        else:
+            name, count = hint, 0
+            while name in self._names:
+                count += 1
+                name = f"{hint}_{count}"
+        self._names.add(name)
+        return name
+
+    def operand_type(self, operand: Operand) -> OperandType:
+        """The type of an operand; ProgramError for a weight that is not declared."""
+        if isinstance(operand, Value):
+            return operand.type
+        if isinstance(operand, WeightRef):
+            if operand.name not in self.weights:
+                raise ProgramError(f"the weight @{operand.name} is not declared")
+            return self.weights[operand.name].type
+        return operand
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Operand],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        names: Sequence[str | None] = (),
+        layer: int | None = None,
+        source: str | None = None,
+    ) -> Node:
+        """Append a node; attributes are completed, result types inferred, names made fresh.
+
+        `names` are hints for the results' names, one each or none at all.
+        """
+        known = get_op(op)
+        operands = tuple(self._resolve(operand) for operand in inputs)
+        types = tuple(self.operand_type(operand) for operand in operands)
+        full = known.complete(attrs or {}, types)
+        kinds = known.infer(types, full)
+        hints = list(names) or [None] * len(kinds)
+        if len(hints) != len(kinds):
+            raise ProgramError(f"{op} has {len(kinds)} results, given {len(hints)} names")
+        outputs = tuple(
+            Value(self.fresh_name(hint), kind) for hint, kind in zip(hints, kinds, strict=True)
+        )
+        named = full.get("layer")
+        owner = layer if layer is not None else named if isinstance(named, int) else self.layer
+        node = Node(op, operands, outputs, full, owner, source or self.source)
+        self.nodes.append(node)
+        return node
+
+    def emit(self, op: str, *inputs: Operand, name: str | None = None, **attrs: Any) -> Value:
+        """`add` for an op with one result; returns that value."""
+        node = self.add(op, inputs, attrs, names=() if name is None else (name,))
+        if len(node.outputs) != 1:
+            raise ProgramError(f"{op} has {len(node.outputs)} results; use add")
+        return node.output
+
+    def copy(self, node: Node, *, reinfer: bool = False) -> Node:
+        """Append a node of another program, its replaced operands replaced; names are kept.
+
+        With `reinfer` the result types are inferred anew, for operands that changed theirs; the
+        new values then stand for the old ones.
+        """
+        inputs = tuple(self._resolve(operand) for operand in node.inputs)
+        outputs = node.outputs
+        if reinfer:
+            types = tuple(self.operand_type(operand) for operand in inputs)
+            kinds = get_op(node.op).infer(types, node.attrs)
+            outputs = tuple(Value(v.name, k) for v, k in zip(node.outputs, kinds, strict=True))
+            for old, new in zip(node.outputs, outputs, strict=True):
+                if old != new:
+                    self._replaced[old.name] = new
+        if inputs != node.inputs or outputs != node.outputs:
+            node = replace(node, inputs=inputs, outputs=outputs)
+        self._names.update(value.name for value in outputs)
+        self.nodes.append(node)
+        return node
+
+    def replace(self, old: Value, new: Operand) -> None:
+        """From now on, whatever is copied or added reads `new` where it said `old`."""
+        self._replaced[old.name] = new
+
+    def _resolve(self, operand: Operand) -> Operand:
+        while isinstance(operand, Value) and operand.name in self._replaced:
+            following = self._replaced[operand.name]
+            if following == operand:
+                break
+            if isinstance(following, Value) and following.name == operand.name:
+                return following
+            operand = following
+        return operand
+
+    def output(self, *values: Value) -> None:
+        """Name the program's results."""
+        self.outputs.extend(values)
+
+    def build(self) -> Program:
+        """The program; ProgramError where an output was replaced by something not a value."""
+        outputs = []
+        for value in self.outputs:
+            final = self._resolve(value)
+            if not isinstance(final, Value):
+                raise ProgramError(f"the output {value} was replaced by {final}")
+            outputs.append(final)
+        return Program(
+            self.name,
+            dict(self.symbols),
+            tuple(self.inputs),
+            tuple(self.nodes),
+            tuple(outputs),
+            dict(self.weights),
+            self.spec,
+            self.phase,
+            self.resources,
+            dict(self.attrs),
+            dict(self.loaders),
+        )
+
+
+def value_names(program: Program) -> set[str]:
+    """Every value name of a program."""
+    names = {value.name for value in program.inputs}
+    return names | {value.name for node in program.nodes for value in node.outputs}
+
+
+def replace_uses(program: Program, mapping: Mapping[str, Operand]) -> Program:
+    """Every use of the value named so reads the operand instead; chains are followed.
+
+    Nodes stay where they are, so what is read must be defined earlier.
+    """
+    builder = ProgramBuilder.from_program(program)
+    builder._replaced.update(mapping)
+    for node in program.nodes:
+        builder.copy(node)
+    return builder.build()
+
+
+def remove_dead_code(program: Program, *, keep_weights: bool = False) -> Program:
+    """Without nodes that nothing reads (but those with effects), and weights that nothing reads.
+
+    The very same program comes back where nothing is dead.
+    """
+    live = {value.name for value in program.outputs}
+    kept: list[Node] = []
+    for node in reversed(program.nodes):
+        if get_op(node.op).effects or any(value.name in live for value in node.outputs):
+            kept.append(node)
+            live.update(value.name for value in node.values())
+    nodes = tuple(reversed(kept))
+    read = {ref.name for node in nodes for ref in node.weights()}
+    weights = {
+        name: weight for name, weight in program.weights.items() if keep_weights or name in read
+    }
+    if len(nodes) == len(program.nodes) and len(weights) == len(program.weights):
+        return program
+    return program.with_nodes(nodes, weights=weights)
+
+
+def sort_nodes(nodes: Iterable[Node], inputs: Iterable[Value]) -> tuple[Node, ...]:
+    """The nodes, each after what it reads, otherwise in the given order (stable).
+
+    Nodes with effects keep their order among each other. ProgramError for a cycle or an operand
+    that nothing defines.
+    """
+    pending = list(nodes)
+    producer = {value.name: i for i, node in enumerate(pending) for value in node.outputs}
+    known = {value.name for value in inputs}
+    waits: list[set[int]] = []
+    last_effect: int | None = None
+    for i, node in enumerate(pending):
+        needs = set()
+        for value in node.values():
+            if value.name in producer:
+                needs.add(producer[value.name])
+            elif value.name not in known:
+                raise ProgramError(f"{node.op} reads {value}, which nothing defines")
+        if get_op(node.op).effects:
+            if last_effect is not None:
+                needs.add(last_effect)
+            last_effect = i
+        waits.append(needs)
+    return tuple(pending[i] for i in _topological(waits))
+
+
+def _topological(waits: list[set[int]]) -> list[int]:
+    readers: dict[int, list[int]] = {}
+    for i, needs in enumerate(waits):
+        for need in needs:
+            readers.setdefault(need, []).append(i)
+    left = [len(needs) for needs in waits]
+    ready = [i for i, count in enumerate(left) if not count]
+    order: list[int] = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for reader in readers.get(i, ()):
+            left[reader] -= 1
+            if not left[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) != len(waits):
+        raise ProgramError("the nodes read each other in a circle")
+    return order
+
+
+def rename_values(program: Program, rename: Callable[[Value], str]) -> Program:
+    """Every value under another name, which `rename` makes from it; names must stay unique."""
+    names: dict[str, str] = {}
+    values = [*program.inputs, *(value for node in program.nodes for value in node.outputs)]
+    for value in values:
+        names[value.name] = rename(value)
+    if len(set(names.values())) != len(names):
+        raise ProgramError("renaming gives two values one name")
+
+    def renamed(operand: Operand) -> Operand:
+        return Value(names[operand.name], operand.type) if isinstance(operand, Value) else operand
+
+    def each(items: Iterable[Value]) -> tuple[Value, ...]:
+        return tuple(Value(names[value.name], value.type) for value in items)
+
+    nodes = tuple(
+        replace(node, inputs=tuple(map(renamed, node.inputs)), outputs=each(node.outputs))
+        for node in program.nodes
+    )
+    outputs = each(program.outputs)
+    return replace(program, inputs=each(program.inputs), nodes=nodes, outputs=outputs)
+
+
+def renumber(program: Program) -> Program:
+    """Node results under the names `0`, `1`, ... in program order; inputs keep theirs."""
+    taken = {value.name for value in program.inputs}
+    count = 0
+
+    def rename(value: Value) -> str:
+        nonlocal count
+        if value.name in taken and value in program.inputs:
+            return value.name
+        while str(count) in taken:
+            count += 1
+        count += 1
+        return str(count - 1)
+
+    return rename_values(program, rename)
