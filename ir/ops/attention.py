@@ -140,8 +140,8 @@ OPS = (
         "attention",
         Kind.ATTENTION,
         "softmax(softcap(q k^T * scale)) v over one sequence, in float32, rounded once: "
-        "q[T, H, D], k[T, G, D], v[T, G, Dv] -> [T, H, Dv]. Query p sees keys p - window + 1 .. p; a sink is "
-        "one more logit of the head, without a value.",
+        "q[T, H, D], k[T, G, D], v[T, G, Dv] -> [T, H, Dv]. Query p sees keys p - window + 1 .. p; "
+        "a sink is one more logit of the head, without a value.",
         ("q", "k", "v", "sinks?"),
         _attention,
         _attention_meaning,
