@@ -1,0 +1,303 @@
+"""The KV cache as block tables: every group of every sequence, prefix reuse and windows."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from ..ir.program import KvGroup
+from .blocks import NULL_BLOCK, BlockPool
+from .kv_groups import blocks_alone, blocks_for, common_block_size, first_visible_block
+from .kv_groups import window_blocks as _window_blocks
+from .step import Int32Array
+
+_DIGEST_BYTES = 32
+
+
+class SequenceBlocks:
+    """The blocks of one sequence. `ids[g][i]` holds positions `i * block_size ..` in group `g`.
+
+    An id is 0 where the window has passed. `seat` is the row of the tables it sits in, None
+    while it holds nothing. `digests` is the chain of hashes of its full blocks so far, kept
+    when the blocks are given back.
+    """
+
+    __slots__ = ("digests", "first", "ids", "num_registered", "root", "seat")
+
+    def __init__(self, salt: str = "") -> None:
+        self.root = blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
+        self.digests: list[bytes] = []
+        self.seat: int | None = None
+        self.ids: list[list[int]] = []
+        self.first: list[int] = []
+        self.num_registered = 0
+
+    def extend_digests(self, tokens: Sequence[int], num_tokens: int, block_size: int) -> None:
+        """Hash the full blocks within the first `num_tokens` tokens, each over its parent."""
+        digests = self.digests
+        for index in range(len(digests), num_tokens // block_size):
+            parent = digests[-1] if digests else self.root
+            start = index * block_size
+            content = array("i", tokens[start : start + block_size]).tobytes()
+            digests.append(blake2b(parent + content, digest_size=_DIGEST_BYTES).digest())
+
+
+class KvCache:
+    """Block tables of all sequences over one pool a group; knows no request and no tensor.
+
+    `num_blocks[g]` counts the null block. Between two steps every sequence holds exactly the
+    blocks that its next token can see, and those set aside for the rest of its prompt.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[KvGroup],
+        num_blocks: Sequence[int],
+        *,
+        max_sequences: int,
+        max_context: int,
+        prefix_reuse: bool = True,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.block_size = common_block_size(groups)
+        self.pools = tuple(BlockPool(count) for count in num_blocks)
+        self.max_context = max_context
+        self.prefix_reuse = prefix_reuse
+        width = blocks_for(max_context, self.block_size)
+        self._tables = [np.zeros((max_sequences, width), np.int32) for _ in self.groups]
+        self._free_seats = list(range(max_sequences - 1, -1, -1))
+        self._copies: list[list[tuple[int, int]]] = [[] for _ in self.groups]
+        self._copy_sources: list[tuple[int, int]] = []
+        self._indices = range(len(self.groups))
+
+    @property
+    def num_free_seats(self) -> int:
+        """Sequences that can still be admitted, as far as the tables go."""
+        return len(self._free_seats)
+
+    def holds_alone(self, num_tokens: int) -> bool:
+        """Whether one sequence of that many tokens fits when it has the pools to itself."""
+        return all(
+            blocks_alone(group, num_tokens) <= pool.capacity
+            for group, pool in zip(self.groups, self.pools, strict=True)
+        )
+
+    # --- one sequence, from admission to its end ---------------------------------------------
+
+    def admit(self, blocks: SequenceBlocks, tokens: Sequence[int], headroom: int) -> int | None:
+        """Give a sequence its seat, its reusable prefix and room for the rest of `tokens`.
+
+        Returns how many tokens are in the cache already, at most `len(tokens) - 1`, or None when
+        the pools have too few free blocks (beyond `headroom` in each); then nothing changed.
+        """
+        if not self._free_seats:
+            return None
+        hit = self._longest_hit(blocks, tokens)
+        if not self._fits(blocks, hit, len(tokens), headroom):
+            # A full hit needs one block more than no hit, for the copy of its last block.
+            if hit * self.block_size < len(tokens):
+                return None
+            hit -= 1
+            if not self._fits(blocks, hit, len(tokens), headroom):
+                return None
+        self._take_hit(blocks, hit, len(tokens))
+        return min(hit * self.block_size, len(tokens) - 1)
+
+    def extend(self, blocks: SequenceBlocks, start: int, count: int) -> int:
+        """Make room for tokens `start .. start + count`; how many of them there is room for."""
+        size = self.block_size
+        index = start // size
+        fits = count
+        shared = []
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            free = pool.num_free
+            if index < len(ids) and pool.is_shared(ids[index]):
+                shared.append(g)
+                free -= 1
+                if free < 0:
+                    return 0
+            fits = min(fits, (len(ids) + free) * size - start)
+        if fits <= 0:
+            return 0
+        for g in shared:
+            self._copy_on_write(blocks, g, index)
+        last = (start + fits - 1) // size
+        for g in self._indices:
+            if last >= len(blocks.ids[g]):
+                self._grow(blocks, g, last + 1)
+        return fits
+
+    def advance(self, blocks: SequenceBlocks, tokens: Sequence[int], num_computed: int) -> None:
+        """Note that the first `num_computed` tokens are stored: hash full blocks, pass windows."""
+        full = num_computed // self.block_size
+        if self.prefix_reuse and full > blocks.num_registered:
+            blocks.extend_digests(tokens, num_computed, self.block_size)
+            for g in self._indices:
+                for index in range(max(blocks.num_registered, blocks.first[g]), full):
+                    self.pools[g].register(blocks.ids[g][index], blocks.digests[index])
+            blocks.num_registered = full
+        for g in self._indices:
+            if self.groups[g].window is not None:
+                self._pass_window(blocks, g, num_computed)
+
+    def release(self, blocks: SequenceBlocks, *, forget: bool = False) -> None:
+        """Give everything back; with `forget`, what was stored is not found again either."""
+        if blocks.seat is None:
+            return
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            # From the end, so that the start of a prefix is what stays longest.
+            for block in reversed(ids[blocks.first[g] :]):
+                if forget:
+                    pool.forget(block)
+                pool.release(block)
+            self._tables[g][blocks.seat, : len(ids)] = NULL_BLOCK
+        self._free_seats.append(blocks.seat)
+        blocks.seat = None
+        blocks.ids, blocks.first, blocks.num_registered = [], [], 0
+
+    # --- a step's arrays ----------------------------------------------------------------------
+
+    def tables(self, sequences: Sequence[SequenceBlocks]) -> tuple[Int32Array, ...]:
+        """Block tables of the sequences, one array `[B, W]` a group."""
+        seats = np.array([s.seat for s in sequences], np.intp)
+        return tuple(
+            self._tables[g][seats, : max(len(s.ids[g]) for s in sequences)] for g in self._indices
+        )
+
+    def take_copies(self) -> tuple[Int32Array, ...]:
+        """The copies to make before the step writes; their sources live until `end_step`."""
+        taken = tuple(np.array(c, np.int32).reshape(-1, 2) for c in self._copies)
+        self._copies = [[] for _ in self.groups]
+        return taken
+
+    def end_step(self) -> None:
+        """The step has run: the sources of its copies may be reused."""
+        for g, block in self._copy_sources:
+            self.pools[g].release(block)
+        self._copy_sources = []
+
+    def check(self, sequences: Sequence[SequenceBlocks]) -> None:
+        """Assert that pools, tables and the given (all living) sequences agree."""
+        for g in self._indices:
+            held = [b for s in sequences for b in s.ids[g][s.first[g] :]]
+            held += [block for group, block in self._copy_sources if group == g]
+            self.pools[g].check(held)
+        seats = [s.seat for s in sequences]
+        assert None not in seats, "a sequence without a seat holds blocks"
+        assert len({*seats, *self._free_seats}) == len(seats) + len(self._free_seats)
+        assert len(seats) + len(self._free_seats) == len(self._tables[0]), "a seat is lost"
+        for g in self._indices:
+            expected = np.zeros_like(self._tables[g])
+            for s in sequences:
+                assert not any(s.ids[g][: s.first[g]]), "a block before the window is held"
+                expected[s.seat, : len(s.ids[g])] = s.ids[g]
+            assert np.array_equal(expected, self._tables[g]), "tables and sequences disagree"
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _longest_hit(self, blocks: SequenceBlocks, tokens: Sequence[int]) -> int:
+        """Blocks of the longest reusable prefix.
+
+        Full groups must still have all of them, windowed groups those that the next token sees.
+        """
+        if not self.prefix_reuse:
+            return 0
+        blocks.extend_digests(tokens, len(tokens), self.block_size)
+        limit = len(tokens) // self.block_size
+        windowed = []
+        for pool, group in zip(self.pools, self.groups, strict=True):
+            if group.window is not None:
+                windowed.append((group, _run_lengths(pool, blocks.digests[:limit])))
+                continue
+            for index in range(limit):
+                if pool.lookup(blocks.digests[index]) is None:
+                    limit = index
+                    break
+        for hit in range(limit, 0, -1):
+            position = min(hit * self.block_size, len(tokens) - 1)
+            if all(
+                runs[hit - 1] >= hit - first_visible_block(group, position)
+                for group, runs in windowed
+            ):
+                return hit
+        return 0
+
+    def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: int) -> bool:
+        """Whether each pool can serve the hit and the rest of the prompt."""
+        position = min(hit * self.block_size, num_tokens - 1)
+        copied = hit * self.block_size > position
+        total = blocks_for(num_tokens, self.block_size)
+        for pool, group in zip(self.pools, self.groups, strict=True):
+            first = first_visible_block(group, position)
+            needed = total - hit + copied
+            visible = _window_blocks(group)
+            if visible is not None and not copied:
+                needed = min(needed, visible - (hit - first))
+            for index in range(first, hit):
+                block = pool.lookup(blocks.digests[index])
+                assert block is not None
+                needed += pool.is_free(block)
+            if needed + headroom > pool.num_free:
+                return False
+        return True
+
+    def _take_hit(self, blocks: SequenceBlocks, hit: int, num_tokens: int) -> None:
+        """Seat the sequence, own the blocks of the hit, set the rest of full groups aside."""
+        blocks.seat = self._free_seats.pop()
+        position = min(hit * self.block_size, num_tokens - 1)
+        blocks.ids = [[] for _ in self.groups]
+        blocks.first = [0] * len(self.groups)
+        blocks.num_registered = hit
+        for g in self._indices:
+            pool, group = self.pools[g], self.groups[g]
+            first = first_visible_block(group, position)
+            ids = [NULL_BLOCK] * first
+            for index in range(first, hit):
+                block = pool.lookup(blocks.digests[index])
+                assert block is not None
+                pool.retain(block)
+                ids.append(block)
+            blocks.ids[g], blocks.first[g] = ids, first
+            self._tables[g][blocks.seat, :hit] = ids
+        for g in self._indices:
+            if self.groups[g].window is None:
+                self._grow(blocks, g, blocks_for(num_tokens, self.block_size))
+
+    def _grow(self, blocks: SequenceBlocks, g: int, num_blocks: int) -> None:
+        pool, ids = self.pools[g], blocks.ids[g]
+        table = self._tables[g]
+        for index in range(len(ids), num_blocks):
+            block = pool.allocate()
+            ids.append(block)
+            table[blocks.seat, index] = block
+
+    def _copy_on_write(self, blocks: SequenceBlocks, g: int, index: int) -> None:
+        """Replace a shared block by a copy of its own; the old reference goes at `end_step`."""
+        source = blocks.ids[g][index]
+        copy = self.pools[g].allocate()
+        self._copies[g].append((source, copy))
+        self._copy_sources.append((g, source))
+        blocks.ids[g][index] = copy
+        self._tables[g][blocks.seat, index] = copy
+
+    def _pass_window(self, blocks: SequenceBlocks, g: int, num_computed: int) -> None:
+        first = min(first_visible_block(self.groups[g], num_computed), len(blocks.ids[g]))
+        for index in range(blocks.first[g], first):
+            self.pools[g].release(blocks.ids[g][index])
+            blocks.ids[g][index] = NULL_BLOCK
+            self._tables[g][blocks.seat, index] = NULL_BLOCK
+        blocks.first[g] = max(first, blocks.first[g])
+
+
+def _run_lengths(pool: BlockPool, digests: Sequence[bytes]) -> list[int]:
+    """For each index, how many blocks that end there are found in a row."""
+    runs, run = [], 0
+    for digest in digests:
+        run = run + 1 if pool.lookup(digest) is not None else 0
+        runs.append(run)
+    return runs

@@ -1,0 +1,45 @@
+"""The step: what the scheduler hands the executor for one iteration (`docs/design/step.md`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .request import Request
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """A ragged batch of `B` sequences, `T` tokens and `R` rows of logits; int32, contiguous.
+
+    The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
+    of the manifest. `requests` (one a sequence) and `sampled` (one a row of logits) say whose
+    step it is; executors never look at them.
+    """
+
+    token_ids: Int32Array  # [T]
+    positions: Int32Array  # [T]
+    query_starts: Int32Array  # [B + 1]
+    context_lengths: Int32Array  # [B]
+    block_tables: tuple[Int32Array, ...]  # [B, W] each
+    slots: tuple[Int32Array, ...]  # [T] each
+    block_copies: tuple[Int32Array, ...]  # [C, 2] each, C may differ from group to group
+    logits_index: Int32Array  # [R]
+    requests: tuple[Request, ...] = field(default=(), repr=False)
+    sampled: tuple[Request, ...] = field(default=(), repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed by this step."""
+        return len(self.token_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in this step."""
+        return len(self.context_lengths)
