@@ -1,0 +1,243 @@
+"""The recipe: every key of `model.yaml` declared once, read strictly, errors with file and line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from ..ir.errors import RecipeError
+from .yaml_tree import KeyPath, YamlTree, read_yaml
+
+
+def _key(default: Any, doc: str, *, unit: str | None = None, **limits: Any) -> Any:
+    """Declares a key: its default, what it is for, its unit, and what its value may be."""
+    extra: JsonDict | None = {"unit": unit} if unit else None
+    return Field(default, description=doc, json_schema_extra=extra, **limits)
+
+
+def _auto_is_none(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SIZES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes of a text such as `1GiB` or `500 MB`; None for `auto`; others unchanged."""
+    if not isinstance(value, str):
+        return value
+    if value == "auto":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+    if match is None or match[2] not in _SIZES:
+        raise PydanticCustomError("size", "not a size such as 1GiB or 500MB")
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
+_CountOrAuto = Annotated[int | None, BeforeValidator(_auto_is_none)]
+_SizeOrAuto = Annotated[int | None, BeforeValidator(parse_size)]
+_ONE_OR_MORE = {"ge": 1, "le": 2**31 - 1}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class KvCacheSection(_Section):
+    """How attention state is kept between steps."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = _key(
+        "auto", "Element type of the cache; auto follows `dtype`, so that nothing is lost."
+    )
+    block_size: int = _key(
+        32, "Positions a block holds.", unit="tokens", multiple_of=16, ge=16, le=4096
+    )
+    memory: _SizeOrAuto = _key(
+        None,
+        "Memory of the cache, such as 1GiB; auto holds max_context once, and more where it fits.",
+        unit="bytes",
+        ge=1,
+    )
+
+
+class RuntimeSection(_Section):
+    """The bounds of a step, compiled in, and the defaults of serving."""
+
+    max_context: _CountOrAuto = _key(
+        None,
+        "Longest sequence, prompt and answer together; auto is what the model allows.",
+        unit="tokens",
+        **_ONE_OR_MORE,
+    )
+    max_sequences: int = _key(
+        64, "Sequences in one step at most.", unit="sequences", **_ONE_OR_MORE
+    )
+    step_tokens: int = _key(
+        512, "Tokens in one step at most; longer prompts go in chunks.", unit="tokens",
+        **_ONE_OR_MORE,
+    )  # fmt: skip
+    logit_rows: _CountOrAuto = _key(
+        None,
+        "Rows of logits in one step at most; auto is max_sequences.",
+        unit="rows",
+        **_ONE_OR_MORE,
+    )
+    threads: _CountOrAuto = _key(
+        None, "Threads of a step; auto is one a core.", unit="threads", ge=1, le=1024
+    )
+    pin: bool = _key(False, "Whether each thread stays on one core.")
+
+
+class Recipe(_Section):
+    """How to make an artifact of a model: `model.yaml`."""
+
+    model: str = Field(
+        description="The checkpoint: a directory, relative to this file, or a hub id.",
+        min_length=1,
+    )
+    revision: str | None = _key(None, "Branch, tag or commit of a hub id.", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = _key(
+        "auto", "Type of weights and activations; auto is the checkpoint's."
+    )
+    backend: Literal["cpp", "reference"] = _key("cpp", "What executes the program.")
+    target: str = _key(
+        "native", "Machine to compile for: native, x86-64-v3, x86-64-v4+vnni+bf16, zen4, ..."
+    )
+    quantization: Literal["none"] = _key("none", "How weights are packed into fewer bits.")
+    kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The attention state.")
+    passes: dict[str, Any] = _key(
+        {}, "Changes to the pipeline: NAME: false, NAME: {option: value}, insert: [...]."
+    )
+    runtime: RuntimeSection = Field(default=RuntimeSection(), description="Bounds and defaults.")
+    trust_remote_code: bool = _key(
+        False, "Whether Python code that came with the checkpoint may run."
+    )
+
+    @property
+    def logit_rows(self) -> int:
+        """Rows of logits in one step at most."""
+        return self.runtime.logit_rows or self.runtime.max_sequences
+
+
+# What later versions will take: refused by name, so that nobody wonders about the spelling.
+_NOT_BUILT: dict[KeyPath, frozenset[str]] = {
+    ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
+    ("dtype",): frozenset({"float16", "float8", "float64"}),
+    ("quantization",): frozenset({"int8", "int4", "fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0"}),
+    ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int8", "int4"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe, and the directory that its relative paths start from."""
+
+    recipe: Recipe
+    directory: Path
+
+
+def load_recipe(
+    source: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
+) -> LoadedRecipe:
+    """Reads a recipe from a file, or for a checkpoint directory makes the default one.
+
+    `overrides` are assignments `a.b=c`, as given to `--set`. Raises RecipeError.
+    """
+    if isinstance(source, Recipe):
+        tree, directory = YamlTree(source.model_dump(exclude_unset=True)), Path.cwd()
+    else:
+        tree, directory = _read(Path(source))
+    for assignment in overrides:
+        tree.set_from_text(assignment)
+    return LoadedRecipe(_validate(tree), directory)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, with default, unit and documentation of every key."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+    }
+
+
+def _read(path: Path) -> tuple[YamlTree, Path]:
+    if not path.is_dir():
+        return read_yaml(path), path.resolve().parent
+    if (path / "model.yaml").is_file():
+        return _read(path / "model.yaml")
+    if (path / "config.json").is_file():
+        return YamlTree({"model": "."}), path.resolve()
+    raise RecipeError(
+        "this directory holds neither a model.yaml nor a checkpoint's config.json",
+        where=str(path),
+    )
+
+
+def _validate(tree: YamlTree) -> Recipe:
+    try:
+        return Recipe.model_validate(tree.data)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=True)
+        raise _explain(tree, details[0]) from None
+
+
+def _explain(tree: YamlTree, error: ErrorDetails) -> RecipeError:
+    path: KeyPath = tuple(error["loc"])
+    name, value = ".".join(map(str, path)), error["input"]
+    where = tree.place(path)
+    if error["type"] == "extra_forbidden":
+        return RecipeError(f"unknown key {name!r}", where=where, hint=_nearest_key(path))
+    if error["type"] == "missing":
+        return RecipeError(f"the key {name!r} is missing", where=where, hint=f"{name}: ...")
+    if isinstance(value, str) and value in _NOT_BUILT.get(path, ()):
+        built = error["ctx"]["expected"]
+        return RecipeError(f"{name}: {value} is not built yet", where=where, hint=f"built: {built}")
+    if error["type"] == "literal_error":
+        known = error["ctx"]["expected"]
+        return RecipeError(f"{name} cannot be {value!r}", where=where, hint=f"choose {known}")
+    if error["type"] in ("model_type", "dict_type"):
+        return RecipeError(f"{name} cannot be {value!r}: keys and values belong here", where=where)
+    problem = error["msg"][:1].lower() + error["msg"][1:]
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+    return RecipeError(f"{name} cannot be {shown}: {problem}", where=where)
+
+
+def _nearest_key(path: KeyPath) -> str:
+    """A suggestion: the key of that section spelt most alike, else of any, else the list."""
+    every = list(_all_keys(Recipe))
+    prefix = "".join(f"{part}." for part in path[:-1])
+    here = [key[len(prefix) :] for key in every if key.startswith(prefix)]
+    here = [key for key in here if "." not in key]
+    word = str(path[-1])
+    if close := difflib.get_close_matches(word, here, n=1, cutoff=0.5):
+        return f"did you mean {prefix + close[0]!r}?"
+    by_last_word = {key.rpartition(".")[2]: key for key in every}
+    if close := difflib.get_close_matches(word, by_last_word, n=1, cutoff=0.6):
+        return f"did you mean {by_last_word[close[0]]!r}?"
+    return f"known: {', '.join(here)}"
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _all_keys(info.annotation, f"{prefix}{name}.")
+
+
+def resolved_recipe(recipe: Recipe, **changes: Any) -> Mapping[str, Any]:
+    """The recipe as an artifact records it: every key, and no path of this machine."""
+    data = recipe.model_dump()
+    data.update(changes)
+    return data
