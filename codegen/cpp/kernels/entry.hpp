@@ -8,7 +8,18 @@
 #include <vector>
 
 #include "abi.hpp"
-#include "infc.hpp"
+#include "activations.hpp"
+#include "attention.hpp"
+#include "embedding.hpp"
+#include "kv.hpp"
+#include "linear.hpp"
+#include "math.hpp"
+#include "moe.hpp"
+#include "norms.hpp"
+#include "rope.hpp"
+#include "rows.hpp"
+#include "selection.hpp"
+#include "team.hpp"
 
 namespace infc {
 
@@ -34,17 +45,30 @@ inline std::string& last_error() {
   return message;
 }
 
+inline KvView kv_view(void* base, int64_t bytes_per_block, int64_t layer_offset, int32_t block_size,
+                      int32_t kv_heads, int32_t key_dim, int32_t value_dim) {
+  return {base, bytes_per_block, layer_offset, block_size, kv_heads, key_dim, value_dim};
+}
+
+// What attention reads of a step, for the layers of one KV group.
+inline StepView step_view(const infc_step& s, int64_t group) {
+  const infc_group_step& g = s.groups[group];
+  return {s.query_starts, s.context_lengths, s.positions,   g.block_table,
+          g.table_width,  s.num_sequences,   s.num_tokens};
+}
+
 using StepFunction = void (*)(const Team&, const Model&, const infc_step&);
 
 // An opened model: copies of the caller's tables, and the team of threads.
 class Session {
  public:
-  Session(const infc_config& config, StepFunction step, const std::vector<int64_t>& block_bytes)
+  Session(const infc_config& config, StepFunction step, const std::vector<int64_t>& block_bytes,
+          size_t scratch_bytes)
       : weights_(config.weights, config.weights + config.num_weights),
         kv_(config.kv, config.kv + config.num_groups),
         block_bytes_(block_bytes),
         step_(step),
-        team_(config.num_threads, kScratchBytes) {
+        team_(config.num_threads, scratch_bytes) {
     model_ = Model{weights_.data(), kv_.data(), static_cast<char*>(config.arena)};
   }
 
@@ -89,8 +113,8 @@ class Session {
 };
 
 inline void* open_session(const infc_config* config, StepFunction step, int64_t num_weights,
-                          int64_t arena_bytes, const std::vector<int64_t>& block_bytes,
-                          int64_t num_groups) {
+                          int64_t arena_bytes, int64_t scratch_bytes, int64_t num_groups,
+                          const std::vector<int64_t>& block_bytes) {
   if (config->abi != INFC_ABI) {
     last_error() = "the library speaks another version of the interface";
   } else if (config->num_weights != num_weights || config->num_groups != num_groups) {
@@ -99,7 +123,7 @@ inline void* open_session(const infc_config* config, StepFunction step, int64_t 
     last_error() = "the arena is too small, or there is no thread";
   } else {
     try {
-      return new Session(*config, step, block_bytes);
+      return new Session(*config, step, block_bytes, static_cast<size_t>(scratch_bytes));
     } catch (const std::exception& e) {
       last_error() = e.what();
     }
@@ -121,12 +145,12 @@ inline int32_t run_session(void* session, const infc_step* step) {
 
 #define INFC_EXPORT extern "C" __attribute__((visibility("default")))
 
-// NUM_GROUPS, then the bytes of a block of each KV group.
-#define INFC_ENTRY(STEP, NUM_WEIGHTS, ARENA_BYTES, NUM_GROUPS, ...)                           \
+// SCRATCH_BYTES is each thread's own; last come the bytes of a block of each KV group.
+#define INFC_ENTRY(STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES, NUM_GROUPS, ...)            \
   INFC_EXPORT int32_t infc_abi(void) { return INFC_ABI; }                                     \
   INFC_EXPORT void* infc_open(const infc_config* config) {                                    \
-    return infc::open_session(config, STEP, NUM_WEIGHTS, ARENA_BYTES, {__VA_ARGS__},          \
-                              NUM_GROUPS);                                                    \
+    return infc::open_session(config, STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES,          \
+                              NUM_GROUPS, {__VA_ARGS__});                                     \
   }                                                                                           \
   INFC_EXPORT int32_t infc_run(void* model, const infc_step* step) {                          \
     return infc::run_session(model, step);                                                    \

@@ -1,0 +1,79 @@
+"""What every backend is: a verdict for each node, and an emission into an artifact's directory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..ir.errors import ProgramError
+from ..ir.program import Node, Program
+from ..ir.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a backend takes a node; `reason` says why not."""
+
+    accepted: bool
+    reason: str = ""
+
+    @classmethod
+    def yes(cls) -> Verdict:
+        """The node is taken."""
+        return cls(True)
+
+    @classmethod
+    def no(cls, reason: str) -> Verdict:
+        """The node is refused, with the reason that the user is shown."""
+        return cls(False, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class EmitOptions:
+    """What emission may be told beside program and target.
+
+    `on_weight(done_bytes, total_bytes)` is called after each weight that was written.
+    """
+
+    on_weight: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What a backend contributes to the manifest (see `docs/design/manifest.md`)."""
+
+    entry: dict[str, Any]
+    weight_names: tuple[str, ...]
+    arena_bytes: int = 0
+    toolchain: dict[str, str] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """A way to execute lowered programs. Backends never import one another."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def supports(self, node: Node, program: Program, target: Target) -> Verdict:
+        """Whether this backend can execute `node` of `program` on `target`."""
+
+    @abstractmethod
+    def emit(
+        self, program: Program, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write code and weights of a lowered program into `directory`."""
+
+    def check(self, program: Program, target: Target) -> None:
+        """Raise `ProgramError` for the first node that this backend refuses."""
+        for node in program.nodes:
+            verdict = self.supports(node, program, target)
+            if not verdict.accepted:
+                place = f"layer {node.layer}" if node.layer is not None else "outside the layers"
+                raise ProgramError(
+                    f"backend {self.name!r} refuses op {node.op!r}: {verdict.reason}",
+                    where=node.source or place,
+                    hint="backend: reference runs every op",
+                )

@@ -1,0 +1,115 @@
+"""The cpp backend: generated C++ for a step, the kernels beside it, and packed weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+from ...ir.program import Node, Program, Value, WeightRef
+from ...ir.target import Target
+from ...ir.types import DType, TensorType
+from ..base import Backend, Emission, EmitOptions, Verdict
+from ..weights_file import WEIGHTS_FILE, write_weights
+from .calls import place_barriers
+from .emitter import Emitter, pointer
+from .expressions import SCALARS
+from .loops import LOOP_OPS, lower_group
+from .lower import LOWERINGS
+from .roll import roll
+from .source import source_text
+from .toolchain import compile_library
+
+ABI = 1
+"""Version of the C interface in `kernels/abi.hpp`."""
+
+KERNELS = Path(__file__).parent / "kernels"
+
+
+class CppBackend(Backend):
+    """Generated C++ over header-only kernels, compiled by the system's compiler."""
+
+    name: ClassVar[str] = "cpp"
+
+    def supports(self, node: Node, program: Program, target: Target) -> Verdict:
+        """Whether there is a kernel or a loop for the node."""
+        if node.op not in LOWERINGS and node.op not in LOOP_OPS:
+            return Verdict.no("there is no kernel for it")
+        types = [program.operand_type(operand) for operand in node.inputs]
+        types += [value.type for value in node.outputs]
+        for kind in types:
+            if isinstance(kind, TensorType) and kind.dtype not in SCALARS:
+                return Verdict.no(f"element type {kind.dtype.value} is not built")
+        return _check_operands(node)
+
+    def emit(
+        self, program: Program, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write `code/` and `weights.safetensors` into `directory`."""
+        self.check(program, target)
+        emitter = Emitter(program, target)
+        emit_calls(emitter)
+        items = roll(place_barriers(emitter.calls))
+        weights = tuple(emitter.weights.entries.values())
+        code = directory / "code"
+        (code / "kernels").mkdir(parents=True)
+        for header in sorted(KERNELS.glob("*.hpp")):
+            shutil.copyfile(header, code / "kernels" / header.name)
+        source = code / "step.cpp"
+        source.write_text(
+            source_text(program, items, num_weights=len(weights), arena_bytes=emitter.arena_bytes),
+            encoding="utf-8",
+        )
+        compile_library(source, code / "model.so", target)
+        write_weights(program, weights, directory / WEIGHTS_FILE, options)
+        return Emission(
+            entry={"kind": "cpp-shared-library", "file": "code/model.so", "abi": ABI},
+            weight_names=tuple(weight.name for weight in weights),
+            arena_bytes=emitter.arena_bytes,
+        )
+
+
+def _check_operands(node: Node) -> Verdict:
+    if node.op == "linear" and not isinstance(node.inputs[1], WeightRef):
+        return Verdict.no("the matrix of a linear must be a weight")
+    if node.op == "linear" and node.attrs.get("scheme", "dense") != "dense":
+        return Verdict.no(f"scheme {node.attrs['scheme']!r} is not built")
+    if node.op == "moe" and len(node.inputs) > 5:
+        return Verdict.no("biases of experts are not built")
+    if node.op == "take" and node.attrs.get("dim", 0) != 0:
+        return Verdict.no("only rows of the first dimension can be taken")
+    if node.op == "softmax" and node.attrs["dim"] != node.output.type.rank - 1:
+        return Verdict.no("only over the last dimension")
+    return Verdict.yes()
+
+
+def emit_calls(emitter: Emitter) -> None:
+    """Turn every node into calls, groups of loops as one, and hand the logits over."""
+    program = emitter.program
+    by_output = {node.outputs[0].name: node for node in program.nodes if node.outputs}
+    group_of: dict[str, list[Node]] = {}
+    for names in program.attrs.get("loops", ()) or ():  # type: ignore[union-attr]
+        nodes = [by_output[str(name)] for name in names]  # type: ignore[union-attr]
+        group_of.update({node.outputs[0].name: nodes for node in nodes})
+    for node in program.nodes:
+        if node.op in LOOP_OPS:
+            group = group_of.get(node.output.name, [node])
+            if node is group[-1]:
+                lower_group(emitter, group)
+        else:
+            LOWERINGS[node.op](emitter, node)
+    _store_logits(emitter, program.outputs[0])
+
+
+def _store_logits(emitter: Emitter, logits: Value) -> None:
+    """The step's last statement: logits leave as float32."""
+    buffer = emitter.dense(emitter.buffer(logits))
+    assert logits.type.dtype in (DType.F32, DType.BF16), "logits are floating-point"
+    _, vocab = logits.type.shape
+    emitter.call(
+        f"widen_rows(t, {{0}}, logits, R * {vocab});",
+        (pointer(buffer),),
+        reads=(buffer,),
+        writes=(),
+        comment="logits",
+    )

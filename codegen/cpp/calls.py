@@ -1,0 +1,123 @@
+"""Calls: the straight line of C++ statements that a program becomes, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir.types import Dim, Sym
+
+
+def c_dim(dim: Dim) -> str:
+    """A dimension as a C++ expression over the step's sizes."""
+    if isinstance(dim, Sym):
+        text = dim.name if dim.scale == 1 else f"({dim.scale} * {dim.name})"
+        return text if dim.offset == 0 else f"({text} + {dim.offset})"
+    return str(dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """An integer that may differ between equal layers, and then stands in the table."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaPtr:
+    """An address in the arena: `byte_offset` from its start."""
+
+    ctype: str
+    byte_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPtr:
+    """An address in a weight: entry `index` of the table of pointers, plus `byte_offset`."""
+
+    ctype: str
+    index: int
+    byte_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InputPtr:
+    """An array of the step, by the name it has in the generated function."""
+
+    ctype: str
+    name: str
+    element_offset: str = "0"
+
+
+Arg = Const | ArenaPtr | WeightPtr | InputPtr | str
+"""What fills a place of a template; text is the same in every layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes that a call touches: a range of the arena, or all of a named state."""
+
+    space: str
+    start: int = 0
+    stop: int = 1
+
+    def overlaps(self, other: Span) -> bool:
+        """True where both touch a byte in common."""
+        return self.space == other.space and self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One statement: a template with `{0}`, `{1}` … for its arguments, and what it touches.
+
+    Every thread of the team runs it on its own share; `node` names the op in a comment.
+    """
+
+    template: str
+    args: tuple[Arg, ...]
+    reads: tuple[Span, ...]
+    writes: tuple[Span, ...]
+    comment: str = ""
+
+    def key(self) -> tuple[object, ...]:
+        """What must be equal for two calls to share one line in a loop over layers."""
+        return (self.template, tuple(_shape(arg) for arg in self.args))
+
+
+def _shape(arg: Arg) -> tuple[str, ...]:
+    match arg:
+        case Const():
+            return ("const",)
+        case ArenaPtr(ctype, _):
+            return ("arena", ctype)
+        case WeightPtr(ctype, _, _):
+            return ("weight", ctype)
+        case InputPtr(ctype, name, offset):
+            return ("input", ctype, name, offset)
+        case str():
+            return ("text", arg)
+
+
+BARRIER = Call("t.barrier();", (), (), ())
+
+
+def place_barriers(calls: list[Call]) -> list[Call]:
+    """Put a barrier before each call that touches what calls since the last barrier wrote.
+
+    Also before one that writes what they read: threads do not run in step.
+    """
+    result: list[Call] = []
+    reads: list[Span] = []
+    writes: list[Span] = []
+    for call in calls:
+        hazard = _any_overlap(call.reads, writes) or _any_overlap(call.writes, writes + reads)
+        if hazard:
+            result.append(BARRIER)
+            reads, writes = [], []
+        result.append(call)
+        reads.extend(call.reads)
+        writes.extend(call.writes)
+    return result
+
+
+def _any_overlap(left: tuple[Span, ...], right: list[Span]) -> bool:
+    return any(a.overlaps(b) for a in left for b in right)

@@ -1,0 +1,230 @@
+"""The emitter: walks a planned program and turns each node into calls over buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ...ir.errors import ProgramError
+from ...ir.program import Node, Operand, Program, Value, WeightRef
+from ...ir.target import Target
+from ...ir.types import Dim, DType, TensorType
+from .buffers import CTYPES, Buffer, Home, Stride
+from .calls import Arg, Call, Span, c_dim
+from .layout import PanelLayout, panel_layout
+from .weight_table import WeightTable
+
+ALIGNMENT_BYTES = 64
+STEP_ARRAYS = {"input_ids": "ids", "positions": "positions", "logits_index": "logits_index"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A buffer seen as rows: address, elements from row to row, number of rows, row length."""
+
+    buffer: Buffer
+    pointer: Arg
+    stride: str
+    count: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class NestedRows:
+    """Rows in two levels, such as heads of tokens: `count` times `inner_count` of `length`.
+
+    The inner rows lie one behind the other; `stride` leads from outer row to outer row.
+    """
+
+    buffer: Buffer
+    pointer: Arg
+    stride: str
+    count: str
+    inner_count: int
+    length: int
+
+
+@dataclass(slots=True)
+class Emitter:
+    """Turns nodes into calls; the state of one emission."""
+
+    program: Program
+    target: Target
+    calls: list[Call] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    weights: WeightTable = field(init=False)
+    arena_bytes: int = field(init=False)
+    _offsets: dict[str, int] = field(init=False)
+    _bounds: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = WeightTable(self.program, self.target)
+        self._offsets = dict(self.program.attrs.get("offsets", ()))  # type: ignore[arg-type]
+        self.arena_bytes = int(self.program.attrs.get("arena_bytes", 0))  # type: ignore[arg-type]
+        self._bounds = {name: bound.high for name, bound in self.program.symbols.items()}
+        for value in self.program.inputs:
+            self._bind_input(value)
+
+    def _bind_input(self, value: Value) -> None:
+        if value.name not in STEP_ARRAYS:
+            raise ProgramError(f"the step has no array for input %{value.name}")
+        home = Home("input", name=STEP_ARRAYS[value.name])
+        self.buffers[value.name] = Buffer.dense(home, "int32_t", value.type.shape)
+
+    # Buffers
+
+    def buffer(self, operand: Operand) -> Buffer:
+        """Where an operand lives; weights lie in the artifact row-major unless packed."""
+        if isinstance(operand, Value):
+            return self.buffers[operand.name]
+        if isinstance(operand, WeightRef):
+            kind = self.program.weights[operand.name].type
+            home = Home("weight", index=self.weights.plain(operand.name))
+            return Buffer.dense(home, CTYPES[kind.dtype], kind.shape)
+        raise ProgramError(f"a literal {operand!r} stands where a tensor is needed")
+
+    def output(self, value: Value) -> Buffer:
+        """The dense buffer that holds a node's result, at the offset the memory plan gave it."""
+        size = value.type.num_bytes(self._bounds)
+        offset = self._offsets.get(value.name)
+        if offset is None:
+            offset = self.reserve(size)
+        buffer = Buffer.dense(
+            Home("arena", offset, size), CTYPES[value.type.dtype], value.type.shape
+        )
+        self.buffers[value.name] = buffer
+        return buffer
+
+    def reserve(self, num_bytes: int) -> int:
+        """More arena behind what the plan knows of, for copies that only this backend needs."""
+        offset = self.arena_bytes
+        self.arena_bytes += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        return offset
+
+    def temporary(self, dtype: DType, shape: tuple[Dim, ...]) -> Buffer:
+        """A dense buffer of this backend's own."""
+        size = TensorType(dtype, shape).num_bytes(self._bounds)
+        return Buffer.dense(Home("arena", self.reserve(size), size), CTYPES[dtype], shape)
+
+    def dense(self, buffer: Buffer) -> Buffer:
+        """The buffer itself if it is row-major, else a copy that is."""
+        if buffer.is_dense:
+            return buffer
+        copy = self.temporary(dtype_of(buffer.ctype), buffer.shape)
+        self.copy(buffer, copy)
+        return copy
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy element by element between buffers of one shape."""
+        rank = max(1, len(source.shape))
+        sizes = ", ".join(c_dim(d) for d in source.shape) or "1"
+        lists = (sizes, _c_strides(source.strides), _c_strides(target.strides))
+        braced = ", ".join(f"{{{{{text}}}}}" for text in lists)
+        self.call(
+            f"copy_strided<{rank}>(t, {{0}}, {{1}}, {braced});",
+            (pointer(source), pointer(target)),
+            reads=(source,),
+            writes=(target,),
+            comment="copy",
+        )
+
+    def rows(self, operand: Operand | Buffer, *, inner_dims: int = 1) -> Rows:
+        """The operand as rows of its last `inner_dims` dimensions, copied only if it must be."""
+        buffer = operand if isinstance(operand, Buffer) else self.buffer(operand)
+        flat = _as_rows(buffer, inner_dims)
+        if flat is None:
+            buffer = self.dense(buffer)
+            flat = _as_rows(buffer, inner_dims)
+        assert flat is not None, "a dense buffer is always rows"
+        count, stride, length = flat
+        return Rows(buffer, pointer(buffer), stride, count, length)
+
+    def nested_rows(self, operand: Operand) -> NestedRows:
+        """Rows of the last dimension, in two levels: tokens, and for example heads in each."""
+        buffer = self.buffer(operand)
+        if len(buffer.shape) == 3:
+            _, inner, length = buffer.shape
+            if isinstance(inner, int) and isinstance(length, int):
+                rows = self.rows(buffer, inner_dims=2)
+                return NestedRows(rows.buffer, rows.pointer, rows.stride, rows.count, inner, length)
+        rows = self.rows(buffer)
+        return NestedRows(rows.buffer, rows.pointer, rows.stride, rows.count, 1, rows.length)
+
+    # Calls
+
+    def call(
+        self,
+        template: str,
+        args: Sequence[Arg],
+        *,
+        reads: Sequence[Buffer | Span],
+        writes: Sequence[Buffer | Span],
+        comment: str = "",
+    ) -> None:
+        """Append one statement that every thread runs."""
+        self.calls.append(
+            Call(
+                template,
+                tuple(args),
+                tuple(_span(b) for b in reads if not _is_constant(b)),
+                tuple(_span(b) for b in writes),
+                comment,
+            )
+        )
+
+    def panels(self, dtype: DType) -> PanelLayout:
+        """How this target packs matrices of a type."""
+        return panel_layout(dtype, self.target)
+
+
+Lowering = Callable[[Emitter, Node], None]
+
+
+def pointer(buffer: Buffer) -> Arg:
+    """The address of a buffer's first element."""
+    return buffer.pointer(dtype_of(buffer.ctype).size_bytes)
+
+
+def dtype_of(ctype: str) -> DType:
+    """The element type with that C++ spelling."""
+    return next(dtype for dtype, name in CTYPES.items() if name == ctype)
+
+
+def _span(touched: Buffer | Span) -> Span:
+    return touched if isinstance(touched, Span) else touched.home.span()
+
+
+def _is_constant(touched: Buffer | Span) -> bool:
+    return isinstance(touched, Buffer) and touched.home.kind in ("weight", "input")
+
+
+def _c_strides(strides: tuple[Stride, ...]) -> str:
+    return ", ".join(str(s) for s in strides) or "1"
+
+
+def _as_rows(buffer: Buffer, inner_dims: int) -> tuple[str, str, int] | None:
+    """Number of rows, stride between them and their length; None where strides forbid it."""
+    split = len(buffer.shape) - inner_dims
+    lead, inner = buffer.shape[:split], buffer.shape[split:]
+    length = 1
+    for dim, stride in zip(reversed(inner), reversed(buffer.strides[split:]), strict=True):
+        if not isinstance(dim, int) or (dim != 1 and stride != length):
+            return None
+        length *= dim
+    count = " * ".join(c_dim(d) for d in lead if d != 1) or "1"
+    moving = [(d, s) for d, s in zip(lead, buffer.strides[:split], strict=True) if d != 1]
+    if not moving:
+        return count, str(length), length
+    last = moving[-1][1]
+    expected: Stride = last
+    for (dim, _), (_, stride) in zip(
+        reversed(moving), [*reversed(moving[:-1]), (0, None)], strict=True
+    ):
+        if stride is None:
+            break
+        if not isinstance(dim, int) or not isinstance(expected, int):
+            return None
+        expected = dim * expected
+        if stride != expected:
+            return None
+    return count, str(last), length

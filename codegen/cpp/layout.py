@@ -1,0 +1,64 @@
+"""Packed panels: how the kernels read the weight of a matrix product.
+
+A weight `[N, K]` lies as `[ceil(N / nr)][ceil(K / kp)][nr][kp]`, zero padded: a panel holds `nr`
+outputs, and for each step of K the `nr * kp` numbers that the kernel multiplies at once.
+`kernels/linear_tile.hpp` has the same sizes as constants (`LinearLayout`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...ir.program import Attr
+from ...ir.target import Target
+from ...ir.types import DType, TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+
+
+@dataclass(frozen=True, slots=True)
+class PanelLayout:
+    """Sizes of a panel: `nr` outputs, `kp` neighbours in K side by side."""
+
+    nr: int
+    kp: int
+
+    def attrs(self) -> dict[str, Attr]:
+        """The constants of the weight expression `pack`."""
+        return {"nr": self.nr, "kp": self.kp}
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """`[.., N, K]` → `[.., ceil(N / nr), ceil(K / kp), nr, kp]`."""
+        *lead, n, k = shape
+        return (*lead, -(-n // self.nr), -(-k // self.kp), self.nr, self.kp)
+
+    def packed_type(self, plain: TensorType) -> TensorType:
+        """The type of a packed weight; `plain` has rank 2 or more and integer dimensions."""
+        shape = tuple(int(str(dim)) for dim in plain.shape)
+        return TensorType(plain.dtype, self.packed_shape(shape))
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor of `packed_shape(weight.shape)`; leading dimensions are kept."""
+        *lead, n, k = weight.shape
+        panels, steps, nr, kp = self.packed_shape((n, k))
+        padded = weight.new_zeros((*lead, panels * nr, steps * kp))
+        padded[..., :n, :k] = weight
+        tiles = padded.reshape(*lead, panels, nr, steps, kp)
+        return tiles.transpose(-3, -2).contiguous()
+
+    def unpack(self, packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
+        """The inverse of `pack` for a weight `[.., n, k]`."""
+        *lead, panels, steps, nr, kp = packed.shape
+        rows = packed.transpose(-3, -2).reshape(*lead, panels * nr, steps * kp)
+        return rows[..., :n, :k].contiguous()
+
+
+def panel_layout(dtype: DType, target: Target) -> PanelLayout:
+    """The layout that the kernels of this target are compiled for."""
+    wide = all(target.has(feature) for feature in _AVX512)
+    pairs = dtype is DType.BF16 and wide and target.has("bf16")
+    return PanelLayout(nr=64 if wide else 16, kp=2 if pairs else 1)

@@ -1,0 +1,16 @@
+"""How each op becomes calls: one file a family, one table of all."""
+
+from __future__ import annotations
+
+from ..emitter import Lowering
+from . import attention, experts, gather, matrix, norms, views
+
+LOWERINGS: dict[str, Lowering] = {
+    **matrix.LOWERINGS,
+    **norms.LOWERINGS,
+    **attention.LOWERINGS,
+    **gather.LOWERINGS,
+    **views.LOWERINGS,
+    **experts.LOWERINGS,
+}
+"""Op name -> lowering, for the ops that the fused loops of `loops.py` do not take."""

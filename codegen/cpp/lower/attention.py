@@ -1,0 +1,127 @@
+"""Rope, the KV cache and attention over it."""
+
+from __future__ import annotations
+
+from ....ir.errors import ProgramError
+from ....ir.program import KvGroup, Node
+from ....ir.types import DType
+from ..buffers import CTYPES
+from ..calls import Arg, Const, Span
+from ..emitter import Emitter, Lowering, Rows, pointer
+
+
+def _group(e: Emitter, node: Node) -> tuple[int, KvGroup, int]:
+    """The node's KV group: its index, itself, and the layer's place in it."""
+    name, layer = node.attrs["group"], node.attrs["layer"]
+    for index, group in enumerate(e.program.resources):
+        if group.name == name and isinstance(layer, int) and layer in group.layers:
+            return index, group, group.layers.index(layer)
+    raise ProgramError(f"no KV group {name!r} holds layer {layer}", where=node.source)
+
+
+def _view(e: Emitter, node: Node, places: tuple[int, int]) -> tuple[str, list[Arg], Span, str]:
+    """C++ text of the layer's KvView, its arguments, what it touches, and its element type."""
+    index, group, place = _group(e, node)
+    layer_bytes = group.bytes_per_block() // len(group.layers)
+    base, offset = places
+    text = (
+        f"kv_view(m.kv[{{{base}}}], {group.bytes_per_block()}, {{{offset}}}, "
+        f"{group.block_size}, {group.num_kv_heads}, {group.key_head_dim}, {group.value_head_dim})"
+    )
+    args: list[Arg] = [Const(index), Const(place * layer_bytes)]
+    return text, args, Span(f"kv:{index}:{place}"), CTYPES[DType(group.dtype)]
+
+
+def lower_rope(e: Emitter, node: Node) -> None:
+    """`rope(x, positions, cos, sin)` alone."""
+    x = e.rows(node.inputs[0], inner_dims=2)
+    heads, dim = _heads(node.output.type.shape)
+    cos, sin = e.buffer(node.inputs[2]), e.buffer(node.inputs[3])
+    out = e.output(node.output)
+    e.call(
+        f"rope(t, {{0}}, {x.stride}, {{1}}, {heads * dim}, positions, {{2}}, {{3}}, "
+        f"{node.attrs['rotary_dim']}, {_style(node)}, {heads}, {dim}, {x.count});",
+        (x.pointer, pointer(out), pointer(cos), pointer(sin)),
+        reads=(x.buffer,),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_kv_write(e: Emitter, node: Node) -> None:
+    """`kv_write(k, v)`."""
+    k, v = e.rows(node.inputs[0], inner_dims=2), e.rows(node.inputs[1], inner_dims=2)
+    view, args, span, kv_type = _view(e, node, (2, 3))
+    e.call(
+        f"kv_write<{k.buffer.ctype}, {kv_type}>(t, {{0}}, {k.stride}, {{1}}, {v.stride}, "
+        f"s.groups[{{2}}].slots, {k.count}, {view});",
+        (k.pointer, v.pointer, *args),
+        reads=(k.buffer, v.buffer),
+        writes=(span,),
+        comment=node.op,
+    )
+
+
+def lower_rope_kv_write(e: Emitter, node: Node) -> None:
+    """`rope_kv_write(q, k, v, positions, cos, sin)` → rotated q; k and v go to the cache."""
+    q, k, v = (e.rows(operand, inner_dims=2) for operand in node.inputs[:3])
+    cos, sin = e.buffer(node.inputs[4]), e.buffer(node.inputs[5])
+    out = e.output(node.output)
+    heads, dim = _heads(out.shape)
+    view, args, span, kv_type = _view(e, node, (6, 7))
+    e.call(
+        f"rope_kv_write<{out.ctype}, {kv_type}>(t, "
+        f"{{0}}, {q.stride}, {{3}}, {heads * dim}, {{1}}, {k.stride}, {{2}}, {v.stride}, "
+        f"positions, {{4}}, {{5}}, {node.attrs['rotary_dim']}, {_style(node)}, {heads}, "
+        f"{view}, s.groups[{{6}}].slots, {q.count});",
+        (q.pointer, k.pointer, v.pointer, pointer(out), pointer(cos), pointer(sin), *args),
+        reads=(q.buffer, k.buffer, v.buffer),
+        writes=(out, span),
+        comment=node.op,
+    )
+
+
+def lower_paged_attention(e: Emitter, node: Node) -> None:
+    """`paged_attention(q, sinks?)`: each row against its sequence's cache."""
+    q: Rows = e.rows(node.inputs[0], inner_dims=2)
+    out = e.output(node.output)
+    heads, value_dim = _heads(out.shape)
+    sinks: Arg = f"(const {out.ctype}*)nullptr"
+    sink_type = out.ctype
+    if len(node.inputs) > 1:
+        sink_buffer = e.buffer(node.inputs[1])
+        sinks, sink_type = pointer(sink_buffer), sink_buffer.ctype
+    view, args, span, kv_type = _view(e, node, (3, 4))
+    softcap = node.attrs.get("softcap") or 0.0
+    e.call(
+        f"paged_attention<{out.ctype}, {kv_type}, {sink_type}>(t, {{0}}, {q.stride}, {{1}}, "
+        f"{heads * value_dim}, step_view(s, {{3}}), {view}, {heads}, "
+        f"{node.attrs['scale']!r}f, {{5}}, {softcap!r}f, {{2}});",
+        (q.pointer, pointer(out), sinks, *args, Const(_window(node))),
+        reads=(q.buffer, span),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def _window(node: Node) -> int:
+    window = node.attrs.get("window")
+    return window if isinstance(window, int) else 0
+
+
+def _heads(shape: tuple[object, ...]) -> tuple[int, int]:
+    heads, dim = shape[-2:]
+    assert isinstance(heads, int) and isinstance(dim, int)
+    return heads, dim
+
+
+def _style(node: Node) -> str:
+    return f"RopeStyle::{node.attrs.get('style', 'half')}"
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "rope": lower_rope,
+    "kv_write": lower_kv_write,
+    "rope_kv_write": lower_rope_kv_write,
+    "paged_attention": lower_paged_attention,
+}

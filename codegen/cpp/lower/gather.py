@@ -1,0 +1,118 @@
+"""Rows taken by index: embeddings, logits rows, and the top of a row."""
+
+from __future__ import annotations
+
+from ....ir.program import Node, WeightRef
+from ..calls import WeightPtr, c_dim
+from ..emitter import Emitter, Lowering, pointer
+
+
+def lower_embedding(e: Emitter, node: Node) -> None:
+    """`embedding(table, ids)`; a table that a product also reads lies packed, and stays so."""
+    table, ids = node.inputs[0], e.dense(e.buffer(node.inputs[1]))
+    out = e.output(node.output)
+    count = " * ".join(c_dim(d) for d in ids.shape) or "1"
+    if isinstance(table, WeightRef) and table.name in e.weights.packed_names:
+        weight = e.program.weights[table.name].type
+        e.call(
+            f"embedding_packed<{out.ctype}>(t, {{0}}, {{1}}, {{2}}, {count}, {weight.shape[1]});",
+            (WeightPtr("char", e.weights.packed(table.name)), pointer(ids), pointer(out)),
+            reads=(ids,),
+            writes=(out,),
+            comment=node.op,
+        )
+        return
+    rows = e.dense(e.buffer(table))
+    e.call(
+        f"embedding_rows<{out.ctype}>(t, {{0}}, {{1}}, {{2}}, {count}, {c_dim(rows.shape[-1])});",
+        (pointer(rows), pointer(ids), pointer(out)),
+        reads=(rows, ids),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_take(e: Emitter, node: Node) -> None:
+    """`take(x, index)` along the first dimension: whole rows."""
+    rows = e.buffer(node.inputs[0])
+    x = e.rows(rows, inner_dims=len(rows.shape) - 1)
+    index = e.dense(e.buffer(node.inputs[1]))
+    out = e.output(node.output)
+    count = " * ".join(c_dim(d) for d in index.shape) or "1"
+    e.call(
+        f"take_rows<{out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.length}, "
+        f"{count}, {x.length});",
+        (x.pointer, pointer(index), pointer(out)),
+        reads=(x.buffer, index),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_topk(e: Emitter, node: Node) -> None:
+    """`topk(x)` → values and indices over the last dimension, ties to the lower index."""
+    x = e.rows(node.inputs[0])
+    values, indices = e.output(node.outputs[0]), e.output(node.outputs[1])
+    e.call(
+        f"topk_rows<{x.buffer.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
+        f"{x.count}, {x.length}, {node.attrs['k']});",
+        (x.pointer, pointer(values), pointer(indices)),
+        reads=(x.buffer,),
+        writes=(values, indices),
+        comment=node.op,
+    )
+
+
+def lower_softmax(e: Emitter, node: Node) -> None:
+    """`softmax(x)` over the last dimension."""
+    x = e.rows(node.inputs[0])
+    out = e.output(node.output)
+    e.call(
+        f"softmax_rows<{x.buffer.ctype}, {out.ctype}>(t, {{0}}, {x.stride}, {{1}}, "
+        f"{x.count}, {x.length});",
+        (x.pointer, pointer(out)),
+        reads=(x.buffer,),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_full(e: Emitter, node: Node) -> None:
+    """`full{shape, value}`."""
+    out = e.output(node.output)
+    count = " * ".join(c_dim(d) for d in out.shape) or "1"
+    value = node.attrs["value"]
+    text = str(value).lower() if isinstance(value, bool) else f"{value!r}"
+    e.call(
+        f"fill<{out.ctype}>(t, {{0}}, {count}, ({_scalar(out.ctype)}){text});",
+        (pointer(out),),
+        reads=(),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def _scalar(ctype: str) -> str:
+    return "float" if ctype == "bf16" else ctype
+
+
+def lower_iota(e: Emitter, node: Node) -> None:
+    """`iota{size}`: 0, 1, 2, …"""
+    out = e.output(node.output)
+    e.call(
+        f"iota<{out.ctype}>(t, {{0}}, {c_dim(out.shape[0])});",
+        (pointer(out),),
+        reads=(),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "embedding": lower_embedding,
+    "take": lower_take,
+    "topk": lower_topk,
+    "softmax": lower_softmax,
+    "full": lower_full,
+    "iota": lower_iota,
+}

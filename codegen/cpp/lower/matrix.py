@@ -1,0 +1,74 @@
+"""Matrix products over packed weights, and the gated activation that follows them."""
+
+from __future__ import annotations
+
+from ....ir.program import Node, WeightRef
+from ..buffers import CTYPES
+from ..calls import Arg, WeightPtr, c_dim
+from ..emitter import Emitter, Lowering, pointer
+
+
+def lower_linear(e: Emitter, node: Node) -> None:
+    """`linear(x, w, bias?)`: every row of x against the packed weight."""
+    x = e.rows(node.inputs[0])
+    weight = node.inputs[1]
+    assert isinstance(weight, WeightRef), "supports() takes linear over a weight only"
+    out = e.output(node.output)
+    y = e.rows(out)
+    bias = _bias(e, node)
+    weight_type = CTYPES[e.program.weights[weight.name].type.dtype]
+    types = ", ".join((x.buffer.ctype, weight_type, out.ctype))
+    e.call(
+        f"linear<{types}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {y.stride}, "
+        f"{x.count}, {y.length}, {x.length});",
+        (x.pointer, WeightPtr("char", e.weights.packed(weight.name)), bias, y.pointer),
+        reads=(x.buffer,),
+        writes=(out,),
+        comment=str(node.op),
+    )
+
+
+def _bias(e: Emitter, node: Node) -> Arg:
+    if len(node.inputs) < 3:
+        return "nullptr"
+    return pointer(e.buffer(node.inputs[2]))
+
+
+def lower_gated_act(e: Emitter, node: Node) -> None:
+    """`gated_act(gate_up)`: act(gate) * up, with gate in the first half of a row."""
+    x = e.rows(node.inputs[0])
+    out = e.output(node.output)
+    inner = x.length // 2
+    e.call(
+        f"gated_act<Act::{node.attrs['act']}>(t, {{0}}, {x.stride}, {{1}}, {inner}, "
+        f"{x.count}, {inner});",
+        (x.pointer, pointer(out)),
+        reads=(x.buffer,),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_matmul(e: Emitter, node: Node) -> None:
+    """`matmul(a, b)` of two computed matrices: rare, so one plain loop nest."""
+    a, b = e.buffer(node.inputs[0]), e.buffer(node.inputs[1])
+    out = e.output(node.output)
+    *batch, m, n = out.shape
+    k = a.shape[-1]
+    a = e.dense(a.expand((*batch, m, k)))
+    b = e.dense(b.expand((*batch, k, n)))
+    count = " * ".join(c_dim(d) for d in batch) or "1"
+    e.call(
+        f"matmul_plain(t, {{0}}, {{1}}, {{2}}, {count}, {c_dim(m)}, {c_dim(n)}, {c_dim(k)});",
+        (pointer(a), pointer(b), pointer(out)),
+        reads=(a, b),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "linear": lower_linear,
+    "gated_act": lower_gated_act,
+    "matmul": lower_matmul,
+}

@@ -1,0 +1,44 @@
+"""The table of weights that the generated code indexes: which, in what layout, in what order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...ir.program import Program, Weight, WeightExpr
+from ...ir.target import Target
+from .layout import panel_layout
+
+PACKED_OPS = {"linear": (1,), "moe": (3, 4)}
+"""Op -> which of its operands are read in panels."""
+
+
+@dataclass(slots=True)
+class WeightTable:
+    """Entries in order of first use; a weight that any matrix product reads lies packed."""
+
+    program: Program
+    target: Target
+    entries: dict[str, Weight] = field(default_factory=dict)
+    packed_names: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = set()
+        for node in self.program.nodes:
+            for place in PACKED_OPS.get(node.op, ()):
+                names |= {ref.name for ref in node.weights() if ref is node.inputs[place]}
+        self.packed_names = frozenset(names)
+
+    def plain(self, name: str) -> int:
+        """Index of a weight that lies as the program types it."""
+        return self._index(self.program.weights[name])
+
+    def packed(self, name: str) -> int:
+        """Index of a weight that lies in panels (see `layout.py`)."""
+        weight = self.program.weights[name]
+        layout = panel_layout(weight.type.dtype, self.target)
+        expr = WeightExpr("pack", (weight.expr,), layout.attrs())
+        return self._index(Weight(f"{name}:packed", layout.packed_type(weight.type), expr))
+
+    def _index(self, weight: Weight) -> int:
+        self.entries.setdefault(weight.name, weight)
+        return list(self.entries).index(weight.name)

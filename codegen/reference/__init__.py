@@ -1,0 +1,1 @@
+"""The reference backend: the program itself, interpreted with torch."""

@@ -1,0 +1,33 @@
+"""The reference backend: every op by its meaning; slow, right, always there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from ...ir.program import Node, Program
+from ...ir.target import Target
+from ..base import Backend, Emission, EmitOptions, Verdict
+from ..weights_file import WEIGHTS_FILE, write_weights
+
+
+class ReferenceBackend(Backend):
+    """Interprets the artifact's program with torch."""
+
+    name: ClassVar[str] = "reference"
+
+    def supports(self, node: Node, program: Program, target: Target) -> Verdict:
+        """Every op has a meaning."""
+        return Verdict.yes()
+
+    def emit(
+        self, program: Program, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write the weights as the program types them; `program.ir` is the code."""
+        used = {ref.name for node in program.nodes for ref in node.weights()}
+        weights = tuple(weight for name, weight in program.weights.items() if name in used)
+        write_weights(program, weights, directory / WEIGHTS_FILE, options)
+        return Emission(
+            entry={"kind": "program", "file": "program.ir"},
+            weight_names=tuple(weight.name for weight in weights),
+        )

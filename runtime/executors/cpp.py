@@ -1,0 +1,134 @@
+"""Executes steps with the generated library: weights mapped, KV cache and arena reserved once."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ir.artifact import Artifact
+from ...ir.errors import ArtifactError, CapacityError, InfcError
+from ...ir.safetensors import MappedSafetensors
+from ...ir.target import check_target
+from ..step import Int32Array, Step
+from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
+
+
+class CppExecutor:
+    """Runs steps on the CPU. `num_blocks` has one entry a KV group, the null block included."""
+
+    def __init__(
+        self, artifact: Artifact, num_blocks: Sequence[int], *, num_threads: int, pin: bool = False
+    ) -> None:
+        manifest = artifact.manifest
+        check_target(manifest.target.features, where=str(artifact.path))
+        self._vocab_size = manifest.model.vocab_size
+        self._limits = manifest.limits
+        self._library = load_library(artifact.entry_path)
+        self._weights = MappedSafetensors(artifact.weights_path)
+        groups = manifest.kv.groups
+        self._kv = [
+            _reserve(count * group.bytes_per_block())
+            for group, count in zip(groups, num_blocks, strict=True)
+        ]
+        self._arena = _reserve(manifest.arena_bytes)
+        self._handle = self._open(manifest.weights.tensors, num_blocks, num_threads, pin)
+        self._groups = (GroupStep * max(1, len(groups)))()
+
+    def _open(
+        self, names: Sequence[str], num_blocks: Sequence[int], num_threads: int, pin: bool
+    ) -> int:
+        weights = [self._weights.address(name) for name in names]
+        config = Config(
+            abi=ABI,
+            num_threads=num_threads,
+            num_weights=len(weights),
+            weights=(ctypes.c_void_p * max(1, len(weights)))(*weights),
+            num_groups=len(self._kv),
+            kv=(ctypes.c_void_p * max(1, len(self._kv)))(*(_address(kv) for kv in self._kv)),
+            kv_blocks=(ctypes.c_int64 * max(1, len(num_blocks)))(*num_blocks),
+            arena=_address(self._arena),
+            arena_bytes=len(self._arena),
+            pin_threads=int(pin),
+        )
+        handle = self._library.infc_open(ctypes.byref(config))
+        if not handle:
+            raise ArtifactError(f"the generated library does not open: {self._message()}")
+        return int(handle)
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """The logits of the wanted rows, float32 `[R, vocab]`.
+
+        Raises CapacityError for a step beyond the limits that were compiled in.
+        """
+        rows = len(step.logits_index)
+        if step.num_tokens > self._limits.step_tokens or rows > self._limits.logit_rows:
+            raise CapacityError(
+                f"a step of {step.num_tokens} tokens and {rows} rows of logits is more than the "
+                f"compiled {self._limits.step_tokens} and {self._limits.logit_rows}"
+            )
+        logits = np.empty((rows, self._vocab_size), dtype=np.float32)
+        if step.num_tokens == 0:
+            return logits
+        for index, group in enumerate(self._groups[: len(self._kv)]):
+            table, copies = step.block_tables[index], step.block_copies[index]
+            group.block_table = _pointer(table)
+            group.slots = _pointer(step.slots[index])
+            group.copies = _pointer(copies)
+            group.table_width = table.shape[1]
+            group.num_copies = len(copies)
+        arrays = StepArrays(
+            num_tokens=step.num_tokens,
+            num_rows=rows,
+            num_sequences=step.num_sequences,
+            token_ids=_pointer(step.token_ids),
+            positions=_pointer(step.positions),
+            query_starts=_pointer(step.query_starts),
+            context_lengths=_pointer(step.context_lengths),
+            logits_index=_pointer(step.logits_index),
+            groups=self._groups,
+            logits=logits.ctypes.data,
+        )
+        if self._library.infc_run(self._handle, ctypes.byref(arrays)):
+            raise InfcError(f"the step failed: {self._message()}")
+        return logits
+
+    def close(self) -> None:
+        """Stop the threads and give the memory back; a second call does nothing."""
+        if self._handle:
+            self._library.infc_close(self._handle)
+            self._handle = 0
+            self._weights.close()
+            self._kv, self._arena = [], mmap.mmap(-1, 1)
+
+    def _message(self) -> str:
+        return str(self._library.infc_error().decode(errors="replace"))
+
+
+def _reserve(num_bytes: int) -> mmap.mmap:
+    """Zeroed memory, page-aligned, committed as it is touched; huge pages where allowed."""
+    try:
+        memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE))
+    except OSError as error:
+        raise CapacityError(
+            f"cannot reserve {num_bytes / 2**20:.0f} MiB: {error}",
+            hint="lower kv_cache.memory, runtime.max_context or runtime.max_sequences",
+        ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # A kernel without transparent huge pages refuses: slower, and nothing else.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _pointer(array: Int32Array) -> int:
+    assert array.dtype == np.int32 and array.flags.c_contiguous, "see docs/design/step.md"
+    return int(array.ctypes.data)

@@ -1,0 +1,87 @@
+"""The C interface of a generated library, as ctypes; mirrors `codegen/cpp/kernels/abi.hpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import ClassVar
+
+from ...ir.errors import ArtifactError
+
+ABI = 1
+
+_Pointer = ctypes.c_void_p
+
+
+class GroupStep(ctypes.Structure):
+    """One KV group's part of a step."""
+
+    _fields_: ClassVar = [
+        ("block_table", _Pointer),
+        ("slots", _Pointer),
+        ("copies", _Pointer),
+        ("table_width", ctypes.c_int32),
+        ("num_copies", ctypes.c_int32),
+    ]
+
+
+class StepArrays(ctypes.Structure):
+    """A step: sizes, and the addresses of its arrays."""
+
+    _fields_: ClassVar = [
+        ("num_tokens", ctypes.c_int32),
+        ("num_rows", ctypes.c_int32),
+        ("num_sequences", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("token_ids", _Pointer),
+        ("positions", _Pointer),
+        ("query_starts", _Pointer),
+        ("context_lengths", _Pointer),
+        ("logits_index", _Pointer),
+        ("groups", ctypes.POINTER(GroupStep)),
+        ("logits", _Pointer),
+    ]
+
+
+class Config(ctypes.Structure):
+    """What a model is opened with."""
+
+    _fields_: ClassVar = [
+        ("abi", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("num_weights", ctypes.c_int64),
+        ("weights", ctypes.POINTER(_Pointer)),
+        ("num_groups", ctypes.c_int64),
+        ("kv", ctypes.POINTER(_Pointer)),
+        ("kv_blocks", ctypes.POINTER(ctypes.c_int64)),
+        ("arena", _Pointer),
+        ("arena_bytes", ctypes.c_int64),
+        ("pin_threads", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    """The library with its functions typed; ArtifactError where it cannot be loaded."""
+    try:
+        library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
+        library.infc_abi.restype = ctypes.c_int32
+        library.infc_open.argtypes = [ctypes.POINTER(Config)]
+        library.infc_open.restype = _Pointer
+        library.infc_run.argtypes = [_Pointer, ctypes.POINTER(StepArrays)]
+        library.infc_run.restype = ctypes.c_int32
+        library.infc_close.argtypes = [_Pointer]
+        library.infc_close.restype = None
+        library.infc_error.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise ArtifactError(
+            f"the generated library does not load: {error}", where=str(path)
+        ) from error
+    if library.infc_abi() != ABI:
+        raise ArtifactError(
+            f"the generated library speaks version {library.infc_abi()} of the interface, "
+            f"this infc version {ABI}",
+            where=str(path),
+            hint="compile the model again",
+        )
+    return library
