@@ -297,4 +297,4 @@ def _raw(tensor: Any, name: str, kind: TensorType) -> memoryview:
         found = f"{tensor.dtype} {list(tensor.shape)}"
         raise CheckpointError(f"is {found}, declared {kind}", where=name)
     raw: NDArray[np.uint8] = array.reshape(-1).view(np.uint8)
-    return memoryview(raw)
+    return raw.data

@@ -1,0 +1,128 @@
+"""Facts about whole programs: attention per layer, token locality, dependence, cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from .errors import UnsupportedModelError
+from .interpret import describe
+from .ops import Cost, Kind, get_op
+from .ops.base import is_token_dim
+from .program import Node, Program, Value
+
+ROW_SYMBOLS = ("T", "R")
+"""The symbols that count tokens of a step, and rows of logits."""
+LOGITS_INDEX = "logits_index"
+
+_ATTENTION = frozenset({"attention", "paged_attention"})
+
+
+def check_attention_per_layer(program: Program) -> None:
+    """UnsupportedModelError unless each of the spec's layers has exactly one attention op."""
+    found: Counter[int] = Counter()
+    for node in program.nodes:
+        layer = node.attrs.get("layer")
+        if node.op in _ATTENTION and isinstance(layer, int):
+            found[layer] += 1
+    for layer in range(program.spec.num_layers):
+        if found[layer] == 1:
+            continue
+        what = "no attention op" if not found[layer] else f"{found[layer]} attention ops"
+        raise UnsupportedModelError(
+            f"layer {layer} was captured with {what}",
+            where=program.spec.architecture,
+            hint="the model computes attention in a way that capture does not see, or has none",
+        )
+    extra = sorted(set(found) - set(range(program.spec.num_layers)))
+    if extra:
+        raise UnsupportedModelError(
+            f"an attention op names layer {extra[0]} of {program.spec.num_layers}",
+            where=program.spec.architecture,
+        )
+
+
+def check_token_locality(program: Program, symbols: Sequence[str] = ROW_SYMBOLS) -> None:
+    """UnsupportedModelError where something outside attention lets tokens see each other.
+
+    A dimension that counts tokens is known by its symbol. It may only be a batch dimension:
+    nothing may reduce, scan, index, cut, join or regroup it, make row numbers of it, or pair it
+    with itself. Attention is exempt, and so is taking the rows that `logits_index` names. Run it
+    after dead code is gone.
+    """
+    for node in program.nodes:
+        reason = _mixes(program, node, symbols)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{describe(node)} {reason}: what a token gets would depend on its neighbours",
+                where=_place(program, node),
+                hint="only attention may mix tokens; this model cannot be served in steps",
+            )
+
+
+def _place(program: Program, node: Node) -> str:
+    name = program.spec.architecture
+    return name if node.layer is None else f"{name}, layer {node.layer}"
+
+
+def _mixes(program: Program, node: Node, symbols: Sequence[str]) -> str | None:
+    op = get_op(node.op)
+    if op.kind in (Kind.ATTENTION, Kind.STATE) or _takes_logit_rows(node):
+        return None
+    types = [program.operand_type(operand) for operand in node.inputs]
+    outs = tuple(value.type for value in node.outputs)
+    for symbol in symbols:
+        reason = op.mixes(types, outs, node.attrs, symbol)
+        if reason is not None:
+            return reason
+    for kind in outs:
+        if sum(is_token_dim(dim, symbol) for dim in kind.shape for symbol in symbols) > 1:
+            return f"pairs tokens with tokens ({kind})"
+    return None
+
+
+def _takes_logit_rows(node: Node) -> bool:
+    if node.op != "take" or len(node.inputs) != 2:
+        return False
+    index = node.inputs[1]
+    return isinstance(index, Value) and index.name == LOGITS_INDEX
+
+
+def dependences(program: Program) -> dict[str, frozenset[str]]:
+    """Value name -> the names of the program's inputs that it depends on."""
+    result = {value.name: frozenset((value.name,)) for value in program.inputs}
+    for node in program.nodes:
+        needs: frozenset[str] = frozenset()
+        for value in node.values():
+            needs |= result[value.name]
+        for value in node.outputs:
+            result[value.name] = needs
+    return result
+
+
+def depends_only_on(program: Program, inputs: Iterable[str]) -> frozenset[str]:
+    """Names of the node results that depend on no other input than these (or on none).
+
+    What paged state says counts as depending on everything.
+    """
+    allowed = set(inputs)
+    known = {value.name: value.name in allowed for value in program.inputs}
+    for node in program.nodes:
+        fine = not get_op(node.op).effects and all(known[v.name] for v in node.values())
+        known.update({value.name: fine for value in node.outputs})
+    results = {value.name for node in program.nodes for value in node.outputs}
+    return frozenset(name for name in results if known[name])
+
+
+def node_cost(program: Program, node: Node, bindings: Mapping[str, int]) -> Cost:
+    """What one node moves and computes where each symbol has the bound value."""
+    types = [program.operand_type(operand) for operand in node.inputs]
+    return get_op(node.op).cost(types, node.attrs, bindings)
+
+
+def total_cost(program: Program, bindings: Mapping[str, int]) -> Cost:
+    """The sum of the nodes' costs where each symbol has the bound value."""
+    total = Cost()
+    for node in program.nodes:
+        total += node_cost(program, node, bindings)
+    return total
