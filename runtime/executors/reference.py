@@ -1,0 +1,93 @@
+"""Executes steps by interpreting the program with torch: slow, right, always there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ir.artifact import Artifact
+from ...ir.interpret import Interpreter, WeightSource
+from ...ir.paged_state import PagedState
+from ...ir.program import Program
+from ...ir.torch_types import to_torch
+from ..step import Step
+from .base import ExecutorConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ReferenceExecutor:
+    """Runs steps of a lowered program on the meanings of its ops."""
+
+    def __init__(self, program: Program, weights: WeightSource, config: ExecutorConfig) -> None:
+        self._program = program
+        self._groups = program.resources
+        self._num_threads = config.num_threads
+        self._state = PagedState.allocate((), 0)
+        for group, count in zip(self._groups, config.num_blocks, strict=True):
+            part = PagedState.allocate((group,), count)
+            self._state.keys.update(part.keys)
+            self._state.values.update(part.values)
+        self._interpreter = Interpreter(program, weights, self._state)
+
+    @classmethod
+    def open(cls, artifact: Artifact, config: ExecutorConfig) -> ReferenceExecutor:
+        """The executor of an artifact compiled with the backend `reference`."""
+        import torch
+
+        from ...ir.safetensors import MappedSafetensors
+        from ...ir.text import parse_program
+
+        torch.set_num_threads(config.num_threads)
+        text = artifact.entry_path.read_text(encoding="utf-8")
+        program = parse_program(text, source=str(artifact.entry_path))
+        mapped = MappedSafetensors(artifact.weights_path)
+        return cls(program, mapped.tensor, config)
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """The logits of the wanted rows, float32 `[R, vocab]`."""
+        import torch
+
+        state = self._state
+        names = [group.name for group in self._groups]
+        state.set_step(
+            torch.from_numpy(step.positions),
+            torch.from_numpy(step.query_starts),
+            torch.from_numpy(step.context_lengths),
+            dict(zip(names, map(torch.from_numpy, step.block_tables), strict=True)),
+        )
+        state.slots = dict(zip(names, map(torch.from_numpy, step.slots), strict=True))
+        self._copy_blocks(step)
+        # The program wants at least one row; a chunk inside a prompt asks for none.
+        wanted = step.logits_index if len(step.logits_index) else np.zeros(1, np.int32)
+        arrays = {
+            "input_ids": step.token_ids,
+            "positions": step.positions,
+            "logits_index": wanted,
+        }
+        inputs = {
+            value.name: torch.from_numpy(arrays[value.name]).to(to_torch(value.type.dtype))
+            for value in self._program.inputs
+        }
+        (logits,) = self._interpreter.run(inputs)
+        result: NDArray[np.float32] = logits.float().numpy()
+        return result[: len(step.logits_index)]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._state.keys.clear()
+        self._state.values.clear()
+
+    def _copy_blocks(self, step: Step) -> None:
+        for group, copies in zip(self._groups, step.block_copies, strict=True):
+            for source, destination in copies.tolist():
+                for layer in group.layers:
+                    self._copy(self._state.keys[layer], source, destination)
+                    self._copy(self._state.values[layer], source, destination)
+
+    @staticmethod
+    def _copy(store: torch.Tensor, source: int, destination: int) -> None:
+        store[destination] = store[source]

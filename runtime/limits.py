@@ -1,0 +1,233 @@
+"""The memory plan: exact, made before the start; it fits, or the error says what would."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import CapacityError, UsageError
+from ..ir.manifest import Manifest
+from ..ir.program import KvGroup
+from .kv_groups import blocks_alone, blocks_for, common_block_size, window_blocks
+from .scheduler import SchedulerLimits
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """What may be set when an artifact is opened; None takes what was compiled in.
+
+    `kv_memory` is bytes, or text such as "1GiB", or "auto". The first three can only be lowered:
+    the memory of a step was planned for the compiled limits.
+    """
+
+    max_context: int | None = None
+    max_sequences: int | None = None
+    step_tokens: int | None = None
+    kv_memory: int | str | None = None
+    max_waiting: int = 4096
+    prefix_reuse: bool = True
+    threads: int | None = None
+    pin: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimePlan:
+    """What a running engine takes. `num_blocks` counts the null block of each group."""
+
+    limits: SchedulerLimits
+    groups: tuple[KvGroup, ...]
+    num_blocks: tuple[int, ...]
+    kv_bytes: int
+    arena_bytes: int
+    weights_bytes: int
+    num_threads: int
+    pin: bool
+    prefix_reuse: bool
+    notes: tuple[str, ...] = ()
+
+
+def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
+    """Sizes everything; raises CapacityError where it does not fit, naming settings that would."""
+    groups = manifest.kv.groups
+    runtime = _section(manifest.recipe, "runtime")
+    limits = _limits(manifest, options)
+    weights_bytes = manifest.files[manifest.weights.file].bytes
+    memory = options.kv_memory
+    if memory is None:
+        memory = _section(manifest.recipe, "kv_cache").get("memory")
+    if memory is None or memory == "auto":
+        free = available_memory() - weights_bytes - manifest.arena_bytes
+        budget = int(max(0, free) * _SHARE_OF_FREE_MEMORY)
+    else:
+        budget = parse_bytes(memory)
+    num_blocks = plan_blocks(groups, limits, budget)
+    notes = []
+    held = longest_context(groups, num_blocks, limits.max_context)
+    if held < limits.max_context:
+        if options.max_context is not None or held < 2:
+            raise _too_little(groups, limits.max_context, budget, held)
+        notes.append(
+            f"max_context is {held}: the KV memory of {format_bytes(budget)} holds no more"
+        )
+        limits = _with_context(limits, held)
+    threads = options.threads or runtime.get("threads")
+    pin = runtime.get("pin") if options.pin is None else options.pin
+    return RuntimePlan(
+        limits=limits,
+        groups=groups,
+        num_blocks=num_blocks,
+        kv_bytes=_bytes_of(groups, num_blocks),
+        arena_bytes=manifest.arena_bytes,
+        weights_bytes=weights_bytes,
+        num_threads=threads if isinstance(threads, int) and threads > 0 else available_cpus(),
+        pin=pin is True,
+        prefix_reuse=options.prefix_reuse,
+        notes=tuple(notes),
+    )
+
+
+def plan_blocks(groups: Sequence[KvGroup], limits: SchedulerLimits, budget: int) -> tuple[int, ...]:
+    """The most blocks a group that `budget` bytes hold, in the proportion the groups need them.
+
+    At most what `max_sequences` sequences of `max_context` tokens can use; a windowed group
+    never gets more than the windows of all sequences and one step's tokens.
+    """
+    size = common_block_size(groups)
+    low, high = 0, limits.max_running * blocks_for(limits.max_context, size)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _bytes_of(groups, _blocks_at(groups, limits, middle)) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return _blocks_at(groups, limits, max(low, 1))
+
+
+def longest_context(groups: Sequence[KvGroup], num_blocks: Sequence[int], limit: int) -> int:
+    """The most tokens, up to `limit`, that one sequence alone can reach."""
+    held = limit
+    for group, count in zip(groups, num_blocks, strict=True):
+        if blocks_alone(group, limit) > count - 1:
+            held = min(held, (count - 1) * group.block_size)
+    return held
+
+
+def parse_bytes(value: int | str) -> int:
+    """Bytes from a number, or text such as "512MiB", "1.5 GiB" or "2GB" (a power of 1000)."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise UsageError(f"{value!r} is no amount of memory", hint='write it as "512MiB" or "2GiB"')
+    return int(float(match[1]) * unit)
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people: "1.5 GiB"."""
+    for unit in ("GiB", "MiB", "KiB"):
+        size = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}[unit]
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its control group."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    maximum = _read("/sys/fs/cgroup/memory.max").strip()
+    current = _read("/sys/fs/cgroup/memory.current").strip()
+    if maximum.isdigit() and current.isdigit():
+        # What the group caches of files can be taken back, as in MemAvailable.
+        cached = re.search(r"^inactive_file (\d+)$", _read("/sys/fs/cgroup/memory.stat"), re.M)
+        free = min(free, int(maximum) - int(current) + (int(cached[1]) if cached else 0))
+    return max(0, free)
+
+
+def available_cpus() -> int:
+    """Processors that this process may use, by affinity and by its control group's quota."""
+    count = len(os.sched_getaffinity(0))
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if quota.isdigit() and period.isdigit():
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _section(recipe: Any, name: str) -> dict[str, Any]:
+    section = recipe.get(name)
+    return dict(section) if section else {}
+
+
+def _limits(manifest: Manifest, options: RuntimeOptions) -> SchedulerLimits:
+    chosen = {}
+    for name in ("max_context", "max_sequences", "step_tokens"):
+        compiled, wanted = getattr(manifest.limits, name), getattr(options, name)
+        if wanted is not None and not 1 <= wanted <= compiled:
+            raise CapacityError(
+                f"{name} is {wanted}, outside 1..{compiled}",
+                hint=f"compile with runtime.{name} of at least {wanted}" if wanted > 0 else None,
+            )
+        chosen[name] = compiled if wanted is None else wanted
+    return SchedulerLimits(
+        **chosen, logit_rows=manifest.limits.logit_rows, max_waiting=options.max_waiting
+    )
+
+
+def _with_context(limits: SchedulerLimits, max_context: int) -> SchedulerLimits:
+    return SchedulerLimits(
+        step_tokens=limits.step_tokens,
+        max_sequences=limits.max_sequences,
+        logit_rows=limits.logit_rows,
+        max_context=max_context,
+        max_waiting=limits.max_waiting,
+    )
+
+
+def _blocks_at(groups: Sequence[KvGroup], limits: SchedulerLimits, units: int) -> tuple[int, ...]:
+    """Blocks of each group where full attention has `units`; one more for the null block."""
+    counts = []
+    for group in groups:
+        visible = window_blocks(group)
+        count = units
+        if visible is not None:
+            step = blocks_for(limits.step_tokens, group.block_size)
+            count = min(units, limits.max_running * visible + step)
+        counts.append(count + 1)
+    return tuple(counts)
+
+
+def _bytes_of(groups: Sequence[KvGroup], num_blocks: Sequence[int]) -> int:
+    return sum(
+        count * group.bytes_per_block() for group, count in zip(groups, num_blocks, strict=True)
+    )
+
+
+def _too_little(
+    groups: Sequence[KvGroup], max_context: int, budget: int, held: int
+) -> CapacityError:
+    alone = [blocks_alone(group, max_context) for group in groups]
+    # Groups share one unit, so the least that holds one sequence has the largest of them.
+    needed = _bytes_of(groups, [max(alone) + 1] * len(groups))
+    instead = f" or max_context of at most {held}" if held >= 2 else ""
+    return CapacityError(
+        f"a context of {max_context} tokens does not fit into {format_bytes(budget)} of KV memory",
+        hint=f"give it kv_cache.memory of at least {format_bytes(needed)}{instead}",
+    )
