@@ -1,0 +1,130 @@
+"""Text to tokens and back with the `tokenizers` library alone, and chats to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..ir.artifact import Artifact
+from ..ir.errors import ArtifactError, RequestError
+from .detokenizer import TextDecoder, open_decoder
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from .chat_template import ChatTemplate, Message
+
+
+class Tokenizer:
+    """The tokenizer of an artifact. `eos_token_ids` are the ids that end a text."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_ids: tuple[int, ...] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        # Serving decides on lengths: what the file says on padding and truncation is for training.
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = eos_token_ids
+        self.special_ids = frozenset(
+            index for index, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        self._template_source = chat_template
+        self._template: ChatTemplate | None = None
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> Tokenizer | None:
+        """The tokenizer of the artifact; None for one that takes and gives token ids only."""
+        files = artifact.manifest.tokenizer
+        if files is None:
+            return None
+        from tokenizers import Tokenizer as Backend
+
+        path = artifact.path / files.file
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for whatever is wrong
+            raise ArtifactError(f"the tokenizer cannot be read: {error}", where=str(path)) from None
+        template = None
+        if files.chat_template is not None:
+            template = (artifact.path / files.chat_template).read_text(encoding="utf-8")
+        return cls(backend, bos_token_id=files.bos, eos_token_ids=files.eos, chat_template=template)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render_chat` can work."""
+        return self._template_source is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text, with those that begin it unless told otherwise."""
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (UnicodeEncodeError, TypeError):
+            # A lone surrogate: no bytes stand for it.
+            raise RequestError("the prompt is not valid Unicode text", field="prompt") from None
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of the tokens."""
+        text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def stream_decoder(self, *, skip_special_tokens: bool, context: Sequence[int]) -> TextDecoder:
+        """Turns the tokens that follow `context` (a prompt, or its end) into text one by one."""
+        return open_decoder(
+            self.backend,
+            self.special_ids,
+            skip_special_tokens=skip_special_tokens,
+            context=context,
+        )
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation, special tokens written out. RequestError if it has none."""
+        if self._template_source is None:
+            raise RequestError("this model has no chat template", field="messages")
+        if self._template is None:
+            from .chat_template import ChatTemplate  # jinja2 is slow to import
+
+            self._template = ChatTemplate(self._template_source, self._constants())
+        return self._template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            variables=variables,
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens of a conversation; the template writes every special token itself."""
+        text = self.render_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            variables=variables,
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def _constants(self) -> dict[str, str]:
+        eos = self.eos_token_ids[0] if self.eos_token_ids else None
+        ids = {"bos_token": self.bos_token_id, "eos_token": eos}
+        texts = {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        return {name: text for name, text in texts.items() if text is not None}
