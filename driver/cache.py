@@ -1,0 +1,225 @@
+"""The cache of artifacts: found by what they were made of, bounded, oldest use goes first."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
+from ..ir.digests import digest_file
+from ..ir.errors import ArtifactError, UsageError
+from .recipe import parse_size
+
+DEFAULT_LIMIT_BYTES = 20 * 10**9
+LIMIT_VARIABLE = "INFC_CACHE_LIMIT"
+_ROOMS = ("ir", "frontend", "passes", "codegen", "driver")  # whatever shapes an artifact
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+_ABANDONED_SECONDS = 24 * 3600
+# What a checkpoint directory often holds beside the model: other formats, and prose.
+_IGNORED = frozenset({".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".png"})
+
+
+def cache_directory() -> Path:
+    """Where the cache lies: `$XDG_CACHE_HOME/infc`, or its usual place."""
+    return platformdirs.user_cache_path("infc")
+
+
+def cache_limit_bytes() -> int:
+    """The limit of the cache: `$INFC_CACHE_LIMIT` (such as `5GB`; 0 for none at all), or 20 GB."""
+    text = os.environ.get(LIMIT_VARIABLE)
+    if text is None:
+        return DEFAULT_LIMIT_BYTES
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = None
+    if not isinstance(size, int):
+        raise UsageError(f"not a size: {text!r}", where=LIMIT_VARIABLE, hint="such as 5GB")
+    return size
+
+
+def cache_key(parts: Mapping[str, Any], checkpoint: Path) -> str:
+    """The name of what these inputs give: options, checkpoint, our sources and the libraries."""
+    everything = {
+        **parts,
+        "checkpoint": _digest_checkpoint(checkpoint),
+        "sources": _digest_sources(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How much the cache holds."""
+
+    directory: Path
+    num_artifacts: int
+    size_bytes: int
+    limit_bytes: int
+
+
+class ArtifactCache:
+    """Artifacts by key. Whatever goes wrong in it costs a compilation and nothing else."""
+
+    def __init__(self, directory: Path | None = None, limit_bytes: int | None = None) -> None:
+        self.directory = directory or cache_directory()
+        self.limit_bytes = cache_limit_bytes() if limit_bytes is None else limit_bytes
+        self._artifacts = self.directory / "artifacts"
+
+    def find(self, key: str) -> Artifact | None:
+        """The artifact of that key with every digest right, or None; a damaged one is dropped."""
+        path = self._artifacts / key
+        if not path.is_dir():
+            return None
+        try:
+            found = open_artifact(path)
+        except ArtifactError:
+            _remove(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the time of the last use
+        return found
+
+    def add(self, key: str, artifact: Artifact) -> str | None:
+        """Keeps a copy, then evicts down to the limit; the reason where it did not, else None."""
+        size = sum(digest.bytes for digest in artifact.manifest.files.values())
+        if size > self.limit_bytes:
+            return f"it is larger than the cache may be ({LIMIT_VARIABLE})"
+        try:
+            with ArtifactWriter(self._artifacts / key) as writer:
+                writer.commit_copy(artifact)
+        except ArtifactError as error:
+            return str(error)
+        self._evict()
+        return None
+
+    def use(self) -> CacheUse:
+        """What the cache holds now."""
+        entries = list(self._entries())
+        size = sum(_size_bytes(path) for path in entries)
+        return CacheUse(self.directory, len(entries), size, self.limit_bytes)
+
+    def clear(self) -> CacheUse:
+        """Removes everything; returns what was there."""
+        before = self.use()
+        _remove(self.directory)
+        return before
+
+    def _entries(self) -> Iterator[Path]:
+        with contextlib.suppress(OSError):
+            yield from (p for p in self._artifacts.iterdir() if not p.name.startswith("."))
+
+    def _evict(self) -> None:
+        """Removes artifacts, the longest unused first, and what killed runs left behind."""
+        entries = sorted(self._entries(), key=_mtime)
+        sizes = {path: _size_bytes(path) for path in entries}
+        total = sum(sizes.values())
+        for path in entries:
+            if total <= self.limit_bytes:
+                break
+            _remove(path)
+            total -= sizes[path]
+        for path in self._artifacts.glob(".*.partial-*"):
+            if _mtime(path) < time.time() - _ABANDONED_SECONDS:
+                _remove(path)
+
+
+def _digest_checkpoint(directory: Path) -> dict[str, Any]:
+    """Name -> digest of each file that a model may be made of; unchanged ones are remembered."""
+    names = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file()
+        and path.suffix.lower() not in _IGNORED
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    )
+    place = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:32]
+    memory = cache_directory() / "checkpoints" / f"{place}.json"
+    known = _read_memory(memory)
+    result, remembered = {}, {}
+    for name in names:
+        path = directory / name
+        state = path.stat()
+        stamp = [state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        entry = known.get(name)
+        if not isinstance(entry, dict) or entry.get("stamp") != stamp:
+            digest = digest_file(path)
+            entry = {"stamp": stamp, "digest": digest.sha256 or list(digest.chunks or ())}
+        result[name] = entry["digest"]
+        if time.time_ns() - max(stamp[2:]) > 10**9:  # one that is being written may change again
+            remembered[name] = entry
+    _write_memory(memory, remembered)
+    return result
+
+
+def _read_memory(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _write_memory(path: Path, data: dict[str, Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(data))
+        partial.replace(path)
+
+
+def _digest_sources() -> str:
+    """One digest over the compiler's own sources: an edited pass must never find old artifacts."""
+    digest = hashlib.sha256()
+    package = Path(__file__).resolve().parents[1]
+    for room in _ROOMS:
+        for path in sorted((package / room).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(package)).encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _size_bytes(path: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _remove(path: Path) -> None:
+    """Moves out of the way first: another process must never see half of it under its name."""
+    aside = path.with_name(f".{path.name}.partial-removed-{os.getpid()}")
+    try:
+        path.rename(aside)
+    except OSError:
+        aside = path
+    shutil.rmtree(aside, ignore_errors=True)

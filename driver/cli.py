@@ -1,0 +1,147 @@
+"""The command line: finds the command, and turns every failure into one line and a status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from ..ir.errors import InfcError
+
+# In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
+_COMMANDS = (
+    "compile",
+    "generate",
+    "chat",
+    "serve",
+    "inspect",
+    "bench",
+    "eval",
+    "passes",
+    "opt",
+    "recipe",
+    "cache",
+    "doctor",
+)
+_INTERRUPTED = 128 + signal.SIGINT
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f".commands.{cmd_name}", __package__)
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else " (see `infc --help`)"
+            raise click.UsageError(f"no command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        click.echo(f"infc {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Print the version.",
+)
+def infc() -> None:
+    """Compiles a language model into one artifact, and serves it.
+
+    \b
+      infc compile recipes/tiny/model.yaml -o tiny.infc
+      infc generate tiny.infc "def fibonacci(n):"
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns its exit status, having printed at most one line of error."""
+    try:
+        status = infc.main(arguments, prog_name="infc", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        return _fail(_click_text(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except InfcError as error:
+        if _debugging():
+            raise
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        if _debugging():
+            raise
+        return _fail(*_explain(error))
+
+
+def main() -> NoReturn:
+    """The entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run())
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    # As an exception, so that what is half written is removed.
+    raise SystemExit(128 + number)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}", 1
+    if isinstance(error, MemoryError):
+        return "out of memory", 8
+    kind = type(error).__name__
+    return f"a fault in infc itself: {kind}: {error} (INFC_DEBUG=1 shows where)", 1
+
+
+def _click_text(error: click.ClickException) -> str:
+    text = error.format_message()
+    return text[:1].lower() + text[1:]
+
+
+def _fail(text: str, status: int) -> int:
+    line = " ".join(text.split())
+    print(f"error: {line}", file=sys.stderr)
+    return status
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("INFC_DEBUG"))

@@ -1,0 +1,35 @@
+"""`infc opt`: passes over a program in text form, as the golden tests run them."""
+
+import click
+
+
+@click.command("opt")
+@click.argument("file", metavar="FILE.ir")
+@click.option(
+    "-p", "--passes", "pipeline", required=True, metavar="TEXT", help='Such as "a,b{k=v}".'
+)
+@click.option("-o", "--output", metavar="FILE", help="Where the result goes; stdout if not given.")
+def command(file: str, pipeline: str, output: str | None) -> None:
+    """Run passes over a program and print the result.
+
+    FILE.ir is IR text; - reads it from stdin.
+
+    \b
+      infc opt captured.ir -p "squeeze-unit-batch,eliminate-dead-code"
+      infc opt layer.ir -p "fuse-rms-norm,merge-qkv" -o fused.ir
+    """
+    from pathlib import Path
+
+    from ...ir.errors import UsageError
+    from ...passes.opt import opt
+
+    try:
+        text = click.get_text_stream("stdin").read() if file == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"cannot be read: {reason}", where=file) from None
+    result = opt(text, pipeline)
+    if output is None:
+        click.echo(result, nl=not result.endswith("\n"))
+    else:
+        Path(output).write_text(result)

@@ -1,0 +1,271 @@
+"""From a recipe to an artifact: every room in turn, or the cache where nothing has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
+from ..ir.errors import ArtifactError
+from ..ir.manifest import (
+    Entry,
+    KvLayout,
+    Limits,
+    Manifest,
+    TargetMachine,
+    TokenizerFiles,
+    WeightsFile,
+    canonical_json,
+)
+from ..ir.target import Target, check_platform, resolve_target
+from .cache import ArtifactCache, cache_key
+from .model_source import find_model
+from .progress import Reporter
+from .recipe import LoadedRecipe, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from ..codegen.base import Emission
+    from ..ir.program import Program
+
+
+def compile_model(
+    recipe: str | os.PathLike[str] | Recipe,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    verify: bool = True,
+    dump_ir_after: str | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
+    cache: bool = True,
+    progress: Reporter | None = None,
+) -> Artifact:
+    """Compiles a model into an artifact, and opens it.
+
+    `recipe` is a `model.yaml`, a checkpoint directory, or a Recipe; `output` the artifact's
+    directory (by default named after the model, in the working directory); `overrides` are
+    assignments such as `runtime.max_context=2048`. `verify` checks what each pass did by
+    running the program before and after it. `dump_ir_after` names a pass, or `all`: the program
+    after it is written into `dump_dir`.
+
+    Raises an InfcError that says what was wrong, where, and what to do.
+    """
+    check_platform()
+    progress = progress or Reporter()
+    job = _plan(load_recipe(recipe, overrides), output, verify)
+    reusable = cache and dump_ir_after is None
+    store = ArtifactCache()
+    key = None
+    if reusable:
+        with progress.stage("look into the cache"):
+            key = _key(job, progress)
+            found = store.find(key) if key else None
+            if found is not None:
+                with ArtifactWriter(job.output) as writer:
+                    writer.commit_copy(found)
+        if found is not None:
+            progress.remark(f"{job.output}: from the cache, nothing has changed")
+            return open_artifact(job.output)
+    dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
+    with ArtifactWriter(job.output) as writer:
+        manifest = _build(job, writer.path, dump_ir_after, dumps, progress)
+        with progress.stage("digest and move into place"):
+            writer.commit(manifest)
+    _write_timings(job.output, progress)
+    artifact = open_artifact(job.output)
+    if key is not None and (reason := store.add(key, artifact)):
+        progress.remark(f"not kept in the cache: {reason}")
+    return artifact
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A recipe with everything resolved that needs no heavy import."""
+
+    recipe: Recipe
+    directory: Path  # that the recipe's relative paths start from
+    model: Path
+    output: Path
+    target: Target
+    toolchain: Mapping[str, str]
+    verify: bool
+
+
+def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: bool) -> _Job:
+    recipe = loaded.recipe
+    target = resolve_target(recipe.target)
+    toolchain = _toolchain(recipe)  # a missing compiler is told now, not after minutes of work
+    model = find_model(recipe, loaded.directory)
+    place = Path(output) if output is not None else Path(f"{_model_name(recipe, model)}.infc")
+    place = Path(os.path.abspath(place))
+    if model == place or model in place.parents or place in model.parents:
+        raise ArtifactError(
+            "the output lies in the checkpoint, or holds it", where=str(place), hint="-o elsewhere"
+        )
+    return _Job(recipe, loaded.directory, model, place, target, toolchain, verify)
+
+
+def _toolchain(recipe: Recipe) -> Mapping[str, str]:
+    if recipe.backend != "cpp":
+        return {}
+    from ..codegen.cpp.toolchain import find_toolchain
+
+    return {"version": find_toolchain().version}
+
+
+def _model_name(recipe: Recipe, model: Path) -> str:
+    name = Path(recipe.model).name
+    # `checkpoint` and `.` say nothing of the model; the directory around them does.
+    return model.parent.name if name in ("", "..", "checkpoint", "model") else name
+
+
+def _key(job: _Job, progress: Reporter) -> str | None:
+    """The name of this compilation in the cache; None where it must not be reused."""
+    if own := list(_own_passes(job.recipe.passes)):
+        # What a user's module imports, and so what it does, can't be known without running it.
+        progress.remark(f"not cached: the recipe brings a pass of its own ({own[0]})")
+        return None
+    parts = {
+        "recipe": _recorded(job),
+        "target": job.target.features,
+        "toolchain": dict(job.toolchain),
+        "verify": job.verify,
+    }
+    return cache_key(parts, job.model)
+
+
+def _own_passes(spec: Any) -> Iterator[str]:
+    """Every `my_module:MyPass` in a recipe's `passes`."""
+    if isinstance(spec, str):
+        if ":" in spec:
+            yield spec
+    elif isinstance(spec, Mapping):
+        for key, value in spec.items():
+            yield from _own_passes(key)
+            yield from _own_passes(value)
+    elif isinstance(spec, (list, tuple)):
+        for item in spec:
+            yield from _own_passes(item)
+
+
+def _recorded(job: _Job) -> dict[str, Any]:
+    """The recipe as the manifest keeps it: every key, `native` by name, no path of this machine."""
+    data = job.recipe.model_dump()
+    is_local = (job.directory / job.recipe.model).exists()
+    name = _model_name(job.recipe, job.model) if is_local else job.recipe.model
+    return {**data, "model": name, "target": job.target.name}
+
+
+def _build(
+    job: _Job, directory: Path, dump_ir_after: str | None, dumps: Path, progress: Reporter
+) -> Manifest:
+    """Writes every file of the artifact but the manifest, which it returns."""
+    from ..codegen.registry import get_backend
+    from ..ir.text import print_program
+    from .optimize import optimize
+
+    with progress.stage("load the compiler"):
+        import torch  # noqa: F401 - seconds of import, shown for what they are
+        import transformers  # noqa: F401
+    with progress.stage("capture the model"):
+        captured = _capture(job, progress)
+    with progress.stage("run the passes"):
+        program, report = optimize(
+            captured, job.recipe, job.target, directory=job.directory, verify=job.verify,
+            dump_ir_after=dump_ir_after, dump_dir=dumps, progress=progress,
+        )  # fmt: skip
+    backend = get_backend(job.recipe.backend)
+    backend.check(program, job.target)
+    with progress.stage("emit code and weights"):
+        emission = _emit(job, program, directory, progress)
+    (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
+    (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
+    report = {**report, "toolchain": dict(emission.toolchain)}
+    (directory / "report.json").write_text(canonical_json(report), encoding="utf-8")
+    return _manifest(job, program, emission, _write_tokenizer(job, directory, progress))
+
+
+def _capture(job: _Job, progress: Reporter) -> Program:
+    from ..frontend.load import load_model
+
+    runtime = job.recipe.runtime
+    return load_model(
+        job.model,
+        dtype=job.recipe.dtype,
+        max_context=runtime.max_context,
+        step_tokens=runtime.step_tokens,
+        logit_rows=job.recipe.logit_rows,
+        allow_remote_code=job.recipe.trust_remote_code,
+        log=progress.remark,
+    )
+
+
+def _emit(job: _Job, program: Program, directory: Path, progress: Reporter) -> Emission:
+    from ..codegen.base import EmitOptions
+    from ..codegen.registry import get_backend
+
+    options = EmitOptions(on_weight=progress.advance)
+    return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
+
+
+def _write_tokenizer(job: _Job, directory: Path, progress: Reporter) -> TokenizerFiles | None:
+    from ..frontend.tokenizer import write_tokenizer
+
+    found = write_tokenizer(job.model, directory)
+    if found is None:
+        progress.remark("the checkpoint has no tokenizer: the artifact takes token ids only")
+        return None
+    return TokenizerFiles(**found)
+
+
+def _manifest(
+    job: _Job, program: Program, emission: Emission, tokenizer: TokenizerFiles | None
+) -> Manifest:
+    from .. import __version__
+
+    runtime = job.recipe.runtime
+    return Manifest(
+        infc_version=__version__,
+        recipe=_recorded(job),
+        model=program.spec,
+        backend=job.recipe.backend,
+        target=TargetMachine(job.target.name, job.target.features),
+        limits=Limits(
+            max_context=program.spec.max_context,
+            step_tokens=runtime.step_tokens,
+            max_sequences=runtime.max_sequences,
+            logit_rows=job.recipe.logit_rows,
+        ),
+        kv=KvLayout(program.resources),
+        entry=Entry(**emission.entry),
+        arena_bytes=emission.arena_bytes,
+        weights=WeightsFile("weights.safetensors", emission.weight_names),
+        tokenizer=tokenizer,
+    )
+
+
+def _write_timings(output: Path, progress: Reporter) -> None:
+    """Times go beside the artifact: in it, two compilations would never be equal."""
+    path = output.with_name(f"{output.name}.timings.json")
+    text = json.dumps({name: round(seconds, 3) for name, seconds in progress.seconds.items()})
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        progress.remark(f"{path}: not written: {error.strerror}")
+
+
+@contextmanager
+def importable(*directories: Path) -> Iterator[None]:
+    """Lets modules in these directories be imported by name, as `python FILE` does for its own."""
+    added = [str(directory) for directory in directories if str(directory) not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for name in added:
+            sys.path.remove(name)

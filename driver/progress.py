@@ -1,0 +1,99 @@
+"""How a long command says what it is doing: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Reporter:
+    """Hears about stages, their advance, and remarks; this one keeps quiet and takes the times."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Brackets one stage of the work; its wall time lands in `seconds`."""
+        start = time.perf_counter()
+        self._begin(name)
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._end(name, finished)
+
+    def advance(self, done: int, total: int) -> None:
+        """Says how far the present stage is, in units of its own."""
+
+    def remark(self, text: str) -> None:
+        """Says one thing that the user should know."""
+
+    def _begin(self, name: str) -> None: ...
+
+    def _end(self, name: str, finished: bool) -> None: ...
+
+
+class LineReporter(Reporter):
+    """One line on stderr for each finished stage and each remark."""
+
+    def remark(self, text: str) -> None:
+        """Prints the remark."""
+        print(text, file=sys.stderr, flush=True)
+
+    def _end(self, name: str, finished: bool) -> None:
+        if finished:
+            self.remark(f"{name}: {self.seconds[name]:.1f} s")
+
+
+class LiveReporter(Reporter):
+    """A line that moves, on a terminal; finished stages stay with their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def remark(self, text: str) -> None:
+        """Prints the remark above the moving line."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr)
+
+    def advance(self, done: int, total: int) -> None:
+        """Moves the bar of the present stage."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def _begin(self, name: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), "{task.description}", BarColumn(24), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task(name, total=None)
+
+    def _end(self, name: str, finished: bool) -> None:
+        assert self._progress is not None
+        self._progress.stop()
+        self._progress = None
+        if finished:
+            print(f"  {name}: {self.seconds[name]:.1f} s", file=sys.stderr)
+
+
+def make_reporter(quiet: bool) -> Reporter:
+    """The reporter that suits stderr."""
+    if quiet:
+        return Reporter()
+    return LiveReporter() if sys.stderr.isatty() else LineReporter()
