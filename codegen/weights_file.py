@@ -2,4 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..ir.program import Program, Weight
+from ..ir.safetensors import write_safetensors
+from ..ir.weights import evaluate_weight
+from .base import EmitOptions
+
+if TYPE_CHECKING:
+    import torch
+
 WEIGHTS_FILE = "weights.safetensors"
+
+
+def write_weights(
+    program: Program, weights: Sequence[Weight], path: Path, options: EmitOptions
+) -> None:
+    """Make each weight and write it; CheckpointError names the first that cannot be made."""
+    by_name = {weight.name: weight for weight in weights}
+    total_bytes = sum(weight.type.num_bytes() for weight in weights)
+    done_bytes = 0
+
+    def produce(name: str) -> torch.Tensor:
+        nonlocal done_bytes
+        tensor = evaluate_weight(program, by_name[name])
+        done_bytes += tensor.nbytes
+        if options.on_weight is not None:
+            options.on_weight(done_bytes, total_bytes)
+        return tensor
+
+    write_safetensors(path, [(weight.name, weight.type) for weight in weights], produce)

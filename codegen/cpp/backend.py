@@ -11,7 +11,7 @@ from ...ir.target import Target
 from ...ir.types import DType, TensorType
 from ..base import Backend, Emission, EmitOptions, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
-from .calls import place_barriers
+from .calls import c_dim, place_barriers
 from .emitter import Emitter, pointer
 from .expressions import SCALARS
 from .loops import LOOP_OPS, lower_group
@@ -105,9 +105,9 @@ def _store_logits(emitter: Emitter, logits: Value) -> None:
     """The step's last statement: logits leave as float32."""
     buffer = emitter.dense(emitter.buffer(logits))
     assert logits.type.dtype in (DType.F32, DType.BF16), "logits are floating-point"
-    _, vocab = logits.type.shape
+    count = " * ".join(c_dim(dim) for dim in logits.type.shape)
     emitter.call(
-        f"widen_rows(t, {{0}}, logits, R * {vocab});",
+        f"widen_rows(t, {{0}}, logits, {count});",
         (pointer(buffer),),
         reads=(buffer,),
         writes=(),

@@ -46,12 +46,12 @@ def source_text(
             parts.append(_statement(item, item.args, "  "))
     blocks = [str(group.bytes_per_block()) for group in program.resources]
     groups = ", ".join([str(len(blocks)), *blocks])
-    scratch = ", ".join(
-        f"infc::attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
+    scratch = "int64_t{0}" + "".join(
+        f", infc::attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
         for group in program.resources
     )
     parts.append("}\n\n")
-    parts.append(f"constexpr int64_t kScratchBytes = std::max<int64_t>({{0, {scratch}}});\n\n")
+    parts.append(f"constexpr int64_t kScratchBytes = std::max({{{scratch}}});\n\n")
     parts.append("}  // namespace\n\n")
     parts.append(f"INFC_ENTRY(run_step, {num_weights}, {arena_bytes}, kScratchBytes, {groups})\n")
     return "".join(parts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...ir.program import Program, Weight, WeightExpr
 from ...ir.target import Target
 from .layout import panel_layout
+from .packing import PACK
 
 PACKED_OPS = {"linear": (1,), "moe": (3, 4)}
 """Op -> which of its operands are read in panels."""
@@ -36,7 +37,7 @@ class WeightTable:
         """Index of a weight that lies in panels (see `layout.py`)."""
         weight = self.program.weights[name]
         layout = panel_layout(weight.type.dtype, self.target)
-        expr = WeightExpr("pack", (weight.expr,), layout.attrs())
+        expr = WeightExpr(PACK.name, (weight.expr,), layout.attrs())
         return self._index(Weight(f"{name}:packed", layout.packed_type(weight.type), expr))
 
     def _index(self, weight: Weight) -> int:

@@ -1,7 +1,7 @@
 // The C entry points of a generated library, over the one function that the emitter wrote.
 #pragma once
 
-#include <cstdio>
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <string>
@@ -13,12 +13,12 @@
 #include "embedding.hpp"
 #include "kv.hpp"
 #include "linear.hpp"
+#include "loops.hpp"
 #include "math.hpp"
 #include "moe.hpp"
 #include "norms.hpp"
 #include "rope.hpp"
 #include "rows.hpp"
-#include "selection.hpp"
 #include "team.hpp"
 
 namespace infc {

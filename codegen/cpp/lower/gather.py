@@ -54,8 +54,7 @@ def lower_topk(e: Emitter, node: Node) -> None:
     x = e.rows(node.inputs[0])
     values, indices = e.output(node.outputs[0]), e.output(node.outputs[1])
     e.call(
-        f"topk_rows<{x.buffer.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
-        f"{x.count}, {x.length}, {node.attrs['k']});",
+        f"topk_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length}, {node.attrs['k']});",
         (x.pointer, pointer(values), pointer(indices)),
         reads=(x.buffer,),
         writes=(values, indices),
@@ -68,8 +67,7 @@ def lower_softmax(e: Emitter, node: Node) -> None:
     x = e.rows(node.inputs[0])
     out = e.output(node.output)
     e.call(
-        f"softmax_rows<{x.buffer.ctype}, {out.ctype}>(t, {{0}}, {x.stride}, {{1}}, "
-        f"{x.count}, {x.length});",
+        f"softmax_rows(t, {{0}}, {x.stride}, {{1}}, {x.length}, {x.count}, {x.length});",
         (x.pointer, pointer(out)),
         reads=(x.buffer,),
         writes=(out,),

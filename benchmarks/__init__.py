@@ -1,0 +1,1 @@
+"""What measures infc, alone and beside its peers; `RESULTS.md` holds what was measured."""

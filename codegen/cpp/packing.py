@@ -1,0 +1,34 @@
+"""The weight op `pack`: a matrix in the panels that the kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...ir.errors import ProgramError
+from ...ir.ops.base import Attrs
+from ...ir.types import TensorType
+from ...ir.weights import WeightOp, register_weight_op
+from .layout import PanelLayout
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _layout(attrs: Attrs) -> PanelLayout:
+    nr, kp = attrs["nr"], attrs["kp"]
+    if not isinstance(nr, int) or not isinstance(kp, int) or nr < 1 or kp < 1:
+        raise ProgramError(f"pack: nr and kp are sizes, not {nr!r} and {kp!r}")
+    return PanelLayout(nr, kp)
+
+
+def _pack(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    return _layout(attrs).pack(parts[0])
+
+
+def _packed_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    return _layout(attrs).packed_type(kinds[0])
+
+
+PACK = register_weight_op(WeightOp("pack", _pack, _packed_type, ("nr", "kp")))
+"""Registered once, when the backend is imported."""

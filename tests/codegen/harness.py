@@ -1,0 +1,114 @@
+"""Runs small programs through the cpp backend and through the ops' meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from infc.codegen.base import EmitOptions
+from infc.codegen.registry import get_backend
+from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
+from infc.ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
+from infc.ir.program import Program
+from infc.ir.target import Target, resolve_target
+from infc.runtime.executors.cpp import CppExecutor
+from infc.runtime.step import Step
+
+
+def random_weights(program: Program, seed: int) -> dict[str, torch.Tensor]:
+    """A tensor for each weight of the table, in its type."""
+    generator = torch.Generator().manual_seed(seed)
+    names = {
+        "f32": torch.float32,
+        "bf16": torch.bfloat16,
+    }
+    return {
+        name: torch.randn(weight.type.shape, generator=generator).to(names[weight.type.dtype.value])
+        for name, weight in program.weights.items()
+    }
+
+
+def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Program:
+    """The program with a loader for its checkpoint tensors."""
+    return replace(program, loaders={"checkpoint": weights.__getitem__})
+
+
+def build(program: Program, directory: Path, target: Target | None = None) -> Artifact:
+    """Emit a lowered program as an artifact of the cpp backend."""
+    target = target or resolve_target("native")
+    limits = Limits(
+        max_context=4096,
+        step_tokens=program.symbols["T"].high,
+        max_sequences=64,
+        logit_rows=program.symbols["R"].high if "R" in program.symbols else 4096,
+    )
+    with ArtifactWriter(directory) as writer:
+        emission = get_backend("cpp").emit(program, target, writer.path, EmitOptions())
+        writer.commit(
+            Manifest(
+                infc_version="0",
+                recipe={},
+                model=program.spec,
+                backend="cpp",
+                target=TargetMachine(target.name, target.features),
+                limits=limits,
+                kv=KvLayout(program.resources),
+                entry=Entry(**emission.entry),
+                arena_bytes=emission.arena_bytes,
+                weights=WeightsFile("weights.safetensors", emission.weight_names),
+                tokenizer=None,
+            )
+        )
+    return open_artifact(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence that a step computes: ids and the position of the first."""
+
+    ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    """Ids of the sequence's blocks, the same for every KV group."""
+
+
+def make_step(
+    chunks: Sequence[Chunk], *, num_groups: int, block_size: int, rows: Sequence[int] | None = None
+) -> Step:
+    """A step over chunks; by default every row's logits are wanted."""
+    ids = [token for chunk in chunks for token in chunk.ids]
+    positions = [chunk.start + i for chunk in chunks for i in range(len(chunk.ids))]
+    starts = np.cumsum([0, *(len(chunk.ids) for chunk in chunks)])
+    width = max((len(chunk.blocks) for chunk in chunks), default=1)
+    table = [[*chunk.blocks, *[0] * (width - len(chunk.blocks))] for chunk in chunks]
+    slots = [
+        chunk.blocks[p // block_size] * block_size + p % block_size
+        for chunk in chunks
+        for p in range(chunk.start, chunk.start + len(chunk.ids))
+    ]
+    return Step(
+        token_ids=_ints(ids),
+        positions=_ints(positions),
+        query_starts=_ints(starts),
+        context_lengths=_ints([chunk.start + len(chunk.ids) for chunk in chunks]),
+        block_tables=(_ints(table).reshape(len(chunks), width),) * num_groups,
+        slots=(_ints(slots),) * num_groups,
+        block_copies=(np.zeros((0, 2), dtype=np.int32),) * num_groups,
+        logits_index=_ints(range(len(ids)) if rows is None else rows),
+    )
+
+
+def _ints(values: object) -> NDArray[np.int32]:
+    array = np.asarray(list(values) if isinstance(values, range) else values, dtype=np.int32)
+    return np.ascontiguousarray(array)
+
+
+def open_cpp(artifact: Artifact, *, num_blocks: int = 64, num_threads: int = 2) -> CppExecutor:
+    """An executor with as many blocks in every group."""
+    groups = artifact.manifest.kv.groups
+    return CppExecutor(artifact, [num_blocks] * len(groups), num_threads=num_threads)
