@@ -1,0 +1,204 @@
+"""What transformers calls in place of its attention, mask and experts: one opaque op for each.
+
+The ops have shapes and no kernel: they exist only while a model is traced under fake tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..ir.errors import UnsupportedModelError
+
+INTERFACE_NAME: Final = "infc"
+
+# Arguments that attention functions are given for other backends' sake; none changes the result.
+_HARMLESS: Final = frozenset({"position_ids", "use_cache", "cache_position", "is_causal"})
+
+_ACTIVATIONS: Final = {
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "silu": "silu",
+    "GELUActivation": "gelu",
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "ReLU": "relu",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CausalMask:
+    """What the mask interface returns: causal, and within `window` positions where given."""
+
+    window: int | None
+
+
+_LIBRARY = torch.library.Library("infc", "DEF")
+_LIBRARY.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, int layer, float scale, "
+    "int? window, float? softcap) -> Tensor"
+)
+_LIBRARY.define(
+    "moe(Tensor x, Tensor index, Tensor weight, Tensor gate_up, Tensor down, "
+    "Tensor? gate_up_bias, Tensor? down_bias, str act) -> Tensor"
+)
+_LIBRARY.define("layer_begin(Tensor x, int layer, int slot) -> Tensor")
+_LIBRARY.define("layer_end(Tensor x, int layer) -> Tensor")
+_LIBRARY.define("repeat_layer(Tensor[] args, int layer) -> Tensor")
+
+
+def _attention_shape(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> torch.Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def _same_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def _first_shape(args: list[torch.Tensor], layer: int) -> torch.Tensor:
+    return args[0].new_empty(args[0].shape)
+
+
+torch.library.register_fake("infc::attention", _attention_shape, lib=_LIBRARY)
+torch.library.register_fake("infc::moe", _same_shape, lib=_LIBRARY)
+torch.library.register_fake("infc::layer_begin", _same_shape, lib=_LIBRARY)
+torch.library.register_fake("infc::layer_end", _same_shape, lib=_LIBRARY)
+torch.library.register_fake("infc::repeat_layer", _first_shape, lib=_LIBRARY)
+
+
+def _refuse(layer: int | None, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(reason, where=None if layer is None else f"layer {layer}")
+
+
+def attention_hook(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: object,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer as one op; q, k, v are `[1, heads, T, head_dim]`.
+
+    The mask decides the window, as it does in the library's own eager attention. Raises
+    UnsupportedModelError for whatever the op cannot say.
+    """
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise _refuse(None, f"attention {type(module).__name__} does not say which layer it is")
+    if not isinstance(attention_mask, CausalMask):
+        raise _refuse(layer, "attention is not causal, or its mask is made by the model itself")
+    window = attention_mask.window
+    if sliding_window is not None and window is not None and sliding_window != window:
+        raise _refuse(layer, f"attention names window {sliding_window}, its mask {window}")
+    if dropout:
+        raise _refuse(layer, f"attention has dropout {dropout}")
+    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise _refuse(layer, "attention is not causal")
+    for name, argument in kwargs.items():
+        if name not in _HARMLESS and argument is not None and argument is not False:
+            raise _refuse(layer, f"attention has an argument {name} that is not understood")
+    scale = float(query.shape[-1]) ** -0.5 if scaling is None else float(scaling)
+    out = torch.ops.infc.attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        s_aux,
+        layer,
+        scale,
+        window,
+        None if softcap is None else float(softcap),
+    )
+    return out, None
+
+
+def mask_hook(*, mask_function: Any, attention_mask: object = None, **_: Any) -> CausalMask:
+    """The mask as a value that the attention hook reads; UnsupportedModelError for other kinds."""
+    if attention_mask is not None:
+        raise UnsupportedModelError("the model makes a padding mask of its own")
+    windows: list[int] = []
+    causal = _read_mask(mask_function, windows)
+    if not causal:
+        raise UnsupportedModelError("an attention mask is not causal")
+    return CausalMask(min(windows) if windows else None)
+
+
+def _read_mask(function: Any, windows: list[int]) -> bool:
+    """Collects windows from a composed mask function; True where it is causal."""
+    name = getattr(function, "__qualname__", repr(function))
+    cells = dict(
+        zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        if hasattr(function, "__code__")
+        else ()
+    )
+    if name == "causal_mask_function":
+        return True
+    if name == "and_masks.<locals>.and_mask":
+        parts = [_read_mask(part, windows) for part in cells["mask_functions"].cell_contents]
+        return any(parts)
+    if name == "sliding_window_overlay.<locals>.inner_mask":
+        windows.append(int(cells["sliding_window"].cell_contents))
+        return False
+    # One prompt is one packed sequence: these two change nothing for ascending positions.
+    if name == "packed_sequence_mask_function.<locals>.inner_mask":
+        return False
+    if name == "remap_positions_for_packed_sequence.<locals>.inner_mask":
+        return _read_mask(cells["mask_function"].cell_contents, windows)
+    raise UnsupportedModelError(f"attention mask {name.split('.')[0]} is not supported")
+
+
+def experts_hook(
+    module: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Routed experts as one op: x `[T, H]`, index and weights `[T, K]`.
+
+    Raises UnsupportedModelError for layouts and gates that the op cannot say.
+    """
+    name = type(module).__name__
+    custom_gate = getattr(type(module), "_apply_gate", None) is not _default_apply_gate
+    flags = {
+        "a gate of their own": custom_gate,
+        "no gate": not getattr(module, "has_gate", True),
+        "transposed weights": getattr(module, "is_transposed", False),
+        "interleaved weights": not getattr(module, "is_concatenated", True),
+        "a norm after each expert": getattr(module, "has_post_expert_norm", False),
+    }
+    for what, present in flags.items():
+        if present:
+            raise UnsupportedModelError(f"experts {name} have {what}, which is not supported")
+    act = getattr(module, "act_fn", None)
+    act_name = _ACTIVATIONS.get(getattr(act, "__name__", type(act).__name__))
+    if act_name is None:
+        raise UnsupportedModelError(f"experts {name} use activation {act}, which is not supported")
+    biased = getattr(module, "has_bias", False)
+    return torch.ops.infc.moe(  # type: ignore[no-any-return]
+        hidden_states,
+        top_k_index,
+        top_k_weights,
+        module.gate_up_proj,
+        module.down_proj,
+        module.gate_up_proj_bias if biased else None,
+        module.down_proj_bias if biased else None,
+        act_name,
+    )
+
+
+def register_hooks() -> None:
+    """Makes the three functions known to transformers under the name `infc`; idempotent."""
+    ALL_ATTENTION_FUNCTIONS.register(INTERFACE_NAME, attention_hook)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(INTERFACE_NAME, mask_hook)
+    ALL_EXPERTS_FUNCTIONS.register(INTERFACE_NAME, experts_hook)

@@ -1,0 +1,178 @@
+"""Equal decoder layers are traced once: the others become one opaque op each, cloned later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from .hooks import CausalMask
+
+# State of nn.Module itself, the layer's own number, and links that every layer shares.
+_IGNORED = frozenset({"training", "layer_idx", "layer_id", "config", "gradient_checkpointing"})
+_PLAIN = (bool, int, float, str, type(None), CausalMask)
+MIN_LAYERS_TO_REPEAT = 4
+
+
+class NotRepeatableError(Exception):
+    """Layers that looked equal were called in different ways; trace them all."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """How the first layer of a signature was called, and what it returned."""
+
+    in_spec: pytree.TreeSpec
+    in_plain: list[Any]
+    out_spec: pytree.TreeSpec
+    out_plain: list[Any]
+
+
+@dataclass(slots=True)
+class LayerStack:
+    """The decoder layers of one model, and which of them are traced.
+
+    `templates[i]` is the layer whose traced nodes layer i repeats, or i where it is traced;
+    `prefix` is what stands before the number in the layers' parameter names.
+    """
+
+    prefix: str
+    templates: list[int]
+    checks: dict[int, int]
+    calls: dict[int, _Call] = field(default_factory=dict)
+
+
+def find_decoder_layers(model: Any, num_layers: int) -> tuple[str, torch.nn.ModuleList] | None:
+    """The one outermost module list of `num_layers` layers and its name; None where none is."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+    ]
+    outer = [
+        (name, module)
+        for name, module in found
+        if not any(name.startswith(f"{other}.") for other, _ in found)
+    ]
+    return outer[0] if len(outer) == 1 else None
+
+
+def mark_layers(model: Any, num_layers: int, *, repeat: bool) -> LayerStack | None:
+    """Wraps the decoder layers so that a trace shows where each begins and ends.
+
+    With `repeat`, layers of one signature beyond its first and last are not traced: they call
+    one opaque op. None where the model has no recognisable list of layers.
+    """
+    found = find_decoder_layers(model, num_layers)
+    if found is None:
+        return None
+    name, layers = found
+    signatures = [_signature(layer) for layer in layers]
+    templates = list(range(num_layers))
+    checks: dict[int, int] = {}
+    if repeat:
+        for signature, count in Counter(signatures).items():
+            members = [i for i, one in enumerate(signatures) if one == signature]
+            if count < MIN_LAYERS_TO_REPEAT:
+                continue
+            checks[members[0]] = members[-1]
+            for i in members[1:-1]:
+                templates[i] = members[0]
+    stack = LayerStack(f"{name}.", templates, checks)
+    for i, layer in enumerate(layers):
+        layer.forward = _Wrapped(stack, i, layer.forward)
+    return stack
+
+
+class _Wrapped:
+    """A layer's forward between markers, or one opaque op in its place."""
+
+    def __init__(self, stack: LayerStack, index: int, forward: Any) -> None:
+        self.stack = stack
+        self.index = index
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        plain = [_plain(leaf) for leaf in leaves]
+        template = self.stack.templates[self.index]
+        if template != self.index:
+            return self._repeat(template, tensors, plain, spec)
+        slots = iter(range(len(tensors)))
+        marked = [
+            torch.ops.infc.layer_begin(leaf, self.index, next(slots))
+            if isinstance(leaf, torch.Tensor)
+            else leaf
+            for leaf in leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(marked, spec)
+        outputs, out_spec = pytree.tree_flatten(self.forward(*args, **kwargs))
+        if self.index in self.stack.checks:
+            self._check_outputs(tensors, outputs)
+            out_plain = [_plain(leaf) for leaf in outputs]
+            self.stack.calls[self.index] = _Call(spec, plain, out_spec, out_plain)
+        ended = [
+            torch.ops.infc.layer_end(leaf, self.index) if isinstance(leaf, torch.Tensor) else leaf
+            for leaf in outputs
+        ]
+        return pytree.tree_unflatten(ended, out_spec)
+
+    def _check_outputs(self, tensors: list[torch.Tensor], outputs: list[Any]) -> None:
+        made = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
+        if len(made) != 1 or not tensors:
+            raise NotRepeatableError("a layer returns more than its hidden states")
+        like = tensors[0]
+        if made[0].shape != like.shape or made[0].dtype != like.dtype:
+            raise NotRepeatableError("a layer returns another shape than it is given")
+
+    def _repeat(
+        self, template: int, tensors: list[torch.Tensor], plain: list[Any], spec: pytree.TreeSpec
+    ) -> Any:
+        call = self.stack.calls.get(template)
+        if call is None or spec != call.in_spec or not _equal(plain, call.in_plain):
+            raise NotRepeatableError("equal layers are called in different ways")
+        out = torch.ops.infc.repeat_layer(tensors, self.index)
+        leaves = [out if leaf is torch.Tensor else leaf for leaf in call.out_plain]
+        return pytree.tree_unflatten(leaves, call.out_spec)
+
+
+def _plain(leaf: Any) -> Any:
+    return torch.Tensor if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _equal(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(
+        a is b or (isinstance(a, _PLAIN) and isinstance(b, _PLAIN) and a == b)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def _signature(module: torch.nn.Module) -> tuple[Any, ...]:
+    """What decides the trace of a layer: classes, plain attributes, shapes of its tensors."""
+    own = sorted(
+        (key, _attribute(value))
+        for key, value in vars(module).items()
+        if key not in _IGNORED and not key.startswith("_")
+    )
+    tensors = [
+        (key, None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
+        for table in (module._parameters, module._buffers)
+        for key, tensor in table.items()
+    ]
+    children = [(key, _signature(child)) for key, child in module._modules.items() if child]
+    return (type(module).__qualname__, tuple(own), tuple(tensors), tuple(children))
+
+
+def _attribute(value: Any) -> str:
+    if isinstance(value, (_PLAIN, torch.dtype, torch.Size)):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} {[_attribute(v) for v in value]}"
+    if isinstance(value, dict):
+        return f"dict {[(str(k), _attribute(v)) for k, v in value.items()]}"
+    # Anything else counts as equal only where it is the very same object.
+    return f"object {id(value)}"

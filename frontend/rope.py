@@ -1,0 +1,65 @@
+"""Rotary frequencies that depend on the sequence length, fixed at compile time by `max_context`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..ir.errors import UnsupportedModelError
+
+
+def fix_length_dependent_rope(
+    model: torch.nn.Module, max_context: int, log: Callable[[str], None]
+) -> None:
+    """Makes `dynamic` and `longrope` frequencies constants, in place, and says so.
+
+    The frequencies buffers must hold real values. `longrope` takes its long factors where
+    `max_context` tokens need them; `dynamic` is refused where it would not be constant.
+    Raises UnsupportedModelError.
+    """
+    for name, module in model.named_modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):
+            for layer_type, one in kind.items():
+                if one == "longrope" or "dynamic" in one:
+                    raise UnsupportedModelError(
+                        f"rope {one} for {layer_type} layers depends on the length", where=name
+                    )
+        elif isinstance(kind, str) and "dynamic" in kind:
+            _fix_dynamic(name, module, kind, max_context, log)
+        elif kind == "longrope":
+            _fix_longrope(module, max_context, log)
+
+
+def _fix_dynamic(
+    name: str,
+    module: torch.nn.Module,
+    kind: str,
+    max_context: int,
+    log: Callable[[str], None],
+) -> None:
+    limit = int(getattr(module, "original_max_seq_len", 0))
+    if max_context > limit:
+        raise UnsupportedModelError(
+            f"rope {kind} changes with the length beyond {limit} tokens",
+            where=name,
+            hint=f"set runtime.max_context to {limit} or less",
+        )
+    module.rope_type = "default"  # type: ignore[assignment]
+    log(f"rope {kind}: constant up to {limit} tokens, which max_context {max_context} stays within")
+
+
+def _fix_longrope(module: torch.nn.Module, max_context: int, log: Callable[[str], None]) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = module.config
+    original = config.rope_parameters["original_max_position_embeddings"]  # type: ignore[index,union-attr]
+    long = max_context > original
+    if long:
+        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=max_context)
+        with torch.no_grad():
+            module.inv_freq.copy_(frequencies)  # type: ignore[operator]
+    module.rope_type = "default"  # type: ignore[assignment]
+    side = "long" if long else "short"
+    log(f"rope longrope: {side} factors for every length, chosen by max_context {max_context}")
