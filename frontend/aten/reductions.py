@@ -1,0 +1,101 @@
+"""Reductions over a row, and the norms that ATen has whole."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ...ir.errors import UnsupportedModelError
+from ...ir.program import Operand, Value, WeightRef
+from .base import Context, Converter, Result, axis_of, plain_argument
+
+
+def _reduce(op: str) -> Converter:
+    def convert(ctx: Context, node: fx.Node) -> Result:
+        x = ctx.cast(ctx.tensor(node.args[0]), ctx.out_type(node).dtype)
+        rank = ctx.type_of(x).rank
+        dims = plain_argument(node, 1, "dim")
+        dims = [dims] if isinstance(dims, int) else dims or range(rank)
+        axes = tuple(axis_of(dim, rank) for dim in dims)
+        keepdim = plain_argument(node, 2, "keepdim", False)
+        return ctx.emit(op, x, dims=axes, keepdim=bool(keepdim))
+
+    return convert
+
+
+def _reduce_all(op: str) -> Converter:
+    def convert(ctx: Context, node: fx.Node) -> Result:
+        x = ctx.cast(ctx.tensor(node.args[0]), ctx.out_type(node).dtype)
+        axes = tuple(range(ctx.type_of(x).rank))
+        return ctx.emit(op, x, dims=axes, keepdim=False)
+
+    return convert
+
+
+def _max_dim(ctx: Context, node: fx.Node) -> Result:
+    """Values alone: nobody may use the indices."""
+    x = ctx.tensor(node.args[0])
+    dim = axis_of(plain_argument(node, 1, "dim"), ctx.type_of(x).rank)
+    keepdim = plain_argument(node, 2, "keepdim", False)
+    return (ctx.emit("amax", x, dims=(dim,), keepdim=bool(keepdim)), None)
+
+
+def _softmax(ctx: Context, node: fx.Node) -> Result:
+    x = ctx.cast(ctx.tensor(node.args[0]), ctx.out_type(node).dtype)
+    dim = axis_of(plain_argument(node, 1, "dim"), ctx.type_of(x).rank)
+    return ctx.emit("softmax", x, dim=dim)
+
+
+def _cumsum(ctx: Context, node: fx.Node) -> Result:
+    x = ctx.cast(ctx.tensor(node.args[0]), ctx.out_type(node).dtype)
+    dim = axis_of(plain_argument(node, 1, "dim"), ctx.type_of(x).rank)
+    return ctx.emit("cumsum", x, dim=dim)
+
+
+def _topk(ctx: Context, node: fx.Node) -> Result:
+    x = ctx.tensor(node.args[0])
+    rank = ctx.type_of(x).rank
+    dim = axis_of(plain_argument(node, 2, "dim", -1), rank)
+    if dim != rank - 1 or not plain_argument(node, 3, "largest", True):
+        raise UnsupportedModelError("topk is supported over the last dimension, largest first")
+    return ctx.builder.add("topk", (x,), {"k": plain_argument(node, 1, "k")}).outputs
+
+
+def _layer_norm(ctx: Context, node: fx.Node) -> Result:
+    shape = plain_argument(node, 1, "normalized_shape")
+    if len(shape) != 1:
+        raise UnsupportedModelError("a layer norm over several dimensions is not supported")
+    x = ctx.tensor(node.args[0])
+    weight, bias = (node.args[i] if len(node.args) > i else None for i in (2, 3))
+    eps = plain_argument(node, 4, "eps", 1e-5)
+    if weight is None:
+        return _plain_layer_norm(ctx, x, eps)
+    operands: list[Operand] = [x, ctx.tensor(weight)]
+    if bias is not None:
+        operands.append(ctx.tensor(bias))
+    return ctx.emit("layer_norm", *operands, eps=eps)
+
+
+def _plain_layer_norm(ctx: Context, x: Value | WeightRef, eps: float) -> Result:
+    """A layer norm without a weight, from its parts, in float32 as ATen computes it."""
+    kind = ctx.type_of(x)
+    last = (kind.rank - 1,)
+    wide = x if kind.dtype.value == "f64" else ctx.cast(x, type(kind.dtype).F32)
+    centred = ctx.emit("sub", wide, ctx.emit("mean", wide, dims=last, keepdim=True))
+    square = ctx.emit("mul", centred, centred)
+    variance = ctx.emit("mean", square, dims=last, keepdim=True)
+    scale = ctx.emit("rsqrt", ctx.emit("add", variance, eps))
+    return ctx.cast(ctx.emit("mul", centred, scale), kind.dtype)
+
+
+CONVERTERS: dict[str, Converter] = {
+    "mean.dim": _reduce("mean"),
+    "sum.dim_IntList": _reduce("sum"),
+    "amax.default": _reduce("amax"),
+    "mean.default": _reduce_all("mean"),
+    "sum.default": _reduce_all("sum"),
+    "max.dim": _max_dim,
+    "softmax.int": _softmax,
+    "cumsum.default": _cumsum,
+    "topk.default": _topk,
+    "layer_norm.default": _layer_norm,
+}
