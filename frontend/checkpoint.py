@@ -1,0 +1,113 @@
+"""The weights of a checkpoint directory: mapped safetensors, in one file or in shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..ir.errors import CheckpointError
+from ..ir.safetensors import MappedSafetensors
+from ..ir.types import DType, TensorType
+from .config import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+_SINGLE: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Published tensors by name: their types, and the mapped file that holds each."""
+
+    directory: Path
+    types: Mapping[str, TensorType]
+    files: Mapping[str, MappedSafetensors]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A read-only view of a published tensor; CheckpointError where there is none."""
+        if name not in self.files:
+            raise CheckpointError(f"tensor {name} is missing", where=str(self.directory))
+        return self.files[name].tensor(name)
+
+    def where(self, name: str) -> str:
+        """The file and name of a tensor, for messages."""
+        return f"{self.files[name].path.name}: {name}"
+
+    def main_dtype(self) -> DType:
+        """The floating-point type that most of the weights' elements have."""
+        counts: Counter[DType] = Counter()
+        for kind in self.types.values():
+            if kind.dtype.is_float:
+                counts[kind.dtype] += kind.num_elements()
+        if not counts:
+            raise CheckpointError("holds no floating-point weights", where=str(self.directory))
+        return counts.most_common(1)[0][0]
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Maps the weights of a checkpoint directory and checks every header.
+
+    Raises CheckpointError, naming file and tensor, for files that are missing, damaged or
+    contradict the index.
+    """
+    if (directory / _SINGLE).exists():
+        return _combine(directory, [MappedSafetensors(directory / _SINGLE)])
+    if (directory / _INDEX).exists():
+        return _open_shards(directory)
+    if any((directory / name).exists() for name in _PICKLES):
+        raise CheckpointError(
+            "its weights are pickled, and infc opens no pickles",
+            where=str(directory),
+            hint="save the model again as safetensors",
+        )
+    raise CheckpointError(f"has neither {_SINGLE} nor {_INDEX}", where=str(directory))
+
+
+def _open_shards(directory: Path) -> Checkpoint:
+    path = directory / _INDEX
+    placed = read_json(path).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise CheckpointError("has no weight_map", where=str(path))
+    for name, shard in placed.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard.startswith("."):
+            raise CheckpointError(
+                f"puts {name} in {shard!r}, which is no file name", where=str(path)
+            )
+        if not (directory / shard).is_file():
+            raise CheckpointError(f"shard {shard}, which holds {name}, is missing", where=str(path))
+    shards = {shard: MappedSafetensors(directory / shard) for shard in sorted(set(placed.values()))}
+    checkpoint = _combine(directory, list(shards.values()))
+    for name, shard in placed.items():
+        if name not in shards[shard]:
+            raise CheckpointError(
+                f"puts {name} in {shard}, which does not hold it", where=str(path)
+            )
+    for name in checkpoint.types:
+        if name not in placed:
+            raise CheckpointError(f"does not list {checkpoint.where(name)}", where=str(path))
+    return checkpoint
+
+
+def _combine(directory: Path, files: list[MappedSafetensors]) -> Checkpoint:
+    types: dict[str, TensorType] = {}
+    owners: dict[str, MappedSafetensors] = {}
+    for file in files:
+        for name in file.names():
+            if name in owners:
+                raise CheckpointError(
+                    f"is in {owners[name].path.name} as well", where=f"{file.path}: {name}"
+                )
+            try:
+                types[name] = file.entry(name).type
+            except CheckpointError as error:
+                raise CheckpointError(error.message, where=f"{file.path}: {name}") from None
+            owners[name] = file
+    if not types:
+        raise CheckpointError("holds no tensors", where=str(files[0].path))
+    return Checkpoint(directory, types, owners)

@@ -1,0 +1,145 @@
+"""The configuration of a checkpoint, read offline and checked before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from ..ir.errors import CheckpointError, UnsupportedModelError
+
+# Bounds far above any real model: beyond them a number is a mistake, and would cost memory.
+_BOUNDS: Final = {
+    "num_hidden_layers": 1 << 12,
+    "hidden_size": 1 << 18,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 14,
+    "intermediate_size": 1 << 22,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 31,
+    "num_local_experts": 1 << 14,
+}
+_REQUIRED: Final = ("num_hidden_layers", "hidden_size", "vocab_size")
+_LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; CheckpointError where it is missing or no object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("is missing", where=str(path)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise CheckpointError("is not a JSON object", where=str(path))
+    return data
+
+
+def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
+    """The transformers configuration of a checkpoint directory, with its text part alone.
+
+    Raises CheckpointError for a missing, malformed or absurd `config.json`,
+    UnsupportedModelError for what infc does not compile.
+    """
+    if not directory.is_dir():
+        raise CheckpointError("no such checkpoint directory", where=str(directory))
+    path = directory / "config.json"
+    raw = read_json(path)
+    _check_kind(raw, path, allow_remote_code)
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=allow_remote_code
+        )
+    except Exception as error:
+        # Each configuration class validates in its own way, and raises what it likes.
+        raise CheckpointError(f"is not valid: {_one_line(error)}", where=str(path)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_supported(config, path)
+    _check_sizes(config, path)
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> None:
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = raw.get("model_type")
+    if not isinstance(kind, str):
+        raise CheckpointError("does not say model_type", where=str(path))
+    if "quantization_config" in raw:
+        method = raw["quantization_config"]
+        name = method.get("quant_method") if isinstance(method, dict) else method
+        raise UnsupportedModelError(
+            f"the checkpoint is quantised already ({name}), which is not supported",
+            where=str(path),
+            hint="start from the original weights and let the recipe quantise them",
+        )
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if "auto_map" in raw:
+        if allow_remote_code:
+            return
+        raise UnsupportedModelError(
+            f"model type {kind} needs code that comes with the checkpoint, which never runs "
+            "unless it is allowed",
+            where=str(path),
+        )
+    if kind in CONFIG_MAPPING:
+        raise UnsupportedModelError(f"{kind} is not a causal language model", where=str(path))
+    near = difflib.get_close_matches(kind, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), 1)
+    raise UnsupportedModelError(
+        f"unknown model type {kind!r}",
+        where=str(path),
+        hint=f"did you mean {near[0]}?" if near else None,
+    )
+
+
+def _check_supported(config: Any, path: Path) -> None:
+    where = str(path)
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{kind} has an encoder", where=where)
+    if getattr(config, "alibi", False):
+        raise UnsupportedModelError(f"{kind} uses alibi, which is not supported", where=where)
+    if getattr(config, "num_attention_heads", None) is None:
+        raise UnsupportedModelError(f"{kind} has no attention heads", where=where)
+    for layer, one in enumerate(getattr(config, "layer_types", None) or ()):
+        if one not in _LAYER_TYPES:
+            raise UnsupportedModelError(
+                f"layer {layer} of {kind} is of type {one}, not attention", where=where
+            )
+
+
+def _check_sizes(config: Any, path: Path) -> None:
+    where = str(path)
+    for name, bound in _BOUNDS.items():
+        value = getattr(config, name, None)
+        if value is None and name not in _REQUIRED:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= bound:
+            raise CheckpointError(f"{name} is {value!r}, expected 1 to {bound}", where=where)
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise CheckpointError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}",
+            where=where,
+        )
+    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
+        raise CheckpointError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}",
+            where=where,
+        )

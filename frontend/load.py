@@ -1,0 +1,168 @@
+"""A checkpoint directory -> the captured program, with its spec, guards passed, weights lazy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..ir.analyses import check_attention_per_layer, check_token_locality
+from ..ir.errors import CapacityError, UnsupportedModelError, UsageError
+from ..ir.program import ModelSpec, Node, Program, WeightExpr
+from ..ir.torch_types import to_torch
+from ..ir.types import DType, SymbolRange
+from ..ir.verify import verify
+from .checkpoint import Checkpoint, open_checkpoint
+from .config import read_config
+
+DTypeName = Literal["float32", "bfloat16", "auto"]
+Log = Callable[[str], None]
+
+_DTYPES = {"float32": DType.F32, "bfloat16": DType.BF16}
+
+
+def load_model(
+    path: Path | str,
+    *,
+    dtype: DTypeName = "auto",
+    max_context: int | None = None,
+    step_tokens: int = 2048,
+    logit_rows: int = 256,
+    allow_remote_code: bool = False,
+    log: Log = print,
+) -> Program:
+    """The captured program of a Hugging Face checkpoint directory, in phase `captured`.
+
+    `dtype` is what the model computes in (`auto`: the checkpoint's own; float16 becomes
+    float32). `max_context` is in tokens, by default all that the model allows; `step_tokens` and
+    `logit_rows` bound one step. Weights are expressions over published tensors, read when
+    asked for. `log` is given one line for each choice that changes results.
+
+    Raises CheckpointError, UnsupportedModelError, CapacityError or UsageError.
+    """
+    directory = Path(path)
+    config = read_config(directory, allow_remote_code=allow_remote_code)
+    checkpoint = open_checkpoint(directory)
+    compute = _choose_dtype(dtype, checkpoint, log)
+    context = _choose_context(config, max_context)
+    program = _capture(config, checkpoint, compute, context, log)
+    program = replace(
+        program,
+        symbols={"T": SymbolRange(1, step_tokens), "R": SymbolRange(1, logit_rows)},
+        loaders={**program.loaders, "checkpoint": checkpoint.tensor},
+    )
+    verify(program)
+    check_attention_per_layer(program)
+    check_token_locality(program)
+    return program
+
+
+def _capture(
+    config: Any, checkpoint: Checkpoint | None, compute: DType, max_context: int, log: Log
+) -> Program:
+    from .capture import capture_inline, capture_model
+    from .convert import convert_capture
+    from .layers import NotRepeatableError
+    from .weight_names import WeightNames
+
+    def convert(capture: Any) -> Program:
+        if checkpoint is None:
+            program = convert_capture(capture, config.model_type, _own_name)
+        else:
+            names = WeightNames(capture.skeleton, checkpoint)
+            program = convert_capture(capture, config.model_type, names.define)
+        return replace(program, spec=_spec(config, capture, program, max_context))
+
+    dtype = to_torch(compute)
+    try:
+        return convert(capture_model(config, dtype, max_context, log))
+    except NotRepeatableError as reason:
+        log(f"layers are traced one by one: {reason}")
+    return convert(capture_inline(config, dtype, max_context, lambda _: None))
+
+
+def capture_config(
+    config: Any, *, dtype: Literal["float32", "bfloat16"], max_context: int, log: Log = print
+) -> Program:
+    """The captured program of a configuration alone: weights are named as parameters are, and
+    nothing can read them. For measuring capture, and models too large to be at hand."""
+    return _capture(config, None, _DTYPES[dtype], max_context, log)
+
+
+def _own_name(name: str, dtype: DType) -> WeightExpr:
+    return WeightExpr("checkpoint", (), {"name": name})
+
+
+def _choose_dtype(name: str, checkpoint: Checkpoint, log: Log) -> DType:
+    stored = checkpoint.main_dtype()
+    if name == "auto":
+        if stored in _DTYPES.values():
+            return stored
+        log(f"the checkpoint is {stored.value}: computing in float32, which holds it exactly")
+        return DType.F32
+    if name not in _DTYPES:
+        raise UsageError(f"dtype {name!r} is not known", hint="float32, bfloat16 or auto")
+    chosen = _DTYPES[name]
+    if chosen is DType.BF16 and stored is not DType.BF16:
+        log(f"the checkpoint is {stored.value}: rounding its weights to bfloat16 loses precision")
+    return chosen
+
+
+def _choose_context(config: Any, wanted: int | None) -> int:
+    limit = getattr(config, "max_position_embeddings", None)
+    if wanted is None:
+        if limit is None:
+            raise UsageError(
+                f"{config.model_type} does not say its longest context",
+                hint="set runtime.max_context",
+            )
+        return int(limit)
+    if wanted < 1:
+        raise UsageError(f"max_context is {wanted}, expected at least 1")
+    if limit is not None and wanted > limit:
+        raise CapacityError(
+            f"max_context {wanted} is more than the {limit} positions of the model",
+            hint=f"set runtime.max_context to {limit} or less",
+        )
+    return wanted
+
+
+def _spec(config: Any, capture: Any, program: Program, max_context: int) -> ModelSpec:
+    num_layers = int(config.num_hidden_layers)
+    by_layer: dict[int, Node] = {}
+    for node in program.nodes:
+        if node.op == "attention":
+            layer = node.attrs["layer"]
+            assert isinstance(layer, int)
+            by_layer.setdefault(layer, node)
+    if not by_layer:
+        raise UnsupportedModelError(
+            f"{config.model_type} was captured without attention: it does not use the attention "
+            "interface, or has none"
+        )
+    first = by_layer[min(by_layer)]
+    _, heads, head_dim = (dim for dim in first.values()[0].type.shape)
+    vocabulary = program.outputs[0].type.shape[-1]
+    numbers = (heads, first.values()[1].type.shape[1], head_dim, vocabulary)
+    num_heads, num_kv_heads, head_size, vocab_size = (int(str(number)) for number in numbers)
+    state = capture.skeleton.model.state_dict()
+    return ModelSpec(
+        architecture=config.model_type,
+        num_layers=num_layers,
+        hidden_size=int(config.hidden_size),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_size,
+        vocab_size=vocab_size,
+        max_context=max_context,
+        windows=tuple(_window(by_layer.get(layer)) for layer in range(num_layers)),
+        num_parameters=sum(
+            state[name].numel() for name in set(capture.skeleton.parameters.values())
+        ),
+    )
+
+
+def _window(node: Node | None) -> int | None:
+    window = None if node is None else node.attrs["window"]
+    return window if isinstance(window, int) else None
