@@ -1,0 +1,157 @@
+"""A paged KV cache full of NaN, filled through the kernels, and attention over it in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .harness import Array, Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Query heads H, KV heads G, head sizes D and Dv."""
+
+    H: int
+    G: int
+    D: int
+    Dv: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an attention layer may have beside its heads."""
+
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Array | None = None
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One sequence: q [n, H, D], k [n, G, D], v [n, G, Dv] as elements, for all its positions."""
+
+    q: Array
+    k: Array
+    v: Array
+
+    @property
+    def length(self) -> int:
+        return int(self.q.shape[0])
+
+
+def random_sequence(k: Kernels, rng: np.random.Generator, length: int, heads: Heads) -> Sequence:
+    sizes = ((heads.H, heads.D), (heads.G, heads.D), (heads.G, heads.Dv))
+    return Sequence(*(k.array(rng.standard_normal((length, *size)) * 1.5) for size in sizes))
+
+
+class Cache:
+    """Blocks for two layers, of which the tests use the second; each block once, in odd order."""
+
+    def __init__(
+        self, k: Kernels, heads: Heads, lengths: list[int], block_size: int, seed: int = 0
+    ) -> None:
+        self.k, self.heads, self.block_size = k, heads, block_size
+        self.width = max(-(-n // block_size) for n in lengths) + 1
+        counts = [-(-n // block_size) for n in lengths]
+        order = np.random.default_rng(seed).permutation(sum(counts)) + 1
+        self.tables = np.zeros((len(lengths), self.width), np.int32)
+        for b, count in enumerate(counts):
+            self.tables[b, :count] = order[sum(counts[:b]) :][:count]
+        self.layer_elements = heads.G * (heads.D + heads.Dv) * block_size
+        self.memory = k.poison(sum(counts) + 1, 2, self.layer_elements)
+
+    def view(self) -> Array:
+        """The C++ KvView as the wrapper takes it."""
+        size = self.memory.itemsize
+        h = self.heads
+        return np.array(
+            [
+                self.memory.ctypes.data,
+                2 * self.layer_elements * size,
+                self.layer_elements * size,
+                self.block_size,
+                h.G,
+                h.D,
+                h.Dv,
+            ],
+            np.int64,
+        )
+
+    def slots(self, sequence: int, begin: int, end: int) -> Array:
+        positions = np.arange(begin, end)
+        blocks = self.tables[sequence, positions // self.block_size]
+        result: Array = blocks * self.block_size + positions % self.block_size
+        return result.astype(np.int32)
+
+    def stored(self, sequence: int, length: int) -> tuple[Array, Array]:
+        """What lies in the cache: k [length, G, D] and v [length, G, Dv]."""
+        h, bs = self.heads, self.block_size
+        blocks = self.memory[self.tables[sequence], 1]
+        keys = blocks[:, : h.G * h.D * bs].reshape(-1, h.G, h.D, bs).transpose(0, 3, 1, 2)
+        values = blocks[:, h.G * h.D * bs :].reshape(-1, h.G, bs, h.Dv).transpose(0, 2, 1, 3)
+        return (
+            keys.reshape(-1, h.G, h.D)[:length],
+            values.reshape(-1, h.G, h.Dv)[:length],
+        )
+
+
+def step(
+    cache: Cache,
+    sequences: list[Sequence],
+    spans: list[tuple[int, int]],
+    options: Options = Options(),
+    threads: int = 2,
+) -> list[Array]:
+    """Writes positions [begin, end) of each sequence and attends; y of each, [n, H, Dv]."""
+    k, h = cache.k, cache.heads
+    parts = list(zip(sequences, spans, strict=True))
+    q = np.concatenate([s.q[a:b] for s, (a, b) in parts])
+    keys = np.concatenate([s.k[a:b] for s, (a, b) in parts])
+    values = np.concatenate([s.v[a:b] for s, (a, b) in parts])
+    slots = np.concatenate([cache.slots(i, a, b) for i, (a, b) in enumerate(spans)])
+    positions = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans])
+    starts = np.cumsum([0, *(b - a for a, b in spans)]).astype(np.int32)
+    lengths = np.array([b for _, b in spans], np.int32)
+    tables = cache.tables.copy()
+    if options.window:
+        # Blocks that left the window of every row to come are freed: null in the table.
+        for i, (a, _) in enumerate(spans):
+            tables[i, : max(0, a - options.window + 1) // cache.block_size] = 0
+    total = len(positions)
+    y = k.poison(total, h.H, h.Dv)
+    view = cache.view()
+    with k.team(threads, k.call("attention_scratch", h.D, h.Dv)) as team:
+        k.call("write_kv", team, keys, h.G * h.D, values, h.G * h.Dv, slots, total, view)
+        k.call(
+            "attend",
+            team,
+            *(q, h.H * h.D, y, h.H * h.Dv),
+            *(starts, lengths, positions, tables, cache.width, len(spans), total),
+            *(view, h.H, h.D**-0.5, options.window, options.softcap, options.sinks),
+        )
+    return [y[starts[i] : starts[i + 1]].copy() for i in range(len(spans))]
+
+
+def reference(k: Kernels, s: Sequence, heads: Heads, options: Options = Options()) -> Array:
+    """Causal attention of a whole sequence in float64."""
+    q, keys, values = (k.values(x) for x in (s.q, s.k, s.v))
+    share = heads.H // heads.G
+    scores = np.einsum("thd,shd->hts", q, keys.repeat(share, 1)) * heads.D**-0.5
+    if options.softcap:
+        scores = np.tanh(scores / options.softcap) * options.softcap
+    t, p = np.indices(scores.shape[1:])
+    seen = p <= t
+    if options.window:
+        seen &= p > t - options.window
+    scores = np.where(seen, scores, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    if options.sinks is not None:
+        top = np.maximum(top, options.sinks[:, None, None])
+    weights = np.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    if options.sinks is not None:
+        total = total + np.exp(options.sinks[:, None, None].astype(np.float64) - top)
+    result: Array = np.einsum("hts,shd->thd", weights / total, values.repeat(share, 1))
+    return result

@@ -1,0 +1,201 @@
+// C entry points over the kernel templates, for one element type, ELEMENT.
+// Every argument is a pointer, an int64_t or a double: harness.py calls them without signatures.
+#include "kernels/attention.hpp"
+#include "kernels/embedding.hpp"
+#include "kernels/linear.hpp"
+#include "kernels/moe.hpp"
+#include "kernels/norms.hpp"
+#include "kernels/rows.hpp"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+using namespace infc;
+using T = ELEMENT;
+using i64 = int64_t;
+
+namespace {
+
+template <class F>
+void on_team(void* team, F f) {
+  static_cast<ThreadTeam*>(team)->run([](const Team& t, void* g) { (*static_cast<F*>(g))(t); }, &f);
+}
+
+// The cache of one group of layers as the tests lay it out.
+KvView view(const i64* v) {
+  return {reinterpret_cast<void*>(v[0]), v[1], v[2], static_cast<int32_t>(v[3]),
+          static_cast<int32_t>(v[4]), static_cast<int32_t>(v[5]), static_cast<int32_t>(v[6])};
+}
+
+}  // namespace
+
+EXPORT void* team_new(i64 threads, i64 scratch) {
+  return new ThreadTeam(static_cast<int>(threads), static_cast<size_t>(scratch));
+}
+EXPORT void team_free(void* team) { delete static_cast<ThreadTeam*>(team); }
+
+// Each thread adds its number to a cell of its own, waits, and sums all cells, `rounds` times.
+EXPORT void team_count(void* team, i64 rounds, i64* cells, i64* sums) {
+  on_team(team, [=](const Team& t) {
+    for (i64 i = 0; i < rounds; ++i) {
+      cells[8 * t.tid] += t.tid + i;
+      t.barrier();
+      for (int j = 0; j < t.size; ++j) sums[t.tid] += cells[8 * j];
+      t.barrier();
+    }
+  });
+}
+
+EXPORT void layout(i64* out) {
+  out[0] = LinearLayout<T>::kNR;
+  out[1] = LinearLayout<T>::kKP;
+}
+
+EXPORT void linear_same(void* team, const T* x, i64 ldx, const void* w, const T* bias, T* y,
+                        i64 ldy, i64 M, i64 N, i64 K) {
+  on_team(team, [=](const Team& t) { linear<T, T, T>(t, x, ldx, w, bias, y, ldy, M, N, K); });
+}
+EXPORT void linear_float(void* team, const T* x, i64 ldx, const void* w, const T* bias, float* y,
+                         i64 ldy, i64 M, i64 N, i64 K) {
+  on_team(team, [=](const Team& t) { linear<T, T, float>(t, x, ldx, w, bias, y, ldy, M, N, K); });
+}
+
+EXPORT void rms_norm_rows(void* team, i64 round_first, const T* x, i64 ldx, const T* w, T* y,
+                          i64 ldy, i64 outer, i64 inner, i64 dim, double eps) {
+  const float e = static_cast<float>(eps);
+  on_team(team, [=](const Team& t) {
+    if (round_first != 0) {
+      rms_norm<T, T, true>(t, x, ldx, w, y, ldy, outer, inner, dim, e);
+    } else {
+      rms_norm<T, T, false>(t, x, ldx, w, y, ldy, outer, inner, dim, e);
+    }
+  });
+}
+EXPORT void add_rms_norm_rows(void* team, const T* x, const T* residual, const float* w, T* y,
+                              T* sum, i64 rows, i64 dim, double eps) {
+  on_team(team, [=](const Team& t) {
+    add_rms_norm<T, float, true>(t, x, residual, w, y, sum, rows, dim, static_cast<float>(eps));
+  });
+}
+EXPORT void layer_norm_rows(void* team, const T* x, i64 ldx, const T* w, const T* b, T* y,
+                            i64 rows, i64 dim, double eps) {
+  on_team(team, [=](const Team& t) {
+    layer_norm<T, T>(t, x, ldx, w, b, y, rows, dim, static_cast<float>(eps));
+  });
+}
+EXPORT void add_layer_norm_rows(void* team, const T* x, const T* residual, const T* w, const T* b,
+                                T* y, T* sum, i64 rows, i64 dim, double eps) {
+  on_team(team, [=](const Team& t) {
+    add_layer_norm<T, T>(t, x, residual, w, b, y, sum, rows, dim, static_cast<float>(eps));
+  });
+}
+
+EXPORT void embed_plain(void* team, const T* table, const i64* ids, T* y, i64 rows, i64 dim) {
+  on_team(team, [=](const Team& t) { embedding_rows<T>(t, table, ids, y, rows, dim); });
+}
+EXPORT void embed_packed(void* team, const void* table, const int32_t* ids, T* y, i64 rows,
+                         i64 dim) {
+  on_team(team, [=](const Team& t) { embedding_packed<T>(t, table, ids, y, rows, dim); });
+}
+EXPORT void take(void* team, const T* x, i64 ldx, const int32_t* index, T* y, i64 ldy, i64 rows,
+                 i64 dim) {
+  on_team(team, [=](const Team& t) { take_rows<T>(t, x, ldx, index, y, ldy, rows, dim); });
+}
+
+EXPORT void rope_heads(void* team, const T* x, i64 ldx, T* y, i64 ldy, const int32_t* positions,
+                       const float* cos, const float* sin, i64 rotary, i64 interleaved, i64 heads,
+                       i64 dim, i64 tokens) {
+  const RopeStyle style = interleaved != 0 ? RopeStyle::interleaved : RopeStyle::half;
+  on_team(team, [=](const Team& t) {
+    rope(t, x, ldx, y, ldy, positions, cos, sin, rotary, style, heads, dim, tokens);
+  });
+}
+EXPORT void write_kv(void* team, const T* k, i64 ldk, const T* v, i64 ldv, const int32_t* slots,
+                     i64 tokens, const i64* kv) {
+  on_team(team, [=](const Team& t) { kv_write<T, T>(t, k, ldk, v, ldv, slots, tokens, view(kv)); });
+}
+EXPORT void rope_write_kv(void* team, const T* q, i64 ldq, T* q_out, i64 ldq_out, const T* k,
+                          i64 ldk, const T* v, i64 ldv, const int32_t* positions, const float* cos,
+                          const float* sin, i64 rotary, i64 interleaved, i64 H, const i64* kv,
+                          const int32_t* slots, i64 tokens) {
+  const RopeStyle style = interleaved != 0 ? RopeStyle::interleaved : RopeStyle::half;
+  on_team(team, [=](const Team& t) {
+    rope_kv_write<T, T>(t, q, ldq, q_out, ldq_out, k, ldk, v, ldv, positions, cos, sin, rotary,
+                        style, H, view(kv), slots, tokens);
+  });
+}
+EXPORT void copy_kv(void* team, const i64* kv, const int32_t* pairs, i64 count) {
+  on_team(team, [=](const Team& t) { copy_blocks(t, view(kv), pairs, count); });
+}
+
+EXPORT i64 attention_scratch(i64 D, i64 Dv) { return attention_scratch_bytes(D, Dv); }
+EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t* query_starts,
+                   const int32_t* context_lengths, const int32_t* positions,
+                   const int32_t* block_table, i64 table_width, i64 B, i64 tokens, const i64* kv,
+                   i64 H, double scale, i64 window, double softcap, const float* sinks) {
+  const StepView step{query_starts, context_lengths, positions, block_table, table_width, B, tokens};
+  on_team(team, [=](const Team& t) {
+    paged_attention<T, T>(t, q, ldq, y, ldy, step, view(kv), H, static_cast<float>(scale), window,
+                          static_cast<float>(softcap), sinks);
+  });
+}
+
+EXPORT void gate(void* team, i64 act, const T* x, i64 ldx, T* y, i64 ldy, i64 rows, i64 I) {
+  on_team(team, [=](const Team& t) {
+    switch (static_cast<Act>(act)) {
+      case Act::silu: return gated_act<Act::silu>(t, x, ldx, y, ldy, rows, I);
+      case Act::gelu: return gated_act<Act::gelu>(t, x, ldx, y, ldy, rows, I);
+      case Act::gelu_tanh: return gated_act<Act::gelu_tanh>(t, x, ldx, y, ldy, rows, I);
+      case Act::relu: return gated_act<Act::relu>(t, x, ldx, y, ldy, rows, I);
+    }
+  });
+}
+EXPORT void softmax(void* team, const T* x, i64 ldx, T* y, i64 ldy, i64 rows, i64 dim) {
+  on_team(team, [=](const Team& t) { softmax_rows<T, T>(t, x, ldx, y, ldy, rows, dim); });
+}
+EXPORT void topk(void* team, const T* x, i64 ldx, T* values, i64* indices, i64 rows, i64 dim,
+                 i64 k) {
+  on_team(team, [=](const Team& t) { topk_rows<T>(t, x, ldx, values, indices, rows, dim, k); });
+}
+
+EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
+  return moe_scratch_bytes<T>(MoeShape{tokens, E, H, I, K});
+}
+EXPORT void experts(void* team, const T* x, i64 ldx, const i64* index, const T* weight,
+                    const void* gate_up, const void* down, T* y, i64 ldy, i64 tokens, i64 E, i64 H,
+                    i64 I, i64 K, void* scratch) {
+  on_team(team, [=](const Team& t) {
+    moe<Act::silu>(t, x, ldx, index, weight, MoeWeights<T>{gate_up, down, nullptr, nullptr}, y, ldy,
+                   MoeShape{tokens, E, H, I, K}, scratch);
+  });
+}
+
+#ifdef WITH_MATH
+namespace {
+// f over an array twice: one element at a time, and sixteen at a time.
+template <class S, class W>
+void both(const float* x, float* one, float* many, i64 n, S scalar, W vector) {
+  for (i64 i = 0; i < n; ++i) one[i] = scalar(x[i]);
+  for_each_group(n, [&](i64 i, i64 c) { store_group(many + i, vector(load_group(x + i, c)), c); });
+}
+}  // namespace
+#define BOTH(NAME)                                                                \
+  EXPORT void math_##NAME(const float* x, float* one, float* many, i64 n) {       \
+    both(x, one, many, n, [](float v) { return infc::NAME(v); },                  \
+         [](const f32x16& v) { return infc::NAME(v); });                          \
+  }
+BOTH(exp)
+BOTH(tanh)
+BOTH(sigmoid)
+BOTH(silu)
+BOTH(erf)
+BOTH(gelu)
+BOTH(gelu_tanh)
+BOTH(log)
+BOTH(softplus)
+BOTH(rsqrt)
+BOTH(relu)
+EXPORT void math_bf16(const float* x, bf16* one, bf16* many, i64 n) {
+  for (i64 i = 0; i < n; ++i) one[i] = to_bf16(x[i]);
+  for_each_group(n, [&](i64 i, i64 c) { store_group(many + i, load_group(x + i, c), c); });
+}
+#endif
