@@ -1,0 +1,1 @@
+"""Tests of the ground: types, ops, programs, artifacts and targets."""

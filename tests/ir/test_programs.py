@@ -1,0 +1,110 @@
+"""What holds of every random program: it verifies, runs, prints, parses and converts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infc.ir.builder import remove_dead_code, renumber, sort_nodes
+from infc.ir.errors import ParseError
+from infc.ir.fx import from_fx, to_fx
+from infc.ir.interpret import Interpreter, interpret
+from infc.ir.program import Program
+from infc.ir.text import parse_program, print_program
+from infc.ir.types import DType
+from infc.ir.verify import verify
+
+from .strategies import programs, sample_inputs, sample_weights
+
+ALL = (DType.F32, DType.BF16, DType.F16)
+
+
+def run(program: Program) -> list[torch.Tensor]:
+    return interpret(program, sample_inputs(program), sample_weights(program))
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    pairs = zip(a, b, strict=True)
+    return all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs)
+
+
+@given(programs(dtypes=ALL))
+def test_it_verifies_and_every_result_has_its_inferred_type(program: Program) -> None:
+    verify(program)
+    # The interpreter compares each result with its declared type, which the builder inferred.
+    run(program)
+
+
+@given(programs(dtypes=ALL))
+def test_its_text_parses_back_to_an_equal_program(program: Program) -> None:
+    text = print_program(program)
+    again = parse_program(text)
+    assert again == program
+    assert print_program(again) == text
+
+
+@given(programs())
+def test_dead_code_renumbering_and_sorting_keep_its_outputs(program: Program) -> None:
+    before = run(program)
+    for changed in (
+        remove_dead_code(program),
+        renumber(program),
+        program.with_nodes(sort_nodes(reversed(program.nodes), program.inputs)),
+    ):
+        verify(changed)
+        assert same(before, run(changed))
+    clean = remove_dead_code(program)
+    assert remove_dead_code(clean) is clean
+
+
+@settings(max_examples=30)
+@given(programs())
+def test_its_fx_module_computes_the_same_and_converts_back(program: Program) -> None:
+    module = to_fx(program, sample_weights(program))
+    inputs = sample_inputs(program)
+    with torch.no_grad():
+        results = list(module(*(inputs[value.name] for value in program.inputs)))
+    assert same(results, run(program))
+    assert from_fx(module) == program
+
+
+@given(programs(dtypes=(DType.BF16,)))
+def test_an_override_runs_it_without_16_bit_rounding(program: Program) -> None:
+    interpreter = Interpreter(program, sample_weights(program), dtype_override="f64")
+    for result in interpreter.run(sample_inputs(program)):
+        assert result.dtype == torch.float64
+
+
+@given(programs(max_nodes=4), st.data())
+def test_damaged_text_gives_a_parse_error_or_a_program(
+    program: Program, data: st.DataObject
+) -> None:
+    text = print_program(program)
+    at = data.draw(st.integers(0, len(text) - 1))
+    length = data.draw(st.integers(0, 6))
+    new = data.draw(st.text('%@{}[](),=:."\\ 0123456789aTxé\n', max_size=4))
+    try:
+        parse_program(text[:at] + new + text[at + length :])
+    except ParseError as error:
+        place = (error.line, error.column)
+    else:
+        place = (1, 1)
+    assert min(place) >= 1
+
+
+@given(programs(), st.integers(1, 9))
+def test_rows_before_a_cut_do_not_see_the_rows_behind_it(program: Program, cut: int) -> None:
+    """Causality of `attention`, and that every other op treats a row by itself."""
+    inputs = sample_inputs(program, tokens=10)
+    weights = sample_weights(program)
+    whole = interpret(program, inputs, weights, dtype_override="f64")
+    part = interpret(program, {n: x[:cut] for n, x in inputs.items()}, weights, None, "f64")
+    for a, b in zip(whole, part, strict=True):
+        torch.testing.assert_close(a[:cut], b, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 64])
+@given(program=programs(max_nodes=6))
+@settings(max_examples=20)
+def test_it_runs_at_the_bounds_of_its_symbols(tokens: int, program: Program) -> None:
+    interpret(program, sample_inputs(program, tokens), sample_weights(program))
