@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ...ir.errors import ProgramError
 from ...ir.program import Node, Operand, Program, Value, WeightRef
@@ -215,16 +216,7 @@ def _as_rows(buffer: Buffer, inner_dims: int) -> tuple[str, str, int] | None:
     moving = [(d, s) for d, s in zip(lead, buffer.strides[:split], strict=True) if d != 1]
     if not moving:
         return count, str(length), length
-    last = moving[-1][1]
-    expected: Stride = last
-    for (dim, _), (_, stride) in zip(
-        reversed(moving), [*reversed(moving[:-1]), (0, None)], strict=True
-    ):
-        if stride is None:
-            break
-        if not isinstance(dim, int) or not isinstance(expected, int):
+    for (_, outer), (dim, stride) in pairwise(moving):
+        if not isinstance(dim, int) or not isinstance(stride, int) or outer != dim * stride:
             return None
-        expected = dim * expected
-        if stride != expected:
-            return None
-    return count, str(last), length
+    return count, str(moving[-1][1]), length

@@ -100,7 +100,9 @@ def _escaping(e: Emitter, nodes: Sequence[Node]) -> frozenset[str]:
 
 def _crossing(nodes: Sequence[Node], shapes: Sequence[tuple[Dim, ...]]) -> frozenset[str]:
     """The full-width values that a later loop of the same group reads back."""
-    segment, homes, names = 0, {}, set()
+    segment = 0
+    homes: dict[str, int] = {}
+    names: set[str] = set()
     width: Dim | None = None
     for node, shape in zip(nodes, shapes, strict=True):
         wide = node.op not in REDUCTION_OPS and shape[-1] != 1

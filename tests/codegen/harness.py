@@ -28,7 +28,9 @@ def random_weights(program: Program, seed: int) -> dict[str, torch.Tensor]:
         "bf16": torch.bfloat16,
     }
     return {
-        name: torch.randn(weight.type.shape, generator=generator).to(names[weight.type.dtype.value])
+        name: torch.randn([int(str(d)) for d in weight.type.shape], generator=generator).to(
+            names[weight.type.dtype.value]
+        )
         for name, weight in program.weights.items()
     }
 

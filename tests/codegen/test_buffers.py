@@ -11,10 +11,10 @@ from infc.codegen.cpp.buffers import Buffer, Home
 
 def addressed(buffer: Buffer) -> np.ndarray:
     """The element numbers that the buffer reaches, in its shape."""
-    grids = np.indices(buffer.shape) if buffer.shape else np.zeros((0,))
-    total = np.full(buffer.shape, buffer.offset)
-    for grid, stride in zip(grids, buffer.strides, strict=True):
-        total = total + grid * int(stride)
+    total = np.asarray(buffer.offset)
+    for axis, (size, stride) in enumerate(zip(buffer.shape, buffer.strides, strict=True)):
+        places = np.arange(int(str(size))) * int(stride)
+        total = total + places.reshape(-1, *[1] * (len(buffer.shape) - axis - 1))
     return total
 
 
