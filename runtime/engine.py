@@ -227,7 +227,6 @@ class Engine:
         except BaseException:
             self.scheduler.discard(step)
             for request in step.requests:
-                self.scheduler.finish(request, "error")
                 del self._streams[request.request_id]
             raise
         self.scheduler.commit(step, [sample.token_id for sample in samples])

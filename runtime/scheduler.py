@@ -154,9 +154,15 @@ class Scheduler:
                 self._append(request, token, now)
 
     def discard(self, step: Step) -> None:
-        """Give up a step that did not run to its end: nothing of it counts as stored."""
+        """Give up a step that did not run to its end: its requests end with an error.
+
+        What their blocks hold is not known, so none of them can go on.
+        """
         assert step is self._in_flight
         self._end_step()
+        for request in step.requests:
+            if request.state is RequestState.RUNNING:
+                self.finish(request, "error")
 
     def check(self) -> None:
         """Assert that no block, seat or request is lost or has two owners."""
@@ -197,7 +203,7 @@ class Scheduler:
                 field="max_tokens",
                 hint=f"ask for at most {limit - prompt}",
             )
-        if not self.kv.holds_alone(total):
+        if not self.kv.holds_alone(total - 1):  # the last token is never read back
             raise RequestError(
                 f"{total} tokens are more than the KV cache holds",
                 field="max_tokens",
