@@ -1,0 +1,1 @@
+"""Tests of the runtime: scheduling, sampling, text, the engine."""
