@@ -64,7 +64,9 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text, with those that begin it unless told otherwise."""
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # As a batch of one: `encode` holds the interpreter's lock for as long as it takes.
+            encoded = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            ids: list[int] = encoded[0].ids
         except (UnicodeEncodeError, TypeError):
             # A lone surrogate: no bytes stand for it.
             raise RequestError("the prompt is not valid Unicode text", field="prompt") from None
