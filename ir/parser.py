@@ -27,6 +27,14 @@ from .types import Dim, DType, Sym, SymbolRange, TensorType
 
 _T = TypeVar("_T")
 _DEFAULT_RANGE = SymbolRange(1, 1 << 20)
+_KINDS = {
+    "end": "the end",
+    "integer": "an integer",
+    "mark": "a mark",
+    "name": "a name",
+    "string": "a string in quotes",
+    "word": "a word",
+}
 _MAX_DEPTH = 100
 """Nesting of tuples and weight expressions beyond which text is refused, not recursed into."""
 
@@ -89,7 +97,7 @@ class _Parser:
         token = self.token
         if token.kind != kind or (text is not None and token.text != text):
             found = repr(token.text) if token.text else "the end of the text"
-            self.fail(f"expected {repr(text) if text else 'a ' + kind}, found {found}")
+            self.fail(f"expected {repr(text) if text else _KINDS[kind]}, found {found}")
         return self.take()
 
     def mark(self, text: str) -> Token:
