@@ -1,0 +1,146 @@
+"""The tokenizer of a checkpoint, written so that serving needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..ir.errors import CheckpointError
+from ..ir.manifest import TokenizerFiles
+from .config import read_json
+
+TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
+TEMPLATE_FILE: Final = "tokenizer/chat_template.jinja"
+
+# Any of these says that the checkpoint means to have a tokenizer.
+_SOURCES: Final = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+_GENERATION: Final = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+)
+
+
+def write_tokenizer(
+    model_directory: Path | str,
+    artifact_directory: Path | str,
+    *,
+    log: Callable[[str], None] = print,
+) -> TokenizerFiles | None:
+    """Writes `tokenizer/` into an artifact and returns what the manifest says of it.
+
+    A tokenizer of the older kind is converted through transformers. None (and a line to `log`)
+    where the checkpoint has no tokenizer; CheckpointError where it has one that cannot be read.
+    """
+    source, target = Path(model_directory), Path(artifact_directory)
+    if not any((source / name).exists() for name in _SOURCES):
+        log(f"no tokenizer in {source.name}: the artifact takes and gives token ids only")
+        return None
+    library = _load(source)
+    path = target / TOKENIZER_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_backend_text(library, source), encoding="utf-8")
+    template = _chat_template(library, log)
+    if template is not None:
+        (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    generation = _optional_json(source / "generation_config.json")
+    config = _optional_json(source / "config.json")
+    return TokenizerFiles(
+        file=TOKENIZER_FILE,
+        bos=_first_id(library.bos_token_id, generation, config, "bos_token_id"),
+        eos=_eos_ids(library.eos_token_id, generation, config),
+        chat_template=None if template is None else TEMPLATE_FILE,
+        generation=_generation_defaults(generation),
+    )
+
+
+def _load(source: Path) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Tokenizers raise plain Exception, and each class what it likes.
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"the tokenizer cannot be read: {reason}", where=str(source)
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _backend_text(library: Any, source: Path) -> str:
+    """The text of `tokenizer.json`."""
+    backend = getattr(library, "backend_tokenizer", None)
+    if backend is None:
+        from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+        try:
+            backend = convert_slow_tokenizer(library)
+        except Exception as error:
+            # As above: whatever the converter of one class does not expect.
+            raise CheckpointError(
+                f"tokenizer {type(library).__name__} cannot be converted: {error}",
+                where=str(source),
+            ) from error
+    text: str = backend.to_str(pretty=False)
+    return text
+
+
+def _chat_template(library: Any, log: Callable[[str], None]) -> str | None:
+    template = library.chat_template
+    if isinstance(template, Mapping):
+        if "default" not in template:
+            log(f"chat templates {', '.join(template)} are left out: none is the default")
+            return None
+        template = template["default"]
+    return None if template is None else str(template)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    listed = value if isinstance(value, list) else [value]
+    return tuple(one for one in listed if isinstance(one, int) and not isinstance(one, bool))
+
+
+def _first_id(own: Any, generation: dict[str, Any], config: dict[str, Any], key: str) -> int | None:
+    for value in (own, generation.get(key), config.get(key)):
+        found = _ids(value)
+        if found:
+            return found[0]
+    return None
+
+
+def _eos_ids(own: Any, generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
+    """Generation settings may list several, and win over the model's, those over the tokenizer's."""
+    for value in (generation.get("eos_token_id"), config.get("eos_token_id"), own):
+        found = _ids(value)
+        if found:
+            return found
+    return ()
+
+
+def _generation_defaults(generation: dict[str, Any]) -> dict[str, Any] | None:
+    kept = {
+        key: generation[key]
+        for key in _GENERATION
+        if isinstance(generation.get(key), (bool, int, float))
+    }
+    return kept or None
