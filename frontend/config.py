@@ -114,6 +114,7 @@ def _check_supported(config: Any, path: Path) -> None:
         raise UnsupportedModelError(f"{kind} has an encoder", where=where)
     if getattr(config, "alibi", False):
         raise UnsupportedModelError(f"{kind} uses alibi, which is not supported", where=where)
+    _check_interface(config, where)
     if getattr(config, "num_attention_heads", None) is None:
         raise UnsupportedModelError(f"{kind} has no attention heads", where=where)
     for layer, one in enumerate(getattr(config, "layer_types", None) or ()):
@@ -121,6 +122,20 @@ def _check_supported(config: Any, path: Path) -> None:
             raise UnsupportedModelError(
                 f"layer {layer} of {kind} is of type {one}, not attention", where=where
             )
+
+
+def _check_interface(config: Any, where: str) -> None:
+    """The model's class must call the library's attention interface, where infc listens."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return  # code of the checkpoint's own, which was allowed: capture decides
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{config.model_type} computes attention outside the library's attention interface",
+            where=where,
+        )
 
 
 def _check_sizes(config: Any, path: Path) -> None:
