@@ -18,13 +18,14 @@ def command(file: str, pipeline: str, output: str | None) -> None:
       infc opt captured.ir -p "squeeze-unit-batch,eliminate-dead-code"
       infc opt layer.ir -p "fuse-rms-norm,merge-qkv" -o fused.ir
     """
+    import sys
     from pathlib import Path
 
     from ...ir.errors import UsageError
     from ...passes.opt import opt
 
     try:
-        text = click.get_text_stream("stdin").read() if file == "-" else Path(file).read_text()
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot be read: {reason}", where=file) from None

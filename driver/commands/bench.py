@@ -1,0 +1,50 @@
+"""`infc bench`: tokens a second of an artifact on this machine."""
+
+import click
+
+
+@click.command("bench")
+@click.argument("artifact")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; as compiled by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    artifact: str,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    rounds: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure prefill and decode speed with random prompts.
+
+    \b
+      infc bench tiny.infc
+      infc bench tiny.infc --batch 16 --prompt-tokens 512 --json
+    """
+    import json
+    from dataclasses import asdict
+
+    from ...ir.artifact import open_artifact
+    from ..benchmark import measure_speed
+
+    speed = measure_speed(
+        open_artifact(artifact),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        rounds=rounds,
+        threads=threads,
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(speed)))
+        return
+    click.echo(f"{batch} × ({prompt_tokens} + {new_tokens}) tokens, {speed.threads} threads")
+    click.echo(f"prefill      {speed.prefill_tokens_per_second:10.1f} tokens/s")
+    click.echo(f"decode       {speed.decode_tokens_per_second:10.1f} tokens/s")
+    click.echo(f"first token  {speed.first_token_seconds * 1e3:10.1f} ms")
+    click.echo(f"host         {speed.host_step_microseconds:10.1f} µs a step")

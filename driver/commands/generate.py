@@ -1,0 +1,71 @@
+"""`infc generate`: a prompt in, text out as it comes."""
+
+import sys
+from typing import Any
+
+import click
+
+from ..sampling_options import generation_options
+
+
+@click.command("generate")
+@click.argument("artifact")
+@click.argument("prompt", required=False)
+@click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids.")
+@click.option(
+    "--chat/--raw",
+    default=False,
+    help="Whether the prompt is a message for the chat template, or the text itself (default).",
+)
+@click.option("--stats/--no-stats", default=True, show_default=True, help="Speed, on stderr.")
+@generation_options
+def command(
+    artifact: str,
+    prompt: str | None,
+    token_ids: str | None,
+    chat: bool,
+    stats: bool,
+    **options: Any,
+) -> None:
+    """Write what follows a prompt.
+
+    The prompt is read from stdin where it is - or left out.
+
+    \b
+      infc generate tiny.infc "def fibonacci(n):" --max-tokens 64
+      echo "Once upon a time" | infc generate tiny.infc --temperature 0.8 --seed 7
+      infc generate tiny.infc --chat "Write a class for a stack."
+      infc generate tiny.infc --token-ids 1,15,27
+    """
+    from ...ir.artifact import open_artifact
+    from ...runtime.llm import LLM
+    from ..generate import read_prompt, seconds_since_process_start, write_stream
+    from ..sampling_options import engine_arguments, sampling_params
+
+    if token_ids is not None and (prompt is not None or chat):
+        raise click.UsageError("--token-ids stands alone: no prompt and no --chat beside it")
+    what = _parse_ids(token_ids) if token_ids is not None else read_prompt(prompt)
+    verify = options.pop("verify")
+    opened = open_artifact(artifact, verify, weights="later")
+    arguments = engine_arguments(options)
+    params = sampling_params(options, opened, max_tokens=256)
+    with LLM(opened, **arguments) as llm:
+        for note in llm.engine.plan.notes:
+            click.echo(f"note: {note}", err=True)
+        begun = seconds_since_process_start()
+        if chat:
+            assert isinstance(what, str)
+            stream = llm.stream_chat([{"role": "user", "content": what}], params)
+        else:
+            stream = llm.stream(what, params)
+        written = write_stream(stream, sys.stdout, as_ids=llm.tokenizer is None)
+    click.echo()
+    if stats:
+        click.echo(written.summary(begun + written.first_token_seconds), err=True)
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise click.UsageError(f"--token-ids takes numbers such as 1,2,3, not {text!r}") from None

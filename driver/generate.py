@@ -1,0 +1,92 @@
+"""Writes an answer as it comes, and counts what it took."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from ..ir.errors import InfcError
+
+if TYPE_CHECKING:
+    from ..runtime.outputs import RequestOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written, and how fast. Times in seconds."""
+
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    first_token_seconds: float
+    decode_seconds: float
+    finish_reason: str | None
+
+    def summary(self, process_seconds: float | None = None) -> str:
+        """One line for people. `process_seconds`: from process start to the first token."""
+        parts = [f"{self.num_prompt_tokens} prompt tokens", f"{self.num_tokens} tokens"]
+        if self.num_tokens > 1 and self.decode_seconds > 0:
+            parts.append(f"{(self.num_tokens - 1) / self.decode_seconds:.1f} tokens/s")
+        parts.append(f"first token after {self.first_token_seconds:.3f} s")
+        if process_seconds is not None:
+            parts[-1] += f" ({process_seconds:.2f} s from process start)"
+        return ", ".join([*parts, f"ended by {self.finish_reason}"])
+
+
+def write_stream(
+    outputs: Iterable[RequestOutput], sink: TextIO, *, as_ids: bool = False
+) -> Written:
+    """Writes the pieces of one answer to `sink` at once as they come.
+
+    `as_ids` writes token ids, for a model without a tokenizer. Raises InfcError where the
+    request failed on its way.
+    """
+    start = time.perf_counter()
+    first = last = None
+    pieces: list[str] = []
+    num_prompt = num_tokens = 0
+    reason = None
+    for output in outputs:
+        if output.error is not None:
+            raise InfcError(output.error)
+        piece = output.outputs[0]
+        num_prompt = len(output.prompt_token_ids)
+        num_tokens += len(piece.token_ids)
+        reason = piece.finish_reason
+        if piece.token_ids:
+            last = time.perf_counter()
+            first = first or last
+        text = "".join(f"{token} " for token in piece.token_ids) if as_ids else piece.text
+        pieces.append(text)
+        sink.write(text)
+        sink.flush()
+    now = time.perf_counter()
+    first, last = first or now, last or now
+    return Written("".join(pieces), num_prompt, num_tokens, first - start, last - first, reason)
+
+
+def seconds_since_process_start() -> float:
+    """Wall seconds since the system started this process, to a hundredth."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        # After the name in parentheses, which may hold anything: field 22 is the start, in ticks.
+        fields = file.read().rpartition(")")[2].split()
+    ticks = int(fields[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt: the argument, or what is piped in where it is `-` or absent."""
+    from ..ir.errors import UsageError
+
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("no prompt", hint="give one, pipe one in, or try `infc chat`")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt is not UTF-8 text (byte {error.start})") from None

@@ -1,0 +1,69 @@
+"""The options of commands that generate, and the parameters they stand for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..ir.artifact import Artifact
+    from ..runtime.sampling_params import SamplingParams
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# What a checkpoint's generation_config.json may set, by the names it has there.
+_FROM_CHECKPOINT = ("temperature", "top_p", "top_k")
+
+_OPTIONS = (
+    click.option("--max-tokens", type=int, help="Longest answer, in tokens."),
+    click.option("--temperature", type=float, help="0 always takes the likeliest token."),
+    click.option("--top-p", type=float, help="Keep the likeliest tokens of this total."),
+    click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all."),
+    click.option("--seed", type=int, help="The same seed gives the same text."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
+    click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
+    click.option("--threads", type=int, help="Threads; as the recipe says if not given."),
+    click.option("--max-context", type=int, help="Longest sequence, at most the compiled one."),
+    click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB."),
+    click.option(
+        "--verify",
+        type=click.Choice(["stamp", "full", "none"]),
+        default="stamp",
+        show_default=True,
+        help="Which files are read whole first: changed ones, all, none.",
+    ),
+)
+
+
+def generation_options(function: _Function) -> _Function:
+    """Adds all of them to a command, which takes them as keyword arguments."""
+    return functools.reduce(lambda inner, option: option(inner), reversed(_OPTIONS), function)
+
+
+def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of `options` what the engine is opened with, beside the artifact."""
+    names = ("threads", "max_context", "kv_memory")
+    return {name: options.pop(name) for name in names}
+
+
+def sampling_params(
+    options: Mapping[str, Any], artifact: Artifact, *, max_tokens: int | None
+) -> SamplingParams:
+    """The parameters of a request: what was given, else what the checkpoint recommends.
+
+    Raises RequestError where a value is out of range.
+    """
+    from ..runtime.sampling_params import SamplingParams
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    return SamplingParams(**{"max_tokens": max_tokens, **_recommended(artifact), **given})
+
+
+def _recommended(artifact: Artifact) -> dict[str, Any]:
+    tokenizer = artifact.manifest.tokenizer
+    generation = tokenizer.generation if tokenizer else None
+    if not generation or not generation.get("do_sample", False):
+        return {}
+    return {name: generation[name] for name in _FROM_CHECKPOINT if name in generation}
