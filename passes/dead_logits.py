@@ -63,7 +63,7 @@ def _cone(program: Program, take: Node) -> set[int]:
 def _row_local(program: Program, node: Node) -> bool:
     """Whether row i of the results depends on row i of the operands alone."""
     op = get_op(node.op)
-    if op.effects or op.kind in (Kind.ATTENTION, Kind.CREATION, Kind.GATHER, Kind.EXPERTS):
+    if op.effects or op.kind in (Kind.ATTENTION, Kind.CREATION, Kind.GATHER):
         return False
     values = [*node.values(), *node.outputs]
     if not all(_rows_lead(value) or not _has_tokens(value) for value in values):
@@ -113,7 +113,10 @@ class _Sinker:
     def _shrink(self, node: Node) -> None:
         inputs = [self._on_rows(v) if isinstance(v, Value) else v for v in node.inputs]
         attrs = {name: _renamed(value) for name, value in node.attrs.items()}
-        made = self.builder.add(node.op, inputs, attrs, layer=node.layer, source=node.source)
+        names = [f"{value.name}.rows" for value in node.outputs]
+        made = self.builder.add(
+            node.op, inputs, attrs, names=names, layer=node.layer, source=node.source
+        )
         for old, new in zip(node.outputs, made.outputs, strict=True):
             self.rows[old.name] = new
 
@@ -123,7 +126,9 @@ class _Sinker:
             if not _has_tokens(value):
                 return value
             index = self.take.inputs[1]
-            made = self.builder.add("take", [value, index], {"dim": 0}, layer=None)
+            made = self.builder.add(
+                "take", [value, index], {"dim": 0}, names=[f"{value.name}.rows"]
+            )
             self.rows[value.name] = made.output
         return self.rows[value.name]
 
