@@ -33,7 +33,24 @@ _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
+class _Stopped(Exception):
+    """Ctrl-C, or nobody reads the output any more; click would handle both in ways of its own."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
 class _LazyGroup(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except (KeyboardInterrupt, click.Abort):
+            raise _Stopped(_INTERRUPTED) from None
+        except BrokenPipeError:
+            raise _Stopped(_BROKEN_PIPE) from None
+        return result
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -89,18 +106,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status, having printed at most one line of error."""
     try:
         status = infc.main(arguments, prog_name="infc", standalone_mode=False)
-        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else "")
+        return 2
     except click.ClickException as error:
         return _fail(_click_text(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", _INTERRUPTED)
-    except BrokenPipeError:
+    except _Stopped as stop:
+        if stop.status == _INTERRUPTED:
+            return _fail("interrupted", stop.status)
         # Whoever read the output has enough. Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        return stop.status
     except InfcError as error:
         if _debugging():
             raise

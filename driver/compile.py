@@ -216,11 +216,7 @@ def _emit(job: _Job, program: Program, directory: Path, progress: Reporter) -> E
 def _write_tokenizer(job: _Job, directory: Path, progress: Reporter) -> TokenizerFiles | None:
     from ..frontend.tokenizer import write_tokenizer
 
-    found = write_tokenizer(job.model, directory)
-    if found is None:
-        progress.remark("the checkpoint has no tokenizer: the artifact takes token ids only")
-        return None
-    return TokenizerFiles(**found)
+    return write_tokenizer(job.model, directory, log=progress.remark)
 
 
 def _manifest(

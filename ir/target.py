@@ -161,8 +161,15 @@ def check_target(features: Iterable[str], *, where: str | None = None) -> None:
         raise TargetError(
             f"this machine lacks {', '.join(missing)}, which the artifact was built for",
             where=where,
-            hint=f"compile it again with `--set target={'+'.join(_native_parts())}`",
+            hint=f"compile it again with `--set target={_native_or('native')}`",
         )
+
+
+def _native_or(otherwise: str) -> str:
+    try:
+        return "+".join(_native_parts())
+    except TargetError:
+        return otherwise
 
 
 def _native_parts() -> list[str]:

@@ -1,0 +1,117 @@
+"""The cache: found by what went in, never wrong, bounded, and costs nothing but a compilation."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infc.driver.cache import ArtifactCache, cache_key, cache_limit_bytes
+from infc.ir.artifact import open_artifact
+from infc.ir.errors import UsageError
+
+from ..ir.artifacts import WEIGHTS, write_artifact
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    place = tmp_path / "checkpoint"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(b"12345678")
+    return place
+
+
+def test_a_key_depends_on_everything_that_shapes_the_artifact(checkpoint: Path) -> None:
+    first = cache_key({"a": 1}, checkpoint)
+    assert cache_key({"a": 1}, checkpoint) == first
+    assert cache_key({"a": 2}, checkpoint) != first
+    (checkpoint / "README.md").write_text("prose")
+    assert cache_key({"a": 1}, checkpoint) == first
+    (checkpoint / "model.safetensors").write_bytes(b"12345679")
+    second = cache_key({"a": 1}, checkpoint)
+    assert second != first
+    (checkpoint / "chat_template.jinja").write_text("x")
+    assert cache_key({"a": 1}, checkpoint) not in (first, second)
+
+
+def test_a_key_sees_a_change_that_keeps_size_and_time(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    os.utime(weights, ns=(10**18, 10**18))
+    first = cache_key({}, checkpoint)
+    weights.write_bytes(b"87654321")
+    os.utime(weights, ns=(10**18, 10**18))
+    assert cache_key({}, checkpoint) != first
+
+
+def test_found_again(tmp_path: Path) -> None:
+    cache = ArtifactCache()
+    assert cache.find("k") is None
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    assert cache.add("k", artifact) is None
+    found = cache.find("k")
+    assert found is not None
+    assert found.identity == artifact.identity
+    use = cache.use()
+    assert use.num_artifacts == 1
+    assert use.size_bytes > len(WEIGHTS)
+
+
+def test_a_damaged_entry_is_dropped(tmp_path: Path, own_cache: Path) -> None:
+    cache = ArtifactCache()
+    cache.add("k", open_artifact(write_artifact(tmp_path / "a")))
+    (own_cache / "artifacts/k/weights.safetensors").write_bytes(WEIGHTS[::-1])
+    assert cache.find("k") is None
+    assert cache.use().num_artifacts == 0
+
+
+def test_the_longest_unused_goes_first(tmp_path: Path, own_cache: Path) -> None:
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    cache = ArtifactCache()
+    cache.add("k0", artifact)
+    one = cache.use().size_bytes
+    cache = ArtifactCache(limit_bytes=3 * one)
+    for index in (1, 2):
+        cache.add(f"k{index}", artifact)
+    for index in range(3):
+        os.utime(own_cache / f"artifacts/k{index}", (1000 + index, 1000 + index))
+    assert cache.find("k0") is not None  # used just now
+    cache.add("k3", artifact)
+    assert sorted(os.listdir(own_cache / "artifacts")) == ["k0", "k2", "k3"]
+
+
+def test_what_is_too_large_is_not_kept(tmp_path: Path) -> None:
+    cache = ArtifactCache(limit_bytes=100)
+    reason = cache.add("k", open_artifact(write_artifact(tmp_path / "a")))
+    assert reason is not None
+    assert "larger than the cache may be" in reason
+    assert cache.use().num_artifacts == 0
+
+
+def test_an_unwritable_cache_is_only_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = ArtifactCache(tmp_path / "file/cache")
+    reason = cache.add("k", open_artifact(write_artifact(tmp_path / "a")))
+    assert reason is not None
+    assert "cannot write" in reason
+    assert cache.find("k") is None
+    assert cache.use().num_artifacts == 0
+
+
+def test_clear(tmp_path: Path, own_cache: Path) -> None:
+    cache = ArtifactCache()
+    cache.add("k", open_artifact(write_artifact(tmp_path / "a")))
+    assert cache.clear().num_artifacts == 1
+    assert not own_cache.exists()
+    assert cache.use().num_artifacts == 0
+    assert os.listdir(own_cache.parent) == []
+
+
+def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_limit_bytes() == 20 * 10**9
+    for text, size in {"5GB": 5 * 10**9, "0": 0}.items():
+        monkeypatch.setenv("INFC_CACHE_LIMIT", text)
+        assert cache_limit_bytes() == size
+    for text in ("lots", "auto", "-1"):
+        monkeypatch.setenv("INFC_CACHE_LIMIT", text)
+        with pytest.raises(UsageError, match="INFC_CACHE_LIMIT: not a size"):
+            cache_limit_bytes()

@@ -1,0 +1,255 @@
+"""The command line: one line and a status for every failure, and nothing heavy before a command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infc.driver import cli
+from infc.driver.cli import _COMMANDS, run
+
+from ..ir.artifacts import write_artifact
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Status and the one line of error of a command that must fail."""
+    status = run(arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    return status, captured.err.removeprefix("error: ").rstrip("\n")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import infc
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"infc {infc.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["", *_COMMANDS])
+def test_help_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*([name] if name else []), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"    infc {name}".rstrip() in text
+
+
+def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from infc.driver.cli import run\n"
+        f"for name in {list(_COMMANDS)!r}: run([name, '--help'])\n"
+        "run(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "print(*heavy, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["compil", "x"], 2, "no command 'compil' (did you mean 'compile'?)"),
+        (["compile"], 2, "missing argument 'RECIPE'"),
+        (["compile", "--frobnicate", "x"], 2, "no such option"),
+        (["compile", "gone.yaml"], 2, "gone.yaml: no such file"),
+        (["compile", "bad.yaml"], 2, "bad.yaml:2: unknown key 'bakend'"),
+        (["compile", "good.yaml", "--set", "target=z80"], 6, "unknown target 'z80'"),
+        (["compile", "good.yaml"], 3, "checkpoint: no such model directory"),
+        (["compile", "remote.yaml"], 3, "the hub does not give 'nobody/nothing'"),
+        (["compile", "good.yaml", "--set", "model=good.yaml"], 3, "the model is a file"),
+        (["generate", "nowhere", "x"], 7, "nowhere: the artifact does not exist"),
+        (["inspect", "corrupt"], 7, "its bytes 0 to 5120 do not match their digest"),
+        (["generate", "version2", "x"], 7, "it has format version 2, and this infc reads 1"),
+        (["generate", "art", "x", "--token-ids", "1"], 2, "--token-ids stands alone"),
+        (["generate", "art", "--token-ids", "one"], 2, "takes numbers such as 1,2,3"),
+        (["generate", "art", "x", "--temperature", "nan"], 2, "temperature"),
+        (["generate", "art", "x", "--top-p", "2"], 2, "top_p"),
+        (["generate", "art", "x", "--temperature", "hot"], 2, "not a valid float"),
+        (["inspect", "art", "--verify", "maybe"], 2, "invalid value for '--verify'"),
+        (["inspect", "."], 7, "no manifest.json here: not an infc artifact"),
+        (["eval", "art", "gone.txt"], 2, "gone.txt: cannot be read: No such file"),
+        (["opt", "gone.ir", "-p", "x"], 2, "gone.ir: cannot be read"),
+        (["passes", "fuse-rms-nrm"], 2, "fuse-rms-norm"),
+        (["serve", "art", "--port", "99999"], 2, "invalid value for '--port'"),
+        (["bench", "art", "--batch", "0"], 2, "invalid value for '--batch'"),
+        (["recipe", "show", "bad.yaml"], 2, "bad.yaml:2: unknown key"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(
+    arguments: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "good.yaml").write_text("model: ./checkpoint\n")
+    (tmp_path / "remote.yaml").write_text("model: nobody/nothing\n")
+    (tmp_path / "bad.yaml").write_text("model: x\nbakend: cpp\n")
+    write_artifact(tmp_path / "art")
+    weights = write_artifact(tmp_path / "corrupt") / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    manifest = write_artifact(tmp_path / "version2") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    before = sorted(os.listdir(tmp_path))
+    assert refused(capsys, *arguments)[0] == status
+    assert run(arguments) == status
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_artifact_for_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : cx16 lahf_lm popcnt pni ssse3 sse4_1\n")
+    monkeypatch.setattr("infc.ir.target._CPUINFO", cpuinfo)
+    status, line = refused(capsys, "generate", str(write_artifact(tmp_path / "a")), "x")
+    assert status == 6
+    assert "this machine lacks sse4.2" in line
+
+
+def test_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from infc.codegen.cpp.toolchain import find_toolchain
+
+    (tmp_path / "model.yaml").write_text("model: .\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    find_toolchain.cache_clear()
+    status, line = refused(capsys, "compile", str(tmp_path / "model.yaml"))
+    find_toolchain.cache_clear()
+    assert status == 5
+    assert "no C++ compiler was found" in line
+    assert "apt-get install" in line
+
+
+def test_a_fault_of_our_own_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr("infc.driver.doctor.examine", broken)
+    status, line = refused(capsys, "doctor")
+    assert status == 1
+    assert "a fault in infc itself: ValueError: two lines" in line
+    monkeypatch.setenv("INFC_DEBUG", "1")
+    with pytest.raises(ValueError, match="two"):
+        run(["doctor"])
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infc.driver.doctor.examine", interrupt)
+    assert refused(capsys, "doctor") == (130, "interrupted")
+
+
+def infc(*arguments: str, **options: object) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "infc", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(command, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_reader_that_has_enough() -> None:
+    process = infc("recipe", "schema")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() in (0, 141)
+
+
+def test_cache_commands(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from infc.driver.cache import ArtifactCache
+    from infc.ir.artifact import open_artifact
+
+    ArtifactCache().add("k", open_artifact(write_artifact(tmp_path / "a")))
+    assert run(["cache", "path"]) == 0
+    assert capsys.readouterr().out.strip() == str(own_cache)
+    assert run(["cache", "size"]) == 0
+    assert capsys.readouterr().out == "1 artifacts, 0.00 GB of at most 20.00 GB\n"
+    assert run(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == "removed 1 artifacts, 0.00 GB\n"
+
+
+def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_artifact(tmp_path / "a"))
+    assert run(["inspect", path]) == 0
+    text = capsys.readouterr().out
+    for part in ("toy, 0.0 M parameters", "x86-64-v2", "64 tokens", "kv full", "max_context  64"):
+        assert part in text
+    assert run(["inspect", path, "--json"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "a/manifest.json").read_text()
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for subject in ("instruction set", "C++ compiler", "huge pages", "torch", "backend cpp"):
+        assert subject in text
+
+
+def test_doctor_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert run(["doctor"]) == 1
+    assert "missing  platform" in capsys.readouterr().out
+
+
+def test_recipe_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.yaml").write_text("model: x\n")
+    assert run(["recipe", "show", str(tmp_path / "model.yaml"), "--set", "dtype=float32"]) == 0
+    assert "dtype: float32\n" in capsys.readouterr().out
+
+
+def test_a_termination_removes_what_is_half_written(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "from infc.driver import cli\n"
+        "from infc.ir.artifact import ArtifactWriter\n"
+        "signal.signal(signal.SIGTERM, cli._terminate)\n"
+        "with ArtifactWriter(sys.argv[1]) as writer:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_command_list_is_what_the_folder_holds() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    assert {path.stem for path in folder.glob("[!_]*.py")} == set(_COMMANDS)
+
+
+def test_seconds_since_process_start() -> None:
+    from infc.driver.generate import seconds_since_process_start
+
+    start = seconds_since_process_start()
+    time.sleep(0.05)
+    assert 0.03 < seconds_since_process_start() - start < 5
