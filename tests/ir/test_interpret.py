@@ -79,7 +79,7 @@ def test_a_wrong_declaration_is_named() -> None:
     good = program()
     wrong = Value("z", TensorType(DType.F32, (Sym("T", 3),)))
     nodes = (good.nodes[0], replace(good.nodes[1], outputs=(wrong,)))
-    with pytest.raises(ProgramError, match="result of reshape %z has 3.T = 6, but T is 3"):
+    with pytest.raises(ProgramError, match=r"result of reshape %z has 3.T = 6, but T is 3"):
         interpret(good.with_nodes(nodes, outputs=(wrong,)), {"x": X}, weights)
     unbound = replace(good.nodes[1], attrs={"shape": ("2*R",)})
     with pytest.raises(ProgramError, match="%z = reshape of layer 1: its meaning failed"):

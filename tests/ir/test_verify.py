@@ -1,0 +1,128 @@
+"""The verifier: every kind of breach is named, with the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import ProgramError
+from infc.ir.program import KvGroup, Node, Program, Value, WeightRef
+from infc.ir.text import parse_program
+from infc.ir.types import DType, Sym, SymbolRange, TensorType
+from infc.ir.verify import verify
+from infc.ir.weights import checkpoint
+
+T = Sym("T")
+ROW = TensorType(DType.F32, (T, 8))
+KV = KvGroup("kv", (0,), 2, 4, 4, "f32", 16)
+
+
+def captured() -> Program:
+    b = ProgramBuilder("p")
+    b.symbol("T")
+    x = b.input("x", ROW)
+    y = b.emit("linear", x, b.weight("w", TensorType(DType.F32, (8, 8))), name="y")
+    b.layer = 0
+    heads = b.emit("reshape", y, shape=(T, 2, 4), name="heads")
+    out = b.emit("attention", heads, heads, heads, layer=0, scale=1.0, name="out")
+    b.output(out)
+    return b.build()
+
+
+def change(index: int, **fields: object) -> Callable[[Program], Program]:
+    def apply(program: Program) -> Program:
+        nodes = list(program.nodes)
+        nodes[index] = replace(nodes[index], **fields)  # type: ignore[arg-type]
+        return program.with_nodes(tuple(nodes))
+
+    return apply
+
+
+def weights(kind: TensorType, name: str = "w", **leaf: TensorType) -> Callable[[Program], Program]:
+    def apply(program: Program) -> Program:
+        entry = replace(program.weights["w"], type=kind, expr=checkpoint("w", leaf.get("leaf")))
+        return replace(program, weights={name: entry})
+
+    return apply
+
+
+def test_what_the_builder_makes_is_legal() -> None:
+    verify(captured())
+
+
+BREACHES: list[tuple[str, Callable[[Program], Program]]] = [
+    ("unknown phase", lambda p: replace(p, phase="done")),
+    (
+        "attention of layer 0: attention is not legal in phase lowered",
+        lambda p: replace(p, phase="lowered"),
+    ),
+    ("unknown op linaer .*linear", change(0, op="linaer")),
+    (
+        "%y = linear: declared .*, inferred",
+        change(0, outputs=(Value("y", TensorType(DType.F16, (T, 8))),)),
+    ),
+    ("lack scheme", change(0, attrs={})),
+    ("no attribute skeme", change(0, attrs={"skeme": "dense"})),
+    ("stored form", change(1, attrs={"shape": ("1*T", 2, 4)})),
+    ("weight @v is not declared", change(0, inputs=(Value("x", ROW), WeightRef("v")))),
+    ("%z is read before", change(1, inputs=(Value("z", ROW),))),
+    ("%y is read as", change(1, inputs=(Value("y", TensorType(DType.F32, (T, 4, 2))),))),
+    ("takes", change(0, inputs=(Value("x", ROW),))),
+    ("defined twice", change(1, outputs=(Value("y", TensorType(DType.F32, (T, 2, 4))),))),
+    ("read before", lambda p: p.with_nodes(tuple(reversed(p.nodes)))),
+    ("two|twice", lambda p: replace(p, inputs=(*p.inputs, *p.inputs))),
+    ("output %q", lambda p: replace(p, outputs=(Value("q", ROW),))),
+    ("output %out", lambda p: replace(p, outputs=(Value("out", ROW),))),
+    ("symbol T .* not declared", lambda p: replace(p, symbols={})),
+    (
+        "can be negative",
+        lambda p: replace(p, inputs=(Value("x", TensorType(DType.F32, (Sym("T", 1, -3),))),)),
+    ),
+    ("under the name v", weights(TensorType(DType.F32, (8, 8)), "v")),
+    ("made of numbers", weights(TensorType(DType.F32, (T, 8)))),
+    ("its expression is", weights(TensorType(DType.F32, (8, 8)), leaf=TensorType(DType.F32, (8,)))),
+    ("two resources", lambda p: replace(p, resources=(KV, KV))),
+    ("layer 0 is also in kv", lambda p: replace(p, resources=(KV, replace(KV, name="other")))),
+]
+
+
+@pytest.mark.parametrize(("match", "breach"), BREACHES, ids=[match for match, _ in BREACHES])
+def test_a_breach_is_named(match: str, breach: Callable[[Program], Program]) -> None:
+    with pytest.raises(ProgramError, match=match):
+        verify(breach(captured()))
+
+
+def lowered(**attrs: object) -> Program:
+    b = ProgramBuilder("p", phase="lowered")
+    b.symbol("T", SymbolRange(1, 9).low, 9)
+    b.resources = (KV,)
+    x = b.input("x", TensorType(DType.F32, (T, 2, 4)))
+    b.add("kv_write", (x, x), {"layer": 0, "group": "kv"} | attrs)
+    b.output(b.emit("paged_attention", x, layer=0, group="kv", scale=1.0))
+    return b.build()
+
+
+def test_state_needs_a_resource_that_serves_the_layer() -> None:
+    verify(lowered())
+    for breach in ({"layer": 1}, {"group": "other"}):
+        with pytest.raises(ProgramError, match=r"kv_write.*does not serve layer"):
+            verify(lowered(**breach))
+    with pytest.raises(ProgramError, match="not legal in phase fused"):
+        verify(replace(lowered(), phase="fused"))
+
+
+def test_a_node_of_parsed_text_is_checked_for_types() -> None:
+    program = parse_program("""
+        program "p" { symbol T input %x: f32[T, 8] %y = exp(%x) : f32[T, 9] output %y }""")
+    with pytest.raises(ProgramError, match=r"%y = exp: declared \(f32\[T, 9\]\), inferred"):
+        verify(program)
+
+
+def test_a_node_without_results_is_described() -> None:
+    program = lowered()
+    bad = Node("kv_write", program.nodes[0].inputs[:1], (), program.nodes[0].attrs, layer=4)
+    with pytest.raises(ProgramError, match=r"kv_write of layer 4: .*takes"):
+        verify(program.with_nodes((bad,)))
