@@ -19,12 +19,18 @@ _ATTENTION = frozenset({"attention", "paged_attention"})
 
 
 def check_attention_per_layer(program: Program) -> None:
-    """UnsupportedModelError unless each of the spec's layers has exactly one attention op."""
+    """UnsupportedModelError unless each of the spec's layers has one attention op, causal."""
     found: Counter[int] = Counter()
     for node in program.nodes:
         layer = node.attrs.get("layer")
         if node.op in _ATTENTION and isinstance(layer, int):
             found[layer] += 1
+            if node.attrs.get("causal") is False:
+                raise UnsupportedModelError(
+                    f"attention of layer {layer} is not causal",
+                    where=program.spec.architecture,
+                    hint="a token would see those after it, which a server does not have yet",
+                )
     for layer in range(program.spec.num_layers):
         if found[layer] == 1:
             continue
