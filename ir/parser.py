@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from .errors import ParseError, ProgramError
-from .lexer import Lexer, Token
+from .lexer import Lexer, Token, TokenReader
 from .ops import PHASES, get_op
 from .program import (
     EMPTY_SPEC,
@@ -27,16 +26,6 @@ from .types import Dim, DType, Sym, SymbolRange, TensorType
 
 _T = TypeVar("_T")
 _DEFAULT_RANGE = SymbolRange(1, 1 << 20)
-_KINDS = {
-    "end": "the end",
-    "integer": "an integer",
-    "mark": "a mark",
-    "name": "a name",
-    "string": "a string in quotes",
-    "word": "a word",
-}
-_MAX_DEPTH = 100
-"""Nesting of tuples and weight expressions beyond which text is refused, not recursed into."""
 
 
 def parse_program(text: str, *, source: str = "<text>") -> Program:
@@ -57,11 +46,9 @@ def parse_expr(text: str, *, source: str = "<text>") -> WeightExpr:
     return expr
 
 
-class _Parser:
+class _Parser(TokenReader):
     def __init__(self, text: str, source: str) -> None:
-        self.lexer = Lexer(text, source)
-        self.at = 0
-        self.depth = 0
+        super().__init__(Lexer(text, source))
         self.values: dict[str, Value] = {}
         self.symbols: dict[str, SymbolRange] = {}
         self.weights: dict[str, Weight] = {}
@@ -71,72 +58,6 @@ class _Parser:
         self.resources: list[KvGroup] = []
         self.attrs: dict[str, Attr] = {}
         self.spec: ModelSpec | None = None
-
-    # Tokens.
-
-    @property
-    def token(self) -> Token:
-        return self.lexer.tokens[self.at]
-
-    def fail(self, message: str, token: Token | None = None) -> NoReturn:
-        raise self.lexer.error(message, (token or self.token).offset)
-
-    def take(self) -> Token:
-        token = self.token
-        if token.kind != "end":
-            self.at += 1
-        return token
-
-    def accept(self, text: str) -> bool:
-        if self.token.text == text and self.token.kind in ("mark", "word"):
-            self.at += 1
-            return True
-        return False
-
-    def expect(self, kind: str, text: str | None = None) -> Token:
-        token = self.token
-        if token.kind != kind or (text is not None and token.text != text):
-            found = repr(token.text) if token.text else "the end of the text"
-            self.fail(f"expected {repr(text) if text else _KINDS[kind]}, found {found}")
-        return self.take()
-
-    def mark(self, text: str) -> Token:
-        return self.expect("mark", text)
-
-    def string(self, token: Token) -> str:
-        try:
-            value = json.loads(token.text)
-        except ValueError:
-            self.fail("malformed string", token)
-        assert isinstance(value, str)
-        return value
-
-    def integer(self) -> int:
-        token = self.expect("integer")
-        try:
-            return int(token.text)
-        except ValueError:  # CPython refuses to convert thousands of digits.
-            self.fail("the number is too long", token)
-
-    def nested(self, parse: Callable[[], _T]) -> _T:
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            self.fail("nested too deeply")
-        result = parse()
-        self.depth -= 1
-        return result
-
-    def listing(self, close: str, parse: Callable[[], _T]) -> list[_T]:
-        """Items separated by commas up to and with the closing mark; a last comma is allowed."""
-        items: list[_T] = []
-        while not self.accept(close):
-            items.append(parse())
-            if not self.accept(","):
-                self.mark(close)
-                break
-        return items
-
-    # Attributes and types.
 
     def attr(self) -> Attr:
         token = self.take()
@@ -215,8 +136,6 @@ class _Parser:
         if name not in self.values:
             self.fail(f"%{name} is not defined above", token)
         return self.values[name]
-
-    # Statements.
 
     def program(self) -> Program:
         self.expect("word", "program")
