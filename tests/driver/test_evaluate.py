@@ -1,0 +1,73 @@
+"""Evaluation: every token counts once, and chunks and windows give what one pass gives."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from infc.driver.evaluate import Evaluation, _window_nats, _windows
+from infc.ir.manifest import Limits
+from infc.runtime.step import Step
+
+from ..ir.artifacts import manifest
+
+VOCABULARY = 64
+
+
+@given(st.integers(2, 200), st.integers(2, 50), st.data())
+def test_every_token_but_the_first_counts_once(
+    count: int, context: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, context - 1))
+    counted: list[int] = []
+    for start, first, end in _windows(count, context, stride):
+        assert start < first < end <= min(start + context, count)
+        # Whoever asks for overlap gets it: all but the first window's tokens have a past.
+        assert start == 0 or first - start >= context - stride
+        counted += range(first, end)
+    assert counted == list(range(1, count))
+
+
+class _Bigrams:
+    """An executor whose logits depend on the token of the row, and which checks its steps."""
+
+    def __init__(self) -> None:
+        self.table = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
+        self.stored: dict[int, int] = {}
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        (table,), (slots,) = step.block_tables, step.slots
+        for position, slot, token in zip(step.positions, slots, step.token_ids, strict=True):
+            assert table[0][position // 32] * 32 + position % 32 == slot
+            assert slot >= 32  # never the null block
+            self.stored[int(position)] = int(token)
+        assert step.context_lengths.tolist() == [step.positions[-1] + 1]
+        return self.table[step.token_ids[step.logits_index]].astype(np.float32)
+
+    def close(self) -> None: ...
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_chunks_add_up(step_tokens: int, logit_rows: int, data: st.DataObject) -> None:
+    tokens = data.draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=64))
+    first = data.draw(st.integers(1, len(tokens) - 1))
+    executor = _Bigrams()
+    limits = Limits(64, step_tokens, 4, logit_rows)
+    nats = _window_nats(executor, replace(manifest(), limits=limits), tokens, first)
+    table = executor.table.astype(np.float32).astype(np.float64)
+    log_p = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
+    expected = -sum(log_p[tokens[at - 1], tokens[at]] for at in range(first, len(tokens)))
+    assert nats == pytest.approx(expected, rel=1e-9)
+    assert executor.stored == dict(enumerate(tokens[:-1]))
+
+
+def test_figures() -> None:
+    figures: dict[str, Any] = {"context_tokens": 8, "stride_tokens": 4}
+    result = Evaluation(100, 11, 10, 10 * math.log(8), **figures)
+    assert result.perplexity == pytest.approx(8)
+    assert result.bits_per_byte == pytest.approx(30 / 100)

@@ -1,0 +1,112 @@
+"""Writing an answer as it comes: the text, the ids, the counts, and where a prompt comes from."""
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infc.driver.generate import read_prompt, write_stream
+from infc.driver.sampling_options import sampling_params
+from infc.ir.artifact import ArtifactWriter, open_artifact
+from infc.ir.errors import InfcError, RequestError, UsageError
+from infc.ir.manifest import TokenizerFiles
+from infc.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
+
+from ..ir.artifacts import fill, manifest
+
+
+def part(
+    text: str, *tokens: int, end: str | None = None, error: str | None = None
+) -> RequestOutput:
+    completion = CompletionOutput(text=text, token_ids=tokens, finish_reason=end)  # type: ignore[arg-type]
+    metrics = RequestMetrics(arrival_time=0.0)
+    return RequestOutput(
+        request_id="0",
+        prompt_token_ids=(1, 2, 3),
+        outputs=(completion,),
+        metrics=metrics,
+        error=error,
+    )
+
+
+def test_pieces_are_written_as_they_come() -> None:
+    sink, seen = io.StringIO(), []
+
+    def parts() -> Iterator[RequestOutput]:
+        for piece in (part("", 5), part("né", 6, 7), part("!", 8, end="stop")):
+            yield piece
+            seen.append(sink.getvalue())
+
+    written = write_stream(parts(), sink)
+    assert seen == ["", "né", "né!"]
+    assert (written.text, written.num_tokens, written.num_prompt_tokens) == ("né!", 4, 3)
+    assert written.finish_reason == "stop"
+    summary = written.summary(0.5)
+    assert summary.startswith("3 prompt tokens, 4 tokens, ")
+    assert "(0.50 s from process start), ended by stop" in summary
+
+
+def test_token_ids_where_there_is_no_tokenizer() -> None:
+    sink = io.StringIO()
+    written = write_stream([part("", 5), part("", 6, end="length")], sink, as_ids=True)
+    assert sink.getvalue() == written.text == "5 6 "
+
+
+def test_nothing_generated() -> None:
+    written = write_stream([part("", end="stop")], io.StringIO())
+    assert written.num_tokens == 0
+    assert "tokens/s" not in written.summary()
+
+
+def test_a_request_that_failed() -> None:
+    with pytest.raises(InfcError, match="the logits hold NaN"):
+        write_stream([part("", end="error", error="the logits hold NaN")], io.StringIO())
+
+
+class _Input(io.TextIOWrapper):
+    def __init__(self, data: bytes, terminal: bool) -> None:
+        super().__init__(io.BytesIO(data))
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def test_where_the_prompt_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_prompt("hello") == "hello"
+    for prompt in (None, "-"):
+        monkeypatch.setattr(sys, "stdin", _Input("grüß\n".encode(), terminal=False))
+        assert read_prompt(prompt) == "grüß\n"
+    monkeypatch.setattr(sys, "stdin", _Input(b"", terminal=True))
+    with pytest.raises(UsageError, match="no prompt"):
+        read_prompt(None)
+    monkeypatch.setattr(sys, "stdin", _Input(b"\xff", terminal=False))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_prompt("-")
+
+
+@pytest.mark.parametrize(
+    ("generation", "temperature"),
+    [(None, 0.0), ({"temperature": 0.7}, 0.0), ({"do_sample": True, "temperature": 0.7}, 0.7)],
+)
+def test_what_the_checkpoint_recommends(
+    tmp_path: Path, generation: dict[str, object] | None, temperature: float
+) -> None:
+    from dataclasses import replace
+
+    tokenizer = TokenizerFiles("tokenizer/tokenizer.json", None, (2,), None, generation)
+    with ArtifactWriter(tmp_path / "a") as writer:
+        fill(writer.path)
+        writer.commit(replace(manifest(), tokenizer=tokenizer))
+    artifact = open_artifact(tmp_path / "a")
+    options = {"temperature": None, "stop": (), "top_k": 5, "max_tokens": None}
+    params = sampling_params(options, artifact, max_tokens=9)
+    assert (params.temperature, params.top_k, params.max_tokens) == (temperature, 5, 9)
+    given = sampling_params(
+        {**options, "temperature": 0.0, "max_tokens": 3}, artifact, max_tokens=9
+    )
+    assert (given.temperature, given.max_tokens) == (0.0, 3)
+    with pytest.raises(RequestError, match="top_k"):
+        sampling_params({"top_k": -1}, artifact, max_tokens=9)
