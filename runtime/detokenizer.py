@@ -39,7 +39,7 @@ class ByteLevelDecoder:
         if token_id in self._special_ids:
             return ""
         token = self._backend.id_to_token(token_id)
-        return self._utf8.decode(_token_bytes(token)) if token is not None else ""
+        return self._utf8.decode(token_bytes(token)) if token is not None else ""
 
     def flush(self) -> str:
         """U+FFFD for a character that was begun, or nothing."""
@@ -189,7 +189,8 @@ def _byte_of_character() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-def _token_bytes(token: str) -> bytes:
+def token_bytes(token: str) -> bytes:
+    """The bytes that a token of a byte-level vocabulary stands for."""
     table = _byte_of_character()
     try:
         return bytes([table[character] for character in token])

@@ -1,0 +1,1 @@
+"""Serves an artifact over HTTP in the shape of OpenAI's API."""

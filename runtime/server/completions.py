@@ -1,0 +1,114 @@
+"""`/v1/completions`: prompts of text or token ids to text, whole or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from ...ir.errors import RequestError
+from ..outputs import CompletionOutput, RequestOutput
+from .generation import Prompt, each_output, gather_outputs
+from .logprobs import completion_logprobs
+from .protocol import CompletionRequest
+from .service import Service
+from .streaming import Event, open_event_stream
+from .usage import Usage, answer_head
+
+_DEFAULT_MAX_TOKENS = 16  # as OpenAI's API has it
+
+
+async def create_completion(service: Service, request: CompletionRequest) -> Response:
+    """Answers one request. Raises RequestError, ApiError, and what the engine raises."""
+    service.check_model(request.model)
+    prompts = parse_prompts(request.prompt, service.settings.max_prompts)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            service.check_length(prompt, "prompt")
+    params = request.sampling(
+        service.settings.sampling_defaults,
+        max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+        logprobs=request.logprobs,
+    )
+    outputs = each_output(service.engine, prompts, params)
+    head = answer_head("cmpl", "text_completion", service.settings.model_name)
+    shape = _Choices(service)
+    if request.stream:
+        events = _events(outputs, head, shape, include_usage=request.include_usage)
+        return await open_event_stream(events, service.settings.stall_seconds)
+    async with aclosing(outputs):
+        answers = await gather_outputs(outputs, len(prompts))
+    usage = Usage()
+    for index, answer in enumerate(answers):
+        usage.add(index, answer)
+    choices = [shape.choice(index, answer.outputs[0]) for index, answer in enumerate(answers)]
+    return JSONResponse({**head, "choices": choices, "usage": usage.as_json()})
+
+
+def parse_prompts(value: Any, limit: int) -> list[Prompt]:
+    """One prompt or many: text, token ids, or a list of either; at most `limit` of them."""
+    prompts = value if isinstance(value, list) else [value]
+    if prompts and all(type(item) is int for item in prompts):
+        prompts = [prompts]
+    if not prompts:
+        raise RequestError("prompt is empty", field="prompt")
+    if len(prompts) > limit:
+        raise RequestError(
+            f"prompt holds {len(prompts)} prompts, and {limit} are the most", field="prompt"
+        )
+    if any(type(prompt) is not type(prompts[0]) for prompt in prompts):
+        raise RequestError("prompt mixes text, token ids and lists", field="prompt")
+    for index, prompt in enumerate(prompts):
+        _check_prompt(prompt, f"prompt[{index}]" if prompt is not value else "prompt")
+    return prompts
+
+
+def _check_prompt(prompt: Any, name: str) -> None:
+    is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
+    if not isinstance(prompt, str) and not is_ids:
+        raise RequestError(f"{name} must be text or a list of token ids", field="prompt")
+    if not prompt:
+        raise RequestError(f"{name} is empty", field="prompt")
+
+
+class _Choices:
+    """Writes choices, and remembers how far the text of each has come."""
+
+    def __init__(self, service: Service) -> None:
+        self._texts = service.token_texts
+        self._offsets: dict[int, int] = {}
+
+    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
+        """`choices[]` of an answer, or of a chunk."""
+        logprobs = None
+        if output.logprobs is not None:
+            offset = self._offsets.get(index, 0)
+            logprobs = completion_logprobs(output.logprobs, self._texts, offset)
+            self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
+        return {
+            "index": index,
+            "text": output.text,
+            "logprobs": logprobs,
+            "finish_reason": output.finish_reason,
+        }
+
+
+async def _events(
+    outputs: AsyncGenerator[tuple[int, RequestOutput], None],
+    head: dict[str, Any],
+    shape: _Choices,
+    *,
+    include_usage: bool,
+) -> AsyncGenerator[Event, None]:
+    usage = Usage()
+    chunk = {**head, "usage": None} if include_usage else head
+    async with aclosing(outputs):
+        async for index, output in outputs:
+            usage.add(index, output)
+            part = output.outputs[0]
+            if part.text or part.logprobs or part.finish_reason:
+                yield {**chunk, "choices": [shape.choice(index, part)]}
+    if include_usage:
+        yield {**head, "choices": [], "usage": usage.as_json()}

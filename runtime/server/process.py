@@ -1,0 +1,100 @@
+"""The server process: the event loop, the ready line, and the two ways it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+
+from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ..async_engine import AsyncEngine
+
+_POLL_SECONDS = 0.05
+_LAST_WORDS_SECONDS = 1.0  # for the event that tells a client that its stream was cut off
+
+
+def run_server(
+    app: FastAPI, listener: socket.socket, engine: AsyncEngine, settings: ServerSettings
+) -> bool:
+    """Serves until a signal; True where that was SIGINT.
+
+    The first SIGTERM or SIGINT stops accepting and waits `drain_seconds` for running answers;
+    the second ends everything at once.
+    """
+    config = uvicorn.Config(
+        app,
+        # What loads quickly and bounds what it reads: headers over 64 KiB are refused.
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    server = _Server(config, listener, engine, settings)
+    server.run(sockets=[listener])
+    return server.interrupted
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, which waits for ever and for a second SIGINT only, with a drain of our own."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        engine: AsyncEngine,
+        settings: ServerSettings,
+    ) -> None:
+        super().__init__(config)
+        self.interrupted = False
+        self._listener = listener
+        self._engine = engine
+        self._settings = settings
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal. Not remembered as uvicorn does, which would die of it at last."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, and says so."""
+        await super().startup(sockets)
+        host, port = self._listener.getsockname()[:2]
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"serving {self._settings.model_name} at http://{place}/v1", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets running answers end, for `drain_seconds` and while nobody asks again."""
+        drain = asyncio.create_task(super().shutdown(sockets))
+        if not await self._wait(drain, self._settings.drain_seconds):
+            # Fails whatever is pending, so that each client hears why its answer ends here.
+            await asyncio.to_thread(self._engine.shutdown, _LAST_WORDS_SECONDS)
+            await self._wait(drain, _LAST_WORDS_SECONDS)
+        if not drain.done():
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            self.force_exit = True
+        await drain
+
+    async def _wait(self, drain: asyncio.Task[None], seconds: float) -> bool:
+        """Whether the drain ended in time; not waited for once the exit is forced."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not drain.done() and not self.force_exit:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                break
+            await asyncio.wait({drain}, timeout=min(_POLL_SECONDS, left))
+        return drain.done()

@@ -1,0 +1,101 @@
+"""`serve`: from an artifact to a listening server, and down again without cutting anyone off."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...ir.artifact import Verification, open_artifact
+from ...ir.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..limits import RuntimeOptions
+
+
+def serve(
+    artifact_path: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    model_name: str | None = None,
+    options: RuntimeOptions | None = None,
+    verify: Verification = "stamp",
+    **settings: Any,
+) -> None:
+    """Serves an artifact until SIGTERM, which lets running answers end; a second one does not.
+
+    `port` 0 takes any free one; `model_name` is by default the artifact's own name; `settings`
+    are fields of `ServerSettings`. Prints one line once requests are answered. Raises
+    ArtifactError, TargetError, CapacityError, UsageError for an address that cannot be taken,
+    and KeyboardInterrupt after SIGINT.
+    """
+    listener = _bind(host, port, is_open=settings.get("api_key") is None)
+    try:
+        # The weights are read by threads of their own while this one imports and maps.
+        artifact = open_artifact(artifact_path, verify, weights="later")
+        weights = artifact.verify_weights()
+        from ..async_engine import AsyncEngine
+        from ..engine import Engine
+        from .app import create_app
+        from .process import run_server
+        from .settings import ServerSettings, recommended_defaults
+
+        engine = Engine.open(artifact, options, verify=verify)
+        for note in engine.plan.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        files = artifact.manifest.tokenizer
+        chosen = ServerSettings(
+            model_name=model_name or _name_of(artifact.path),
+            **{**recommended_defaults(files.generation if files else None), **settings},
+        )
+        weights.result()
+        async_engine = AsyncEngine(engine)
+        try:
+            app = create_app(async_engine, engine.tokenizer, chosen)
+            interrupted = run_server(app, listener, async_engine, chosen)
+        finally:
+            async_engine.shutdown(timeout_seconds=5.0)
+    finally:
+        listener.close()
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _bind(host: str, port: int, *, is_open: bool) -> socket.socket:
+    """A socket that has its address and does not listen yet: whoever comes early is told so."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(
+            f"cannot listen there: {reason}", where=f"{host}:{port}", hint="try another --port"
+        ) from None
+    if is_open and not _is_loopback(address[0]):
+        print(
+            f"warning: {host} can be reached from other machines, and no API key is set:"
+            " whoever can connect can use the model",
+            file=sys.stderr,
+            flush=True,
+        )
+    return listener
+
+
+def _is_loopback(address: str | int) -> bool:
+    return ipaddress.ip_address(str(address).partition("%")[0]).is_loopback
+
+
+def _name_of(path: Path) -> str:
+    return path.resolve().name.removesuffix(".infc")
