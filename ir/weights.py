@@ -104,11 +104,13 @@ def _leaf_type(expr: WeightExpr) -> TensorType | None:
     dtype, shape = expr.attrs.get("dtype"), expr.attrs.get("shape")
     if dtype is None or not isinstance(shape, tuple):
         return None
+    if dtype not in [kind.value for kind in DType]:
+        raise ProgramError(f"weight op {expr.op}: unknown element type {dtype!r}")
     return TensorType(DType(dtype), tuple(_sizes(shape)))
 
 
 def _sizes(shape: Sequence[object]) -> list[int]:
-    sizes = [size for size in shape if isinstance(size, int)]
+    sizes = [size for size in shape if isinstance(size, int) and size >= 0]
     if len(sizes) != len(shape):
         raise ProgramError(f"a weight's shape is made of numbers, not {shape}")
     return sizes

@@ -88,6 +88,7 @@ def test_inferred_types_are_those_of_the_tensors(expr: WeightExpr) -> None:
         ('concat(checkpoint{name = "a"})', "dim is missing"),
         ("concat{dim = 0}", "inputs"),
         ("checkpoint{name = 3}", "attribute name"),
+        ('checkpoint{name = "a", dtype = "f31", shape = (4, 6)}', "unknown element type 'f31'"),
         ('add{value = "x"}(checkpoint{name = "a"})', "value"),
         ('reshape{shape = (5, 5)}(checkpoint{name = "a"})', "failed"),
         (
