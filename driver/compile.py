@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,18 +165,25 @@ def _build(
     """Writes every file of the artifact but the manifest, which it returns."""
     from ..codegen.registry import get_backend
     from ..ir.text import print_program
-    from .optimize import optimize
+    from .optimize import build_recipe_pipeline, optimize
 
     with progress.stage("load the compiler"):
-        import torch  # noqa: F401 - seconds of import, shown for what they are
+        # First what may be refused at once, then seconds of import, shown for what they are.
+        pipeline = build_recipe_pipeline(job.recipe, job.directory)
+        import torch  # noqa: F401
         import transformers  # noqa: F401
     with progress.stage("capture the model"):
         captured = _capture(job, progress)
     with progress.stage("run the passes"):
         program, report = optimize(
-            captured, job.recipe, job.target, directory=job.directory, verify=job.verify,
-            dump_ir_after=dump_ir_after, dump_dir=dumps, progress=progress,
-        )  # fmt: skip
+            captured,
+            pipeline,
+            job.target,
+            verify=job.verify,
+            dump_ir_after=dump_ir_after,
+            dump_dir=dumps,
+            progress=progress,
+        )
     backend = get_backend(job.recipe.backend)
     backend.check(program, job.target)
     with progress.stage("emit code and weights"):
@@ -253,15 +258,3 @@ def _write_timings(output: Path, progress: Reporter) -> None:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         progress.remark(f"{path}: not written: {error.strerror}")
-
-
-@contextmanager
-def importable(*directories: Path) -> Iterator[None]:
-    """Lets modules in these directories be imported by name, as `python FILE` does for its own."""
-    added = [str(directory) for directory in directories if str(directory) not in sys.path]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for name in added:
-            sys.path.remove(name)

@@ -31,8 +31,8 @@ class Reporter:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self._end(name, finished)
 
-    def advance(self, done: int, total: int) -> None:
-        """Says how far the present stage is, in units of its own."""
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Says how far the present stage is, in units of its own, and with what it is busy."""
 
     def remark(self, text: str) -> None:
         """Says one thing that the user should know."""
@@ -61,6 +61,7 @@ class LiveReporter(Reporter):
         super().__init__()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._name = ""
 
     def remark(self, text: str) -> None:
         """Prints the remark above the moving line."""
@@ -69,10 +70,11 @@ class LiveReporter(Reporter):
         else:
             print(text, file=sys.stderr)
 
-    def advance(self, done: int, total: int) -> None:
+    def advance(self, done: int, total: int, detail: str = "") -> None:
         """Moves the bar of the present stage."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+            text = f"{self._name}: {detail}" if detail else self._name
+            self._progress.update(self._task, completed=done, total=total, description=text)
 
     def _begin(self, name: str) -> None:
         from rich.console import Console
@@ -82,6 +84,7 @@ class LiveReporter(Reporter):
         columns = (SpinnerColumn(), "{task.description}", BarColumn(24), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, transient=True)
         self._progress.start()
+        self._name = name
         self._task = self._progress.add_task(name, total=None)
 
     def _end(self, name: str, finished: bool) -> None:

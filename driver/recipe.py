@@ -28,6 +28,12 @@ def _auto_is_none(value: Any) -> Any:
     return None if value == "auto" else value
 
 
+def _check_passes(value: Any) -> Any:
+    if not isinstance(value, (dict, list, str)):
+        raise PydanticCustomError("passes", "a mapping, a list or pipeline text belongs here")
+    return value
+
+
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SIZES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
@@ -117,8 +123,10 @@ class Recipe(_Section):
     )
     quantization: Literal["none"] = _key("none", "How weights are packed into fewer bits.")
     kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The attention state.")
-    passes: dict[str, Any] = _key(
-        {}, "Changes to the pipeline: NAME: false, NAME: {option: value}, insert: [...]."
+    passes: Annotated[Any, BeforeValidator(_check_passes)] = _key(
+        {},
+        "Changes to the pipeline: NAME: false switches off, NAME: {option: value} sets,"
+        " my_module:MyPass: {after: NAME} adds; in order as a list; whole as one text.",
     )
     runtime: RuntimeSection = Field(default=RuntimeSection(), description="Bounds and defaults.")
     trust_remote_code: bool = _key(

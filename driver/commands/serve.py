@@ -40,6 +40,9 @@ def command(
       curl localhost:8000/v1/completions -d '{"model": "tiny", "prompt": "def"}' \\
            -H 'Content-Type: application/json'
     """
+    from typing import cast
+
+    from ...ir.artifact import Verification
     from ...runtime.limits import RuntimeOptions
     from ...runtime.server.run import serve
 
@@ -56,5 +59,5 @@ def command(
         model_name=model_name,
         api_key=api_key,
         options=options,
-        verify=verify,
+        verify=cast("Verification", verify),
     )

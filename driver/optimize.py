@@ -1,0 +1,82 @@
+"""The recipe's pipeline: built before anything heavy is imported, run with its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..ir.target import Target
+from ..ir.types import DType
+from .progress import Reporter
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..ir.program import Program
+    from ..passes.pipeline import Pipeline
+
+_CACHE_DTYPES = {"auto": "auto", "float32": DType.F32.value, "bfloat16": DType.BF16.value}
+
+
+def build_recipe_pipeline(recipe: Recipe, directory: Path) -> Pipeline:
+    """The default pipeline as the recipe changes it; UsageError names what cannot be done.
+
+    Modules that the recipe names are looked for in `directory` (its own) and the working one.
+    """
+    from ..passes.pipeline import build_pipeline, with_kv_options
+
+    with _importable(directory, Path.cwd()):
+        pipeline = build_pipeline(recipe.passes or None)
+    dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
+    return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
+
+
+def optimize(
+    program: Program,
+    pipeline: Pipeline,
+    target: Target,
+    *,
+    verify: bool,
+    dump_ir_after: str | None,
+    dump_dir: Path,
+    progress: Reporter,
+) -> tuple[Program, dict[str, Any]]:
+    """The program after every pass, and the report of what each did (no times in it)."""
+    from ..passes.base import PassContext
+    from ..passes.pass_manager import run_pipeline
+
+    count, done = len(pipeline), 0
+
+    def on_pass(name: str) -> None:
+        nonlocal done
+        progress.advance(done, count, name)
+        done += 1
+
+    result, report = run_pipeline(
+        program,
+        pipeline,
+        PassContext(target=target.name, log=progress.remark),
+        verify=verify,
+        dump_ir_after=dump_ir_after,
+        dump_directory=dump_dir,
+        failure_directory=dump_dir,
+        on_pass=on_pass,
+    )
+    for name, seconds in report.times:
+        key = f"pass {name}"
+        progress.seconds[key] = progress.seconds.get(key, 0.0) + seconds
+    return result, {**report.as_data(), "pipeline": pipeline.spell()}
+
+
+@contextmanager
+def _importable(*directories: Path) -> Iterator[None]:
+    """Lets modules in these directories be imported by name, as `python FILE` does for its own."""
+    added = [str(directory) for directory in directories if str(directory) not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for name in added:
+            sys.path.remove(name)
