@@ -65,6 +65,11 @@ INFC_INLINE void store_partial(T* p, const f32x16& x, int64_t n) {
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
 }
 #if INFC_AVX512
+INFC_INLINE f32x16 widen(__m256i h) {
+  f32x16 r;
+  r.v[0] = (reg::f32)((reg::u32)_mm512_maskz_cvtepu16_epi32(kAllLanes, h) << 16);
+  return r;
+}
 INFC_INLINE __mmask16 lane_mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 template <>
 INFC_INLINE f32x16 load_partial(const float* p, int64_t n) {
@@ -73,8 +78,19 @@ INFC_INLINE f32x16 load_partial(const float* p, int64_t n) {
   return r;
 }
 template <>
+INFC_INLINE f32x16 load_partial(const bf16* p, int64_t n) {
+  return widen(_mm256_maskz_loadu_epi16(lane_mask(n), p));
+}
+template <>
 INFC_INLINE void store_partial(float* p, const f32x16& x, int64_t n) {
   _mm512_mask_storeu_ps(p, lane_mask(n), x.v[0]);
+}
+template <>
+INFC_INLINE void store_partial(bf16* p, const f32x16& x, int64_t n) {
+  alignas(32) bf16 rounded[kLanes];
+  store(rounded, x);
+  const __m256i h = _mm256_load_si256(reinterpret_cast<const __m256i*>(rounded));
+  _mm256_mask_storeu_epi16(p, lane_mask(n), h);
 }
 #endif
 
