@@ -1,0 +1,166 @@
+// Times the kernels from inside one process, beside what the machine gives: see kernels.py.
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "kernels/attention.hpp"
+#include "kernels/linear.hpp"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+using namespace infc;
+
+namespace {
+
+template <class F>
+void on_team(ThreadTeam& team, F f) {
+  team.run([](const Team& t, void* g) { (*static_cast<F*>(g))(t); }, &f);
+}
+
+// Seconds of the fastest of several calls: other work on the machine only ever adds.
+template <class F>
+double best_of(int repeats, F f) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    best = std::min(best, took.count());
+  }
+  return best;
+}
+
+volatile float sink;
+
+template <class T>
+double time_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t matrices,
+                   int repeats) {
+  const int64_t elements = packed_elements<T>(N, K);
+  std::vector<T> w(static_cast<size_t>(elements * matrices));
+  std::vector<T> x(static_cast<size_t>(M * K));
+  std::vector<T> y(static_cast<size_t>(M * N));
+  for (size_t i = 0; i < w.size(); ++i) w[i] = from_float<T>(static_cast<float>(i % 17) - 8.0f);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = from_float<T>(static_cast<float>(i % 13) - 6.0f);
+  const double seconds = best_of(repeats, [&] {
+    on_team(team, [&](const Team& t) {
+      for (int64_t i = 0; i < matrices; ++i) {
+        linear<T, T, T>(t, x.data(), K, w.data() + i * elements, static_cast<const T*>(nullptr),
+                        y.data(), N, M, N, K);
+        t.barrier();
+      }
+    });
+  });
+  sink = to_float(y[0]);
+  return seconds / static_cast<double>(matrices);
+}
+
+template <class T>
+double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t H, int32_t G,
+                      int32_t D, int repeats) {
+  const int32_t bs = 16;
+  const int64_t blocks = (context + bs - 1) / bs;
+  const int64_t bytes = kv_layer_bytes<T>(G, D, D, bs);
+  std::vector<T> cache(static_cast<size_t>((blocks + 1) * bytes) / sizeof(T));
+  std::vector<T> q(static_cast<size_t>(tokens * H * D), from_float<T>(0.01f));
+  std::vector<T> y(q.size());
+  std::vector<int32_t> table(static_cast<size_t>(blocks));
+  std::vector<int32_t> positions(static_cast<size_t>(tokens));
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i) + 1;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    positions[i] = static_cast<int32_t>(context - tokens) + static_cast<int32_t>(i);
+  }
+  const int32_t starts[2] = {0, static_cast<int32_t>(tokens)};
+  const int32_t length = static_cast<int32_t>(context);
+  const KvView kv{cache.data(), bytes, 0, bs, G, D, D};
+  const StepView step{starts, &length, positions.data(), table.data(), blocks, 1, tokens};
+  return best_of(repeats, [&] {
+    on_team(team, [&](const Team& t) {
+      paged_attention<T, T>(t, q.data(), H * D, y.data(), H * D, step, kv, H, 0.125f, 0, 0.0f,
+                            static_cast<const float*>(nullptr));
+    });
+  });
+}
+
+// Independent accumulators enough to fill the pipeline.
+constexpr int kChains = INFC_AVX512 ? 16 : INFC_AVX2 ? 5 : 3;
+constexpr int64_t kPeakSteps = 20'000'000;
+
+}  // namespace
+
+// Bytes a second that all threads together read from a buffer far larger than the caches.
+EXPORT double read_rate(int64_t threads, int64_t bytes) {
+  ThreadTeam team(static_cast<int>(threads), 0);
+  std::vector<float> data(static_cast<size_t>(bytes) / 4, 1.0f);
+  const double seconds = best_of(5, [&] {
+    on_team(team, [&](const Team& t) {
+      const Share share = share_of(t, bytes / 4, 256);
+      f32x16 acc[8];
+      for (f32x16& a : acc) a = zeros();
+      for (int64_t i = share.begin; i + 128 <= share.end; i += 128) {
+        INFC_UNROLL for (int j = 0; j < 8; ++j) {
+          prefetch(data.data() + i + j * 16 + 1024);
+          acc[j] = acc[j] + load(data.data() + i + j * 16);
+        }
+      }
+      for (int j = 1; j < 8; ++j) acc[0] = acc[0] + acc[j];
+      sink = sum_lanes(acc[0]);
+    });
+  });
+  return static_cast<double>(bytes) / seconds;
+}
+
+// Operations a second of fused multiply-adds on registers; bf16: of pair products.
+EXPORT double peak_rate(int64_t threads, int64_t bf16_pairs) {
+  ThreadTeam team(static_cast<int>(threads), 0);
+  const int64_t steps = kPeakSteps / kChains;
+  const double seconds = best_of(3, [&] {
+    on_team(team, [&](const Team&) {
+      f32x16 acc[kChains];
+      INFC_UNROLL for (int j = 0; j < kChains; ++j) acc[j] = set1(static_cast<float>(j));
+      const f32x16 a = set1(0.5f);
+      for (int64_t i = 0; i < steps; ++i) {
+        INFC_UNROLL for (int j = 0; j < kChains; ++j) {
+#if INFC_DPBF16
+          if (bf16_pairs != 0) {
+            acc[j].v[0] = _mm512_dpbf16_ps(acc[j].v[0], (__m512bh)a.v[0], (__m512bh)a.v[0]);
+            continue;
+          }
+#endif
+          acc[j] = fma(acc[j], a, a);
+        }
+      }
+      for (int j = 1; j < kChains; ++j) acc[0] = acc[0] + acc[j];
+      sink = sum_lanes(acc[0]);
+    });
+  });
+  const double per_step = INFC_DPBF16 && bf16_pairs != 0 ? 64.0 : 32.0;
+  return per_step * static_cast<double>(steps * kChains * threads) / seconds;
+}
+
+EXPORT double linear_seconds(int64_t threads, int64_t is_bf16, int64_t M, int64_t N, int64_t K,
+                             int64_t matrices, int64_t repeats) {
+  ThreadTeam team(static_cast<int>(threads), 0);
+  const int r = static_cast<int>(repeats);
+  return is_bf16 != 0 ? time_linear<bf16>(team, M, N, K, matrices, r)
+                      : time_linear<float>(team, M, N, K, matrices, r);
+}
+
+EXPORT double attention_seconds(int64_t threads, int64_t is_bf16, int64_t tokens, int64_t context,
+                                int64_t H, int64_t G, int64_t D, int64_t repeats) {
+  ThreadTeam team(static_cast<int>(threads), static_cast<size_t>(attention_scratch_bytes(D, D)));
+  const int r = static_cast<int>(repeats);
+  const auto g = static_cast<int32_t>(G);
+  const auto d = static_cast<int32_t>(D);
+  return is_bf16 != 0 ? time_attention<bf16>(team, tokens, context, H, g, d, r)
+                      : time_attention<float>(team, tokens, context, H, g, d, r);
+}
+
+EXPORT double barrier_seconds(int64_t threads) {
+  ThreadTeam team(static_cast<int>(threads), 0);
+  return best_of(5, [&] {
+           on_team(team, [](const Team& t) {
+             for (int i = 0; i < 1000; ++i) t.barrier();
+           });
+         }) /
+         1000;
+}

@@ -1,0 +1,97 @@
+"""How near the CPU kernels come to what this machine gives: bytes read, products a second.
+
+Run: `python benchmarks/kernels.py [--target native] [--threads N]`. Ceilings are measured in the
+same run: a plain read of a large buffer, and multiply-adds on registers alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import infc.codegen.cpp.toolchain as toolchain
+from infc.ir.target import resolve_target
+
+SOURCE = Path(__file__).parent / "kernels.cpp"
+SHAPES = ((4864, 896), (896, 4864), (1152, 896))  # [N, K]
+ROWS = (1, 2, 4, 8, 32, 512)
+WEIGHT_BYTES = 256 << 20
+
+
+def main() -> None:
+    """Parse the options, build, measure, print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", default="native")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        call = build(Path(directory), options.target)
+        report(call, options.threads)
+
+
+def build(directory: Path, target_name: str) -> Callable[..., float]:
+    """Compile the benchmark for a target; the result calls its functions by name."""
+    target = resolve_target(target_name)
+    print(f"target {target.name}")
+    shutil.copytree(Path(toolchain.__file__).parent / "kernels", directory / "kernels")
+    source = Path(shutil.copy(SOURCE, directory))
+    toolchain.compile_library(source, directory / "kernels.so", target)
+    library = ctypes.CDLL(str(directory / "kernels.so"))
+
+    def call(name: str, *args: int) -> float:
+        function = getattr(library, name)
+        function.restype = ctypes.c_double
+        return float(function(*(ctypes.c_int64(a) for a in args)))
+
+    return call
+
+
+def report(call: Callable[..., float], threads: int) -> None:
+    """Measure and print."""
+    read = call("read_rate", threads, WEIGHT_BYTES)
+    peaks = [call("peak_rate", threads, is_bf16) for is_bf16 in (0, 1)]
+    print(f"threads {threads}: read {read / 1e9:.1f} GB/s, barrier", end=" ")
+    print(f"{call('barrier_seconds', threads) * 1e6:.2f} µs")
+    for is_bf16, name in enumerate(("float", "bf16")):
+        print(f"{name}: peak {peaks[is_bf16] / 1e9:.0f} GFLOP/s")
+        for n, k in SHAPES:
+            for m in ROWS:
+                print(linear_line(call, threads, is_bf16, (m, n, k), read, peaks[is_bf16]))
+        for tokens, context in ((1, 4096), (512, 512), (512, 4096)):
+            seconds = call("attention_seconds", threads, is_bf16, tokens, context, 14, 2, 64, 5)
+            pairs = tokens * (context - (tokens - 1) / 2)
+            rate = pairs * 14 * 4 * 64 / seconds
+            print(
+                f"  attention {tokens} rows, context {context}: {seconds * 1e6:9.1f} µs,"
+                f" {rate / 1e9:6.1f} GFLOP/s"
+            )
+
+
+def linear_line(
+    call: Callable[..., float],
+    threads: int,
+    is_bf16: int,
+    shape: tuple[int, int, int],
+    read: float,
+    peak: float,
+) -> str:
+    """One line of the table: a product of M rows by [N, K], both rates and shares of ceilings."""
+    m, n, k = shape
+    weight_bytes = n * k * (2 if is_bf16 else 4)
+    matrices = max(1, WEIGHT_BYTES // weight_bytes) if m <= 32 else 4
+    seconds = call("linear_seconds", threads, is_bf16, m, n, k, matrices, 3)
+    bandwidth, rate = weight_bytes / seconds, 2 * m * n * k / seconds
+    return (
+        f"  linear M={m:<4} N={n:<5} K={k:<5} {seconds * 1e6:9.1f} µs"
+        f"  {bandwidth / 1e9:6.1f} GB/s ({bandwidth / read:4.0%} of read)"
+        f"  {rate / 1e9:6.1f} GFLOP/s ({rate / peak:4.0%} of peak)"
+    )
+
+
+if __name__ == "__main__":
+    main()
