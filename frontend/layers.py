@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,5 +175,7 @@ def _attribute(value: Any) -> str:
         return f"{type(value).__name__} {[_attribute(v) for v in value]}"
     if isinstance(value, dict):
         return f"dict {[(str(k), _attribute(v)) for k, v in value.items()]}"
+    if isinstance(value, partial):
+        return f"partial {[_attribute(v) for v in (value.func, value.args, value.keywords)]}"
     # Anything else counts as equal only where it is the very same object.
     return f"object {id(value)}"

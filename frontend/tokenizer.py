@@ -129,7 +129,7 @@ def _first_id(own: Any, generation: dict[str, Any], config: dict[str, Any], key:
 
 
 def _eos_ids(own: Any, generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
-    """Generation settings may list several, and win over the model's, those over the tokenizer's."""
+    """Generation settings may list several and win over the model's, those over the tokenizer's."""
     for value in (generation.get("eos_token_id"), config.get("eos_token_id"), own):
         found = _ids(value)
         if found:
