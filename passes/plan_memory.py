@@ -1,13 +1,12 @@
-"""Gives every value a place in one arena, shared by those that never live at the same time."""
+"""Gives every value a place in one arena, so that a step allocates nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ir.ops import Kind, get_op
-from ..ir.program import Node, Program, Value
+from ..ir.program import Attr, Program
 from .base import Pass, PassContext, PassResult, finish
 
 ALIGNMENT_BYTES = 64
@@ -15,112 +14,95 @@ ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True)
 class PlanMemory(Pass):
-    """`%0 = linear(..) : f32[T, 64]` => the same, with `("0", 4096)` in `attr offsets`.
+    """`program {...}` => `program { attr {arena_bytes = 4096, offsets = (("0", 0), ...)} ...}`.
 
-    Requires: kv-lowered; the order of nodes is final.
-    Ensures: memory-planned: `arena_bytes`, and in `offsets` a byte offset for each value that has
-    storage of its own (a view lies in what it views). Values that live at the same time at the
-    greatest sizes never overlap.
-    Keeps: every bit. Why: no allocation in a step, and the working set stays in cache.
+    Requires: kv-paged. Ensures: planned (sizes at the upper bounds of all symbols).
+    Keeps: every bit. Views (reshape, transpose, expand, slice) have no place of their own: they
+    keep alive what they look at.
+    Why: memory is reserved once, at start; the peak is known before.
     """
+
+    alignment: int = ALIGNMENT_BYTES
 
     name: ClassVar[str] = "plan-memory"
     phase: ClassVar[str] = "plan"
-    requires: ClassVar[frozenset[str]] = frozenset({"kv-lowered"})
-    ensures: ClassVar[frozenset[str]] = frozenset({"memory-planned"})
+    requires: ClassVar[frozenset[str]] = frozenset({"kv-paged"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"planned"})
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        """Place every value; a match is a value with a place."""
-        places = place(lifetimes(program))
-        offsets = tuple(sorted((life.name, offset) for life, offset in places))
-        total = max((offset + life.num_bytes for life, offset in places), default=0)
-        attrs = {**program.attrs, "arena_bytes": total, "offsets": offsets}
-        if attrs == program.attrs:
-            return PassResult(program)
-        return finish(program, replace(program, attrs=attrs), max(1, len(offsets)))
+        """Plan, and write `arena_bytes` and `offsets` into the program's attributes."""
+        lives = lifetimes(program)
+        offsets, total = _place(lives, self.alignment)
+        planned: dict[str, Attr] = {
+            "arena_bytes": total,
+            "offsets": tuple((life.name, offsets[life.name]) for life in lives),
+        }
+        attrs = dict(program.attrs) | planned
+        if attrs == dict(program.attrs) and program.phase == "planned":
+            return finish(program, program, 0)
+        return finish(program, replace(program, attrs=attrs, phase="planned"), max(1, len(lives)))
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """Storage that is needed from time `born` to time `last`, both included."""
+    """A value that needs memory: its size, and the first and last node (by index) it must live."""
 
     name: str
     num_bytes: int
-    born: int
+    first: int
     last: int
-
-    def meets(self, other: Lifetime) -> bool:
-        """Whether both are needed at some time."""
-        return self.born <= other.last and other.born <= self.last
 
 
 def lifetimes(program: Program) -> list[Lifetime]:
-    """When each value's storage is needed. Nodes of one loop group run at the same time."""
-    bounds = {name: limits.high for name, limits in program.symbols.items()}
-    times = _times(program)
+    """Every value with memory of its own, in program order.
+
+    A value lives from the node that makes it to the last that reads it or a view of it; outputs
+    of the program live to its end.
+    """
+    bounds = {name: bound.high for name, bound in program.symbols.items()}
     owner: dict[str, str] = {}
-    born: dict[str, tuple[Value, int]] = {}
+    first: dict[str, int] = {}
     last: dict[str, int] = {}
-    for node, time in zip(program.nodes, times, strict=True):
+    sizes: dict[str, int] = {}
+    for i, node in enumerate(program.nodes):
         for value in node.values():
-            root = owner.get(value.name)
-            if root is not None:
-                last[root] = max(last[root], time)
-        if _is_view(node):
+            if value.name in owner:
+                last[owner[value.name]] = i
+        if is_view(node.op):
             source = node.values()
-            if source and source[0].name in owner:
-                owner[node.output.name] = owner[source[0].name]
-            continue
+            if source:
+                if source[0].name in owner:
+                    owner[node.output.name] = owner[source[0].name]
+                continue
         for value in node.outputs:
             owner[value.name] = value.name
-            born[value.name] = (value, time)
-            last[value.name] = time
+            first[value.name] = last[value.name] = i
+            sizes[value.name] = value.type.num_bytes(bounds)
     for value in program.outputs:
         if value.name in owner:
             last[owner[value.name]] = len(program.nodes)
-    return [
-        Lifetime(name, _aligned(value.type.num_bytes(bounds)), time, last[name])
-        for name, (value, time) in born.items()
-    ]
+    return [Lifetime(name, sizes[name], first[name], last[name]) for name in first]
 
 
-def place(values: Iterable[Lifetime]) -> list[tuple[Lifetime, int]]:
-    """Offsets by the greedy rule: the largest first, each at the lowest gap that is free."""
-    placed: list[tuple[Lifetime, int]] = []
-    for life in sorted(values, key=lambda v: (-v.num_bytes, v.born, v.name)):
-        taken = sorted(
-            (offset, offset + other.num_bytes) for other, offset in placed if other.meets(life)
-        )
-        offset = 0
-        for start, stop in taken:
-            if start - offset >= life.num_bytes:
+def is_view(op: str) -> bool:
+    """Whether an op only looks at its operand's bytes in another way."""
+    return get_op(op).kind is Kind.VIEW and op != "concat"
+
+
+def _place(lives: list[Lifetime], alignment: int) -> tuple[dict[str, int], int]:
+    """The lowest gap that fits, in program order; equal layers get equal places that way."""
+    placed: list[tuple[int, int, int]] = []  # (offset, end, last node)
+    offsets: dict[str, int] = {}
+    total = 0
+    for life in lives:
+        placed = [block for block in placed if block[2] >= life.first]
+        size = -(-max(life.num_bytes, 1) // alignment) * alignment
+        at = 0
+        for offset, end, _ in sorted(placed):
+            if at + size <= offset:
                 break
-            offset = max(offset, stop)
-        placed.append((life, offset))
-    return placed
-
-
-def _times(program: Program) -> list[int]:
-    """A time for each node: its index, or for a loop group that of its last node.
-
-    A group reads all it needs and writes all it makes while it runs, so that nothing it reads
-    may die, and nothing it writes may be in use, anywhere between its first and last node.
-    """
-    index = {node.outputs[0].name: i for i, node in enumerate(program.nodes) if node.outputs}
-    times = list(range(len(program.nodes)))
-    groups = program.attrs.get("loops") or ()
-    assert isinstance(groups, tuple), "loops is a tuple of groups"
-    for group in groups:
-        assert isinstance(group, tuple), "a group is a tuple of names"
-        members = [index[str(name)] for name in group]
-        for member in members:
-            times[member] = max(members)
-    return times
-
-
-def _is_view(node: Node) -> bool:
-    return get_op(node.op).kind is Kind.VIEW and node.op != "concat"
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            at = max(at, end)
+        offsets[life.name] = at
+        placed.append((at, at + size, life.last))
+        total = max(total, at + size)
+    return offsets, total

@@ -1,0 +1,136 @@
+"""What a pass is: a frozen dataclass that turns one program into another and says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Final
+
+from ..ir.errors import UsageError
+from ..ir.program import Attr, Program
+
+PIPELINE_PHASES: Final = ("canonicalize", "shard", "quantize", "fuse", "lower-kv", "plan")
+"""Where a pass may stand, in order."""
+
+CONTRACTS: Final = ("exact", "reassociates", "lossy")
+"""What a pass does to numbers: nothing, another order of rounding, or a loss with a bound."""
+
+REACHES: Final = {
+    "canonicalize": "canonical",
+    "shard": "canonical",
+    "quantize": "quantized",
+    "fuse": "fused",
+    "lower-kv": "lowered",
+    "plan": "planned",
+}
+"""The phase (`Program.phase`) that a program has reached when a phase of the pipeline is over."""
+
+
+def _silent(line: str) -> None:
+    """The log of a context that nobody listens to."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What a pass may know beside the program: the target, limits, and where lines go."""
+
+    target: str | None = None
+    options: Mapping[str, Attr] = field(default_factory=dict)
+    log: Callable[[str], None] = _silent
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """The rewritten program; `matches == 0` means that the very same object came back."""
+
+    program: Program
+    matches: int = 0
+    near_misses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite of programs. Fields are options; class variables say what it is and needs.
+
+    `requires` and `ensures` name facts (such as "unit-batch-squeezed") from which the pipeline
+    checks an order before anything runs. `tolerance` bounds the error of a lossy pass, relative
+    to the largest magnitude of a row. `doc` is shown by `infc passes`.
+    """
+
+    name: ClassVar[str]
+    phase: ClassVar[str]
+    contract: ClassVar[str] = "exact"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    ensures: ClassVar[frozenset[str]] = frozenset()
+    tolerance: ClassVar[float] = 0.05
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """The rewritten program and what was matched; raises PassError where it cannot."""
+        raise NotImplementedError(f"{type(self).__name__} has no run method")
+
+    def option_values(self) -> dict[str, Any]:
+        """The options by name, as this pass has them."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+    def spell(self) -> str:
+        """The pass as pipeline text: its name, and the options that are not at their default."""
+        changed = [
+            f"{option.name}={spell_option(getattr(self, option.name))}"
+            for option in fields(self)
+            if getattr(self, option.name) != option.default
+        ]
+        return f"{self.name}{{{','.join(changed)}}}" if changed else self.name
+
+
+def spell_option(value: Any) -> str:
+    """An option's value as pipeline text."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def make_pass(kind: type[Pass], options: Mapping[str, Any]) -> Pass:
+    """The pass with these options; UsageError names an unknown option or a wrong type."""
+    import difflib
+
+    known = {option.name: option for option in fields(kind)}
+    for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known) or 'none'}"
+            raise UsageError(f"pass {kind.name} has no option {name}", hint=hint)
+        _check_option(kind.name, name, str(known[name].type), value)
+    return kind(**options)
+
+
+_OPTION_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+}
+
+
+def _check_option(owner: str, name: str, annotation: str, value: Any) -> None:
+    """UsageError unless `value` is of the option's annotated type (`int`, `str | None`, ...)."""
+    kinds = [_OPTION_TYPES.get(part.strip()) for part in annotation.split("|")]
+    if None in kinds:
+        return
+    allowed = {kind for group in kinds if group for kind in group}
+    if isinstance(value, bool) and bool not in allowed:
+        allowed.discard(int)
+        allowed.discard(float)
+    if not isinstance(value, tuple(allowed)) or not allowed:
+        raise UsageError(f"option {name} of pass {owner} is {value!r}, expected {annotation}")
+
+
+def finish(
+    before: Program, after: Program, matches: int, near_misses: tuple[str, ...] = ()
+) -> PassResult:
+    """The result of a pass; the program it was given where nothing changed."""
+    if matches == 0 or after is before:
+        return PassResult(before, 0, near_misses)
+    return PassResult(after, matches, near_misses)

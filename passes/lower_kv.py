@@ -1,0 +1,186 @@
+"""Gives attention its memory: keys and values go to pages that later steps read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..ir.builder import ProgramBuilder, remove_dead_code
+from ..ir.errors import PassError, UsageError
+from ..ir.interpret import describe
+from ..ir.program import Attr, KvGroup, Node, Operand, Program, Value
+from ..ir.shapes import spell_dim
+from ..ir.types import DType
+from .base import Pass, PassContext, PassResult, finish
+from .match import adopt_name
+
+_Kind = tuple[int, int, int, int | None, str]
+
+
+@dataclass(frozen=True)
+class LowerKv(Pass):
+    """`attention(rope(%q), rope(%k), %v)` => `%r = rope_kv_write(%q, %k, %v); paged_attention(%r)`.
+
+    Requires: unit-batch-squeezed. Ensures: kv-paged (state declared in groups of equal layers).
+    Keeps: reassociates within the element type of the cache: steps see what earlier ones stored.
+    Why: tokens are computed once; the rotation is fused into the write.
+    """
+
+    dtype: str = "auto"
+    block_size: int = 32
+    fuse_rope: bool = True
+
+    name: ClassVar[str] = "lower-kv"
+    phase: ClassVar[str] = "lower-kv"
+    contract: ClassVar[str] = "reassociates"
+    requires: ClassVar[frozenset[str]] = frozenset({"unit-batch-squeezed"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"kv-paged"})
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """Lower every attention op; PassError for a layer with two, or one that is not causal."""
+        attentions = [node for node in program.nodes if node.op == "attention"]
+        if not attentions:
+            return finish(program, program, 0)
+        self._check(attentions)
+        groups = self._groups(attentions)
+        lowering = _Lowering(program, self.fuse_rope, groups)
+        builder = lowering.run()
+        builder.resources = (*program.resources, *groups)
+        builder.phase = "lowered"
+        lowered = remove_dead_code(builder.build())
+        return finish(program, lowered, len(attentions), tuple(lowering.misses))
+
+    def _check(self, attentions: list[Node]) -> None:
+        if self.dtype != "auto" and self.dtype not in {d.value for d in DType if d.is_float}:
+            raise UsageError(f"unknown cache type {self.dtype}", where=self.name)
+        if self.block_size < 1:
+            raise UsageError(f"block_size is {self.block_size}", where=self.name)
+        seen: set[Attr] = set()
+        for node in attentions:
+            if node.attrs["layer"] in seen:
+                raise PassError(
+                    f"layer {node.attrs['layer']} has two attention ops", where=describe(node)
+                )
+            if not node.attrs["causal"]:
+                raise PassError("attention that is not causal", where=describe(node))
+            seen.add(node.attrs["layer"])
+
+    def _groups(self, attentions: list[Node]) -> tuple[KvGroup, ...]:
+        kinds: dict[_Kind, list[int]] = {}
+        for node in attentions:
+            layer = node.attrs["layer"]
+            assert isinstance(layer, int)
+            kinds.setdefault(self._kind(node), []).append(layer)
+        names: dict[str, int] = {}
+        groups = []
+        for (heads, key_dim, value_dim, window, dtype), layers in kinds.items():
+            base = "full" if window is None else f"window{window}"
+            count = names[base] = names.get(base, 0) + 1
+            name = base if count == 1 else f"{base}_{count}"
+            group = KvGroup(
+                name, tuple(layers), heads, key_dim, value_dim, dtype, self.block_size, window
+            )
+            groups.append(group)
+        return tuple(groups)
+
+    def _kind(self, node: Node) -> _Kind:
+        k, v = node.values()[1:3]
+        sizes = (k.type.shape[1], k.type.shape[2], v.type.shape[2])
+        heads, key_dim, value_dim = sizes
+        window = node.attrs["window"]
+        dtype = k.type.dtype.value if self.dtype == "auto" else self.dtype
+        assert isinstance(heads, int)
+        assert isinstance(key_dim, int)
+        assert isinstance(value_dim, int)
+        assert window is None or isinstance(window, int)
+        return heads, key_dim, value_dim, window, dtype
+
+
+@dataclass(slots=True)
+class _Lowering:
+    program: Program
+    fuse_rope: bool
+    groups: tuple[KvGroup, ...]
+    misses: list[str] = field(default_factory=list)
+
+    def run(self) -> ProgramBuilder:
+        builder = ProgramBuilder.from_program(self.program)
+        producers, consumers = self.program.producers(), self.program.consumers()
+        ropes = {
+            id(node): self._ropes(node, producers, consumers)
+            for node in self.program.nodes
+            if node.op == "attention" and self.fuse_rope
+        }
+        moved = {id(rope) for pair in ropes.values() if pair for rope in pair}
+        for node in self.program.nodes:
+            if id(node) in moved:
+                continue
+            if node.op == "attention":
+                self._lower(builder, node, ropes.get(id(node)))
+            else:
+                builder.copy(node)
+        return builder
+
+    def _ropes(
+        self, node: Node, producers: dict[str, Node], consumers: dict[str, list[Node]]
+    ) -> tuple[Node, Node] | None:
+        """The rotations of q and k, where the write can take both in."""
+        q, k = node.values()[:2]
+        pair = producers.get(q.name), producers.get(k.name)
+        if pair[0] is None or pair[1] is None or {pair[0].op, pair[1].op} != {"rope"}:
+            return None
+        reason = None
+        if pair[0].inputs[1:] != pair[1].inputs[1:] or pair[0].attrs != pair[1].attrs:
+            reason = "q and k are turned in different ways"
+        elif any(len(consumers[v.name]) > 1 for v in (q, k)) or q == k:
+            reason = "a turned value is also read elsewhere"
+        if reason is not None:
+            self.misses.append(f"{describe(node)}: {reason}")
+            return None
+        return pair[0], pair[1]
+
+    def _lower(self, builder: ProgramBuilder, node: Node, ropes: tuple[Node, Node] | None) -> None:
+        q, k, v = node.values()[:3]
+        layer = node.attrs["layer"]
+        group = next(g.name for g in self.groups if layer in g.layers)
+        place: dict[str, Attr] = {"layer": layer, "group": group}
+        if ropes is None:
+            builder.add("kv_write", (k, v), place, layer=node.layer, source=node.source)
+        else:
+            q = self._rope_write(builder, node, ropes, v, place)
+        sinks: tuple[Operand, ...] = node.inputs[3:]
+        attrs = place | {name: node.attrs[name] for name in ("scale", "window", "softcap")}
+        attrs["value_head_dim"] = spell_dim(v.type.shape[2])
+        mark = len(builder.nodes)
+        attended = builder.add(
+            "paged_attention",
+            (q, *sinks),
+            attrs,
+            names=(f"{node.output.name}.paged",),
+            layer=node.layer,
+            source=node.source,
+        )
+        adopt_name(builder, mark, node.output, attended.output)
+
+    def _rope_write(
+        self,
+        builder: ProgramBuilder,
+        node: Node,
+        ropes: tuple[Node, Node],
+        v: Value,
+        place: dict[str, Attr],
+    ) -> Value:
+        rope_q, rope_k = ropes
+        mark = len(builder.nodes)
+        inputs = (rope_q.inputs[0], rope_k.inputs[0], v, *rope_q.inputs[1:])
+        attrs = place | dict(rope_q.attrs)
+        turned = builder.add(
+            "rope_kv_write",
+            inputs,
+            attrs,
+            names=(f"{rope_q.output.name}.written",),
+            layer=node.layer,
+            source=node.source,
+        )
+        adopt_name(builder, mark, rope_q.output, turned.output)
+        return rope_q.output

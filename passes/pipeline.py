@@ -1,0 +1,246 @@
+"""The pipeline as one literal list, edits by name, its text and recipe forms, and order checks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ..ir.errors import UsageError
+from .base import PIPELINE_PHASES, Pass, make_pass
+from .common_subexpressions import CommonSubexpressions
+from .eliminate_dead_code import EliminateDeadCode
+from .fold_constants import FoldConstants
+from .fold_rotary_tables import FoldRotaryTables
+from .fuse_add_norm import FuseAddNorm
+from .fuse_gated_act import FuseGatedAct
+from .fuse_layer_norm import FuseLayerNorm
+from .fuse_rms_norm import FuseRmsNorm
+from .fuse_rope import FuseRope
+from .lower_kv import LowerKv
+from .merge_linears import MergeGateUp, MergeQkv
+from .plan_memory import PlanMemory
+from .registry import get_pass
+from .remove_no_op import RemoveNoOp
+from .sink_logits_rows import SinkLogitsRows
+from .squeeze_unit_batch import SqueezeUnitBatch
+
+STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
+    "canonicalize": (
+        EliminateDeadCode(),  # first: captures carry sums over tokens that nothing reads
+        SqueezeUnitBatch(),
+        RemoveNoOp(),
+        CommonSubexpressions(),
+        FoldConstants(),
+        FoldRotaryTables(),
+        RemoveNoOp(),  # again: squeezing and folding leave views of views behind
+        CommonSubexpressions(),  # again: views that differed may now be equal
+    ),
+    "shard": (),
+    "quantize": (),
+    "fuse": (
+        FuseRmsNorm(),
+        FuseLayerNorm(),
+        FuseRope(),
+        MergeQkv(),
+        MergeGateUp(),
+        FuseGatedAct(),
+        FuseAddNorm(),
+        RemoveNoOp(),  # again: the transposes that fuse-rope brought cancel those of the model
+        SinkLogitsRows(),
+    ),
+    "lower-kv": (LowerKv(),),
+    "plan": (PlanMemory(),),
+}
+"""What `infc compile` runs, in this order; phases without a pass are named so that one may come."""
+
+OUR_PASSES: Final = tuple(
+    {type(one).name: type(one) for stage in STAGES.values() for one in stage}.values()
+)
+"""The classes of the list, each once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Passes in order; every edit gives another pipeline, and names passes, never indices."""
+
+    passes: tuple[Pass, ...]
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.passes)
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def names(self) -> list[str]:
+        """The passes' names, in order."""
+        return [one.name for one in self.passes]
+
+    def spell(self) -> str:
+        """The pipeline as text that `parse_pipeline` reads back."""
+        return ",".join(one.spell() for one in self.passes)
+
+    def after(self, name: str, added: Pass) -> Pipeline:
+        """With `added` right behind the last pass of that name; UsageError where there is none."""
+        index = self._last(name) + 1
+        return Pipeline((*self.passes[:index], added, *self.passes[index:]))
+
+    def before(self, name: str, added: Pass) -> Pipeline:
+        """With `added` right before the first pass of that name."""
+        self._last(name)
+        index = self.names().index(name)
+        return Pipeline((*self.passes[:index], added, *self.passes[index:]))
+
+    def without(self, *names: str) -> Pipeline:
+        """Without the passes of these names."""
+        for name in names:
+            self._last(name)
+        return Pipeline(tuple(one for one in self.passes if one.name not in names))
+
+    def with_options(self, name: str, **options: Any) -> Pipeline:
+        """With these options in every pass of that name; the others keep their values."""
+        self._last(name)
+        return Pipeline(
+            tuple(
+                make_pass(type(one), one.option_values() | options) if one.name == name else one
+                for one in self.passes
+            )
+        )
+
+    def placed(self, added: Pass) -> Pipeline:
+        """With `added` at the end of its own phase."""
+        rank = PIPELINE_PHASES.index
+        index = len(self.passes)
+        while index and rank(self.passes[index - 1].phase) > rank(added.phase):
+            # A pass that stands again in a later phase does not mark the end of its own.
+            index -= 1
+        return Pipeline((*self.passes[:index], added, *self.passes[index:]))
+
+    def check(self, facts: frozenset[str] = frozenset()) -> None:
+        """UsageError unless every pass finds what it requires, given the facts at the start."""
+        known = set(facts)
+        for i, one in enumerate(self.passes):
+            for missing in sorted(one.requires - known):
+                makers = [kind.name for kind in OUR_PASSES if missing in kind.ensures]
+                later = [other.name for other in self.passes[i + 1 :] if missing in other.ensures]
+                hint = f"add {makers[0]} before it" if makers else None
+                if later:
+                    hint = f"{later[0]} ensures it, and stands behind"
+                raise UsageError(f"pass {one.name} requires {missing}", where="pipeline", hint=hint)
+            known |= one.ensures
+
+    def _last(self, name: str) -> int:
+        names = self.names()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else "infc passes lists them"
+            raise UsageError(f"the pipeline has no pass {name}", hint=hint)
+        return len(names) - 1 - names[::-1].index(name)
+
+
+def default_pipeline() -> Pipeline:
+    """What `infc compile` runs where the recipe says nothing."""
+    return Pipeline(tuple(one for stage in STAGES.values() for one in stage))
+
+
+_ITEM = re.compile(r"\s*([A-Za-z_][\w.:-]*)\s*(?:\{([^{}]*)\})?\s*(,|$)")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def parse_pipeline(text: str) -> Pipeline:
+    """The pipeline that a text spells: `a,b{option=value,other=value},my_module:MyPass`.
+
+    UsageError for text that is none, and for unknown passes and options.
+    """
+    passes: list[Pass] = []
+    at = 0
+    while at < len(text) or (passes and text.rstrip().endswith(",")):
+        match = _ITEM.match(text, at)
+        if match is None or at == len(text):
+            raise UsageError(
+                f"cannot read {text[at:] or 'a pass'} at character {at + 1}",
+                where="pipeline",
+                hint='write "pass,pass{option=value}"',
+            )
+        passes.append(make_pass(get_pass(match[1]), _parse_options(match[2] or "")))
+        at = match.end()
+    return Pipeline(tuple(passes))
+
+
+def _parse_options(text: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip() or name.strip() in options:
+            raise UsageError(f"cannot read the option {part}", where="pipeline")
+        options[name.strip()] = _parse_value(value.strip())
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text in words:
+        return words[text]
+    if _NUMBER.fullmatch(text):
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    return text.strip('"')
+
+
+PassSpec = Mapping[str, Any] | Sequence[Any] | str | None
+
+
+def build_pipeline(spec: PassSpec = None) -> Pipeline:
+    """The default pipeline, edited as a recipe's `passes` says, and checked.
+
+    `spec` is pipeline text (the whole pipeline), or a mapping: a pass's name to `false` (off),
+    `true` or a mapping of options; an unknown name of the form `module:Name` is added at the end
+    of its phase, or where its mapping says `after` or `before`. A list of such mappings, or of
+    names, edits one after the other. UsageError names what cannot be done.
+    """
+    if isinstance(spec, str):
+        pipeline = parse_pipeline(spec)
+        pipeline.check()
+        return pipeline
+    pipeline = default_pipeline()
+    items: Sequence[Any] = [spec] if isinstance(spec, Mapping) else spec or []
+    for item in items:
+        edits = {item: True} if isinstance(item, str) else item
+        if not isinstance(edits, Mapping):
+            raise UsageError(f"passes: expected a name or a mapping, not {item!r}")
+        for name, value in edits.items():
+            pipeline = _edited(pipeline, str(name), value)
+    pipeline.check()
+    return pipeline
+
+
+def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:
+    if not isinstance(value, (bool, Mapping, type(None))):
+        raise UsageError(f"passes: {name} is {value!r}, expected false, true or options")
+    if value is False:
+        return pipeline.without(name)
+    options = dict(value) if isinstance(value, Mapping) else {}
+    place = {key: options.pop(key) for key in ("after", "before") if key in options}
+    if name in pipeline.names() and not place:
+        return pipeline.with_options(name, **options)
+    added = make_pass(get_pass(name), options)
+    if len(place) > 1:
+        raise UsageError(f"passes: {name} says both after and before")
+    if "after" in place:
+        return pipeline.after(str(place["after"]), added)
+    if "before" in place:
+        return pipeline.before(str(place["before"]), added)
+    return pipeline.placed(added)
+
+
+def with_kv_options(pipeline: Pipeline, *, dtype: str, block_size: int) -> Pipeline:
+    """The pipeline with the recipe's `kv_cache` settings in its lower-kv pass, where it has one."""
+    if LowerKv.name not in pipeline.names():
+        return pipeline
+    return Pipeline(
+        tuple(
+            replace(one, dtype=dtype, block_size=block_size) if isinstance(one, LowerKv) else one
+            for one in pipeline.passes
+        )
+    )

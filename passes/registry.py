@@ -1,0 +1,90 @@
+"""Passes by name: our own, those a user registers, and those of a module named in a recipe."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+
+from ..ir.errors import UsageError
+from .base import PIPELINE_PHASES, Pass
+
+_REGISTRY: dict[str, type[Pass]] = {}
+
+
+def register_pass(kind: type[Pass]) -> type[Pass]:
+    """Make a pass known by its name; usable as a decorator.
+
+    UsageError where another pass has that name, or where `kind` is not a pass.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Pass)):
+        raise UsageError(f"{kind!r} is not a pass", hint="derive it from infc.passes.base.Pass")
+    if not getattr(kind, "name", "") or getattr(kind, "phase", "") not in PIPELINE_PHASES:
+        raise UsageError(
+            f"{kind.__name__} lacks a name, or a phase out of {', '.join(PIPELINE_PHASES)}"
+        )
+    known = _registry().get(kind.name)
+    if known is not None and _home(known) != _home(kind):
+        raise UsageError(f"pass {kind.name} is registered twice", where=_home(kind))
+    _REGISTRY[kind.name] = kind
+    return kind
+
+
+def get_pass(name: str) -> type[Pass]:
+    """The pass of that name, or the one that `module:Name` says.
+
+    UsageError with the nearest name where there is none.
+    """
+    if ":" in name:
+        return load(name)
+    found = _registry().get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, _registry(), 1)
+        hint = f"did you mean {near[0]}?" if near else "infc passes lists them"
+        raise UsageError(f"unknown pass {name}", hint=hint)
+    return found
+
+
+def all_passes() -> Mapping[str, type[Pass]]:
+    """Every known pass by name, ours first, in pipeline order."""
+    return dict(_registry())
+
+
+def load(path: str) -> type[Pass]:
+    """The pass that `my_module:MyPass` names; the module is imported.
+
+    UsageError where the module, the name in it, or its being a pass is missing.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"cannot import {module_name}: {error}",
+            where=path,
+            hint="it must be importable: installed, or in a folder of PYTHONPATH",
+        ) from error
+    kind = getattr(module, attribute, None)
+    if kind is None:
+        near = difflib.get_close_matches(attribute, vars(module), 1)
+        hint = f"did you mean {near[0]}?" if near else None
+        raise UsageError(f"module {module_name} has no {attribute}", where=path, hint=hint)
+    if not (isinstance(kind, type) and issubclass(kind, Pass)):
+        raise UsageError(
+            f"{attribute} is not a pass",
+            where=path,
+            hint="make it with infc.rewrite, or derive it from infc.passes.base.Pass",
+        )
+    return register_pass(kind)
+
+
+def _registry() -> dict[str, type[Pass]]:
+    if not _REGISTRY:
+        from .pipeline import OUR_PASSES
+
+        _REGISTRY.update((kind.name, kind) for kind in OUR_PASSES)
+    return _REGISTRY
+
+
+def _home(kind: type[Pass]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
