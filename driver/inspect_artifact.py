@@ -87,7 +87,7 @@ def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, "auto" if value is None else json.dumps(value).strip('"')
+            yield prefix + key, "-" if value is None else json.dumps(value).strip('"')
 
 
 def _pairs(pairs: Any, indent: int = 0) -> str:

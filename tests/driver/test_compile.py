@@ -1,0 +1,282 @@
+"""Compilation: the same bytes everywhere, again from the cache, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import infc
+from infc.driver.progress import Reporter
+from infc.driver.recipe import Recipe
+from infc.ir.artifact import Artifact, open_artifact
+from infc.ir.errors import ArtifactError, UsageError
+
+from ..checkpoints import make_checkpoint
+
+RECIPE = """
+model: ./checkpoint
+dtype: float32
+backend: reference
+target: x86-64-v2
+runtime: {step_tokens: 64, max_sequences: 4}
+"""
+
+
+class Lines(Reporter):
+    """Keeps the remarks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def remark(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe beside a small checkpoint."""
+    place = tmp_path_factory.mktemp("source")
+    make_checkpoint("llama", place / "checkpoint", tokenizer=True, num_hidden_layers=2)
+    (place / "model.yaml").write_text(RECIPE)
+    return place
+
+
+@pytest.fixture(scope="module")
+def artifact(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    output = tmp_path_factory.mktemp("out") / "small"
+    return infc.compile(source / "model.yaml", output, cache=False)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def run_infc(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infc", *map(str, arguments)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_an_artifact_holds(artifact: Artifact) -> None:
+    assert set(artifact.manifest.files) == {
+        "captured.ir",
+        "program.ir",
+        "report.json",
+        "tokenizer/chat_template.jinja",
+        "tokenizer/tokenizer.json",
+        "weights.safetensors",
+    }
+    manifest = artifact.manifest
+    assert manifest.recipe["model"] == "source0"
+    assert manifest.recipe["kv_cache"]["block_size"] == 32
+    assert (manifest.limits.step_tokens, manifest.limits.logit_rows) == (64, 4)
+    assert manifest.target.name == "x86-64-v2"
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert {entry["name"]: entry["matches"] for entry in report["passes"]}["lower-kv"] == 2
+    assert "seconds" not in (artifact.path / "report.json").read_text()
+    timings = artifact.path.with_name("small.timings.json")
+    assert json.loads(timings.read_text())["capture the model"] > 0
+
+
+def test_it_speaks_of_no_place_on_this_machine(source: Path, artifact: Artifact) -> None:
+    for name, data in contents(artifact.path).items():
+        for place in (source, artifact.path.parent, Path.home(), Path(infc.__file__).parents[2]):
+            assert os.fsencode(place) + b"/" not in data, name
+
+
+def test_two_compilations_give_the_same_bytes(
+    source: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    """No cache, another directory, another hash seed, another number of threads."""
+    copy = tmp_path / "elsewhere/source0"
+    shutil.copytree(source, copy)
+    done = run_infc(
+        *("compile", copy / "model.yaml", "-o", tmp_path / "again", "--no-cache", "-q"),
+        PYTHONHASHSEED="4711",
+        OMP_NUM_THREADS="2",
+    )
+    assert done.stderr == ""
+    assert contents(tmp_path / "again") == contents(artifact.path)
+
+
+def test_again_from_the_cache(source: Path, tmp_path: Path) -> None:
+    progress = Lines()
+    first = infc.compile(source / "model.yaml", tmp_path / "one", verify=False, progress=progress)
+    assert progress.lines == [line for line in progress.lines if "cache" not in line]
+    progress = Lines()
+    start = time.perf_counter()
+    second = infc.compile(source / "model.yaml", tmp_path / "two", verify=False, progress=progress)
+    assert time.perf_counter() - start < 1
+    assert progress.lines == [f"{tmp_path / 'two'}: from the cache, nothing has changed"]
+    assert contents(first.path) == contents(second.path)
+    # Whatever goes in makes another artifact.
+    progress = Lines()
+    changed = ["runtime.max_sequences=3"]
+    third = infc.compile(
+        source / "model.yaml", tmp_path / "two", overrides=changed, verify=False, progress=progress
+    )
+    assert progress.lines == [line for line in progress.lines if "cache" not in line]
+    assert third.manifest.limits.max_sequences == 3
+
+
+def test_a_second_compilation_imports_no_torch(source: Path, tmp_path: Path) -> None:
+    infc.compile(source / "model.yaml", tmp_path / "one", verify=False)
+    script = (
+        "import sys, infc; infc.compile(sys.argv[1], sys.argv[2], verify=False);"
+        "print(*{'torch', 'transformers'} & set(sys.modules))"
+    )
+    places = [str(source / "model.yaml"), str(tmp_path / "two")]
+    command = [sys.executable, "-c", script, *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_damaged_cache_costs_a_compilation(source: Path, tmp_path: Path, own_cache: Path) -> None:
+    first = infc.compile(source / "model.yaml", tmp_path / "one", verify=False)
+    good = contents(first.path)
+    (kept,) = (own_cache / "artifacts").iterdir()
+    weights = kept / "weights.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.unlink()  # not through a hard link into the first artifact
+    weights.write_bytes(damaged)
+    second = infc.compile(source / "model.yaml", tmp_path / "two", verify=False)
+    assert contents(second.path) == good
+
+
+def test_a_recipe_object_and_a_checkpoint_directory(
+    source: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["backend=reference", "runtime.step_tokens=64", "runtime.max_sequences=4"]
+    overrides += ["target=x86-64-v2", "dtype=float32"]
+    given = infc.compile(
+        Recipe(model=str(source / "checkpoint")), tmp_path / "a", overrides=overrides
+    )
+    assert contents(given.path) == contents(artifact.path)
+    monkeypatch.chdir(tmp_path)
+    found = infc.compile(source / "checkpoint", overrides=overrides)
+    assert found.path == tmp_path / "source0.infc"
+    assert contents(found.path) == contents(artifact.path)
+
+
+def test_dumps(source: Path, tmp_path: Path) -> None:
+    infc.compile(source / "model.yaml", tmp_path / "a", verify=False, dump_ir_after="lower-kv")
+    (dump,) = (tmp_path / "a.dumps").iterdir()
+    assert dump.name.endswith("-lower-kv.ir")
+    assert "paged_attention" in dump.read_text()
+    with pytest.raises(UsageError, match="lower-kv"):
+        infc.compile(source / "model.yaml", tmp_path / "b", dump_ir_after="lower-kw")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_pass_of_ones_own(source: Path, tmp_path: Path) -> None:
+    """Found beside the recipe, run, reported, and never taken from the cache."""
+    shutil.copytree(source, tmp_path / "mine")
+    (tmp_path / "mine/my_passes_for_a_test.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from infc.passes.base import Pass, PassResult\n\n"
+        "@dataclass(frozen=True)\n"
+        "class CountNodes(Pass):\n"
+        "    name: ClassVar[str] = 'count-nodes'\n"
+        "    phase: ClassVar[str] = 'fuse'\n\n"
+        "    def run(self, program, context):\n"
+        "        return PassResult(program, near_misses=(str(len(program.nodes)),))\n"
+    )
+    progress = Lines()
+    made = infc.compile(
+        tmp_path / "mine/model.yaml",
+        tmp_path / "a",
+        overrides=["passes={'my_passes_for_a_test:CountNodes': {after: fuse-rope}}"],
+        verify=False,
+        progress=progress,
+    )
+    assert any("not cached: the recipe brings a pass of its own" in x for x in progress.lines)
+    names = [e["name"] for e in json.loads((made.path / "report.json").read_text())["passes"]]
+    assert names.index("count-nodes") == names.index("fuse-rope") + 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["passes={fuse-rpe: false}"], "no pass fuse-rpe .did you mean fuse-rope"),
+        (["passes={fuse-rope: {colour: red}}"], "pass fuse-rope has no option colour"),
+        (["passes={'nowhere:Pass': true}"], "cannot import nowhere"),
+    ],
+)
+def test_passes_that_cannot_be(
+    source: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        infc.compile(source / "model.yaml", tmp_path / "a", overrides=overrides)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
+    for place in (source, source / "checkpoint", source / "checkpoint/out"):
+        with pytest.raises(ArtifactError, match="the output lies in the checkpoint, or holds it"):
+            infc.compile(source / "model.yaml", place)
+
+
+def test_an_output_that_is_something_else(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run_infc("compile", source / "model.yaml", "-o", tmp_path)
+    assert done.returncode == 7
+    assert "refusing to replace what is not an infc artifact" in done.stderr.splitlines()[-1]
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_disk_full(source: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk: the weights don't fit."""
+    script = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "from infc.driver.cli import run\n"
+        "sys.exit(run(['compile', sys.argv[1], '-o', sys.argv[2], '-q', '--no-verify']))\n"
+    )
+    places = [str(source / "model.yaml"), str(tmp_path / "a")]
+    command = [sys.executable, "-c", script, *places]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot write the artifact: File too large" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infc", "compile", str(source / "model.yaml"), "--no-cache"]
+    with subprocess.Popen(
+        [*command, "-o", str(tmp_path / "a")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("load the compiler: ")
+        assert any(name.startswith(".a.partial-") for name in os.listdir(tmp_path))
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert rest == "error: interrupted\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_cpp_backend(source: Path, tmp_path: Path) -> None:
+    made = infc.compile(
+        source / "model.yaml", tmp_path / "a", overrides=["backend=cpp", "target=native"]
+    )
+    assert made.manifest.entry.kind == "cpp-shared-library"
+    assert open_artifact(made.path, "full").identity == made.identity
+    for name, data in contents(made.path).items():
+        assert os.fsencode(tmp_path) not in data, name
+    with infc.LLM(made) as llm:
+        output = llm.generate("def", infc.SamplingParams(max_tokens=8, ignore_eos=True))[0]
+    assert len(output.outputs[0].token_ids) == 8
