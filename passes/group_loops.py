@@ -38,6 +38,24 @@ class GroupLoops(Pass):
         return finish(program, changed, len(loops))
 
 
+def loop_times(program: Program) -> list[int]:
+    """When each node runs: its index, or for a member of a group that of the group's last node.
+
+    A group reads what it needs and writes what it makes row by row: nothing it reads may die, and
+    nothing it writes may share memory with it, from its first node to its last.
+    """
+    times = list(range(len(program.nodes)))
+    index = {node.outputs[0].name: i for i, node in enumerate(program.nodes) if node.outputs}
+    groups = program.attrs.get("loops") or ()
+    assert isinstance(groups, tuple), "loops is a tuple of groups"
+    for group in groups:
+        assert isinstance(group, tuple), "a group is a tuple of names"
+        members = [index[str(name)] for name in group]
+        for member in members:
+            times[member] = max(members)
+    return times
+
+
 @dataclass(slots=True)
 class _Group:
     """The group that is being grown; `views` are those of its members' values."""

@@ -19,6 +19,7 @@ from .fuse_gated_act import FuseGatedAct
 from .fuse_layer_norm import FuseLayerNorm
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
+from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
 from .plan_memory import PlanMemory
@@ -52,7 +53,10 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         SinkLogitsRows(),
     ),
     "lower-kv": (LowerKv(),),
-    "plan": (PlanMemory(),),
+    "plan": (
+        GroupLoops(),
+        PlanMemory(),  # last: it looks at the order of nodes, and at which run together
+    ),
 }
 """What `infc compile` runs, in this order; phases without a pass are named so that one may come."""
 

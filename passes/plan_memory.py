@@ -8,6 +8,7 @@ from typing import ClassVar
 from ..ir.ops import Kind, get_op
 from ..ir.program import Attr, Program
 from .base import Pass, PassContext, PassResult, finish
+from .group_loops import loop_times
 
 ALIGNMENT_BYTES = 64
 
@@ -57,14 +58,15 @@ def lifetimes(program: Program) -> list[Lifetime]:
     """Every value with memory of its own, in program order.
 
     A value lives from the node that makes it to the last that reads it or a view of it; outputs
-    of the program live to its end.
+    of the program live to its end. Nodes of one loop group run at the same time.
     """
+    times = loop_times(program)
     bounds = {name: bound.high for name, bound in program.symbols.items()}
     owner: dict[str, str] = {}
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     sizes: dict[str, int] = {}
-    for i, node in enumerate(program.nodes):
+    for i, node in zip(times, program.nodes, strict=True):
         for value in node.values():
             if value.name in owner:
                 last[owner[value.name]] = i

@@ -1,0 +1,117 @@
+"""Compiles small checkpoints, and asks both infc and transformers for logits and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+import infc
+from infc.ir.artifact import Artifact
+from infc.runtime.executors import open_executor
+from infc.runtime.executors.base import ExecutorConfig
+
+from ..codegen.harness import Chunk, make_step
+
+BLOCK_SIZE = 16
+PROMPT_LENGTHS = (70, 33, 5, 101)
+"""Longer than windows (8), blocks (16), chunks and original rope lengths (16)."""
+
+
+def prompts(vocab_size: int, lengths: Sequence[int] = PROMPT_LENGTHS) -> list[list[int]]:
+    """Random token ids, one prompt a length, without the special ones at the vocabulary's end."""
+    rng = np.random.default_rng(11)
+    return [[int(t) for t in rng.integers(0, vocab_size - 64, n)] for n in lengths]
+
+
+def compile_checkpoint(
+    checkpoint: Path, output: Path, *, backend: str = "cpp", dtype: str = "float32", **sets: object
+) -> Artifact:
+    """The artifact of a checkpoint directory, without the cache."""
+    overrides = [
+        f"dtype={dtype}",
+        f"backend={backend}",
+        f"kv_cache.block_size={BLOCK_SIZE}",
+        "runtime.step_tokens=256",
+        "runtime.logit_rows=256",
+        *(f"{key}={value}" for key, value in sets.items()),
+    ]
+    return infc.compile(checkpoint, output=output, overrides=overrides, cache=False)
+
+
+def teacher_forced(
+    artifact: Artifact, sequences: Sequence[Sequence[int]], *, chunk: int = 23, threads: int = 2
+) -> list[NDArray[np.float32]]:
+    """Logits after every token of every sequence, fed together in chunks of uneven sizes."""
+    groups = artifact.manifest.kv.groups
+    block_size = groups[0].block_size
+    blocks_each = -(-max(map(len, sequences)) // block_size)
+    total = 1 + blocks_each * len(sequences)
+    executor = open_executor(
+        artifact,
+        ExecutorConfig(num_blocks=(total,) * len(groups), num_threads=threads, pin=False),
+    )
+    # Blocks are handed out in no order, so that a wrong table cannot be right by chance.
+    ids = np.random.default_rng(2).permutation(np.arange(1, total)).reshape(len(sequences), -1)
+    rows: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
+    done = [0] * len(sequences)
+    try:
+        while any(d < len(s) for d, s in zip(done, sequences, strict=True)):
+            turn = [
+                (i, Chunk(s[d : d + chunk + 3 * i], d, [int(b) for b in ids[i]]))
+                for i, (d, s) in enumerate(zip(done, sequences, strict=True))
+                if d < len(s)
+            ]
+            step = make_step(
+                [part for _, part in turn], num_groups=len(groups), block_size=block_size
+            )
+            logits = executor.run(step)
+            for place, (i, part) in enumerate(turn):
+                first, last = step.query_starts[place : place + 2]
+                rows[i].append(logits[first:last])
+                done[i] += len(part.ids)
+    finally:
+        executor.close()
+    return [np.concatenate(parts) for parts in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Eager:
+    """transformers' own model of a checkpoint."""
+
+    model: torch.nn.Module
+
+    @classmethod
+    def load(cls, checkpoint: Path, dtype: torch.dtype = torch.float32) -> Eager:
+        """Eager attention, in evaluation mode."""
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=dtype, attn_implementation="eager"
+        )
+        return cls(model.eval())
+
+    @torch.inference_mode()
+    def logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after every token."""
+        result: NDArray[np.float32] = (
+            self.model(torch.tensor([list(sequence)])).logits[0].float().numpy()
+        )
+        return result
+
+    @torch.inference_mode()
+    def greedy(self, sequence: Sequence[int], count: int) -> list[int]:
+        """The next `count` tokens, without a cache, ties to the lowest id."""
+        ids = list(sequence)
+        for _ in range(count):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[len(sequence) :]
+
+
+def relative_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference, relative to the largest logit of its row; worst row."""
+    error = np.abs(actual - expected).max(-1) / np.abs(expected).max(-1)
+    return float(error.max())

@@ -1,0 +1,122 @@
+"""Parity with transformers, and the planted faults that must break it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import infc
+
+from ..checkpoints import PARITY, edit_config, make_checkpoint
+from .support import Eager, compile_checkpoint, prompts, relative_error, teacher_forced
+
+BOUND = 1e-5
+"""Of the largest logit of a row, in float32."""
+
+GREEDY_TOKENS = 32
+
+
+@pytest.mark.parametrize("arch", PARITY)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_logits_and_greedy_tokens_are_those_of_transformers(
+    arch: str, backend: str, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=7)
+    eager = Eager.load(checkpoint)
+    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", backend=backend)
+    sequences = prompts(artifact.manifest.model.vocab_size, (70, 33, 5, 95))
+    for actual, sequence in zip(teacher_forced(artifact, sequences), sequences, strict=True):
+        assert relative_error(actual, eager.logits(sequence)) < BOUND
+    params = infc.SamplingParams(max_tokens=GREEDY_TOKENS, ignore_eos=True)
+    with infc.LLM(artifact, kv_memory="8MiB", threads=2) as llm:
+        outputs = llm.generate(sequences, params)
+    for output, sequence in zip(outputs, sequences, strict=True):
+        assert list(output.outputs[0].token_ids) == eager.greedy(sequence, GREEDY_TOKENS)
+
+
+BFLOAT16_BOUND = 0.05
+"""Of the largest logit: bfloat16 keeps eight bits, and both sides round at every op."""
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "mixtral", "gpt2"])
+def test_bfloat16_stays_within_its_bound(arch: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=3, dtype="bfloat16")
+    eager = Eager.load(checkpoint, torch.float32)
+    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", dtype="bfloat16")
+    sequences = prompts(artifact.manifest.model.vocab_size)
+    rounded = Eager.load(checkpoint, torch.bfloat16)
+    for actual, sequence in zip(teacher_forced(artifact, sequences), sequences, strict=True):
+        expected = eager.logits(sequence)
+        error = _mean_error(actual, expected)
+        # As good as transformers' own bfloat16, whose rounding is of the same kind.
+        assert error < 1.3 * _mean_error(rounded.logits(sequence), expected) + 1e-3
+        assert error < BFLOAT16_BOUND
+
+
+def _mean_error(actual: Any, expected: Any) -> float:
+    return float(abs(actual - expected).mean() / abs(expected).max())
+
+
+def flip_k(checkpoint: Path) -> None:
+    """Every key projection with its sign turned."""
+    _edit(checkpoint, lambda name, w: -w if "k_proj.weight" in name else w)
+
+
+def scale_rope(checkpoint: Path) -> None:
+    """Half the rope frequency at the slow end."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    rope = {**config["rope_parameters"], "rope_theta": 20000.0}
+    edit_config(checkpoint, rope_parameters=rope)
+
+
+def widen_window(checkpoint: Path) -> None:
+    """A window of one token more."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    edit_config(checkpoint, sliding_window=config["sliding_window"] + 1)
+
+
+def drop_bias(checkpoint: Path) -> None:
+    """The value bias of one layer left out."""
+    _edit(checkpoint, lambda name, w: w * 0 if "layers.2.self_attn.v_proj.bias" in name else w)
+
+
+def dull_norm(checkpoint: Path) -> None:
+    """The weight of one norm left out."""
+    _edit(checkpoint, lambda name, w: w * 0 + 1 if "layers.1.input_layernorm" in name else w)
+
+
+def _edit(checkpoint: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    path = checkpoint / "model.safetensors"
+    before = load_file(path)
+    after = {name: change(name, w) for name, w in before.items()}
+    assert any(not torch.equal(before[name], after[name]) for name in before), "nothing was planted"
+    save_file(after, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("arch", "plant"),
+    [
+        ("llama-tied", flip_k),
+        ("llama", scale_rope),
+        ("mistral", widen_window),
+        ("qwen2", drop_bias),
+        ("llama-tied", dull_norm),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_planted_fault_breaks_parity(
+    arch: str, plant: Callable[[Path], None], tmp_path: Path
+) -> None:
+    eager = Eager.load(make_checkpoint(arch, tmp_path / "right", seed=7))
+    wrong = make_checkpoint(arch, tmp_path / "wrong", seed=7)
+    plant(wrong)
+    artifact = compile_checkpoint(wrong, tmp_path / "artifact", backend="reference")
+    sequence = prompts(artifact.manifest.model.vocab_size)[0]
+    (actual,) = teacher_forced(artifact, [sequence])
+    assert relative_error(actual, eager.logits(sequence)) > 100 * BOUND
