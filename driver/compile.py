@@ -165,11 +165,12 @@ def _build(
     """Writes every file of the artifact but the manifest, which it returns."""
     from ..codegen.registry import get_backend
     from ..ir.text import print_program
-    from .optimize import build_recipe_pipeline, optimize
+    from .optimize import build_recipe_pipeline, check_dump_name, optimize
 
     with progress.stage("load the compiler"):
         # First what may be refused at once, then seconds of import, shown for what they are.
         pipeline = build_recipe_pipeline(job.recipe, job.directory)
+        check_dump_name(dump_ir_after, pipeline)
         import torch  # noqa: F401
         import transformers  # noqa: F401
     with progress.stage("capture the model"):

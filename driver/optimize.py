@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..ir.errors import UsageError
 from ..ir.target import Target
 from ..ir.types import DType
 from .progress import Reporter
@@ -31,6 +33,15 @@ def build_recipe_pipeline(recipe: Recipe, directory: Path) -> Pipeline:
         pipeline = build_pipeline(recipe.passes or None)
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
+
+
+def check_dump_name(name: str | None, pipeline: Pipeline) -> None:
+    """UsageError unless `name` is None, `all` or a pass of the pipeline: before minutes of work."""
+    names = [*pipeline.names(), "all"]
+    if name is not None and name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`infc passes` lists them"
+        raise UsageError(f"no pass {name!r} to dump the program after", hint=hint)
 
 
 def optimize(
