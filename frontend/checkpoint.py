@@ -75,7 +75,7 @@ def _open_shards(directory: Path) -> Checkpoint:
     if not isinstance(placed, dict) or not placed:
         raise CheckpointError("has no weight_map", where=str(path))
     for name, shard in placed.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard.startswith("."):
+        if not isinstance(shard, str) or Path(shard).name != shard or shard[:1] in ("", "."):
             raise CheckpointError(
                 f"puts {name} in {shard!r}, which is no file name", where=str(path)
             )

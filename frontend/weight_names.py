@@ -108,12 +108,14 @@ class WeightNames:
     def _merge_tied(self, exprs: Mapping[str, WeightExpr]) -> dict[str, WeightExpr]:
         """Expressions by canonical name; tied tensors that are published twice must be equal."""
         merged: dict[str, WeightExpr] = {}
+        first: dict[str, str] = {}
         for name, expr in exprs.items():
             canonical = self._parameters[name]
             other = merged.setdefault(canonical, expr)
+            known = first.setdefault(canonical, name)
             if other != expr and not self._same_bytes(other, expr):
                 raise CheckpointError(
-                    f"{name} and {canonical} differ, but config.json ties them",
+                    f"{known} and {name} differ, but config.json ties them",
                     where=str(self._checkpoint.directory),
                     hint="set tie_word_embeddings to false in config.json",
                 )
