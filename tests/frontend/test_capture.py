@@ -32,9 +32,8 @@ def converted(capture: Capture) -> Program:
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "mixtral"])
 def test_clones_are_what_tracing_gives(arch: str, tmp_path: Path) -> None:
-    make_checkpoint(
-        arch, tmp_path, **({"n_layer": 6} if arch == "gpt2" else {"num_hidden_layers": 8})
-    )
+    layers: dict[str, Any] = {"n_layer" if arch == "gpt2" else "num_hidden_layers": 8}
+    make_checkpoint(arch, tmp_path, **layers)
     config = read_config(tmp_path)
     once = capture_model(config, torch.float32, 64, no_log)
     assert once.stack is not None
@@ -63,9 +62,9 @@ def test_every_node_of_a_layer_says_so(tmp_path: Path) -> None:
 def test_last_layer_unlike_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that asks for its own number: the check sees it, and all layers are traced."""
     make_checkpoint("llama", tmp_path, num_hidden_layers=5)
-    original = LlamaDecoderLayer.forward
+    original: Any = LlamaDecoderLayer.forward
 
-    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         out = original(self, hidden_states, *args, **kwargs)
         return out * 2 if self.self_attn.layer_idx == 4 else out
 
@@ -81,7 +80,7 @@ def test_last_layer_unlike_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_layers_called_in_different_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint("llama", tmp_path, num_hidden_layers=5)
-    original = LlamaDecoderLayer.__call__
+    original: Any = LlamaDecoderLayer.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.self_attn.layer_idx == 2:
@@ -98,9 +97,9 @@ def test_layers_called_in_different_ways(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_sum_over_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint("llama", tmp_path)
-    original = LlamaMLP.forward
+    original: Any = LlamaMLP.forward
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor) -> Any:
         return original(self, x) + x.mean(dim=1, keepdim=True)
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
@@ -112,7 +111,7 @@ def test_a_layer_without_attention_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_checkpoint("llama", tmp_path, num_hidden_layers=3)
-    original = LlamaAttention.forward
+    original: Any = LlamaAttention.forward
 
     def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         out, weights = original(self, hidden_states, *args, **kwargs)
@@ -127,9 +126,9 @@ def test_an_unknown_operation_names_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_checkpoint("llama", tmp_path)
-    original = LlamaMLP.forward
+    original: Any = LlamaMLP.forward
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor) -> Any:
         return original(self, torch.special.i0(x))
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
@@ -141,9 +140,9 @@ def test_a_branch_on_data_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_checkpoint("llama", tmp_path)
-    original = LlamaMLP.forward
+    original: Any = LlamaMLP.forward
 
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor) -> Any:
         return original(self, -x if x.sum() > 0 else x)
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)

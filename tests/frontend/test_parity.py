@@ -23,7 +23,8 @@ VISIBLE = 1e-3
 
 
 def load(directory: Path, **options: Any) -> Program:
-    return load_model(directory, **{"step_tokens": 64, "logit_rows": 16, "log": no_log} | options)
+    defaults: dict[str, Any] = {"step_tokens": 64, "logit_rows": 16, "log": no_log}
+    return load_model(directory, **{**defaults, **options})
 
 
 @pytest.mark.parametrize("arch", PARITY)

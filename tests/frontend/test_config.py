@@ -1,0 +1,152 @@
+"""Configurations are checked before anything is built, and refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.frontend.config import read_config
+from infc.frontend.load import load_model
+from infc.frontend.rope import fix_length_dependent_rope
+from infc.ir.errors import (
+    CapacityError,
+    CheckpointError,
+    InfcError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+from ..checkpoints import CONFIGS, REFUSED, edit_config, make_checkpoint
+from .oracle import no_log
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+def with_config(llama: Path, directory: Path, **changes: object) -> Path:
+    (directory / "config.json").write_bytes((llama / "config.json").read_bytes())
+    (directory / "model.safetensors").symlink_to(llama / "model.safetensors")
+    edit_config(directory, **changes)
+    return directory
+
+
+REASONS = {
+    "lfm2": "layer 0 of lfm2 is of type conv",
+    "mamba": "mamba has no attention heads",
+    "bloom": "bloom computes attention outside",
+    "codegen": "codegen computes attention outside",
+}
+
+
+@pytest.mark.parametrize("arch", REFUSED)
+def test_refused_with_the_reason(arch: str, tmp_path: Path) -> None:
+    make_checkpoint(arch, tmp_path)
+    with pytest.raises(UnsupportedModelError, match=REASONS[arch]):
+        load_model(tmp_path, log=no_log)
+
+
+ABSURD: dict[str, list[object]] = {
+    "num_attention_heads": [0, -4, 3, 1 << 20],
+    "num_key_value_heads": [0, 3],
+    "hidden_size": [0, 1 << 40, "64"],
+    "num_hidden_layers": [0, 1 << 20],
+    "vocab_size": [-1, 1 << 40],
+    "intermediate_size": [0],
+    "max_position_embeddings": [0],
+    "head_dim": [-8],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in ABSURD.items() for value in values]
+)
+def test_absurd_sizes(key: str, value: object, llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(with_config(llama, tmp_path, **{key: value}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", '{"model_type": 3}', "{}"])
+def test_malformed_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(CONFIGS["llama"][1])), st.none() | st.integers()))
+def test_any_integers_load_or_are_refused(changes: dict[str, int | None]) -> None:
+    import json
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        config = {**CONFIGS["llama"][1], "model_type": "llama", **changes}
+        (Path(name) / "config.json").write_text(json.dumps(config))
+        try:
+            checked = read_config(Path(name))
+        except InfcError:
+            return
+        assert checked.num_attention_heads % checked.num_key_value_heads == 0
+
+
+def test_missing_directory_and_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint directory"):
+        read_config(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_config(tmp_path)
+
+
+def test_unknown_type_names_the_nearest(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="did you mean llama"):
+        read_config(with_config(llama, tmp_path, model_type="lama"))
+
+
+def test_model_without_a_language_head(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="not a causal language model"):
+        read_config(with_config(llama, tmp_path, model_type="vit"))
+
+
+def test_code_of_the_checkpoint_never_runs(llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path, model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')")
+    with pytest.raises(UnsupportedModelError, match="code that comes with the checkpoint"):
+        read_config(tmp_path)
+    assert not ran.exists()
+
+
+def test_quantised_checkpoint(llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedModelError, match=r"quantised already \(gptq\)"):
+        read_config(tmp_path)
+
+
+def test_context_beyond_the_model(llama: Path) -> None:
+    with pytest.raises(CapacityError, match="128 positions"):
+        load_model(llama, max_context=129, log=no_log)
+    with pytest.raises(UsageError, match="at least 1"):
+        load_model(llama, max_context=0, log=no_log)
+
+
+def test_unknown_dtype(llama: Path) -> None:
+    with pytest.raises(UsageError, match="int3"):
+        load_model(llama, dtype="int3", log=no_log)  # type: ignore[arg-type]
+
+
+def test_dynamic_rope_beyond_its_length() -> None:
+    module = torch.nn.Module()
+    module.rope_type = "dynamic"  # type: ignore[assignment]
+    module.original_max_seq_len = 128  # type: ignore[assignment]
+    with pytest.raises(UnsupportedModelError, match="beyond 128 tokens"):
+        fix_length_dependent_rope(module, 129, no_log)
+
+
+def test_rope_by_layer_type_that_depends_on_the_length() -> None:
+    module = torch.nn.Module()
+    module.rope_type = {"full_attention": "longrope"}  # type: ignore[assignment]
+    with pytest.raises(UnsupportedModelError, match="full_attention"):
+        fix_length_dependent_rope(module, 16, no_log)
