@@ -108,7 +108,7 @@ def plan_blocks(groups: Sequence[KvGroup], limits: SchedulerLimits, budget: int)
             low = middle
         else:
             high = middle - 1
-    return _blocks_at(groups, limits, max(low, 1))
+    return _blocks_at(groups, limits, low)
 
 
 def longest_context(groups: Sequence[KvGroup], num_blocks: Sequence[int], limit: int) -> int:

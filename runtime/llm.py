@@ -93,7 +93,9 @@ class LLM:
             while not self._collect(name, parts):
                 yield from parts
                 parts.clear()
-                if not self.engine.has_unfinished:
+                if self._parts[name]:
+                    continue  # it came while the caller was asking another iterator
+                if self.engine.scheduler.get(name) is None:
                     raise InfcError("the engine gave this request up after an error")
                 self._step()
             yield from parts
