@@ -109,6 +109,7 @@ class PagedModel:
     def _check_writes(self, step: Step, g: int, spans: list[tuple[int, int]]) -> None:
         size, table = self.groups[g].block_size, step.block_tables[g]
         slots = step.slots[g]
+        assert not {*step.block_copies[g][:, 0].tolist()} & {*(slots // size).tolist()}
         assert len(set(slots.tolist())) == len(slots)
         assert slots.min() >= size, "the null block is written"
         for b, (start, stop) in enumerate(spans):

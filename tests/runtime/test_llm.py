@@ -1,0 +1,251 @@
+"""LLM over the reference executor: answers, streams, chats, limits, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from infc.ir.errors import ArtifactError, CapacityError, InfcError, RequestError
+from infc.runtime.llm import LLM
+from infc.runtime.outputs import merge_outputs
+from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.step import Step
+
+from .small_artifact import write_small_artifact
+
+PROMPTS = ["the cat", "the hat sat on the mat and the cat", "the", "für 你好 🙂"]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_artifact(tmp_path_factory.mktemp("llm") / "small")
+
+
+@pytest.fixture(scope="module")
+def llm(artifact: Path) -> LLM:
+    return LLM(artifact)
+
+
+def test_batch_gives_what_each_gets_alone(artifact: Path, llm: LLM) -> None:
+    params = [
+        SamplingParams(max_tokens=20, temperature=t, seed=5, logprobs=2, ignore_eos=True)
+        for t in (0.0, 1.0, 0.0, 0.7)
+    ]
+    together = llm.generate(PROMPTS, params)
+    for prompt, chosen, answer in zip(PROMPTS, params, together, strict=True):
+        with LLM(artifact, prefix_reuse=False, max_sequences=1) as fresh:
+            (alone,) = fresh.generate(prompt, chosen)
+        assert answer.prompt == prompt
+        assert alone.outputs[0].token_ids == answer.outputs[0].token_ids
+        assert alone.outputs[0].text == answer.outputs[0].text
+        got = [entry.logprob for entry in answer.outputs[0].logprobs or ()]
+        expected = [entry.logprob for entry in alone.outputs[0].logprobs or ()]
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_stream_adds_up_to_the_answer(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    parts = list(llm.stream("the cat", params))
+    (answer,) = llm.generate("the cat", params)
+    assert merge_outputs(parts).outputs == answer.outputs
+    assert answer.outputs[0].finish_reason == "length"
+    assert len(answer.outputs[0].token_ids) == 12
+    assert answer.metrics.time_to_first_token is not None
+
+
+def test_interleaved_and_abandoned_streams(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=10, ignore_eos=True)
+    one, two, left = (llm.stream(p, params) for p in PROMPTS[:3])
+    next(left)
+    pairs = list(zip(one, two, strict=True))
+    assert [p[0].outputs[0].token_ids for p in pairs] == [
+        p.outputs[0].token_ids for p in llm.stream(PROMPTS[0], params)
+    ]
+    left.close()  # type: ignore[attr-defined]
+    assert not llm.engine.has_unfinished
+    stats = llm.engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+
+
+def test_more_prompts_than_the_queue_takes(artifact: Path) -> None:
+    with LLM(artifact, max_waiting=3) as llm:
+        answers = llm.generate([[i % 7 + 2] for i in range(20)], SamplingParams(max_tokens=2))
+    assert [a.prompt_token_ids[0] for a in answers] == [i % 7 + 2 for i in range(20)]
+
+
+def test_stop_string_cuts_the_text(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    (whole,) = llm.generate("the cat", params)
+    text = whole.outputs[0].text
+    stop = text[9:12]
+    (cut,) = llm.generate("the cat", SamplingParams(max_tokens=30, ignore_eos=True, stop=stop))
+    assert cut.outputs[0].text == text[: text.index(stop)]
+    assert cut.outputs[0].finish_reason == "stop"
+    assert cut.outputs[0].stop_reason == stop
+    assert not llm.engine.has_unfinished
+
+
+def test_stop_token_ends_without_its_text(llm: LLM) -> None:
+    (whole,) = llm.generate("the cat", SamplingParams(max_tokens=8, ignore_eos=True))
+    tokens = whole.outputs[0].token_ids
+    stop = next(t for t in tokens[1:] if t != tokens[0])
+    at = tokens.index(stop)
+    params = SamplingParams(max_tokens=8, ignore_eos=True, stop_token_ids=[stop])
+    (cut,) = llm.generate("the cat", params)
+    assert cut.outputs[0].token_ids == tokens[: at + 1]
+    assert cut.outputs[0].stop_reason == stop
+    assert llm.tokenizer is not None
+    assert cut.outputs[0].text == llm.tokenizer.decode(tokens[:at])
+
+
+def test_chat_renders_the_template(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "the hat"}]
+    answer = llm.chat(messages, SamplingParams(max_tokens=3))
+    assert llm.tokenizer is not None
+    text = llm.tokenizer.decode(answer.prompt_token_ids, skip_special_tokens=False)
+    assert text == "<|turn|>user: the hat\n<|turn|>assistant: "
+
+
+def test_progress_goes_to_stderr(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    llm.generate(PROMPTS, SamplingParams(max_tokens=2), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "generate" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "no tokens"),
+        ([-1], "no token id"),
+        ([2**31], "no token id"),
+        ([True], "no token id"),
+        ([1.5], "no token id"),
+        ("\ud800", "not valid Unicode"),
+        ([1] * 96, "the prompt has 96 tokens"),
+    ],
+)
+def test_bad_prompts_are_refused(llm: LLM, prompt: str | list[int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.generate([prompt, "the cat"])
+    assert not llm.engine.has_unfinished
+    assert len(llm.generate("the", SamplingParams(max_tokens=2))) == 1
+
+
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(max_tokens=96), SamplingParams(stop_token_ids=[100_000])],
+)
+def test_params_out_of_the_models_range(llm: LLM, params: SamplingParams) -> None:
+    with pytest.raises(RequestError):
+        llm.generate("the cat", params)
+    assert not llm.engine.has_unfinished
+
+
+def test_token_ids_only_without_tokenizer(tmp_path: Path) -> None:
+    with LLM(write_small_artifact(tmp_path / "bare", with_tokenizer=False)) as llm:
+        (answer,) = llm.generate([5, 6, 7], SamplingParams(max_tokens=4))
+        assert len(answer.outputs[0].token_ids) == 4
+        assert answer.outputs[0].text == ""
+        calls: list[Callable[[], object]] = [
+            lambda: llm.generate("text"),
+            lambda: llm.generate([5], SamplingParams(stop="x")),
+            lambda: llm.chat([{"role": "user", "content": "x"}]),
+        ]
+        for call in calls:
+            with pytest.raises(RequestError, match="no tokenizer"):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("limits", "hint"),
+    [
+        ({"kv_memory": "10KiB", "max_context": 96}, "kv_cache.memory of at least"),
+        ({"kv_memory": "1KiB"}, "kv_cache.memory of at least"),
+        ({"max_context": 97}, "compile with runtime.max_context"),
+        ({"step_tokens": 17}, "compile with runtime.step_tokens"),
+    ],
+)
+def test_what_does_not_fit_says_what_would(
+    artifact: Path, limits: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(CapacityError, match=hint):
+        LLM(artifact, **limits)
+
+
+def test_a_smaller_pool_lowers_the_context_and_says_so(artifact: Path) -> None:
+    with LLM(artifact, kv_memory="10KiB") as llm:
+        held = llm.engine.plan.limits.max_context
+        assert 2 <= held < 96
+        assert str(held) in llm.engine.plan.notes[0]
+        (answer,) = llm.generate("the", SamplingParams(ignore_eos=True))
+        assert len(answer.prompt_token_ids) + len(answer.outputs[0].token_ids) == held
+
+
+def test_damaged_weights_give_no_token(tmp_path: Path) -> None:
+    path = write_small_artifact(tmp_path / "damaged")
+    weights = path / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with LLM(path) as llm, pytest.raises(ArtifactError):
+        llm.generate("the", SamplingParams(max_tokens=1))
+
+
+def test_failed_step_ends_its_requests_and_no_other(artifact: Path) -> None:
+    class Failing:
+        def run(self, step: Step) -> NDArray[np.float32]:
+            raise InfcError("the step failed")
+
+        def close(self) -> None: ...
+
+    with LLM(artifact) as llm:
+        working = llm.engine.executor
+        llm.engine.executor = Failing()
+        with pytest.raises(InfcError, match="the step failed"):
+            llm.generate(PROMPTS)
+        llm.engine.executor = working
+        assert not llm.engine.has_unfinished
+        assert len(llm.generate("the cat", SamplingParams(max_tokens=2))) == 1
+        stats = llm.engine.stats()
+        assert stats.num_free_blocks == stats.num_blocks
+
+
+def test_request_with_invalid_logits_fails_alone(artifact: Path) -> None:
+    with LLM(artifact) as llm:
+        working = llm.engine.executor
+
+        class Poisoned:
+            def run(self, step: Step) -> NDArray[np.float32]:
+                logits = working.run(step).copy()
+                for row, request in enumerate(step.sampled):
+                    if request.token_ids[0] == 9:
+                        logits[row, 3] = np.nan
+                return logits
+
+            def close(self) -> None: ...
+
+        params = SamplingParams(max_tokens=5, ignore_eos=True)
+        (good,) = llm.generate([[5, 6]], params)
+        llm.engine.executor = Poisoned()
+        bad, again = llm.generate([[9, 6], [5, 6]], params)
+        llm.engine.executor = working
+    assert bad.outputs[0].finish_reason == "error"
+    assert bad.error == "the logits hold no finite value"
+    assert again.outputs[0].token_ids == good.outputs[0].token_ids
+
+
+def test_runtime_imports_without_torch() -> None:
+    script = (
+        "import sys, infc.runtime.llm, infc.runtime.async_engine, infc.runtime.chat_template;"
+        "print(*sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

@@ -1,0 +1,161 @@
+"""The sampler: greedy ties, supports of top-k and top-p, seeds, independence of the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from infc.runtime.request import Request
+from infc.runtime.sampler import draw, ranked, raw_logprobs, sample_rows, support, uniform
+from infc.runtime.sampling_params import SamplingParams
+
+Row = NDArray[np.float32]
+
+# Few values, so that ties are common; minus infinity is a forbidden token.
+rows = st.lists(
+    st.sampled_from([-float("inf"), -2.0, 0.0, 0.5, 0.5, 3.0]), min_size=1, max_size=40
+).map(lambda values: np.array([*values, 0.25], np.float32))
+params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([1e-6, 0.3, 1.0, 5.0]),
+    top_k=st.integers(0, 45),
+    top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1.0]),
+)
+
+
+def request(chosen: SamplingParams, num_tokens: int = 3, seed: int = 0) -> Request:
+    made = Request("r", [0] * num_tokens, chosen)
+    made.seed = seed
+    return made
+
+
+def kept(row: Row, chosen: SamplingParams) -> list[int]:
+    """The support by its definition, over a whole sort."""
+    order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+    order = order[: chosen.top_k or len(row)]
+    if chosen.top_p == 1.0:
+        return sorted(order)
+    wide = row[order].astype(np.float64)
+    shares = np.exp((wide - wide.max()) / chosen.temperature)
+    shares /= shares.sum()
+    total, count = 0.0, 0
+    while count < len(order) and total < chosen.top_p - 1e-12:
+        total += float(shares[count])
+        count += 1
+    return sorted(order[: max(1, count)])
+
+
+@given(rows, st.integers(1, 50))
+def test_ranked_is_a_stable_sort(row: Row, count: int) -> None:
+    order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+    assert ranked(row, count).tolist() == order[:count]
+
+
+@given(rows, params)
+def test_support_is_what_top_k_and_top_p_say(row: Row, chosen: SamplingParams) -> None:
+    got = support(row, chosen)
+    assert (list(range(len(row))) if got is None else got.tolist()) == kept(row, chosen)
+
+
+def test_support_of_a_flat_row_needs_more_than_the_first_candidates() -> None:
+    row = np.random.default_rng(0).standard_normal(5000).astype(np.float32) * 0.01
+    chosen = SamplingParams(temperature=1.0, top_p=0.9)
+    got = support(row, chosen)
+    assert got is not None
+    assert got.tolist() == kept(row, chosen)
+    assert 4000 < len(got) < 4700
+
+
+@given(rows, params, st.floats(0, 1, exclude_max=True))
+def test_draw_stays_in_the_support_and_is_possible(
+    row: Row, chosen: SamplingParams, u: float
+) -> None:
+    token = draw(row, chosen, u)
+    assert token in kept(row, chosen)
+    assert row[token] > -np.inf
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
+def test_draw_at_the_ends(u: float) -> None:
+    row = np.array([-np.inf, 1.0, 1.0, -np.inf], np.float32)
+    assert draw(row, SamplingParams(temperature=1.0), u) == (1 if u < 0.5 else 2)
+
+
+def test_shares_are_those_of_the_softmax() -> None:
+    row = np.log(np.array([0.5, 0.2, 0.2, 0.1])).astype(np.float32)
+    chosen = SamplingParams(temperature=2.0, top_k=3)
+    expected = np.sqrt([0.5, 0.2, 0.2]) / np.sqrt([0.5, 0.2, 0.2]).sum()
+    drawn = [draw(row, chosen, uniform(9, choice=0, position=i)) for i in range(4000)]
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4)[:3] / 4000, expected, atol=0.03)
+
+
+@given(st.lists(st.tuples(rows, params, st.booleans()), min_size=1, max_size=6), st.data())
+def test_a_row_does_not_depend_on_its_neighbours(
+    cases: list[tuple[Row, SamplingParams, bool]], data: st.DataObject
+) -> None:
+    width = 50
+    logits = np.full((len(cases), width), -np.inf, np.float32)
+    requests = []
+    for i, (row, chosen, broken) in enumerate(cases):
+        logits[i, : len(row)] = row
+        if broken:
+            logits[i, 7] = np.nan
+        requests.append(request(chosen, num_tokens=i + 1, seed=i))
+    together = sample_rows(logits, requests)
+    order = data.draw(st.permutations(range(len(cases))))
+    for i in order:
+        assert sample_rows(logits[i : i + 1], [requests[i]]) == [together[i]]
+        assert (together[i].token_id is None) == cases[i][2]
+
+
+def test_greedy_takes_the_lowest_of_equals() -> None:
+    logits = np.array([[0, 2, 2, 1], [5, 5, 5, 5]], np.float32)
+    samples = sample_rows(logits, [request(SamplingParams())] * 2)
+    assert [s.token_id for s in samples] == [1, 0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_without_a_finite_maximum_fail_alone(bad: float) -> None:
+    logits = np.array([[0, 2, 1], [0, bad, 1], [-np.inf] * 3, [3, 2, 1]], np.float32)
+    samples = sample_rows(logits, [request(SamplingParams())] * 4)
+    assert [s.token_id for s in samples] == [1, None, None, 0]
+
+
+# Frozen: other numbers would change what every seed gives.
+GOLDEN = [0.3035680343067586, 0.9002684531124185, 0.35811448402596147, 0.23494158814525556]
+
+
+def test_random_key_is_written_down() -> None:
+    got = [uniform(1, choice=0, position=0), uniform(1, choice=0, position=1)]
+    got += [uniform(1, choice=1, position=0), uniform(2**64 - 1, choice=0, position=0)]
+    assert got == GOLDEN
+    assert len(set(got)) == 4
+
+
+def test_seeds_repeat_and_differ() -> None:
+    logits = np.zeros((1, 1000), np.float32)
+    chosen = SamplingParams(temperature=1.0)
+
+    def tokens(seed: int) -> list[int | None]:
+        return [
+            sample_rows(logits, [request(chosen, num_tokens=n, seed=seed)])[0].token_id
+            for n in range(1, 30)
+        ]
+
+    assert tokens(3) == tokens(3)
+    assert tokens(3) != tokens(4)
+    assert len(set(tokens(3))) > 20
+    assert Request("r", [0], chosen).seed != Request("r", [0], chosen).seed
+
+
+@given(rows, st.integers(0, 20))
+def test_logprobs_are_of_the_raw_logits(row: Row, count: int) -> None:
+    entry = raw_logprobs(row, 0, count)
+    wide = row.astype(np.float64)
+    expected = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
+    assert entry.logprob == pytest.approx(expected[0], abs=1e-12)
+    assert [i for i, _ in entry.top] == (ranked(row, count).tolist() if count else [])
+    assert [p for _, p in entry.top] == pytest.approx([expected[i] for i, _ in entry.top])
