@@ -29,7 +29,7 @@ def create_app(
 ) -> FastAPI:
     """The application that serves `engine`; `tokenizer` None takes and gives token ids only."""
     service = Service(engine, tokenizer, settings)
-    app = FastAPI(title="infc", docs_url=None, redoc_url=None)
+    app = FastAPI(title="infc", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(CancelOnDisconnect)
     install_handlers(app)
     router = APIRouter(prefix="/v1", dependencies=[Depends(_key_check(settings.api_key))])

@@ -49,11 +49,11 @@ async def create_completion(service: Service, request: CompletionRequest) -> Res
 
 def parse_prompts(value: Any, limit: int) -> list[Prompt]:
     """One prompt or many: text, token ids, or a list of either; at most `limit` of them."""
-    prompts = value if isinstance(value, list) else [value]
-    if prompts and all(type(item) is int for item in prompts):
-        prompts = [prompts]
-    if not prompts:
+    is_list = isinstance(value, list)
+    if is_list and not value:
         raise RequestError("prompt is empty", field="prompt")
+    is_many = is_list and not all(type(item) is int for item in value)
+    prompts = value if is_many else [value]
     if len(prompts) > limit:
         raise RequestError(
             f"prompt holds {len(prompts)} prompts, and {limit} are the most", field="prompt"
@@ -61,7 +61,7 @@ def parse_prompts(value: Any, limit: int) -> list[Prompt]:
     if any(type(prompt) is not type(prompts[0]) for prompt in prompts):
         raise RequestError("prompt mixes text, token ids and lists", field="prompt")
     for index, prompt in enumerate(prompts):
-        _check_prompt(prompt, f"prompt[{index}]" if prompt is not value else "prompt")
+        _check_prompt(prompt, f"prompt[{index}]" if is_many else "prompt")
     return prompts
 
 

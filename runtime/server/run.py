@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Verification, open_artifact
-from ...ir.errors import UsageError
+from .listener import open_listener
 
 if TYPE_CHECKING:
     from ..limits import RuntimeOptions
@@ -33,7 +31,7 @@ def serve(
     ArtifactError, TargetError, CapacityError, UsageError for an address that cannot be taken,
     and KeyboardInterrupt after SIGINT.
     """
-    listener = _bind(host, port, is_open=settings.get("api_key") is None)
+    listener = open_listener(host, port, has_key=settings.get("api_key") is not None)
     try:
         # The weights are read by threads of their own while this one imports and maps.
         artifact = open_artifact(artifact_path, verify, weights="later")
@@ -63,38 +61,6 @@ def serve(
         listener.close()
     if interrupted:
         raise KeyboardInterrupt
-
-
-def _bind(host: str, port: int, *, is_open: bool) -> socket.socket:
-    """A socket that has its address and does not listen yet: whoever comes early is told so."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(
-            f"cannot listen there: {reason}", where=f"{host}:{port}", hint="try another --port"
-        ) from None
-    if is_open and not _is_loopback(address[0]):
-        print(
-            f"warning: {host} can be reached from other machines, and no API key is set:"
-            " whoever can connect can use the model",
-            file=sys.stderr,
-            flush=True,
-        )
-    return listener
-
-
-def _is_loopback(address: str | int) -> bool:
-    return ipaddress.ip_address(str(address).partition("%")[0]).is_loopback
 
 
 def _name_of(path: Path) -> str:
