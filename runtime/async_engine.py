@@ -128,7 +128,7 @@ class AsyncEngine:
             self._draining = True
         loop = asyncio.get_running_loop()
         deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
-        while self._num_pending and self.healthy:
+        while self._num_pending and self._thread.is_alive():
             if deadline is not None and loop.time() >= deadline:
                 return False
             await asyncio.sleep(0.01)
