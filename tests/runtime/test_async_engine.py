@@ -1,0 +1,215 @@
+"""AsyncEngine: many streams over one engine, cancelled at any moment; and when its thread dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from infc.ir.errors import CapacityError, InfcError, RequestError
+from infc.runtime.async_engine import AsyncEngine
+from infc.runtime.engine import Engine
+from infc.runtime.limits import RuntimePlan
+from infc.runtime.outputs import RequestOutput, merge_outputs
+from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.scheduler import SchedulerLimits
+from infc.runtime.step import Step
+
+from .paged_model import PagedModel, make_group
+
+VOCAB = 50
+
+
+def make_engine(max_waiting: int = 100) -> Engine:
+    groups = (make_group("full", 4, None), make_group("window", 4, 9))
+    plan = RuntimePlan(
+        limits=SchedulerLimits(
+            step_tokens=16,
+            max_sequences=8,
+            logit_rows=8,
+            max_context=64,
+            max_waiting=max_waiting,
+        ),
+        groups=groups,
+        num_blocks=(60, 60),
+        kv_bytes=0,
+        arena_bytes=0,
+        weights_bytes=0,
+        num_threads=1,
+        pin=False,
+        prefix_reuse=True,
+    )
+    return Engine(PagedModel(groups, plan.num_blocks, VOCAB), plan, vocab_size=VOCAB)
+
+
+def run(test: Callable[[AsyncEngine], Awaitable[None]], engine: Engine | None = None) -> None:
+    """Run a test in a loop; afterwards every block is free again."""
+    served = AsyncEngine(engine or make_engine())
+
+    async def guarded() -> None:
+        await asyncio.wait_for(test(served), 30)
+
+    try:
+        asyncio.run(guarded())
+    finally:
+        served.shutdown()
+    assert served.num_pending == 0
+    assert not served.engine.has_unfinished
+    stats = served.engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    served.engine.scheduler.check()
+
+
+async def collect(stream: AsyncIterator[RequestOutput]) -> RequestOutput:
+    return merge_outputs([output async for output in stream])
+
+
+def alone(prompt: list[int], params: SamplingParams) -> tuple[int, ...]:
+    engine = make_engine()
+    engine.add_request("r", prompt, params)
+    parts = []
+    while engine.has_unfinished:
+        parts += engine.step()
+    return merge_outputs(parts).outputs[0].token_ids
+
+
+def test_many_streams_each_get_what_they_get_alone() -> None:
+    cases = [
+        ([i % 5, 1, 2] * (1 + i % 4), SamplingParams(max_tokens=5 + i, temperature=i % 2, seed=i))
+        for i in range(40)
+    ]
+
+    async def test(served: AsyncEngine) -> None:
+        answers = await asyncio.gather(*(collect(served.generate(*case)) for case in cases))
+        for case, answer in zip(cases, answers, strict=True):
+            assert answer.outputs[0].token_ids == alone(*case)
+
+    engine = make_engine()
+    run(test, engine)
+    assert engine.scheduler.kv.pools[0].num_cached > 0
+
+
+def test_cancelled_and_closed_streams_give_everything_back() -> None:
+    async def test(served: AsyncEngine) -> None:
+        tasks = [asyncio.ensure_future(collect(served.generate([i, 2, 3]))) for i in range(30)]
+        await asyncio.sleep(0.02)
+        for task in tasks[::2]:
+            task.cancel()
+        async with aclosing(served.generate([1, 2])) as stream:  # type: ignore[type-var]
+            async for output in stream:
+                assert output.outputs[0].token_ids
+                break
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(r, RequestOutput) for r in results[1::2])
+        assert await served.drain(10)
+
+    run(test)
+
+
+def test_abort_by_name_ends_the_stream() -> None:
+    async def test(served: AsyncEngine) -> None:
+        outputs = []
+        async for output in served.generate([1, 2], None, "mine"):
+            outputs.append(output)
+            served.abort("mine")
+        assert outputs[-1].outputs[0].finish_reason in ("abort", "length")
+        served.abort("mine")
+        served.abort("nobody")
+        assert (await collect(served.generate([3], SamplingParams(max_tokens=1)))).finished
+
+    run(test)
+
+
+def test_refused_requests_leave_the_others_alone() -> None:
+    async def test(served: AsyncEngine) -> None:
+        good = asyncio.ensure_future(collect(served.generate([1], SamplingParams(max_tokens=30))))
+        for prompt in ([], [VOCAB], [1] * 64, "text"):
+            with pytest.raises(RequestError):
+                await collect(served.generate(prompt))
+        held = served.generate([1], None, "same")
+        await anext(held)
+        with pytest.raises(RequestError, match="in use"):
+            await collect(served.generate([1], None, "same"))
+        assert (await anext(held)).request_id == "same"
+        assert (await good).outputs[0].token_ids == alone([1], SamplingParams(max_tokens=30))
+
+    run(test)
+
+
+def test_full_queue_is_refused() -> None:
+    async def test(served: AsyncEngine) -> None:
+        streams = [collect(served.generate([1, i])) for i in range(40)]
+        results = await asyncio.gather(*streams, return_exceptions=True)
+        assert {type(r) for r in results} == {RequestOutput, CapacityError}
+
+    run(test, make_engine(max_waiting=2))
+
+
+def test_drain_takes_nothing_new_and_waits_for_the_rest() -> None:
+    async def test(served: AsyncEngine) -> None:
+        pending = asyncio.ensure_future(collect(served.generate([1])))
+        await asyncio.sleep(0)
+        drained = asyncio.ensure_future(served.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(CapacityError, match="shutting down"):
+            await collect(served.generate([2]))
+        assert await drained
+        assert (await pending).outputs[0].finish_reason == "length"
+
+    run(test)
+
+
+class Failing:
+    """Works for some steps, then fails."""
+
+    def __init__(self, inner: PagedModel, steps: int) -> None:
+        self.inner, self.steps = inner, steps
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        self.steps -= 1
+        if self.steps < 0:
+            raise MemoryError("no more memory")
+        return self.inner.run(step)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_dead_thread_fails_everybody_and_hangs_nobody(steps: int) -> None:
+    engine = make_engine()
+    assert isinstance(engine.executor, PagedModel)
+    engine.executor = Failing(engine.executor, steps)
+
+    async def test(served: AsyncEngine) -> None:
+        streams = [collect(served.generate([1, i])) for i in range(20)]
+        results = await asyncio.gather(*streams, return_exceptions=True)
+        assert all(isinstance(r, InfcError) and "no more memory" in str(r) for r in results)
+        assert not served.healthy
+        assert isinstance(served.error, MemoryError)
+        with pytest.raises(InfcError, match="no more memory"):
+            await collect(served.generate([1]))
+        assert await served.drain(1)
+
+    served = AsyncEngine(engine)
+    asyncio.run(asyncio.wait_for(test(served), 30))
+    served.shutdown()
+
+
+def test_shutdown_fails_what_is_pending() -> None:
+    engine = make_engine()
+    engine.plan = replace(engine.plan)
+
+    async def test(served: AsyncEngine) -> None:
+        streams = [asyncio.ensure_future(collect(served.generate([1, i]))) for i in range(20)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(served.shutdown)
+        results = await asyncio.gather(*streams, return_exceptions=True)
+        assert any("shut down" in str(r) for r in results)
+        assert all(isinstance(r, (RequestOutput, InfcError)) for r in results)
+
+    run(test, engine)

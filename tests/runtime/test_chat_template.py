@@ -1,0 +1,111 @@
+"""Chat templates: the same text as transformers gives, and nothing leaves the sandbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infc.ir.errors import ArtifactError, RequestError
+from infc.runtime.chat_template import ChatTemplate
+
+CHATML = (
+    "{%- for message in messages %}\n"
+    "    {{- '<|im_start|>' + message['role'] + '\\n' + message.content | trim + '<|im_end|>' }}\n"
+    "    {%- if not loop.last %}{{ '\\n' }}{% endif %}\n"
+    "{%- endfor %}\n"
+    "{% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}"
+)
+LLAMA = (
+    "{{- bos_token }}{% set loop_messages = messages %}"
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set loop_messages = messages[1:] %}{% endif %}"
+    "{% for m in loop_messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[INST] {% if loop.first and system is defined %}<<{{ system }}>>{% endif %}{{ m['content'] }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+TOOLS = (
+    "{% set ns = namespace(count=0) %}{% if tools %}{% for t in tools %}"
+    "{% set ns.count = ns.count + 1 %}{{ t | tojson(indent=2) }}\n{% endfor %}{% endif %}"
+    "{{ ns.count }} tools, {{ documents is none }}"
+    "{% for m in messages %}{% if m.role == 'skip' %}{% continue %}{% endif %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{{ m.reasoning_content }}"
+    "{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}"
+    "{{ dict(a=1) | tojson }}{{ strftime_now('%Y')[:2] }}{{ flag }}"
+)
+CHATS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": " Grüße <b> & 'quotes' "}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello", "thinking": "a greeting"},
+        {"role": "user", "content": "{{ bos_token }}"},
+    ],
+]
+CONSTANTS: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
+TOOL = {"type": "function", "function": {"name": "é", "parameters": {"a": [1, None, True]}}}
+
+
+def theirs(source: str, chat: list[dict[str, Any]], **variables: Any) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered = render_jinja_template(
+        conversations=[chat], chat_template=source, **CONSTANTS, **variables
+    )
+    text: str = rendered[0][0]
+    return text
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("source", [CHATML, LLAMA, TOOLS])
+@pytest.mark.parametrize("prompt", [True, False])
+def test_renders_what_transformers_renders(
+    source: str, chat: list[dict[str, Any]], prompt: bool
+) -> None:
+    ours = ChatTemplate(source, CONSTANTS).render(
+        chat, add_generation_prompt=prompt, tools=[TOOL], variables={"flag": True}
+    )
+    assert ours == theirs(source, chat, add_generation_prompt=prompt, tools=[TOOL], flag=True)
+
+
+def test_a_template_that_refuses_is_the_requests_fault() -> None:
+    with pytest.raises(RequestError, match="roles must alternate"):
+        ChatTemplate(LLAMA, CONSTANTS).render([{"role": "assistant", "content": "x"}])
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x", "{% unknown %}"])
+def test_a_broken_template_is_the_artifacts_fault(source: str) -> None:
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        ChatTemplate(source, {})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{% set ns = namespace(__class__=1) %}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[7]['x'] }}",
+        "{{ 'a' + 1 }}",
+    ],
+)
+def test_what_leads_out_of_the_sandbox_is_refused(source: str) -> None:
+    template = ChatTemplate(source, {})
+    with pytest.raises(RequestError):
+        template.render([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], "hello", None, [1], [{"content": "x"}], [{"role": 1}], [{"role": "u", "content": b"x"}]],
+)
+def test_messages_of_another_shape_are_refused(messages: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate(CHATML, {}).render(messages)
+    assert caught.value.field == "messages"
