@@ -24,7 +24,7 @@ from ..ir.manifest import (
 from ..ir.target import Target, check_platform, resolve_target
 from .cache import ArtifactCache, cache_key
 from .model_source import find_model
-from .progress import Reporter
+from .progress import LineReporter, Reporter
 from .recipe import LoadedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ def compile_model(
     directory (by default named after the model, in the working directory); `overrides` are
     assignments such as `runtime.max_context=2048`. `verify` checks what each pass did by
     running the program before and after it. `dump_ir_after` names a pass, or `all`: the program
-    after it is written into `dump_dir`.
+    after it is written into `dump_dir`. `progress` hears of stages and of every choice that was
+    made for you; by default both go to stderr as lines.
 
     Raises an InfcError that says what was wrong, where, and what to do.
     """
     check_platform()
-    progress = progress or Reporter()
+    progress = progress or LineReporter()
     job = _plan(load_recipe(recipe, overrides), output, verify)
     reusable = cache and dump_ir_after is None
     store = ArtifactCache()
@@ -68,14 +69,14 @@ def compile_model(
                     writer.commit_copy(found)
         if found is not None:
             progress.remark(f"{job.output}: from the cache, nothing has changed")
-            return open_artifact(job.output)
+            return open_artifact(job.output, "none")  # every digest was right a moment ago
     dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
     with ArtifactWriter(job.output) as writer:
         manifest = _build(job, writer.path, dump_ir_after, dumps, progress)
         with progress.stage("digest and move into place"):
             writer.commit(manifest)
     _write_timings(job.output, progress)
-    artifact = open_artifact(job.output)
+    artifact = open_artifact(job.output, "none")  # its digests are of what was just written
     if key is not None and (reason := store.add(key, artifact)):
         progress.remark(f"not kept in the cache: {reason}")
     return artifact

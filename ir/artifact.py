@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
@@ -23,14 +22,13 @@ from filelock import FileLock, Timeout
 
 from .digests import StampFile, check_digests, digest_file
 from .errors import ArtifactError
+from .files import exchange, share_file, sync, umask
 from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
 
 Verification = Literal["stamp", "full", "none"]
 """`full` reads every file; `stamp` leaves out those whose stamp says they were; `none` trusts."""
 
 _MAX_MANIFEST_BYTES = 256 << 20
-_RENAME_EXCHANGE = 2  # renameat2: swap two names in one step
-_AT_FDCWD = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +237,7 @@ class ArtifactWriter:
                     shutil.rmtree(stale, ignore_errors=True)
                 made = tempfile.mkdtemp(prefix=self._partial, dir=self.destination.parent)
                 self.path = Path(made)
-                self.path.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+                self.path.chmod(0o777 & ~umask())  # mkdtemp makes it private
             except BaseException:
                 self._release()
                 raise
@@ -264,20 +262,33 @@ class ArtifactWriter:
             complete = replace(manifest, files=files)
             (self.path / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
             _check_names(self.path, complete)
-            for name in (*names, MANIFEST_NAME):
-                _sync(self.path / name)
-            self._check_replaceable()
-            self._move()
+            self._move([*names, MANIFEST_NAME])
         return complete
 
-    def _move(self) -> None:
+    def commit_copy(self, artifact: Artifact) -> None:
+        """Moves a copy of an artifact, whose files were checked, to the destination.
+
+        Files are shared where the file system can: as clones, else as hard links.
+        """
+        with self._explained():
+            names = [*artifact.manifest.files, MANIFEST_NAME]
+            for name in names:
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                share_file(artifact.path / name, self.path / name)
+            _check_names(self.path, artifact.manifest)
+            self._move(names)
+
+    def _move(self, names: list[str]) -> None:
+        for name in names:
+            sync(self.path / name)
+        self._check_replaceable()
         try:
             self.path.rename(self.destination)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            _exchange(self.path, self.destination)  # `path` is now the old one, removed at exit
-        _sync(self.destination.parent)
+            exchange(self.path, self.destination)  # `path` is now the old one, removed at exit
+        sync(self.destination.parent)
 
     def _check_replaceable(self) -> None:
         place = self.destination
@@ -334,38 +345,3 @@ class ArtifactWriter:
 
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Swaps two names in one step, so that no reader ever finds nothing."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(one), os.fsencode(other)
-    if hasattr(libc, "renameat2"):
-        call = (_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
-        if libc.renameat2(*call) == 0:
-            return
-        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    # A file system that cannot swap: between these renames there is nothing, and never a part.
-    aside = one.with_name(one.name + "-old")
-    other.rename(aside)
-    try:
-        one.rename(other)
-    except BaseException:
-        aside.rename(other)
-        raise
-    aside.rename(one)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -277,6 +277,13 @@ def test_the_cpp_backend(source: Path, tmp_path: Path) -> None:
     assert open_artifact(made.path, "full").identity == made.identity
     for name, data in contents(made.path).items():
         assert os.fsencode(tmp_path) not in data, name
-    with infc.LLM(made) as llm:
-        output = llm.generate("def", infc.SamplingParams(max_tokens=8, ignore_eos=True))[0]
-    assert len(output.outputs[0].token_ids) == 8
+    script = (
+        "import sys; from infc.driver.cli import run\n"
+        "assert run(['generate', sys.argv[1], 'def', '--max-tokens', '8', '--ignore-eos']) == 0\n"
+        "print(*{'torch', 'transformers'} & set(sys.modules), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, str(made.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    stats, heavy = done.stderr.splitlines()
+    assert stats.startswith("4 prompt tokens, 8 tokens, ")
+    assert heavy == ""

@@ -1,0 +1,68 @@
+"""What artifacts need of the file system: swapped names, shared blocks, bytes that stay."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+_RENAME_EXCHANGE = 2  # renameat2: swap two names in one step
+_AT_FDCWD = -100
+_FICLONE = 0x40049409  # ioctl: share the blocks of another file until one is written to
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swaps two names in one step, so that no reader ever finds nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        call = (_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+        if libc.renameat2(*call) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+    # A file system that cannot swap: between these renames there is nothing, and never a part.
+    aside = one.with_name(one.name + "-old")
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except BaseException:
+        aside.rename(other)
+        raise
+    aside.rename(one)
+
+
+def share_file(source: Path, destination: Path) -> None:
+    """Makes `destination` hold the bytes of `source`: a clone, else a hard link, else a copy."""
+    with (
+        contextlib.suppress(OSError),
+        open(source, "rb") as reader,
+        open(destination, "wb") as writer,
+    ):
+        fcntl.ioctl(writer, _FICLONE, reader.fileno())
+        return
+    destination.unlink(missing_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, destination)
+
+
+def sync(path: Path) -> None:
+    """Returns once the file's, or the directory's, present state would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def umask() -> int:
+    """The permissions that this process takes from new files."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
