@@ -1,0 +1,128 @@
+"""The memory plan: never above the budget, never without need below it, hints that are true."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.ir.errors import UsageError
+from infc.ir.program import KvGroup
+from infc.runtime.kv_cache import KvCache
+from infc.runtime.limits import (
+    _too_little,
+    available_cpus,
+    available_memory,
+    format_bytes,
+    longest_context,
+    parse_bytes,
+    plan_blocks,
+)
+from infc.runtime.scheduler import SchedulerLimits
+
+windows = st.none() | st.integers(1, 70)
+
+
+def groups_of(block_size: int, chosen: list[int | None]) -> list[KvGroup]:
+    return [
+        KvGroup(f"g{i}", tuple(range(i + 1)), 2, 8, 8, "bf16", block_size, window)
+        for i, window in enumerate(chosen)
+    ]
+
+
+def bytes_of(groups: list[KvGroup], blocks: tuple[int, ...]) -> int:
+    return sum(g.bytes_per_block() * n for g, n in zip(groups, blocks, strict=True))
+
+
+def limits_of(context: int, sequences: int, step: int) -> SchedulerLimits:
+    return SchedulerLimits(
+        step_tokens=step, max_sequences=sequences, logit_rows=sequences, max_context=context
+    )
+
+
+@given(
+    st.sampled_from([1, 4, 16]),
+    st.lists(windows, min_size=1, max_size=3),
+    st.integers(0, 200_000),
+    st.integers(2, 200),
+    st.integers(1, 6),
+    st.integers(1, 40),
+)
+def test_plan_fits_and_what_it_says_it_holds_is_held(
+    block_size: int,
+    chosen: list[int | None],
+    budget: int,
+    context: int,
+    sequences: int,
+    step: int,
+) -> None:
+    groups = groups_of(block_size, chosen)
+    limits = limits_of(context, sequences, step)
+    blocks = plan_blocks(groups, limits, budget)
+    null_blocks = bytes_of(groups, (1,) * len(groups))
+    assert bytes_of(groups, blocks) <= max(budget, null_blocks)
+    held = longest_context(groups, blocks, context)
+    assert held <= context
+    if held < 2:
+        return
+    kv = KvCache(groups, blocks, max_sequences=limits.max_running, max_context=held)
+    assert kv.holds_alone(held)
+    more = plan_blocks(groups, limits, 2 * budget)
+    assert all(a <= b for a, b in zip(blocks, more, strict=True))
+
+
+@given(
+    st.sampled_from([1, 4, 16]),
+    st.lists(windows, min_size=1, max_size=3),
+    st.integers(2, 500),
+    st.integers(1, 4),
+)
+def test_the_memory_that_the_error_asks_for_is_enough(
+    block_size: int, chosen: list[int | None], context: int, sequences: int
+) -> None:
+    groups = groups_of(block_size, chosen)
+    limits = limits_of(context, sequences, 8)
+    error = _too_little(groups, context, 0, 0)
+    found = re.search(r"at least ([\d.]+) (\w*B)", str(error))
+    assert found is not None
+    # The text rounds to a tenth of its unit, so a tenth more is what it means at the worst.
+    unit = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}[found[2]]
+    budget = int((float(found[1]) + 0.1) * unit)
+    blocks = plan_blocks(groups, limits, budget)
+    assert longest_context(groups, blocks, context) == context
+
+
+def test_unlimited_memory_is_no_more_than_all_sequences_can_use() -> None:
+    groups = groups_of(4, [None, 6])
+    blocks = plan_blocks(groups, limits_of(40, 3, 8), 1 << 40)
+    assert blocks == (3 * 10 + 1, 3 * 3 + 2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (4096, 4096),
+        ("512", 512),
+        ("1KiB", 1024),
+        ("1.5 GiB", 3 << 29),
+        ("2GB", 2 * 10**9),
+        ("3 mib", 3 << 20),
+    ],
+)
+def test_amounts_of_memory(text: int | str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "a lot", "1 GiBs", "-1", "0", 0, -5, "1e9", "nan"])
+def test_what_is_no_amount_of_memory(text: int | str) -> None:
+    with pytest.raises(UsageError, match="no amount of memory"):
+        parse_bytes(text)
+
+
+def test_this_machine_has_memory_and_processors() -> None:
+    assert available_memory() > 1 << 20
+    assert available_cpus() >= 1
+    assert format_bytes(3 << 29) == "1.5 GiB"
+    assert format_bytes(100) == "100 B"
