@@ -103,6 +103,8 @@ def _where(ctx: Context, node: fx.Node) -> Result:
     dtype = ctx.out_type(node).dtype
     condition = ctx.tensor(node.args[0])
     left, right = (ctx.cast(ctx.operand(arg), dtype) for arg in node.args[1:3])
+    if isinstance(left, (bool, int, float)) and isinstance(right, (bool, int, float)):
+        left = ctx.emit("full", shape=(), value=left, dtype=dtype)
     return ctx.emit("where", condition, left, right)
 
 
@@ -189,6 +191,7 @@ CONVERTERS: dict[str, Converter] = {
     "where.self": _where,
     "where.ScalarOther": _where,
     "where.ScalarSelf": _where,
+    "where.Scalar": _where,
     "masked_fill.Scalar": _masked_fill,
     "masked_fill.Tensor": _masked_fill,
     "dropout.default": _dropout,
