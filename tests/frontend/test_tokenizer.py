@@ -1,0 +1,103 @@
+"""Tokenizers are written so that `tokenizers` alone gives what transformers gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from infc.frontend.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, write_tokenizer
+from infc.ir.errors import CheckpointError
+
+from ..checkpoints import BOS_ID, CHAT_TEMPLATE, EOS_ID, write_tokenizer_files
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    write_tokenizer_files(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
+    """What was written, as `tokenizers` reads it, and the library's own."""
+    root = tmp_path_factory.mktemp("pair")
+    write_tokenizer_files(root)
+    write_tokenizer(root, root / "artifact", log=lambda _: None)
+    ours = Tokenizer.from_file(str(root / "artifact" / TOKENIZER_FILE))
+    return ours, transformers.AutoTokenizer.from_pretrained(root)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_same_ids_and_text(pair: tuple[Tokenizer, Any], text: str) -> None:
+    ours, library = pair
+    ids = ours.encode(text).ids
+    assert ids == library(text)["input_ids"]
+    assert ids[0] == BOS_ID
+    assert ours.decode(ids) == text
+
+
+def test_what_the_manifest_is_told(model: Path, tmp_path: Path) -> None:
+    (model / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [EOS_ID, 3], "temperature": 0.7, "top_k": None, "x": 1})
+    )
+    files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+    assert files is not None
+    assert (files.file, files.chat_template) == (TOKENIZER_FILE, TEMPLATE_FILE)
+    assert (files.bos, files.eos) == (BOS_ID, (EOS_ID, 3))
+    assert files.generation == {"temperature": 0.7}
+    assert (tmp_path / "out" / TEMPLATE_FILE).read_text() == CHAT_TEMPLATE
+
+
+def test_the_same_bytes_each_time(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tokenizer(model, tmp_path / name, log=lambda _: None)
+    a, b = ((tmp_path / name / TOKENIZER_FILE).read_bytes() for name in ("a", "b"))
+    assert a == b
+
+
+def test_eos_of_the_configuration_and_no_template(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 5}))
+    files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+    assert files is not None
+    assert files.eos == (5,)
+    assert files.chat_template is None
+    assert not (tmp_path / "out" / TEMPLATE_FILE).exists()
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert write_tokenizer(tmp_path, tmp_path / "out", log=lines.append) is None
+    assert "token ids only" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_tokenizer(model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
+        write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+
+
+def test_tokenizer_from_a_vocabulary(tmp_path: Path) -> None:
+    """A checkpoint as gpt2 first was: vocab.json and merges.txt, no tokenizer.json."""
+    model = tmp_path / "model"
+    model.mkdir()
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4}
+    (model / "vocab.json").write_text(json.dumps(vocabulary))
+    (model / "merges.txt").write_text("#version: 0.2\na b\n")
+    (model / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+    assert files is not None
+    backend = Tokenizer.from_file(str(tmp_path / "out" / files.file))
+    assert backend.encode("ab a").ids == [3, 4, 1]
+    assert backend.decode([3, 4, 1]) == "ab a"
