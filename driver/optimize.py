@@ -81,6 +81,17 @@ def optimize(
     return result, {**report.as_data(), "pipeline": pipeline.spell()}
 
 
+def optimize_text(text: str, pipeline: str, *, source: str = "<text>") -> str:
+    """IR text after the passes that `pipeline` spells, verified as a program, not in its numbers.
+
+    What a pass requires is taken for granted. Raises ParseError, UsageError, or ProgramError.
+    """
+    from ..passes.commands import opt
+
+    with _importable(Path.cwd()):
+        return opt(text, pipeline, source=source)
+
+
 @contextmanager
 def _importable(*directories: Path) -> Iterator[None]:
     """Lets modules in these directories be imported by name, as `python FILE` does for its own."""

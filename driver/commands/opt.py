@@ -22,14 +22,14 @@ def command(file: str, pipeline: str, output: str | None) -> None:
     from pathlib import Path
 
     from ...ir.errors import UsageError
-    from ...passes.opt import opt
+    from ..optimize import optimize_text
 
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot be read: {reason}", where=file) from None
-    result = opt(text, pipeline)
+    result = optimize_text(text, pipeline, source="<stdin>" if file == "-" else file)
     if output is None:
         click.echo(result, nl=not result.endswith("\n"))
     else:

@@ -217,6 +217,53 @@ def test_doctor_elsewhere(
     assert "missing  platform" in capsys.readouterr().out
 
 
+PROGRAM = """program "small" phase captured {
+  symbol T: 1..8
+  input %positions: i64[T]
+  %a = cast(%positions) {dtype = "f32"} : f32[T]
+  %b = neg(%a) : f32[T]
+  %c = neg(%a) : f32[T]
+  output %c
+}
+"""
+
+
+def test_opt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.ir").write_text(PROGRAM)
+    assert run(["opt", str(tmp_path / "a.ir"), "-p", "eliminate-dead-code"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("neg(") == 1
+    out = str(tmp_path / "b.ir")
+    assert run(["opt", str(tmp_path / "a.ir"), "-p", "eliminate-dead-code", "-o", out]) == 0
+    assert (tmp_path / "b.ir").read_text() == text
+
+
+def test_opt_points_at_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.ir").write_text(PROGRAM.replace("neg(%a)", "neg(%z)", 1))
+    status, line = refused(capsys, "opt", str(tmp_path / "a.ir"), "-p", "eliminate-dead-code")
+    assert status == 4
+    assert "%z" in line
+    (tmp_path / "a.ir").write_text(PROGRAM.replace("output", "outpt"))
+    status, line = refused(capsys, "opt", str(tmp_path / "a.ir"), "-p", "eliminate-dead-code")
+    assert status == 4
+    assert "a.ir:7:3: " in line
+    (tmp_path / "a.ir").write_text(PROGRAM)
+    status, line = refused(capsys, "opt", str(tmp_path / "a.ir"), "-p", "eliminate-ded-code")
+    assert status == 2
+    assert "eliminate-dead-code" in line
+
+
+def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["passes"]) == 0
+    text = capsys.readouterr().out
+    for phase in ("canonicalize", "shard (no pass yet)", "fuse", "lower-kv", "plan"):
+        assert f"{phase}\n" in text
+    assert run(["passes", "lower-kv"]) == 0
+    text = capsys.readouterr().out
+    assert "option    block_size = 32 (int)" in text
+    assert "numbers   reassociates" in text
+
+
 def test_recipe_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.yaml").write_text("model: x\n")
     assert run(["recipe", "show", str(tmp_path / "model.yaml"), "--set", "dtype=float32"]) == 0
