@@ -1,0 +1,152 @@
+"""Data that passes are verified on: the same names give the same numbers, on both sides."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..ir.program import Program, Value, WeightRef
+from ..ir.torch_types import to_torch
+from ..ir.types import DType, Sym, TensorType, evaluate_dim
+from ..ir.weights import LEAVES, evaluate_expr, leaves
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS = 67
+"""Rows of a sample: odd, more than one tile of any kernel, and past position 16."""
+ROWS = 19
+OTHER_SIZE = 17
+
+
+def bindings_of(program: Program) -> dict[str, int]:
+    """Sizes of the symbols for a sample."""
+    sizes = {"T": TOKENS, "R": ROWS}
+    return {name: sizes.get(name, OTHER_SIZE) for name in program.symbols}
+
+
+def _generator(name: str) -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def random_tensor(name: str, kind: TensorType, bindings: Mapping[str, int]) -> torch.Tensor:
+    """Random floats of about unit size in float32, the same for the same name and shape."""
+    import torch
+
+    shape = [evaluate_dim(dim, bindings) for dim in kind.shape]
+    return torch.randn(shape, generator=_generator(name))
+
+
+@dataclass(slots=True)
+class SampleWeights:
+    """Weights of both programs: random checkpoint tensors by name, constants as they are."""
+
+    programs: tuple[Program, ...]
+    leaf_types: dict[str, TensorType] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for program in self.programs:
+            for weight in program.weights.values():
+                if weight.expr.op == "checkpoint":
+                    self.leaf_types[str(weight.expr.attrs["name"])] = weight.type
+
+    def get(self, program: Program, name: str) -> torch.Tensor:
+        """The tensor of one entry of a program's weight table."""
+        weight = program.weights[name]
+        for leaf in leaves(weight.expr):
+            dtype, shape = leaf.attrs.get("dtype"), leaf.attrs.get("shape")
+            if isinstance(dtype, str) and isinstance(shape, tuple):
+                sizes = tuple(size for size in shape if isinstance(size, int))
+                self.leaf_types[str(leaf.attrs[LEAVES[leaf.op]])] = TensorType(DType(dtype), sizes)
+        constants = program.loaders.get("data", self._leaf)
+        loaders = {"checkpoint": self._leaf, "data": constants}
+        return evaluate_expr(weight.expr, loaders)
+
+    def _leaf(self, name: str) -> torch.Tensor:
+        """A random checkpoint tensor: rows of about unit length, vectors around 1."""
+        kind = self.leaf_types.get(name)
+        if kind is None:
+            for program in self.programs:
+                if "checkpoint" in program.loaders:
+                    return program.loaders["checkpoint"](name)
+            raise KeyError(f"the type of the checkpoint tensor {name} is not known")
+        tensor = random_tensor(name, kind, {})
+        if kind.rank == 1:
+            tensor = 1 + 0.3 * tensor
+        elif kind.rank >= 2:
+            width = kind.shape[-1]
+            assert isinstance(width, int)
+            tensor = tensor / math.sqrt(max(width, 1))
+        return tensor.to(to_torch(kind.dtype))
+
+
+def sample_inputs(
+    program: Program, inputs: tuple[Value, ...], *, spread: bool = False
+) -> dict[str, torch.Tensor]:
+    """Tensors for these values: indices within what they index, floats at random.
+
+    Positions count from 0; with `spread` they reach over the whole context.
+    """
+    bindings = bindings_of(program)
+    result = {}
+    for value in inputs:
+        if value.type.dtype.is_float:
+            result[value.name] = random_tensor(value.name, value.type, bindings)
+        else:
+            result[value.name] = _indices(program, value, bindings, spread)
+    return result
+
+
+def _indices(
+    program: Program, value: Value, bindings: Mapping[str, int], spread: bool
+) -> torch.Tensor:
+    import torch
+
+    shape = [evaluate_dim(dim, bindings) for dim in value.type.shape]
+    count = math.prod(shape)
+    limit = max(1, _index_limit(program, value, bindings))
+    if value.name == "positions":
+        numbers = torch.arange(count) % limit
+        if spread:
+            numbers = torch.linspace(0, limit - 1, count, dtype=torch.float64).long()
+    elif value.name == "logits_index":
+        numbers = torch.linspace(0, limit - 1, count, dtype=torch.float64).long()
+    else:
+        numbers = torch.randint(0, limit, (count,), generator=_generator(value.name))
+    return numbers.reshape(shape).to(to_torch(value.type.dtype))
+
+
+def _index_limit(program: Program, value: Value, bindings: Mapping[str, int]) -> int:
+    """How large indices may be: the smallest table or dimension that they are looked up in."""
+    names = {value.name}
+    limits = []
+    if value.name == "positions" and program.spec.max_context:
+        limits.append(program.spec.max_context)
+    for node in program.nodes:
+        read = [v for v in node.values() if v.name in names]
+        if not read:
+            continue
+        if node.op in ("reshape", "expand", "transpose", "slice", "cast"):
+            names.update(v.name for v in node.outputs)
+        elif node.op in ("embedding", "take") and read[-1] == node.inputs[1]:
+            limits.append(_indexed_size(program, node.inputs[0], node.attrs.get("dim"), bindings))
+        elif node.op in ("rope", "rope_kv_write"):
+            limits.append(_indexed_size(program, node.inputs[-1], 0, bindings))
+    fallback = program.spec.max_context or program.spec.vocab_size or OTHER_SIZE
+    return min(limits, default=fallback)
+
+
+def _indexed_size(
+    program: Program, operand: object, dim: object, bindings: Mapping[str, int]
+) -> int:
+    if not isinstance(operand, (Value, WeightRef)):
+        return OTHER_SIZE
+    kind = program.operand_type(operand)
+    assert isinstance(kind, TensorType)
+    size = kind.shape[dim if isinstance(dim, int) else 0]
+    return size.evaluate(bindings) if isinstance(size, Sym) else size

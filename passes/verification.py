@@ -1,0 +1,157 @@
+"""Proves passes harmless: changed regions on random data, whole runs after each phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..ir.analyses import total_cost
+from ..ir.errors import InfcError, PassError
+from ..ir.interpret import Interpreter, describe
+from ..ir.program import Program, Value
+from ..ir.types import evaluate_dim
+from .base import Pass
+from .compare import difference
+from .regions import Region, Side, find_regions, signature
+from .samples import SampleWeights, bindings_of, sample_inputs
+from .whole_runs import WholeRuns
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCES = {"exact": 5e-6, "reassociates": 1e-4}
+"""Largest error in float32, relative to the largest magnitude of a row."""
+MAX_REGION_ELEMENTS = 400_000_000
+"""A region that reads more weight elements than this is left to the whole runs."""
+MAX_REGION_FLOPS = 200_000_000_000
+
+
+def _silent(line: str) -> None:
+    """The log where nobody listens."""
+
+
+class Verifier:
+    """Remembers what was checked; one for each run of a pipeline."""
+
+    def __init__(self, log: Callable[[str], None] | None = None) -> None:
+        self.log = log or _silent
+        self.whole = WholeRuns()
+
+    def check_pass(self, one: Pass, before: Program, after: Program) -> str:
+        """PassError unless `after` computes what `before` does, within the pass's contract.
+
+        Every distinct region that the pass changed runs in float32 on random inputs. Returns in a
+        few words what was checked.
+        """
+        self.whole.start(before)
+        checked = _Checked()
+        weights = SampleWeights((before, after))
+        for region in find_regions(before, after):
+            checked.total += 1
+            if region.has_effects:
+                checked.stateful += 1
+                continue
+            key = signature(region)
+            if key in checked.seen:
+                continue
+            checked.seen.add(key)
+            if _too_large(region):
+                checked.large += 1
+                continue
+            _check_region(one, region, weights)
+        if one.contract == "lossy":
+            self.whole.rebase(after)
+        return checked.text()
+
+    def check_phase(self, phase: str, program: Program) -> str:
+        """PassError unless whole runs of the program agree with those of the first one."""
+        return self.whole.check(phase, program)
+
+
+@dataclass(slots=True)
+class _Checked:
+    """Counts of one pass's verification."""
+
+    total: int = 0
+    stateful: int = 0
+    large: int = 0
+    seen: set[str] = field(default_factory=set)
+
+    def text(self) -> str:
+        run = len(self.seen) - self.large
+        words = [f"{self.total} regions, {run} distinct ones run"]
+        if self.stateful:
+            words.append(f"{self.stateful} with paged state left to the paged run")
+        if self.large:
+            words.append(f"{self.large} too large left to the whole run")
+        return "; ".join(words)
+
+
+def _too_large(region: Region) -> bool:
+    for side in (region.before, region.after):
+        refs = {ref.name for node in side.nodes for ref in node.weights()}
+        elements = sum(side.program.weights[name].type.num_elements() for name in refs)
+        cost = total_cost(_as_program(side), bindings_of(side.program))
+        if elements > MAX_REGION_ELEMENTS or cost.flops > MAX_REGION_FLOPS:
+            return True
+    return False
+
+
+def _as_program(side: Side) -> Program:
+    """A region's side as a program of its own."""
+    return replace(
+        side.program, inputs=side.inputs, nodes=side.nodes, outputs=(side.output,), resources=()
+    )
+
+
+def _check_region(one: Pass, region: Region, weights: SampleWeights) -> None:
+    reads_positions = any(value.name == "positions" for value in region.before.inputs)
+    for spread in (False, True) if reads_positions else (False,):
+        inputs = sample_inputs(region.before.program, region.before.inputs, spread=spread)
+        expected = _run(region.before, inputs, weights)
+        try:
+            actual = _run(region.after, inputs, weights)
+        except InfcError as error:
+            raise PassError(f"its result does not run: {error}", where=_place(region)) from error
+        allowed = one.tolerance if one.contract == "lossy" else TOLERANCES[one.contract]
+        found = difference(expected, actual.reshape(expected.shape))
+        if found.error > allowed:
+            where = f"row {found.row} of {found.rows}"
+            if reads_positions:
+                where += f" (position {int(inputs['positions'].reshape(-1)[found.row])})"
+            raise PassError(
+                f"breaks its contract {one.contract!r}: {_place(region)} is off by "
+                f"{found.error:.3g} of its row's largest value, allowed {allowed:.3g}; "
+                f"worst in {where}, {found.bad_rows} rows are wrong"
+            )
+
+
+def _place(region: Region) -> str:
+    """The node whose result is checked, as it was and as it is."""
+    names = {value.name for value in (region.before.output, region.after.output)}
+    texts = [
+        describe(node)
+        for side in (region.before, region.after)
+        for node in side.nodes
+        if any(value.name in names for value in node.outputs)
+    ]
+    return " => ".join(dict.fromkeys(texts)) or f"{region.before.output}"
+
+
+def _run(side: Side, inputs: dict[str, torch.Tensor], weights: SampleWeights) -> torch.Tensor:
+    bindings = bindings_of(side.program)
+    given = {
+        value.name: inputs[value.name].reshape(_sizes(value, bindings)) for value in side.inputs
+    }
+    program = _as_program(side)
+
+    def source(name: str) -> torch.Tensor:
+        return weights.get(side.program, name)
+
+    (result,) = Interpreter(program, source, dtype_override="f32").run(given)
+    return result
+
+
+def _sizes(value: Value, bindings: dict[str, int]) -> list[int]:
+    return [evaluate_dim(dim, bindings) for dim in value.type.shape]
