@@ -1,0 +1,251 @@
+"""Neighbours don't matter: what a request gets is, bit for bit, what it gets alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from infc.ir.artifact import Artifact
+from infc.ir.errors import CapacityError, RequestError
+from infc.runtime.blocks import BlockPool
+from infc.runtime.engine import Engine
+from infc.runtime.limits import RuntimeOptions
+from infc.runtime.outputs import RequestOutput, TokenLogprobs
+from infc.runtime.sampling_params import SamplingParams
+
+from ..checkpoints import make_checkpoint
+from .support import compile_checkpoint, prompts
+
+MAX_CONTEXT = 128
+CASES = [
+    ("llama", "float32"),
+    ("mistral", "float32"),
+    ("mixtral", "float32"),
+    ("qwen3", "bfloat16"),
+]
+"""Plain, windowed, mixture of experts; and the other weight scheme."""
+
+Answer = tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, when it comes, and when its user gives up."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    arrival: int
+    cancel_after: int | None
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A set of jobs and the engine they meet."""
+
+    jobs: tuple[Job, ...]
+    blocks: int
+    step_tokens: int
+    max_sequences: int
+    threads: int
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> Job:
+    """Prompts share beginnings, so that prefixes are found again."""
+    family = prompts(320, (96, 96))[draw(st.integers(0, 1))]
+    shared = draw(st.integers(0, 80))
+    tail = draw(st.lists(st.integers(0, 255), min_size=1, max_size=12))
+    greedy = draw(st.booleans())
+    params = SamplingParams(
+        temperature=0.0 if greedy else draw(st.sampled_from([0.7, 1.3])),
+        top_k=0 if greedy else draw(st.sampled_from([0, 20])),
+        top_p=1.0 if greedy else draw(st.sampled_from([1.0, 0.9])),
+        seed=None if greedy else draw(st.integers(0, 5)),
+        max_tokens=draw(st.integers(1, 40)),
+        ignore_eos=True,
+        logprobs=3,
+    )
+    cancel = draw(st.one_of(st.none(), st.none(), st.integers(0, 12)))
+    arrival, priority = draw(st.integers(0, 6)), draw(st.integers(0, 2))
+    return Job((*family[:shared], *tail), params, arrival, cancel, priority)
+
+
+runs = st.builds(
+    Run,
+    jobs=st.lists(jobs(), min_size=2, max_size=7).map(tuple),
+    blocks=st.integers(5, 16),
+    step_tokens=st.sampled_from([5, 16, 33, 64, 256]),
+    max_sequences=st.integers(1, 6),
+    threads=st.sampled_from([1, 2]),
+)
+
+
+CROWDED = Run(
+    jobs=tuple(
+        Job(
+            prompt=(*prompts(320, (96,))[0][:16], *range(i, i + 3)),
+            params=SamplingParams(
+                temperature=0.5 * (i % 2), seed=i, max_tokens=60, ignore_eos=True, logprobs=3
+            ),
+            arrival=i // 3,
+            cancel_after=None,
+            priority=0,
+        )
+        for i in range(6)
+    ),
+    blocks=10,
+    step_tokens=64,
+    max_sequences=6,
+    threads=2,
+)
+"""More growth than blocks: somebody must be preempted."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A compiled model of each case."""
+    arch, dtype = request.param
+    directory: Path = tmp_path_factory.mktemp(arch)
+    # A window of a few blocks, shorter than the prompts: its sequences still grow, so that they
+    # can be preempted.
+    window = {"sliding_window": 40} if arch == "mistral" else {}
+    checkpoint = make_checkpoint(arch, directory / "checkpoint", seed=5, **window)
+    return compile_checkpoint(checkpoint, directory / "artifact", dtype=dtype)
+
+
+def block_bytes(artifact: Artifact) -> int:
+    """Bytes of one block in every group."""
+    return sum(group.bytes_per_block() for group in artifact.manifest.kv.groups)
+
+
+def answer_alone(artifact: Artifact, job: Job) -> Answer:
+    """A fresh engine with room for all, the prompt in one chunk, nothing reused, two threads."""
+    options = RuntimeOptions(prefix_reuse=False, kv_memory=40 * block_bytes(artifact), threads=2)
+    engine = Engine.open(artifact, options)
+    try:
+        engine.add_request("alone", list(job.prompt), job.params)
+        parts: list[RequestOutput] = []
+        while engine.has_unfinished:
+            parts.extend(engine.step())
+    finally:
+        engine.close()
+    return _answer(parts)
+
+
+def _answer(parts: list[RequestOutput]) -> Answer:
+    tokens = tuple(t for part in parts for t in part.outputs[0].token_ids)
+    logprobs = tuple(p for part in parts for p in part.outputs[0].logprobs or ())
+    return tokens, logprobs
+
+
+@dataclass(slots=True)
+class Events:
+    """What happened over all runs, so that a test can say that it did."""
+
+    counts: Counter[str]
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Count the blocks whose cached content is given up for another's."""
+        allocate = BlockPool.allocate
+
+        def counted(pool: BlockPool) -> int:
+            before = pool.num_cached
+            block = allocate(pool)
+            self.counts["evictions"] += before - pool.num_cached
+            return block
+
+        monkeypatch.setattr(BlockPool, "allocate", counted)
+
+
+def play(artifact: Artifact, run: Run, events: Events) -> Iterator[tuple[Job, Answer]]:
+    """The jobs through one engine; yields those that were neither refused nor cancelled."""
+    options = RuntimeOptions(
+        kv_memory=run.blocks * block_bytes(artifact),
+        step_tokens=run.step_tokens,
+        max_sequences=run.max_sequences,
+        threads=run.threads,
+    )
+    try:
+        engine = Engine.open(artifact, options)
+    except CapacityError:
+        return
+    parts: dict[int, list[RequestOutput]] = {}
+    refused: set[int] = set()
+    cancelled: set[int] = set()
+    try:
+        now = 0
+        while engine.has_unfinished or now <= max(job.arrival for job in run.jobs):
+            for i, job in enumerate(run.jobs):
+                if job.arrival == now:
+                    try:
+                        engine.add_request(str(i), list(job.prompt), job.params, job.priority)
+                        parts[i] = []
+                    except (RequestError, CapacityError):
+                        refused.add(i)
+                gives_up = job.cancel_after is not None and now == job.arrival + job.cancel_after
+                if gives_up and i not in refused and engine.abort(str(i)) is not None:
+                    cancelled.add(i)
+            for output in engine.step():
+                parts[int(output.request_id)].append(output)
+            engine.scheduler.check()
+            now += 1
+        events.counts["preemptions"] += engine.stats().num_preemptions
+        assert engine.stats().num_free_blocks == engine.stats().num_blocks, "blocks leak"
+    finally:
+        engine.close()
+    for i, outputs in parts.items():
+        if i not in cancelled:
+            events.counts["prefix hits"] += outputs[-1].metrics.num_cached_tokens > 0
+            events.counts["survivors"] += 1
+            yield run.jobs[i], _answer(outputs)
+
+
+def test_a_request_gets_what_it_gets_alone(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = Events(Counter())
+    events.watch(monkeypatch)
+    alone: dict[tuple[tuple[int, ...], SamplingParams], Answer] = {}
+
+    @settings(
+        max_examples=60,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(runs)
+    @example(CROWDED)
+    def check(run: Run) -> None:
+        for job, got in play(artifact, run, events):
+            key = (job.prompt, job.params)
+            if key not in alone:
+                alone[key] = answer_alone(artifact, job)
+            assert got == alone[key]
+
+    check()
+    for event in ("preemptions", "evictions", "prefix hits", "survivors"):
+        assert events.counts[event] > 0, f"the runs never met: {event}"
+
+
+def test_threads_do_not_matter(artifact: Artifact) -> None:
+    sequence = prompts(320, (100,))[0]
+    answers = []
+    for threads in (1, 2, 3):
+        options = RuntimeOptions(kv_memory=40 * block_bytes(artifact), threads=threads)
+        engine = Engine.open(artifact, options)
+        params = SamplingParams(max_tokens=20, ignore_eos=True, logprobs=5)
+        engine.add_request("only", sequence, params)
+        parts: list[RequestOutput] = []
+        while engine.has_unfinished:
+            parts.extend(engine.step())
+        engine.close()
+        answers.append(_answer(parts))
+    assert answers[0] == answers[1] == answers[2]
