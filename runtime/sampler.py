@@ -13,7 +13,7 @@ from .outputs import TokenLogprobs
 from .request import Request
 from .sampling_params import SamplingParams
 
-_FIRST_CANDIDATES = 256
+_FEW = 512
 
 Logits = NDArray[np.float32]
 
@@ -79,31 +79,33 @@ def support(row: Logits, params: SamplingParams) -> NDArray[np.intp] | None:
     likeliest whose share, of what top-k kept, reaches `top_p`.
     """
     size = len(row)
-    top_k = size if params.top_k == 0 else min(params.top_k, size)
-    if params.top_p >= 1.0:
-        return None if top_k == size else np.sort(ranked(row, top_k))
-    total = None
-    if top_k == size:
-        total = float(_weights(row, params.temperature).sum())
-    count = min(_FIRST_CANDIDATES, top_k) if total is not None else top_k
-    while True:
-        ids = ranked(row, count)
-        weights = _weights(row[ids], params.temperature)
-        whole = float(weights.sum()) if total is None else total
-        reached = np.searchsorted(weights.cumsum(), params.top_p * whole, side="left")
-        if reached < count or count == top_k:
-            return np.sort(ids[: int(reached) + 1])
-        count = min(8 * count, top_k)
+    count = size if params.top_k == 0 else min(params.top_k, size)
+    if params.top_p < 1.0:
+        count = _nucleus(row, count, params)
+    return None if count == size else _greatest(row, count)
+
+
+def _nucleus(row: Logits, count: int, params: SamplingParams) -> int:
+    """How many of the `count` greatest top-p keeps."""
+    size = len(row)
+    few = min(count, _FEW)
+    total = float(_weights(row, params.temperature).sum()) if few < count == size else None
+    # Few tokens mostly hold the share that is wanted; sorting them all is for flat rows.
+    for tried in (few, count) if total is not None else (count,):
+        top = row if tried == size else np.partition(row, size - tried)[size - tried :]
+        # Sorted by value alone: which of equals are kept is settled by id later.
+        cumulative = _weights(np.sort(top)[::-1], params.temperature).cumsum()
+        whole = cumulative[-1] if total is None else total
+        reached = int(np.searchsorted(cumulative, params.top_p * whole, side="left"))
+        if reached < tried:
+            return reached + 1
+    return count
 
 
 def ranked(row: Logits, count: int) -> NDArray[np.intp]:
     """The ids of the `count` greatest entries, greatest first, the lower id first among equals."""
-    size = len(row)
-    if count >= size:
-        return np.argsort(-row, kind="stable")
-    threshold = np.partition(row, size - count)[size - count]
-    ids = np.flatnonzero(row >= threshold)
-    return ids[np.argsort(-row[ids], kind="stable")][:count]
+    ids = _greatest(row, count)
+    return ids[np.argsort(-row[ids], kind="stable")]
 
 
 def raw_logprobs(row: Logits, token: int, count: int) -> TokenLogprobs:
@@ -116,6 +118,18 @@ def raw_logprobs(row: Logits, token: int, count: int) -> TokenLogprobs:
         logprob=float(row[token]) - normaliser,
         top=tuple((int(i), float(row[i]) - normaliser) for i in top),
     )
+
+
+def _greatest(row: Logits, count: int) -> NDArray[np.intp]:
+    """The ids of the `count` greatest entries, ascending, the lower id first among equals."""
+    size = len(row)
+    if count >= size:
+        return np.arange(size)
+    threshold = np.partition(row, size - count)[size - count]
+    chosen = row > threshold
+    equal = np.flatnonzero(row == threshold)
+    chosen[equal[: count - np.count_nonzero(chosen)]] = True
+    return np.flatnonzero(chosen)
 
 
 def _weights(scores: Logits, temperature: float) -> NDArray[np.float64]:
