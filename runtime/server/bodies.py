@@ -11,7 +11,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from .errors import ApiError
-from .protocol import HARMLESS, ChatMessage, GenerationRequest
+from .protocol import HARMLESS, MAX_MESSAGES, ChatMessage, GenerationRequest
 from .settings import ServerSettings
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
@@ -91,6 +91,8 @@ def check_fields(body: dict[str, Any], kind: type[_Request]) -> _Request:
     fields = _settle(body, kind, "")
     messages = fields.get("messages")
     if isinstance(messages, list):
+        if len(messages) > MAX_MESSAGES:
+            raise _refused("messages", f"has {len(messages)} of at most {MAX_MESSAGES}", "too_long")
         fields["messages"] = [
             _settle(message, ChatMessage, f"messages[{index}].")
             if isinstance(message, dict)

@@ -25,8 +25,7 @@ async def create_completion(service: Service, request: CompletionRequest) -> Res
     service.check_model(request.model)
     prompts = parse_prompts(request.prompt, service.settings.max_prompts)
     for prompt in prompts:
-        if isinstance(prompt, str):
-            service.check_length(prompt, "prompt")
+        service.check_length(prompt, "prompt")
     params = request.sampling(
         service.settings.sampling_defaults,
         max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
@@ -52,25 +51,22 @@ def parse_prompts(value: Any, limit: int) -> list[Prompt]:
     is_list = isinstance(value, list)
     if is_list and not value:
         raise RequestError("prompt is empty", field="prompt")
-    is_many = is_list and not all(type(item) is int for item in value)
+    # The first one tells; the others are looked at once it is known that they are not too many.
+    is_many = is_list and type(value[0]) is not int
     prompts = value if is_many else [value]
     if len(prompts) > limit:
         raise RequestError(
             f"prompt holds {len(prompts)} prompts, and {limit} are the most", field="prompt"
         )
-    if any(type(prompt) is not type(prompts[0]) for prompt in prompts):
-        raise RequestError("prompt mixes text, token ids and lists", field="prompt")
     for index, prompt in enumerate(prompts):
-        _check_prompt(prompt, f"prompt[{index}]" if is_many else "prompt")
+        name = f"prompt[{index}]" if is_many else "prompt"
+        if not isinstance(prompt, (str, list)):
+            raise RequestError(f"{name} must be text or a list of token ids", field="prompt")
+        if not prompt:
+            raise RequestError(f"{name} is empty", field="prompt")
+        if type(prompt) is not type(prompts[0]):
+            raise RequestError("prompt mixes text and token ids", field="prompt")
     return prompts
-
-
-def _check_prompt(prompt: Any, name: str) -> None:
-    is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
-    if not isinstance(prompt, str) and not is_ids:
-        raise RequestError(f"{name} must be text or a list of token ids", field="prompt")
-    if not prompt:
-        raise RequestError(f"{name} is empty", field="prompt")
 
 
 class _Choices:

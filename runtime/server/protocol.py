@@ -11,6 +11,8 @@ from ..sampling_params import SamplingParams
 HARMLESS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "store", "user"})
 """Fields that are accepted and change nothing here: they are for whoever keeps the books."""
 
+MAX_MESSAGES = 4096
+
 _NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -68,7 +70,7 @@ class GenerationRequest(_Wire):
     seed: int | None = None
     max_tokens: int | None = None
     stop: Annotated[list[str], BeforeValidator(_as_list)] = []
-    stop_token_ids: list[int] = []
+    stop_token_ids: Annotated[list[int], Field(max_length=256)] = []
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -45,17 +45,25 @@ class Service:
                 code="model_not_found",
             )
 
-    def check_length(self, text: str, field: str) -> None:
-        """Refuses a text that is too long however well it packs, before work is spent on it."""
-        if self.tokenizer is None or len(text) <= self.max_context * _PLAUSIBLE:
+    def check_length(self, prompt: str | list[int], field: str) -> None:
+        """Refuses what is too long however well it packs, before work is spent on it."""
+        if not isinstance(prompt, str):
+            if len(prompt) >= self.max_context:
+                raise RequestError(
+                    f"the prompt has {len(prompt)} tokens, and {self.max_context} are all that"
+                    " prompt and answer may have",
+                    field=field,
+                )
+            return
+        if self.tokenizer is None or len(prompt) <= self.max_context * _PLAUSIBLE:
             return
         if self._longest_token is None:
             vocabulary = self.tokenizer.backend.get_vocab(with_added_tokens=True)
             self._longest_token = max(map(len, vocabulary))
         most = self.max_context * self._longest_token
-        if len(text) > most:
+        if len(prompt) > most:
             raise RequestError(
-                f"the prompt has {len(text)} characters, and the context of {self.max_context}"
+                f"the prompt has {len(prompt)} characters, and the context of {self.max_context}"
                 f" tokens holds at most {most}",
                 field=field,
             )

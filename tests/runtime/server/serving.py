@@ -106,12 +106,13 @@ def serving(
     with_tokenizer: bool = True,
     num_blocks: int = 400,
     max_waiting: int = 256,
+    max_context: int = MAX_CONTEXT,
     **settings: Any,
 ) -> Iterator[Serving]:
     """Serves on 127.0.0.1 until left."""
     groups = (make_group("full", 16, None),)
     limits = SchedulerLimits(
-        max_context=MAX_CONTEXT,
+        max_context=max_context,
         step_tokens=256,
         max_sequences=32,
         logit_rows=32,

@@ -4,7 +4,9 @@ import http.client
 import json
 import random
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +24,10 @@ from infc.runtime.server.protocol import ChatRequest, CompletionRequest
 from .serving import VOCAB_SIZE, Serving, serving
 
 COMPLETION: dict[str, Any] = {"model": "toy", "prompt": "def f", "max_tokens": 2}
+USER = {"role": "user", "content": "hi"}
 CHAT: dict[str, Any] = {
     "model": "toy",
-    "messages": [{"role": "user", "content": "hi"}],
+    "messages": [USER],
     "max_tokens": 2,
 }
 PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
@@ -52,7 +55,7 @@ BOTH: _Fields = [
     ("seed", [-(2**64), 2**65, 1.5, "7", True]),
     ("max_tokens", [0, -1, 2**63, 10**30, "5", 1.5, True]),
     ("stop", ["", ["a", ""], ["x"] * 17, "y" * 1025, 5, [5], [["a"]], {"a": 1}, True]),
-    ("stop_token_ids", [-1, [-1], [VOCAB_SIZE], [2**31], ["5"], [True], [1.0], 5, {}]),
+    ("stop_token_ids", [[5] * 257, -1, [-1], [VOCAB_SIZE], [2**31], ["5"], [True], [1.0], 5, {}]),
     ("ignore_eos", [1, "true"]),
     ("stream", [1, "yes"]),
     ("stream_options", [{"include_usage": True}, {"include_usage": 1}, {"other": 1}, 5, []]),
@@ -69,7 +72,11 @@ COMPLETIONS_ONLY: _Fields = [
     ("prompt", [None, "", [], [[]], [""], 5, 1.5, True, {}, {"text": "a"}]),
     ("prompt", [[-1], [2**31], [VOCAB_SIZE], [10**30], [True, False], [1.5], [[1, "a"]]]),
     ("prompt", [["a", 1], [[1], "a"], [[1], [[2]]], [1, [2]], [None], ["a", None]]),
-    ("prompt", [["a"] * 65, [[1]] * 100_000, "x " * 2000, [5] * 512, "z" * 1_000_000]),
+    (
+        "prompt",
+        [["a"] * 65, [[1]] * 100_000, "x " * 2000, [5] * 512, [5] * 1_000_000, "z" * 1_000_000],
+    ),
+    ("prompt", [[5, "a"], ["a", []], [[5], []], [[5], [True]]]),
     ("logprobs", [-1, 21, 10**6, True, "2", 1.5]),
     ("best_of", [2, 0, True]),
     ("echo", [True, 0, "no"]),
@@ -77,7 +84,21 @@ COMPLETIONS_ONLY: _Fields = [
     ("messages", [[]]),
 ]
 CHAT_ONLY: _Fields = [
-    ("messages", [None, [], "hi", 5, {"role": "user"}, [5], [[]], ["hi"], [None]]),
+    (
+        "messages",
+        [
+            [{"role": "user", "content": ""}] * 5000,
+            None,
+            [],
+            "hi",
+            5,
+            {"role": "user"},
+            [5],
+            [[]],
+            ["hi"],
+            [None],
+        ],
+    ),
     ("logprobs", [1, "true", 5]),
     ("top_logprobs", [1, -1, 21]),
     ("tools", [[{"type": "function", "function": {"name": "f"}}]]),
@@ -220,6 +241,24 @@ def test_prompt_too_long_says_by_how_much(server: Serving) -> None:
     assert error["param"] == "max_tokens"
     assert all(number in error["message"] for number in ("500", "13", "512"))
     assert server.post("/v1/completions", {**body, "max_tokens": 12}).status_code == 200
+
+
+def test_a_long_prompt_holds_up_nobody() -> None:
+    with serving(max_context=65_536, num_blocks=10) as server:
+        text = "def foo(x): return x + 1  # abc\n" * 12_000
+        bodies = [{**COMPLETION, "prompt": text}, {**CHAT, "messages": [{**USER, "content": text}]}]
+        for path, body in zip(PATHS, bodies, strict=True):
+            with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url) as client:
+                begun = time.monotonic()
+                pending = pool.submit(server.post, path, body)
+                slowest = 0.0
+                while not pending.done():
+                    asked = time.monotonic()
+                    assert client.get("/health").status_code == 200
+                    slowest = max(slowest, time.monotonic() - asked)
+                taken = time.monotonic() - begun
+            assert "65536 are all" in refusal(pending.result())["message"]
+            assert slowest < 0.5 * taken
 
 
 def test_one_bad_prompt_of_several_refuses_them_all(server: Serving) -> None:
