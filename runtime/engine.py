@@ -136,6 +136,8 @@ class Engine:
         params = params or SamplingParams()
         token_ids = self.encode(prompt)
         self._check(params, cache_salt)
+        if type(priority) is not int:
+            raise RequestError(f"priority must be an integer, not {priority!r}", field="priority")
         request = Request(
             request_id,
             token_ids,

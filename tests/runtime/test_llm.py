@@ -149,6 +149,16 @@ def test_params_out_of_the_models_range(llm: LLM, params: SamplingParams) -> Non
     assert not llm.engine.has_unfinished
 
 
+@pytest.mark.parametrize(
+    "extra", [{"priority": "high"}, {"priority": True}, {"cache_salt": "x" * 257}]
+)
+def test_bad_priority_or_salt_is_refused(llm: LLM, extra: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        llm.engine.add_request("r", [5], **extra)
+    assert caught.value.field in extra
+    assert not llm.engine.has_unfinished
+
+
 def test_token_ids_only_without_tokenizer(tmp_path: Path) -> None:
     with LLM(write_small_artifact(tmp_path / "bare", with_tokenizer=False)) as llm:
         (answer,) = llm.generate([5, 6, 7], SamplingParams(max_tokens=4))
