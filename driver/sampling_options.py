@@ -24,8 +24,14 @@ _OPTIONS = (
     click.option("--seed", type=int, help="The same seed gives the same text."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
     click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
-    click.option("--threads", type=int, help="Threads; as the recipe says if not given."),
-    click.option("--max-context", type=int, help="Longest sequence, at most the compiled one."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads; as the recipe says if not given."
+    ),
+    click.option(
+        "--max-context",
+        type=click.IntRange(min=1),
+        help="Longest sequence, at most the compiled one.",
+    ),
     click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB."),
     click.option(
         "--verify",

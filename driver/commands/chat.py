@@ -78,7 +78,8 @@ def _answer(llm: "LLM", params: "SamplingParams", messages: list[dict[str, Any]]
 def _read_line() -> str | None:
     """One line, with editing and history on a terminal; None at the end."""
     if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\n") if _more(sys.stdin) else None
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
     import contextlib
 
     with contextlib.suppress(ImportError):
@@ -88,7 +89,3 @@ def _read_line() -> str | None:
     except EOFError:
         click.echo()
         return None
-
-
-def _more(stream: Any) -> bool:
-    return bool(stream.buffer.peek(1))
