@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
 
 _POLL_SECONDS = 0.05
+_FLUSH_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 1.0  # for the event that tells a client that its stream was cut off
 
 
@@ -57,6 +58,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.interrupted = False
         self._listener = listener
+        self._closing: dict[Any, float] = {}
         self._engine = engine
         self._settings = settings
 
@@ -73,6 +75,21 @@ class _Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         print(f"serving {self._settings.model_name} at http://{place}/v1", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        self._abort_stalled()
+        return await super().on_tick(counter)
+
+    def _abort_stalled(self) -> None:
+        """Gives up connections that are closed here, and whose client does not read the rest."""
+        now = asyncio.get_running_loop().time()
+        patience = min(_FLUSH_SECONDS, self._settings.stall_seconds)
+        closing = [c for c in self.server_state.connections if c.transport.is_closing()]
+        self._closing = {c: self._closing.get(c, now) for c in closing}
+        for connection, since in self._closing.items():
+            if now - since > patience:
+                connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets running answers end, for `drain_seconds` and while nobody asks again."""
@@ -96,5 +113,6 @@ class _Server(uvicorn.Server):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 break
+            self._abort_stalled()
             await asyncio.wait({drain}, timeout=min(_POLL_SECONDS, left))
         return drain.done()

@@ -48,9 +48,9 @@ class EventStream(Response):
                 async for event in events:
                     await self._send(send, _encode(event))
             except TimeoutError:
-                # Its end stays open: to the client the stream is cut off, which it is.
+                # Without an end: to the client the stream is cut off, which it is.
                 _LOG.warning("a client read nothing for %g s: cut off", self._stall_seconds)
-                raise
+                return
             except Exception as error:
                 await self._send(send, _encode(as_api_error(error).body))
             await self._send(send, _DONE, more=False)
@@ -68,5 +68,6 @@ async def open_event_stream(
 
 
 def _encode(event: Event) -> bytes:
-    text = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # In ASCII: many clients take U+2028 or U+0085 for the end of a line.
+    text = json.dumps(event, allow_nan=False, separators=(",", ":"))
     return b"data: " + text.encode() + b"\n\n"

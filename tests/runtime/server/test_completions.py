@@ -74,6 +74,7 @@ def test_events_end_with_done_and_count_only_when_asked(server: Serving) -> None
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(event.startswith("data: {") for event in events[:-2])
     assert "usage" not in response.text
+    assert response.text.isascii(), "some clients split lines at U+2028"
 
 
 def test_prompts_of_every_kind(server: Serving) -> None:

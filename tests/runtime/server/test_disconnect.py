@@ -21,10 +21,10 @@ LONG: dict[str, Any] = {
 }
 
 
-def send_raw(server: Serving, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
+def send_raw(url: str, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
     """A connection that has sent a request and reads nothing."""
-    place = urlsplit(server.url)
-    request = httpx.Request("POST", f"{server.url}{path}", json=body)
+    place = urlsplit(url)
+    request = httpx.Request("POST", f"{url}{path}", json=body)
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -43,7 +43,7 @@ def test_gone_before_the_first_token(stream: bool, path: str) -> None:
         if "chat" in path:
             del body["prompt"]
             body["messages"] = [{"role": "user", "content": "hi"}]
-        raw = send_raw(server, body, path)
+        raw = send_raw(server.url, body, path)
         server.wait_until(lambda: server.engine.num_pending == 1)
         raw.close()
         time.sleep(0.1)
@@ -89,7 +89,7 @@ def test_a_crowd_leaves_in_the_middle_and_the_rest_never_notices(server: Serving
 
 
 def test_gone_with_many_prompts(server: Serving) -> None:
-    raw = send_raw(server, {**LONG, "prompt": [f"a{i}" for i in range(20)], "stream": True})
+    raw = send_raw(server.url, {**LONG, "prompt": [f"a{i}" for i in range(20)], "stream": True})
     assert raw.recv(100)
     server.wait_until(lambda: server.engine.num_pending == 20)
     raw.close()
@@ -112,7 +112,7 @@ def test_a_reader_that_never_reads_is_cut_off() -> None:
     with serving(stall_seconds=0.3) as server:
         # Enough text to fill what the kernel takes on both sides: each token is one event.
         body = {**LONG, "prompt": [f"a{i}" for i in range(64)], "stream": True, "logprobs": 20}
-        raw = send_raw(server, body)
+        raw = send_raw(server.url, body)
         server.wait_until(lambda: server.engine.num_pending == 64)
         begun = time.monotonic()
         server.wait_until(lambda: server.engine.num_pending < 64 or time.monotonic() - begun > 8)

@@ -19,6 +19,8 @@ import pytest
 
 import infc
 
+from .test_disconnect import send_raw
+
 RECIPE = Path(__file__).parents[3] / "recipes" / "tiny" / "model.yaml"
 PROGRAM = """
 import json, sys
@@ -169,6 +171,20 @@ def test_a_drain_that_takes_too_long_says_so_in_the_stream(artifact: Path) -> No
         with pytest.raises(openai.APIError, match="stopped"):
             list(chunks)
         assert server.end()[0] == 0
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_end(artifact: Path) -> None:
+    with process(artifact, '{"stall_seconds": 0.3}') as server:
+        body = {**LONG, "stream": True, "logprobs": 20, "ignore_eos": True}
+        del body["extra_body"]
+        raw = send_raw(server.url.removesuffix("/v1"), body)
+        assert raw.recv(10)
+        time.sleep(0.5)
+        server.popen.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert server.end(20)[0] == 0
+        assert time.monotonic() - begun < 10, "it waited for a client that is not there"
+        raw.close()
 
 
 def test_ctrl_c_is_no_traceback(artifact: Path) -> None:
