@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 
 from ..ir.errors import InfcError, UnsupportedModelError
 from .layers import LayerStack, NotRepeatableError, mark_layers
+from .quiet import quiet_export
 from .skeleton import Skeleton, build_skeleton
 
 # Sizes of the example: different from each other, from 0 and 1, and from common head counts.
@@ -93,7 +91,7 @@ def _capture(
             torch.zeros(_EXAMPLE_ROWS, dtype=torch.int64),
         )
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_export():
             exported = torch.export.export(
                 _Step(skeleton.model),
                 example,
@@ -122,19 +120,3 @@ def _find_ours(error: BaseException | None) -> Exception | None:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Export's own warnings tell a user nothing that the error does not."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..ir.errors import CheckpointError, UnsupportedModelError
+from .quiet import quiet_transformers
 
 # Bounds far above any real model: beyond them a number is a mistake, and would cost memory.
 _BOUNDS: Final = {
@@ -50,19 +51,15 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
     raw = read_json(path)
     _check_kind(raw, path, allow_remote_code)
     from transformers import AutoConfig
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=allow_remote_code
-        )
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=allow_remote_code
+            )
     except Exception as error:
         # Each configuration class validates in its own way, and raises what it likes.
         raise CheckpointError(f"is not valid: {_one_line(error)}", where=str(path)) from error
-    finally:
-        logging.set_verbosity(verbosity)
     _check_supported(config, path)
     _check_sizes(config, path)
     return config

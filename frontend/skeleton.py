@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from ..ir.errors import UnsupportedModelError
 from .hooks import INTERFACE_NAME, register_hooks
+from .quiet import quiet_transformers
 from .rope import fix_length_dependent_rope
 
 
@@ -43,7 +44,7 @@ def build_skeleton(
     register_hooks()
     config = copy.deepcopy(config)  # building writes the implementation's name into it
     try:
-        with torch.device("meta"):
+        with quiet_transformers(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=INTERFACE_NAME, dtype=dtype
             )

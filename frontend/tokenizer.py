@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..ir.errors import CheckpointError
 from ..ir.manifest import TokenizerFiles
 from .config import read_json
+from .quiet import quiet_transformers
 
 TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
 TEMPLATE_FILE: Final = "tokenizer/chat_template.jinja"
@@ -67,20 +68,18 @@ def write_tokenizer(
 
 def _load(source: Path) -> Any:
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(
+                source, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:
         # Tokenizers raise plain Exception, and each class what it likes.
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the tokenizer cannot be read: {reason}", where=str(source)
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _backend_text(library: Any, source: Path) -> str:

@@ -87,12 +87,17 @@ class Context:
         return self.type_of_fake(node.meta["val"])
 
     def cast(self, operand: Operand, dtype: DType) -> Operand:
-        """An operand in another element type; a literal is rounded as a tensor would be."""
+        """An operand in another element type.
+
+        A literal changes its kind alone: torch computes with the exact scalar, unrounded.
+        """
         if isinstance(operand, (Value, WeightRef)):
             if self.type_of(operand).dtype is dtype:
                 return operand
             return self.emit("cast", operand, dtype=dtype)
-        return literal_as(operand, dtype)
+        if dtype is DType.BOOL:
+            return bool(operand)
+        return float(operand) if dtype.is_float else int(operand)
 
     def reshape(self, operand: Value | WeightRef, shape: Sequence[Dim]) -> Value | WeightRef:
         """An operand in another shape of as many elements."""
@@ -102,7 +107,7 @@ class Context:
 
 
 def literal_as(value: Literal, dtype: DType) -> Literal:
-    """A literal as an element of `dtype`, rounded to it."""
+    """A literal as an element of a tensor of `dtype`, rounded to it."""
     if dtype is DType.BOOL:
         return bool(value)
     if not dtype.is_float:

@@ -11,7 +11,7 @@ from ...ir.errors import UnsupportedModelError
 from ...ir.program import Operand
 from ...ir.torch_types import from_torch
 from ...ir.types import DType
-from .base import Context, Converter, Result, argument, plain_argument
+from .base import Context, Converter, Result, argument, literal_as, plain_argument
 
 
 def _unary(op: str) -> Converter:
@@ -68,7 +68,10 @@ def _logical(op: str) -> Converter:
 
 def convert_cast(ctx: Context, node: fx.Node) -> Result:
     """`to` and its kin: a change of element type, or nothing."""
-    return ctx.cast(ctx.operand(node.args[0]), ctx.out_type(node).dtype)
+    operand, dtype = ctx.operand(node.args[0]), ctx.out_type(node).dtype
+    if isinstance(operand, (bool, int, float)):
+        return literal_as(operand, dtype)
+    return ctx.cast(operand, dtype)
 
 
 def _gelu(ctx: Context, node: fx.Node) -> Result:
