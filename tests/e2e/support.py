@@ -103,13 +103,14 @@ class Eager:
         )
         return result
 
-    @torch.inference_mode()
-    def greedy(self, sequence: Sequence[int], count: int) -> list[int]:
-        """The next `count` tokens, without a cache, ties to the lowest id."""
-        ids = list(sequence)
-        for _ in range(count):
-            ids.append(int(self.logits(ids)[-1].argmax()))
-        return ids[len(sequence) :]
+    def prefers(self, sequence: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether greedy decoding after `sequence` gives exactly `tokens`.
+
+        Each token must be the likeliest after those before it (the lowest id of equals), which
+        one pass over all of them tells.
+        """
+        logits = self.logits([*sequence, *tokens[:-1]])
+        return bool(np.array_equal(logits[len(sequence) - 1 :].argmax(-1), tokens))
 
 
 def relative_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -115,7 +116,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     directory: Path = tmp_path_factory.mktemp(arch)
     # A window of a few blocks, shorter than the prompts: its sequences still grow, so that they
     # can be preempted.
-    window = {"sliding_window": 40} if arch == "mistral" else {}
+    window: dict[str, Any] = {"sliding_window": 40} if arch == "mistral" else {}
     checkpoint = make_checkpoint(arch, directory / "checkpoint", seed=5, **window)
     return compile_checkpoint(checkpoint, directory / "artifact", dtype=dtype)
 
