@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,27 @@ def load(directory: Path, **options: Any) -> Program:
     return load_model(directory, **{**defaults, **options})
 
 
+Captured = Callable[[str], tuple[Path, Program]]
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Captured:
+    """A checkpoint and its program by name, made once."""
+
+    @functools.cache
+    def make(arch: str) -> tuple[Path, Program]:
+        directory = make_checkpoint(arch, tmp_path_factory.mktemp(arch))
+        return directory, load(directory)
+
+    return make
+
+
 @pytest.mark.parametrize("arch", PARITY)
-def test_logits_are_those_of_transformers(arch: str, tmp_path: Path) -> None:
-    make_checkpoint(arch, tmp_path)
-    program = load(tmp_path)
+def test_logits_are_those_of_transformers(arch: str, captured: Captured) -> None:
+    directory, program = captured(arch)
     verify(program)
     assert program.phase == "captured"
-    assert parity_error(tmp_path, program) < TOLERANCE
+    assert parity_error(directory, program) < TOLERANCE
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "mixtral"])
@@ -47,10 +62,10 @@ def test_bfloat16_program_widened_is_the_float32_model(arch: str, tmp_path: Path
     assert relative_error(got, eager_logits(tmp_path, ids)[[0, 20, 39]]) < TOLERANCE
 
 
-def test_one_token_alone(tmp_path: Path) -> None:
+def test_one_token_alone(captured: Captured) -> None:
     """Export assumes at least two tokens; the program must not."""
-    make_checkpoint("llama", tmp_path)
-    assert parity_error(tmp_path, load(tmp_path), prompt(tokens=1)) < TOLERANCE
+    directory, program = captured("llama")
+    assert parity_error(directory, program, prompt(tokens=1)) < TOLERANCE
 
 
 @pytest.mark.parametrize("max_context", [16, 128])
@@ -76,9 +91,8 @@ def test_layers_with_scales_of_their_own(tmp_path: Path) -> None:
     assert parity_error(tmp_path, program) < TOLERANCE
 
 
-def test_window_of_some_layers(tmp_path: Path) -> None:
-    make_checkpoint("gemma2", tmp_path)
-    assert load(tmp_path).spec.windows == (WINDOW, None, WINDOW, None)
+def test_window_of_some_layers(captured: Captured) -> None:
+    assert captured("gemma2")[1].spec.windows == (WINDOW, None, WINDOW, None)
 
 
 def weights_changed(
@@ -129,12 +143,11 @@ FAULTS: dict[str, tuple[str, Callable[[Program], Program]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_shows(fault: str, tmp_path: Path) -> None:
+def test_a_planted_fault_shows(fault: str, captured: Captured) -> None:
+    """The same comparison that passes for the program as it is."""
     arch, plant = FAULTS[fault]
-    make_checkpoint(arch, tmp_path)
-    program = load(tmp_path)
-    assert parity_error(tmp_path, program) < TOLERANCE
-    assert parity_error(tmp_path, plant(program)) > VISIBLE
+    directory, program = captured(arch)
+    assert parity_error(directory, plant(program)) > VISIBLE
 
 
 def test_float16_is_widened_and_said(tmp_path: Path) -> None:
