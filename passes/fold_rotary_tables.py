@@ -112,7 +112,7 @@ class _PositionNodes:
         return list(found.values())
 
     def _behind_views(self, value: Value) -> Value | None:
-        """Where the value's views begin: the last one that is `[T, n]`; None where none is."""
+        """Where the value's views and casts begin: the last float `[T, n]`; None for none."""
         while True:
             node = self.producers.get(value.name)
             if node is None:
@@ -124,7 +124,8 @@ class _PositionNodes:
                 value = operands[0]
                 continue
             deeper = node.values()
-            if node.op in ("reshape", "transpose", "expand") and _is_rows(deeper[0]):
+            if node.op in ("reshape", "transpose", "expand", "cast") and _is_rows(deeper[0]):
+                # A cast stays behind the table: a table holds what was computed, unrounded.
                 value = deeper[0]
                 continue
             return value

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..ir.program import Operand, Program, WeightRef
 from .base import Pass, PassContext, PassResult, finish
+from .fuse_rms_norm import is_rounded_next
 from .match import AnyOf, Emitter, Match, Maybe, OpPattern, Rule, Var, optional_cast, rewrite_all
 
 
@@ -60,7 +61,7 @@ def _allowed(program: Program, match: Match) -> str | None:
         ref = match.captures.get(name)
         if isinstance(ref, WeightRef) and program.weights[ref.name].type.shape != x.type.shape[-1:]:
             return f"{ref} is not one number an element"
-    if out.type != x.type:
+    if out.type != x.type or is_rounded_next(program, x, out):
         return ""
     users = program.consumers().get(out.name, [])
     biased = "b" not in match.captures and len(users) == 1 and users[0].op == "add"

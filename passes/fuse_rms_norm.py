@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir.program import Operand, Program, Weight, WeightExpr, WeightRef
+from ..ir.program import Operand, Program, Value, Weight, WeightExpr, WeightRef
 from ..ir.types import DType, TensorType
 from .base import Pass, PassContext, PassResult, finish
 from .match import (
@@ -63,7 +63,16 @@ def _allowed(program: Program, match: Match) -> str | None:
     if kind.shape != x.type.shape[-1:]:
         return f"the weight {weight} is {kind}, not one number an element"
     # The product in float32 whose cast is the norm: the cast will be met as a root of its own.
-    return None if out.type == x.type else ""
+    return "" if out.type != x.type or is_rounded_next(program, x, out) else None
+
+
+def is_rounded_next(program: Program, x: Value, out: Value) -> bool:
+    """Whether x was widened only for this norm, whose one reader narrows it to what x was."""
+    widened = program.producers().get(x.name)
+    users = program.consumers().get(out.name, [])
+    if widened is None or widened.op != "cast" or len(users) != 1 or users[0].op != "cast":
+        return False
+    return users[0].output.type == program.operand_type(widened.inputs[0])
 
 
 def _llama(emit: Emitter, match: Match) -> Operand:

@@ -89,11 +89,11 @@ class _Angles:
 def _angles(program: Program, value: Value, head_major: bool) -> _Angles | None:
     """The table behind a value that fold-rotary-tables made; None where it is something else."""
     producers = program.producers()
-    node = producers.get(value.name)
+    node = _behind_cast(producers, value)
     if not head_major:
-        if node is None or node.op != "reshape" or value.type.rank != 3 or value.type.shape[1] != 1:
+        if node is None or node.op != "reshape" or node.output.type.shape[1:2] != (1,):
             return None
-        node = producers.get(node.values()[0].name)
+        node = _behind_cast(producers, node.values()[0])
     if node is None:
         return None
     style = "half"
@@ -101,6 +101,12 @@ def _angles(program: Program, value: Value, head_major: bool) -> _Angles | None:
         style = "interleaved"
         node = producers.get(node.values()[0].name)
     return None if node is None else _table_of(node, producers, style)
+
+
+def _behind_cast(producers: dict[str, Node], value: Value) -> Node | None:
+    """What makes a value, but for a cast: rope takes tables in a wider type than its own."""
+    node = producers.get(value.name)
+    return producers.get(node.values()[0].name) if node is not None and node.op == "cast" else node
 
 
 def _table_of(joined: Node, producers: dict[str, Node], style: str) -> _Angles | None:

@@ -71,14 +71,15 @@ class OpPattern(Pattern):
 
     Attributes that are not mentioned must have their default; those without one, or with none
     as their default, match anything.
-    A node inside a match may be read only within it, unless it is `shared`. Without `inputs` any
-    operands will do.
+    With `any_attrs` they may be whatever they are. A node inside a match may be read only within
+    it, unless it is `shared`. Without `inputs` any operands will do.
     """
 
     op: str
     inputs: tuple[PatternLike, ...] | None
     attrs: Mapping[str, Attr | Var] = field(default_factory=dict)
     shared: bool = False
+    any_attrs: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,15 +201,13 @@ class Matcher:
             for choice in pattern.choices:
                 yield from self._operand(choice, operand, state)
         elif isinstance(pattern, Maybe):
-            wrapped = OpPattern(pattern.op, (pattern.inner,))
-            yield from self._node(wrapped, operand, state, any_attrs=True)
+            wrapped = OpPattern(pattern.op, (pattern.inner,), any_attrs=True)
+            yield from self._node(wrapped, operand, state)
             yield from self._operand(pattern.inner, operand, state)
         elif isinstance(pattern, OpPattern):
             yield from self._node(pattern, operand, state)
 
-    def _node(
-        self, pattern: OpPattern, operand: Operand, state: _State, *, any_attrs: bool = False
-    ) -> Iterator[_State]:
+    def _node(self, pattern: OpPattern, operand: Operand, state: _State) -> Iterator[_State]:
         if not isinstance(operand, Value):
             return
         node = self.producers.get(operand.name)
@@ -216,7 +215,7 @@ class Matcher:
             return
         if pattern.inputs is not None and len(node.inputs) != len(pattern.inputs):
             return
-        if not any_attrs:
+        if not pattern.any_attrs:
             with_attrs = _match_attrs(pattern, node, state)
             if with_attrs is None:
                 return
@@ -355,7 +354,7 @@ def rewrite_all(program: Program, rules: Sequence[Rule]) -> Sweep:
     total = 0
     misses: dict[str, None] = {}
     for _ in range(MAX_SWEEPS):
-        swept = _sweep(program, rules)
+        swept = sweep_once(program, rules)
         misses.update(dict.fromkeys(swept.near_misses))
         if swept.matches == 0:
             break
@@ -364,7 +363,8 @@ def rewrite_all(program: Program, rules: Sequence[Rule]) -> Sweep:
     return Sweep(program, total, tuple(misses))
 
 
-def _sweep(program: Program, rules: Sequence[Rule]) -> Sweep:
+def sweep_once(program: Program, rules: Sequence[Rule]) -> Sweep:
+    """Apply rules to matches that do not overlap, once through the program."""
     matcher = Matcher(program)
     by_op: dict[str, list[Rule]] = {}
     for rule in rules:

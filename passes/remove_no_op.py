@@ -50,12 +50,13 @@ def _type(value: Operand) -> TensorType:
 
 
 def _one(op: str) -> OpPattern:
-    return OpPattern(op, (Var("x", "value"),))
+    return OpPattern(op, (Var("x", "value"),), any_attrs=True)
 
 
 def _two(op: str, inner: str) -> OpPattern:
     """`op` of `inner` of x; the inner node stays where others read it."""
-    return OpPattern(op, (OpPattern(inner, (Var("x", "value"),), shared=True),))
+    seen_through = OpPattern(inner, (Var("x", "value"),), shared=True, any_attrs=True)
+    return OpPattern(op, (seen_through,), any_attrs=True)
 
 
 def _same_type(emit: Emitter, match: Match) -> Operand | None:
@@ -184,7 +185,7 @@ RULES = (
     Rule(_two("transpose", "transpose"), _transpose_of_transpose),
     Rule(_two("slice", "slice"), _slice_of_slice),
     Rule(_one("slice"), _slice_of_concat),
-    Rule(OpPattern("concat", None), _concat),
+    Rule(OpPattern("concat", None, any_attrs=True), _concat),
     Rule(_two("neg", "neg"), lambda emit, match: match.value("x")),
     *(
         Rule(OpPattern(op, (Var("a"), Var("b"))), _neutral)
