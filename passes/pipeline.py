@@ -16,6 +16,7 @@ from .fold_constants import FoldConstants
 from .fold_rotary_tables import FoldRotaryTables
 from .fuse_add_norm import FuseAddNorm
 from .fuse_gated_act import FuseGatedAct
+from .fuse_gelu import FuseGelu
 from .fuse_layer_norm import FuseLayerNorm
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
@@ -45,6 +46,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         FuseRmsNorm(),
         FuseLayerNorm(),
         FuseRope(),
+        FuseGelu(),  # before gated activations, which know gelu by name
         MergeQkv(),
         MergeGateUp(),
         FuseGatedAct(),
