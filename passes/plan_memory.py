@@ -39,9 +39,10 @@ class PlanMemory(Pass):
             "offsets": tuple((life.name, offsets[life.name]) for life in lives),
         }
         attrs = dict(program.attrs) | planned
-        if attrs == dict(program.attrs) and program.phase == "planned":
+        phase = "planned" if program.phase == "lowered" else program.phase
+        if attrs == dict(program.attrs) and phase == program.phase:
             return finish(program, program, 0)
-        return finish(program, replace(program, attrs=attrs, phase="planned"), max(1, len(lives)))
+        return finish(program, replace(program, attrs=attrs, phase=phase), max(1, len(lives)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def lifetimes(program: Program) -> list[Lifetime]:
     for i, node in zip(times, program.nodes, strict=True):
         for value in node.values():
             if value.name in owner:
-                last[owner[value.name]] = i
+                # Views stand between the members of a loop group, and run before it.
+                last[owner[value.name]] = max(i, last[owner[value.name]])
         if is_view(node.op):
             source = node.values()
             if source:
