@@ -98,7 +98,7 @@ def run_pipeline(
             on_pass(one.name)
         program = manager.run(index, one, program)
         if index + 1 == len(passes) or _rank(passes[index + 1]) > manager.rank:
-            program = manager.end_phase(program, one)
+            program = manager.end_phase(program, final=index + 1 == len(passes))
     return program, manager.report
 
 
@@ -201,7 +201,7 @@ class _Manager:
             return "not verified"
         return self.verify.check_pass(one, before, result.program)
 
-    def end_phase(self, program: Program, last: Pass) -> Program:
+    def end_phase(self, program: Program, *, final: bool) -> Program:
         """Move the program to the phase it has reached, and compare whole runs."""
         reached = REACHES[PIPELINE_PHASES[self.rank]]
         if PHASES.index(program.phase) < PHASES.index(reached):
@@ -209,7 +209,7 @@ class _Manager:
             check_program(program)
         if self.verify is not None:
             started = time.perf_counter()
-            line = self.verify.check_phase(PIPELINE_PHASES[self.rank], program)
+            line = self.verify.check_phase(PIPELINE_PHASES[self.rank], program, final=final)
             self.report.times.append(
                 (f"verify {PIPELINE_PHASES[self.rank]}", time.perf_counter() - started)
             )

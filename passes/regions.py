@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..ir.analyses import depends_only_on
 from ..ir.ops import get_op
 from ..ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
 from ..ir.types import Dim, TensorType
@@ -72,8 +73,13 @@ class _Finder:
             if without_units(self.old_values[name].type)
             == without_units(self.new_values[name].type)
         }
+        # What positions alone decide takes the values it has: random ones would hide a fault that
+        # shows at one position only.
+        decided = depends_only_on(before, {"positions"})
         self.cuts = self.inputs | {
-            name for name in self.survivors if self.old_values[name].type.dtype.is_float
+            name
+            for name in self.survivors
+            if self.old_values[name].type.dtype.is_float and name not in decided
         }
 
     def changed(self) -> list[str]:
@@ -106,10 +112,12 @@ class _Finder:
         while True:
             old_nodes, old_cuts = self._cone(self.before, self.old, old, opened)
             new_nodes, new_cuts = self._cone(self.after, self.new, new, opened)
-            alone = (set(old_cuts) ^ set(new_cuts)) - self.inputs
-            if not alone:
+            alone = set(old_cuts) ^ set(new_cuts)
+            # An input that one side alone reads may be behind what the other is cut at.
+            openable = alone - self.inputs or {*old_cuts, *new_cuts} - self.inputs
+            if not alone or not openable:
                 break
-            opened.add(max(alone, key=lambda name: self.place[name]))
+            opened.add(max(openable, key=lambda name: self.place[name]))
         names = list(dict.fromkeys([*old_cuts, *new_cuts]))
         return Region(
             Side(self.before, tuple(self.old_values[n] for n in names), old_nodes, old),

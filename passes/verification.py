@@ -64,9 +64,9 @@ class Verifier:
             self.whole.rebase(after)
         return checked.text()
 
-    def check_phase(self, phase: str, program: Program) -> str:
+    def check_phase(self, phase: str, program: Program, *, final: bool) -> str:
         """PassError unless whole runs of the program agree with those of the first one."""
-        return self.whole.check(phase, program)
+        return self.whole.check(phase, program, final=final)
 
 
 @dataclass(slots=True)
