@@ -1,0 +1,1 @@
+"""Tests of the passes, the matcher, the pipeline and verification."""

@@ -1,0 +1,83 @@
+"""The whole pipeline on small checkpoints of every architecture: numbers, structure, phases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from infc.frontend.load import load_model
+from infc.ir.program import Program
+from infc.ir.text import parse_program, print_program
+from infc.passes.pass_manager import PipelineReport, run_pipeline
+from infc.passes.pipeline import build_pipeline
+
+from ..checkpoints import make_checkpoint
+
+LAYERS = 4
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "mixtral")
+
+
+def compiled(arch: str, directory: Path, dtype: str = "float32") -> tuple[Program, PipelineReport]:
+    """A small checkpoint through the whole pipeline, verified."""
+    make_checkpoint(arch, directory / arch, seed=1)
+    program = load_model(
+        directory / arch,
+        dtype=dtype,  # type: ignore[arg-type]
+        max_context=128,
+        step_tokens=64,
+        logit_rows=8,
+        log=lambda line: None,
+    )
+    return run_pipeline(program, build_pipeline(), failure_directory=directory)
+
+
+EXPECTED = {
+    "llama": {"linear": 4 * LAYERS + 1, "rms_norm": 1, "add_rms_norm": 2 * LAYERS},
+    "qwen2": {"linear": 4 * LAYERS + 1, "rms_norm": 1, "add_rms_norm": 2 * LAYERS},
+    "mistral": {"linear": 4 * LAYERS + 1, "rms_norm": 1, "add_rms_norm": 2 * LAYERS},
+    "phi3": {"linear": 4 * LAYERS + 1, "rms_norm": 1, "add_rms_norm": 2 * LAYERS},
+    # Two norms of heads a layer.
+    "qwen3": {"linear": 4 * LAYERS + 1, "rms_norm": 1 + 2 * LAYERS, "add_rms_norm": 2 * LAYERS},
+    # Norms behind attention and feed-forward, before the residual.
+    "gemma2": {"linear": 4 * LAYERS + 1, "rms_norm": 1 + 2 * LAYERS, "add_rms_norm": 2 * LAYERS},
+    "mixtral": {"linear": 3 * LAYERS + 1, "rms_norm": 1, "moe": LAYERS},
+    "gpt2": {"linear": 4 * LAYERS + 1, "layer_norm": 0, "add_layer_norm": 2 * LAYERS + 1},
+}
+"""Ops that are left, and how many."""
+
+UNFUSED = ("mean", "rsqrt", "pow", "neg", "concat", "transpose", "silu", "cos", "sin", "attention")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_everything_is_fused_and_agrees(arch: str, tmp_path: Path) -> None:
+    program, report = compiled(arch, tmp_path)
+    counts = Counter(node.op for node in program.nodes)
+    for op, count in EXPECTED[arch].items():
+        assert counts[op] == count, f"{op}: {counts}"
+    for op in UNFUSED:
+        assert counts[op] == 0, f"{op} is left: {counts}"
+    assert counts["paged_attention"] == LAYERS
+    writes = "kv_write" if arch == "gpt2" else "rope_kv_write"
+    assert counts[writes] == LAYERS
+    gated = 0 if arch in ("gpt2", "mixtral") else LAYERS
+    assert counts["gated_act"] == gated
+    assert program.phase == "planned"
+    assert parse_program(print_program(program)) == program
+    assert any("paged steps" in line for line in report.phases)
+    assert any("run of" in line for line in report.phases)
+
+
+def test_bfloat16_is_verified_without_its_rounding(tmp_path: Path) -> None:
+    program, _ = compiled("gemma2", tmp_path, dtype="bfloat16")
+    counts = Counter(node.op for node in program.nodes)
+    assert counts["add_rms_norm"] == 2 * LAYERS
+    assert counts["rope_kv_write"] == LAYERS
+    assert counts["cast"] == 0, counts
+
+
+def test_layers_are_grouped_by_window(tmp_path: Path) -> None:
+    program, _ = compiled("gemma2", tmp_path)
+    groups = {group.window: group.layers for group in program.resources}
+    assert groups == {8: (0, 2), None: (1, 3)}

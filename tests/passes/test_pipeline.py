@@ -1,0 +1,226 @@
+"""The pipeline: its order, its text, a recipe's edits, and what runs along."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.ir.errors import PassError, UsageError
+from infc.ir.program import Program
+from infc.ir.text import parse_program
+from infc.passes.base import CONTRACTS, PIPELINE_PHASES, Pass, PassContext, PassResult
+from infc.passes.commands import describe_pass, list_passes, opt
+from infc.passes.lower_kv import LowerKv
+from infc.passes.pass_manager import run_pipeline
+from infc.passes.pipeline import (
+    OUR_PASSES,
+    Pipeline,
+    build_pipeline,
+    default_pipeline,
+    parse_pipeline,
+    with_kv_options,
+)
+from infc.passes.registry import get_pass, register_pass
+
+from .test_verification import model
+
+
+@dataclass(frozen=True)
+class Nothing(Pass):
+    """A pass with options of every kind."""
+
+    count: int = 1
+    share: float = 0.5
+    deep: bool = False
+    label: str | None = None
+
+    name: ClassVar[str] = "nothing"
+    phase: ClassVar[str] = "fuse"
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        return PassResult(program)
+
+
+register_pass(Nothing)
+
+
+def test_the_default_order_is_sound() -> None:
+    pipeline = default_pipeline()
+    pipeline.check()
+    ranks = [PIPELINE_PHASES.index(one.phase) for one in pipeline]
+    first = {
+        one.name: rank for one, rank in zip(reversed(pipeline.passes), ranks[::-1], strict=True)
+    }
+    assert all(kind.contract in CONTRACTS for kind in OUR_PASSES)
+    assert [first[name] for name in dict.fromkeys(pipeline.names())] == sorted(
+        first[name] for name in dict.fromkeys(pipeline.names())
+    )
+
+
+def test_text_round_trip() -> None:
+    for pipeline in (
+        default_pipeline(),
+        default_pipeline().with_options("lower-kv", block_size=64),
+    ):
+        assert parse_pipeline(pipeline.spell()) == pipeline
+
+
+@given(
+    count=st.integers(-99, 99),
+    share=st.floats(allow_nan=False, allow_infinity=False),
+    deep=st.booleans(),
+    label=st.none() | st.sampled_from(["a", "some-name", "x.y"]),
+)
+def test_options_round_trip(count: int, share: float, deep: bool, label: str | None) -> None:
+    pipeline = Pipeline((Nothing(count, share, deep, label),))
+    assert parse_pipeline(pipeline.spell()) == pipeline
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fuse-rop", "did you mean fuse-rope?"),
+        ("lower-kv{blok_size=16}", "did you mean block_size?"),
+        ("lower-kv{block_size=big}", "expected int"),
+        ("lower-kv{block_size=true}", "expected int"),
+        ("lower-kv{block_size}", "cannot read the option"),
+        ("lower-kv{block_size=1,block_size=2}", "cannot read the option"),
+        ("lower-kv{block_size=16", "cannot read"),
+        ("lower-kv,,fuse-rope", "cannot read"),
+        ("lower-kv,", "cannot read"),
+        ("no.such.module:MyPass", "cannot import"),
+        ("json:dumps", "is not a pass"),
+        ("json:dump5", "did you mean dump?"),
+    ],
+)
+def test_bad_text_is_refused_by_name(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_pipeline(text)
+    assert words in str(caught.value)
+
+
+def test_an_order_is_checked_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="fuse-rope requires positions-folded") as caught:
+        build_pipeline("squeeze-unit-batch,fuse-rope,fold-rotary-tables")
+    assert "fold-rotary-tables ensures it, and stands behind" in str(caught.value)
+    with pytest.raises(UsageError, match="add squeeze-unit-batch before it"):
+        build_pipeline({"squeeze-unit-batch": False, "fold-rotary-tables": False})
+
+
+def test_edits_by_name() -> None:
+    pipeline = default_pipeline()
+    names = pipeline.names()
+    last = len(names) - 1 - names[::-1].index("remove-no-op")
+    assert pipeline.after("remove-no-op", Nothing()).names()[last + 1] == "nothing"
+    first = names.index("remove-no-op")
+    assert pipeline.before("remove-no-op", Nothing()).names()[first] == "nothing"
+    assert "remove-no-op" not in pipeline.without("remove-no-op").names()
+    placed = pipeline.placed(Nothing()).names()
+    assert placed[placed.index("nothing") + 1] == "lower-kv"
+    with pytest.raises(UsageError, match="did you mean fuse-rope"):
+        pipeline.without("fuse-rop")
+
+
+def test_a_recipes_edits() -> None:
+    pipeline = build_pipeline(
+        {
+            "merge-qkv": False,
+            "lower-kv": {"block_size": 64},
+            "fuse-rope": True,
+            "nothing": {"after": "fuse-rope", "count": 3},
+        }
+    )
+    names = pipeline.names()
+    assert "merge-qkv" not in names
+    assert names[names.index("fuse-rope") + 1] == "nothing"
+    assert next(one for one in pipeline if isinstance(one, Nothing)).count == 3
+    assert next(one for one in pipeline if isinstance(one, LowerKv)).block_size == 64
+    assert build_pipeline(None) == default_pipeline()
+    assert build_pipeline(["nothing"]).names().count("nothing") == 1
+    kv = with_kv_options(pipeline, dtype="bf16", block_size=16)
+    assert next(one for one in kv if isinstance(one, LowerKv)) == LowerKv("bf16", 16)
+    for bad in ({"merge-qkv": 3}, {"nothing": {"after": "a", "before": "b"}}, [7]):
+        with pytest.raises(UsageError):
+            build_pipeline(bad)
+
+
+def test_registering() -> None:
+    @dataclass(frozen=True)
+    class Other(Nothing):
+        name: ClassVar[str] = "nothing"
+
+    with pytest.raises(UsageError, match="registered twice"):
+        register_pass(Other)
+    with pytest.raises(UsageError, match="not a pass"):
+        register_pass(int)  # type: ignore[arg-type]
+    assert register_pass(Nothing) is Nothing
+    assert get_pass("nothing") is Nothing
+
+
+def test_reports_dumps_and_times(tmp_path: Path) -> None:
+    pipeline = default_pipeline().without("plan-memory", "group-loops", "lower-kv")
+    seen: list[str] = []
+    program, report = run_pipeline(
+        model(),
+        pipeline,
+        dump_ir_after=["merge-gate-up", "fuse-gated-act"],
+        dump_directory=tmp_path,
+        on_pass=seen.append,
+    )
+    assert seen == pipeline.names() == [one.name for one in report.passes]
+    index = pipeline.names().index("fuse-gated-act")
+    dumps = sorted(path.name for path in tmp_path.iterdir())
+    assert dumps == [f"{index - 1:02d}-merge-gate-up.ir", f"{index:02d}-fuse-gated-act.ir"]
+    dumped = parse_program((tmp_path / dumps[1]).read_text())
+    assert sum(node.op == "gated_act" for node in dumped.nodes) == 4
+    by_name = {one.name: one for one in report.passes}
+    assert by_name["merge-gate-up"].matches == 4
+    assert by_name["fuse-gated-act"].cost.bytes_read < by_name["merge-gate-up"].cost.bytes_read
+    data = report.as_data()
+    assert json.loads(json.dumps(data)) == data
+    assert "seconds" not in json.dumps(data), "equal compiles must report equally"
+    assert len(report.times_data()) >= len(pipeline)
+    assert program.phase == "fused"
+    with pytest.raises(UsageError, match="did you mean fuse-rope"):
+        run_pipeline(model(), pipeline, dump_ir_after="fuse-rop")
+
+
+def test_without_verification_nothing_runs(tmp_path: Path) -> None:
+    _, report = run_pipeline(model(), build_pipeline({"lower-kv": False, "plan-memory": False}),
+                             verify=False)  # fmt: skip
+    assert {one.verified for one in report.passes} <= {"unchanged", "not verified"}
+    assert report.phases == []
+
+
+def test_a_missing_layer_is_refused_by_lower_kv() -> None:
+    text = """
+    program "two" phase captured {
+      symbol T: 1..64
+      input %q: f32[T, 1, 4]
+      %0 = attention(%q, %q, %q) {layer = 0, scale = 0.5} : f32[T, 1, 4]
+      %1 = attention(%0, %q, %q) {layer = 0, scale = 0.5} : f32[T, 1, 4]
+      output %1
+    }"""
+    with pytest.raises(PassError, match="two attention ops"):
+        LowerKv().run(parse_program(text), PassContext())
+    with pytest.raises(UsageError, match="unknown cache type"):
+        LowerKv(dtype="int4").run(parse_program(text), PassContext())
+
+
+def test_what_the_command_line_shows() -> None:
+    shown = {one["name"]: one for one in list_passes()}
+    assert set(shown) >= set(default_pipeline().names())
+    lower = describe_pass("lower-kv")
+    assert lower["options"]["block_size"] == {"type": "int", "default": 32}
+    assert lower["ensures"] == ["kv-paged"]
+    assert shown["remove-no-op"]["runs"] == 3
+    with pytest.raises(UsageError, match="did you mean"):
+        describe_pass("lower-k")
+    with pytest.raises(UsageError, match="requires"):
+        opt('program "e" phase captured {}', "fuse-rope", check_order=True)
