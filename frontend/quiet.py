@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_EXPORT_LOGGERS = ("torch.export", "torch.fx", "torch._dynamo")
+_EXPORT_LOGGERS = ("torch.export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
 
 
 @contextmanager
@@ -25,11 +25,11 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """torch.export neither warns nor logs within, errors aside."""
+    """torch.export neither warns nor logs within: what goes wrong comes as an exception."""
     loggers = [logging.getLogger(name) for name in _EXPORT_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
