@@ -13,8 +13,8 @@ _HEAD = """\
 // Every thread runs it; docs/design/reduction-order.md says in what order sums are taken.
 #include "kernels/entry.hpp"
 
+namespace infc {{
 namespace {{
-using namespace infc;
 
 """
 
@@ -47,13 +47,15 @@ def source_text(
     blocks = [str(group.bytes_per_block()) for group in program.resources]
     groups = ", ".join([str(len(blocks)), *blocks])
     scratch = "int64_t{0}" + "".join(
-        f", infc::attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
+        f", attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
         for group in program.resources
     )
     parts.append("}\n\n")
     parts.append(f"constexpr int64_t kScratchBytes = std::max({{{scratch}}});\n\n")
-    parts.append("}  // namespace\n\n")
-    parts.append(f"INFC_ENTRY(run_step, {num_weights}, {arena_bytes}, kScratchBytes, {groups})\n")
+    parts.append("}  // namespace\n}  // namespace infc\n\n")
+    parts.append(
+        f"INFC_ENTRY(infc::run_step, {num_weights}, {arena_bytes}, infc::kScratchBytes, {groups})\n"
+    )
     return "".join(parts)
 
 

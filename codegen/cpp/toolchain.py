@@ -20,6 +20,10 @@ FLAGS = (
     # Sums are taken as written: see docs/design/reduction-order.md.
     "-ffp-contract=off",
     "-fno-fast-math",
+    # Neither changes a value: nobody looks at floating-point exceptions or errno, and loops over
+    # logarithms are vectorised only without them.
+    "-fno-trapping-math",
+    "-fno-math-errno",
     "-fPIC",
     "-shared",
     "-pthread",
