@@ -115,7 +115,8 @@ class _Finder:
             alone = set(old_cuts) ^ set(new_cuts)
             # An input that one side alone reads may be behind what the other is cut at.
             openable = alone - self.inputs or {*old_cuts, *new_cuts} - self.inputs
-            if not alone or not openable:
+            stateful = any(get_op(node.op).effects for node in (*old_nodes, *new_nodes))
+            if not alone or not openable or stateful:
                 break
             opened.add(max(openable, key=lambda name: self.place[name]))
         names = list(dict.fromkeys([*old_cuts, *new_cuts]))

@@ -20,6 +20,8 @@ TOKENS = 67
 """Rows of a sample: odd, more than one tile of any kernel, and past position 16."""
 ROWS = 19
 OTHER_SIZE = 17
+MAX_KEPT_ELEMENTS = 40_000_000
+"""How many elements of random weights are kept for the next use."""
 
 
 def bindings_of(program: Program) -> dict[str, int]:
@@ -48,6 +50,7 @@ class SampleWeights:
 
     programs: tuple[Program, ...]
     leaf_types: dict[str, TensorType] = field(default_factory=dict)
+    _kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for program in self.programs:
@@ -68,7 +71,16 @@ class SampleWeights:
         return evaluate_expr(weight.expr, loaders)
 
     def _leaf(self, name: str) -> torch.Tensor:
-        """A random checkpoint tensor: rows of about unit length, vectors around 1."""
+        """A random checkpoint tensor, kept for the other side of the region that reads it."""
+        if name not in self._kept:
+            tensor = self._make(name)
+            if sum(t.numel() for t in self._kept.values()) + tensor.numel() > MAX_KEPT_ELEMENTS:
+                self._kept.clear()
+            self._kept[name] = tensor
+        return self._kept[name]
+
+    def _make(self, name: str) -> torch.Tensor:
+        """Random rows of about unit length, or a vector around 1."""
         kind = self.leaf_types.get(name)
         if kind is None:
             for program in self.programs:

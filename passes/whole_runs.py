@@ -25,11 +25,16 @@ MAX_FLOPS = 150_000_000_000
 HEAVY_FLOPS = 10_000_000_000
 """Runs that cost more are made once, after the last phase that changes the program."""
 
+Cuts = tuple[tuple[int, ...], ...]
+"""For each sequence, where its steps begin and end."""
+
 LENGTHS = (37, 20)
 """Tokens of the two sequences of a run; the second is the beginning of the first, so that one
 whole run of the first says what both should give."""
 CUTS = ((0, 29, 36, 37), (0, 9, 19, 20))
 """Where the sequences are cut into steps: chunks of a prompt, then one token."""
+HEAVY_CUTS = ((0, 29, 37), (0, 19, 20))
+"""The same for heavy programs: one sequence goes on with a chunk, the other with a token."""
 
 
 @dataclass(slots=True)
@@ -62,12 +67,15 @@ class WholeRuns:
             return f"{phase}: not compared as a whole, the program is not a model's step"
         lengths = [min(length, program.spec.max_context or length) for length in LENGTHS]
         flops = total_cost(self.first, {"T": lengths[0], "R": 6, "B": 1}).flops
-        if flops > HEAVY_FLOPS and not (final or program.resources):
+        heavy = flops > HEAVY_FLOPS
+        if heavy and not (final or program.resources):
             return f"{phase}: whole runs ({flops / 1e9:.0f} GFLOP each) left to the last phase"
         if flops > MAX_FLOPS:
             return f"{phase}: not compared as a whole, a run takes {flops / 1e9:.0f} GFLOP"
+        if self.first.resources:
+            return f"{phase}: not compared as a whole, the program was lowered before"
         try:
-            text = self._compare(phase, program, lengths)
+            text = self._compare(phase, program, lengths, HEAVY_CUTS if heavy else CUTS)
         except PassError:
             raise
         except InfcError as error:
@@ -75,21 +83,21 @@ class WholeRuns:
         self._last = program
         return f"{phase}: {text}"
 
-    def _compare(self, phase: str, program: Program, lengths: list[int]) -> str:
+    def _compare(self, phase: str, program: Program, lengths: list[int], cuts: Cuts) -> str:
         import torch
 
         assert self.first is not None
         if self._expected is None:
-            self._expected = _whole(self.first, lengths)
+            self._expected = _whole(self.first, lengths, cuts)
         if not program.resources:
-            self._require(phase, self._expected, _whole(program, lengths), "a whole prompt")
+            self._require(phase, self._expected, _whole(program, lengths, cuts), "a whole prompt")
             return f"a run of {lengths[0]} tokens agrees"
-        rows = _wanted(lengths)
-        found = _paged(program, lengths)
+        rows = _wanted(lengths, cuts)
+        found = _paged(program, lengths, cuts)
         expected = torch.stack([self._expected[rows.index(row)] for row, _ in found])
         actual = torch.stack([logits for _, logits in found])
         self._require(phase, expected, actual, "paged steps")
-        return f"{len(CUTS[0]) - 1} paged steps of 2 sequences agree with a whole run"
+        return f"{len(cuts[0]) - 1} paged steps of 2 sequences agree with a whole run"
 
     def _require(self, phase: str, expected: torch.Tensor, actual: torch.Tensor, what: str) -> None:
         found = difference(expected, actual)
@@ -114,12 +122,12 @@ def _tokens(program: Program, length: int) -> torch.Tensor:
     return torch.randint(0, max(program.spec.vocab_size, 2), (length,), generator=generator)
 
 
-def _wanted(lengths: list[int]) -> list[int]:
+def _wanted(lengths: list[int], cuts: Cuts) -> list[int]:
     """The positions at which a step of either sequence ends, ascending."""
     ends = {
         min(last, length) - 1
-        for cuts, length in zip(CUTS, lengths, strict=True)
-        for first, last in pairwise(cuts)
+        for places, length in zip(cuts, lengths, strict=True)
+        for first, last in pairwise(places)
         if min(last, length) > first
     }
     return sorted(ends)
@@ -137,20 +145,20 @@ def _interpreter(program: Program, state: PagedState | None = None) -> Interpret
     return Interpreter(program, lambda name: sample.get(program, name), state, dtype_override="f32")
 
 
-def _whole(program: Program, lengths: list[int]) -> torch.Tensor:
+def _whole(program: Program, lengths: list[int], cuts: Cuts) -> torch.Tensor:
     """Logits at the wanted positions of the longer sequence, run at once."""
     import torch
 
     inputs = {
         "input_ids": _tokens(program, lengths[0]),
         "positions": torch.arange(lengths[0]),
-        "logits_index": torch.tensor(_wanted(lengths)),
+        "logits_index": torch.tensor(_wanted(lengths, cuts)),
     }
     (logits,) = _interpreter(program).run(inputs)
     return logits
 
 
-def _paged(program: Program, lengths: list[int]) -> list[tuple[int, torch.Tensor]]:
+def _paged(program: Program, lengths: list[int], cuts: Cuts) -> list[tuple[int, torch.Tensor]]:
     """(position, logits) at the end of each step, both sequences in the same steps."""
     import torch
 
@@ -158,9 +166,9 @@ def _paged(program: Program, lengths: list[int]) -> list[tuple[int, torch.Tensor
     interpreter = _interpreter(program, state)
     results: list[tuple[int, torch.Tensor]] = []
     tokens = _tokens(program, lengths[0])
-    for step in range(len(CUTS[0]) - 1):
+    for step in range(len(cuts[0]) - 1):
         spans = [
-            (i, min(CUTS[i][step], length), min(CUTS[i][step + 1], length))
+            (i, min(cuts[i][step], length), min(cuts[i][step + 1], length))
             for i, length in enumerate(lengths)
         ]
         spans = [span for span in spans if span[2] > span[1]]
