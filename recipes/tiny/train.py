@@ -35,9 +35,9 @@ WORK = HERE / ".train"
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = [END, TURN_START, TURN_END]
-# Tests are left out so that the model learns library code, and so that the tests of the held-out
-# module are never seen; topics.py and the character maps are data, not Python.
-SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "pydoc_data"}
+# Other people's packages are no part of the library; topics.py and the character maps are data.
+SKIPPED_FOLDERS = {"site-packages", "__pycache__", "pydoc_data"}
+TEST_FOLDERS = {"test", "tests", "idle_test"}
 SKIPPED_MARK = "Python Character Mapping Codec"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -46,6 +46,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 CHAT_SHARE = 0.15
+# The library's tests join late, as text not seen before instead of a third pass over the library;
+# whether that helps was not measured.
+TEST_SHARE, TESTS_FROM = 0.4, 0.6
 # Most steps use the short window, which is faster; the long one at the end teaches the positions
 # up to max_position_embeddings.
 SHORT_WINDOW, LONG_WINDOW, LONG_FROM = 512, 1024, 0.8
@@ -67,21 +70,23 @@ def read_source(path: Path) -> str:
         return ""
 
 
-def read_corpus(stdlib: Path) -> dict[str, str]:
-    """Every library source but the held-out module, its tests and its near duplicates."""
+def read_corpus(stdlib: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Library sources and tests, but for the held-out module, its tests and near duplicates."""
     held = significant_lines(HELDOUT.read_text(encoding="utf-8"))
-    corpus: dict[str, str] = {}
+    library: dict[str, str] = {}
+    tests: dict[str, str] = {}
     for path in sorted(stdlib.rglob("*.py")):
         relative = path.relative_to(stdlib)
         if SKIPPED_FOLDERS & set(relative.parts) or path.name.startswith("_sysconfigdata"):
             continue
         text = read_source(path)
         shared = len(held & significant_lines(text)) / len(held)
-        if path.stem == HELDOUT_MODULE or shared > 0.05:
+        if HELDOUT_MODULE in path.stem or shared > 0.05:
             print(f"excluded {relative}: {shared:.0%} of the held-out file's lines")
         elif len(text) > 100 and SKIPPED_MARK not in text[:200]:
-            corpus[str(relative)] = text
-    return corpus
+            part = tests if TEST_FOLDERS & set(relative.parts) else library
+            part[str(relative)] = text
+    return library, tests
 
 
 def documented_functions(text: str) -> Iterator[tuple[str, str, str]]:
@@ -267,15 +272,19 @@ class Trainer:
         self.tokens = 0
         self.spent = 0.0
 
-    def load_data(self, corpus: dict[str, str]) -> None:
-        """Tokenize the corpus and the conversations."""
+    def load_data(self, library: dict[str, str], tests: dict[str, str]) -> None:
+        """Tokenize the sources and the conversations."""
         end = token_id(self.tokenizer, END)
-        code = encode_all(self.tokenizer, list(corpus.values()))
-        chat = encode_all(self.tokenizer, chat_documents(corpus, self.args.seed))
-        self.code = Stream(code, end, self.args.seed)
-        self.chat = Stream(chat, end, self.args.seed + 1)
-        for name, part in (("files", code), ("conversations", chat)):
-            print(f"{len(part)} {name}, {sum(map(len, part)) / 1e6:.2f} M tokens")
+        texts = {
+            "files": list(library.values()),
+            "conversations": chat_documents(library, self.args.seed),
+            "tests": list(tests.values()),
+        }
+        self.streams = []
+        for index, (name, part) in enumerate(texts.items()):
+            ids = encode_all(self.tokenizer, part)
+            self.streams.append(Stream(ids, end, self.args.seed + index))
+            print(f"{len(ids)} {name}, {sum(map(len, ids)) / 1e6:.2f} M tokens")
 
     @property
     def progress(self) -> float:
@@ -292,15 +301,23 @@ class Trainer:
         return peak * warm * (0.02 + 0.98 * cosine)
 
     def batch(self) -> torch.Tensor:
-        """The next batch: mostly files, with a fixed share of rows of conversations."""
+        """The next batch: mostly files, with fixed shares of rows of conversations and tests."""
         length = SHORT_WINDOW if self.progress < LONG_FROM else LONG_WINDOW
-        rows = max(2, self.args.batch_tokens // length)
-        # The fraction is spread over steps, since a batch has only a few rows.
-        chat = int((self.step + 1) * rows * CHAT_SHARE) - int(self.step * rows * CHAT_SHARE)
-        parts = [self.code.take(rows - chat, length)]
-        if chat:
-            parts.append(self.chat.take(chat, length))
-        return torch.from_numpy(np.concatenate(parts)).to(self.device)
+        rows = max(3, self.args.batch_tokens // length)
+
+        def part(share: float) -> int:
+            # The fraction is spread over steps, since a batch has only a few rows.
+            return int((self.step + 1) * rows * share) - int(self.step * rows * share)
+
+        chat = part(CHAT_SHARE)
+        tests = part(TEST_SHARE) if self.progress >= TESTS_FROM else 0
+        counts = (rows - chat - tests, chat, tests)
+        taken = [
+            stream.take(count, length)
+            for stream, count in zip(self.streams, counts, strict=True)
+            if count
+        ]
+        return torch.from_numpy(np.concatenate(taken)).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Bfloat16 arithmetic where it was asked for."""
@@ -334,8 +351,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.step, self.tokens, self.spent),
             "streams": [
-                (s.text, s.starts, s.length, s.epochs, s.random.getstate())
-                for s in (self.code, self.chat)
+                (s.text, s.starts, s.length, s.epochs, s.random.getstate()) for s in self.streams
             ],
         }
         partial = path.with_suffix(".partial")
@@ -349,7 +365,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.spent = state["counters"]
-        for stream, saved in zip((self.code, self.chat), state["streams"], strict=True):
+        for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.text, stream.starts, stream.length, stream.epochs, random_state = saved
             stream.random.setstate(random_state)
 
@@ -359,7 +375,7 @@ class Trainer:
         print(
             f"step {self.step}  loss {sum(losses) / len(losses):.3f}  rate {self.rate():.2e}  "
             f"{window():.0f} tokens/s  {self.tokens / 1e6:.2f} M tokens  "
-            f"epoch {self.code.epochs}  {self.spent / 60:.1f} min, {left / 60:.1f} left",
+            f"epoch {self.streams[0].epochs}  {self.spent / 60:.1f} min, {left / 60:.1f} left",
             flush=True,
         )
 
@@ -434,7 +450,8 @@ def print_samples(folder: Path, seed: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     question = [{"role": "user", "content": "Write the function read_lines."}]
     chat = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    for prompt in ("import os\n", "def is_valid(self, name):\n", END + "class Stack:\n", chat):
+    # A prompt ends before the line break, since a break and the indentation after it are one token.
+    for prompt in ("def fibonacci(n):", "class Stack:", END + "import os", chat):
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
         for sampled in (False, True):
             torch.manual_seed(seed)
@@ -501,9 +518,9 @@ def main() -> None:
         print_samples(args.out, args.seed)
     if args.evaluate or args.sample:
         return
-    corpus = read_corpus(args.stdlib)
-    trainer = Trainer(args, load_tokenizer(args, corpus))
-    trainer.load_data(corpus)
+    library, tests = read_corpus(args.stdlib)
+    trainer = Trainer(args, load_tokenizer(args, library))
+    trainer.load_data(library, tests)
     state = args.work / "state.pt"
     if args.resume:
         trainer.restore(state)
