@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 from ceilings import ReadBandwidth
-from models import make_checkpoint
+from models import artifact_of, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import infc
@@ -40,7 +40,7 @@ class Infc:
     """The artifact of the checkpoint, through the public face."""
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
-        artifact = infc.compile(checkpoint / "model.yaml", output=checkpoint / "artifact")
+        artifact = infc.compile(checkpoint / "model.yaml", output=artifact_of(checkpoint))
         self.weight_bytes = artifact.weights_path.stat().st_size
         self.llm = infc.LLM(artifact, threads=threads, prefix_reuse=False)
 

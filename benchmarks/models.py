@@ -86,6 +86,11 @@ def build(shape: str) -> torch.nn.Module:
     return LlamaForCausalLM(llama).to(torch.bfloat16)
 
 
+def artifact_of(checkpoint: Path) -> Path:
+    """Where a benchmark puts the artifact of a checkpoint: beside it."""
+    return checkpoint.with_name(f"{checkpoint.name}.artifact")
+
+
 def make_checkpoint(shape: str, directory: Path) -> Path:
     """Write the checkpoint of a shape into `directory`, unless it is there already."""
     place = directory / f"random-{shape}"

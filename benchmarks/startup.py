@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from models import make_checkpoint
+from models import artifact_of, make_checkpoint
 
 PROMPT = ",".join(str(300 + 7 * i) for i in range(32))
 
@@ -60,7 +60,7 @@ def measure_compile(checkpoint: Path) -> dict[str, float]:
     recipe = checkpoint / "model.yaml"
     start = time.perf_counter()
     process = subprocess.Popen(
-        infc("compile", str(recipe), "-o", str(checkpoint / "artifact"), "--no-cache"),
+        infc("compile", str(recipe), "-o", str(artifact_of(checkpoint)), "--no-cache"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--keep-artifact", action="store_true", help="do not compile again")
     options = parser.parse_args()
     checkpoint = make_checkpoint(options.shape, options.workdir)
-    artifact = checkpoint / "artifact"
+    artifact = artifact_of(checkpoint)
     result: dict[str, object] = {"shape": options.shape, "cpus": os.cpu_count()}
     if not options.keep_artifact:
         result["compile"] = {k: round(v, 2) for k, v in measure_compile(checkpoint).items()}
