@@ -1,0 +1,133 @@
+"""The tutorial on passes, run from its own page: compiled in, verified, reported, caught."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import infc
+from infc.ir.errors import PassError
+from infc.ir.text import parse_program
+from infc.ir.verify import verify
+
+from ..checkpoints import make_checkpoint
+from .generated import ROOT
+
+PAGE = (ROOT / "docs/custom-passes.md").read_text()
+# The issue's own fault, by position: rows of a step say where a token lies only by chance.
+BY_POSITION = '''"""A rotation that is wrong at one position of 64, and only past position 16."""
+
+from infc import rewrite
+from infc.passes.rewrite import ops
+
+
+def before(x, positions, cos, sin, n):
+    return ops.rope(x, positions, cos, sin, rotary_dim=n)
+
+
+def after(x, positions, cos, sin, n):
+    p = ops.cast(positions, dtype="f32")
+    late = ops.eq(p - 64.0 * ops.floor(p / 64.0), 41.0)
+    # From its parts: `rope` itself would match again.
+    low = ops.slice(x, dim=2, start=0, stop=n // 2)
+    high = ops.slice(x, dim=2, start=n // 2, stop=n)
+    c, s = (row(ops.take(t, positions), n) for t in (cos, sin))
+    turned = ops.concat(low * c - high * s, high * c + low * s, dim=2)
+    wrong = ops.reshape(late, shape=(x.shape[0], 1, 1))
+    return ops.where(wrong, turned * 1.001, turned)
+
+
+def row(table, n):
+    return ops.reshape(table, shape=(table.shape[0], 1, n // 2))
+
+
+SpellRope = rewrite("spell-rope", before, after, contract="reassociates")
+'''
+
+
+def listing(name: str) -> str:
+    """The code block of the page that is titled `name`."""
+    found = re.search(rf'^```\w+ title="{re.escape(name)}"\n(.*?)^```$', PAGE, re.M | re.S)
+    assert found is not None, f"the page shows no {name}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+def write_recipe(directory: Path, checkpoint: Path, passes: object) -> Path:
+    path = directory / "model.yaml"
+    path.write_text(yaml.safe_dump({"model": str(checkpoint), "passes": passes}))
+    return path
+
+
+def tutorial(directory: Path, checkpoint: Path, module: str) -> Path:
+    """The tutorial's recipe for a small model, beside one of its modules."""
+    name = f"{module}.py"
+    (directory / name).write_text(listing(name))
+    passes = yaml.safe_load(listing("model.yaml"))["passes"]
+    passes = {key.replace("silu_by_tanh:", f"{module}:"): value for key, value in passes.items()}
+    return write_recipe(directory, checkpoint, passes)
+
+
+def test_the_rewrite_is_compiled_in_verified_and_reported(tmp_path: Path, checkpoint: Path) -> None:
+    assert len(listing("silu_by_tanh.py").splitlines()) <= 20
+    recipe = tutorial(tmp_path, checkpoint, "silu_by_tanh")
+    artifact = infc.compile(recipe, tmp_path / "out")
+    report = json.loads((artifact.path / "report.json").read_text())
+    (mine,) = (one for one in report["passes"] if one["name"] == "silu-by-tanh")
+    assert mine["matches"] == 4
+    assert "1 distinct" in mine["verified"]
+    program = parse_program((artifact.path / "program.ir").read_text())
+    assert sum(node.op == "tanh" for node in program.nodes) == 4
+    assert not any(node.op in ("silu", "gated_act") for node in program.nodes)
+    assert "tanh" in (artifact.path / "code/step.cpp").read_text()
+    with infc.LLM(artifact, threads=1) as llm:
+        (answer,) = llm.generate([[1, 2, 3]], infc.SamplingParams(max_tokens=4, ignore_eos=True))
+    assert len(answer.outputs[0].token_ids) == 4
+
+
+def test_the_wrong_one_is_caught_named_and_its_input_kept(tmp_path: Path, checkpoint: Path) -> None:
+    recipe = tutorial(tmp_path, checkpoint, "wrong_by_one_row")
+    text = refused(recipe, tmp_path, "silu-wrong-once")
+    assert "row 40 of" in text
+
+
+def test_a_fault_by_position_is_caught_too(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "rope_by_hand.py").write_text(BY_POSITION)
+    passes = {"rope_by_hand:SpellRope": {"after": "fuse-rope"}}
+    recipe = write_recipe(tmp_path, checkpoint, passes)
+    text = refused(recipe, tmp_path, "spell-rope")
+    assert "position 41" in text
+
+
+def test_the_same_rotation_without_the_fault_is_accepted(tmp_path: Path, checkpoint: Path) -> None:
+    right = BY_POSITION.replace("turned * 1.001", "turned").replace('"spell-rope"', '"spell-right"')
+    (tmp_path / "rope_rightly.py").write_text(right)
+    passes = {"rope_rightly:SpellRope": {"after": "fuse-rope"}}
+    recipe = write_recipe(tmp_path, checkpoint, passes)
+    artifact = infc.compile(recipe, tmp_path / "out", overrides=["backend=reference"])
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert next(p for p in report["passes"] if p["name"] == "spell-right")["matches"] == 8
+
+
+def refused(recipe: Path, directory: Path, name: str) -> str:
+    """The error of a compilation that must fail; checks what it names, and what it keeps."""
+    with pytest.raises(PassError) as caught:
+        infc.compile(recipe, directory / "out")
+    text = str(caught.value)
+    assert f"pass {name}" in text
+    assert not (directory / "out").exists()
+    (kept,) = (directory / "out.dumps").glob("*.ir")
+    assert kept.name.endswith(f"-before-{name}.ir")
+    assert str(kept) in text
+    program = parse_program(kept.read_text())
+    verify(program)
+    assert program.nodes
+    return text
