@@ -10,9 +10,11 @@ import yaml
 
 import infc
 from infc.driver.cli import run
+from infc.ir.manifest import Manifest
 from infc.ir.ops import all_ops
 from infc.passes.pipeline import OUR_PASSES
 from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.step import Step
 
 from ..checkpoints import PARITY, REFUSED
 from .generated import BLOCK, BLOCKS, PAGES, ROOT, commands, refreshed
@@ -132,3 +134,30 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{ids(page)}: {target}"
+
+
+def test_steps_and_manifests_have_the_fields_that_their_pages_list() -> None:
+    step = (DOCS / "design/step.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", step, re.MULTILINE)
+    ours = {"requests", "sampled"}
+    assert listed == [name for name in Step.__dataclass_fields__ if name not in ours]
+    manifest = (DOCS / "design/manifest.md").read_text()
+    for name in Manifest.__dataclass_fields__:
+        assert re.search(rf"\b{name}\b", manifest), f"{name} is missing"
+
+
+def test_files_that_pages_name_are_there() -> None:
+    rooms = "benchmarks|codegen|driver|frontend|ir|passes|recipes|runtime|scripts|tests"
+    named = 0
+    for page in TEXTS:
+        for path in re.findall(rf"`((?:{rooms})/[\w/.-]+)`?", page.read_text()):
+            assert (ROOT / path).exists(), f"{ids(page)}: {path}"
+            named += 1
+    assert named > 30
+
+
+def test_pages_are_listed_and_design_pages_are_short() -> None:
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == [str(page.relative_to(DOCS)) for page in PAGES]
+    for page in (DOCS / "design").glob("*.md"):
+        assert len(page.read_text().split()) <= 600, f"{page.name} is more than a page"
