@@ -131,3 +131,10 @@ def refused(recipe: Path, directory: Path, name: str) -> str:
     verify(program)
     assert program.nodes
     return text
+
+
+def test_the_readme_shows_the_same_rewrite() -> None:
+    readme = (ROOT / "README.md").read_text()
+    _, _, body = listing("silu_by_tanh.py").partition("\n\n")
+    assert body in readme
+    assert listing("model.yaml") in readme
