@@ -18,7 +18,7 @@ $(STAMP):
 
 demo: setup ## compile the bundled model and let it write
 	$(BIN)/infc compile recipes/tiny/model.yaml -o build/tiny
-	$(BIN)/infc generate build/tiny "def fibonacci(n):"
+	$(BIN)/infc generate build/tiny "def fibonacci(n):" --temperature 0.6 --seed 1 --max-tokens 120
 
 test: setup ## run the tests; ARGS="-k name" narrows them
 	$(PYTEST) $(ARGS)
