@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,7 @@ class CppExecutor:
             for group, count in zip(groups, num_blocks, strict=True)
         ]
         self._arena = _reserve(manifest.arena_bytes)
+        self._process = os.getpid()
         self._handle = self._open(manifest.weights.tensors, num_blocks, num_threads, pin)
         self._groups = (GroupStep * max(1, len(groups)))()
 
@@ -63,8 +65,17 @@ class CppExecutor:
     def run(self, step: Step) -> NDArray[np.float32]:
         """The logits of the wanted rows, float32 `[R, vocab]`.
 
-        Raises CapacityError for a step beyond the limits that were compiled in.
+        Raises CapacityError for a step beyond the limits that were compiled in, InfcError once
+        it is closed and in a forked process.
         """
+        if not self._handle:
+            raise InfcError("the engine is closed")
+        if os.getpid() != self._process:
+            raise InfcError(
+                "the engine was opened before this process was forked, and its threads stayed"
+                " behind",
+                hint="open the artifact after the fork",
+            )
         rows = len(step.logits_index)
         if step.num_tokens > self._limits.step_tokens or rows > self._limits.logit_rows:
             raise CapacityError(
@@ -100,7 +111,8 @@ class CppExecutor:
     def close(self) -> None:
         """Stop the threads and give the memory back; a second call does nothing."""
         if self._handle:
-            self._library.infc_close(self._handle)
+            if os.getpid() == self._process:  # a fork has none of the threads to wait for
+                self._library.infc_close(self._handle)
             self._handle = 0
             self._weights.close()
             self._kv, self._arena = [], mmap.mmap(-1, 1)
@@ -112,7 +124,9 @@ class CppExecutor:
 def _reserve(num_bytes: int) -> mmap.mmap:
     """Zeroed memory, page-aligned, committed as it is touched; huge pages where allowed."""
     try:
-        memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE))
+        # Private: shared memory gets no huge pages on most kernels, and a fork would write to it.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE), flags=flags)
     except OSError as error:
         raise CapacityError(
             f"cannot reserve {num_bytes / 2**20:.0f} MiB: {error}",

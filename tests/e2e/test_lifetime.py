@@ -1,0 +1,83 @@
+"""The generated library in a process: private memory, forks, and its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import infc
+from infc.ir.artifact import Artifact
+from infc.ir.errors import InfcError
+
+from ..checkpoints import make_checkpoint
+from .support import compile_checkpoint
+
+PROMPT = list(range(1, 20))
+PARAMS = infc.SamplingParams(max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    place = tmp_path_factory.mktemp("lifetime")
+    make_checkpoint("llama", place / "checkpoint", num_hidden_layers=1)
+    return compile_checkpoint(place / "checkpoint", place / "artifact")
+
+
+def test_attention_state_is_private_memory(artifact: Artifact) -> None:
+    """Shared memory gets huge pages on few kernels, and a fork would write into its parent's."""
+
+    def shared() -> set[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return {line for line in lines if line.split()[1] == "rw-s"}
+
+    before = shared()
+    with infc.LLM(artifact) as llm:
+        llm.generate([PROMPT], PARAMS)
+        assert shared() <= before
+
+
+def status_of_child(work: Callable[[], None]) -> int:
+    """The exit status of a forked process that does `work`; a failure where it hangs."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    pytest.fail("the forked process hangs")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_is_refused_and_ends(artifact: Artifact) -> None:
+    with infc.LLM(artifact, threads=2) as llm:
+        before = llm.generate([PROMPT], PARAMS)
+
+        def generate() -> None:
+            with pytest.raises(InfcError, match="opened before this process was forked"):
+                llm.generate([PROMPT], PARAMS)
+
+        assert status_of_child(generate) == 0
+        assert status_of_child(llm.close) == 0
+        after = llm.generate([PROMPT], PARAMS)
+    assert [a.outputs for a in before] == [a.outputs for a in after]
+
+
+def test_a_closed_executor_refuses(artifact: Artifact) -> None:
+    llm = infc.LLM(artifact)
+    llm.engine.add_request("a", PROMPT, PARAMS)
+    llm.engine.executor.close()
+    llm.engine.executor.close()
+    with pytest.raises(InfcError, match="the engine is closed"):
+        llm.engine.step()
