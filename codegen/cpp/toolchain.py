@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,7 @@ FLAGS = (
     "-frandom-seed=infc",
 )
 TIMEOUT_S = 600
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "File size limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +93,51 @@ def compile_library(source: Path, library: Path, target: Target) -> Toolchain:
         "-o",
         os.path.relpath(library, directory),
     ]
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": "0", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        status, errors = _run(command, directory)
     except subprocess.TimeoutExpired as error:
         raise ToolchainError(
             f"{toolchain.path} took more than {TIMEOUT_S} s", where=source.name
         ) from error
     except OSError as error:
         raise ToolchainError(f"{toolchain.path} does not run: {error}") from error
-    if done.returncode != 0:
+    if status == 0:
+        return toolchain
+    if full := [line for line in errors.splitlines() if any(word in line for word in _FULL)]:
         raise ToolchainError(
-            f"the compiler failed: {_first_error(done.stderr)}",
+            f"the compiler could not write: {full[0].strip()}",
             where=source.name,
-            hint=f"it was {toolchain.version}; infc needs gcc {MIN_VERSIONS['gcc']} or "
-            f"clang {MIN_VERSIONS['clang']} or later",
+            hint="free some space, or raise the limit on the size of a file (`ulimit -f`)",
         )
-    return toolchain
+    raise ToolchainError(
+        f"the compiler failed: {_first_error(errors)}",
+        where=source.name,
+        hint=f"it was {toolchain.version}; infc needs gcc {MIN_VERSIONS['gcc']} or "
+        f"clang {MIN_VERSIONS['clang']} or later",
+    )
+
+
+def _run(command: list[str], directory: Path) -> tuple[int, str]:
+    """Exit status and stderr. However it ends, no process and no temporary file stays."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory) as scratch:
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "0", "LC_ALL": "C", "TMPDIR": scratch}
+        with subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # a group that can be killed: the compiler has children
+        ) as process:
+            try:
+                errors = process.communicate(timeout=TIMEOUT_S)[1]
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+    return process.returncode, errors
 
 
 def _first_error(text: str) -> str:

@@ -1,0 +1,81 @@
+"""The compiler's process: what fails is told in a line, and nothing of it outlives its call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infc.codegen.cpp import toolchain
+from infc.ir.errors import ToolchainError
+from infc.ir.target import resolve_target
+
+Compiler = Callable[[str], None]
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """Makes `$CXX` a shell script that tells its version, else does what it is given."""
+
+    def install(script: str) -> None:
+        path = tmp_path / "cxx"
+        version = '[ "$1" = --version ] && echo "cxx 1" && exit\n'
+        path.write_text(f"#!/bin/sh\n{version}{script}\n")
+        path.chmod(0o755)
+
+    monkeypatch.setattr(
+        toolchain, "find_toolchain", lambda: toolchain.Toolchain(str(tmp_path / "cxx"), "cxx 1")
+    )
+    return install
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory with a source."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/step.cpp").write_text("int x;\n")
+    return tmp_path / "code"
+
+
+def build(place: Path) -> None:
+    toolchain.compile_library(place / "step.cpp", place / "step.so", resolve_target("x86-64-v2"))
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'step.cpp:1:2: error: no' >&2; exit 1", "the compiler failed: step.cpp:1:2"),
+        ("printf 'a\\377 error\\n' >&2; exit 1", "the compiler failed: a\ufffd error"),
+        ("kill -9 $$", "the compiler failed: it said nothing"),
+        (
+            "echo 'ld: final link failed: No space left on device' >&2; echo 'ld error' >&2;"
+            " exit 1",
+            r"the compiler could not write: ld: final link.* \(free some space",
+        ),
+    ],
+)
+def test_a_failure_is_told(compiler: Compiler, place: Path, script: str, message: str) -> None:
+    compiler(script)
+    with pytest.raises(ToolchainError, match=message):
+        build(place)
+    assert os.listdir(place) == ["step.cpp"]
+
+
+def test_its_children_and_files_go_with_it(
+    compiler: Compiler, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself runs others, which killing it alone would leave at work."""
+    compiler("touch $TMPDIR/half.s; sleep 300 & echo $! > ../child; wait")
+    monkeypatch.setattr(toolchain, "TIMEOUT_S", 1.0)
+    with pytest.raises(ToolchainError, match=r"took more than 1\.0 s"):
+        build(place)
+    assert os.listdir(place) == ["step.cpp"]
+    child = Path("/proc", (place.parent / "child").read_text().strip(), "stat")
+    for _ in range(100):
+        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail("the compiler's child still runs")
