@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -147,7 +148,8 @@ class StampFile:
             partial.write_text(json.dumps({"manifest": self._identity, "stamps": self._stamps}))
             partial.replace(self._path)
         except OSError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

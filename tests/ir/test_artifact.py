@@ -151,6 +151,17 @@ def test_a_damaged_stamp_file_only_costs_reading(artifact: Path) -> None:
         assert open_artifact(artifact).manifest.backend == "cpp"
 
 
+@pytest.mark.parametrize("place", ["/dev/null", "/proc"])
+def test_no_place_for_stamps_only_costs_reading(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", place)
+    read = count_reads(monkeypatch)
+    for _ in range(2):
+        assert open_artifact(artifact).manifest.backend == "cpp"
+    assert len(read) == 6
+
+
 def remove(path: Path) -> None:
     (path / "tokenizer/tokenizer.json").unlink()
 
