@@ -11,7 +11,7 @@ from infc.runtime.sampling_params import SamplingParams
 
 NAN, INF = float("nan"), float("inf")
 REFUSED: list[tuple[str, list[Any]]] = [
-    ("temperature", [NAN, INF, -INF, -0.1, 1e9, "1", None, True, [1]]),
+    ("temperature", [NAN, INF, -INF, -0.1, 1e9, 10**400, "1", None, True, [1]]),
     ("top_p", [NAN, INF, 0.0, -1.0, 1.1, "0.5", None, False]),
     ("top_k", [-1, 1.5, NAN, "3", None, True, 2**40]),
     ("seed", [1.0, "1", True, 2**64, -(2**63) - 1]),
