@@ -59,8 +59,8 @@ def evaluate_text(
         raise UsageError("the artifact has no tokenizer", where=str(artifact.path))
     tokens = tokenizer.encode(text)
     limit = artifact.manifest.limits.max_context
-    context = context_tokens or limit
-    stride = stride_tokens or max(1, context // 2)
+    context = limit if context_tokens is None else context_tokens
+    stride = max(1, context // 2) if stride_tokens is None else stride_tokens
     if not 2 <= context <= limit or not 1 <= stride < context:
         raise UsageError(
             f"a context of {context} and a stride of {stride} tokens",

@@ -334,6 +334,9 @@ def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert result["num_bytes"] == 400
     assert result["num_predicted"] == result["num_tokens"] - 1 == 400
     assert result["perplexity"] > 1
+    for bad in ("--context", "--stride"):
+        assert run(["eval", str(fast.path), str(tmp_path / "text"), bad, "0"]) == 2
+        assert capfd.readouterr().err.startswith("error: a context of ")
 
 
 def test_evaluation_is_that_of_transformers(source: Path, fast: Artifact) -> None:
