@@ -18,6 +18,7 @@ from .scheduler import SchedulerLimits
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _SHARE_OF_FREE_MEMORY = 0.5
+_MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,13 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
             f"max_context is {held}: the KV memory of {format_bytes(budget)} holds no more"
         )
         limits = _with_context(limits, held)
-    threads = options.threads or runtime.get("threads")
+    num_threads = _num_threads(options.threads, runtime.get("threads"))
     pin = runtime.get("pin") if options.pin is None else options.pin
+    if pin and num_threads > (usable := len(os.sched_getaffinity(0))):
+        raise CapacityError(
+            f"{num_threads} threads cannot be pinned to the {usable} processors there are",
+            hint="lower runtime.threads, or leave runtime.pin out",
+        )
     return RuntimePlan(
         limits=limits,
         groups=groups,
@@ -87,7 +93,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         kv_bytes=_bytes_of(groups, num_blocks),
         arena_bytes=manifest.arena_bytes,
         weights_bytes=weights_bytes,
-        num_threads=threads if isinstance(threads, int) and threads > 0 else available_cpus(),
+        num_threads=num_threads,
         pin=pin is True,
         prefix_reuse=options.prefix_reuse,
         notes=tuple(notes),
@@ -162,6 +168,15 @@ def available_cpus() -> int:
     if quota.isdigit() and period.isdigit():
         count = min(count, max(1, int(quota) // int(period)))
     return count
+
+
+def _num_threads(wanted: int | None, compiled: int | None) -> int:
+    chosen = compiled if wanted is None else wanted
+    if chosen is None:
+        return available_cpus()
+    if type(chosen) is not int or not 1 <= chosen <= _MAX_THREADS:
+        raise UsageError(f"threads is {chosen!r}, outside 1..{_MAX_THREADS}")
+    return chosen
 
 
 def _read(path: str) -> str:

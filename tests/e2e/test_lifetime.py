@@ -1,17 +1,18 @@
-"""The generated library in a process: private memory, forks, and its end."""
+"""The generated library in a process: pinned threads, private memory, forks, and its end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import infc
 from infc.ir.artifact import Artifact
-from infc.ir.errors import InfcError
+from infc.ir.errors import CapacityError, InfcError
 
 from ..checkpoints import make_checkpoint
 from .support import compile_checkpoint
@@ -25,6 +26,42 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     place = tmp_path_factory.mktemp("lifetime")
     make_checkpoint("llama", place / "checkpoint", num_hidden_layers=1)
     return compile_checkpoint(place / "checkpoint", place / "artifact")
+
+
+def cpus_of_tasks() -> list[str]:
+    """The CPUs that each thread of this process may use, as the kernel writes them."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            lines = (task / "status").read_text().splitlines()
+            found += [line.split()[1] for line in lines if line.startswith("Cpus_allowed_list")]
+    return found
+
+
+@pytest.fixture
+def two_cpus() -> Iterator[list[int]]:
+    """Two processors, and no more, for the calling thread."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one processor")
+    chosen = sorted(allowed)[:2]
+    os.sched_setaffinity(0, chosen)
+    yield chosen
+    os.sched_setaffinity(0, allowed)
+
+
+def test_pinned_threads_stay_on_one_processor(artifact: Artifact, two_cpus: list[int]) -> None:
+    with infc.LLM(artifact, threads=2) as llm:
+        free = llm.generate([PROMPT], PARAMS)
+        assert str(two_cpus[1]) not in cpus_of_tasks()
+    with infc.LLM(artifact, threads=2, pin=True) as llm:
+        pinned = llm.generate([PROMPT], PARAMS)
+        assert cpus_of_tasks().count(str(two_cpus[1])) == 1
+        # The caller is kept on the first one for the time of a step only.
+        assert os.sched_getaffinity(0) == set(two_cpus)
+    assert [a.outputs for a in pinned] == [a.outputs for a in free]
+    with pytest.raises(CapacityError, match="3 threads cannot be pinned to the 2 processors"):
+        infc.LLM(artifact, threads=3, pin=True)
 
 
 def test_attention_state_is_private_memory(artifact: Artifact) -> None:

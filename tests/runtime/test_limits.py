@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.ir.errors import UsageError
+from infc.ir.errors import CapacityError, UsageError
+from infc.ir.manifest import FileDigest, Manifest
 from infc.ir.program import KvGroup
 from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import (
+    RuntimeOptions,
     _too_little,
     available_cpus,
     available_memory,
@@ -19,8 +24,11 @@ from infc.runtime.limits import (
     longest_context,
     parse_bytes,
     plan_blocks,
+    plan_runtime,
 )
 from infc.runtime.scheduler import SchedulerLimits
+
+from ..ir.artifacts import manifest
 
 windows = st.none() | st.integers(1, 70)
 
@@ -126,3 +134,22 @@ def test_this_machine_has_memory_and_processors() -> None:
     assert available_cpus() >= 1
     assert format_bytes(3 << 29) == "1.5 GiB"
     assert format_bytes(100) == "100 B"
+
+
+def served() -> Manifest:
+    """A manifest with the one file that the plan asks for."""
+    return replace(manifest(), files={"weights.safetensors": FileDigest(bytes=100, sha256="0")})
+
+
+@pytest.mark.parametrize("threads", [0, -3, 1025, "2", True, 1.5])
+def test_a_number_of_threads_that_cannot_be(threads: Any) -> None:
+    with pytest.raises(UsageError, match=r"threads is .*, outside 1\.\.1024"):
+        plan_runtime(served(), RuntimeOptions(threads=threads))
+
+
+def test_more_threads_than_processors_are_not_pinned() -> None:
+    usable = len(os.sched_getaffinity(0))
+    assert plan_runtime(served(), RuntimeOptions(threads=usable, pin=True)).pin
+    assert plan_runtime(served(), RuntimeOptions(threads=usable + 1)).num_threads == usable + 1
+    with pytest.raises(CapacityError, match=f"cannot be pinned to the {usable} processors"):
+        plan_runtime(served(), RuntimeOptions(threads=usable + 1, pin=True))

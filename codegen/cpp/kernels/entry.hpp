@@ -68,7 +68,7 @@ class Session {
         kv_(config.kv, config.kv + config.num_groups),
         block_bytes_(block_bytes),
         step_(step),
-        team_(config.num_threads, scratch_bytes) {
+        team_(config.num_threads, scratch_bytes, config.pin_threads != 0) {
     model_ = Model{weights_.data(), kv_.data(), static_cast<char*>(config.arena)};
   }
 

@@ -13,9 +13,13 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -39,6 +43,52 @@ class FlushSubnormals {
   unsigned saved_;
 #endif
 };
+
+#if defined(__linux__)
+// Keeps the calling thread on one CPU while it lives.
+class StayOn {
+ public:
+  explicit StayOn(int cpu) {
+    if (cpu < 0 || sched_getaffinity(0, sizeof saved_, &saved_) != 0) return;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    moved_ = sched_setaffinity(0, sizeof one, &one) == 0;
+  }
+  ~StayOn() {
+    if (moved_) sched_setaffinity(0, sizeof saved_, &saved_);
+  }
+  StayOn(const StayOn&) = delete;
+  StayOn& operator=(const StayOn&) = delete;
+
+ private:
+  cpu_set_t saved_;
+  bool moved_ = false;
+};
+
+// The first `count` CPUs that the calling thread may use. Throws where there are fewer.
+inline std::vector<int> allowed_cpus(int count) {
+  cpu_set_t allowed;
+  std::vector<int> cpus;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+    for (int cpu = 0; cpu < CPU_SETSIZE && static_cast<int>(cpus.size()) < count; ++cpu) {
+      if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+    }
+  }
+  if (static_cast<int>(cpus.size()) < count) {
+    throw std::invalid_argument("more threads are to be pinned than there are CPUs for them");
+  }
+  return cpus;
+}
+#else
+class StayOn {
+ public:
+  explicit StayOn(int) {}
+};
+inline std::vector<int> allowed_cpus(int) {
+  throw std::invalid_argument("threads cannot be pinned on this system");
+}
+#endif
 
 // A counter that threads wait on: they spin for a moment, then sleep.
 class Gate {
@@ -134,10 +184,13 @@ class ThreadTeam {
  public:
   using Job = void (*)(const Team&, void*);
 
-  // `threads` >= 1 in all, each with `scratch_bytes` of scratch. Throws std::bad_alloc or
-  // std::system_error if memory or threads can't be had.
-  ThreadTeam(int threads, size_t scratch_bytes)
+  // `threads` >= 1 in all, each with `scratch_bytes` of scratch. With `pin` thread i runs on the
+  // i-th CPU that the caller may use: the caller itself for as long as a run lasts. Throws
+  // std::bad_alloc, std::system_error or std::invalid_argument if memory, threads or CPUs can't
+  // be had.
+  ThreadTeam(int threads, size_t scratch_bytes, bool pin = false)
       : state_(threads, spin_time(threads)), start_(spin_time(threads)) {
+    cpus_ = pin ? allowed_cpus(threads) : std::vector<int>(static_cast<size_t>(threads), -1);
     const size_t rounded = (scratch_bytes + 4095) / 4096 * 4096 + 4096;
     for (int i = 0; i < threads; ++i) {
       scratch_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(4096, rounded)));
@@ -163,6 +216,7 @@ class ThreadTeam {
     job_ = job;
     argument_ = argument;
     if (state_.size > 1) start_.advance();
+    const StayOn stay(cpus_[0]);
     const FlushSubnormals flush;
     const Team team = view(0);
     job(team, argument);
@@ -186,6 +240,7 @@ class ThreadTeam {
   }
 
   void work(int tid) {
+    const StayOn stay(cpus_[static_cast<size_t>(tid)]);
     const FlushSubnormals flush;
     const Team team = view(tid);
     for (uint32_t seen = 0;; ++seen) {
@@ -209,6 +264,7 @@ class ThreadTeam {
   void* argument_ = nullptr;
   bool stopping_ = false;
   size_t scratch_bytes_ = 0;
+  std::vector<int> cpus_;  // of each thread; -1 for any
   std::vector<std::unique_ptr<std::byte, Free>> scratch_;
   std::vector<std::thread> workers_;
 };
