@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from ..ir.artifact import Artifact, Verification, open_artifact
-from ..ir.errors import RequestError
+from ..ir.errors import InfcError, RequestError
 from .detokenizer import Detokenizer
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig
@@ -62,17 +62,12 @@ class Engine:
         self.plan = plan
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
-        kv = KvCache(
-            plan.groups,
-            plan.num_blocks,
-            max_sequences=plan.limits.max_running,
-            max_context=plan.limits.max_context,
-            prefix_reuse=plan.prefix_reuse,
-        )
-        self.scheduler = Scheduler(plan.limits, kv)
+        self.scheduler = _make_scheduler(plan)
         self.num_steps = 0
         self._streams: dict[str, _Stream] = {}
         self._weights_check: Future[None] | None = None
+        self._closed = False
+        self._settled = True
 
     @classmethod
     def open(
@@ -131,8 +126,11 @@ class Engine:
         """Queue a request; a smaller `priority` goes first.
 
         Prefixes are shared only between requests of the same `cache_salt`. Raises RequestError
-        for what can never be served, CapacityError when the queue is full.
+        for what can never be served, CapacityError when the queue is full, InfcError once the
+        engine is closed.
         """
+        if self._closed:
+            raise InfcError("the engine is closed")
         params = params or SamplingParams()
         token_ids = self.encode(prompt)
         self._check(params, cache_salt)
@@ -167,10 +165,22 @@ class Engine:
             self.abort(request_id)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; what it added to each request that got a token or ended."""
-        step = self.scheduler.schedule()
-        samples = self._execute(step)
-        return self._publish(step, samples)
+        """Run one step; what it added to each request that got a token or ended.
+
+        Ctrl-C may come anywhere in it. Where it leaves things half done, all requests are given
+        up, and the engine starts from nothing.
+        """
+        self._settled = False
+        try:
+            step = self.scheduler.schedule()
+            samples = self._execute(step)
+            outputs = self._publish(step, samples)
+            self._settled = True
+        except BaseException:
+            if not self._settled:
+                self.scheduler, self._streams = _make_scheduler(self.plan), {}
+            raise
+        return outputs
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a prompt, checked. Thread-safe."""
@@ -184,6 +194,7 @@ class Engine:
 
     def close(self) -> None:
         """End every request, and give threads and memory back."""
+        self._closed = True
         self.abort_all()
         self.executor.close()
 
@@ -230,6 +241,7 @@ class Engine:
             self.scheduler.discard(step)
             for request in step.requests:
                 del self._streams[request.request_id]
+            self._settled = True
             raise
         self.scheduler.commit(step, [sample.token_id for sample in samples])
         self.num_steps += 1
@@ -289,3 +301,14 @@ class Engine:
                 request.finish_reason = "stop"
             request.stop_reason = detokenizer.matched_stop
         return text
+
+
+def _make_scheduler(plan: RuntimePlan) -> Scheduler:
+    kv = KvCache(
+        plan.groups,
+        plan.num_blocks,
+        max_sequences=plan.limits.max_running,
+        max_context=plan.limits.max_context,
+        prefix_reuse=plan.prefix_reuse,
+    )
+    return Scheduler(plan.limits, kv)

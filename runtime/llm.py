@@ -161,7 +161,8 @@ class LLM:
     ) -> list[str]:
         """Queue prompts as far as the queue takes them; the names they got."""
         scheduler = self.engine.scheduler
-        room = scheduler.limits.max_waiting - scheduler.num_waiting
+        # Whoever was preempted waits too, and may do so beyond the limit.
+        room = max(0, scheduler.limits.max_waiting - scheduler.num_waiting)
         names: list[str] = []
         try:
             for prompt, chosen in zip(prompts[:room], params[:room], strict=True):

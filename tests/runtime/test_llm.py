@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,63 @@ def test_runtime_imports_without_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_nothing_runs_after_the_end(artifact: Path) -> None:
+    llm = LLM(artifact)
+    llm.close()
+    llm.close()
+    with pytest.raises(InfcError, match="the engine is closed"):
+        llm.generate("the cat")
+
+
+def test_more_prompts_than_may_wait_while_some_are_preempted(artifact: Path) -> None:
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    with LLM(artifact) as roomy:
+        expected = [answer.outputs for answer in roomy.generate(PROMPTS * 6, params)]
+    with LLM(artifact, max_waiting=2, max_context=64, kv_memory=20_000) as llm:
+        answers = llm.generate(PROMPTS * 6, params)
+        assert llm.engine.stats().num_preemptions > 0
+    assert [answer.outputs for answer in answers] == expected
+
+
+def test_an_interrupt_anywhere_in_a_step(artifact: Path) -> None:
+    """Ctrl-C between any two lines of a step: the next request is served as if it never came."""
+    watched = ("engine.py", "scheduler.py", "kv_cache.py", "blocks.py")
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    with LLM(artifact) as llm:
+        expected = llm.generate(PROMPTS, params)
+
+        def interrupt_after(lines: int) -> bool:
+            left = lines
+
+            def trace(frame: FrameType, event: str, _: Any) -> Any:
+                nonlocal left
+                if not frame.f_code.co_filename.endswith(watched):
+                    return None
+                if event == "line":
+                    left -= 1
+                    if left == 0:
+                        raise KeyboardInterrupt
+                return trace
+
+            for prompt in PROMPTS:
+                llm.engine.add_request(prompt, prompt, params)
+            sys.settrace(trace)
+            try:
+                llm.engine.step()
+            except KeyboardInterrupt:
+                return True
+            finally:
+                sys.settrace(None)
+                llm.engine.abort_all()
+            return False
+
+        lines = 1
+        while interrupt_after(lines):
+            llm.engine.scheduler.check()
+            assert not llm.engine.has_unfinished
+            lines += 11
+        assert lines > 500
+        answers = llm.generate(PROMPTS, params)
+    assert [a.outputs for a in answers] == [a.outputs for a in expected]
