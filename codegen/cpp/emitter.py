@@ -57,6 +57,7 @@ class Emitter:
     arena_bytes: int = field(init=False)
     _offsets: dict[str, int] = field(init=False)
     _bounds: dict[str, int] = field(init=False)
+    _scratch: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weights = WeightTable(self.program, self.target)
@@ -106,6 +107,13 @@ class Emitter:
         """A dense buffer of this backend's own."""
         size = TensorType(dtype, shape).num_bytes(self._bounds)
         return Buffer.dense(Home("arena", self.reserve(size), size), CTYPES[dtype], shape)
+
+    def scratch(self, num_bytes: int) -> Buffer:
+        """Memory that a call needs only while it runs; calls of one size share it."""
+        if num_bytes not in self._scratch:
+            self._scratch[num_bytes] = self.reserve(num_bytes)
+        home = Home("arena", self._scratch[num_bytes], num_bytes)
+        return Buffer.dense(home, CTYPES[DType.U8], (num_bytes,))
 
     def dense(self, buffer: Buffer) -> Buffer:
         """The buffer itself if it is row-major, else a copy that is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
-from ....ir.types import Dim, DType
+from ....ir.types import Dim
 from ..calls import WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 
@@ -18,7 +18,7 @@ def lower_moe(e: Emitter, node: Node) -> None:
     (slots,) = _sizes(index.shape[-1:])
     out = e.output(node.output)
     inner = double_inner // 2
-    scratch = e.temporary(DType.U8, (_scratch_bytes(e, slots, experts, hidden, inner),))
+    scratch = e.scratch(_scratch_bytes(e, slots, experts, hidden, inner))
     shape = f"MoeShape{{{{{x.count}, {experts}, {hidden}, {inner}, {slots}}}}}"
     e.call(
         f"moe<Act::{node.attrs['act']}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
