@@ -127,6 +127,14 @@ def rotary(c: Case) -> Value:
     return c.op("reshape", both, shape=("T", 36))
 
 
+def shifted_rotary(c: Case) -> Value:
+    cos, sin = c.weight("cos", 64, 3), c.weight("sin", 64, 3)
+    heads = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
+    later = c.op("add", c.positions, 7)
+    turned = c.op("rope", heads, later, cos, sin, style="half", rotary_dim=6)
+    return c.op("reshape", turned, shape=("T", 36))
+
+
 CASES: list[Callable[[Case], Value]] = [
     pointwise,
     row_norm,
@@ -138,6 +146,7 @@ CASES: list[Callable[[Case], Value]] = [
     routing,
     tied,
     rotary,
+    shifted_rotary,
 ]
 
 

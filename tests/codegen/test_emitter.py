@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from infc.codegen.cpp.backend import emit_calls
+from infc.codegen.cpp.calls import BARRIER, place_barriers
 from infc.codegen.cpp.emitter import Emitter
-from infc.ir.program import Value
+from infc.ir.program import Operand, Value
 from infc.ir.target import resolve_target
 from infc.ir.types import DType
 
@@ -16,6 +19,32 @@ def emitted(case: Case, result: Value) -> Emitter:
     emitter = Emitter(case.b.build(), resolve_target("x86-64-v3"))
     emit_calls(emitter)
     return emitter
+
+
+def _heads(c: Case, x: Value) -> Value:
+    return c.op("reshape", c.op("slice", x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "add_layer_norm", "linear", "rope"])
+def test_a_call_waits_for_every_operand_that_was_computed(op: str) -> None:
+    c = Case(DType.F32)
+    # Behind this norm there is a barrier for x; only the operand made after it needs another.
+    c.op("rms_norm", c.x, c.weight("first", WIDTH), eps=1e-5)
+    shape = (64, 3) if op == "rope" else (WIDTH,)
+    made = c.op("exp", c.weight("made", *shape))
+    operands: dict[str, tuple[Operand, ...]] = {
+        "rms_norm": (c.x, made),
+        "layer_norm": (c.x, c.weight("w", WIDTH), made),
+        "add_layer_norm": (c.x, c.x, c.weight("w", WIDTH), made),
+        "linear": (c.x, c.weight("matrix", WIDTH, WIDTH), made),
+        "rope": (_heads(c, c.x), c.positions, made, made),
+    }
+    attrs: dict[str, dict[str, object]] = {"rope": {"style": "half", "rotary_dim": 6}, "linear": {}}
+    node = c.b.add(op, operands[op], attrs.get(op, {"eps": 1e-5}))
+    calls = place_barriers(emitted(c, node.outputs[0]).calls)
+    comments = [call.comment for call in calls]
+    between = calls[comments.index("loop: exp") : len(comments) - comments[::-1].index(op)]
+    assert BARRIER in between
 
 
 def test_scratch_does_not_grow_with_the_layers() -> None:

@@ -36,13 +36,13 @@ def lower_rope(e: Emitter, node: Node) -> None:
     """`rope(x, positions, cos, sin)` alone."""
     x = e.rows(node.inputs[0], inner_dims=2)
     heads, dim = _heads(node.output.type.shape)
-    cos, sin = e.buffer(node.inputs[2]), e.buffer(node.inputs[3])
+    positions, cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[1:])
     out = e.output(node.output)
     e.call(
-        f"rope(t, {{0}}, {x.stride}, {{1}}, {heads * dim}, positions, {{2}}, {{3}}, "
+        f"rope(t, {{0}}, {x.stride}, {{1}}, {heads * dim}, {{2}}, {{3}}, {{4}}, "
         f"{node.attrs['rotary_dim']}, {_style(node)}, {heads}, {dim}, {x.count});",
-        (x.pointer, pointer(out), pointer(cos), pointer(sin)),
-        reads=(x.buffer,),
+        (x.pointer, pointer(out), pointer(positions), pointer(cos), pointer(sin)),
+        reads=(x.buffer, positions, cos, sin),
         writes=(out,),
         comment=node.op,
     )
@@ -65,17 +65,21 @@ def lower_kv_write(e: Emitter, node: Node) -> None:
 def lower_rope_kv_write(e: Emitter, node: Node) -> None:
     """`rope_kv_write(q, k, v, positions, cos, sin)` → rotated q; k and v go to the cache."""
     q, k, v = (e.rows(operand, inner_dims=2) for operand in node.inputs[:3])
-    cos, sin = e.buffer(node.inputs[4]), e.buffer(node.inputs[5])
+    positions, cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[3:])
     out = e.output(node.output)
     heads, dim = _heads(out.shape)
-    view, args, span, kv_type = _view(e, node, (6, 7))
+    view, args, span, kv_type = _view(e, node, (7, 8))
     e.call(
         f"rope_kv_write<{out.ctype}, {kv_type}>(t, "
         f"{{0}}, {q.stride}, {{3}}, {heads * dim}, {{1}}, {k.stride}, {{2}}, {v.stride}, "
-        f"positions, {{4}}, {{5}}, {node.attrs['rotary_dim']}, {_style(node)}, {heads}, "
-        f"{view}, s.groups[{{6}}].slots, {q.count});",
-        (q.pointer, k.pointer, v.pointer, pointer(out), pointer(cos), pointer(sin), *args),
-        reads=(q.buffer, k.buffer, v.buffer),
+        f"{{4}}, {{5}}, {{6}}, {node.attrs['rotary_dim']}, {_style(node)}, {heads}, "
+        f"{view}, s.groups[{{7}}].slots, {q.count});",
+        (
+            *(q.pointer, k.pointer, v.pointer, pointer(out)),
+            *(pointer(positions), pointer(cos), pointer(sin)),
+            *args,
+        ),
+        reads=(q.buffer, k.buffer, v.buffer, positions, cos, sin),
         writes=(out, span),
         comment=node.op,
     )
@@ -86,19 +90,17 @@ def lower_paged_attention(e: Emitter, node: Node) -> None:
     q: Rows = e.rows(node.inputs[0], inner_dims=2)
     out = e.output(node.output)
     heads, value_dim = _heads(out.shape)
-    sinks: Arg = f"(const {out.ctype}*)nullptr"
-    sink_type = out.ctype
-    if len(node.inputs) > 1:
-        sink_buffer = e.buffer(node.inputs[1])
-        sinks, sink_type = pointer(sink_buffer), sink_buffer.ctype
+    sinks = [e.dense(e.buffer(operand)) for operand in node.inputs[1:]]
+    sink_type = sinks[0].ctype if sinks else out.ctype
+    address: Arg = pointer(sinks[0]) if sinks else f"(const {sink_type}*)nullptr"
     view, args, span, kv_type = _view(e, node, (3, 4))
     softcap = node.attrs.get("softcap") or 0.0
     e.call(
         f"paged_attention<{out.ctype}, {kv_type}, {sink_type}>(t, {{0}}, {q.stride}, {{1}}, "
         f"{heads * value_dim}, step_view(s, {{3}}), {view}, {heads}, "
         f"{node.attrs['scale']!r}f, {{5}}, {softcap!r}f, {{2}});",
-        (q.pointer, pointer(out), sinks, *args, Const(_window(node))),
-        reads=(q.buffer, span),
+        (q.pointer, pointer(out), address, *args, Const(_window(node))),
+        reads=(q.buffer, span, *sinks),
         writes=(out,),
         comment=node.op,
     )

@@ -15,23 +15,18 @@ def lower_linear(e: Emitter, node: Node) -> None:
     assert isinstance(weight, WeightRef), "supports() takes linear over a weight only"
     out = e.output(node.output)
     y = e.rows(out)
-    bias = _bias(e, node)
+    bias = [e.dense(e.buffer(operand)) for operand in node.inputs[2:]]
+    address: Arg = pointer(bias[0]) if bias else "nullptr"
     weight_type = CTYPES[e.program.weights[weight.name].type.dtype]
     types = ", ".join((x.buffer.ctype, weight_type, out.ctype))
     e.call(
         f"linear<{types}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {y.stride}, "
         f"{x.count}, {y.length}, {x.length});",
-        (x.pointer, WeightPtr("char", e.weights.packed(weight.name)), bias, y.pointer),
-        reads=(x.buffer,),
+        (x.pointer, WeightPtr("char", e.weights.packed(weight.name)), address, y.pointer),
+        reads=(x.buffer, *bias),
         writes=(out,),
         comment=str(node.op),
     )
-
-
-def _bias(e: Emitter, node: Node) -> Arg:
-    if len(node.inputs) < 3:
-        return "nullptr"
-    return pointer(e.buffer(node.inputs[2]))
 
 
 def lower_gated_act(e: Emitter, node: Node) -> None:

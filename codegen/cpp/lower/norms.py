@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ....ir.program import Node, Operand
+from ..buffers import Buffer
 from ..calls import Arg
 from ..emitter import Emitter, Lowering, pointer
 
@@ -10,13 +11,13 @@ from ..emitter import Emitter, Lowering, pointer
 def lower_rms_norm(e: Emitter, node: Node) -> None:
     """`rms_norm(x, w)`; `x` may be strided rows, such as heads in a merged projection."""
     x = e.nested_rows(node.inputs[0])
-    w = e.buffer(node.inputs[1])
+    w = e.dense(e.buffer(node.inputs[1]))
     out = e.output(node.output)
     e.call(
         f"rms_norm<{out.ctype}, {w.ctype}, {_round(node)}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
         f"{x.inner_count * x.length}, {x.count}, {x.inner_count}, {x.length}, {_eps(node)});",
         (x.pointer, pointer(w), pointer(out)),
-        reads=(x.buffer,),
+        reads=(x.buffer, w),
         writes=(out,),
         comment=node.op,
     )
@@ -30,13 +31,14 @@ def lower_add_rms_norm(e: Emitter, node: Node) -> None:
 def lower_layer_norm(e: Emitter, node: Node) -> None:
     """`layer_norm(x, w, b?)`."""
     x = e.rows(node.inputs[0])
-    w = e.buffer(node.inputs[1])
+    w = e.dense(e.buffer(node.inputs[1]))
+    bias = _bias(e, node.inputs[2:])
     out = e.output(node.output)
     e.call(
         f"layer_norm<{out.ctype}, {w.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, "
         f"{x.count}, {x.length}, {_eps(node)});",
-        (x.pointer, pointer(w), _bias(e, node.inputs[2:], w.ctype), pointer(out)),
-        reads=(x.buffer,),
+        (x.pointer, pointer(w), _address(bias, w.ctype), pointer(out)),
+        reads=(x.buffer, w, *bias),
         writes=(out,),
         comment=node.op,
     )
@@ -49,27 +51,32 @@ def lower_add_layer_norm(e: Emitter, node: Node) -> None:
 
 def _add_norm(e: Emitter, node: Node, kernel: str, *, biased: bool) -> None:
     x, residual = (e.dense(e.buffer(operand)) for operand in node.inputs[:2])
-    w = e.buffer(node.inputs[2])
+    w = e.dense(e.buffer(node.inputs[2]))
+    bias = _bias(e, node.inputs[3:])
     rows = e.rows(x)
     normed, total = e.output(node.outputs[0]), e.output(node.outputs[1])
     args = [pointer(x), pointer(residual), pointer(w), pointer(normed), pointer(total)]
     bias_place = ""
     if biased:
-        args.insert(3, _bias(e, node.inputs[3:], w.ctype))
+        args.insert(3, _address(bias, w.ctype))
         bias_place = ", {5}"
     name = kernel.format(T=normed.ctype, W=w.ctype)
     e.call(
         f"{name}(t, {{0}}, {{1}}, {{2}}, {{3}}, {{4}}{bias_place}, "
         f"{rows.count}, {rows.length}, {_eps(node)});",
         args,
-        reads=(x, residual),
+        reads=(x, residual, w, *bias),
         writes=(normed, total),
         comment=node.op,
     )
 
 
-def _bias(e: Emitter, rest: tuple[Operand, ...], ctype: str) -> Arg:
-    return pointer(e.buffer(rest[0])) if rest else f"(const {ctype}*)nullptr"
+def _bias(e: Emitter, rest: tuple[Operand, ...]) -> list[Buffer]:
+    return [e.dense(e.buffer(operand)) for operand in rest]
+
+
+def _address(bias: list[Buffer], ctype: str) -> Arg:
+    return pointer(bias[0]) if bias else f"(const {ctype}*)nullptr"
 
 
 def _round(node: Node) -> str:
