@@ -99,7 +99,7 @@ def _escaping(e: Emitter, nodes: Sequence[Node]) -> frozenset[str]:
 
 
 def _crossing(nodes: Sequence[Node], shapes: Sequence[tuple[Dim, ...]]) -> frozenset[str]:
-    """The full-width values that a later loop of the same group reads back."""
+    """The values that a later loop or a reduction of the same group reads back from memory."""
     segment = 0
     homes: dict[str, int] = {}
     names: set[str] = set()
@@ -110,6 +110,8 @@ def _crossing(nodes: Sequence[Node], shapes: Sequence[tuple[Dim, ...]]) -> froze
             segment += 1
         width = shape[-1] if wide else None
         names |= {v.name for v in node.values() if homes.get(v.name, segment) != segment}
+        if node.op in REDUCTION_OPS:
+            names |= {v.name for v in node.values()}
         if wide:
             homes[node.output.name] = segment
     return frozenset(names)
@@ -117,10 +119,19 @@ def _crossing(nodes: Sequence[Node], shapes: Sequence[tuple[Dim, ...]]) -> froze
 
 def _row_shape(node: Node) -> tuple[Dim, ...]:
     """The result's shape with a last dimension that is the width (1 for a reduction)."""
-    shape = node.output.type.shape
-    if node.op in REDUCTION_OPS and not node.attrs.get("keepdim", False):
-        return (*shape, 1)
-    return shape or (1,)
+    if node.op in REDUCTION_OPS:
+        shape = node.values()[0].type.shape
+        reduced = _reduced_axes(node)
+        return (*(dim for axis, dim in enumerate(shape) if axis not in reduced), 1)
+    return node.output.type.shape or (1,)
+
+
+def _reduced_axes(node: Node) -> list[int]:
+    """The dimensions that a reduction takes away, counted from the front."""
+    dims = node.attrs["dims"]
+    assert isinstance(dims, tuple)
+    rank = node.values()[0].type.rank
+    return [axis % rank for axis in dims if isinstance(axis, int)]
 
 
 def _reduce(code: _RowCode, node: Node) -> None:
@@ -131,10 +142,10 @@ def _reduce(code: _RowCode, node: Node) -> None:
     width, stride = c_dim(buffer.shape[-1]), buffer.strides[-1]
     row = code.row_pointer(buffer, write=False)
     name = _variable(node.output)
-    if not source.type.dtype.is_float:
-        text = f"row_sum_int({row}, {stride}, {width})"
-    elif node.op == "amax":
+    if node.op == "amax":
         text = f"row_max({row}, {stride}, {width})"
+    elif not source.type.dtype.is_float:
+        text = f"row_sum_int({row}, {stride}, {width})"
     else:
         text = f"row_sum({row}, {stride}, {width})"
         text = f"{text} / static_cast<float>({width})" if node.op == "mean" else text
@@ -145,16 +156,11 @@ def _reduce(code: _RowCode, node: Node) -> None:
 
 def _reduced_last(e: Emitter, buffer: Buffer, node: Node) -> Buffer:
     """The operand with its reduced dimensions moved to the end and merged into one."""
-    dims = node.attrs["dims"]
-    assert isinstance(dims, tuple)
-    rank = len(buffer.shape)
-    reduced = [axis % rank for axis in dims if isinstance(axis, int)]
-    kept = [axis for axis in range(rank) if axis not in reduced]
+    reduced = _reduced_axes(node)
+    kept = [axis for axis in range(len(buffer.shape)) if axis not in reduced]
     moved = buffer.transpose((*kept, *reduced))
     lead = tuple(buffer.shape[axis] for axis in kept)
-    if node.attrs.get("keepdim", False):
-        lead = _row_shape(node)[:-1]
-    if len(reduced) == 1 and lead == moved.shape[:-1]:
+    if len(reduced) == 1:
         return moved
     size = 1
     for axis in reduced:
@@ -238,7 +244,8 @@ def _declare(kind: TensorType, name: str, text: str) -> str:
 
 
 def _variable(value: Value) -> str:
-    return "v_" + "".join(c if c.isalnum() else "_" for c in value.name)
+    # Two names never become one: an underscore is spelled out too.
+    return "v" + "".join(c if c.isalnum() else f"_{ord(c):x}_" for c in value.name)
 
 
 def _scaled(index: str, stride: int | str) -> str:

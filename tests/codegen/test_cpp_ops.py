@@ -15,6 +15,8 @@ from infc.ir.interpret import interpret
 from infc.ir.program import Operand, Program, Value, WeightRef
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
+from infc.passes.base import PassContext
+from infc.passes.group_loops import GroupLoops
 
 from .harness import Chunk, build, make_step, open_cpp, random_weights, with_weights
 
@@ -127,6 +129,19 @@ def rotary(c: Case) -> Value:
     return c.op("reshape", both, shape=("T", 36))
 
 
+def middle_reductions(c: Case) -> Value:
+    cube = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
+    y = c.op("sub", cube, c.op("mean", cube, dims=(1,), keepdim=True))
+    y = c.op("add", y, c.op("amax", cube, dims=(1, 2), keepdim=True))
+    return c.op("reshape", y, shape=("T", 36))
+
+
+def whole_numbers(c: Case) -> Value:
+    whole = c.op("cast", c.op("mul", c.x, 100.0), dtype="i64")
+    most = c.op("amax", whole, dims=(1,), keepdim=True)
+    return c.op("sub", c.x, c.op("mul", c.op("cast", most, dtype=c.dtype.value), 0.01))
+
+
 def shifted_rotary(c: Case) -> Value:
     cos, sin = c.weight("cos", 64, 3), c.weight("sin", 64, 3)
     heads = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
@@ -146,6 +161,8 @@ CASES: list[Callable[[Case], Value]] = [
     routing,
     tied,
     rotary,
+    middle_reductions,
+    whole_numbers,
     shifted_rotary,
 ]
 
@@ -178,3 +195,20 @@ def test_generated_code_means_what_the_ops_mean(
     scale = expected.float().abs().max()
     bound = 2e-6 if dtype is DType.F32 else 2e-2
     assert ((actual - expected.float()).abs().max() / scale) < bound
+
+
+def sum_of_one(c: Case) -> Value:
+    column = c.op("neg", c.op("slice", c.x, dim=1, start=0, stop=1))
+    return c.op("mul", c.x, c.op("sum", column, dims=(1,), keepdim=True))
+
+
+@pytest.mark.parametrize("make", [sum_of_one, row_norm], ids=lambda f: f.__name__)
+def test_grouped_loops_mean_what_single_ones_mean(
+    make: Callable[[Case], Value], tmp_path: Path
+) -> None:
+    program = program_of(make, DType.F32)
+    grouped = GroupLoops().run(program, PassContext()).program
+    assert grouped.attrs["loops"], "nothing was grouped"
+    step = make_step([Chunk(list(range(23)), 0, [1, 2])], num_groups=0, block_size=16)
+    single = open_cpp(build(program, tmp_path / "single")).run(step)
+    assert np.array_equal(open_cpp(build(grouped, tmp_path / "grouped")).run(step), single)

@@ -33,8 +33,14 @@ inline int64_t row_sum_int(const T* x, int64_t stride, int64_t n) {
   return total;
 }
 
-// The largest element; NaN if there is one.
-template <class T>
+// The largest element, in the type that elements are computed in; NaN if there is one.
+template <class T, std::enable_if_t<std::is_integral_v<T>, int> = 0>
+inline int64_t row_max(const T* x, int64_t stride, int64_t n) {
+  int64_t best = std::numeric_limits<int64_t>::min();
+  for (int64_t i = 0; i < n; ++i) best = x[i * stride] > best ? x[i * stride] : best;
+  return best;
+}
+template <class T, std::enable_if_t<!std::is_integral_v<T>, int> = 0>
 inline float row_max(const T* x, int64_t stride, int64_t n) {
   float best = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < n; ++i) {
