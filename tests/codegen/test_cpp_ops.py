@@ -142,6 +142,11 @@ def whole_numbers(c: Case) -> Value:
     return c.op("sub", c.x, c.op("mul", c.op("cast", most, dtype=c.dtype.value), 0.01))
 
 
+def infinities(c: Case) -> Value:
+    low = c.op("full", shape=("T", WIDTH), value=float("-inf"), dtype=c.dtype.value)
+    return c.op("exp", c.op("where", c.op("gt", c.x, 0.0), c.x, low))
+
+
 def shifted_rotary(c: Case) -> Value:
     cos, sin = c.weight("cos", 64, 3), c.weight("sin", 64, 3)
     heads = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
@@ -163,6 +168,7 @@ CASES: list[Callable[[Case], Value]] = [
     rotary,
     middle_reductions,
     whole_numbers,
+    infinities,
     shifted_rotary,
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ....ir.program import Node, WeightRef
 from ..calls import WeightPtr, c_dim
 from ..emitter import Emitter, Lowering, pointer
+from ..expressions import literal
 
 
 def lower_embedding(e: Emitter, node: Node) -> None:
@@ -80,18 +81,15 @@ def lower_full(e: Emitter, node: Node) -> None:
     out = e.output(node.output)
     count = " * ".join(c_dim(d) for d in out.shape) or "1"
     value = node.attrs["value"]
-    text = str(value).lower() if isinstance(value, bool) else f"{value!r}"
+    assert isinstance(value, (bool, int, float)), "full has a number"
+    text = literal(value, node.output.type.dtype)
     e.call(
-        f"fill<{out.ctype}>(t, {{0}}, {count}, ({_scalar(out.ctype)}){text});",
+        f"fill<{out.ctype}>(t, {{0}}, {count}, {text});",
         (pointer(out),),
         reads=(),
         writes=(out,),
         comment=node.op,
     )
-
-
-def _scalar(ctype: str) -> str:
-    return "float" if ctype == "bf16" else ctype
 
 
 def lower_iota(e: Emitter, node: Node) -> None:
