@@ -222,7 +222,8 @@ def _as_rows(buffer: Buffer, inner_dims: int) -> tuple[str, str, int] | None:
         length *= dim
     count = " * ".join(c_dim(d) for d in lead if d != 1) or "1"
     moving = [(d, s) for d, s in zip(lead, buffer.strides[:split], strict=True) if d != 1]
-    if not moving:
+    # Dense rows follow each other whatever their number, be it symbolic.
+    if not moving or buffer.is_dense:
         return count, str(length), length
     for (_, outer), (dim, stride) in pairwise(moving):
         if not isinstance(dim, int) or not isinstance(stride, int) or outer != dim * stride:

@@ -155,6 +155,14 @@ def shifted_rotary(c: Case) -> Value:
     return c.op("reshape", turned, shape=("T", 36))
 
 
+def heads_first(c: Case) -> Value:
+    heads = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
+    first = c.op("transpose", heads, perm=(1, 0, 2))
+    normed = c.op("rms_norm", first, c.weight("n", 9), eps=1e-6)
+    normed = c.op("rms_norm", c.op("neg", normed), c.weight("n", 9), eps=1e-6)
+    return c.op("reshape", c.op("transpose", normed, perm=(1, 0, 2)), shape=("T", 36))
+
+
 CASES: list[Callable[[Case], Value]] = [
     pointwise,
     row_norm,
@@ -170,6 +178,7 @@ CASES: list[Callable[[Case], Value]] = [
     whole_numbers,
     infinities,
     shifted_rotary,
+    heads_first,
 ]
 
 
