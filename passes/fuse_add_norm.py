@@ -54,6 +54,9 @@ def _first_norms(program: Program) -> tuple[dict[int, Node], list[str]]:
         added = producers.get(total.name) if isinstance(total, Value) else None
         if added is None or added.op != "add" or id(added) in chosen:
             continue
+        if any(isinstance(operand, Value) for operand in node.inputs[1:]):
+            misses.append(f"{describe(node)}: its weight is computed, perhaps after the sum")
+            continue
         same = [v for v in added.values() if v.type == added.output.type]
         if len(same) == 2 and all(isinstance(v, Value) for v in added.inputs):
             chosen[id(added)] = node
