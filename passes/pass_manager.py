@@ -111,6 +111,8 @@ def known_facts(program: Program) -> frozenset[str]:
         facts |= {"norms-fused", "rope-fused", "add-norms-fused"}
     if PHASES.index(program.phase) >= PHASES.index("lowered"):
         facts.add("kv-paged")
+    if program.phase == "planned":
+        facts.add("planned")
     return frozenset(facts)
 
 

@@ -116,16 +116,23 @@ class Pipeline:
         )
 
     def placed(self, added: Pass) -> Pipeline:
-        """With `added` at the end of its own phase."""
+        """With `added` at the end of its own phase, but before the memory plan."""
         rank = PIPELINE_PHASES.index
         index = len(self.passes)
-        while index and rank(self.passes[index - 1].phase) > rank(added.phase):
+        while index and (
+            rank(self.passes[index - 1].phase) > rank(added.phase)
+            or isinstance(self.passes[index - 1], PlanMemory)
+        ):
             # A pass that stands again in a later phase does not mark the end of its own.
             index -= 1
         return Pipeline((*self.passes[:index], added, *self.passes[index:]))
 
     def check(self, facts: frozenset[str] = frozenset()) -> None:
-        """UsageError unless every pass finds what it requires, given the facts at the start."""
+        """UsageError unless every pass finds what it requires, given the facts at the start.
+
+        Also where a pass stands behind the memory plan: values that it lets live longer would
+        share their bytes with others.
+        """
         known = set(facts)
         for i, one in enumerate(self.passes):
             for missing in sorted(one.requires - known):
@@ -136,6 +143,12 @@ class Pipeline:
                     hint = f"{later[0]} ensures it, and stands behind"
                 raise UsageError(f"pass {one.name} requires {missing}", where="pipeline", hint=hint)
             known |= one.ensures
+        if self.passes and "planned" in known and not isinstance(self.passes[-1], PlanMemory):
+            raise UsageError(
+                f"pass {self.passes[-1].name} stands behind {PlanMemory.name}, which must be last",
+                where="pipeline",
+                hint=f"put it before {PlanMemory.name}",
+            )
 
     def _last(self, name: str) -> int:
         names = self.names()

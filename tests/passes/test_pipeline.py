@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -224,3 +224,27 @@ def test_what_the_command_line_shows() -> None:
         describe_pass("lower-k")
     with pytest.raises(UsageError, match="requires"):
         opt('program "e" phase captured {}', "fuse-rope", check_order=True)
+
+
+@dataclass(frozen=True)
+class LastMinute(Pass):
+    """A pass of the last phase."""
+
+    name: ClassVar[str] = "last-minute"
+    phase: ClassVar[str] = "plan"
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        return PassResult(program)
+
+
+register_pass(LastMinute)
+
+
+def test_nothing_stands_behind_the_memory_plan() -> None:
+    assert build_pipeline({"last-minute": True}).names()[-2:] == ["last-minute", "plan-memory"]
+    with pytest.raises(UsageError, match="common-subexpressions stands behind plan-memory"):
+        build_pipeline({"common-subexpressions": {"after": "plan-memory"}})
+    with pytest.raises(UsageError, match="group-loops stands behind plan-memory"):
+        run_pipeline(replace(model(), phase="planned"), parse_pipeline("group-loops"))
+    with pytest.raises(UsageError, match="plan-memory requires kv-paged"):
+        parse_pipeline("plan-memory,group-loops").check()
