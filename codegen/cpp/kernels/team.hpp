@@ -90,7 +90,7 @@ inline std::vector<int> allowed_cpus(int) {
 }
 #endif
 
-// A counter that threads wait on: they spin for a moment, then sleep.
+// A counter that threads wait on: they spin for a moment, giving way in between, then sleep.
 class Gate {
  public:
   explicit Gate(std::chrono::nanoseconds spin) : spin_(spin) {}
@@ -124,6 +124,9 @@ class Gate {
         if (now() != seen) return true;
         cpu_relax();
       }
+      // Whom we wait for may sit behind us on this very core: another program took the other one,
+      // or the system put two of the team on one. Spinning on would hold it up.
+      std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < deadline);
     return now() != seen;
   }
