@@ -15,15 +15,16 @@ _SOURCE = """
 #include <stdint.h>
 #include <stddef.h>
 #include <pthread.h>
-// Four read streams with prefetch, as a good reader has; plain loops reach less.
+// Four streams a quarter apart with prefetch 2 KB ahead: plain loops reach less.
 static void sum(const char* p, size_t n, float* out) {
   typedef float v16 __attribute__((vector_size(64), aligned(4)));
   v16 a = {0}, b = {0}, c = {0}, d = {0};
-  for (size_t i = 0; i + 256 <= n; i += 256) {
-    __builtin_prefetch(p + i + 4096); __builtin_prefetch(p + i + 4160);
-    __builtin_prefetch(p + i + 4224); __builtin_prefetch(p + i + 4288);
-    a += *(const v16*)(p + i); b += *(const v16*)(p + i + 64);
-    c += *(const v16*)(p + i + 128); d += *(const v16*)(p + i + 192);
+  const size_t q = n / 4 / 64 * 64;
+  for (size_t i = 0; i < q; i += 64) {
+    __builtin_prefetch(p + i + 2048); __builtin_prefetch(p + q + i + 2048);
+    __builtin_prefetch(p + 2 * q + i + 2048); __builtin_prefetch(p + 3 * q + i + 2048);
+    a += *(const v16*)(p + i); b += *(const v16*)(p + q + i);
+    c += *(const v16*)(p + 2 * q + i); d += *(const v16*)(p + 3 * q + i);
   }
   a += b + c + d; *out = a[0];
 }
