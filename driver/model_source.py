@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..ir.errors import CheckpointError
+from ..ir.errors import CheckpointError, RecipeError
 from .recipe import Recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -15,12 +15,18 @@ _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.t
 def find_model(recipe: Recipe, directory: Path) -> Path:
     """The checkpoint's directory; a hub id that is no such path is downloaded (or found cached).
 
-    Raises CheckpointError where it is neither.
+    Raises CheckpointError where it is neither, RecipeError for a revision of a directory.
     """
     path = directory / Path(recipe.model).expanduser()
     if path.exists():
         if not path.is_dir():
             raise CheckpointError("the model is a file", where=str(path), hint="name its directory")
+        if recipe.revision is not None:
+            raise RecipeError(
+                f"revision is {recipe.revision!r}, and the model is a directory, which has none",
+                where=str(path),
+                hint="leave revision out, or name a hub id",
+            )
         return path.resolve()
     if not _HUB_ID.fullmatch(recipe.model):
         raise CheckpointError(

@@ -16,7 +16,7 @@ from infc.driver.cli import run
 from infc.driver.progress import Reporter
 from infc.driver.recipe import Recipe
 from infc.ir.artifact import Artifact, open_artifact
-from infc.ir.errors import ArtifactError, UsageError
+from infc.ir.errors import ArtifactError, RecipeError, UsageError
 
 from ..checkpoints import make_checkpoint
 
@@ -228,6 +228,12 @@ def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
     for place in (source, source / "checkpoint", source / "checkpoint/out"):
         with pytest.raises(ArtifactError, match="the output lies in the checkpoint, or holds it"):
             infc.compile(source / "model.yaml", place)
+
+
+def test_a_directory_has_no_revision(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="revision is 'main', and the model is a directory"):
+        infc.compile(source / "model.yaml", tmp_path / "a", overrides=["revision=main"])
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_that_is_something_else(source: Path, tmp_path: Path) -> None:
