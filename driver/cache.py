@@ -19,7 +19,7 @@ import platformdirs
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.digests import digest_file
 from ..ir.errors import ArtifactError, UsageError
-from .recipe import parse_size
+from ..ir.sizes import parse_size
 
 DEFAULT_LIMIT_BYTES = 20 * 10**9
 LIMIT_VARIABLE = "INFC_CACHE_LIMIT"
@@ -41,12 +41,11 @@ def cache_limit_bytes() -> int:
     if text is None:
         return DEFAULT_LIMIT_BYTES
     try:
-        size = parse_size(text)
+        return parse_size(text)
     except ValueError:
-        size = None
-    if not isinstance(size, int):
-        raise UsageError(f"not a size: {text!r}", where=LIMIT_VARIABLE, hint="such as 5GB")
-    return size
+        raise UsageError(
+            f"not a size: {text!r}", where=LIMIT_VARIABLE, hint="such as 5GB"
+        ) from None
 
 
 def cache_key(parts: Mapping[str, Any], checkpoint: Path) -> str:

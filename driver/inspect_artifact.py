@@ -9,6 +9,7 @@ from typing import Any
 
 from ..ir.artifact import Artifact
 from ..ir.manifest import Manifest
+from ..ir.sizes import format_size
 
 
 def describe_artifact(artifact: Artifact) -> str:
@@ -48,14 +49,14 @@ def _summary(artifact: Artifact) -> Iterator[tuple[str, str]]:
 
 def _memory(manifest: Manifest) -> Iterator[tuple[str, str]]:
     weights = manifest.files[manifest.weights.file].bytes
-    yield "weights", f"{_bytes(weights)}, mapped"
-    yield "arena", _bytes(manifest.arena_bytes)
+    yield "weights", f"{format_size(weights)}, mapped"
+    yield "arena", format_size(manifest.arena_bytes)
     for group in manifest.kv.groups:
         kind = "full attention" if group.window is None else f"window of {group.window}"
-        each = _bytes(group.bytes_per_block() // group.block_size)
-        block = f"{_bytes(group.bytes_per_block())} a block of {group.block_size}"
+        each = format_size(group.bytes_per_block() // group.block_size)
+        block = f"{format_size(group.bytes_per_block())} a block of {group.block_size}"
         yield f"kv {group.name}", f"{each} a token, {block}; {len(group.layers)} layers, {kind}"
-    yield "all files", _bytes(sum(digest.bytes for digest in manifest.files.values()))
+    yield "all files", format_size(sum(digest.bytes for digest in manifest.files.values()))
 
 
 def _ops(artifact: Artifact) -> list[tuple[str, int]]:
@@ -94,10 +95,3 @@ def _pairs(pairs: Any, indent: int = 0) -> str:
     rows = list(pairs)
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{'':{indent}}{name:<{width}}  {text}" for name, text in rows)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..ir.errors import RecipeError
+from ..ir.sizes import parse_size
 from .yaml_tree import KeyPath, YamlTree, read_yaml
 
 
@@ -34,24 +34,20 @@ def _check_passes(value: Any) -> Any:
     return value
 
 
-_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_SIZES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-
-
-def parse_size(value: Any) -> Any:
+def size_or_auto(value: Any) -> Any:
     """Bytes of a text such as `1GiB` or `500 MB`; None for `auto`; others unchanged."""
     if not isinstance(value, str):
         return value
     if value == "auto":
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
-    if match is None or match[2] not in _SIZES:
-        raise PydanticCustomError("size", "not a size such as 1GiB or 500MB")
-    return int(float(match[1]) * _SIZES[match[2]])
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise PydanticCustomError("size", "not a size such as 1GiB or 500MB") from None
 
 
 _CountOrAuto = Annotated[int | None, BeforeValidator(_auto_is_none)]
-_SizeOrAuto = Annotated[int | None, BeforeValidator(parse_size)]
+_SizeOrAuto = Annotated[int | None, BeforeValidator(size_or_auto)]
 _ONE_OR_MORE = {"ge": 1, "le": 2**31 - 1}
 
 
@@ -72,7 +68,7 @@ class KvCacheSection(_Section):
     )
     memory: _SizeOrAuto = _key(
         None,
-        "Memory of the cache, such as 1GiB; auto holds max_context once, and more where it fits.",
+        "Memory of the cache; auto is what all sequences can use, at most half of the free.",
         unit="bytes",
         ge=1,
     )
@@ -242,10 +238,3 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
         yield prefix + name
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _all_keys(info.annotation, f"{prefix}{name}.")
-
-
-def resolved_recipe(recipe: Recipe, **changes: Any) -> Mapping[str, Any]:
-    """The recipe as an artifact records it: every key, and no path of this machine."""
-    data = recipe.model_dump()
-    data.update(changes)
-    return data

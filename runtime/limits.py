@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ from typing import Any
 from ..ir.errors import CapacityError, UsageError
 from ..ir.manifest import Manifest
 from ..ir.program import KvGroup
+from ..ir.sizes import format_size, parse_size
 from .kv_groups import blocks_alone, blocks_for, common_block_size, window_blocks
 from .scheduler import SchedulerLimits
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _SHARE_OF_FREE_MEMORY = 0.5
 _MAX_THREADS = 1024
 
@@ -75,10 +75,14 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
     if held < limits.max_context:
         if options.max_context is not None or held < 2:
             raise _too_little(groups, limits.max_context, budget, held)
-        notes.append(
-            f"max_context is {held}: the KV memory of {format_bytes(budget)} holds no more"
-        )
+        notes.append(f"max_context is {held}: the KV memory of {format_size(budget)} holds no more")
         limits = _with_context(limits, held)
+    kv_bytes = _bytes_of(groups, num_blocks)
+    if kv_bytes + manifest.arena_bytes > (free := available_memory()):
+        raise CapacityError(
+            f"KV memory of {format_size(kv_bytes)} is more than the {format_size(free)} free here",
+            hint="lower kv_cache.memory, or leave it to auto",
+        )
     num_threads = _num_threads(options.threads, runtime.get("threads"))
     pin = runtime.get("pin") if options.pin is None else options.pin
     if pin and num_threads > (usable := len(os.sched_getaffinity(0))):
@@ -90,7 +94,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         limits=limits,
         groups=groups,
         num_blocks=num_blocks,
-        kv_bytes=_bytes_of(groups, num_blocks),
+        kv_bytes=kv_bytes,
         arena_bytes=manifest.arena_bytes,
         weights_bytes=weights_bytes,
         num_threads=num_threads,
@@ -127,23 +131,16 @@ def longest_context(groups: Sequence[KvGroup], num_blocks: Sequence[int], limit:
 
 
 def parse_bytes(value: int | str) -> int:
-    """Bytes from a number, or text such as "512MiB", "1.5 GiB" or "2GB" (a power of 1000)."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    """Bytes from a number, or from text such as "512MiB"."""
+    if type(value) is int and value > 0:
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
+    count = 0
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            count = parse_size(value)
+    if count < 1:
         raise UsageError(f"{value!r} is no amount of memory", hint='write it as "512MiB" or "2GiB"')
-    return int(float(match[1]) * unit)
-
-
-def format_bytes(count: int) -> str:
-    """Bytes for people: "1.5 GiB"."""
-    for unit in ("GiB", "MiB", "KiB"):
-        size = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}[unit]
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+    return count
 
 
 def available_memory() -> int:
@@ -243,6 +240,6 @@ def _too_little(
     needed = _bytes_of(groups, [max(alone) + 1] * len(groups))
     instead = f" or max_context of at most {held}" if held >= 2 else ""
     return CapacityError(
-        f"a context of {max_context} tokens does not fit into {format_bytes(budget)} of KV memory",
-        hint=f"give it kv_cache.memory of at least {format_bytes(needed)}{instead}",
+        f"a context of {max_context} tokens does not fit into {format_size(budget)} of KV memory",
+        hint=f"give it kv_cache.memory of at least {format_size(needed)}{instead}",
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from infc.driver.recipe import Recipe, load_recipe, parse_size, recipe_schema
+from infc.driver.recipe import Recipe, load_recipe, recipe_schema, size_or_auto
 from infc.ir.errors import RecipeError
 
 
@@ -222,4 +222,4 @@ def test_the_schema_documents_every_key() -> None:
     ("text", "size"), [("1GiB", 1 << 30), ("2 MB", 2 * 10**6), ("7", 7), ("0.5kib", 512)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert size_or_auto(text) == size

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from infc.ir.errors import CapacityError, UsageError
 from infc.ir.manifest import FileDigest, Manifest
 from infc.ir.program import KvGroup
+from infc.ir.sizes import format_size
 from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import (
     RuntimeOptions,
     _too_little,
     available_cpus,
     available_memory,
-    format_bytes,
     longest_context,
     parse_bytes,
     plan_blocks,
@@ -132,8 +132,8 @@ def test_what_is_no_amount_of_memory(text: int | str) -> None:
 def test_this_machine_has_memory_and_processors() -> None:
     assert available_memory() > 1 << 20
     assert available_cpus() >= 1
-    assert format_bytes(3 << 29) == "1.5 GiB"
-    assert format_bytes(100) == "100 B"
+    assert format_size(3 << 29) == "1.5 GiB"
+    assert format_size(100) == "100 B"
 
 
 def served() -> Manifest:
@@ -153,3 +153,14 @@ def test_more_threads_than_processors_are_not_pinned() -> None:
     assert plan_runtime(served(), RuntimeOptions(threads=usable + 1)).num_threads == usable + 1
     with pytest.raises(CapacityError, match=f"cannot be pinned to the {usable} processors"):
         plan_runtime(served(), RuntimeOptions(threads=usable + 1, pin=True))
+
+
+def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An amount that was asked for is found too large now, not by a kill under load."""
+    plan = plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
+    free = plan.kv_bytes + plan.arena_bytes
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free)
+    assert plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1)) == plan
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free - 1)
+    with pytest.raises(CapacityError, match=r"is more than the .* free here"):
+        plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
