@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ..runtime.sampling_params import SamplingParams
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# What a checkpoint's generation_config.json may set, by the names it has there.
-_FROM_CHECKPOINT = ("temperature", "top_p", "top_k")
 
 _OPTIONS = (
     click.option("--max-tokens", type=int, help="Longest answer, in tokens."),
@@ -61,15 +59,9 @@ def sampling_params(
 
     Raises RequestError where a value is out of range.
     """
-    from ..runtime.sampling_params import SamplingParams
+    from ..runtime.sampling_params import SamplingParams, recommended_sampling
 
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    return SamplingParams(**{"max_tokens": max_tokens, **_recommended(artifact), **given})
-
-
-def _recommended(artifact: Artifact) -> dict[str, Any]:
     tokenizer = artifact.manifest.tokenizer
-    generation = tokenizer.generation if tokenizer else None
-    if not generation or not generation.get("do_sample", False):
-        return {}
-    return {name: generation[name] for name in _FROM_CHECKPOINT if name in generation}
+    recommended = recommended_sampling(tokenizer.generation if tokenizer else None)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    return SamplingParams(**{"max_tokens": max_tokens, **recommended, **given})

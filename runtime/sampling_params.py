@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..ir.errors import RequestError
+
+RECOMMENDED = ("temperature", "top_p", "top_k")
+"""What a checkpoint's generation_config.json may set, by the names it has there."""
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -62,6 +65,13 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings; `stop` itself was made a tuple by the check."""
         return tuple(self.stop)
+
+
+def recommended_sampling(generation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields that a checkpoint's generation_config.json recommends, where it samples at all."""
+    if not generation or not generation.get("do_sample", False):
+        return {}
+    return {name: generation[name] for name in RECOMMENDED if name in generation}
 
 
 def _check_number(field: str, value: Any, low: float, high: float) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What a checkpoint's generation_config.json may recommend, by the names it has there.
-_RECOMMENDED = ("temperature", "top_p", "top_k")
+from ..sampling_params import RECOMMENDED, recommended_sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +32,10 @@ class ServerSettings:
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """The defaults by the names of `SamplingParams`."""
-        return {name: getattr(self, f"default_{name}") for name in _RECOMMENDED}
+        return {name: getattr(self, f"default_{name}") for name in RECOMMENDED}
 
 
 def recommended_defaults(generation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The `default_*` settings that a checkpoint recommends for sampling, if it does."""
-    if not generation or not generation.get("do_sample", False):
-        return {}
-    return {f"default_{name}": generation[name] for name in _RECOMMENDED if name in generation}
+    recommended = recommended_sampling(generation)
+    return {f"default_{name}": value for name, value in recommended.items()}
