@@ -39,6 +39,11 @@ class _RowCode:
     reads: list[Buffer] = field(default_factory=list)
     writes: list[Buffer] = field(default_factory=list)
     known: dict[tuple[object, ...], str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def variable(self, value: Value) -> str:
+        """The local that holds a value: numbered, so that equal layers have equal text."""
+        return self.names.setdefault(value.name, f"v{len(self.names)}")
 
     def row_pointer(self, buffer: Buffer, *, write: bool) -> str:
         """A pointer to the row of `buffer` (of shape lead + [width]) that the loop is at."""
@@ -141,7 +146,7 @@ def _reduce(code: _RowCode, node: Node) -> None:
     buffer = _reduced_last(code.emitter, code.emitter.buffer(source), node)
     width, stride = c_dim(buffer.shape[-1]), buffer.strides[-1]
     row = code.row_pointer(buffer, write=False)
-    name = _variable(node.output)
+    name = code.variable(node.output)
     if node.op == "amax":
         text = f"row_max({row}, {stride}, {width})"
     elif not source.type.dtype.is_float:
@@ -179,7 +184,7 @@ def _pointwise(code: _RowCode, node: Node, shape: tuple[Dim, ...]) -> None:
     if not wide or (code.open_loop and code.loop_width != width):
         code.close()
     operands = [_operand(code, operand, node, shape, wide) for operand in node.inputs]
-    name = _variable(node.output)
+    name = code.variable(node.output)
     lines = code.open_loop if wide else code.lines
     lines.append(_declare(node.output.type, name, expression(node, operands)))
     if wide:
@@ -198,7 +203,7 @@ def _operand(
     if isinstance(operand, Value) and (
         operand.name in code.in_loop or operand.name in code.scalars
     ):
-        return _variable(operand)
+        return code.variable(operand)
     buffer = code.emitter.buffer(operand).expand(shape)
     stride = buffer.strides[-1] if wide else 0
     row = code.row_pointer(buffer, write=False)
@@ -241,11 +246,6 @@ def _declare(kind: TensorType, name: str, text: str) -> str:
     if kind.dtype is DType.BF16:
         text = f"to_float(to_bf16({text}))"
     return f"const {SCALARS[kind.dtype]} {name} = {text};"
-
-
-def _variable(value: Value) -> str:
-    # Two names never become one: an underscore is spelled out too.
-    return "v" + "".join(c if c.isalnum() else f"_{ord(c):x}_" for c in value.name)
 
 
 def _scaled(index: str, stride: int | str) -> str:

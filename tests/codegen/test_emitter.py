@@ -7,6 +7,7 @@ import pytest
 from infc.codegen.cpp.backend import emit_calls
 from infc.codegen.cpp.calls import BARRIER, place_barriers
 from infc.codegen.cpp.emitter import Emitter
+from infc.codegen.cpp.roll import Loop, roll
 from infc.ir.program import Operand, Value
 from infc.ir.target import resolve_target
 from infc.ir.types import DType
@@ -61,3 +62,13 @@ def test_scratch_does_not_grow_with_the_layers() -> None:
         sizes.append(emitted(c, y).arena_bytes - outputs)
     # What is left beside the nodes' own results, each at a multiple of 64 bytes.
     assert abs(sizes[1] - sizes[0]) < 64 * 20
+
+
+def test_equal_layers_of_generated_loops_become_one() -> None:
+    c = Case(DType.F32)
+    y = c.x
+    for layer in range(6):
+        y = c.op("linear", c.op("tanh", y), c.weight(f"w{layer}", WIDTH, WIDTH))
+        y = c.op("mul", c.op("sigmoid", y), c.op("sum", y, dims=(1,), keepdim=True))
+    items = roll(place_barriers(emitted(c, y).calls))
+    assert [item.count for item in items if isinstance(item, Loop)] == [6]
