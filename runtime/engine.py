@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Engine:
         self._weights_check: Future[None] | None = None
         self._closed = False
         self._settled = True
+        self._owner: int | None = None  # the thread that is in `step`
 
     @classmethod
     def open(
@@ -170,6 +172,13 @@ class Engine:
         Ctrl-C may come anywhere in it. Where it leaves things half done, all requests are given
         up, and the engine starts from nothing.
         """
+        thread = threading.get_ident()
+        # Not a lock: an interrupted owner may come back, and only others are kept out.
+        if self._owner not in (None, thread):
+            raise InfcError(
+                "another thread is in this engine", hint="AsyncEngine serves many callers at once"
+            )
+        self._owner = thread
         self._settled = False
         try:
             step = self.scheduler.schedule()
@@ -180,6 +189,8 @@ class Engine:
             if not self._settled:
                 self.scheduler, self._streams = _make_scheduler(self.plan), {}
             raise
+        finally:
+            self._owner = None
         return outputs
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,9 @@ class CppExecutor:
         self._arena = _reserve(manifest.arena_bytes)
         self._process = os.getpid()
         self._handle = self._open(manifest.weights.tensors, num_blocks, num_threads, pin)
+        # Also where nobody calls close; not at the end of the process, which waits for no step.
+        self._end = weakref.finalize(self, _end_session, self._library, self._handle, os.getpid())
+        self._end.atexit = False
         self._groups = (GroupStep * max(1, len(groups)))()
 
     def _open(
@@ -111,14 +115,18 @@ class CppExecutor:
     def close(self) -> None:
         """Stop the threads and give the memory back; a second call does nothing."""
         if self._handle:
-            if os.getpid() == self._process:  # a fork has none of the threads to wait for
-                self._library.infc_close(self._handle)
+            self._end()
             self._handle = 0
             self._weights.close()
             self._kv, self._arena = [], mmap.mmap(-1, 1)
 
     def _message(self) -> str:
         return str(self._library.infc_error().decode(errors="replace"))
+
+
+def _end_session(library: ctypes.CDLL, handle: int, process: int) -> None:
+    if os.getpid() == process:  # a fork has none of the threads to wait for
+        library.infc_close(handle)
 
 
 def _reserve(num_bytes: int) -> mmap.mmap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -118,3 +119,15 @@ def test_a_closed_executor_refuses(artifact: Artifact) -> None:
     llm.engine.executor.close()
     with pytest.raises(InfcError, match="the engine is closed"):
         llm.engine.step()
+
+
+def test_threads_end_with_the_last_reference(artifact: Artifact) -> None:
+    def num_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = num_threads()
+    llm = infc.LLM(artifact, threads=3)
+    assert num_threads() == before + 2
+    del llm
+    gc.collect()
+    assert num_threads() == before

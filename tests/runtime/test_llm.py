@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from infc.ir.errors import ArtifactError, CapacityError, InfcError, RequestError
 from infc.runtime.llm import LLM
-from infc.runtime.outputs import merge_outputs
+from infc.runtime.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import Step
 
@@ -319,4 +320,28 @@ def test_an_interrupt_anywhere_in_a_step(artifact: Path) -> None:
             lines += 11
         assert lines > 500
         answers = llm.generate(PROMPTS, params)
+    assert [a.outputs for a in answers] == [a.outputs for a in expected]
+
+
+def test_a_second_thread_is_kept_out(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM(artifact) as llm:
+        params = SamplingParams(max_tokens=5, ignore_eos=True)
+        expected = llm.generate("the cat", params)
+        inside, leave = threading.Event(), threading.Event()
+        run = llm.engine.executor.run
+
+        def held(step: Step) -> NDArray[np.float32]:
+            inside.set()
+            assert leave.wait(30)
+            return run(step)
+
+        monkeypatch.setattr(llm.engine.executor, "run", held)
+        answers: list[RequestOutput] = []
+        first = threading.Thread(target=lambda: answers.extend(llm.generate("the cat", params)))
+        first.start()
+        assert inside.wait(30)
+        with pytest.raises(InfcError, match="another thread is in this engine"):
+            llm.engine.step()
+        leave.set()
+        first.join(30)
     assert [a.outputs for a in answers] == [a.outputs for a in expected]
