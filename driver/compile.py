@@ -63,11 +63,8 @@ def compile_model(
     if reusable:
         with progress.stage("look into the cache"):
             key = _key(job, progress)
-            found = store.find(key) if key else None
-            if found is not None:
-                with ArtifactWriter(job.output) as writer:
-                    writer.commit_copy(found)
-        if found is not None:
+            found = key is not None and _take(store, key, job.output)
+        if found:
             progress.remark(f"{job.output}: from the cache, nothing has changed")
             return open_artifact(job.output, "none")  # every digest was right a moment ago
     dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
@@ -80,6 +77,21 @@ def compile_model(
     if key is not None and (reason := store.add(key, artifact)):
         progress.remark(f"not kept in the cache: {reason}")
     return artifact
+
+
+def _take(store: ArtifactCache, key: str, output: Path) -> bool:
+    """Whether the cache had the artifact, and a copy is in place."""
+    cached = store.find(key)
+    if cached is None:
+        return False
+    try:
+        with ArtifactWriter(output) as writer:
+            writer.commit_copy(cached)
+    except ArtifactError:
+        if cached.path.exists():
+            raise
+        return False  # another process has just evicted it
+    return True
 
 
 @dataclass(frozen=True, slots=True)

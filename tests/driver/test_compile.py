@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import infc
+from infc.driver.cache import ArtifactCache
 from infc.driver.cli import run
 from infc.driver.progress import Reporter
 from infc.driver.recipe import Recipe
@@ -154,6 +155,23 @@ def test_a_damaged_cache_costs_a_compilation(source: Path, tmp_path: Path, own_c
     weights.write_bytes(damaged)
     second = infc.compile(source / "model.yaml", tmp_path / "two", verify=False)
     assert contents(second.path) == good
+
+
+def test_a_cache_cleared_meanwhile_costs_a_compilation(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infc.compile(source / "model.yaml", tmp_path / "a", verify=False)
+    find = ArtifactCache.find
+
+    def find_and_lose(cache: ArtifactCache, key: str) -> Artifact | None:
+        found = find(cache, key)
+        assert found is not None
+        cache.clear()
+        return found
+
+    monkeypatch.setattr(ArtifactCache, "find", find_and_lose)
+    infc.compile(source / "model.yaml", tmp_path / "b", verify=False)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_recipe_object_and_a_checkpoint_directory(
