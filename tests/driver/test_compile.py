@@ -343,6 +343,11 @@ def test_a_conversation_through_a_pipe(fast: Artifact) -> None:
     first, second = done.stdout[: len(done.stdout) // 2], done.stdout[len(done.stdout) // 2 :]
     assert first == second != b""  # /reset forgot the first, so the second is answered alike
     assert done.stderr == b""
+    block = fast.manifest.kv.groups[0].bytes_per_block()
+    tight = subprocess.run(
+        [*command, "--kv-memory", str(4 * block)], input=b"/exit\n", capture_output=True, check=True
+    )
+    assert tight.stderr.startswith(b"note: max_context is "), "less than was compiled is said"
 
 
 def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
