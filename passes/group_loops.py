@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..ir.ops import get_op
 from ..ir.ops.base import Kind
+from ..ir.plan import loop_groups
 from ..ir.program import Node, Program
 from ..ir.types import Dim
 from .base import Pass, PassContext, PassResult, finish
@@ -46,11 +47,8 @@ def loop_times(program: Program) -> list[int]:
     """
     times = list(range(len(program.nodes)))
     index = {node.outputs[0].name: i for i, node in enumerate(program.nodes) if node.outputs}
-    groups = program.attrs.get("loops") or ()
-    assert isinstance(groups, tuple), "loops is a tuple of groups"
-    for group in groups:
-        assert isinstance(group, tuple), "a group is a tuple of names"
-        members = [index[str(name)] for name in group]
+    for group in loop_groups(program):
+        members = [index[name] for name in group]
         for member in members:
             times[member] = max(members)
     return times
@@ -58,7 +56,7 @@ def loop_times(program: Program) -> list[int]:
 
 @dataclass(slots=True)
 class _Group:
-    """The group that is being grown; `views` are those of its members' values."""
+    """The group that is being grown."""
 
     nodes: list[Node] = field(default_factory=list)
     lead: tuple[Dim, ...] = ()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
+from ...ir.plan import loop_groups
 from ...ir.program import Node, Program, Value, WeightRef
 from ...ir.target import Target
 from ...ir.types import DType, TensorType
@@ -88,8 +89,8 @@ def emit_calls(emitter: Emitter) -> None:
     program = emitter.program
     by_output = {node.outputs[0].name: node for node in program.nodes if node.outputs}
     group_of: dict[str, list[Node]] = {}
-    for names in program.attrs.get("loops", ()) or ():  # type: ignore[union-attr]
-        nodes = [by_output[str(name)] for name in names]  # type: ignore[union-attr]
+    for names in loop_groups(program):
+        nodes = [by_output[name] for name in names]
         group_of.update({node.outputs[0].name: nodes for node in nodes})
     for node in program.nodes:
         if node.op in LOOP_OPS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ...ir.errors import ProgramError
+from ...ir.plan import planned_arena
 from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.target import Target
 from ...ir.types import Dim, DType, TensorType
@@ -55,14 +56,14 @@ class Emitter:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     weights: WeightTable = field(init=False)
     arena_bytes: int = field(init=False)
-    _offsets: dict[str, int] = field(init=False)
+    _offsets: Mapping[str, int] = field(init=False)
     _bounds: dict[str, int] = field(init=False)
     _scratch: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weights = WeightTable(self.program, self.target)
-        self._offsets = dict(self.program.attrs.get("offsets", ()))  # type: ignore[arg-type]
-        self.arena_bytes = int(self.program.attrs.get("arena_bytes", 0))  # type: ignore[arg-type]
+        arena = planned_arena(self.program)
+        self._offsets, self.arena_bytes = arena.offsets, arena.num_bytes
         self._bounds = {name: bound.high for name, bound in self.program.symbols.items()}
         for value in self.program.inputs:
             self._bind_input(value)

@@ -1,0 +1,47 @@
+"""What the plan phase leaves in a program's attributes, with types: loop groups and the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import ProgramError
+from .program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Scratch of one step at its greatest sizes: bytes in all, and where each value lies."""
+
+    num_bytes: int
+    offsets: Mapping[str, int]
+
+
+def loop_groups(program: Program) -> tuple[tuple[str, ...], ...]:
+    """The result names of each group of nodes that run as one loop, in program order."""
+    groups = program.attrs.get("loops") or ()
+    if not isinstance(groups, tuple):
+        raise ProgramError("attr loops is a tuple of groups", where=program.name)
+    return tuple(_names(group, program) for group in groups)
+
+
+def _names(group: object, program: Program) -> tuple[str, ...]:
+    if not isinstance(group, tuple) or not all(isinstance(name, str) for name in group):
+        raise ProgramError("a group of attr loops is a tuple of names", where=program.name)
+    return group
+
+
+def planned_arena(program: Program) -> Arena:
+    """The arena that `plan-memory` laid out; an empty one before it has run."""
+    total = program.attrs.get("arena_bytes") or 0
+    pairs = program.attrs.get("offsets") or ()
+    if not isinstance(total, int) or not isinstance(pairs, tuple):
+        raise ProgramError("attrs arena_bytes and offsets are not a plan", where=program.name)
+    offsets: dict[str, int] = {}
+    for pair in pairs:
+        match pair:
+            case (str(name), int(offset)):
+                offsets[name] = offset
+            case _:
+                raise ProgramError(f"{pair!r} in attr offsets is no place", where=program.name)
+    return Arena(total, offsets)
