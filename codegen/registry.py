@@ -13,11 +13,6 @@ _BACKENDS = {
 }
 
 
-def backend_names() -> tuple[str, ...]:
-    """The names that `get_backend` knows."""
-    return tuple(_BACKENDS)
-
-
 def get_backend(name: str) -> Backend:
     """The backend of that name; `UsageError` lists the known ones."""
     if name not in _BACKENDS:

@@ -73,11 +73,6 @@ class KvCache:
         self._copy_sources: list[tuple[int, int]] = []
         self._indices = range(len(self.groups))
 
-    @property
-    def num_free_seats(self) -> int:
-        """Sequences that can still be admitted, as far as the tables go."""
-        return len(self._free_seats)
-
     def holds_alone(self, num_tokens: int) -> bool:
         """Whether one sequence of that many tokens fits when it has the pools to itself."""
         return all(
