@@ -41,6 +41,25 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
         assert len(tokens) == GREEDY_TOKENS and eager.prefers(sequence, tokens)
 
 
+@pytest.mark.parametrize(
+    ("arch", "window"), [("llama", None), ("mistral", 300), ("gemma2", 300)], ids=lambda v: str(v)
+)
+def test_prompts_longer_than_a_chunk_of_attention(
+    arch: str, window: int | None, tmp_path: Path
+) -> None:
+    """The kernel attends in chunks of 256 positions; windows begin inside of one."""
+    changes: dict[str, Any] = {} if window is None else {"sliding_window": window}
+    checkpoint = make_checkpoint(
+        arch, tmp_path / "checkpoint", seed=9, max_position_embeddings=1024, **changes
+    )
+    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact")
+    eager = Eager.load(checkpoint)
+    sequences = prompts(artifact.manifest.model.vocab_size, (700, 257, 530))
+    answers = teacher_forced(artifact, sequences, chunk=75)
+    for actual, sequence in zip(answers, sequences, strict=True):
+        assert relative_error(actual, eager.logits(sequence)) < BOUND
+
+
 BFLOAT16_BOUND = 0.05
 """Of the largest logit: bfloat16 keeps eight bits, and both sides round at every op."""
 
