@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from ..ir.errors import InfcError
+from ..ir.sizes import format_count
 
 if TYPE_CHECKING:
     from ..runtime.outputs import RequestOutput
@@ -28,7 +29,10 @@ class Written:
 
     def summary(self, process_seconds: float | None = None) -> str:
         """One line for people. `process_seconds`: from process start to the first token."""
-        parts = [f"{self.num_prompt_tokens} prompt tokens", f"{self.num_tokens} tokens"]
+        parts = [
+            format_count(self.num_prompt_tokens, "prompt token"),
+            format_count(self.num_tokens, "token"),
+        ]
         if self.num_tokens > 1 and self.decode_seconds > 0:
             parts.append(f"{(self.num_tokens - 1) / self.decode_seconds:.1f} tokens/s")
         parts.append(f"first token after {self.first_token_seconds:.3f} s")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..ir.artifact import Artifact
 from ..ir.manifest import Manifest
-from ..ir.sizes import format_size
+from ..ir.sizes import format_count, format_size
 
 
 def describe_artifact(artifact: Artifact) -> str:
@@ -79,8 +79,8 @@ def _passes(artifact: Artifact) -> list[tuple[str, str]]:
 
 def _pass_line(entry: Mapping[str, Any]) -> str:
     near = len(entry.get("near_misses", ()))
-    text = f"{entry.get('matches', 0)} matches"
-    return f"{text}, {near} near misses" if near else text
+    text = format_count(entry.get("matches", 0), "match", "matches")
+    return f"{text}, {format_count(near, 'near miss', 'near misses')}" if near else text
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Amounts of memory, and counts of things, as people write them."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def format_size(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
+
+
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
+    """So many of something: "1 thread", "2 threads", "2 near misses"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

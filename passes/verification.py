@@ -10,6 +10,7 @@ from ..ir.analyses import total_cost
 from ..ir.errors import InfcError, PassError
 from ..ir.interpret import Interpreter, describe
 from ..ir.program import Program, Value
+from ..ir.sizes import format_count
 from ..ir.types import evaluate_dim
 from .base import Pass
 from .compare import difference
@@ -123,7 +124,7 @@ def _check_region(one: Pass, region: Region, weights: SampleWeights) -> None:
             raise PassError(
                 f"breaks its contract {one.contract!r}: {_place(region)} is off by "
                 f"{found.error:.3g} of its row's largest value, allowed {allowed:.3g}; "
-                f"worst in {where}, {found.bad_rows} rows are wrong"
+                f"worst in {where}, {format_count(found.bad_rows, 'wrong row')}"
             )
 
 

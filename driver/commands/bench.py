@@ -30,6 +30,7 @@ def command(
     from dataclasses import asdict
 
     from ...ir.artifact import open_artifact
+    from ...ir.sizes import format_count
     from ..benchmark import measure_speed
 
     speed = measure_speed(
@@ -43,7 +44,8 @@ def command(
     if as_json:
         click.echo(json.dumps(asdict(speed)))
         return
-    click.echo(f"{batch} × ({prompt_tokens} + {new_tokens}) tokens, {speed.threads} threads")
+    threads_used = format_count(speed.threads, "thread")
+    click.echo(f"{batch} × ({prompt_tokens} + {new_tokens}) tokens, {threads_used}")
     click.echo(f"prefill      {speed.prefill_tokens_per_second:10.1f} tokens/s")
     click.echo(f"decode       {speed.decode_tokens_per_second:10.1f} tokens/s")
     click.echo(f"first token  {speed.first_token_seconds * 1e3:10.1f} ms")

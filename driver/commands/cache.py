@@ -25,17 +25,21 @@ def path() -> None:
 @command.command()
 def size() -> None:
     """Print how much the cache holds, and its limit."""
+    from ...ir.sizes import format_count
     from ..cache import ArtifactCache
 
     use = ArtifactCache().use()
     held, limit = use.size_bytes / 1e9, use.limit_bytes / 1e9
-    click.echo(f"{use.num_artifacts} artifacts, {held:.2f} GB of at most {limit:.2f} GB")
+    count = format_count(use.num_artifacts, "artifact")
+    click.echo(f"{count}, {held:.2f} GB of at most {limit:.2f} GB")
 
 
 @command.command()
 def clear() -> None:
     """Remove everything from the cache."""
+    from ...ir.sizes import format_count
     from ..cache import ArtifactCache
 
     before = ArtifactCache().clear()
-    click.echo(f"removed {before.num_artifacts} artifacts, {before.size_bytes / 1e9:.2f} GB")
+    count = format_count(before.num_artifacts, "artifact")
+    click.echo(f"removed {count}, {before.size_bytes / 1e9:.2f} GB")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infc.driver.generate import read_prompt, write_stream
+from infc.driver.generate import Written, read_prompt, write_stream
 from infc.driver.sampling_options import sampling_params
 from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import InfcError, RequestError, UsageError
@@ -52,6 +52,11 @@ def test_token_ids_where_there_is_no_tokenizer() -> None:
     sink = io.StringIO()
     written = write_stream([part("", 5), part("", 6, end="length")], sink, as_ids=True)
     assert sink.getvalue() == written.text == "5 6 "
+
+
+def test_one_of_each_is_counted_as_one() -> None:
+    summary = Written("a", 1, 1, 0.1, 0.0, "length").summary()
+    assert summary.startswith("1 prompt token, 1 token, first")
 
 
 def test_nothing_generated() -> None:

@@ -75,7 +75,7 @@ def test_one_wrong_row_of_64_past_position_16_is_caught_and_named(tmp_path: Path
     assert "pass add-position" in text
     assert "position 41" in text
     assert "row 41 of 67" in text
-    assert "1 rows are wrong" in text
+    assert "1 wrong row" in text
     (kept,) = tmp_path.glob("*.ir")
     assert str(kept) in text
     assert parse_program(kept.read_text()) == program
