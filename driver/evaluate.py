@@ -63,7 +63,7 @@ def evaluate_text(
     stride = max(1, context // 2) if stride_tokens is None else stride_tokens
     if not 2 <= context <= limit or not 1 <= stride < context:
         raise UsageError(
-            f"a context of {context} and a stride of {stride} tokens",
+            f"a context of {context} and a stride of {stride} tokens do not fit",
             hint=f"context is 2..{limit}, and stride is less than context",
         )
     if len(tokens) < 2:

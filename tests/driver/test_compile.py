@@ -356,6 +356,8 @@ def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[
     speed = json.loads(capfd.readouterr().out)
     assert (speed["prompt_tokens"], speed["new_tokens"], speed["batch"]) == (9, 4, 2)
     assert min(speed[key] for key in speed if "per_second" in key) > 0
+    assert run(["bench", str(fast.path), *sizes, "--threads", "1"]) == 0
+    assert capfd.readouterr().out.startswith("2 × (9 + 4) tokens, 1 thread\n")
     (tmp_path / "text").write_text("the quick brown fox " * 20)
     options = ["--context", "64", "--stride", "32", "--json"]
     assert run(["eval", str(fast.path), str(tmp_path / "text"), *options]) == 0
@@ -365,7 +367,9 @@ def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert result["perplexity"] > 1
     for bad in ("--context", "--stride"):
         assert run(["eval", str(fast.path), str(tmp_path / "text"), bad, "0"]) == 2
-        assert capfd.readouterr().err.startswith("error: a context of ")
+        error = capfd.readouterr().err
+        assert error.startswith("error: a context of ")
+        assert "tokens do not fit (context is 2.." in error
 
 
 def test_evaluation_is_that_of_transformers(source: Path, fast: Artifact) -> None:
