@@ -41,7 +41,7 @@ class CppBackend(Backend):
         for kind in types:
             if isinstance(kind, TensorType) and kind.dtype not in SCALARS:
                 return Verdict.no(f"element type {kind.dtype.value} is not built")
-        return _check_operands(node)
+        return _check_operands(node, program)
 
     def emit(
         self, program: Program, target: Target, directory: Path, options: EmitOptions
@@ -70,11 +70,16 @@ class CppBackend(Backend):
         )
 
 
-def _check_operands(node: Node) -> Verdict:
+def _check_operands(node: Node, program: Program) -> Verdict:
+    copied = {"take": node.inputs[:1], "concat": node.inputs}.get(node.op, ())
+    if any(operand in program.inputs for operand in copied):
+        return Verdict.no("the step's own arrays are read by index or in loops only")
     if node.op == "linear" and not isinstance(node.inputs[1], WeightRef):
         return Verdict.no("the matrix of a linear must be a weight")
     if node.op == "linear" and node.attrs.get("scheme", "dense") != "dense":
         return Verdict.no(f"scheme {node.attrs['scheme']!r} is not built")
+    if node.op == "moe" and not all(isinstance(w, WeightRef) for w in node.inputs[3:5]):
+        return Verdict.no("the matrices of experts must be weights")
     if node.op == "moe" and len(node.inputs) > 5:
         return Verdict.no("biases of experts are not built")
     if node.op == "take" and node.attrs.get("dim", 0) != 0:

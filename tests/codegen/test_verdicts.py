@@ -1,0 +1,78 @@
+"""What a backend cannot do it refuses by name, before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from infc.codegen.registry import get_backend
+from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import ProgramError, UsageError
+from infc.ir.program import Value
+from infc.ir.target import resolve_target
+from infc.ir.types import DType, Sym, TensorType
+
+T = Sym("T")
+
+
+def take_ids(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    b.emit("take", ids, ids, dim=0)
+
+
+def join_ids(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    b.emit("concat", ids, ids, dim=0)
+
+
+def take_columns(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    b.emit("take", x, ids, dim=1)
+
+
+def add_up(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    b.emit("cumsum", x, dim=0)
+
+
+def soften_columns(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    b.emit("softmax", x, dim=0)
+
+
+def double(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    b.emit("cast", x, dtype="f64")
+
+
+def multiply_values(b: ProgramBuilder, ids: Value, x: Value) -> None:
+    square = b.emit(
+        "slice", b.emit("neg", b.weight("w", TensorType(DType.F32, (8, 8)))), dim=0, start=0, stop=8
+    )
+    b.emit("linear", x, square)
+
+
+REFUSED: dict[Callable[[ProgramBuilder, Value, Value], None], str] = {
+    take_ids: "step's own arrays",
+    join_ids: "step's own arrays",
+    take_columns: "first dimension",
+    add_up: "no kernel",
+    soften_columns: "last dimension",
+    double: "element type f64",
+    multiply_values: "must be a weight",
+}
+
+
+@pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
+def test_cpp_refuses_with_the_reason(
+    make: Callable[[ProgramBuilder, Value, Value], None],
+) -> None:
+    builder = ProgramBuilder("p", phase="planned")
+    builder.symbol("T", 1, 64)
+    ids = builder.input("input_ids", TensorType(DType.I64, (T,)))
+    table = builder.weight("table", TensorType(DType.F32, (50, 8)))
+    make(builder, ids, builder.emit("embedding", table, ids))
+    with pytest.raises(ProgramError, match=REFUSED[make]) as caught:
+        get_backend("cpp").check(builder.build(), resolve_target("native"))
+    assert "cpp" in str(caught.value) and "reference" in str(caught.value)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="triton") as caught:
+        get_backend("triton")
+    assert "cpp" in str(caught.value) and "reference" in str(caught.value)
