@@ -41,6 +41,11 @@ class Artifact:
     """SHA-256 of the manifest's text, in hex: equal for equal artifacts wherever they lie."""
     _weights: _WeightsCheck = field(repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        # The manifest has thousands of entries, and a notebook prints whatever a cell ends with.
+        model = self.manifest.model.architecture
+        return f"Artifact({str(self.path)!r}, model={model!r}, identity='{self.identity[:12]}…')"
+
     @property
     def weights_path(self) -> Path:
         """The file of weights."""

@@ -39,6 +39,7 @@ def digest_file(path: Path) -> FileDigest:
 def check_digests(root: Path, files: Mapping[str, FileDigest]) -> None:
     """Reads each file under `root` whole; raises ArtifactError naming the first that differs."""
     jobs = [job for name, digest in files.items() for job in _jobs(root, name, digest)]
+    sizes = {root / name: digest.bytes for name, digest in files.items()}
     stop = threading.Event()
 
     def check(job: _Job) -> None:
@@ -52,8 +53,10 @@ def check_digests(root: Path, files: Mapping[str, FileDigest]) -> None:
             raise ArtifactError(f"cannot be read: {error.strerror}", where=str(path)) from None
         if actual != expected:
             stop.set()
+            whole = length == sizes[path]
+            part = f"{length} bytes" if whole else f"bytes {start} to {start + length - 1}"
             raise ArtifactError(
-                f"its bytes {start} to {start + length} do not match their digest",
+                f"its {part} do not match their digest",
                 where=str(path),
                 hint="the artifact is damaged: compile it again",
             )
