@@ -35,6 +35,13 @@ def test_every_room_has_its_link() -> None:
     assert links == {room: ROOT / room for room in ROOMS}
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+@pytest.mark.parametrize("left", ["tiny.infc/manifest.json", "tiny.infc.timings.json"])
+def test_what_compiling_leaves_by_default_is_not_of_the_repository(left: str) -> None:
+    asked = subprocess.run(["git", "check-ignore", "-q", "--no-index", left], cwd=ROOT)
+    assert asked.returncode == 0
+
+
 def test_root_package_is_empty() -> None:
     # Tools that follow paths climb through it; pytest may import it under the checkout's name.
     assert (ROOT / "__init__.py").read_text() == ""
