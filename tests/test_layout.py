@@ -20,6 +20,7 @@ PUBLIC_NAMES = {
     "SamplingParams",
     "__version__",
     "compile",
+    "ops",
     "register_pass",
     "rewrite",
 }

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .driver.compile import compile_model as compile
     from .ir.artifact import Artifact
     from .passes.registry import register_pass
-    from .passes.rewrite import rewrite
+    from .passes.rewrite import ops, rewrite
     from .runtime.llm import LLM
     from .runtime.outputs import RequestOutput
     from .runtime.sampling_params import SamplingParams
@@ -21,6 +21,7 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "compile",
+    "ops",
     "register_pass",
     "rewrite",
 ]
@@ -32,6 +33,7 @@ _HOMES = {
     "RequestOutput": ("runtime.outputs", "RequestOutput"),
     "SamplingParams": ("runtime.sampling_params", "SamplingParams"),
     "compile": ("driver.compile", "compile_model"),
+    "ops": ("passes.rewrite", "ops"),
     "register_pass": ("passes.registry", "register_pass"),
     "rewrite": ("passes.rewrite", "rewrite"),
 }

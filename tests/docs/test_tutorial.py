@@ -21,8 +21,7 @@ PAGE = (ROOT / "docs/custom-passes.md").read_text()
 # The issue's own fault, by position: rows of a step say where a token lies only by chance.
 BY_POSITION = '''"""A rotation that is wrong at one position of 64, and only past position 16."""
 
-from infc import rewrite
-from infc.passes.rewrite import ops
+from infc import ops, rewrite
 
 
 def before(x, positions, cos, sin, n):
