@@ -131,8 +131,12 @@ class Pipeline:
         """UsageError unless every pass finds what it requires, given the facts at the start.
 
         Also where a pass stands behind the memory plan: values that it lets live longer would
-        share their bytes with others.
+        share their bytes with others; and where two passes share a name.
         """
+        kinds = {one.name: type(one) for one in self.passes}
+        for one in self.passes:
+            if kinds[one.name] is not type(one):
+                raise UsageError(f"two passes are named {one.name}", where="pipeline")
         known = set(facts)
         for i, one in enumerate(self.passes):
             for missing in sorted(one.requires - known):

@@ -15,7 +15,8 @@ _REGISTRY: dict[str, type[Pass]] = {}
 def register_pass(kind: type[Pass]) -> type[Pass]:
     """Make a pass known by its name; usable as a decorator.
 
-    UsageError where another pass has that name, or where `kind` is not a pass.
+    Another of the same name takes its place, as in a notebook whose cell runs again. UsageError
+    for the name of one of our own, or where `kind` is not a pass.
     """
     if not (isinstance(kind, type) and issubclass(kind, Pass)):
         raise UsageError(f"{kind!r} is not a pass", hint="derive it from infc.passes.base.Pass")
@@ -24,8 +25,12 @@ def register_pass(kind: type[Pass]) -> type[Pass]:
             f"{kind.__name__} lacks a name, or a phase out of {', '.join(PIPELINE_PHASES)}"
         )
     known = _registry().get(kind.name)
-    if known is not None and _home(known) != _home(kind):
-        raise UsageError(f"pass {kind.name} is registered twice", where=_home(kind))
+    if known is not None and known is not kind and _is_ours(known):
+        raise UsageError(
+            f"{kind.name} is the name of one of infc's own passes",
+            where=f"{kind.__module__}.{kind.__qualname__}",
+            hint="give it another name",
+        )
     _REGISTRY[kind.name] = kind
     return kind
 
@@ -62,7 +67,7 @@ def load(path: str) -> type[Pass]:
         raise UsageError(
             f"cannot import {module_name}: {error}",
             where=path,
-            hint="it must be importable: installed, or in a folder of PYTHONPATH",
+            hint=_import_hint(error, module_name),
         ) from error
     kind = getattr(module, attribute, None)
     if kind is None:
@@ -78,6 +83,12 @@ def load(path: str) -> type[Pass]:
     return register_pass(kind)
 
 
+def _import_hint(error: ImportError, module_name: str) -> str:
+    if error.name is not None and error.name != module_name.partition(".")[0]:
+        return f"{module_name} was found, and what it imports was not"
+    return "put it beside the recipe or into the working directory, or install it"
+
+
 def _registry() -> dict[str, type[Pass]]:
     if not _REGISTRY:
         from .pipeline import OUR_PASSES
@@ -86,5 +97,7 @@ def _registry() -> dict[str, type[Pass]]:
     return _REGISTRY
 
 
-def _home(kind: type[Pass]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _is_ours(kind: type[Pass]) -> bool:
+    from .pipeline import OUR_PASSES
+
+    return kind in OUR_PASSES

@@ -16,6 +16,7 @@ from infc.ir.program import Program
 from infc.ir.text import parse_program
 from infc.passes.base import CONTRACTS, PIPELINE_PHASES, Pass, PassContext, PassResult
 from infc.passes.commands import describe_pass, list_passes, opt
+from infc.passes.fuse_rope import FuseRope
 from infc.passes.lower_kv import LowerKv
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import (
@@ -155,8 +156,18 @@ def test_registering() -> None:
     class Other(Nothing):
         name: ClassVar[str] = "nothing"
 
-    with pytest.raises(UsageError, match="registered twice"):
-        register_pass(Other)
+    @dataclass(frozen=True)
+    class Ours(Nothing):
+        name: ClassVar[str] = "fuse-rope"
+
+    # As in a notebook: the cell that defines a pass runs again, or another takes its name.
+    assert register_pass(Nothing) is get_pass("nothing") is Nothing
+    assert register_pass(Other) is get_pass("nothing") is Other
+    with pytest.raises(UsageError, match="two passes are named nothing"):
+        Pipeline((Nothing(), Other())).check()
+    with pytest.raises(UsageError, match="fuse-rope is the name of one of infc's own"):
+        register_pass(Ours)
+    assert get_pass("fuse-rope") is FuseRope
     with pytest.raises(UsageError, match="not a pass"):
         register_pass(int)  # type: ignore[arg-type]
     assert register_pass(Nothing) is Nothing
