@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from pathlib import Path
+
+from .optimize import importable
 
 
 def list_pipeline() -> str:
@@ -19,10 +22,14 @@ def list_pipeline() -> str:
 
 
 def describe_pass(name: str) -> str:
-    """Documentation, options and place of a pass; UsageError with the nearest name."""
+    """Documentation, options and place of a pass; UsageError with the nearest name.
+
+    The module of a `my_module:MyPass` is looked for in the working directory too.
+    """
     from ..passes.registry import get_pass
 
-    kind = get_pass(name)
+    with importable(Path.cwd()):
+        kind = get_pass(name)
     lines = [kind.name, "", inspect.getdoc(kind) or "", ""]
     lines += [f"phase     {kind.phase}", f"numbers   {kind.contract}"]
     for label, facts in (("requires", kind.requires), ("ensures", kind.ensures)):

@@ -29,7 +29,7 @@ def build_recipe_pipeline(recipe: Recipe, directory: Path) -> Pipeline:
     """
     from ..passes.pipeline import build_pipeline, with_kv_options
 
-    with _importable(directory, Path.cwd()):
+    with importable(directory, Path.cwd()):
         pipeline = build_pipeline(recipe.passes or None)
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
@@ -88,12 +88,12 @@ def optimize_text(text: str, pipeline: str, *, source: str = "<text>") -> str:
     """
     from ..passes.commands import opt
 
-    with _importable(Path.cwd()):
+    with importable(Path.cwd()):
         return opt(text, pipeline, source=source)
 
 
 @contextmanager
-def _importable(*directories: Path) -> Iterator[None]:
+def importable(*directories: Path) -> Iterator[None]:
     """Lets modules in these directories be imported by name, as `python FILE` does for its own."""
     added = [str(directory) for directory in directories if str(directory) not in sys.path]
     sys.path[:0] = added

@@ -11,6 +11,7 @@ def command(name: str | None) -> None:
     \b
       infc passes
       infc passes fuse-rms-norm
+      infc passes my_module:MyPass
     """
     from ..describe_passes import describe_pass, list_pipeline
 

@@ -264,6 +264,20 @@ def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "numbers   reassociates" in text
 
 
+def test_a_pass_beside_is_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "beside_here.py").write_text(
+        "from infc import ops, rewrite\n"
+        "Twice = rewrite('twice', lambda x: ops.neg(ops.neg(x)), lambda x: x)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(["passes", "beside_here:Twice"]) == 0
+    assert capsys.readouterr().out.startswith("twice\n")
+    status, line = refused(capsys, "passes", "gone_from_here:Twice")
+    assert (status, "put it beside the recipe or into the working dir" in line) == (2, True)
+
+
 def test_recipe_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.yaml").write_text("model: x\n")
     assert run(["recipe", "show", str(tmp_path / "model.yaml"), "--set", "dtype=float32"]) == 0
