@@ -100,7 +100,7 @@ class AsyncEngine:
         stream = _Stream(
             request_id=request_id if request_id is not None else f"infc-{next(self._ids)}",
             prompt=token_ids,
-            params=params or SamplingParams(),
+            params=SamplingParams() if params is None else params,
             priority=priority,
             cache_salt=cache_salt,
             loop=asyncio.get_running_loop(),

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir.artifact import Artifact, Verification, open_artifact
 from ..ir.errors import InfcError, RequestError
@@ -133,7 +134,7 @@ class Engine:
         """
         if self._closed:
             raise InfcError("the engine is closed")
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
         token_ids = self.encode(prompt)
         self._check(params, cache_salt)
         if type(priority) is not int:
@@ -222,7 +223,13 @@ class Engine:
             )
         return ids
 
-    def _check(self, params: SamplingParams, cache_salt: str) -> None:
+    def _check(self, params: Any, cache_salt: str) -> None:
+        if not isinstance(params, SamplingParams):
+            raise RequestError(
+                f"params must be SamplingParams, not {type(params).__name__}",
+                field="params",
+                hint="write SamplingParams(max_tokens=64)",
+            )
         for token in params.stop_token_ids:
             if token >= self.vocab_size:
                 raise RequestError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..ir.artifact import Artifact, Verification
-from ..ir.errors import InfcError, RequestError
+from ..ir.errors import InfcError, RequestError, UsageError
 from .engine import Engine
 from .limits import RuntimeOptions
 from .outputs import RequestOutput, merge_outputs
@@ -39,7 +41,8 @@ class LLM:
         verify: Verification = "stamp",
         **limits: Any,
     ) -> None:
-        self.engine = Engine.open(artifact, RuntimeOptions(**limits), verify=verify)
+        self._closed = False
+        self.engine = Engine.open(artifact, _as_options(limits), verify=verify)
         self._ids = itertools.count()
         self._parts: dict[str, deque[RequestOutput]] = {}
 
@@ -57,19 +60,19 @@ class LLM:
     ) -> list[RequestOutput]:
         """One answer a prompt, in their order. `params` is for all, or one for each.
 
-        A prompt that can never be served raises RequestError, and the others are given up.
+        A prompt that can never be served raises RequestError, and the others are given up; its
+        `where` says which one of a list it was.
         """
+        self._check_open()
         batch = _as_prompts(prompts)
-        each = [params] * len(batch) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(batch):
-            raise RequestError(f"{len(each)} params for {len(batch)} prompts", field="params")
+        each = _as_params(params, len(batch))
         names: list[str] = []
         answers: dict[str, list[RequestOutput]] = {}
         left: list[str] = []
         try:
             with _ProgressBar(len(batch) if progress else None) as bar:
                 while left or len(names) < len(batch):
-                    fresh = self._feed(batch[len(names) :], each[len(names) :])
+                    fresh = self._feed(batch, each, len(names))
                     names += fresh
                     answers.update((name, []) for name in fresh)
                     self._step()
@@ -95,6 +98,7 @@ class LLM:
                 parts.clear()
                 if self._parts[name]:
                     continue  # it came while the caller was asking another iterator
+                self._check_open()
                 if self.engine.scheduler.get(name) is None:
                     raise InfcError("the engine gave this request up after an error")
                 self._step()
@@ -134,7 +138,8 @@ class LLM:
         return self.stream(ids, params)
 
     def close(self) -> None:
-        """Give threads and memory back; a second call does nothing."""
+        """Give threads and memory back, and end open streams; a second call does nothing."""
+        self._closed = True
         self.engine.close()
 
     def __enter__(self) -> LLM:
@@ -150,25 +155,34 @@ class LLM:
 
     # --- inside -------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InfcError(
+                "this LLM is closed", hint="read answers and streams before the `with` block ends"
+            )
+
     def _add(self, prompt: Prompt, params: SamplingParams | None) -> str:
+        self._check_open()
         name = str(next(self._ids))
         self.engine.add_request(name, prompt, params)
         self._parts[name] = deque()
         return name
 
     def _feed(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None]
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], begin: int
     ) -> list[str]:
-        """Queue prompts as far as the queue takes them; the names they got."""
+        """Queue prompts from `begin` on, as far as the queue takes them; the names they got."""
         scheduler = self.engine.scheduler
         # Whoever was preempted waits too, and may do so beyond the limit.
         room = max(0, scheduler.limits.max_waiting - scheduler.num_waiting)
         names: list[str] = []
         try:
-            for prompt, chosen in zip(prompts[:room], params[:room], strict=True):
-                names.append(self._add(prompt, chosen))
-        except BaseException:
+            for index in range(begin, min(begin + room, len(prompts))):
+                names.append(self._add(prompts[index], params[index]))
+        except BaseException as error:
             self._drop(names)
+            if isinstance(error, RequestError) and len(prompts) > 1:
+                error.where = f"prompts[{begin + len(names)}]"
             raise
         return names
 
@@ -220,6 +234,31 @@ class _ProgressBar:
             self._progress.stop()
 
 
+def _as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
+    known = [field.name for field in fields(RuntimeOptions)]
+    if wrong := [name for name in limits if name not in known]:
+        near = difflib.get_close_matches(wrong[0], known, 1)
+        names = f"it takes verify, {', '.join(known)}"
+        raise UsageError(
+            f"infc.LLM takes no {wrong[0]!r}",
+            hint=f"did you mean {near[0]!r}? {names}" if near else names,
+        )
+    return RuntimeOptions(**limits)
+
+
+def _as_params(params: Any, count: int) -> list[Any]:
+    """The parameters of each of `count` prompts; the engine checks what they are."""
+    if not isinstance(params, Sequence) or isinstance(params, (str, bytes)):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(
+            f"{len(params)} params do not go with {count} prompts",
+            field="params",
+            hint="give one for all, or one for each",
+        )
+    return list(params)
+
+
 def _as_prompts(prompts: Any) -> list[Prompt]:
     """A list of prompts from one or many; text, or token ids."""
     if isinstance(prompts, str):
@@ -228,7 +267,9 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
         raise RequestError("prompts must be text, token ids, or a list of them", field="prompt")
     if prompts and all(isinstance(item, int) for item in prompts):
         return [prompts]
-    for item in prompts:
+    for index, item in enumerate(prompts):
         if isinstance(item, bytes) or not isinstance(item, Sequence):
-            raise RequestError(f"{item!r:.80} is no prompt", field="prompt")
+            raise RequestError(
+                f"{item!r:.80} is no prompt", field="prompt", where=f"prompts[{index}]"
+            )
     return list(prompts)

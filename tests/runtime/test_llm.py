@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from infc.ir.errors import ArtifactError, CapacityError, InfcError, RequestError
+from infc.ir.errors import (
+    ArtifactError,
+    CapacityError,
+    InfcError,
+    RequestError,
+    UsageError,
+)
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
@@ -135,8 +141,12 @@ def test_progress_goes_to_stderr(llm: LLM, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_bad_prompts_are_refused(llm: LLM, prompt: str | list[int], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        llm.generate([prompt, "the cat"])
+    with pytest.raises(RequestError, match=message) as caught:
+        llm.generate(["the cat", prompt])
+    assert caught.value.where == "prompts[1]", "which of the list it was"
+    with pytest.raises(RequestError, match=message) as caught:
+        llm.generate([prompt])
+    assert caught.value.where is None
     assert not llm.engine.has_unfinished
     assert len(llm.generate("the", SamplingParams(max_tokens=2))) == 1
 
@@ -267,8 +277,39 @@ def test_nothing_runs_after_the_end(artifact: Path) -> None:
     llm = LLM(artifact)
     llm.close()
     llm.close()
-    with pytest.raises(InfcError, match="the engine is closed"):
-        llm.generate("the cat")
+    calls: list[Callable[[], object]] = [
+        lambda: llm.generate("the cat"),
+        lambda: llm.generate([]),
+        lambda: next(llm.stream("the cat")),
+        lambda: llm.chat([{"role": "user", "content": "the hat"}]),
+    ]
+    for call in calls:
+        with pytest.raises(InfcError, match="this LLM is closed"):
+            call()
+
+
+def test_a_stream_does_not_outlive_its_model(artifact: Path) -> None:
+    with LLM(artifact) as llm:
+        stream = llm.stream("the cat", SamplingParams(ignore_eos=True))
+        next(stream)
+    with pytest.raises(InfcError, match="this LLM is closed"):
+        next(stream)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, {}, [{"max_tokens": 3}], "greedy", 3])
+def test_parameters_of_another_kind(llm: LLM, params: Any) -> None:
+    with pytest.raises(RequestError, match="params must be SamplingParams, not") as caught:
+        llm.generate("the cat", params)
+    assert caught.value.field == "params"
+    with pytest.raises(RequestError, match="3 params do not go with 2 prompts"):
+        llm.generate(["the", "cat"], [SamplingParams()] * 3)
+
+
+def test_a_limit_that_nobody_knows(artifact: Path) -> None:
+    with pytest.raises(UsageError, match=r"takes no 'max_contxt' \(did you mean 'max_context'\?"):
+        LLM(artifact, max_contxt=10)
+    with pytest.raises(UsageError, match=r"takes no 'foo' \(it takes verify, max_context,"):
+        LLM(artifact, foo=1)
 
 
 def test_more_prompts_than_may_wait_while_some_are_preempted(artifact: Path) -> None:
