@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .scheduler import SchedulerLimits
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _MAX_THREADS = 1024
+_KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +79,17 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         notes.append(f"max_context is {held}: the KV memory of {format_size(budget)} holds no more")
         limits = _with_context(limits, held)
     kv_bytes = _bytes_of(groups, num_blocks)
-    if kv_bytes + manifest.arena_bytes > (free := available_memory()):
+    free = available_memory()
+    if memory not in (None, "auto") and kv_bytes < free < budget:
+        notes.append(
+            f"KV memory of {format_size(budget)} is more than the {format_size(free)} free here:"
+            f" {format_size(kv_bytes)} are taken, all that {limits.max_running} sequences of"
+            f" {limits.max_context} tokens can use"
+        )
+    if kv_bytes + manifest.arena_bytes > free:
         raise CapacityError(
             f"KV memory of {format_size(kv_bytes)} is more than the {format_size(free)} free here",
-            hint="lower kv_cache.memory, or leave it to auto",
+            hint=f"lower {_KV_MEMORY}, or leave it to auto",
         )
     num_threads = _num_threads(options.threads, runtime.get("threads"))
     pin = runtime.get("pin") if options.pin is None else options.pin
@@ -199,18 +207,15 @@ def _limits(manifest: Manifest, options: RuntimeOptions) -> SchedulerLimits:
             )
         chosen[name] = compiled if wanted is None else wanted
     return SchedulerLimits(
-        **chosen, logit_rows=manifest.limits.logit_rows, max_waiting=options.max_waiting
+        **chosen,
+        logit_rows=manifest.limits.logit_rows,
+        max_waiting=options.max_waiting,
+        compiled_context=manifest.limits.max_context,
     )
 
 
 def _with_context(limits: SchedulerLimits, max_context: int) -> SchedulerLimits:
-    return SchedulerLimits(
-        step_tokens=limits.step_tokens,
-        max_sequences=limits.max_sequences,
-        logit_rows=limits.logit_rows,
-        max_context=max_context,
-        max_waiting=limits.max_waiting,
-    )
+    return replace(limits, max_context=max_context)
 
 
 def _blocks_at(groups: Sequence[KvGroup], limits: SchedulerLimits, units: int) -> tuple[int, ...]:
@@ -238,8 +243,8 @@ def _too_little(
     alone = [blocks_alone(group, max_context) for group in groups]
     # Groups share one unit, so the least that holds one sequence has the largest of them.
     needed = _bytes_of(groups, [max(alone) + 1] * len(groups))
-    instead = f" or max_context of at most {held}" if held >= 2 else ""
+    instead = f", or lower max_context to at most {held}" if held >= 2 else ""
     return CapacityError(
         f"a context of {max_context} tokens does not fit into {format_size(budget)} of KV memory",
-        hint=f"give it kv_cache.memory of at least {format_size(needed)}{instead}",
+        hint=f"raise {_KV_MEMORY} to at least {format_size(needed)}{instead}",
     )

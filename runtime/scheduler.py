@@ -25,6 +25,8 @@ class SchedulerLimits:
 
     `step_tokens` tokens and `logit_rows` rows of logits a step, `max_sequences` sequences
     running, `max_context` tokens a sequence (prompt and output), `max_waiting` requests queued.
+    `compiled_context` is what `max_context` may be raised to without compiling again, where it
+    was lowered.
     """
 
     step_tokens: int
@@ -32,6 +34,7 @@ class SchedulerLimits:
     logit_rows: int
     max_context: int
     max_waiting: int = 4096
+    compiled_context: int | None = None
 
     @property
     def max_running(self) -> int:
@@ -194,7 +197,7 @@ class Scheduler:
                 f"the prompt has {prompt} tokens, and {limit} are all that prompt and output may"
                 " have",
                 field="prompt",
-                hint="shorten it, or serve with a larger max_context",
+                hint=f"shorten it, or {self._more_context()}",
             )
         total = limit if wanted is None else prompt + wanted
         if total > limit:
@@ -207,9 +210,15 @@ class Scheduler:
             raise RequestError(
                 f"{total} tokens are more than the KV cache holds",
                 field="max_tokens",
-                hint="ask for fewer, or serve with more KV memory",
+                hint="ask for fewer, or give it more KV memory",
             )
         return total
+
+    def _more_context(self) -> str:
+        compiled = self.limits.compiled_context
+        if compiled is None or compiled == self.limits.max_context:
+            return "compile with a larger runtime.max_context"
+        return f"give it more max_context or KV memory: compiled is {compiled}"
 
     def _plan_running(self) -> tuple[list[tuple[Request, int]], int, bool]:
         """Tokens for each running request, the budget left, and whether one was preempted."""

@@ -155,12 +155,24 @@ def test_more_threads_than_processors_are_not_pinned() -> None:
         plan_runtime(served(), RuntimeOptions(threads=usable + 1, pin=True))
 
 
+def test_memory_beyond_the_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 1 << 30)
+    plan = plan_runtime(served(), RuntimeOptions(kv_memory="1000GiB", threads=1))
+    (note,) = plan.notes
+    assert note.startswith("KV memory of 1000.0 GiB is more than the 1.0 GiB free here:")
+    assert note.endswith(
+        f" {format_size(plan.kv_bytes)} are taken, all that 4 sequences of 64 tokens can use"
+    )
+    assert plan_runtime(served(), RuntimeOptions(kv_memory="900MiB", threads=1)).notes == ()
+    assert plan_runtime(served(), RuntimeOptions(threads=1)).notes == ()
+
+
 def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """An amount that was asked for is found too large now, not by a kill under load."""
     plan = plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
     free = plan.kv_bytes + plan.arena_bytes
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free)
-    assert plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1)) == plan
+    assert plan_runtime(served(), RuntimeOptions(kv_memory=plan.kv_bytes, threads=1)) == plan
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free - 1)
     with pytest.raises(CapacityError, match=r"is more than the .* free here"):
         plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))

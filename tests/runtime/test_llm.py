@@ -189,8 +189,8 @@ def test_token_ids_only_without_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "hint"),
     [
-        ({"kv_memory": "10KiB", "max_context": 96}, "kv_cache.memory of at least"),
-        ({"kv_memory": "1KiB"}, "kv_cache.memory of at least"),
+        ({"kv_memory": "10KiB", "max_context": 96}, r"\(--kv-memory, or .*\) to at least"),
+        ({"kv_memory": "1KiB"}, r"raise kv_memory \(--kv-memory, or .*\) to at least"),
         ({"max_context": 97}, "compile with runtime.max_context"),
         ({"step_tokens": 17}, "compile with runtime.step_tokens"),
     ],
@@ -209,6 +209,21 @@ def test_a_smaller_pool_lowers_the_context_and_says_so(artifact: Path) -> None:
         assert str(held) in llm.engine.plan.notes[0]
         (answer,) = llm.generate("the", SamplingParams(ignore_eos=True))
         assert len(answer.prompt_token_ids) + len(answer.outputs[0].token_ids) == held
+
+
+def test_what_a_longer_prompt_needs(artifact: Path) -> None:
+    with (
+        LLM(artifact) as llm,
+        pytest.raises(RequestError, match=r"compile with a larger runtime\.max_context"),
+    ):
+        llm.generate([[5] * 96])
+    lowered: list[dict[str, Any]] = [{"max_context": 40}, {"kv_memory": "10KiB"}]
+    for limits in lowered:
+        with (
+            LLM(artifact, **limits) as llm,
+            pytest.raises(RequestError, match="more max_context or KV memory: compiled is 96"),
+        ):
+            llm.generate([[5] * 95])
 
 
 def test_damaged_weights_give_no_token(tmp_path: Path) -> None:
