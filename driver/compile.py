@@ -98,13 +98,17 @@ def _take(store: ArtifactCache, key: str, output: Path) -> bool:
 class _Job:
     """A recipe with everything resolved that needs no heavy import."""
 
-    recipe: Recipe
-    directory: Path  # that the recipe's relative paths start from
+    loaded: LoadedRecipe
     model: Path
     output: Path
     target: Target
     toolchain: Mapping[str, str]
     verify: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the recipe says."""
+        return self.loaded.recipe
 
 
 def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: bool) -> _Job:
@@ -118,7 +122,7 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
         raise ArtifactError(
             "the output lies in the checkpoint, or holds it", where=str(place), hint="-o elsewhere"
         )
-    return _Job(recipe, loaded.directory, model, place, target, toolchain, verify)
+    return _Job(loaded, model, place, target, toolchain, verify)
 
 
 def _toolchain(recipe: Recipe) -> Mapping[str, str]:
@@ -167,7 +171,7 @@ def _own_passes(spec: Any) -> Iterator[str]:
 def _recorded(job: _Job) -> dict[str, Any]:
     """The recipe as the manifest keeps it: every key, `native` by name, no path of this machine."""
     data = job.recipe.model_dump()
-    is_local = (job.directory / job.recipe.model).exists()
+    is_local = (job.loaded.directory / job.recipe.model).exists()
     name = _model_name(job.recipe, job.model) if is_local else job.recipe.model
     return {**data, "model": name, "target": job.target.name}
 
@@ -182,7 +186,7 @@ def _build(
 
     with progress.stage("load the compiler"):
         # First what may be refused at once, then seconds of import, shown for what they are.
-        pipeline = build_recipe_pipeline(job.recipe, job.directory)
+        pipeline = build_recipe_pipeline(job.loaded)
         check_dump_name(dump_ir_after, pipeline)
         import torch  # noqa: F401
         import transformers  # noqa: F401

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ..ir.errors import CheckpointError, RecipeError
-from .recipe import Recipe
+from .recipe import HUB_ID, Recipe
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
 
 
@@ -28,7 +26,7 @@ def find_model(recipe: Recipe, directory: Path) -> Path:
                 hint="leave revision out, or name a hub id",
             )
         return path.resolve()
-    if not _HUB_ID.fullmatch(recipe.model):
+    if not HUB_ID.fullmatch(recipe.model):
         raise CheckpointError(
             "no such model directory",
             where=str(path),

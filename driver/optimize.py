@@ -13,7 +13,7 @@ from ..ir.errors import UsageError
 from ..ir.target import Target
 from ..ir.types import DType
 from .progress import Reporter
-from .recipe import Recipe
+from .recipe import LoadedRecipe
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 _CACHE_DTYPES = {"auto": "auto", "float32": DType.F32.value, "bfloat16": DType.BF16.value}
 
 
-def build_recipe_pipeline(recipe: Recipe, directory: Path) -> Pipeline:
-    """The default pipeline as the recipe changes it; UsageError names what cannot be done.
+def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
+    """The default pipeline as the recipe changes it.
 
-    Modules that the recipe names are looked for in `directory` (its own) and the working one.
+    Modules that the recipe names are looked for in its own directory and the working one.
+    Raises UsageError that says what cannot be done, and in which line of the recipe.
     """
     from ..passes.pipeline import build_pipeline, with_kv_options
 
-    with importable(directory, Path.cwd()):
-        pipeline = build_pipeline(recipe.passes or None)
+    recipe = loaded.recipe
+    with importable(loaded.directory, Path.cwd()):
+        pipeline = build_pipeline(
+            recipe.passes or None, lambda path: loaded.tree.place(("passes", *path))
+        )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
 

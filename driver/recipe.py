@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def size_or_auto(value: Any) -> Any:
 
 _CountOrAuto = Annotated[int | None, BeforeValidator(_auto_is_none)]
 _SizeOrAuto = Annotated[int | None, BeforeValidator(size_or_auto)]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ONE_OR_MORE = {"ge": 1, "le": 2**31 - 1}
 
 
@@ -146,10 +148,11 @@ _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe, and the directory that its relative paths start from."""
+    """A recipe, the directory that its relative paths start from, and the lines of its keys."""
 
     recipe: Recipe
     directory: Path
+    tree: YamlTree
 
 
 def load_recipe(
@@ -165,7 +168,7 @@ def load_recipe(
         tree, directory = _read(Path(source))
     for assignment in overrides:
         tree.set_from_text(assignment)
-    return LoadedRecipe(_validate(tree), directory)
+    return LoadedRecipe(_validate(tree), directory, tree)
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -176,7 +179,24 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
+# Of a model, and often given where a recipe belongs.
+_RECIPE_FILES = frozenset({".yaml", ".yml", ".json"})
+_MODEL_FILES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx"})
+
+
 def _read(path: Path) -> tuple[YamlTree, Path]:
+    if path.is_file() and (path.suffix in _MODEL_FILES or path.name == "config.json"):
+        raise RecipeError(
+            "this is not a recipe",
+            where=str(path),
+            hint="give a model.yaml, or a checkpoint's directory of config.json and safetensors",
+        )
+    if not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix not in _RECIPE_FILES:
+        raise RecipeError(
+            "no such file or directory",
+            where=str(path),
+            hint=f"a hub id goes into a recipe, a file that says `model: {path}`",
+        )
     if not path.is_dir():
         return read_yaml(path), path.resolve().parent
     if (path / "model.yaml").is_file():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -214,28 +215,48 @@ def _parse_value(text: str) -> Any:
 PassSpec = Mapping[str, Any] | Sequence[Any] | str | None
 
 
-def build_pipeline(spec: PassSpec = None) -> Pipeline:
+Place = Callable[[tuple[str | int, ...]], str | None]
+"""Where an edit was written, by its path in the spec: indices of lists, keys of mappings."""
+
+
+def build_pipeline(spec: PassSpec = None, place: Place = lambda _: None) -> Pipeline:
     """The default pipeline, edited as a recipe's `passes` says, and checked.
 
     `spec` is pipeline text (the whole pipeline), or a mapping: a pass's name to `false` (off),
     `true` or a mapping of options; an unknown name of the form `module:Name` is added at the end
     of its phase, or where its mapping says `after` or `before`. A list of such mappings, or of
-    names, edits one after the other. UsageError names what cannot be done.
+    names, edits one after the other. UsageError names what cannot be done, and where `place` says
+    that it stands.
     """
-    if isinstance(spec, str):
-        pipeline = parse_pipeline(spec)
-        pipeline.check()
-        return pipeline
+    with _placed(place, ()):
+        if isinstance(spec, str):
+            pipeline = parse_pipeline(spec)
+            pipeline.check()
+            return pipeline
     pipeline = default_pipeline()
     items: Sequence[Any] = [spec] if isinstance(spec, Mapping) else spec or []
-    for item in items:
+    for index, item in enumerate(items):
+        path = () if isinstance(spec, Mapping) else (index,)
         edits = {item: True} if isinstance(item, str) else item
         if not isinstance(edits, Mapping):
-            raise UsageError(f"passes: expected a name or a mapping, not {item!r}")
+            what = f"passes: expected a name or a mapping, not {item!r}"
+            raise UsageError(what, where=place(path))
         for name, value in edits.items():
-            pipeline = _edited(pipeline, str(name), value)
-    pipeline.check()
+            with _placed(place, (*path, str(name))):
+                pipeline = _edited(pipeline, str(name), value)
+    with _placed(place, ()):
+        pipeline.check()
     return pipeline
+
+
+@contextmanager
+def _placed(place: Place, path: tuple[str | int, ...]) -> Iterator[None]:
+    """Lets a UsageError say where the edit was written, if that is known."""
+    try:
+        yield
+    except UsageError as error:
+        where = place(path) or error.where
+        raise UsageError(error.message, where=where, hint=error.hint) from error
 
 
 def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:

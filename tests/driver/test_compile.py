@@ -242,6 +242,29 @@ def test_passes_that_cannot_be(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("passes", "line", "message"),
+    [
+        ("\n  fuse-rope: true\n  fuse-rpe: false", 9, "no pass fuse-rpe"),
+        ("\n  fuse-rope: {colour: red}", 8, "has no option colour"),
+        ("\n  - merge-qkv\n  - gone_from_everywhere:Pass: {before: fuse-rope}", 9, "cannot import"),
+        ("\n  fuse-rope: {before: fuse-rpe}", 8, "no pass fuse-rpe"),
+        ("\n  squeeze-unit-batch: false", 7, "requires unit-batch-squeezed"),
+        ("fuse-rope,fuse-rpe", 7, "unknown pass fuse-rpe"),
+        ("\n  - merge-qkv\n  - 7", 9, "expected a name or a mapping"),
+    ],
+)
+def test_errors_about_passes_say_the_line(
+    source: Path, tmp_path: Path, passes: str, line: int, message: str
+) -> None:
+    recipe = tmp_path / "model.yaml"
+    recipe.write_text(f"{RECIPE}passes: {passes}\nmodel: {source / 'checkpoint'}\n")
+    recipe.write_text(recipe.read_text().replace("model: ./checkpoint\n", "\n"))
+    with pytest.raises(UsageError, match=message) as caught:
+        infc.compile(recipe, tmp_path / "a")
+    assert caught.value.where == f"{recipe}:{line}"
+
+
 def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
     for place in (source, source / "checkpoint", source / "checkpoint/out"):
         with pytest.raises(ArtifactError, match="the output lies in the checkpoint, or holds it"):
