@@ -64,6 +64,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["compile"], 2, "missing argument 'RECIPE'"),
         (["compile", "--frobnicate", "x"], 2, "no such option"),
         (["compile", "gone.yaml"], 2, "gone.yaml: no such file"),
+        (["compile", "Qwen/Qwen2-0.5B"], 2, "a file that says `model: Qwen/Qwen2-0.5B`"),
+        (["compile", "recipes/gone.yaml"], 2, "recipes/gone.yaml: no such file"),
+        (["compile", "some.gguf"], 2, "some.gguf: this is not a recipe"),
+        (["compile", "config.json"], 2, "config.json: this is not a recipe"),
         (["compile", "bad.yaml"], 2, "bad.yaml:2: unknown key 'bakend'"),
         (["compile", "good.yaml", "--set", "target=z80"], 6, "unknown target 'z80'"),
         (["compile", "good.yaml"], 3, "checkpoint: no such model directory"),
@@ -100,6 +104,8 @@ def test_bad_input_is_one_line_and_a_status(
     (tmp_path / "good.yaml").write_text("model: ./checkpoint\n")
     (tmp_path / "remote.yaml").write_text("model: nobody/nothing\n")
     (tmp_path / "bad.yaml").write_text("model: x\nbakend: cpp\n")
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     write_artifact(tmp_path / "art")
     weights = write_artifact(tmp_path / "corrupt") / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[::-1])
