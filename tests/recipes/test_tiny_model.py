@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,7 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
     """The training script as a module: it holds the measuring that the README quotes."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -28,8 +29,11 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    # Run as a script it finds `corpus.py` beside itself; so it must here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TINY)
+        spec.loader.exec_module(module)
+        yield module
 
 
 @pytest.mark.parametrize("name", FILES)
