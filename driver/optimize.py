@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from .recipe import LoadedRecipe
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+    from ..passes.pass_manager import PassReport
     from ..passes.pipeline import Pipeline
 
+_SHOWN_NEAR_MISSES = 3
 _CACHE_DTYPES = {"auto": "auto", "float32": DType.F32.value, "bfloat16": DType.BF16.value}
 
 
@@ -79,10 +81,29 @@ def optimize(
         failure_directory=dump_dir,
         on_pass=on_pass,
     )
+    for line in _idle_passes(report.passes):
+        progress.remark(line)
     for name, seconds in report.times:
         key = f"pass {name}"
         progress.seconds[key] = progress.seconds.get(key, 0.0) + seconds
     return result, {**report.as_data(), "pipeline": pipeline.spell()}
+
+
+def _idle_passes(reports: Iterable[PassReport]) -> Iterator[str]:
+    """A line for each pass that is not our own and matched nothing: ours often have nothing to do.
+
+    Of the near misses, the first few.
+    """
+    from ..passes.pipeline import OUR_PASSES
+
+    ours = {kind.name for kind in OUR_PASSES}
+    for one in reports:
+        if one.name in ours or one.matches:
+            continue
+        near = "; ".join(one.near_misses[:_SHOWN_NEAR_MISSES]) or "none"
+        more = len(one.near_misses) - _SHOWN_NEAR_MISSES
+        more_text = f"; {more} more in report.json" if more > 0 else ""
+        yield f"{one.name} matched nothing (near misses: {near}{more_text})"
 
 
 def optimize_text(text: str, pipeline: str, *, source: str = "<text>") -> str:
