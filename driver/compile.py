@@ -1,4 +1,4 @@
-"""From a recipe to an artifact: every room in turn, or the cache where nothing has changed."""
+"""From a recipe to an artifact: every room in turn, or the cache where it has been before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from .recipe import LoadedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from ..codegen.base import Emission
-    from ..ir.program import Program
+    from ..ir.program import ModelSpec, Program
+
+_SHAPE = ("architecture", "num_layers", "hidden_size", "vocab_size", "num_parameters")
 
 
 def compile_model(
@@ -63,9 +65,9 @@ def compile_model(
     if reusable:
         with progress.stage("look into the cache"):
             key = _key(job, progress)
-            found = key is not None and _take(store, key, job.output)
+            found = key is not None and _take(store, key, job)
         if found:
-            progress.remark(f"{job.output}: from the cache, nothing has changed")
+            progress.remark(f"{job.output}: from the cache, which had the same compilation")
             return open_artifact(job.output, "none")  # every digest was right a moment ago
     dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
     with ArtifactWriter(job.output) as writer:
@@ -79,13 +81,14 @@ def compile_model(
     return artifact
 
 
-def _take(store: ArtifactCache, key: str, output: Path) -> bool:
+def _take(store: ArtifactCache, key: str, job: _Job) -> bool:
     """Whether the cache had the artifact, and a copy is in place."""
     cached = store.find(key)
     if cached is None:
         return False
+    _keep_another_model(job, cached.manifest.model)
     try:
-        with ArtifactWriter(output) as writer:
+        with ArtifactWriter(job.output) as writer:
             writer.commit_copy(cached)
     except ArtifactError:
         if cached.path.exists():
@@ -101,6 +104,7 @@ class _Job:
     loaded: LoadedRecipe
     model: Path
     output: Path
+    output_is_named: bool
     target: Target
     toolchain: Mapping[str, str]
     verify: bool
@@ -122,7 +126,7 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
         raise ArtifactError(
             "the output lies in the checkpoint, or holds it", where=str(place), hint="-o elsewhere"
         )
-    return _Job(loaded, model, place, target, toolchain, verify)
+    return _Job(loaded, model, place, output is not None, target, toolchain, verify)
 
 
 def _toolchain(recipe: Recipe) -> Mapping[str, str]:
@@ -135,8 +139,12 @@ def _toolchain(recipe: Recipe) -> Mapping[str, str]:
 
 def _model_name(recipe: Recipe, model: Path) -> str:
     name = Path(recipe.model).name
-    # `checkpoint` and `.` say nothing of the model; the directory around them does.
-    return model.parent.name if name in ("", "..", "checkpoint", "model") else name
+    if name in ("", ".."):
+        name = model.name  # `.` stands for the directory itself
+    if model.parent.name == "snapshots" and "--" in model.parent.parent.name:
+        return model.parent.parent.name.rpartition("--")[2]  # of the hub: models--ORG--NAME
+    # `checkpoint` says nothing of the model; the directory around it does.
+    return model.parent.name or name if name in ("checkpoint", "model") else name
 
 
 def _key(job: _Job, progress: Reporter) -> str | None:
@@ -152,6 +160,26 @@ def _key(job: _Job, progress: Reporter) -> str | None:
         "verify": job.verify,
     }
     return cache_key(parts, job.model)
+
+
+def _keep_another_model(job: _Job, model: ModelSpec) -> None:
+    """ArtifactError where the default output holds a model of another shape than this one.
+
+    Two models may have one name, and who names no output means to replace neither.
+    """
+    if job.output_is_named or not job.output.is_dir():
+        return
+    try:
+        old = open_artifact(job.output, "none").manifest.model
+    except ArtifactError:
+        return  # damaged, or of another version: the writer knows what may be replaced
+    if any(getattr(old, name) != getattr(model, name) for name in _SHAPE):
+        size = f"{old.num_parameters / 1e6:,.1f} M parameters"
+        raise ArtifactError(
+            f"it holds another model ({old.architecture}, {size})",
+            where=str(job.output),
+            hint="name another output with -o, or this one to replace it",
+        )
 
 
 def _own_passes(spec: Any) -> Iterator[str]:
@@ -192,6 +220,7 @@ def _build(
         import transformers  # noqa: F401
     with progress.stage("capture the model"):
         captured = _capture(job, progress)
+    _keep_another_model(job, captured.spec)
     with progress.stage("run the passes"):
         program, report = optimize(
             captured,
@@ -238,8 +267,13 @@ def _emit(job: _Job, program: Program, directory: Path, progress: Reporter) -> E
 
 def _write_tokenizer(job: _Job, directory: Path, progress: Reporter) -> TokenizerFiles | None:
     from ..frontend.tokenizer import write_tokenizer
+    from ..runtime.sampling_params import ignored_recommendations
 
-    return write_tokenizer(job.model, directory, log=progress.remark)
+    files = write_tokenizer(job.model, directory, log=progress.remark)
+    ignored = ignored_recommendations(files.generation if files else None)
+    for name, value in ignored.items():
+        progress.remark(f"the checkpoint recommends {name} {value:g}: not built, ignored")
+    return files
 
 
 def _manifest(

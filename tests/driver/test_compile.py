@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,7 +121,7 @@ def test_again_from_the_cache(source: Path, tmp_path: Path) -> None:
     start = time.perf_counter()
     second = infc.compile(source / "model.yaml", tmp_path / "two", verify=False, progress=progress)
     assert time.perf_counter() - start < 1
-    assert progress.lines == [f"{tmp_path / 'two'}: from the cache, nothing has changed"]
+    assert progress.lines == [f"{tmp_path / 'two'}: from the cache, which had the same compilation"]
     assert contents(first.path) == contents(second.path)
     # Whatever goes in makes another artifact.
     progress = Lines()
@@ -222,6 +223,8 @@ def test_a_pass_of_ones_own(source: Path, tmp_path: Path) -> None:
         progress=progress,
     )
     assert any("not cached: the recipe brings a pass of its own" in x for x in progress.lines)
+    (idle,) = (line for line in progress.lines if "matched nothing" in line)
+    assert re.fullmatch(r"count-nodes matched nothing \(near misses: \d+\)", idle)
     names = [e["name"] for e in json.loads((made.path / "report.json").read_text())["passes"]]
     assert names.index("count-nodes") == names.index("fuse-rope") + 1
 
@@ -263,6 +266,61 @@ def test_errors_about_passes_say_the_line(
     with pytest.raises(UsageError, match=message) as caught:
         infc.compile(recipe, tmp_path / "a")
     assert caught.value.where == f"{recipe}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("models/qwen2-bf16", "qwen2-bf16"),
+        ("models/tiny/checkpoint", "tiny"),
+        ("hub/models--Qwen--Qwen2-0.5B/snapshots/0123abcd", "Qwen2-0.5B"),
+    ],
+)
+def test_the_default_name_is_the_model_s(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, name: str
+) -> None:
+    directory = tmp_path / place
+    shutil.copytree(source / "checkpoint", directory)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {place}\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["backend=reference", "dtype=float32"]
+    for given in (directory, recipe):
+        made = infc.compile(given, overrides=options, verify=False)
+        assert made.path == tmp_path / f"{name}.infc"
+        assert made.manifest.recipe["model"] == name
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_default_output_keeps_another_model(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    def compile_here(place: str, output: Path | None = None) -> Artifact:
+        return infc.compile(
+            tmp_path / place / "same", output, overrides=["backend=reference"], verify=False
+        )
+
+    shutil.copytree(source / "checkpoint", tmp_path / "a/same")
+    make_checkpoint("llama", tmp_path / "b/same", tokenizer=True, num_hidden_layers=1)
+    if cached:
+        compile_here("b", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    first = compile_here("a")
+    with pytest.raises(ArtifactError, match=r"same.infc: it holds another model \(llama, "):
+        compile_here("b")
+    assert open_artifact(first.path).identity == first.identity
+    assert compile_here("a").identity == first.identity
+    assert compile_here("b", first.path).identity != first.identity
+
+
+def test_what_is_recommended_and_not_built_is_said(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "mine")
+    settings = '{"do_sample": true, "repetition_penalty": 1.1, "min_p": 0.0}'
+    (tmp_path / "mine/checkpoint/generation_config.json").write_text(settings)
+    progress = Lines()
+    infc.compile(tmp_path / "mine", tmp_path / "a", verify=False, progress=progress)
+    said = [line for line in progress.lines if "recommends" in line]
+    assert said == ["the checkpoint recommends repetition_penalty 1.1: not built, ignored"]
 
 
 def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
