@@ -74,6 +74,19 @@ def recommended_sampling(generation: Mapping[str, Any] | None) -> dict[str, Any]
     return {name: generation[name] for name in RECOMMENDED if name in generation}
 
 
+def ignored_recommendations(generation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What generation_config.json recommends, would change something, and is not built."""
+    generation = generation or {}
+    neutral = {"min_p": 0, "repetition_penalty": 1}
+    if not generation.get("do_sample", False):
+        del neutral["min_p"]  # only sampling has one
+    return {
+        name: generation[name]
+        for name, nothing in neutral.items()
+        if generation.get(name, nothing) != nothing
+    }
+
+
 def _check_number(field: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RequestError(f"{field} must be a number, not {value!r}", field=field)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Verification, open_artifact
+from ..sampling_params import ignored_recommendations
 from .listener import open_listener
 
 if TYPE_CHECKING:
+    from ...ir.manifest import TokenizerFiles
     from ..limits import RuntimeOptions
 
 
@@ -43,9 +45,9 @@ def serve(
         from .settings import ServerSettings, recommended_defaults
 
         engine = Engine.open(artifact, options, verify=verify)
-        for note in engine.plan.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
         files = artifact.manifest.tokenizer
+        for note in (*engine.plan.notes, *_notes_on(files)):
+            print(f"note: {note}", file=sys.stderr, flush=True)
         chosen = ServerSettings(
             model_name=model_name or _name_of(artifact.path),
             **{**recommended_defaults(files.generation if files else None), **settings},
@@ -61,6 +63,15 @@ def serve(
         listener.close()
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _notes_on(files: TokenizerFiles | None) -> list[str]:
+    if files is None:
+        return ["no tokenizer: prompts are token ids, and so are answers, in `token_ids`"]
+    return [
+        f"the checkpoint recommends {name} {value:g}: not built, ignored"
+        for name, value in ignored_recommendations(files.generation).items()
+    ]
 
 
 def _name_of(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -92,7 +94,9 @@ def make_program(vocab_size: int) -> Program:
     return b.build()
 
 
-def write_small_artifact(path: Path, *, with_tokenizer: bool = True) -> Path:
+def write_small_artifact(
+    path: Path, *, with_tokenizer: bool = True, generation: Mapping[str, Any] | None = None
+) -> Path:
     """Write the artifact; its weights are random, and spread enough for clear winners."""
     tokenizer = make_tokenizer()
     vocab_size = tokenizer.get_vocab_size()
@@ -112,7 +116,7 @@ def write_small_artifact(path: Path, *, with_tokenizer: bool = True) -> Path:
             tokenizer.save(str(writer.path / "tokenizer/tokenizer.json"))
             (writer.path / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
         files = TokenizerFiles(
-            "tokenizer/tokenizer.json", None, (0,), "tokenizer/chat_template.jinja"
+            "tokenizer/tokenizer.json", None, (0,), "tokenizer/chat_template.jinja", generation
         )
         writer.commit(
             Manifest(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infc.ir.errors import RequestError
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.sampling_params import SamplingParams, ignored_recommendations
 
 NAN, INF = float("nan"), float("inf")
 REFUSED: list[tuple[str, list[Any]]] = [
@@ -52,3 +52,12 @@ def test_ends_of_the_ranges_are_taken() -> None:
     assert hash(params) == hash(params)
     assert SamplingParams(stop="ab").stop_strings == ("ab",)
     assert SamplingParams(seed=-1).seed == -1
+
+
+def test_recommendations_that_are_not_built() -> None:
+    sampled = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "min_p": 0.05}
+    assert ignored_recommendations(sampled) == {"repetition_penalty": 1.1, "min_p": 0.05}
+    greedy = {**sampled, "do_sample": False}
+    assert ignored_recommendations(greedy) == {"repetition_penalty": 1.1}
+    assert ignored_recommendations({"repetition_penalty": 1.0, "top_k": 50}) == {}
+    assert ignored_recommendations(None) == {}
