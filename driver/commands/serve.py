@@ -13,6 +13,7 @@ import click
 @click.option("--max-context", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB.")
+@click.option("--log-requests", is_flag=True, help="A line on stderr for each request.")
 @click.option(
     "--verify",
     type=click.Choice(["stamp", "full", "none"]),
@@ -30,6 +31,7 @@ def command(
     max_context: int | None,
     max_sequences: int | None,
     kv_memory: str | None,
+    log_requests: bool,
     verify: str,
 ) -> None:
     """Serve completions and chat over HTTP.
@@ -58,6 +60,7 @@ def command(
         port=port,
         model_name=model_name,
         api_key=api_key,
+        log_requests=log_requests,
         options=options,
         verify=cast("Verification", verify),
     )

@@ -16,6 +16,7 @@ from .completions import create_completion
 from .disconnect import CancelOnDisconnect
 from .errors import ApiError, install_handlers
 from .protocol import ChatRequest, CompletionRequest
+from .request_log import RequestLog, record_of
 from .service import Service
 from .settings import ServerSettings
 
@@ -31,6 +32,8 @@ def create_app(
     service = Service(engine, tokenizer, settings)
     app = FastAPI(title="infc", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(CancelOnDisconnect)
+    if settings.log_requests:
+        app.add_middleware(RequestLog)  # around the one before: it also tells of who went away
     install_handlers(app)
     router = APIRouter(prefix="/v1", dependencies=[Depends(_key_check(settings.api_key))])
     _add_generation(router, service)
@@ -68,12 +71,13 @@ def _add_generation(router: APIRouter, service: Service) -> None:
     async def completions(request: Request) -> Response:
         """Continues prompts."""
         body = await read_request(request, CompletionRequest, settings)
-        return await create_completion(service, body)
+        return await create_completion(service, body, record_of(request.scope))
 
     @router.post("/chat/completions", openapi_extra=_body_schema(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         """Continues a conversation."""
-        return await create_chat(service, await read_request(request, ChatRequest, settings))
+        body = await read_request(request, ChatRequest, settings)
+        return await create_chat(service, body, record_of(request.scope))
 
 
 def _body_schema(kind: type[CompletionRequest] | type[ChatRequest]) -> dict[str, Any]:

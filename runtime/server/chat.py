@@ -15,16 +15,17 @@ from .errors import ApiError
 from .generation import each_output, gather_outputs
 from .logprobs import TokenTexts, chat_logprobs
 from .protocol import ChatRequest
+from .request_log import RequestRecord
 from .service import Service
 from .streaming import Event, open_event_stream
 from .usage import Usage, answer_head
 
 
-async def create_chat(service: Service, request: ChatRequest) -> Response:
-    """Answers one request. Raises ApiError, and what the engine raises."""
+async def create_chat(service: Service, request: ChatRequest, record: RequestRecord) -> Response:
+    """Answers one request, and tells `record`. Raises ApiError, and what the engine raises."""
     service.check_model(request.model)
     try:
-        return await _answer(service, request)
+        return await _answer(service, request, record)
     except RequestError as error:  # in the words of the request that it came from
         raise ApiError(400, str(error), param=_param(request, error.field)) from None
 
@@ -36,7 +37,7 @@ def _param(request: ChatRequest, field: str | None) -> str | None:
     return names.get(field, field) if field is not None else None
 
 
-async def _answer(service: Service, request: ChatRequest) -> Response:
+async def _answer(service: Service, request: ChatRequest, record: RequestRecord) -> Response:
     params = request.sampling(
         service.settings.sampling_defaults,
         max_tokens=_max_tokens(request),
@@ -45,16 +46,18 @@ async def _answer(service: Service, request: ChatRequest) -> Response:
     token_ids = await service.encode_chat([m.for_template() for m in request.messages])
     outputs = each_output(service.engine, [token_ids], params)
     model = service.settings.model_name
-    shape = _Turn(service.token_texts, request.top_logprobs or 0)
+    with_ids = service.wants_token_ids(request)
+    shape = _Turn(service.token_texts, request.top_logprobs or 0, with_ids=with_ids)
+    kind = "chat.completion.chunk" if request.stream else "chat.completion"
+    head = answer_head("chatcmpl", kind, model)
+    usage = Usage()
+    record.answer_id, record.usage = head["id"], usage
     if request.stream:
-        head = answer_head("chatcmpl", "chat.completion.chunk", model)
-        events = _events(outputs, head, shape, include_usage=request.include_usage)
+        events = _events(outputs, head, shape, usage, include_usage=request.include_usage)
         return await open_event_stream(events, service.settings.stall_seconds)
     async with aclosing(outputs):
         (answer,) = await gather_outputs(outputs, 1)
-    usage = Usage()
     usage.add(0, answer)
-    head = answer_head("chatcmpl", "chat.completion", model)
     choices = [shape.choice(answer.outputs[0])]
     return JSONResponse({**head, "choices": choices, "usage": usage.as_json()})
 
@@ -83,7 +86,8 @@ def _num_logprobs(request: ChatRequest) -> int | None:
 class _Turn:
     """Writes the one choice of an answer or of a chunk."""
 
-    def __init__(self, texts: TokenTexts, num_top: int) -> None:
+    def __init__(self, texts: TokenTexts, num_top: int, *, with_ids: bool) -> None:
+        self.with_ids = with_ids
         self._texts = texts
         self._num_top = num_top
 
@@ -106,17 +110,18 @@ class _Turn:
         logprobs = None
         if output.logprobs is not None:
             logprobs = chat_logprobs(output.logprobs, self._texts, self._num_top)
-        return {"logprobs": logprobs, "finish_reason": output.finish_reason}
+        rest = {"logprobs": logprobs, "finish_reason": output.finish_reason}
+        return {**rest, "token_ids": output.token_ids} if self.with_ids else rest
 
 
 async def _events(
     outputs: AsyncGenerator[tuple[int, RequestOutput], None],
     head: dict[str, Any],
     shape: _Turn,
+    usage: Usage,
     *,
     include_usage: bool,
 ) -> AsyncGenerator[Event, None]:
-    usage = Usage()
     chunk = {**head, "usage": None} if include_usage else head
     begun = False
     async with aclosing(outputs):
@@ -126,7 +131,7 @@ async def _events(
                 begun = True
                 yield {**chunk, "choices": [shape.first()]}
             part = output.outputs[0]
-            if part.text or part.logprobs or part.finish_reason:
+            if part.text or part.logprobs or part.finish_reason or shape.with_ids:
                 yield {**chunk, "choices": [shape.delta(part)]}
     if include_usage:
         yield {**head, "choices": [], "usage": usage.as_json()}

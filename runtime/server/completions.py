@@ -13,6 +13,7 @@ from ..outputs import CompletionOutput, RequestOutput
 from .generation import Prompt, each_output, gather_outputs
 from .logprobs import completion_logprobs
 from .protocol import CompletionRequest
+from .request_log import RequestRecord
 from .service import Service
 from .streaming import Event, open_event_stream
 from .usage import Usage, answer_head
@@ -20,8 +21,13 @@ from .usage import Usage, answer_head
 _DEFAULT_MAX_TOKENS = 16  # as OpenAI's API has it
 
 
-async def create_completion(service: Service, request: CompletionRequest) -> Response:
-    """Answers one request. Raises RequestError, ApiError, and what the engine raises."""
+async def create_completion(
+    service: Service, request: CompletionRequest, record: RequestRecord
+) -> Response:
+    """Answers one request, and tells `record`.
+
+    Raises RequestError, ApiError, and what the engine raises.
+    """
     service.check_model(request.model)
     prompts = parse_prompts(request.prompt, service.settings.max_prompts)
     for prompt in prompts:
@@ -33,13 +39,14 @@ async def create_completion(service: Service, request: CompletionRequest) -> Res
     )
     outputs = each_output(service.engine, prompts, params)
     head = answer_head("cmpl", "text_completion", service.settings.model_name)
-    shape = _Choices(service)
+    shape = _Choices(service, with_ids=service.wants_token_ids(request))
+    usage = Usage()
+    record.answer_id, record.usage = head["id"], usage
     if request.stream:
-        events = _events(outputs, head, shape, include_usage=request.include_usage)
+        events = _events(outputs, head, shape, usage, include_usage=request.include_usage)
         return await open_event_stream(events, service.settings.stall_seconds)
     async with aclosing(outputs):
         answers = await gather_outputs(outputs, len(prompts))
-    usage = Usage()
     for index, answer in enumerate(answers):
         usage.add(index, answer)
     choices = [shape.choice(index, answer.outputs[0]) for index, answer in enumerate(answers)]
@@ -72,7 +79,8 @@ def parse_prompts(value: Any, limit: int) -> list[Prompt]:
 class _Choices:
     """Writes choices, and remembers how far the text of each has come."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, with_ids: bool) -> None:
+        self.with_ids = with_ids
         self._texts = service.token_texts
         self._offsets: dict[int, int] = {}
 
@@ -83,28 +91,29 @@ class _Choices:
             offset = self._offsets.get(index, 0)
             logprobs = completion_logprobs(output.logprobs, self._texts, offset)
             self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
-        return {
+        choice = {
             "index": index,
             "text": output.text,
             "logprobs": logprobs,
             "finish_reason": output.finish_reason,
         }
+        return {**choice, "token_ids": output.token_ids} if self.with_ids else choice
 
 
 async def _events(
     outputs: AsyncGenerator[tuple[int, RequestOutput], None],
     head: dict[str, Any],
     shape: _Choices,
+    usage: Usage,
     *,
     include_usage: bool,
 ) -> AsyncGenerator[Event, None]:
-    usage = Usage()
     chunk = {**head, "usage": None} if include_usage else head
     async with aclosing(outputs):
         async for index, output in outputs:
             usage.add(index, output)
             part = output.outputs[0]
-            if part.text or part.logprobs or part.finish_reason:
+            if part.text or part.logprobs or part.finish_reason or shape.with_ids:
                 yield {**chunk, "choices": [shape.choice(index, part)]}
     if include_usage:
         yield {**head, "choices": [], "usage": usage.as_json()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from ...ir.sizes import format_count
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -93,6 +95,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets running answers end, for `drain_seconds` and while nobody asks again."""
+        count, seconds = self._engine.num_pending, self._settings.drain_seconds
+        wait = f", {format_count(count, 'answer')} to finish within {seconds:g} s" if count else ""
+        print(f"stopping{wait}", file=sys.stderr, flush=True)
         drain = asyncio.create_task(super().shutdown(sockets))
         if not await self._wait(drain, self._settings.drain_seconds):
             # Fails whatever is pending, so that each client hears why its answer ends here.

@@ -74,6 +74,7 @@ class GenerationRequest(_Wire):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
 
     @property
     def include_usage(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...ir.errors import RequestError
 from .errors import ApiError
 from .logprobs import TokenTexts
+from .protocol import GenerationRequest
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class Service:
                 f" tokens holds at most {most}",
                 field=field,
             )
+
+    def wants_token_ids(self, request: GenerationRequest) -> bool:
+        """Whether choices carry `token_ids`: where asked for, and where nothing else tells."""
+        wanted = request.return_token_ids
+        return self.tokenizer is None if wanted is None else wanted
 
     async def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """The tokens of a conversation; a long one never holds up the others."""

@@ -15,7 +15,8 @@ class ServerSettings:
 
     `default_*` stand for what a request leaves out. `stall_seconds` is how long a client may
     refuse to read its stream before the request ends. `api_key` is what clients must send as
-    `Authorization: Bearer KEY`; None lets everybody in.
+    `Authorization: Bearer KEY`; None lets everybody in. `log_requests` writes a
+    line to stderr as each request ends.
     """
 
     model_name: str
@@ -25,6 +26,7 @@ class ServerSettings:
     body_seconds: float = 60.0
     stall_seconds: float = 60.0
     drain_seconds: float = 30.0
+    log_requests: bool = False
     default_temperature: float = 1.0
     default_top_p: float = 1.0
     default_top_k: int = 0

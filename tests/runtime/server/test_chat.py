@@ -1,5 +1,6 @@
 """Chats through the unmodified client: whole and streamed, and what a message may be."""
 
+import json
 import math
 from typing import Any
 
@@ -52,6 +53,18 @@ def test_stream_adds_up_to_the_whole(server: Serving) -> None:
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None and whole.usage is not None
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_token_ids_where_they_are_asked_for(server: Serving) -> None:
+    plain = {"messages": MESSAGES, **GREEDY}
+    body = {**plain, "return_token_ids": True}
+    whole = server.post("/v1/chat/completions", body).json()
+    ids = whole["choices"][0]["token_ids"]
+    assert len(ids) == whole["usage"]["completion_tokens"]
+    events = server.post("/v1/chat/completions", {**body, "stream": True}).text.split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert [token for c in chunks for token in c["choices"][0].get("token_ids", [])] == ids
+    assert "token_ids" not in server.post("/v1/chat/completions", plain).text
 
 
 def test_the_clients_own_stream_helper(server: Serving) -> None:

@@ -175,6 +175,26 @@ def test_sixteen_tokens_unless_told_otherwise(server: Serving) -> None:
     assert answer.usage is not None and answer.usage.completion_tokens == 16
 
 
+def token_ids(choice: object) -> list[int]:
+    """The ids that a choice carries beside what the client knows of."""
+    ids = getattr(choice, "token_ids")  # noqa: B009 - the client's type has no such field
+    assert isinstance(ids, list)
+    return ids
+
+
+def test_token_ids_where_they_are_asked_for(server: Serving) -> None:
+    client = server.client()
+    alone = list(
+        ask_engine(server.engine, PROMPT, SamplingParams(max_tokens=12)).outputs[0].token_ids
+    )
+    asked: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"return_token_ids": True}, **GREEDY}
+    assert token_ids(client.completions.create(**asked).choices[0]) == alone
+    chunks = list(client.completions.create(stream=True, **asked))
+    assert [token for chunk in chunks for token in token_ids(chunk.choices[0])] == alone
+    plain = client.completions.create(prompt=PROMPT, **GREEDY)
+    assert not hasattr(plain.choices[0], "token_ids")
+
+
 def test_without_a_tokenizer_only_token_ids() -> None:
     with serving(with_tokenizer=False) as server:
         client = server.client()
@@ -183,6 +203,10 @@ def test_without_a_tokenizer_only_token_ids() -> None:
         logprobs = answer.choices[0].logprobs
         assert logprobs is not None
         assert logprobs.tokens == [f"token_id:{token}" for token in alone.token_ids]
+        assert token_ids(answer.choices[0]) == list(alone.token_ids)
+        chunks = list(client.completions.create(prompt=[5, 6, 7], stream=True, **GREEDY))
+        streamed = [token for chunk in chunks for token in token_ids(chunk.choices[0])]
+        assert streamed == list(alone.token_ids)
         with pytest.raises(openai.BadRequestError, match="no tokenizer"):
             client.completions.create(prompt=PROMPT, **GREEDY)
         with pytest.raises(openai.BadRequestError, match="no tokenizer"):
