@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_DEFAULT_TOKENS = 256
 _OPTIONS = (
-    click.option("--max-tokens", type=int, help="Longest answer, in tokens."),
     click.option("--temperature", type=float, help="0 always takes the likeliest token."),
     click.option("--top-p", type=float, help="Keep the likeliest tokens of this total."),
     click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all."),
@@ -41,9 +42,20 @@ _OPTIONS = (
 )
 
 
-def generation_options(function: _Function) -> _Function:
-    """Adds all of them to a command, which takes them as keyword arguments."""
-    return functools.reduce(lambda inner, option: option(inner), reversed(_OPTIONS), function)
+def generation_options(default_length: str) -> Callable[[_Function], _Function]:
+    """Adds all of them to a command, which takes them as keyword arguments.
+
+    `default_length` says in words how long an answer may be where --max-tokens is not given.
+    """
+    length = click.option(
+        "--max-tokens", type=int, help=f"Longest answer, in tokens.  [default: {default_length}]"
+    )
+
+    def add(function: _Function) -> _Function:
+        options = reversed((length, *_OPTIONS))
+        return functools.reduce(lambda inner, option: option(inner), options, function)
+
+    return add
 
 
 def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +64,7 @@ def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in names}
 
 
-def sampling_params(
-    options: Mapping[str, Any], artifact: Artifact, *, max_tokens: int | None
-) -> SamplingParams:
+def sampling_params(options: Mapping[str, Any], artifact: Artifact) -> SamplingParams:
     """The parameters of a request: what was given, else what the checkpoint recommends.
 
     Raises RequestError where a value is out of range.
@@ -64,4 +74,17 @@ def sampling_params(
     tokenizer = artifact.manifest.tokenizer
     recommended = recommended_sampling(tokenizer.generation if tokenizer else None)
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    return SamplingParams(**{"max_tokens": max_tokens, **recommended, **given})
+    return SamplingParams(**{**recommended, **given})
+
+
+def with_default_length(
+    params: SamplingParams, num_prompt_tokens: int, max_context: int
+) -> SamplingParams:
+    """The parameters with a `max_tokens` where none was given: what fits, 256 at most.
+
+    Only a length that somebody asked for may be refused as too long.
+    """
+    if params.max_tokens is not None:
+        return params
+    room = max(1, max_context - num_prompt_tokens)
+    return replace(params, max_tokens=min(_DEFAULT_TOKENS, room))

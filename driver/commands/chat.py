@@ -1,5 +1,6 @@
 """`infc chat`: a conversation in the terminal."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 @click.command("chat")
 @click.argument("artifact")
 @click.option("--system", metavar="TEXT", help="The system message.")
-@generation_options
+@generation_options("what the context leaves")
 def command(artifact: str, system: str | None, **options: Any) -> None:
     """Talk with a model.
 
-    A line is a message; /reset begins anew, /exit or Ctrl-D ends. Ctrl-C stops an answer.
+    A line is a message; /reset begins anew, /exit or Ctrl-D ends. Ctrl-C stops an answer, or
+    drops the line. Where the context is full, the oldest turns are left out.
 
     \b
       infc chat tiny.infc
@@ -33,7 +35,7 @@ def command(artifact: str, system: str | None, **options: Any) -> None:
     verify = options.pop("verify")
     opened = open_artifact(artifact, verify, weights="later")
     arguments = engine_arguments(options)
-    params = sampling_params(options, opened, max_tokens=None)
+    params = sampling_params(options, opened)
     with LLM(opened, **arguments) as llm:
         if llm.tokenizer is None or not llm.tokenizer.has_chat_template:
             raise UsageError(
@@ -45,30 +47,61 @@ def command(artifact: str, system: str | None, **options: Any) -> None:
 
 
 def _converse(llm: "LLM", params: "SamplingParams", opening: list[dict[str, Any]]) -> None:
-    messages = list(opening)
+    turns: list[dict[str, Any]] = []
+    told = False
     while (line := _read_line()) is not None:
         if line in ("/exit", "/quit"):
             return
         if line == "/reset":
-            messages = list(opening)
+            turns, told = [], False
+            click.echo("[begun anew]", err=True)
+        elif re.fullmatch(r"/\w*", line):
+            click.echo("/reset begins anew, /exit or Ctrl-D ends", err=True)
         elif line.strip():
-            messages.append({"role": "user", "content": line})
-            answer = _answer(llm, params, messages)
+            turns.append({"role": "user", "content": line})
+            before = len(turns)
+            answer = _answer(llm, params, opening, turns)
+            if len(turns) < before and not told:
+                told = True
+                click.echo("note: the context is full: the oldest turns are left out", err=True)
             if answer is None:
-                messages.pop()
+                turns.pop()
             else:
-                messages.append({"role": "assistant", "content": answer})
+                turns.append({"role": "assistant", "content": answer})
 
 
-def _answer(llm: "LLM", params: "SamplingParams", messages: list[dict[str, Any]]) -> str | None:
+def _fitting_ids(
+    llm: "LLM",
+    params: "SamplingParams",
+    opening: list[dict[str, Any]],
+    turns: list[dict[str, Any]],
+) -> list[int]:
+    """The conversation's tokens; its oldest turns are dropped until an answer fits behind them."""
+    assert llm.tokenizer is not None
+    limit = llm.engine.plan.limits.max_context
+    room = params.max_tokens or min(256, limit // 4)
+    while True:
+        ids = llm.tokenizer.encode_chat([*opening, *turns])
+        if len(ids) + room <= limit or len(turns) < 3:
+            return ids
+        del turns[:2]  # a message and its answer
+
+
+def _answer(
+    llm: "LLM",
+    params: "SamplingParams",
+    opening: list[dict[str, Any]],
+    turns: list[dict[str, Any]],
+) -> str | None:
     """Writes one answer; None where it was refused or stopped."""
     from ...ir.errors import CapacityError, RequestError
     from ..generate import write_stream
 
     try:
-        written = write_stream(llm.stream_chat(messages, params), sys.stdout)
+        ids = _fitting_ids(llm, params, opening, turns)
+        written = write_stream(llm.stream(ids, params), sys.stdout)
     except (RequestError, CapacityError) as error:
-        click.echo(f"error: {error} (/reset begins anew)", err=True)
+        click.echo(f"error: {error}", err=True)
         return None
     except KeyboardInterrupt:
         click.echo(" [stopped]")
@@ -91,3 +124,6 @@ def _read_line() -> str | None:
     except EOFError:
         click.echo()
         return None
+    except KeyboardInterrupt:
+        click.echo("\n(Ctrl-D or /exit ends)")
+        return ""

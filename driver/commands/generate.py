@@ -1,11 +1,14 @@
 """`infc generate`: a prompt in, text out as it comes."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..sampling_options import generation_options
+
+if TYPE_CHECKING:
+    from ...runtime.llm import LLM
 
 
 @click.command("generate")
@@ -18,7 +21,7 @@ from ..sampling_options import generation_options
     help="Whether the prompt is a message for the chat template, or the text itself (default).",
 )
 @click.option("--stats/--no-stats", default=True, show_default=True, help="Speed, on stderr.")
-@generation_options
+@generation_options("256, or what the context leaves")
 def command(
     artifact: str,
     prompt: str | None,
@@ -40,7 +43,7 @@ def command(
     from ...ir.artifact import open_artifact
     from ...runtime.llm import LLM
     from ..generate import read_prompt, seconds_since_process_start, write_stream
-    from ..sampling_options import engine_arguments, sampling_params
+    from ..sampling_options import engine_arguments, sampling_params, with_default_length
 
     if token_ids is not None and (prompt is not None or chat):
         raise click.UsageError("--token-ids stands alone: no prompt and no --chat beside it")
@@ -48,20 +51,26 @@ def command(
     verify = options.pop("verify")
     opened = open_artifact(artifact, verify, weights="later")
     arguments = engine_arguments(options)
-    params = sampling_params(options, opened, max_tokens=256)
+    params = sampling_params(options, opened)
     with LLM(opened, **arguments) as llm:
         for note in llm.engine.plan.notes:
             click.echo(f"note: {note}", err=True)
         begun = seconds_since_process_start()
-        if chat:
-            assert isinstance(what, str)
-            stream = llm.stream_chat([{"role": "user", "content": what}], params)
-        else:
-            stream = llm.stream(what, params)
+        ids = llm.engine.encode(what) if not chat else _encode_message(llm, what)
+        fitting = with_default_length(params, len(ids), llm.engine.plan.limits.max_context)
+        stream = llm.stream(ids, fitting)
         written = write_stream(stream, sys.stdout, as_ids=llm.tokenizer is None)
     click.echo()
     if stats:
         click.echo(written.summary(begun + written.first_token_seconds), err=True)
+
+
+def _encode_message(llm: "LLM", text: str | list[int]) -> list[int]:
+    from ...ir.errors import RequestError
+
+    if llm.tokenizer is None:
+        raise RequestError("this model has no tokenizer", field="messages")
+    return llm.tokenizer.encode_chat([{"role": "user", "content": text}])
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -423,12 +423,35 @@ def test_a_conversation_through_a_pipe(fast: Artifact) -> None:
     )
     first, second = done.stdout[: len(done.stdout) // 2], done.stdout[len(done.stdout) // 2 :]
     assert first == second != b""  # /reset forgot the first, so the second is answered alike
-    assert done.stderr == b""
+    assert done.stderr == b"[begun anew]\n"
     block = fast.manifest.kv.groups[0].bytes_per_block()
     tight = subprocess.run(
         [*command, "--kv-memory", str(4 * block)], input=b"/exit\n", capture_output=True, check=True
     )
     assert tight.stderr.startswith(b"note: max_context is "), "less than was compiled is said"
+
+
+def test_a_conversation_that_fills_the_context_goes_on(fast: Artifact) -> None:
+    command = [sys.executable, "-m", "infc", "chat", str(fast.path), "--max-tokens", "4"]
+    said = "/help\n" + "one two\n" * 9
+    done = subprocess.run(
+        [*command, "--ignore-eos", "--max-context", "96"], input=said.encode(), capture_output=True
+    )
+    assert done.returncode == 0
+    help_line, note = done.stderr.decode().splitlines()
+    assert help_line == "/reset begins anew, /exit or Ctrl-D ends"
+    assert note == "note: the context is full: the oldest turns are left out"
+    assert done.stdout.count(b"\n") >= 9
+
+
+def test_a_prompt_that_leaves_less_than_the_default_length_is_answered(
+    fast: Artifact, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = [str(fast.path), "--token-ids", "5,6,7", "--max-context", "8", "--ignore-eos"]
+    assert run(["generate", *few]) == 0
+    assert "3 prompt tokens, 5 tokens, " in capfd.readouterr().err
+    assert run(["generate", *few, "--max-tokens", "6"]) == 2
+    assert "ask for at most 5" in capfd.readouterr().err
 
 
 def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from infc.driver.commands.chat import _read_line
 from infc.driver.generate import Written, read_prompt, write_stream
-from infc.driver.sampling_options import sampling_params
+from infc.driver.sampling_options import sampling_params, with_default_length
 from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import InfcError, RequestError, UsageError
 from infc.ir.manifest import TokenizerFiles
 from infc.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from infc.runtime.sampling_params import SamplingParams
 
 from ..ir.artifacts import fill, manifest
 
@@ -107,11 +109,32 @@ def test_what_the_checkpoint_recommends(
         writer.commit(replace(manifest(), tokenizer=tokenizer))
     artifact = open_artifact(tmp_path / "a")
     options = {"temperature": None, "stop": (), "top_k": 5, "max_tokens": None}
-    params = sampling_params(options, artifact, max_tokens=9)
-    assert (params.temperature, params.top_k, params.max_tokens) == (temperature, 5, 9)
-    given = sampling_params(
-        {**options, "temperature": 0.0, "max_tokens": 3}, artifact, max_tokens=9
-    )
+    params = sampling_params(options, artifact)
+    assert (params.temperature, params.top_k, params.max_tokens) == (temperature, 5, None)
+    given = sampling_params({**options, "temperature": 0.0, "max_tokens": 3}, artifact)
     assert (given.temperature, given.max_tokens) == (0.0, 3)
     with pytest.raises(RequestError, match="top_k"):
-        sampling_params({"top_k": -1}, artifact, max_tokens=9)
+        sampling_params({"top_k": -1}, artifact)
+
+
+@pytest.mark.parametrize(
+    ("given", "num_prompt_tokens", "length"),
+    [(None, 10, 256), (None, 900, 100), (None, 1000, 1), (500, 900, 500)],
+)
+def test_only_a_length_that_was_asked_for_may_be_too_long(
+    given: int | None, num_prompt_tokens: int, length: int
+) -> None:
+    params = with_default_length(SamplingParams(max_tokens=given), num_prompt_tokens, 1000)
+    assert params.max_tokens == length
+
+
+def test_a_dropped_line_of_a_conversation_does_not_end_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", _Input(b"", terminal=True))
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert _read_line() == ""
+    assert "Ctrl-D or /exit ends" in capsys.readouterr().out
