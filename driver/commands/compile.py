@@ -6,7 +6,9 @@ import click
 @click.command("compile")
 @click.argument("recipe")
 @click.option("-o", "--output", metavar="DIR", help="The artifact; MODEL.infc if not given.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
+)
 @click.option(
     "--verify/--no-verify",
     default=True,

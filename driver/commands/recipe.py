@@ -25,7 +25,9 @@ def schema() -> None:
 
 @command.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
+)
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe and print it with every key."""
     import yaml

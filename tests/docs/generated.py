@@ -114,10 +114,11 @@ def command_help() -> str:
 
 
 def help_text(path: tuple[str, ...], command: click.Command) -> str:
-    """What `infc COMMAND --help` prints, 100 columns wide."""
-    context = click.Context(
-        command, info_name=" ".join(path), max_content_width=100, terminal_width=100
-    )
+    """What `infc COMMAND --help` prints in a wide terminal."""
+    context = click.Context(command_line, info_name=path[0], **command_line.context_settings)
+    for name in path[1:-1]:
+        context = click.Context(click.Group(name), parent=context, info_name=name)
+    context = click.Context(command, parent=context, info_name=path[-1], terminal_width=98)
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 
