@@ -38,7 +38,7 @@ def compile_model(
     recipe: str | os.PathLike[str] | Recipe,
     output: str | os.PathLike[str] | None = None,
     *,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | Mapping[str, Any] = (),
     verify: bool = True,
     dump_ir_after: str | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
@@ -49,8 +49,8 @@ def compile_model(
 
     `recipe` is a `model.yaml`, a checkpoint directory, or a Recipe; `output` the artifact's
     directory (by default named after the model, in the working directory); `overrides` are
-    assignments such as `runtime.max_context=2048`. `verify` checks what each pass did by
-    running the program before and after it. `dump_ir_after` names a pass, or `all`: the program
+    assignments such as `runtime.max_context=2048`, or a mapping of them. `verify`
+    checks what each pass did by running the program before and after it. `dump_ir_after` names a pass, or `all`: the program
     after it is written into `dump_dir`. `progress` hears of stages and of every choice that was
     made for you; by default both go to stderr as lines.
 

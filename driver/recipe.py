@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -156,17 +157,20 @@ class LoadedRecipe:
 
 
 def load_recipe(
-    source: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
+    source: str | os.PathLike[str] | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> LoadedRecipe:
     """Reads a recipe from a file, or for a checkpoint directory makes the default one.
 
-    `overrides` are assignments `a.b=c`, as given to `--set`. Raises RecipeError.
+    `overrides` are assignments `a.b=c`, as given to `--set`, or a mapping of `a.b` to values.
+    Raises RecipeError.
     """
     if isinstance(source, Recipe):
         tree, directory = YamlTree(source.model_dump(exclude_unset=True)), Path.cwd()
     else:
         tree, directory = _read(Path(source))
-    for assignment in overrides:
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    for assignment in [overrides] if isinstance(overrides, str) else overrides:
         tree.set_from_text(assignment)
     return LoadedRecipe(_validate(tree), directory, tree)
 

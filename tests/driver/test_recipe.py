@@ -141,6 +141,9 @@ def test_overrides(tmp_path: Path) -> None:
     assert (recipe.runtime.threads, recipe.kv_cache.memory, recipe.dtype) == (2, 10**9, "float32")
     assert recipe.passes == {"a": False}
     assert load_recipe(Recipe(model="x"), overrides).recipe.model == "x"
+    mapping = {"runtime.threads": 2, "kv_cache.memory": "1GB", "dtype": "float32"}
+    assert load_recipe(path, {**mapping, "passes": {"a": False}}).recipe == recipe
+    assert load_recipe(path, "runtime.threads=2").recipe.runtime.threads == 2
 
 
 @pytest.mark.parametrize(
