@@ -50,9 +50,10 @@ def compile_model(
     `recipe` is a `model.yaml`, a checkpoint directory, or a Recipe; `output` the artifact's
     directory (by default named after the model, in the working directory); `overrides` are
     assignments such as `runtime.max_context=2048`, or a mapping of them. `verify`
-    checks what each pass did by running the program before and after it. `dump_ir_after` names a pass, or `all`: the program
-    after it is written into `dump_dir`. `progress` hears of stages and of every choice that was
-    made for you; by default both go to stderr as lines.
+    checks what each pass did by running the program before and after it.
+    `dump_ir_after` names a pass, or `all`: the program after it is written into `dump_dir`.
+    `progress` hears of stages and of every choice that was made for you; by default both go to
+    stderr as lines.
 
     Raises an InfcError that says what was wrong, where, and what to do.
     """
