@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..ir.errors import UsageError
+
 if TYPE_CHECKING:
     from ..ir.artifact import Artifact
     from ..runtime.executors.base import Executor
@@ -44,11 +46,17 @@ def measure_speed(
 ) -> Speed:
     """Generates from random prompts, after one round that does not count.
 
-    Raises CapacityError or RequestError where prompt and answer do not fit.
+    Raises UsageError where prompt and answer do not fit into the context, CapacityError where
+    the memory is too little.
     """
     from ..runtime.llm import LLM
 
     with LLM(artifact, prefix_reuse=False, **engine) as llm:
+        if prompt_tokens + new_tokens > (limit := llm.engine.plan.limits.max_context):
+            raise UsageError(
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones do not fit into {limit}",
+                hint="take fewer of either, or compile with a larger runtime.max_context",
+            )
         timed = _TimedExecutor(llm.engine.executor)
         llm.engine.executor = timed
         shape = (prompt_tokens, new_tokens, batch)

@@ -462,6 +462,8 @@ def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert min(speed[key] for key in speed if "per_second" in key) > 0
     assert run(["bench", str(fast.path), *sizes, "--threads", "1"]) == 0
     assert capfd.readouterr().out.startswith("2 × (9 + 4) tokens, 1 thread\n")
+    assert run(["bench", str(fast.path), "--new-tokens", "99999"]) == 2
+    assert "128 prompt tokens and 99999 new ones do not fit" in capfd.readouterr().err
     (tmp_path / "text").write_text("the quick brown fox " * 20)
     options = ["--context", "64", "--stride", "32", "--json"]
     assert run(["eval", str(fast.path), str(tmp_path / "text"), *options]) == 0
