@@ -268,51 +268,6 @@ def test_errors_about_passes_say_the_line(
     assert caught.value.where == f"{recipe}:{line}"
 
 
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("models/qwen2-bf16", "qwen2-bf16"),
-        ("models/tiny/checkpoint", "tiny"),
-        ("hub/models--Qwen--Qwen2-0.5B/snapshots/0123abcd", "Qwen2-0.5B"),
-    ],
-)
-def test_the_default_name_is_the_model_s(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, name: str
-) -> None:
-    directory = tmp_path / place
-    shutil.copytree(source / "checkpoint", directory)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"model: {place}\n")
-    monkeypatch.chdir(tmp_path)
-    options = ["backend=reference", "dtype=float32"]
-    for given in (directory, recipe):
-        made = infc.compile(given, overrides=options, verify=False)
-        assert made.path == tmp_path / f"{name}.infc"
-        assert made.manifest.recipe["model"] == name
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_the_default_output_keeps_another_model(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
-) -> None:
-    def compile_here(place: str, output: Path | None = None) -> Artifact:
-        return infc.compile(
-            tmp_path / place / "same", output, overrides=["backend=reference"], verify=False
-        )
-
-    shutil.copytree(source / "checkpoint", tmp_path / "a/same")
-    make_checkpoint("llama", tmp_path / "b/same", tokenizer=True, num_hidden_layers=1)
-    if cached:
-        compile_here("b", tmp_path / "elsewhere")
-    monkeypatch.chdir(tmp_path)
-    first = compile_here("a")
-    with pytest.raises(ArtifactError, match=r"same.infc: it holds another model \(llama, "):
-        compile_here("b")
-    assert open_artifact(first.path).identity == first.identity
-    assert compile_here("a").identity == first.identity
-    assert compile_here("b", first.path).identity != first.identity
-
-
 def test_what_is_recommended_and_not_built_is_said(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "mine")
     settings = '{"do_sample": true, "repetition_penalty": 1.1, "min_p": 0.0}'
