@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,14 +23,6 @@ _SOURCES: Final = (
     "vocab.json",
     "vocab.txt",
     "spiece.model",
-)
-_GENERATION: Final = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
 )
 
 
@@ -137,9 +130,11 @@ def _eos_ids(own: Any, generation: dict[str, Any], config: dict[str, Any]) -> tu
 
 
 def _generation_defaults(generation: dict[str, Any]) -> dict[str, Any] | None:
+    """Every number and switch of generation_config.json: who serves says what it makes of each."""
     kept = {
-        key: generation[key]
-        for key in _GENERATION
-        if isinstance(generation.get(key), (bool, int, float))
+        key: value
+        for key, value in sorted(generation.items())
+        if isinstance(value, (bool, int, float)) and math.isfinite(value)
+        if not key.startswith("_") and not key.endswith("_token_id")
     }
     return kept or None

@@ -67,6 +67,22 @@ class SamplingParams:
         return tuple(self.stop)
 
 
+_NEUTRAL = {
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "penalty_alpha": 0,
+}
+"""What is not built, by its name in generation_config.json, and the value that changes nothing."""
+
+_NEUTRAL_SAMPLING = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+"""As above, where the checkpoint samples."""
+
+
 def recommended_sampling(generation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields that a checkpoint's generation_config.json recommends, where it samples at all."""
     if not generation or not generation.get("do_sample", False):
@@ -77,9 +93,7 @@ def recommended_sampling(generation: Mapping[str, Any] | None) -> dict[str, Any]
 def ignored_recommendations(generation: Mapping[str, Any] | None) -> dict[str, Any]:
     """What generation_config.json recommends, would change something, and is not built."""
     generation = generation or {}
-    neutral = {"min_p": 0, "repetition_penalty": 1}
-    if not generation.get("do_sample", False):
-        del neutral["min_p"]  # only sampling has one
+    neutral = _NEUTRAL | (_NEUTRAL_SAMPLING if generation.get("do_sample", False) else {})
     return {
         name: generation[name]
         for name, nothing in neutral.items()

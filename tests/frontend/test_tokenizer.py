@@ -47,13 +47,23 @@ def test_same_ids_and_text(pair: tuple[Tokenizer, Any], text: str) -> None:
 
 def test_what_the_manifest_is_told(model: Path, tmp_path: Path) -> None:
     (model / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [EOS_ID, 3], "temperature": 0.7, "top_k": None, "x": 1})
+        json.dumps(
+            {
+                "eos_token_id": [EOS_ID, 3],
+                "pad_token_id": 5,
+                "temperature": 0.7,
+                "top_k": None,
+                "typical_p": 0.9,
+                "transformers_version": "5",
+                "min_p": float("inf"),
+            }
+        )
     )
     files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
     assert files is not None
     assert (files.file, files.chat_template) == (TOKENIZER_FILE, TEMPLATE_FILE)
     assert (files.bos, files.eos) == (BOS_ID, (EOS_ID, 3))
-    assert files.generation == {"temperature": 0.7}
+    assert files.generation == {"temperature": 0.7, "typical_p": 0.9}
     assert (tmp_path / "out" / TEMPLATE_FILE).read_text() == CHAT_TEMPLATE
 
 

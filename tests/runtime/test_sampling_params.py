@@ -60,4 +60,7 @@ def test_recommendations_that_are_not_built() -> None:
     greedy = {**sampled, "do_sample": False}
     assert ignored_recommendations(greedy) == {"repetition_penalty": 1.1}
     assert ignored_recommendations({"repetition_penalty": 1.0, "top_k": 50}) == {}
+    beams = {"num_beams": 4, "typical_p": 0.9, "no_repeat_ngram_size": 3}
+    assert ignored_recommendations(beams) == {"num_beams": 4, "no_repeat_ngram_size": 3}
+    assert ignored_recommendations({**beams, "do_sample": True}) == beams
     assert ignored_recommendations(None) == {}
