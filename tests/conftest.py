@@ -1,6 +1,7 @@
 """What every test shares: options, the marks that need a machine, and settings of hypothesis."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from hypothesis import settings
 # variable is read when torch is first imported, and conftest comes before every test module.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell ignores Ctrl-C in what it starts in the background, and children inherit that: tests that
+# interrupt one would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are slow at random: a time limit per example would fail innocent tests.
 settings.register_profile("infc", deadline=None, derandomize="CI" in os.environ)
