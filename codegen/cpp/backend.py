@@ -21,7 +21,7 @@ from .roll import roll
 from .source import source_text
 from .toolchain import compile_library
 
-ABI = 1
+ABI = 2
 """Version of the C interface in `kernels/abi.hpp`."""
 
 KERNELS = Path(__file__).parent / "kernels"

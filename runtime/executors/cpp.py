@@ -39,15 +39,13 @@ class CppExecutor:
         ]
         self._arena = _reserve(manifest.arena_bytes)
         self._process = os.getpid()
-        self._handle = self._open(manifest.weights.tensors, num_blocks, num_threads, pin)
+        self._handle = self._open(manifest.weights.tensors, num_threads, pin)
         # Also where nobody calls close; not at the end of the process, which waits for no step.
         self._end = weakref.finalize(self, _end_session, self._library, self._handle, os.getpid())
         self._end.atexit = False
         self._groups = (GroupStep * max(1, len(groups)))()
 
-    def _open(
-        self, names: Sequence[str], num_blocks: Sequence[int], num_threads: int, pin: bool
-    ) -> int:
+    def _open(self, names: Sequence[str], num_threads: int, pin: bool) -> int:
         weights = [self._weights.address(name) for name in names]
         config = Config(
             abi=ABI,
@@ -56,7 +54,6 @@ class CppExecutor:
             weights=(ctypes.c_void_p * max(1, len(weights)))(*weights),
             num_groups=len(self._kv),
             kv=(ctypes.c_void_p * max(1, len(self._kv)))(*(_address(kv) for kv in self._kv)),
-            kv_blocks=(ctypes.c_int64 * max(1, len(num_blocks)))(*num_blocks),
             arena=_address(self._arena),
             arena_bytes=len(self._arena),
             pin_threads=int(pin),

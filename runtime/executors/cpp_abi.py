@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 1
+ABI = 2
 
 _Pointer = ctypes.c_void_p
 
@@ -53,7 +53,6 @@ class Config(ctypes.Structure):
         ("weights", ctypes.POINTER(_Pointer)),
         ("num_groups", ctypes.c_int64),
         ("kv", ctypes.POINTER(_Pointer)),
-        ("kv_blocks", ctypes.POINTER(ctypes.c_int64)),
         ("arena", _Pointer),
         ("arena_bytes", ctypes.c_int64),
         ("pin_threads", ctypes.c_int32),

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 1
+#define INFC_ABI 2
 
 extern "C" {
 
@@ -37,8 +37,7 @@ struct infc_config {
   int64_t num_weights;
   const void* const* weights;  // in manifest order
   int64_t num_groups;
-  void* const* kv;         // base address of each KV group's storage
-  const int64_t* kv_blocks;  // blocks in each group
+  void* const* kv;  // base address of each KV group's storage
   void* arena;             // 64-byte aligned
   int64_t arena_bytes;
   int32_t pin_threads;     // 1: thread i runs on the i-th allowed CPU
