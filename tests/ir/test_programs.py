@@ -107,4 +107,6 @@ def test_rows_before_a_cut_do_not_see_the_rows_behind_it(program: Program, cut: 
 @given(program=programs(max_nodes=6))
 @settings(max_examples=20)
 def test_it_runs_at_the_bounds_of_its_symbols(tokens: int, program: Program) -> None:
-    interpret(program, sample_inputs(program, tokens), sample_weights(program))
+    results = interpret(program, sample_inputs(program, tokens), sample_weights(program))
+    expected = [value.type.num_elements({"T": tokens}) for value in program.outputs]
+    assert [result.numel() for result in results] == expected

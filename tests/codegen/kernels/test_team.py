@@ -1,5 +1,6 @@
 """The thread team: barriers that hold, threads that sleep, and a clean end."""
 
+import os
 import resource
 import time
 
@@ -43,6 +44,8 @@ def test_an_idle_team_uses_no_processor(team_kernels: Kernels) -> None:
 
 
 def test_a_team_that_never_ran_ends(team_kernels: Kernels) -> None:
+    before = len(os.listdir("/proc/self/task"))
     for _ in range(20):
         with team_kernels.team(3):
-            pass
+            assert len(os.listdir("/proc/self/task")) == before + 2
+    assert len(os.listdir("/proc/self/task")) == before
