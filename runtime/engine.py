@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from .request import Request
 from .sampler import Sample, sample_rows
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler
-from .step import Step
+from .step import Step, StepTimes
 from .tokenizer import Tokenizer
 
 _MAX_SALT_CHARACTERS = 256
@@ -66,6 +67,9 @@ class Engine:
         self.tokenizer = tokenizer
         self.scheduler = _make_scheduler(plan)
         self.num_steps = 0
+        self.on_step: Callable[[StepTimes], None] | None = None
+        """Told of each step that ran to its end, on the engine's thread: it must be quick."""
+        self._executor_seconds = 0.0
         self._streams: dict[str, _Stream] = {}
         self._weights_check: Future[None] | None = None
         self._closed = False
@@ -181,11 +185,15 @@ class Engine:
             )
         self._owner = thread
         self._settled = False
+        begun = time.perf_counter()
         try:
             step = self.scheduler.schedule()
             samples = self._execute(step)
             outputs = self._publish(step, samples)
             self._settled = True
+            if step is not None and self.on_step is not None:
+                seconds = time.perf_counter() - begun
+                self.on_step(StepTimes.of(step, seconds, self._executor_seconds))
         except BaseException:
             if not self._settled:
                 self.scheduler, self._streams = _make_scheduler(self.plan), {}
@@ -230,12 +238,16 @@ class Engine:
                 field="params",
                 hint="write SamplingParams(max_tokens=64)",
             )
-        for token in params.stop_token_ids:
-            if token >= self.vocab_size:
-                raise RequestError(
-                    f"{token} is no token id, they are 0..{self.vocab_size - 1}",
-                    field="stop_token_ids",
-                )
+        for field, tokens in params.token_fields.items():
+            for token in tokens:
+                if token >= self.vocab_size:
+                    raise RequestError(
+                        f"{field}: {token} is no token id, they are 0..{self.vocab_size - 1}",
+                        field=field,
+                    )
+        if params.num_choices > 1 or params.prompt_logprobs is not None:
+            name = "prompt_logprobs" if params.num_choices == 1 else "n"
+            raise RequestError(f"{name} is not built yet", field=name)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError(
                 "this model has no tokenizer", field="stop", hint="use stop_token_ids"
@@ -250,7 +262,9 @@ class Engine:
         if step is None:
             return []
         try:
+            begun = time.perf_counter()
             logits = self.executor.run(step)
+            self._executor_seconds = time.perf_counter() - begun
             if self._weights_check is not None:  # no token leaves before the weights are known good
                 self._weights_check.result()
                 self._weights_check = None

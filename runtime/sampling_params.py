@@ -7,68 +7,168 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.errors import RequestError
+from .params_checks import (
+    check_bool,
+    check_int,
+    check_number,
+    checked_bias,
+    checked_strings,
+    checked_token_ids,
+)
 
-RECOMMENDED = ("temperature", "top_p", "top_k")
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a checkpoint's generation_config.json may set, by the names it has there."""
 
 MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = 1024
+MAX_CHOICES = 128
+_MAX_INT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Sampling and stopping of one request. Anything out of range raises `RequestError`.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token; `seed` None draws one
-    when the request arrives; `max_tokens` None goes on to the end of the context; `logprobs` n
-    gives the log-probability of each token and of the n likeliest, from the raw logits.
+    A row of logits is changed in this order, each step only where it is asked for:
+
+    1. `logit_bias` {token id: -100..100} is added.
+    2. `repetition_penalty` (0.01..100) divides positive logits, and multiplies negative ones, of
+       every token that prompt or output hold (Keskar et al. 2019, as transformers does it).
+    3. `frequency_penalty` times its count in the output, and `presence_penalty` once, are taken
+       from every token that the output holds (-2..2, as OpenAI's API has them).
+    4. `allowed_token_ids` (all others can't be chosen), `banned_token_ids`, and while the output
+       is shorter than `min_tokens` every token that would end it: end-of-text, `stop_token_ids`.
+       A constraint of the engine's caller comes last.
+    5. `temperature` divides; 0 takes the greatest here and ends the list.
+    6. `top_k` (0 keeps all), then `top_p` of what is left; of that, `min_p` keeps what is at
+       least so many times as likely as the likeliest.
+
+    Ties go to the lower id. `seed` None draws one when the request arrives; the random number of
+    a token depends on seed, choice and position alone.
+
+    `n` completions are given, the `n` best of `best_of` where that is more: those of the greatest
+    mean log-probability a token. `logprobs` k gives the log-probability of each token and of the
+    k likeliest, `prompt_logprobs` k the same for the tokens of the prompt; both are of the raw
+    logits, before any of the above.
+
+    `max_tokens` None goes on to the end of the context; 0 (with `prompt_logprobs` only) reads
+    the prompt and generates nothing. `stop` strings are looked for after `min_tokens` tokens.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    allowed_token_ids: Sequence[int] | None = None
+    banned_token_ids: Sequence[int] = ()
     seed: int | None = None
     max_tokens: int | None = None
+    min_tokens: int = 0
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
+    best_of: int | None = None
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, 100.0)
-        _check_number("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise RequestError("top_p is 0, which keeps no token", field="top_p")
-        _check_int("top_k", self.top_k, 0, 2**31 - 1)
+        self._check_numbers()
+        self._check_lengths()
+        self._check_choices()
+        check_bool("ignore_eos", self.ignore_eos)
+        check_bool("skip_special_tokens", self.skip_special_tokens)
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is not None:
+                check_int(field, getattr(self, field), 0, MAX_LOGPROBS)
         if self.seed is not None:
-            _check_int("seed", self.seed, -(2**63), 2**64 - 1)
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _check_int("n", self.n, 1, 2**31 - 1)
-        if self.n != 1:
-            raise RequestError(
-                f"n is {self.n}; only one completion a request is built",
-                field="n",
-                hint="send the request n times with different seeds",
-            )
-        _check_bool("ignore_eos", self.ignore_eos)
-        _check_bool("skip_special_tokens", self.skip_special_tokens)
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
+            check_int("seed", self.seed, -(2**63), 2**64 - 1)
+        self._freeze_lists()
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings; `stop` itself was made a tuple by the check."""
         return tuple(self.stop)
 
+    @property
+    def bias_pairs(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs by ascending id, which the check made of it."""
+        return tuple(self.logit_bias)  # type: ignore[arg-type]
+
+    @property
+    def num_choices(self) -> int:
+        """Completions that are generated: `best_of`, or `n`."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def token_fields(self) -> dict[str, tuple[int, ...]]:
+        """Every field that holds token ids, and the ids."""
+        return {
+            "logit_bias": tuple(token for token, _ in self.bias_pairs),
+            "allowed_token_ids": tuple(self.allowed_token_ids or ()),
+            "banned_token_ids": tuple(self.banned_token_ids),
+            "stop_token_ids": tuple(self.stop_token_ids),
+        }
+
+    def _check_numbers(self) -> None:
+        check_number("temperature", self.temperature, 0.0, 100.0)
+        check_number("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise RequestError("top_p is 0, which keeps no token", field="top_p")
+        check_int("top_k", self.top_k, 0, _MAX_INT)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+
+    def _check_lengths(self) -> None:
+        if self.max_tokens is not None:
+            check_int("max_tokens", self.max_tokens, 0, _MAX_INT)
+            if self.max_tokens == 0 and self.prompt_logprobs is None:
+                raise RequestError(
+                    "max_tokens is 0: nothing is asked for",
+                    field="max_tokens",
+                    hint="give at least 1, or ask for prompt_logprobs",
+                )
+        check_int("min_tokens", self.min_tokens, 0, _MAX_INT)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens is {self.min_tokens}, more than max_tokens ({self.max_tokens})",
+                field="min_tokens",
+            )
+
+    def _check_choices(self) -> None:
+        check_int("n", self.n, 1, MAX_CHOICES)
+        if self.best_of is not None:
+            check_int("best_of", self.best_of, 1, MAX_CHOICES)
+            if self.best_of < self.n:
+                raise RequestError(
+                    f"best_of is {self.best_of}, less than n ({self.n})", field="best_of"
+                )
+
+    def _freeze_lists(self) -> None:
+        object.__setattr__(self, "stop", checked_strings("stop", self.stop))
+        for field in ("stop_token_ids", "banned_token_ids"):
+            object.__setattr__(self, field, checked_token_ids(field, getattr(self, field)))
+        bias = checked_bias("logit_bias", self.logit_bias, -100.0, 100.0)
+        object.__setattr__(self, "logit_bias", bias)
+        if self.allowed_token_ids is None:
+            return
+        allowed = checked_token_ids("allowed_token_ids", self.allowed_token_ids)
+        if not set(allowed) - set(self.banned_token_ids):
+            raise RequestError(
+                "allowed_token_ids leaves no token that may be chosen",
+                field="allowed_token_ids",
+                hint="leave it out to allow all, or allow one that is not banned",
+            )
+        object.__setattr__(self, "allowed_token_ids", allowed)
+
 
 _NEUTRAL = {
-    "repetition_penalty": 1,
     "encoder_repetition_penalty": 1,
     "no_repeat_ngram_size": 0,
     "min_length": 0,
@@ -79,15 +179,22 @@ _NEUTRAL = {
 }
 """What is not built, by its name in generation_config.json, and the value that changes nothing."""
 
-_NEUTRAL_SAMPLING = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+_NEUTRAL_SAMPLING = {"typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 """As above, where the checkpoint samples."""
+
+_ALSO_GREEDY = ("repetition_penalty",)
+"""What is recommended also by a checkpoint that does not sample."""
 
 
 def recommended_sampling(generation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fields that a checkpoint's generation_config.json recommends, where it samples at all."""
-    if not generation or not generation.get("do_sample", False):
+    """The fields that a checkpoint's generation_config.json recommends.
+
+    Those that only matter for sampling are left out where it does not sample.
+    """
+    if not generation:
         return {}
-    return {name: generation[name] for name in RECOMMENDED if name in generation}
+    names = RECOMMENDED if generation.get("do_sample", False) else _ALSO_GREEDY
+    return {name: generation[name] for name in names if name in generation}
 
 
 def ignored_recommendations(generation: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -99,47 +206,3 @@ def ignored_recommendations(generation: Mapping[str, Any] | None) -> dict[str, A
         for name, nothing in neutral.items()
         if generation.get(name, nothing) != nothing
     }
-
-
-def _check_number(field: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RequestError(f"{field} must be a number, not {value!r}", field=field)
-    if not low <= value <= high:  # nor does NaN lie between them
-        raise RequestError(f"{field} is {value}, outside {low:g}..{high:g}", field=field)
-
-
-def _check_int(field: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{field} must be an integer, not {value!r}", field=field)
-    if not low <= value <= high:
-        raise RequestError(f"{field} is {value}, outside {low}..{high}", field=field)
-
-
-def _check_bool(field: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise RequestError(f"{field} must be true or false, not {value!r}", field=field)
-
-
-def _stop_strings(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, (tuple, list)) or not all(isinstance(s, str) for s in strings):
-        raise RequestError(f"stop must be a string or strings, not {value!r}", field="stop")
-    if "" in strings:
-        raise RequestError("stop holds an empty string", field="stop")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise RequestError(f"stop has {len(strings)} of at most {MAX_STOP_STRINGS}", field="stop")
-    if any(len(s) > MAX_STOP_CHARACTERS for s in strings):
-        raise RequestError(
-            f"a stop string is longer than {MAX_STOP_CHARACTERS} characters", field="stop"
-        )
-    return tuple(strings)
-
-
-def _stop_token_ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)):
-        raise RequestError(
-            f"stop_token_ids must be token ids, not {value!r}", field="stop_token_ids"
-        )
-    for token in value:
-        _check_int("stop_token_ids", token, 0, 2**31 - 1)
-    return tuple(value)

@@ -30,6 +30,8 @@ class ServerSettings:
     default_temperature: float = 1.0
     default_top_p: float = 1.0
     default_top_k: int = 0
+    default_min_p: float = 0.0
+    default_repetition_penalty: float = 1.0
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from infc.ir.errors import RequestError
-from infc.runtime.sampling_params import SamplingParams, ignored_recommendations
+from infc.runtime.sampling_params import (
+    SamplingParams,
+    ignored_recommendations,
+    recommended_sampling,
+)
 
 NAN, INF = float("nan"), float("inf")
 REFUSED: list[tuple[str, list[Any]]] = [
     ("temperature", [NAN, INF, -INF, -0.1, 1e9, 10**400, "1", None, True, [1]]),
     ("top_p", [NAN, INF, 0.0, -1.0, 1.1, "0.5", None, False]),
     ("top_k", [-1, 1.5, NAN, "3", None, True, 2**40]),
+    ("min_p", [NAN, -0.1, 1.1, "0.1", None, True]),
+    ("repetition_penalty", [NAN, INF, 0.0, -1.0, 101, "1", None, True]),
+    ("presence_penalty", [NAN, -2.1, 2.1, "1", None, False]),
+    ("frequency_penalty", [NAN, -2.1, 2.1, "1", None, False]),
+    ("logit_bias", [{-1: 1}, {1: 101}, {1: NAN}, {"1": 1}, {1: "1"}, {True: 1}, 5, None, "ab"]),
+    ("logit_bias", [[1, 2], [(1, 2.0), (1, 3.0)], [(1, 2, 3)]]),
+    ("allowed_token_ids", [[], [-1], ["1"], 3, "3", [True]]),
+    ("banned_token_ids", [[-1], ["1"], 3, "3", None, [1.0]]),
     ("seed", [1.0, "1", True, 2**64, -(2**63) - 1]),
     ("max_tokens", [0, -1, 2**63, "5", 1.5, True]),
+    ("min_tokens", [-1, 2**63, "5", 1.5, True, None]),
     ("logprobs", [-1, 21, 10**6, True, 1.0, "2"]),
-    ("n", [0, 2, 10**9, True, None, 1.0]),
+    ("prompt_logprobs", [-1, 21, 10**6, True, 1.0, "2"]),
+    ("n", [0, 129, 10**9, True, None, 1.0]),
+    ("best_of", [0, 129, True, 1.0, "2"]),
     ("stop", ["", ["a", ""], [1], 5, ["x"] * 17, "y" * 1025, {"a": 1}, None]),
     ("stop_token_ids", [[-1], [True], [1.5], ["1"], 3, "3", [2**31], None]),
     ("ignore_eos", [1, "yes", None]),
@@ -34,6 +50,40 @@ def test_refused_by_field(field: str, value: Any) -> None:
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("best_of", {"n": 3, "best_of": 2}),
+        ("min_tokens", {"min_tokens": 3, "max_tokens": 2}),
+        ("allowed_token_ids", {"allowed_token_ids": [1, 2], "banned_token_ids": [2, 1]}),
+    ],
+)
+def test_fields_that_contradict_each_other(field: str, values: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(**values)
+    assert caught.value.field == field
+
+
+def test_lists_are_frozen_and_survive_a_replacement() -> None:
+    params = SamplingParams(
+        logit_bias={7: -100, 3: 1}, allowed_token_ids=[3, 7], banned_token_ids=[7], n=2, best_of=3
+    )
+    assert params.bias_pairs == ((3, 1.0), (7, -100.0))
+    assert params.num_choices == 3
+    assert dataclasses.replace(params, n=3).bias_pairs == params.bias_pairs
+    assert {params: 1}[dataclasses.replace(params)] == 1
+    assert params.token_fields == {
+        "logit_bias": (3, 7),
+        "allowed_token_ids": (3, 7),
+        "banned_token_ids": (7,),
+        "stop_token_ids": (),
+    }
+
+
+def test_no_token_may_be_asked_for_beside_those_of_the_prompt() -> None:
+    assert SamplingParams(max_tokens=0, prompt_logprobs=0).max_tokens == 0
 
 
 def test_ends_of_the_ranges_are_taken() -> None:
@@ -54,12 +104,24 @@ def test_ends_of_the_ranges_are_taken() -> None:
     assert SamplingParams(seed=-1).seed == -1
 
 
-def test_recommendations_that_are_not_built() -> None:
+def test_recommendations() -> None:
     sampled = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "min_p": 0.05}
-    assert ignored_recommendations(sampled) == {"repetition_penalty": 1.1, "min_p": 0.05}
+    assert recommended_sampling({**sampled, "typical_p": 0.9}) == {
+        "temperature": 0.7,
+        "repetition_penalty": 1.1,
+        "min_p": 0.05,
+    }
+    # The penalty is no matter of sampling: transformers applies it to the greedy as well.
+    assert recommended_sampling({**sampled, "do_sample": False}) == {"repetition_penalty": 1.1}
+    assert recommended_sampling(None) == {}
+
+
+def test_recommendations_that_are_not_built() -> None:
+    sampled = {"do_sample": True, "temperature": 0.7, "min_new_tokens": 4, "typical_p": 0.5}
+    assert ignored_recommendations(sampled) == {"min_new_tokens": 4, "typical_p": 0.5}
     greedy = {**sampled, "do_sample": False}
-    assert ignored_recommendations(greedy) == {"repetition_penalty": 1.1}
-    assert ignored_recommendations({"repetition_penalty": 1.0, "top_k": 50}) == {}
+    assert ignored_recommendations(greedy) == {"min_new_tokens": 4}
+    assert ignored_recommendations({"min_new_tokens": 0, "repetition_penalty": 1.1}) == {}
     beams = {"num_beams": 4, "typical_p": 0.9, "no_repeat_ngram_size": 3}
     assert ignored_recommendations(beams) == {"num_beams": 4, "no_repeat_ngram_size": 3}
     assert ignored_recommendations({**beams, "do_sample": True}) == beams

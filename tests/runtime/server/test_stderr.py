@@ -43,10 +43,10 @@ def stop(popen: subprocess.Popen[str]) -> list[str]:
 
 
 def test_recommendations_that_are_ignored(tmp_path: Path) -> None:
-    generation = {"do_sample": True, "repetition_penalty": 1.1, "top_k": 20}
+    generation = {"do_sample": True, "no_repeat_ngram_size": 3, "top_k": 20}
     with served(write_small_artifact(tmp_path / "small", generation=generation)) as (popen, _):
         assert stop(popen) == [
-            "note: the checkpoint recommends repetition_penalty 1.1: not built, ignored",
+            "note: the checkpoint recommends no_repeat_ngram_size 3: not built, ignored",
             "stopping",
         ]
 
