@@ -1,7 +1,9 @@
 # Every target brings .venv up to date first; `make` alone lists them.
 BIN := .venv/bin
 STAMP := .venv/.setup-$(shell cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -c1-16)
-CHECKS := check-format check-style check-types check-imports check-spelling
+CHECKS := check-format check-style check-types check-imports check-spelling check-docs
+# Not --quiet: that hides warnings, and --strict counts only those that are shown.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST := $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
@@ -32,7 +34,7 @@ format: setup ## rewrite the code the way `make lint` wants it
 	$(BIN)/ruff check --fix
 
 docs: setup ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(MKDOCS)
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -51,3 +53,6 @@ check-imports: setup
 
 check-spelling: setup
 	$(BIN)/codespell
+
+check-docs: setup # pages, links between them, and the places on a page that links name
+	$(MKDOCS) --site-dir build/site
