@@ -36,6 +36,7 @@ class Request:
         "finished_time",
         "first_scheduled_time",
         "first_token_time",
+        "last_token_time",
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed",
@@ -82,6 +83,7 @@ class Request:
         self.arrival_time = time.monotonic()
         self.first_scheduled_time: float | None = None
         self.first_token_time: float | None = None
+        self.last_token_time: float | None = None
         self.finished_time: float | None = None
 
     @property
@@ -100,6 +102,7 @@ class Request:
             arrival_time=self.arrival_time,
             first_scheduled_time=self.first_scheduled_time,
             first_token_time=self.first_token_time,
+            last_token_time=self.last_token_time,
             finished_time=self.finished_time,
             num_cached_tokens=self.num_cached_tokens,
             num_preemptions=self.num_preemptions,

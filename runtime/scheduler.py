@@ -322,6 +322,7 @@ class Scheduler:
         request.token_ids.append(token)
         if request.first_token_time is None:
             request.first_token_time = now
+        request.last_token_time = now
         if token in request.end_token_ids:
             request.stop_reason = token
             self.finish(request, "stop")

@@ -43,3 +43,25 @@ class Step:
     def num_sequences(self) -> int:
         """Sequences in this step."""
         return len(self.context_lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """What one step held and took: `seconds` in all, `executor_seconds` of them in the executor."""
+
+    num_sequences: int
+    num_tokens: int
+    num_sampled: int
+    seconds: float
+    executor_seconds: float
+
+    @classmethod
+    def of(cls, step: Step, seconds: float, executor_seconds: float) -> StepTimes:
+        """The times of `step`."""
+        return cls(
+            step.num_sequences,
+            step.num_tokens,
+            len(step.sampled),
+            seconds,
+            executor_seconds,
+        )
