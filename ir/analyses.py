@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from .errors import UnsupportedModelError
 from .interpret import describe
 from .ops import Cost, Kind, get_op
-from .ops.base import is_token_dim
+from .ops.base import PagedLoad, is_token_dim
 from .program import Node, Program, Value
 
 ROW_SYMBOLS = ("T", "R")
@@ -120,15 +121,41 @@ def depends_only_on(program: Program, inputs: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in results if known[name])
 
 
-def node_cost(program: Program, node: Node, bindings: Mapping[str, int]) -> Cost:
-    """What one node moves and computes where each symbol has the bound value."""
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """Among how many sequences a step's tokens are shared, and how much each has then stored."""
+
+    sequences: int
+    context: int
+
+
+def node_cost(
+    program: Program, node: Node, bindings: Mapping[str, int], load: StepLoad | None = None
+) -> Cost:
+    """What one node moves and computes where each symbol has the bound value.
+
+    `load` says what paged state holds; by default all tokens are those of one new sequence.
+    """
     types = [program.operand_type(operand) for operand in node.inputs]
-    return get_op(node.op).cost(types, node.attrs, bindings)
+    op = get_op(node.op)
+    if op.paged_cost is None:
+        return op.cost(types, node.attrs, bindings)
+    load = load or StepLoad(1, bindings.get(ROW_SYMBOLS[0], 1))
+    paged = PagedLoad(load.sequences, load.context, _token_bytes(program, node))
+    return op.cost(types, node.attrs, bindings, paged)
 
 
-def total_cost(program: Program, bindings: Mapping[str, int]) -> Cost:
-    """The sum of the nodes' costs where each symbol has the bound value."""
+def _token_bytes(program: Program, node: Node) -> int:
+    """Bytes that one layer keeps of a token, in the group that the node names."""
+    for group in program.resources:
+        if group.name == node.attrs.get("group"):
+            return group.bytes_per_block() // (len(group.layers) * group.block_size)
+    return 0
+
+
+def total_cost(program: Program, bindings: Mapping[str, int], load: StepLoad | None = None) -> Cost:
+    """The sum of the nodes' costs where each symbol has the bound value (see `node_cost`)."""
     total = Cost()
     for node in program.nodes:
-        total += node_cost(program, node, bindings)
+        total += node_cost(program, node, bindings, load)
     return total

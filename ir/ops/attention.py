@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
-from ..types import TensorType
+from ..program import Attr
+from ..types import TensorType, evaluate_dim
 from .base import (
     BEFORE_LOWERING,
     AttrKind,
@@ -120,13 +121,32 @@ def _attention_meaning(
     return attend(q, k, v, sinks, visible, scale, softcap)
 
 
+def visible_pairs(queries: int, context: int, window: Attr) -> int:
+    """How many (query, key) pairs the last `queries` of `context` positions see."""
+    widest = window if isinstance(window, int) else context
+
+    def seen_by_first(count: int) -> int:
+        rising = min(count, widest)
+        return rising * (rising + 1) // 2 + (count - rising) * widest
+
+    return seen_by_first(context) - seen_by_first(context - queries)
+
+
+def pair_flops(q: TensorType, out: TensorType) -> int:
+    """Operations of one (query, key) pair over all heads: a product by the key, one by the value.
+
+    q is `[T, H, D]`, out `[T, H, Dv]`. The softmax's own are left out: they are D times fewer.
+    """
+    return 2 * sum(TensorType(kind.dtype, kind.shape[1:]).num_elements() for kind in (q, out))
+
+
 def _attention_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
     base = default_cost(types, outs, attrs, bindings)
     q = tensor(types, 0)
-    tokens = TensorType(q.dtype, q.shape[:1]).num_elements(bindings)
-    products = q.num_elements(bindings) + outs[0].num_elements(bindings)
-    seen = min(tokens, attrs["window"]) if isinstance(attrs["window"], int) else tokens
-    return Cost(base.bytes_read, base.bytes_written, 2 * products * seen)
+    tokens = evaluate_dim(q.shape[0], bindings)
+    causal = attrs.get("causal", True)
+    pairs = visible_pairs(tokens, tokens, attrs["window"]) if causal else tokens * tokens
+    return Cost(base.bytes_read, base.bytes_written, pairs * pair_flops(q, outs[0]))
 
 
 LIMITS = (

@@ -170,11 +170,25 @@ class Cost:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PagedLoad:
+    """What the pages of one layer weigh in a step, for the cost of ops that touch them.
+
+    The step's tokens are shared evenly among `sequences`; each has `context` positions stored,
+    those of the step included. `token_bytes` is what one position's keys and values take.
+    """
+
+    sequences: int
+    context: int
+    token_bytes: int
+
+
 Types = Sequence[OperandType]
 Outputs = tuple[TensorType, ...]
 InferRule = Callable[[Types, Attrs], Outputs]
 Meaning = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...] | None"]
 CostRule = Callable[[Types, Outputs, Attrs, Mapping[str, int]], Cost]
+PagedCostRule = Callable[[Types, Outputs, Attrs, Mapping[str, int], PagedLoad], Cost]
 MixRule = Callable[[Types, Outputs, Attrs, str], "str | None"]
 CanonicalRule = Callable[[Types, dict[str, Attr]], dict[str, Attr]]
 
@@ -208,7 +222,8 @@ class Op:
 
     `operands` names the operands; a trailing `?` marks an optional one (only at the end), a
     trailing `*` on the last any number from one. `mixes` says how the op would mix rows of the
-    token dimension (None: it does not). `effects` ops touch paged state and keep their order.
+    token dimension (None: it does not). `effects` ops touch paged state and keep their order;
+    `paged_cost` says what they move and compute there, beside their operands and results.
     """
 
     name: str
@@ -222,6 +237,7 @@ class Op:
     mixes: MixRule = never_mixes
     canonical: CanonicalRule = _keep
     effects: bool = False
+    paged_cost: PagedCostRule | None = None
     phases: frozenset[str] = frozenset(PHASES)
     attr_specs: Mapping[str, AttrSpec] = field(init=False, repr=False, compare=False)
 
@@ -281,9 +297,22 @@ class Op:
                 raise
             raise ProgramError(f"{self.name}: {error}") from None
 
-    def cost(self, types: Types, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
-        """Bytes and operations of one execution where each symbol has the bound value."""
-        return self.cost_rule(types, self.infer(types, attrs), attrs, bindings)
+    def cost(
+        self,
+        types: Types,
+        attrs: Attrs,
+        bindings: Mapping[str, int],
+        load: PagedLoad | None = None,
+    ) -> Cost:
+        """Bytes and operations of one execution where each symbol has the bound value.
+
+        Without `load`, what an op does in paged state is left out.
+        """
+        outs = self.infer(types, attrs)
+        cost = self.cost_rule(types, outs, attrs, bindings)
+        if load is None or self.paged_cost is None:
+            return cost
+        return cost + self.paged_cost(types, outs, attrs, bindings, load)
 
     def resolve(
         self, attrs: Attrs, bindings: Mapping[str, int], override: DType | None = None

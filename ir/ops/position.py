@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
-from ..types import TensorType
+from ..types import TensorType, evaluate_dim
 from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
+    Cost,
     Kind,
     Op,
     Outputs,
@@ -70,6 +72,17 @@ def rope_meaning(
     return torch.cat([turned.to(x.dtype), x[..., rotary_dim:]], -1)
 
 
+def rope_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
+    """x and the tokens' rows of the tables are read; three operations an element turned."""
+    x, positions, cos, sin = (tensor(types, i) for i in range(4))
+    tokens = evaluate_dim(positions.shape[0], bindings)
+    rows = sum(TensorType(table.dtype, table.shape[1:]).num_bytes() for table in (cos, sin))
+    read = x.num_bytes(bindings) + positions.num_bytes(bindings) + tokens * rows
+    heads = TensorType(x.dtype, x.shape[:-1]).num_elements(bindings)
+    turned = heads * int_attr(attrs, "rotary_dim")
+    return Cost(read, sum(kind.num_bytes(bindings) for kind in outs), 3 * turned)
+
+
 ROPE_ATTRS = (
     AttrSpec("style", AttrKind.STR, "half", ("half", "interleaved")),
     AttrSpec("rotary_dim", AttrKind.INT),
@@ -86,5 +99,6 @@ OPS = (
         _rope,
         rope_meaning,
         ROPE_ATTRS,
+        cost_rule=rope_cost,
     ),
 )

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
 from ..paged_state import PagedState
 from ..program import Attr
-from ..types import TensorType
-from .attention import LIMITS, attend, check_limits, check_sinks, visible_mask
+from ..types import TensorType, evaluate_dim
+from .attention import (
+    LIMITS,
+    attend,
+    check_limits,
+    check_sinks,
+    pair_flops,
+    visible_mask,
+    visible_pairs,
+)
 from .base import (
     AFTER_LOWERING,
     AttrKind,
     Attrs,
     AttrSpec,
+    Cost,
     Kind,
     Op,
     Outputs,
+    PagedLoad,
     Types,
     int_attr,
     need_float,
@@ -26,7 +37,7 @@ from .base import (
     same_dtype,
     tensor,
 )
-from .position import ROPE_ATTRS, check_tables, rope_meaning
+from .position import ROPE_ATTRS, check_tables, rope_cost, rope_meaning
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +90,18 @@ def _rope_kv_write_meaning(
     return rope_meaning(q, positions, cos, sin, style=style, rotary_dim=rotary_dim)
 
 
+def _rope_kv_write_cost(
+    types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]
+) -> Cost:
+    """q and k turned; k and v themselves go to the pages (see `_write_cost`)."""
+    q, k, v = (tensor(types, i) for i in range(3))
+    tables = types[3:]
+    both = rope_cost((q, *tables), (q,), attrs, bindings)
+    turned = rope_cost((k, *tables), (), attrs, bindings)
+    read = turned.bytes_read + v.num_bytes(bindings)
+    return both + Cost(read, 0, turned.flops)
+
+
 def _value_head_dim(types: Types, attrs: dict[str, Attr]) -> dict[str, Attr]:
     if attrs["value_head_dim"] is not None:
         return attrs
@@ -122,6 +145,35 @@ def _paged_attention_meaning(
     return torch.cat(rows) if rows else q.new_zeros(0, q.shape[1], value_head_dim)
 
 
+def _write_cost(
+    types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int], load: PagedLoad
+) -> Cost:
+    """One position of keys and values is stored for each token."""
+    tokens = evaluate_dim(tensor(types, 0).shape[0], bindings)
+    return Cost(0, tokens * load.token_bytes, 0)
+
+
+def _attend_cost(
+    types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int], load: PagedLoad
+) -> Cost:
+    """Every stored position that a sequence's queries can see is read once, whatever their number.
+
+    The products are those of `attention`, over the pairs of query and key that see each other.
+    """
+    q = tensor(types, 0)
+    window = attrs["window"]
+    share, more = divmod(evaluate_dim(q.shape[0], bindings), load.sequences)
+    read = pairs = 0
+    for sequences, queries in ((load.sequences - more, share), (more, share + 1)):
+        if sequences == 0 or queries == 0:
+            continue
+        context = max(load.context, queries)
+        seen = min(context, window + queries - 1) if isinstance(window, int) else context
+        read += sequences * seen
+        pairs += sequences * visible_pairs(queries, context, window)
+    return Cost(read * load.token_bytes, 0, pairs * pair_flops(q, outs[0]))
+
+
 _PLACE = (AttrSpec("layer", AttrKind.INT), AttrSpec("group", AttrKind.STR))
 
 OPS = (
@@ -134,6 +186,7 @@ OPS = (
         _kv_write_meaning,
         _PLACE,
         effects=True,
+        paged_cost=_write_cost,
         phases=AFTER_LOWERING,
     ),
     Op(
@@ -144,7 +197,9 @@ OPS = (
         _rope_kv_write,
         _rope_kv_write_meaning,
         (*_PLACE, *ROPE_ATTRS),
+        cost_rule=_rope_kv_write_cost,
         effects=True,
+        paged_cost=_write_cost,
         phases=AFTER_LOWERING,
     ),
     Op(
@@ -158,6 +213,7 @@ OPS = (
         (*_PLACE, AttrSpec("value_head_dim", AttrKind.INT, None, optional=True), *LIMITS),
         canonical=_value_head_dim,
         effects=True,
+        paged_cost=_attend_cost,
         phases=AFTER_LOWERING,
     ),
 )
