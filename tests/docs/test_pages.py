@@ -16,7 +16,8 @@ from infc.passes.pipeline import OUR_PASSES
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import Step
 
-from ..checkpoints import PARITY, REFUSED
+from ..configs import CONFIGS
+from ..configs.refused import REFUSED
 from .generated import BLOCK, BLOCKS, PAGES, ROOT, commands, refreshed
 
 DOCS = ROOT / "docs"
@@ -92,8 +93,8 @@ def test_the_short_list_of_ops_names_each_op_and_no_other() -> None:
 
 def test_architectures_are_those_that_are_tested() -> None:
     text = (DOCS / "architectures.md").read_text()
-    for name in (*PARITY, *REFUSED):
-        kind = name.partition("-")[0]
+    kinds = [small.kind for small in CONFIGS.values()] + [one.kind for one in REFUSED.values()]
+    for kind in kinds:
         assert f"`{kind}`" in text, f"{kind} is missing"
 
 

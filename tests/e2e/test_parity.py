@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import infc
 
-from ..checkpoints import PARITY, edit_config, make_checkpoint
+from ..checkpoints import edit_config, make_checkpoint
+from ..configs import CONFIGS
 from .support import Eager, compile_checkpoint, prompts, relative_error, teacher_forced
 
 BOUND = 1e-5
@@ -22,15 +23,18 @@ BOUND = 1e-5
 GREEDY_TOKENS = 32
 
 
-@pytest.mark.parametrize("arch", PARITY)
+@pytest.mark.parametrize("arch", CONFIGS)
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_logits_and_greedy_tokens_are_those_of_transformers(
     arch: str, backend: str, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=7)
     eager = Eager.load(checkpoint)
-    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", backend=backend)
-    sequences = prompts(artifact.manifest.model.vocab_size, (70, 33, 5, 95))
+    small = CONFIGS[arch]
+    limits: dict[str, Any] = {"runtime.max_context": small.max_context}
+    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", backend=backend, **limits)
+    lengths = (70, 33, max(5, small.min_tokens), 95)
+    sequences = prompts(artifact.manifest.model.vocab_size, lengths)
     for actual, sequence in zip(teacher_forced(artifact, sequences), sequences, strict=True):
         assert relative_error(actual, eager.logits(sequence)) < BOUND
     params = infc.SamplingParams(max_tokens=GREEDY_TOKENS, ignore_eos=True)

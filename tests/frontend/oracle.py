@@ -12,7 +12,7 @@ from infc.ir.interpret import interpret
 from infc.ir.program import Program
 from infc.ir.weights import program_weights
 
-from ..checkpoints import VOCAB_SIZE
+from ..configs.base import VOCAB_SIZE
 
 PROMPT_TOKENS = 40
 ROWS = (0, 1, 7, 8, 9, 20, 39)

@@ -20,7 +20,9 @@ from infc.ir.errors import (
     UsageError,
 )
 
-from ..checkpoints import CONFIGS, REFUSED, edit_config, make_checkpoint
+from ..checkpoints import edit_config, make_checkpoint
+from ..configs.base import COMMON
+from ..configs.refused import REFUSED
 from .oracle import no_log
 
 
@@ -36,18 +38,10 @@ def with_config(llama: Path, directory: Path, **changes: object) -> Path:
     return directory
 
 
-REASONS = {
-    "lfm2": "layer 0 of lfm2 is of type conv",
-    "mamba": "mamba has no attention heads",
-    "bloom": "bloom computes attention outside",
-    "codegen": "codegen computes attention outside",
-}
-
-
 @pytest.mark.parametrize("arch", REFUSED)
 def test_refused_with_the_reason(arch: str, tmp_path: Path) -> None:
     make_checkpoint(arch, tmp_path)
-    with pytest.raises(UnsupportedModelError, match=REASONS[arch]):
+    with pytest.raises(UnsupportedModelError, match=REFUSED[arch].reason):
         load_model(tmp_path, log=no_log)
 
 
@@ -78,13 +72,13 @@ def test_malformed_file(text: str, tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(CONFIGS["llama"][1])), st.none() | st.integers()))
+@given(st.dictionaries(st.sampled_from(sorted(COMMON)), st.none() | st.integers()))
 def test_any_integers_load_or_are_refused(changes: dict[str, int | None]) -> None:
     import json
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
-        config = {**CONFIGS["llama"][1], "model_type": "llama", **changes}
+        config = {**COMMON, "model_type": "llama", **changes}
         (Path(name) / "config.json").write_text(json.dumps(config))
         try:
             checked = read_config(Path(name))

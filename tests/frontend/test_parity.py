@@ -16,7 +16,9 @@ from infc.ir.errors import CheckpointError
 from infc.ir.program import Node, Program
 from infc.ir.verify import verify
 
-from ..checkpoints import PARITY, WINDOW, edit_config, make_checkpoint
+from ..checkpoints import edit_config, make_checkpoint
+from ..configs import CONFIGS
+from ..configs.base import WINDOW
 from .oracle import captured_logits, eager_logits, no_log, parity_error, prompt, relative_error
 
 TOLERANCE = 1e-5
@@ -38,12 +40,12 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Captured:
     @functools.cache
     def make(arch: str) -> tuple[Path, Program]:
         directory = make_checkpoint(arch, tmp_path_factory.mktemp(arch))
-        return directory, load(directory)
+        return directory, load(directory, max_context=CONFIGS[arch].max_context)
 
     return make
 
 
-@pytest.mark.parametrize("arch", PARITY)
+@pytest.mark.parametrize("arch", CONFIGS)
 def test_logits_are_those_of_transformers(arch: str, captured: Captured) -> None:
     directory, program = captured(arch)
     verify(program)

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from infc.frontend.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, write_tokenizer
 from infc.ir.errors import CheckpointError
 
-from ..checkpoints import BOS_ID, CHAT_TEMPLATE, EOS_ID, write_tokenizer_files
+from ..checkpoints import CHAT_TEMPLATE, write_tokenizer_files
+from ..configs.base import BOS_ID, EOS_ID
 
 
 @pytest.fixture
