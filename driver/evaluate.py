@@ -90,9 +90,9 @@ def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def _open(artifact: Artifact, context: int, num_threads: int | None) -> Executor:
+    from ..ir.machine import available_cpus
     from ..runtime.executors import open_executor
     from ..runtime.executors.base import ExecutorConfig
-    from ..runtime.limits import available_cpus
 
     artifact.verify_weights().result()
     groups = artifact.manifest.kv.groups

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import ArtifactError
+from .machine import available_cpus
 from .manifest import FileDigest
 
 CHUNK_BYTES = 16 << 20
@@ -101,7 +102,7 @@ def _sha256(path: Path, start: int, length: int) -> str:
 
 
 def _num_threads() -> int:
-    return min(16, len(os.sched_getaffinity(0)))
+    return min(16, available_cpus())
 
 
 class StampFile:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..ir.errors import CapacityError, UsageError
+from ..ir.machine import available_cpus, available_memory
 from ..ir.manifest import Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_size, parse_size
@@ -151,30 +150,6 @@ def parse_bytes(value: int | str) -> int:
     return count
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, and of its control group."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    maximum = _read("/sys/fs/cgroup/memory.max").strip()
-    current = _read("/sys/fs/cgroup/memory.current").strip()
-    if maximum.isdigit() and current.isdigit():
-        # What the group caches of files can be taken back, as in MemAvailable.
-        cached = re.search(r"^inactive_file (\d+)$", _read("/sys/fs/cgroup/memory.stat"), re.M)
-        free = min(free, int(maximum) - int(current) + (int(cached[1]) if cached else 0))
-    return max(0, free)
-
-
-def available_cpus() -> int:
-    """Processors that this process may use, by affinity and by its control group's quota."""
-    count = len(os.sched_getaffinity(0))
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if quota.isdigit() and period.isdigit():
-        count = min(count, max(1, int(quota) // int(period)))
-    return count
-
-
 def _num_threads(wanted: int | None, compiled: int | None) -> int:
     chosen = compiled if wanted is None else wanted
     if chosen is None:
@@ -182,13 +157,6 @@ def _num_threads(wanted: int | None, compiled: int | None) -> int:
     if type(chosen) is not int or not 1 <= chosen <= _MAX_THREADS:
         raise UsageError(f"threads is {chosen!r}, outside 1..{_MAX_THREADS}")
     return chosen
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
 
 
 def _section(recipe: Any, name: str) -> dict[str, Any]:

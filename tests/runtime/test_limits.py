@@ -19,8 +19,6 @@ from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import (
     RuntimeOptions,
     _too_little,
-    available_cpus,
-    available_memory,
     longest_context,
     parse_bytes,
     plan_blocks,
@@ -129,9 +127,7 @@ def test_what_is_no_amount_of_memory(text: int | str) -> None:
         parse_bytes(text)
 
 
-def test_this_machine_has_memory_and_processors() -> None:
-    assert available_memory() > 1 << 20
-    assert available_cpus() >= 1
+def test_sizes_for_people() -> None:
     assert format_size(3 << 29) == "1.5 GiB"
     assert format_size(100) == "100 B"
 
