@@ -121,6 +121,11 @@ def depends_only_on(program: Program, inputs: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in results if known[name])
 
 
+def node_label(node: Node) -> str:
+    """What a node is called in reports: its first result, or op and layer where it has none."""
+    return node.outputs[0].name if node.outputs else f"{node.op}:{node.layer}"
+
+
 @dataclass(frozen=True, slots=True)
 class StepLoad:
     """Among how many sequences a step's tokens are shared, and how much each has then stored."""

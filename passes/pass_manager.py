@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..ir.analyses import total_cost
+from ..ir.analyses import node_label, total_cost
 from ..ir.errors import InfcError, PassError, ProgramError, UsageError
 from ..ir.ops import PHASES
 from ..ir.ops.base import Cost
@@ -22,14 +23,19 @@ from .verification import Verifier
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one pass did. `cost` is of one step at the upper bounds of all symbols."""
+    """What one pass did. `cost` is of one step at the upper bounds of all symbols.
+
+    `ops` counts the nodes of the program it left by op.
+    """
 
     name: str
     phase: str
+    contract: str
     options: Mapping[str, Any]
     matches: int
     near_misses: tuple[str, ...]
     nodes: int
+    ops: Mapping[str, int]
     cost: Cost
     verified: str
 
@@ -38,10 +44,12 @@ class PassReport:
         return {
             "name": self.name,
             "phase": self.phase,
+            "contract": self.contract,
             "options": dict(self.options),
             "matches": self.matches,
             "near_misses": list(self.near_misses),
             "nodes": self.nodes,
+            "ops": dict(self.ops),
             "bytes_read": self.cost.bytes_read,
             "bytes_written": self.cost.bytes_written,
             "operations": self.cost.flops,
@@ -51,15 +59,24 @@ class PassReport:
 
 @dataclass(slots=True)
 class PipelineReport:
-    """What a whole pipeline did; times (seconds by pass, in order) are kept apart."""
+    """What a whole pipeline did; times (seconds by pass, in order) are kept apart.
+
+    `makers` says of each node that is left, by its label, which pass (its place in `passes`)
+    made it; nodes that are not in it were captured.
+    """
 
     passes: list[PassReport] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     times: list[tuple[str, float]] = field(default_factory=list)
+    makers: dict[str, int] = field(default_factory=dict)
 
     def as_data(self) -> dict[str, Any]:
         """As plain data without times, so that equal compiles report equally."""
-        return {"passes": [one.as_data() for one in self.passes], "verification": self.phases}
+        made: dict[int, list[str]] = {}
+        for label, index in self.makers.items():
+            made.setdefault(index, []).append(label)
+        passes = [{**one.as_data(), "made": made.get(i, [])} for i, one in enumerate(self.passes)]
+        return {"passes": passes, "verification": self.phases}
 
     def times_data(self) -> list[dict[str, Any]]:
         """Seconds by pass, in order."""
@@ -159,14 +176,17 @@ class _Manager:
         self.report.times.append((one.name, time.perf_counter() - started))
         self.done.append(one.name)
         after = result.program
+        self._note_makers(index, program, after)
         self.report.passes.append(
             PassReport(
                 one.name,
                 one.phase,
+                one.contract,
                 one.option_values(),
                 result.matches,
                 result.near_misses,
                 len(after.nodes),
+                dict(sorted(Counter(node.op for node in after.nodes).items())),
                 step_cost(after),
                 verified,
             )
@@ -176,6 +196,18 @@ class _Manager:
             path = self.dump_directory / f"{index:02d}-{one.name}.ir"
             path.write_text(print_program(after), encoding="utf-8")
         return after
+
+    def _note_makers(self, index: int, before: Program, after: Program) -> None:
+        """A node is new where its label, or the op behind it, was not there before."""
+        if after is before:
+            return
+        old = {(node_label(node), node.op) for node in before.nodes}
+        makers = self.report.makers
+        self.report.makers = {
+            label: index if (label, node.op) not in old else makers[label]
+            for node in after.nodes
+            if (label := node_label(node)) in makers or (label, node.op) not in old
+        }
 
     def _guarded(self, one: Pass, program: Program) -> PassResult:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -198,6 +199,13 @@ def test_reports_dumps_and_times(tmp_path: Path) -> None:
     assert "seconds" not in json.dumps(data), "equal compiles must report equally"
     assert len(report.times_data()) >= len(pipeline)
     assert program.phase == "fused"
+    made = {label: one["name"] for one in data["passes"] for label in one["made"]}
+    gates = [node.output.name for node in program.nodes if node.op == "gated_act"]
+    assert {made[name] for name in gates} == {"fuse-gated-act"}
+    assert made.keys() <= {value.name for node in program.nodes for value in node.outputs}
+    embedding = next(node for node in program.nodes if node.op == "embedding")
+    assert embedding.output.name not in made, "it is as it was captured"
+    assert data["passes"][-1]["ops"] == dict(sorted(Counter(n.op for n in program.nodes).items()))
     with pytest.raises(UsageError, match="did you mean fuse-rope"):
         run_pipeline(model(), pipeline, dump_ir_after="fuse-rop")
 
