@@ -23,7 +23,7 @@ from .base import (
     tensor,
     wide,
 )
-from .fused import ACTIVATIONS, gated_act_meaning
+from .fused import ACTIVATIONS, activate
 from .matrix import linear_meaning
 
 if TYPE_CHECKING:
@@ -49,7 +49,25 @@ def _moe(types: Types, attrs: Attrs) -> Outputs:
         same_dtype(x, up_bias, down_bias)
         need_shape(up_bias, (experts, doubled), "gate_up_bias")
         need_shape(down_bias, (experts, hidden), "down_bias")
+    if attrs["alpha"] != 1 and attrs["act"] != "silu":
+        raise ProgramError(f"alpha is {attrs['alpha']}, which only silu has")
+    if isinstance(attrs["limit"], float) and not attrs["limit"] > 0:
+        raise ProgramError(f"limit is {attrs['limit']}, expected above 0 or none")
     return (x,)
+
+
+def expert_gate(
+    gate_up: torch.Tensor, *, act: str, alpha: float, limit: float | None, shift: float
+) -> torch.Tensor:
+    """act(gate) * (up + shift) of `[.., 2I]` in at least float32, rounded once; gate first.
+
+    With a limit the gate is cut above it, and up on both sides; silu is x * sigmoid(alpha * x).
+    """
+    gate, up = wide(gate_up).chunk(2, -1)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    turned = activate(gate, act) if alpha == 1 else gate * (alpha * gate).sigmoid()
+    return (turned * (up + shift)).to(gate_up.dtype)
 
 
 def _moe_meaning(
@@ -62,6 +80,9 @@ def _moe_meaning(
     down_bias: torch.Tensor | None = None,
     *,
     act: str,
+    alpha: float,
+    limit: float | None,
+    shift: float,
 ) -> torch.Tensor:
     result = wide(x).new_zeros(x.shape)
     for slot in range(index.shape[1]):
@@ -70,7 +91,8 @@ def _moe_meaning(
             rows = (index[:, slot] == expert).nonzero().flatten()
             up_bias = None if gate_up_bias is None else gate_up_bias[expert]
             out_bias = None if down_bias is None else down_bias[expert]
-            hidden = gated_act_meaning(linear_meaning(x[rows], gate_up[expert], up_bias), act=act)
+            both = linear_meaning(x[rows], gate_up[expert], up_bias)
+            hidden = expert_gate(both, act=act, alpha=alpha, limit=limit, shift=shift)
             y[rows] = linear_meaning(hidden, down[expert], out_bias)
         result = result + weight[:, slot, None].to(result.dtype) * wide(y)
     return result.to(x.dtype)
@@ -94,12 +116,18 @@ OPS = (
         "moe",
         Kind.EXPERTS,
         "x[T, H] through the experts index[T, K], weighted by weight[T, K] and summed over K in "
-        "slot order in float32: gate_up[E, 2I, H] (gate first), activation, down[E, H, I]. Each "
-        "expert's two products round as `linear` does.",
+        "slot order in float32: gate_up[E, 2I, H] (gate first), act(gate) * (up + shift), "
+        "down[E, H, I]. With a limit the gate is cut above it and up on both sides; alpha is "
+        "silu's: x * sigmoid(alpha * x). Each expert's two products round as `linear` does.",
         ("x", "index", "weight", "gate_up", "down", "gate_up_bias?", "down_bias?"),
         _moe,
         _moe_meaning,
-        (AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS),),
+        (
+            AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS),
+            AttrSpec("alpha", AttrKind.FLOAT, 1.0),
+            AttrSpec("limit", AttrKind.FLOAT, None, optional=True),
+            AttrSpec("shift", AttrKind.FLOAT, 0.0),
+        ),
         cost_rule=_moe_cost,
     ),
 )

@@ -16,18 +16,41 @@ INFC_INLINE V activate(const V& x) {
   if constexpr (A == Act::relu) return relu(x);
 }
 
-// y[i] = act(gate[i]) * up[i] in float, one rounding.
-template <Act A, class T>
-INFC_INLINE void gated_row(const T* gate, const T* up, T* y, int64_t count) {
+// act(gate) * up.
+template <Act A>
+struct PlainGate {
+  INFC_INLINE f32x16 operator()(const f32x16& gate, const f32x16& up) const {
+    return activate<A>(gate) * up;
+  }
+};
+
+// act(min(gate, limit)) * (clamp(up, -limit, limit) + shift); silu is x * sigmoid(alpha * x).
+template <Act A>
+struct LimitedGate {
+  float alpha;
+  float limit;
+  float shift;
+  INFC_INLINE f32x16 operator()(const f32x16& gate, const f32x16& up) const {
+    const f32x16 g = min(gate, set1(limit));
+    const f32x16 u = max(min(up, set1(limit)), set1(-limit)) + set1(shift);
+    if constexpr (A == Act::silu) return g * sigmoid(set1(alpha) * g) * u;
+    return activate<A>(g) * u;
+  }
+};
+
+// y[i] = combine(gate[i], up[i]) in float, one rounding.
+template <class Gate, class T>
+INFC_INLINE void gated_row(const Gate& combine, const T* gate, const T* up, T* y, int64_t count) {
   for_each_group(count, [&](int64_t i, int64_t n) {
-    store_group(y + i, activate<A>(load_group(gate + i, n)) * load_group(up + i, n), n);
+    store_group(y + i, combine(load_group(gate + i, n), load_group(up + i, n)), n);
   });
 }
 
 // x [rows, 2 * I] (gate first, row stride ldx) → y [rows, I] (row stride ldy). Threads share the
 // columns of each row, in groups of 16.
-template <Act A, class T>
-void gated_act(const Team& t, const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t I) {
+template <class Gate, class T>
+void gated_rows(const Team& t, const Gate& combine, const T* x, int64_t ldx, T* y, int64_t ldy,
+                int64_t rows, int64_t I) {
   const int64_t groups = ceil_groups(I);
   const Share share = share_of(t, rows * groups);
   for (int64_t u = share.begin; u < share.end;) {
@@ -36,9 +59,13 @@ void gated_act(const Team& t, const T* x, int64_t ldx, T* y, int64_t ldy, int64_
     const int64_t begin = (u - r * groups) * kLanes;
     const int64_t end = (next - r * groups) * kLanes < I ? (next - r * groups) * kLanes : I;
     const T* gate = x + r * ldx;
-    gated_row<A>(gate + begin, gate + I + begin, y + r * ldy + begin, end - begin);
+    gated_row(combine, gate + begin, gate + I + begin, y + r * ldy + begin, end - begin);
     u = next;
   }
+}
+template <Act A, class T>
+void gated_act(const Team& t, const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t I) {
+  gated_rows(t, PlainGate<A>{}, x, ldx, y, ldy, rows, I);
 }
 
 }  // namespace infc

@@ -118,11 +118,12 @@ void expert_linear(const Team& t, const int32_t* starts, int64_t E, const void* 
 
 // x [T, H] (row stride ldx), index [T, K] in [0, E), weight [T, K] → y [T, H] (row stride ldy):
 // the sum over slots k = 0, 1, ... of fma(weight, expert(x), acc) in float, rounded once. `scratch`
-// is shared by the team, 64-byte aligned, moe_scratch_bytes<T>(shape) long. Barriers inside, none
-// at the end.
-template <Act A, class T, class Id, class TW>
-void moe(const Team& t, const T* x, int64_t ldx, const Id* index, const TW* weight,
-         const MoeWeights<T>& w, T* y, int64_t ldy, const MoeShape& shape, void* scratch) {
+// is shared by the team, 64-byte aligned, moe_scratch_bytes<T>(shape) long. `gate` joins the two
+// halves of an expert's first product. Barriers inside, none at the end.
+template <class Gate, class T, class Id, class TW>
+void moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* index,
+         const TW* weight, const MoeWeights<T>& w, T* y, int64_t ldy, const MoeShape& shape,
+         void* scratch) {
   const MoeScratch<T> s(scratch, shape);
   const int64_t n = shape.T * shape.K;
   if (t.tid == 0) group_by_expert(s, index, shape);
@@ -131,7 +132,7 @@ void moe(const Team& t, const T* x, int64_t ldx, const Id* index, const TW* weig
       t, s.starts, shape.E, w.gate_up, w.gate_up_bias, 2 * shape.I, shape.H,
       [&](int64_t i) { return x + s.entry[i] / shape.K * ldx; }, s.wide);
   t.barrier();
-  gated_act<A>(t, s.wide, 2 * shape.I, s.gated, shape.I, n, shape.I);
+  gated_rows(t, gate, s.wide, 2 * shape.I, s.gated, shape.I, n, shape.I);
   t.barrier();
   expert_linear(
       t, s.starts, shape.E, w.down, w.down_bias, shape.H, shape.I,

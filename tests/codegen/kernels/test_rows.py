@@ -1,12 +1,17 @@
 """Softmax, top-k, gated activations and experts against float64."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from infc.ir.ops import get_op
 
 from .harness import DTYPES, TARGETS, Array, Kernels, kernels, same_bits
 
@@ -81,60 +86,87 @@ def test_gated_act_matches_float64(k: Kernels, name: str) -> None:
         assert same_bits(bits[0], bits[2])
 
 
-def run_experts(k: Kernels, x: Array, index: Array, weight: Array, gu: Array, down: Array) -> Array:
-    """Experts over rows of x; the weights are elements [E, 2I, H] and [E, H, I]."""
-    tokens, slots = index.shape
-    count, hidden, inner = down.shape
-    shape = (tokens, count, hidden, inner, slots)
-    scratch = np.full(k.call("moe_scratch", *shape), 0xFF, np.uint8)
-    y = k.poison(tokens, hidden)
-    with k.team(2) as team:
-        k.call(
-            "experts",
-            team,
-            x,
-            hidden,
-            index,
-            weight,
-            k.pack(gu),
-            k.pack(down),
-            y,
-            hidden,
-            *shape,
-            scratch,
+GATES = ((1.0, 0.0, 0.0), (1.702, 2.5, 1.0), (1.0, 3.0, 0.0))
+"""Alpha, limit and shift of a gate; no limit is the plain one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A layer's experts: elements [E, 2I, H] and [E, H, I], biases or none, and their gate."""
+
+    gate_up: Array
+    down: Array
+    biases: tuple[Array | None, Array | None]
+    gate: tuple[float, float, float]
+
+    @classmethod
+    def draw(cls, k: Kernels, rng: np.random.Generator, count: int, choice: int) -> Experts:
+        """Random ones of hidden size 34 and inner size 21; `choice` picks the form."""
+        hidden, inner = 34, 21
+        biased = choice % 2 == 1
+        return cls(
+            k.array(rng.standard_normal((count, 2 * inner, hidden))),
+            k.array(rng.standard_normal((count, hidden, inner))),
+            (
+                k.array(rng.standard_normal((count, 2 * inner)) * 3) if biased else None,
+                k.array(rng.standard_normal((count, hidden)) * 3) if biased else None,
+            ),
+            GATES[choice // 2],
         )
-    return y
+
+    def run(self, k: Kernels, x: Array, index: Array, weight: Array) -> Array:
+        """By the kernel, into poisoned memory."""
+        tokens, slots = index.shape
+        count, hidden, inner = self.down.shape
+        shape = (tokens, count, hidden, inner, slots)
+        scratch = np.full(k.call("moe_scratch", *shape), 0xFF, np.uint8)
+        y = k.poison(tokens, hidden)
+        packed = (k.pack(self.gate_up), k.pack(self.down))
+        with k.team(2) as team:
+            inputs = (x, hidden, index, weight, *packed, *self.biases, *self.gate)
+            k.call("experts", team, *inputs, y, hidden, *shape, scratch)
+        return y
+
+    def exact(self, k: Kernels, x: Array, index: Array, weight: Array) -> Array:
+        """By the op's meaning, in float64."""
+        alpha, limit, shift = self.gate
+        operands = (x, index, weight, self.gate_up, self.down, *self.biases)
+        values = [
+            torch.from_numpy(index if part is index else k.values(part))
+            for part in operands
+            if part is not None
+        ]
+        result = get_op("moe").meaning(
+            *values, act="silu", alpha=alpha, limit=limit or None, shift=shift
+        )
+        assert isinstance(result, torch.Tensor)
+        return np.asarray(result.numpy())
 
 
-@settings(max_examples=8)
+@settings(max_examples=24)
 @given(
     st.sampled_from(TARGETS),
     st.sampled_from(DTYPES),
     st.integers(1, 25),
     st.integers(1, 5),
     st.integers(1, 3),
+    st.integers(0, 2 * len(GATES) - 1),
     st.integers(0, 2**32),
 )
-def test_experts_match_float64_and_rows_stand_alone(
-    target: str, dtype: str, tokens: int, count: int, slots: int, seed: int
+def test_experts_match_their_meaning_and_rows_stand_alone(
+    target: str, dtype: str, tokens: int, count: int, slots: int, choice: int, seed: int
 ) -> None:
     k = kernels(target, dtype)
-    hidden, inner, slots = 34, 21, min(slots, count)
+    slots = min(slots, count)
     rng = np.random.default_rng(seed)
-    x, weight = (k.array(rng.standard_normal((tokens, n))) for n in (hidden, slots))
-    gu = k.array(rng.standard_normal((count, 2 * inner, hidden)))
-    down = k.array(rng.standard_normal((count, hidden, inner)))
+    experts = Experts.draw(k, rng, count, choice)
+    x, weight = (k.array(rng.standard_normal((tokens, n))) for n in (34, slots))
     index = np.stack([rng.permutation(count)[:slots] for _ in range(tokens)]).astype(np.int64)
-    y = run_experts(k, x, index, weight, gu, down)
-    exact = np.zeros((tokens, hidden))
-    for t in range(tokens):
-        for s in range(slots):
-            wide = k.values(gu[index[t, s]]) @ k.values(x[t])
-            mid = act("silu", wide[:inner]) * wide[inner:]
-            exact[t] += k.values(weight)[t, s] * (k.values(down[index[t, s]]) @ mid)
+    y = experts.run(k, x, index, weight)
+    exact = experts.exact(k, x, index, weight)
     scale = np.abs(exact).max() + 30
     assert (np.abs(k.values(y) - exact) <= scale * (8 * k.eps + 1e-5)).all()
     row = int(rng.integers(tokens))
     one = slice(row, row + 1)
-    alone = run_experts(k, x[one].copy(), index[one].copy(), weight[one].copy(), gu, down)
+    alone = experts.run(k, x[one].copy(), index[one].copy(), weight[one].copy())
     assert same_bits(alone[0], y[row])

@@ -160,12 +160,18 @@ EXPORT void topk(void* team, const T* x, i64 ldx, T* values, i64* indices, i64 r
 EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
   return moe_scratch_bytes<T>(MoeShape{tokens, E, H, I, K});
 }
+// `limit` 0 is the plain gate; biases may be null.
 EXPORT void experts(void* team, const T* x, i64 ldx, const i64* index, const T* weight,
-                    const void* gate_up, const void* down, T* y, i64 ldy, i64 tokens, i64 E, i64 H,
-                    i64 I, i64 K, void* scratch) {
+                    const void* gate_up, const void* down, const T* up_bias, const T* down_bias,
+                    double alpha, double limit, double shift, T* y, i64 ldy, i64 tokens, i64 E,
+                    i64 H, i64 I, i64 K, void* scratch) {
+  const MoeWeights<T> w{gate_up, down, up_bias, down_bias};
+  const MoeShape shape{tokens, E, H, I, K};
+  const LimitedGate<Act::silu> limited{static_cast<float>(alpha), static_cast<float>(limit),
+                                       static_cast<float>(shift)};
   on_team(team, [=](const Team& t) {
-    moe<Act::silu>(t, x, ldx, index, weight, MoeWeights<T>{gate_up, down, nullptr, nullptr}, y, ldy,
-                   MoeShape{tokens, E, H, I, K}, scratch);
+    if (limit > 0) return moe(t, limited, x, ldx, index, weight, w, y, ldy, shape, scratch);
+    moe(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);
   });
 }
 
