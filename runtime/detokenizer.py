@@ -142,11 +142,17 @@ class StopMatcher:
 
 
 class Detokenizer:
-    """The text of one request. `matched_stop` is the stop string that ended it, if one did."""
+    """The text of one request. `matched_stop` is the stop string that ended it, if one did.
 
-    def __init__(self, decoder: TextDecoder, stops: Sequence[str] = ()) -> None:
+    The text of the first `min_tokens` tokens is never part of a stop string.
+    """
+
+    def __init__(
+        self, decoder: TextDecoder, stops: Sequence[str] = (), min_tokens: int = 0
+    ) -> None:
         self._decoder = decoder
         self._stops = StopMatcher(stops)
+        self._num_free = min_tokens
 
     @property
     def matched_stop(self) -> str | None:
@@ -155,7 +161,11 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that is certain now."""
-        return self._stops.push(self._decoder.push(token_id))
+        text = self._decoder.push(token_id)
+        if self._num_free > 0:
+            self._num_free -= 1
+            return text
+        return self._stops.push(text)
 
     def flush(self) -> str:
         """The rest at the end of the request, unless a stop string ended it."""

@@ -156,7 +156,7 @@ class Engine:
             decoder = self.tokenizer.stream_decoder(
                 skip_special_tokens=params.skip_special_tokens, context=token_ids
             )
-            detokenizer = Detokenizer(decoder, params.stop_strings)
+            detokenizer = Detokenizer(decoder, params.stop_strings, params.min_tokens)
         self.scheduler.add(request)
         text = prompt if isinstance(prompt, str) else None
         self._streams[request_id] = _Stream(request, text, tuple(token_ids), detokenizer)

@@ -10,11 +10,15 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities under the raw logits: the chosen token, and the likeliest ones."""
+    """Natural log-probabilities under the raw logits: of one token, and of the likeliest ones.
+
+    `rank` is 1 for the likeliest token of all; the lower id comes first among equals.
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

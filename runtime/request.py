@@ -7,6 +7,7 @@ import secrets
 import time
 
 from .kv_cache import SequenceBlocks
+from .logits_adjuster import LogitsAdjuster, TokenConstraint
 from .outputs import FinishReason, RequestMetrics
 from .sampling_params import SamplingParams
 
@@ -27,9 +28,11 @@ class Request:
     """
 
     __slots__ = (
+        "adjuster",
         "arrival",
         "arrival_time",
         "blocks",
+        "choice",
         "end_token_ids",
         "error",
         "finish_reason",
@@ -40,6 +43,7 @@ class Request:
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed",
+        "num_logprobs",
         "num_preemptions",
         "num_prompt_tokens",
         "params",
@@ -60,14 +64,22 @@ class Request:
         priority: int = 0,
         cache_salt: str = "",
         eos_token_ids: tuple[int, ...] = (),
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.request_id = request_id
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.params = params
         self.priority = priority
+        self.choice = 0
         ends = params.stop_token_ids
         self.end_token_ids = frozenset(ends if params.ignore_eos else (*ends, *eos_token_ids))
+        self.adjuster: LogitsAdjuster | None = None
+        if LogitsAdjuster.is_needed(params, constraint):
+            self.adjuster = LogitsAdjuster(
+                params, self.num_prompt_tokens, self.end_token_ids, constraint
+            )
+        self.num_logprobs = params.logprobs
         # One seed for its whole life, so that preemption never changes what comes next.
         self.seed = (secrets.randbits(63) if params.seed is None else params.seed) & (2**64 - 1)
         self.arrival = 0

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from .outputs import TokenLogprobs
 from .request import Request
 from .sampling_params import SamplingParams
+from .token_logprobs import raw_logprobs
+from .top_tokens import Logits, greatest, greatest_values
 
 _FEW = 512
-
-Logits = NDArray[np.float32]
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +30,29 @@ class Sample:
 def sample_rows(logits: Logits, requests: Sequence[Request]) -> list[Sample]:
     """One token a row of `logits` [R, V]; row i belongs to `requests[i]`.
 
-    A row depends on its own logits, parameters, seed and position alone.
+    A row depends on its own logits, parameters, tokens, seed, choice and position alone. The
+    log-probabilities are of the row as it came.
     """
     best = logits.argmax(axis=1)  # the first of equals, and the first NaN where there is one
     # A maximum of NaN or infinity means that the row holds nothing to choose from.
     valid = np.isfinite(logits[np.arange(len(best)), best])
     samples = []
-    for row, token, usable, request in zip(
+    for raw, token, usable, request in zip(
         logits, best.tolist(), valid.tolist(), requests, strict=True
     ):
-        params = request.params
+        row, params = raw, request.params
+        if usable and request.adjuster is not None:
+            row = request.adjuster.apply(raw, request.token_ids)
+            token = int(row.argmax())
+            usable = math.isfinite(row[token])
         if not usable:
             samples.append(Sample(None))
             continue
         if params.temperature > 0.0:
-            u = uniform(request.seed, choice=0, position=len(request.token_ids))
+            u = uniform(request.seed, choice=request.choice, position=len(request.token_ids))
             token = draw(row, params, u)
-        logprobs = None if params.logprobs is None else raw_logprobs(row, token, params.logprobs)
-        samples.append(Sample(token, logprobs))
+        count = request.num_logprobs
+        samples.append(Sample(token, None if count is None else raw_logprobs(raw, token, count)))
     return samples
 
 
@@ -59,42 +65,67 @@ def uniform(seed: int, *, choice: int, position: int) -> float:
 
 
 def draw(row: Logits, params: SamplingParams, u: float) -> int:
-    """The token at quantile `u` of the row's distribution: temperature, then top-k, then top-p.
+    """The token at quantile `u` of the distribution that temperature and `support` leave.
 
     Candidates keep the order of their ids, so equal logits are resolved by the lower id.
     """
     kept = support(row, params)
     scores = row if kept is None else row[kept]
-    cumulative = _weights(scores, params.temperature).cumsum()
-    index = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    # u * total may round up to total, past which lie only tokens of weight zero.
-    index = min(index, int(np.searchsorted(cumulative, cumulative[-1], side="left")))
+    index = _at_quantile(_weights(scores, params.temperature), u)
     return index if kept is None else int(kept[index])
 
 
-def support(row: Logits, params: SamplingParams) -> NDArray[np.intp] | None:
-    """The ids that top-k and top-p keep, ascending; None for all of them.
+def _at_quantile(weights: Logits, u: float) -> int:
+    """The first index at which the running sum exceeds `u` of the total; never one of weight 0.
 
-    Top-k keeps exactly k, the lower id first among equals. Top-p keeps the shortest run of the
-    likeliest whose share, of what top-k kept, reaches `top_p`.
+    The sum runs over blocks first, and then inside of one: a sum of the whole row is slow.
+    """
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
+    wanted = u * sums[-1]
+    block = _first_above(sums, wanted)
+    before = sums[block - 1] if block else 0.0
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
+    return block * _BLOCK + _first_above(inside, wanted - before)
+
+
+def _first_above(cumulative: NDArray[np.float64], wanted: float) -> int:
+    """Where a running sum first exceeds `wanted`; where it last grows, if rounding denies that."""
+    index = np.searchsorted(cumulative, wanted, side="right")
+    return int(min(index, np.searchsorted(cumulative, cumulative[-1], side="left")))
+
+
+def support(row: Logits, params: SamplingParams) -> NDArray[np.intp] | None:
+    """The ids that top-k, top-p and min-p keep, ascending; None for all of them.
+
+    Top-k keeps exactly k, the lower id first among equals. Top-p (Holtzman et al. 2020) keeps
+    the shortest run of the likeliest whose share, of what top-k kept, reaches `top_p`. Min-p
+    (Nguyen et al. 2024) keeps what is at least `min_p` times as likely as the likeliest.
     """
     size = len(row)
     count = size if params.top_k == 0 else min(params.top_k, size)
     if params.top_p < 1.0:
         count = _nucleus(row, count, params)
-    return None if count == size else _greatest(row, count)
+    kept = None if count == size else greatest(row, count)
+    if params.min_p > 0.0:
+        scores = row if kept is None else row[kept]
+        # A share of the greatest is a distance from it in logits.
+        near = scores >= float(scores.max()) + params.temperature * math.log(params.min_p)
+        kept = np.flatnonzero(near) if kept is None else kept[near]
+    return kept
 
 
 def _nucleus(row: Logits, count: int, params: SamplingParams) -> int:
     """How many of the `count` greatest top-p keeps."""
     size = len(row)
     few = min(count, _FEW)
-    total = float(_weights(row, params.temperature).sum()) if few < count == size else None
+    total = None
+    if few < count == size:
+        total = float(_weights(row, params.temperature).sum(dtype=np.float64))
     # Few tokens mostly hold the share that is wanted; sorting them all is for flat rows.
     for tried in (few, count) if total is not None else (count,):
-        top = row if tried == size else np.partition(row, size - tried)[size - tried :]
         # Sorted by value alone: which of equals are kept is settled by id later.
-        cumulative = _weights(np.sort(top)[::-1], params.temperature).cumsum()
+        top = greatest_values(row, tried)
+        cumulative = _weights(top, params.temperature).cumsum(dtype=np.float64)
         whole = cumulative[-1] if total is None else total
         reached = int(np.searchsorted(cumulative, params.top_p * whole, side="left"))
         if reached < tried:
@@ -102,42 +133,10 @@ def _nucleus(row: Logits, count: int, params: SamplingParams) -> int:
     return count
 
 
-def ranked(row: Logits, count: int) -> NDArray[np.intp]:
-    """The ids of the `count` greatest entries, greatest first, the lower id first among equals."""
-    ids = _greatest(row, count)
-    return ids[np.argsort(-row[ids], kind="stable")]
-
-
-def raw_logprobs(row: Logits, token: int, count: int) -> TokenLogprobs:
-    """Log-probabilities of `token` and of the `count` likeliest, without temperature or cuts."""
-    peak = float(row.max())
-    normaliser = peak + math.log(float(np.exp(row.astype(np.float64) - peak).sum()))
-    top = ranked(row, min(count, len(row))) if count else ()
-    return TokenLogprobs(
-        token_id=token,
-        logprob=float(row[token]) - normaliser,
-        top=tuple((int(i), float(row[i]) - normaliser) for i in top),
-    )
-
-
-def _greatest(row: Logits, count: int) -> NDArray[np.intp]:
-    """The ids of the `count` greatest entries, ascending, the lower id first among equals."""
-    size = len(row)
-    if count >= size:
-        return np.arange(size)
-    threshold = np.partition(row, size - count)[size - count]
-    chosen = row > threshold
-    equal = np.flatnonzero(row == threshold)
-    chosen[equal[: count - np.count_nonzero(chosen)]] = True
-    return np.flatnonzero(chosen)
-
-
-def _weights(scores: Logits, temperature: float) -> NDArray[np.float64]:
-    """Unnormalised probabilities; the greatest score weighs 1."""
-    wide = scores.astype(np.float64)
-    wide -= wide.max()
+def _weights(scores: Logits, temperature: float) -> Logits:
+    """Unnormalised probabilities, float32; the greatest score weighs 1. Sum them in float64."""
     # A tiny temperature may overflow to minus infinity, which weighs 0 as it should.
     with np.errstate(over="ignore"):
-        wide /= temperature
-    weights: NDArray[np.float64] = np.exp(wide)
+        scaled = (scores - scores.max()) / np.float32(temperature)
+    weights: Logits = np.exp(scaled, out=scaled)
     return weights

@@ -198,3 +198,20 @@ def test_unfinished_character_and_held_text_come_at_the_end() -> None:
     assert "".join(detokenizer.push(token) for token in ids) == "c"
     assert detokenizer.flush() == "at\ufffd"
     assert detokenizer.matched_stop is None
+
+
+def test_stop_strings_are_looked_for_after_the_least_number_of_tokens() -> None:
+    backend = byte_level()
+    ids = [token_id(backend, character) for character in "abcabc"]
+
+    def text_of(least: int) -> str:
+        decoder = open_decoder(backend, frozenset(), skip_special_tokens=True)
+        detokenizer, text = Detokenizer(decoder, ("bc",), least), ""
+        for token in ids:
+            text += detokenizer.push(token)
+            if detokenizer.matched_stop is not None:
+                break
+        return text + detokenizer.flush()
+
+    # The first stop string counts only where it begins after that number.
+    assert [text_of(least) for least in range(6)] == ["a", "a", "abca", "abca", "abca", "abcabc"]

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.runtime.request import Request
-from infc.runtime.sampler import draw, ranked, raw_logprobs, sample_rows, support, uniform
+from infc.runtime.sampler import draw, sample_rows, support, uniform
 from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.token_logprobs import prompt_logprobs, raw_logprobs
+from infc.runtime.top_tokens import greatest, greatest_values, ranked
 
 Row = NDArray[np.float32]
 
@@ -58,6 +60,18 @@ def test_ranked_is_a_stable_sort(row: Row, count: int) -> None:
 def test_support_is_what_top_k_and_top_p_say(row: Row, chosen: SamplingParams) -> None:
     got = support(row, chosen)
     assert (list(range(len(row))) if got is None else got.tolist()) == kept(row, chosen)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 700), st.integers(1, 60), st.booleans())
+def test_long_rows_are_searched_like_short_ones(
+    seed: int, size: int, count: int, ties: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    row = rng.integers(0, 6, size) if ties else rng.standard_normal(size)
+    row = row.astype(np.float32)
+    order = sorted(range(size), key=lambda i: (-row[i], i))[:count]
+    assert greatest(row, count).tolist() == sorted(order)
+    assert greatest_values(row, count).tolist() == [row[i] for i in order]
 
 
 def test_support_of_a_flat_row_needs_more_than_the_first_candidates() -> None:
@@ -159,3 +173,26 @@ def test_logprobs_are_of_the_raw_logits(row: Row, count: int) -> None:
     assert entry.logprob == pytest.approx(expected[0], abs=1e-12)
     assert [i for i, _ in entry.top] == (ranked(row, count).tolist() if count else [])
     assert [p for _, p in entry.top] == pytest.approx([expected[i] for i, _ in entry.top])
+    for token in range(len(row)):
+        assert ranked(row, len(row))[raw_logprobs(row, token, 0).rank - 1] == token
+
+
+def test_logprobs_of_a_prompt() -> None:
+    logits = np.random.default_rng(1).standard_normal((3, 20)).astype(np.float32)
+    assert prompt_logprobs(logits, [4, 19, 0], 2) == [
+        raw_logprobs(row, token, 2) for row, token in zip(logits, [4, 19, 0], strict=True)
+    ]
+    assert prompt_logprobs(logits[:0], [], 2) == []
+    logits[1, 7] = np.nan
+    assert prompt_logprobs(logits, [4, 19, 0], 2) is None
+
+
+def test_draws_of_a_long_row_have_the_shares_of_its_softmax() -> None:
+    row = np.random.default_rng(2).standard_normal(1000).astype(np.float32) * 2
+    chosen = SamplingParams(temperature=1.3)
+    shares = np.exp(row.astype(np.float64) / 1.3)
+    ends = (shares / shares.sum()).cumsum()
+    for i in range(2000):
+        u = uniform(4, choice=1, position=i)
+        token = draw(row, chosen, u)
+        assert (ends[token - 1] if token else 0.0) - 1e-6 <= u <= ends[token] + 1e-6
