@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from ..passes.pipeline import Pipeline
 
 _SHOWN_NEAR_MISSES = 3
-_CACHE_DTYPES = {"auto": "auto", "float32": DType.F32.value, "bfloat16": DType.BF16.value}
+_CACHE_DTYPES = {
+    "auto": "auto",
+    "float32": DType.F32.value,
+    "bfloat16": DType.BF16.value,
+    "int8": DType.I8.value,
+}
 
 
 def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
@@ -30,13 +35,15 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
     Modules that the recipe names are looked for in its own directory and the working one.
     Raises UsageError that says what cannot be done, and in which line of the recipe.
     """
-    from ..passes.pipeline import build_pipeline, with_kv_options
+    from ..passes.pipeline import build_pipeline, with_kv_options, with_quantization
 
     recipe = loaded.recipe
     with importable(loaded.directory, Path.cwd()):
         pipeline = build_pipeline(
             recipe.passes or None, lambda path: loaded.tree.place(("passes", *path))
         )
+    how = recipe.quantization
+    pipeline = with_quantization(pipeline, scheme=how.scheme, skip=how.skip, head=how.head)
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
 

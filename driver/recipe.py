@@ -36,6 +36,10 @@ def _check_passes(value: Any) -> Any:
     return value
 
 
+def _scheme_alone(value: Any) -> Any:
+    return {"scheme": value} if isinstance(value, str) else value
+
+
 def size_or_auto(value: Any) -> Any:
     """Bytes of a text such as `1GiB` or `500 MB`; None for `auto`; others unchanged."""
     if not isinstance(value, str):
@@ -60,11 +64,27 @@ class _Section(BaseModel):
     )
 
 
+class QuantizationSection(_Section):
+    """In how many bits matrices are held; a scheme's name alone stands for its section."""
+
+    scheme: Literal["none", "int8"] = _key(
+        "none",
+        "int8: weights in int8 with a scale an output channel, activations in int8 with one a"
+        " token, products summed exactly.",
+    )
+    skip: list[str] = _key(
+        [], "Names of matrices that stay as they are; `*` stands for any text.", unit="patterns"
+    )
+    head: bool = _key(True, "Whether the matrix that gives the logits is quantised too.")
+
+
 class KvCacheSection(_Section):
     """How attention state is kept between steps."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = _key(
-        "auto", "Element type of the cache; auto follows `dtype`, so that nothing is lost."
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = _key(
+        "auto",
+        "Element type of the cache; auto follows `dtype`, so that nothing is lost; int8 has a"
+        " scale a token and KV head.",
     )
     block_size: int = _key(
         32, "Positions a block holds.", unit="tokens", multiple_of=16, ge=16, le=4096
@@ -120,7 +140,9 @@ class Recipe(_Section):
     target: str = _key(
         "native", "Machine to compile for: native, x86-64-v3, x86-64-v4+vnni+bf16, zen4, ..."
     )
-    quantization: Literal["none"] = _key("none", "How weights are packed into fewer bits.")
+    quantization: Annotated[QuantizationSection, BeforeValidator(_scheme_alone)] = Field(
+        default=QuantizationSection(), description="Matrices in fewer bits."
+    )
     kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The attention state.")
     passes: Annotated[Any, BeforeValidator(_check_passes)] = _key(
         {},
@@ -142,8 +164,10 @@ class Recipe(_Section):
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
     ("dtype",): frozenset({"float16", "float8", "float64"}),
-    ("quantization",): frozenset({"int8", "int4", "fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0"}),
-    ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int8", "int4"}),
+    ("quantization", "scheme"): frozenset(
+        {"int4", "fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0", "q4_0"}
+    ),
+    ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .program import KvGroup
+from .schemes import quantize_i8
 from .torch_types import to_torch
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ class PagedState:
     """Paged KV of every layer, and where the step's tokens stand (see `docs/design/step.md`).
 
     `keys[layer]` is `[num_blocks, block_size, G, D]`, `values[layer]` the same with `Dv`; both
-    are written in place. `block_tables[group]` is `[B, W]`, `slots[group]` `[T]`; the arrays are
-    integer tensors. Block 0 is the null block: never written, never read.
+    are written in place. Codes (int8) have their scales in `key_scales[layer]` and
+    `value_scales[layer]`, `[num_blocks, block_size, G]`. `block_tables[group]` is
+    `[B, W]`, `slots[group]` `[T]`; the arrays are integer tensors. Block 0 is the null block:
+    never written, never read.
     """
 
     keys: dict[int, torch.Tensor]
@@ -29,6 +32,8 @@ class PagedState:
     context_lengths: torch.Tensor
     block_tables: Mapping[str, torch.Tensor] = field(default_factory=dict)
     slots: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    key_scales: dict[int, torch.Tensor] = field(default_factory=dict)
+    value_scales: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def allocate(
@@ -43,12 +48,21 @@ class PagedState:
         none = torch.zeros(0, dtype=torch.int64)
         state = cls({}, {}, none, torch.zeros(1, dtype=torch.int64), none)
         for group in groups:
-            kind = to_torch(dtype or group.dtype)
-            shape = (num_blocks, group.block_size, group.num_kv_heads)
-            for layer in group.layers:
-                state.keys[layer] = torch.zeros(*shape, group.key_head_dim, dtype=kind)
-                state.values[layer] = torch.zeros(*shape, group.value_head_dim, dtype=kind)
+            state.add(group, num_blocks, dtype)
         return state
+
+    def add(self, group: KvGroup, num_blocks: int, dtype: str | None = None) -> None:
+        """Zeroed storage for the layers of one more group."""
+        import torch
+
+        kind = to_torch(dtype or group.dtype)
+        shape = (num_blocks, group.block_size, group.num_kv_heads)
+        for layer in group.layers:
+            self.keys[layer] = torch.zeros(*shape, group.key_head_dim, dtype=kind)
+            self.values[layer] = torch.zeros(*shape, group.value_head_dim, dtype=kind)
+            if kind == torch.int8:
+                self.key_scales[layer] = torch.zeros(*shape)
+                self.value_scales[layer] = torch.zeros(*shape)
 
     def set_step(
         self,
@@ -81,13 +95,20 @@ class PagedState:
     def write(self, group: str, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store the step's keys `[T, G, D]` and values `[T, G, Dv]`."""
         slots = self.slots_of(group, layer)
-        for storage, rows in ((self.keys[layer], k), (self.values[layer], v)):
-            storage.view(-1, *storage.shape[2:])[slots] = rows.to(storage.dtype)
+        stores = (self.keys, self.key_scales, k), (self.values, self.value_scales, v)
+        for storage, scales, rows in stores:
+            if layer in scales:
+                rows, row_scales = quantize_i8(rows)
+                _by_slot(scales[layer])[slots] = row_scales.float()
+            _by_slot(storage[layer])[slots] = rows.to(storage[layer].dtype)
 
     def read(
         self, group: str, layer: int, sequence: int, start: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys `[C, G, D]` and values of one sequence from position `start` to its end."""
+        """Keys `[C, G, D]` and values of one sequence from position `start` to its end.
+
+        Codes come multiplied by their scales, in float32.
+        """
         import torch
 
         block_size = self.keys[layer].shape[1]
@@ -95,5 +116,27 @@ class PagedState:
         places = torch.arange(start, end)
         table = self.block_tables[group][sequence]
         slots = table[places // block_size].long() * block_size + places % block_size
-        keys, values = self.keys[layer], self.values[layer]
-        return keys.view(-1, *keys.shape[2:])[slots], values.view(-1, *values.shape[2:])[slots]
+        keys, values = _by_slot(self.keys[layer])[slots], _by_slot(self.values[layer])[slots]
+        if layer in self.key_scales:
+            keys = keys * _by_slot(self.key_scales[layer])[slots][..., None]
+            values = values * _by_slot(self.value_scales[layer])[slots][..., None]
+        return keys, values
+
+    def copy_block(self, layer: int, source: int, destination: int) -> None:
+        """Let block `destination` of a layer hold what `source` does."""
+        for stores in self._stores():
+            if layer in stores:
+                stores[layer][destination] = stores[layer][source]
+
+    def clear(self) -> None:
+        """Give the storage back."""
+        for stores in self._stores():
+            stores.clear()
+
+    def _stores(self) -> tuple[dict[int, torch.Tensor], ...]:
+        return self.keys, self.values, self.key_scales, self.value_scales
+
+
+def _by_slot(storage: torch.Tensor) -> torch.Tensor:
+    """Storage `[num_blocks, block_size, ...]` with one dimension of slots, `[N, ...]`."""
+    return storage.view(-1, *storage.shape[2:])

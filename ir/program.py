@@ -99,7 +99,8 @@ class KvGroup:
     """Paged KV state shared by layers of one kind: one block table, one block pool.
 
     Sizes are elements per token and KV head; `window` is None for full attention, otherwise
-    a query at position p sees positions p - window + 1 .. p.
+    a query at position p sees positions p - window + 1 .. p. With `dtype` i8 keys and values are
+    codes, each with a float32 scale a token and KV head.
     """
 
     name: str
@@ -115,8 +116,16 @@ class KvGroup:
         """Bytes of one block over all layers of the group."""
         from .types import DType
 
-        per_token = self.num_kv_heads * (self.key_head_dim + self.value_head_dim)
-        return len(self.layers) * self.block_size * per_token * DType(self.dtype).size_bytes
+        kind = DType(self.dtype)
+        per_head = (self.key_head_dim + self.value_head_dim) * kind.size_bytes
+        if self.has_scales:
+            per_head += 2 * DType.F32.size_bytes
+        return len(self.layers) * self.block_size * self.num_kv_heads * per_head
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether stored keys and values are codes beside scales."""
+        return self.dtype == "i8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +190,11 @@ class Program:
         if isinstance(operand, WeightRef):
             return self.weights[operand.name].type
         return operand
+
+
+def hidden_width(program: Program) -> int | None:
+    """Elements of a row of hidden states, the second output; None where there is none."""
+    if len(program.outputs) < 2:
+        return None
+    width = program.outputs[1].type.shape[-1]
+    return width if isinstance(width, int) else None

@@ -10,6 +10,7 @@ from .errors import CheckpointError, InfcError, ProgramError
 from .ops import get_op
 from .ops.base import Attrs
 from .program import Attr, Program, Weight, WeightExpr, WeightLoader
+from .schemes import get_scheme, quantize_i8
 from .torch_types import from_torch, to_torch
 from .types import Dim, DType, TensorType
 
@@ -279,6 +280,12 @@ def _scalar_rule(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return kinds[0]
 
 
+def _matrix(kinds: Sequence[TensorType]) -> TensorType:
+    if kinds[0].rank < 2 or not kinds[0].dtype.is_float:
+        raise ProgramError(f"operand is {kinds[0]}, expected a floating-point matrix")
+    return kinds[0]
+
+
 BUILTIN: Final = (
     WeightOp("concat", _concat, _like("concat"), ("dim",), None),
     WeightOp("stack", _stack, _stack_rule, ("dim",), None),
@@ -300,6 +307,18 @@ BUILTIN: Final = (
         lambda parts, attrs: parts[0].to(to_torch(DType(attrs["dtype"]))),
         _like("cast"),
         ("dtype",),
+    ),
+    WeightOp(
+        "codes",
+        lambda parts, attrs: quantize_i8(parts[0])[0],
+        lambda kinds, attrs: get_scheme(attrs["scheme"]).code_type(_matrix(kinds)),
+        ("scheme",),
+    ),
+    WeightOp(
+        "scales",
+        lambda parts, attrs: quantize_i8(parts[0])[1],
+        lambda kinds, attrs: get_scheme(attrs["scheme"]).scale_type(_matrix(kinds)),
+        ("scheme",),
     ),
     WeightOp("add", lambda parts, attrs: parts[0] + _number(attrs), _scalar_rule, ("value",)),
     WeightOp("mul", lambda parts, attrs: parts[0] * _number(attrs), _scalar_rule, ("value",)),

@@ -51,7 +51,8 @@ class LowerKv(Pass):
         return finish(program, lowered, len(attentions), tuple(lowering.misses))
 
     def _check(self, attentions: list[Node]) -> None:
-        if self.dtype != "auto" and self.dtype not in {d.value for d in DType if d.is_float}:
+        kinds = {kind.value for kind in DType if kind.is_float or kind is DType.I8}
+        if self.dtype != "auto" and self.dtype not in kinds:
             raise UsageError(f"unknown cache type {self.dtype}", where=self.name)
         if self.block_size < 1:
             raise UsageError(f"block_size is {self.block_size}", where=self.name)

@@ -63,6 +63,8 @@ class MergeGateUp(Pass):
         return _merge(program, groups)
 
 
+PRODUCTS = {"linear": 1, "scaled_linear": 2}
+"""Products by a matrix of the model, and how many of their operands are the activation."""
 _BETWEEN = frozenset({"reshape", "transpose", "rope", "rms_norm", "layer_norm", "cast", "clamp"})
 """Ops that may stand between a projection and the attention that it feeds."""
 ACTIVATIONS = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh"})
@@ -73,7 +75,7 @@ def _projection(producers: dict[str, Node], operand: Operand) -> Node | None:
     """The linear behind an operand of attention; None where something else is."""
     while isinstance(operand, Value):
         node = producers.get(operand.name)
-        if node is None or node.op == "linear":
+        if node is None or node.op in PRODUCTS:
             return node
         scaled = node.op in ("mul", "div") and not isinstance(node.inputs[1], Value)
         if node.op not in _BETWEEN and not scaled:
@@ -87,11 +89,11 @@ def _gate_and_up(node: Node, producers: dict[str, Node]) -> Iterator[list[Node]]
         if not isinstance(gated, Value) or not isinstance(other, Value):
             continue
         act, up = producers.get(gated.name), producers.get(other.name)
-        if act is None or up is None or act.op not in ACTIVATIONS or up.op != "linear":
+        if act is None or up is None or act.op not in ACTIVATIONS or up.op not in PRODUCTS:
             continue
         source = act.inputs[0]
         gate = producers.get(source.name) if isinstance(source, Value) else None
-        if gate is not None and gate.op == "linear" and gate is not up:
+        if gate is not None and gate.op in PRODUCTS and gate is not up:
             yield [gate, up]
             return
 
@@ -123,15 +125,18 @@ def _merge(program: Program, groups: Sequence[Sequence[Node]]) -> PassResult:
 
 def _obstacle(program: Program, group: Sequence[Node]) -> str | None:
     """Why these linears cannot be one."""
-    if len({node.inputs[0] for node in group}) != 1:
+    if len({node.op for node in group}) != 1:
+        return "only some of the projections are quantised"
+    given = PRODUCTS[group[0].op]
+    if len({node.inputs[:given] for node in group}) != 1:
         return "the projections read different inputs"
     if len({len(node.inputs) for node in group}) != 1:
         return "only some of the projections have a bias"
-    if any(node.attrs["scheme"] != "dense" for node in group):
-        return "a projection is packed"
-    if any(not isinstance(operand, WeightRef) for node in group for operand in node.inputs[1:]):
+    if len({tuple(node.attrs.items()) for node in group}) != 1:
+        return "the projections have different schemes"
+    if any(not isinstance(operand, WeightRef) for node in group for operand in node.inputs[given:]):
         return "a projection's matrix is computed"
-    types = [program.operand_type(node.inputs[1]) for node in group]
+    types = [program.operand_type(node.inputs[given]) for node in group]
     if len({kind.dtype for kind in types if isinstance(kind, TensorType)}) != 1:
         return "the projections have different element types"
     return None
@@ -139,13 +144,14 @@ def _obstacle(program: Program, group: Sequence[Node]) -> str | None:
 
 def _emit_merged(builder: ProgramBuilder, group: Sequence[Node]) -> None:
     first = group[0]
-    operands: list[Operand] = [first.inputs[0]]
-    for place in range(1, len(first.inputs)):
+    given = PRODUCTS[first.op]
+    operands: list[Operand] = list(first.inputs[:given])
+    for place in range(given, len(first.inputs)):
         refs = [node.inputs[place] for node in group]
         operands.append(_concat(builder, [ref for ref in refs if isinstance(ref, WeightRef)]))
     hint = f"{first.output.name}.merged"
     merged = builder.add(
-        "linear", operands, dict(first.attrs), names=(hint,), layer=first.layer, source=first.source
+        first.op, operands, dict(first.attrs), names=(hint,), layer=first.layer, source=first.source
     )
     rank, start = merged.output.type.rank, 0
     for node in group:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ..ir.errors import UsageError
@@ -25,6 +25,7 @@ from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
 from .plan_memory import PlanMemory
+from .quantize_weights import QuantizeWeights
 from .registry import get_pass
 from .remove_no_op import RemoveNoOp
 from .sink_logits_rows import SinkLogitsRows
@@ -42,7 +43,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         CommonSubexpressions(),  # again: views that differed may now be equal
     ),
     "shard": (),
-    "quantize": (),
+    "quantize": (QuantizeWeights(),),  # its scheme is the recipe's; none by default
     "fuse": (
         FuseRmsNorm(),
         FuseLayerNorm(),
@@ -282,9 +283,18 @@ def with_kv_options(pipeline: Pipeline, *, dtype: str, block_size: int) -> Pipel
     """The pipeline with the recipe's `kv_cache` settings in its lower-kv pass, where it has one."""
     if LowerKv.name not in pipeline.names():
         return pipeline
-    return Pipeline(
-        tuple(
-            replace(one, dtype=dtype, block_size=block_size) if isinstance(one, LowerKv) else one
-            for one in pipeline.passes
-        )
+    return pipeline.with_options(LowerKv.name, dtype=dtype, block_size=block_size)
+
+
+def with_quantization(
+    pipeline: Pipeline, *, scheme: str, skip: Sequence[str], head: bool
+) -> Pipeline:
+    """The pipeline with the recipe's `quantization` in its pass; unchanged for the scheme none.
+
+    UsageError where the recipe has switched that pass off.
+    """
+    if scheme == "none":
+        return pipeline
+    return pipeline.with_options(
+        QuantizeWeights.name, scheme=scheme, skip=" ".join(skip), head=head
     )

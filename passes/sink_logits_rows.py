@@ -87,7 +87,7 @@ def _row_local(node: Node) -> bool:
         if op.kind is Kind.POINTWISE and value.type.rank != node.output.type.rank:
             return False
     types = [v.type for v in node.values()]
-    if op.kind is Kind.MATRIX and node.op != "linear":
+    if op.kind is Kind.MATRIX and node.op == "matmul":
         return False
     if node.op == "reshape":
         source, out = types[0].shape, node.output.type.shape

@@ -10,6 +10,7 @@ from . import (
     norms,
     pointwise,
     position,
+    quantized,
     reductions,
     state,
     views,
@@ -31,6 +32,7 @@ _FAMILIES = (
     state.OPS,
     fused.OPS,
     experts.OPS,
+    quantized.OPS,
 )
 
 for _family in _FAMILIES:

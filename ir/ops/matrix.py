@@ -9,9 +9,7 @@ from ..errors import ProgramError
 from ..shapes import broadcast
 from ..types import TensorType
 from .base import (
-    AttrKind,
     Attrs,
-    AttrSpec,
     Cost,
     Kind,
     Op,
@@ -43,7 +41,7 @@ def _linear(types: Types, attrs: Attrs) -> Outputs:
 
 
 def linear_meaning(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, scheme: str = "dense"
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x @ w.T + bias in at least float32, rounded once to x's element type."""
     import torch.nn.functional
@@ -85,12 +83,10 @@ OPS = (
     Op(
         "linear",
         Kind.MATRIX,
-        "x[.., K] @ w[N, K].T + bias[N] -> [.., N]; accumulated in float32, rounded once. "
-        "`scheme` says how w is packed: `dense` is row-major.",
+        "x[.., K] @ w[N, K].T + bias[N] -> [.., N]; accumulated in float32, rounded once.",
         ("x", "w", "bias?"),
         _linear,
         linear_meaning,
-        (AttrSpec("scheme", AttrKind.STR, "dense", ("dense",)),),
         cost_rule=_linear_cost,
         mixes=_linear_mixes,
     ),

@@ -226,7 +226,6 @@ def test_products_accumulate_wide_and_round_once(dtype: torch.dtype) -> None:
     refuse("differ", "linear", f32(T, 8), f32(4, 7))
     refuse("mixed", "linear", f32(T, 8), TensorType(DType.BF16, (4, 8)))
     refuse("against", "matmul", f32(T, 8), f32(7, 3))
-    refuse("scheme", "linear", f32(T, 8), f32(4, 8), scheme="int3")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -374,7 +373,7 @@ def test_attributes_are_completed_and_checked() -> None:
 
 
 def test_costs_count_bytes_and_operations() -> None:
-    linear = get_op("linear").cost([f32(T, 8), f32(4, 8)], {"scheme": "dense"}, {"T": 10})
+    linear = get_op("linear").cost([f32(T, 8), f32(4, 8)], {}, {"T": 10})
     assert (linear.bytes_read, linear.bytes_written, linear.flops) == (448, 160, 640)
     table = TensorType(DType.BF16, (1000, 8))
     embedding = get_op("embedding").cost([table, TensorType(DType.I64, (T,))], {}, {"T": 3})

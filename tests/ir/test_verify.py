@@ -64,7 +64,7 @@ BREACHES: list[tuple[str, Callable[[Program], Program]]] = [
         "%y = linear: declared .*, inferred",
         change(0, outputs=(Value("y", TensorType(DType.F16, (T, 8))),)),
     ),
-    ("lack scheme", change(0, attrs={})),
+    ("lack window", change(2, attrs={"layer": 0, "scale": 1.0})),
     ("no attribute skeme", change(0, attrs={"skeme": "dense"})),
     ("stored form", change(1, attrs={"shape": ("1*T", 2, 4)})),
     ("weight @v is not declared", change(0, inputs=(Value("x", ROW), WeightRef("v")))),

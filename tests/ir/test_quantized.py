@@ -1,0 +1,144 @@
+"""What int8 codes mean: rounding, exact sums, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.ir.errors import ProgramError
+from infc.ir.ops import get_op
+from infc.ir.paged_state import PagedState
+from infc.ir.program import KvGroup, WeightExpr
+from infc.ir.schemes import INT8, MAX_EXACT_DEPTH, quantize_i8
+from infc.ir.types import DType, Sym, TensorType
+from infc.ir.weights import checkpoint, evaluate_expr, infer_weight
+
+T = Sym("T")
+CODES = TensorType(DType.I8, (T, 8)), TensorType(DType.F32, (T,))
+MATRIX = TensorType(DType.I8, (4, 8)), TensorType(DType.F32, (4,))
+
+
+def random(seed: int, *shape: int, spread: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(shape, generator=generator)
+    return rows * torch.exp(spread * torch.randn(*shape[:-1], 1, generator=generator))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 70), st.sampled_from([0.0, 8.0]))
+def test_codes_are_the_nearest_of_255(seed: int, rows: int, depth: int, spread: float) -> None:
+    x = random(seed, rows, depth, spread=spread)
+    codes, scale = quantize_i8(x)
+    assert codes.dtype == torch.int8
+    assert int(codes.abs().amax()) == 127  # the largest of a row is a whole scale of 127
+    error = (codes.double() * scale[:, None].double() - x.double()).abs()
+    assert bool((error <= scale[:, None].double() * 0.50001).all())
+    assert torch.equal(quantize_i8(-x)[0], -codes)
+    # Multiplied by a power of two, a row keeps its codes.
+    assert torch.equal(quantize_i8(x * 4)[0], codes)
+
+
+def test_rows_without_a_magnitude_are_zeros() -> None:
+    codes, scale = quantize_i8(torch.tensor([[0.0, -0.0], [1e-31, -1e-38], [2e-30, 1e-30]]))
+    assert codes.tolist() == [[0, 0], [0, 0], [127, 64]]
+    assert scale[:2].tolist() == [0, 0]
+    assert scale[2] > 0
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 9), st.integers(1, 40))
+def test_products_sum_exactly(seed: int, rows: int, width: int, depth: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, w = (torch.randint(-127, 128, (n, depth), generator=generator) for n in (rows, width))
+    one, run = torch.ones(max(rows, width)), get_op("scaled_linear").meaning
+    y = run(x.to(torch.int8), one[:rows], w.to(torch.int8), one[:width], dtype="f32", scheme="int8")
+    assert isinstance(y, torch.Tensor)
+    assert torch.equal(y.long(), x @ w.T)
+
+
+def test_the_longest_row_of_largest_codes_is_exact() -> None:
+    codes = torch.full((1, MAX_EXACT_DEPTH), 127, dtype=torch.int8)
+    one = torch.ones(1)
+    y = get_op("scaled_linear").meaning(codes, one, codes, one, dtype="f64", scheme="int8")
+    assert isinstance(y, torch.Tensor)
+    assert y.item() == 127 * 127 * MAX_EXACT_DEPTH < 2**31
+    assert 255 * 127 * MAX_EXACT_DEPTH < 2**31
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_product_is_near_the_plain_one(dtype: str) -> None:
+    x, w = random(1, 5, 256, spread=0.0), random(2, 48, 256, spread=0.0)
+    bias = random(3, 1, 48)[0]
+    x_codes, x_scale = quantize_i8(x)
+    codes, scale = quantize_i8(w)
+    kind = getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[dtype])
+    y = get_op("scaled_linear").meaning(
+        x_codes, x_scale, codes, scale, bias.to(kind), dtype=dtype, scheme="int8"
+    )
+    assert isinstance(y, torch.Tensor)
+    assert y.dtype == kind
+    expected = x @ w.T + bias
+    assert float((y - expected).abs().amax() / expected.abs().amax()) < 0.02
+
+
+def test_types_are_inferred_and_refused() -> None:
+    linear, attrs = get_op("scaled_linear"), {"dtype": "bf16", "scheme": "int8"}
+    assert linear.infer([*CODES, *MATRIX], attrs) == (TensorType(DType.BF16, (T, 4)),)
+    x = TensorType(DType.BF16, (T, 3, 8))
+    assert get_op("quantize_rows").infer([x], {}) == (
+        TensorType(DType.I8, (T, 3, 8)),
+        TensorType(DType.F32, (T, 3)),
+    )
+    bf16 = TensorType(DType.BF16, (4, 8))
+    deep = TensorType(DType.I8, (4, MAX_EXACT_DEPTH + 1))
+    for match, types in {
+        "expected element type i8": [*CODES, bf16, MATRIX[1]],
+        "w_scale": [*CODES, MATRIX[0], TensorType(DType.F32, (8,))],
+        "x_scale": [CODES[0], MATRIX[1], *MATRIX],
+        "bias": [*CODES, *MATRIX, TensorType(DType.F32, (4,))],
+        "int32 sums": [TensorType(DType.I8, (T, *deep.shape[1:])), CODES[1], deep, MATRIX[1]],
+    }.items():
+        with pytest.raises(ProgramError, match=match):
+            linear.infer(types, attrs)
+    with pytest.raises(ProgramError, match="scheme"):
+        linear.infer([*CODES, *MATRIX], attrs | {"scheme": "int3"})
+    with pytest.raises(ProgramError, match="at least one"):
+        get_op("quantize_rows").infer([TensorType(DType.F32, ())], {})
+
+
+def test_tokens_stay_apart() -> None:
+    linear, rows = get_op("scaled_linear"), get_op("quantize_rows")
+    outs = (TensorType(DType.F32, (T, 4)),)
+    attrs = {"dtype": "f32", "scheme": "int8"}
+    assert linear.mixes([*CODES, *MATRIX], outs, attrs, "T") is None
+    assert rows.mixes([TensorType(DType.F32, (8, T))], outs, {}, "T") == "sums over tokens"
+
+
+def test_weights_become_codes_and_scales() -> None:
+    kind = TensorType(DType.BF16, (2, 3, 8))
+    w = random(4, 2, 3, 8).bfloat16()
+    leaf = checkpoint("w", kind)
+    made = {op: WeightExpr(op, (leaf,), {"scheme": "int8"}) for op in ("codes", "scales")}
+    assert infer_weight(made["codes"]) == INT8.code_type(kind) == TensorType(DType.I8, (2, 3, 8))
+    assert infer_weight(made["scales"]) == INT8.scale_type(kind) == TensorType(DType.F32, (2, 3))
+    codes, scales = (evaluate_expr(expr, {"checkpoint": lambda _: w}) for expr in made.values())
+    assert torch.equal(codes, quantize_i8(w)[0])
+    assert torch.equal(scales, quantize_i8(w)[1])
+    assert INT8.bits_per_weight(64) == 8.5
+
+
+def test_a_cache_of_codes_gives_back_what_they_say() -> None:
+    group = KvGroup("kv", (3,), 2, 4, 6, "i8", 16)
+    assert group.bytes_per_block() == 16 * 2 * (4 + 6 + 2 * 4)
+    state = PagedState.allocate([group], 3)
+    tables = {"kv": torch.tensor([[2, 1]])}
+    state.set_step(torch.arange(20), torch.tensor([0, 20]), torch.tensor([20]), tables)
+    k, v = random(5, 20, 2, 4).bfloat16(), random(6, 20, 2, 6).bfloat16()
+    state.write("kv", 3, k, v)
+    for stored, given_rows in zip(state.read("kv", 3, 0, 5), (k, v), strict=True):
+        codes, scale = quantize_i8(given_rows[5:])
+        assert torch.equal(stored, codes * scale[..., None])
+    state.copy_block(3, 2, 0)
+    for stores in (state.keys, state.values, state.key_scales, state.value_scales):
+        assert torch.equal(stores[3][0], stores[3][2])
+        assert bool((stores[3][0] != 0).any())
