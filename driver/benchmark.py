@@ -83,11 +83,11 @@ class _TimedExecutor:
         self._inner = inner
         self.seconds = 0.0
 
-    def run(self, step: Step) -> Any:
+    def run(self, step: Step, hidden: Any = None, *, logits: bool = True) -> Any:
         start = time.perf_counter()
-        logits = self._inner.run(step)
+        rows = self._inner.run(step, hidden, logits=logits)
         self.seconds += time.perf_counter() - start
-        return logits
+        return rows
 
     def close(self) -> None:
         self._inner.close()

@@ -21,6 +21,7 @@ from ..ir.manifest import (
     WeightsFile,
     canonical_json,
 )
+from ..ir.program import hidden_width
 from ..ir.target import Target, check_platform, resolve_target
 from .cache import ArtifactCache, cache_key
 from .model_source import find_model
@@ -300,6 +301,7 @@ def _manifest(
         arena_bytes=emission.arena_bytes,
         weights=WeightsFile("weights.safetensors", emission.weight_names),
         tokenizer=tokenizer,
+        hidden_width=hidden_width(program),
     )
 
 

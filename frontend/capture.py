@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Capture:
     """An exported model and what is needed to read its graph.
 
     The graph's inputs after parameters and buffers are input_ids `[1, T]`, position_ids
-    `[1, T]` and logits_index `[R]`; its output is logits `[1, R, V]`.
+    `[1, T]` and logits_index `[R]`; its outputs are logits `[1, R, V]` and, where the model has
+    a head that can be found, what enters it: hidden states `[1, R, H]`.
     """
 
     exported: torch.export.ExportedProgram
@@ -44,15 +46,31 @@ class _Step(torch.nn.Module):
         input_ids: torch.Tensor,  # [1, T]
         position_ids: torch.Tensor,  # [1, T]
         logits_index: torch.Tensor,  # [R]
-    ) -> torch.Tensor:
-        out = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            use_cache=False,
-            logits_to_keep=logits_index,
-            return_dict=True,
-        )
-        return out.logits  # type: ignore[no-any-return]
+    ) -> tuple[torch.Tensor, ...]:
+        with _head_inputs(self.model) as hidden:
+            out = self.model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                use_cache=False,
+                logits_to_keep=logits_index,
+                return_dict=True,
+            )
+        return (out.logits, *hidden[:1])
+
+
+@contextlib.contextmanager
+def _head_inputs(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What enters the head while the model runs: one tensor, where there is a head."""
+    seen: list[torch.Tensor] = []
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        yield seen
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: seen.extend(args[:1]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def capture_model(

@@ -40,7 +40,8 @@ class _LayerTrace:
 def convert_capture(capture: Capture, name: str, define: DefineParameter) -> Program:
     """The program of a captured model, without spec; its loaders hold `data` alone.
 
-    Inputs `input_ids [T]`, `positions [T]`, `logits_index [R]`; output logits `[R, V]`. Raises
+    Inputs `input_ids [T]`, `positions [T]`, `logits_index [R]`; outputs logits `[R, V]` and the
+    hidden states `[R, H]` that enter the head, where they were found. Raises
     UnsupportedModelError for what the IR cannot say, NotRepeatableError where layers that
     looked equal are not.
     """
@@ -196,16 +197,16 @@ class _Conversion:
 
     def _output(self, node: fx.Node) -> None:
         outputs: Any = node.args[0]
-        (result,) = outputs
         self.builder.source = None
-        logits = self.context.tensor(result)
-        kind = self.context.type_of(logits)
-        if kind.rank != 3 or kind.shape[0] != 1:
-            raise UnsupportedModelError(f"the logits are {kind}, expected [1, R, V]")
-        flat = self.context.reshape(logits, kind.shape[1:])
-        if not isinstance(flat, Value):
-            raise UnsupportedModelError("the logits do not depend on the prompt")
-        self.builder.output(flat)
+        for name, result in zip(("logits", "hidden states"), outputs, strict=False):
+            rows = self.context.tensor(result)
+            kind = self.context.type_of(rows)
+            if kind.rank != 3 or kind.shape[:2] != (1, Sym("R")):
+                raise UnsupportedModelError(f"the {name} are {kind}, expected [1, R, ..]")
+            flat = self.context.reshape(rows, kind.shape[1:])
+            if not isinstance(flat, Value):
+                raise UnsupportedModelError(f"the {name} do not depend on the prompt")
+            self.builder.output(flat)
 
     def _layer_begin(self, node: fx.Node) -> Result:
         source, layer, slot = node.args

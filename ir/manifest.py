@@ -96,6 +96,7 @@ class Manifest:
     arena_bytes: int
     weights: WeightsFile
     tokenizer: TokenizerFiles | None
+    hidden_width: int | None = None
     files: Mapping[str, FileDigest] = dataclasses.field(default_factory=dict)
 
     def to_text(self) -> str:

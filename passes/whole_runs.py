@@ -18,6 +18,10 @@ from .samples import SampleWeights
 if TYPE_CHECKING:
     import torch
 
+    Outputs = tuple[torch.Tensor, ...]
+
+_OUTPUT_NAMES = ("logits", "hidden states")
+
 TOLERANCE = 2e-4
 """Largest error of whole runs in float32: rounding in another order adds up over layers."""
 MAX_FLOPS = 150_000_000_000
@@ -42,7 +46,7 @@ class WholeRuns:
     """Compares runs with those of the first program; a lossy pass makes a new first one."""
 
     first: Program | None = None
-    _expected: torch.Tensor | None = None
+    _expected: Outputs | None = None
     _last: Program | None = None
 
     def start(self, program: Program) -> None:
@@ -93,19 +97,21 @@ class WholeRuns:
             self._require(phase, self._expected, _whole(program, lengths, cuts), "a whole prompt")
             return f"a run of {lengths[0]} tokens agrees"
         rows = _wanted(lengths, cuts)
-        found = _paged(program, lengths, cuts)
-        expected = torch.stack([self._expected[rows.index(row)] for row, _ in found])
-        actual = torch.stack([logits for _, logits in found])
-        self._require(phase, expected, actual, "paged steps")
+        places, found = _paged(program, lengths, cuts)
+        order = torch.tensor([rows.index(row) for row in places])
+        expected = tuple(output[order] for output in self._expected)
+        self._require(phase, expected, found, "paged steps")
         return f"{len(cuts[0]) - 1} paged steps of 2 sequences agree with a whole run"
 
-    def _require(self, phase: str, expected: torch.Tensor, actual: torch.Tensor, what: str) -> None:
-        found = difference(expected, actual)
-        if found.error > TOLERANCE:
-            raise PassError(
-                f"logits of {what} after phase {phase} are off by {found.error:.3g} of their "
-                f"largest value, allowed {TOLERANCE:.3g}; worst in row {found.row} of {found.rows}"
-            )
+    def _require(self, phase: str, expected: Outputs, actual: Outputs, what: str) -> None:
+        for name, wanted, given in zip(_OUTPUT_NAMES, expected, actual, strict=False):
+            found = difference(wanted, given)
+            if found.error > TOLERANCE:
+                raise PassError(
+                    f"{name} of {what} after phase {phase} are off by {found.error:.3g} of their "
+                    f"largest value, allowed {TOLERANCE:.3g}; worst in row {found.row} of "
+                    f"{found.rows}"
+                )
 
 
 def _same_graph(program: Program, other: Program | None) -> bool:
@@ -140,13 +146,13 @@ def _interpreter(program: Program, state: PagedState | None = None) -> Interpret
         def real(name: str) -> torch.Tensor:
             return evaluate_weight(program, name, check_finite=False)
 
-        return Interpreter(program, real, state, dtype_override="f32")
+        return Interpreter(program, real, state, dtype_override=wide)
     sample = SampleWeights((program,))
-    return Interpreter(program, lambda name: sample.get(program, name), state, dtype_override="f32")
+    return Interpreter(program, lambda name: sample.get(program, name), state, dtype_override=wide)
 
 
-def _whole(program: Program, lengths: list[int], cuts: Cuts) -> torch.Tensor:
-    """Logits at the wanted positions of the longer sequence, run at once."""
+def _whole(program: Program, lengths: list[int], cuts: Cuts) -> Outputs:
+    """The outputs at the wanted positions of the longer sequence, run at once."""
     import torch
 
     inputs = {
@@ -154,17 +160,17 @@ def _whole(program: Program, lengths: list[int], cuts: Cuts) -> torch.Tensor:
         "positions": torch.arange(lengths[0]),
         "logits_index": torch.tensor(_wanted(lengths, cuts)),
     }
-    (logits,) = _interpreter(program).run(inputs)
-    return logits
+    return tuple(_interpreter(program).run(inputs))
 
 
-def _paged(program: Program, lengths: list[int], cuts: Cuts) -> list[tuple[int, torch.Tensor]]:
-    """(position, logits) at the end of each step, both sequences in the same steps."""
+def _paged(program: Program, lengths: list[int], cuts: Cuts) -> tuple[list[int], Outputs]:
+    """Positions at the end of each step, both sequences in the same steps, and the outputs."""
     import torch
 
     state = _pages(program, lengths)
     interpreter = _interpreter(program, state)
-    results: list[tuple[int, torch.Tensor]] = []
+    places: list[int] = []
+    results: list[Outputs] = []
     tokens = _tokens(program, lengths[0])
     for step in range(len(cuts[0]) - 1):
         spans = [
@@ -185,9 +191,9 @@ def _paged(program: Program, lengths: list[int], cuts: Cuts) -> list[tuple[int, 
         state.set_step(positions, starts, contexts, tables)
         ids = torch.cat([tokens[first:last] for _, first, last in spans])
         inputs = {"input_ids": ids, "positions": positions, "logits_index": starts[1:] - 1}
-        (logits,) = interpreter.run(inputs)
-        results.extend((last - 1, logits[row]) for row, (_, _, last) in enumerate(spans))
-    return results
+        results.append(tuple(interpreter.run(inputs)))
+        places.extend(last - 1 for _, _, last in spans)
+    return places, tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 
 def _blocks_each(block_size: int, lengths: list[int]) -> int:

@@ -21,7 +21,7 @@ from .roll import roll
 from .source import source_text
 from .toolchain import compile_library
 
-ABI = 2
+ABI = 3
 """Version of the C interface in `kernels/abi.hpp`."""
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -90,13 +90,15 @@ def _check_operands(node: Node, program: Program) -> Verdict:
 
 
 def emit_calls(emitter: Emitter) -> None:
-    """Turn every node into calls, groups of loops as one, and hand the logits over."""
+    """Turn every node into calls, groups of loops as one, and hand the outputs over."""
     program = emitter.program
     by_output = {node.outputs[0].name: node for node in program.nodes if node.outputs}
     group_of: dict[str, list[Node]] = {}
     for names in loop_groups(program):
         nodes = [by_output[name] for name in names]
         group_of.update({node.outputs[0].name: nodes for node in nodes})
+    logits, *rest = program.outputs
+    hidden = rest[0] if rest else None
     for node in program.nodes:
         if node.op in LOOP_OPS:
             group = group_of.get(node.output.name, [node])
@@ -104,16 +106,21 @@ def emit_calls(emitter: Emitter) -> None:
                 lower_group(emitter, group)
         else:
             LOWERINGS[node.op](emitter, node)
-    _store_logits(emitter, program.outputs[0])
+        if hidden is not None and hidden.name in emitter.buffers:
+            # At once, not at the end: a step that wants no logits is done here.
+            _store_rows(emitter, hidden, "hidden")
+            emitter.call("if (logits == nullptr) return;", (), reads=(), writes=())
+            hidden = None
+    _store_rows(emitter, logits, "logits")
 
 
-def _store_logits(emitter: Emitter, logits: Value) -> None:
-    """The step's last statement: logits leave as float32."""
-    buffer = emitter.dense(emitter.buffer(logits))
-    assert logits.type.dtype in (DType.F32, DType.BF16), "logits are floating-point"
-    count = " * ".join(c_dim(dim) for dim in logits.type.shape)
+def _store_rows(emitter: Emitter, value: Value, array: str) -> None:
+    """Rows leave as float32 where the step has an array for them."""
+    buffer = emitter.dense(emitter.buffer(value))
+    assert value.type.dtype in (DType.F32, DType.BF16), f"{array} are floating-point"
+    count = " * ".join(c_dim(dim) for dim in value.type.shape)
     emitter.call(
-        f"widen_rows(t, {{0}}, logits, {count});",
+        f"if ({array} != nullptr) widen_rows(t, {{0}}, {array}, {count});",
         (pointer(buffer),),
         reads=(buffer,),
         writes=(),

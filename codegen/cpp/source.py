@@ -24,10 +24,12 @@ void run_step(const Team& t, const Model& m, const infc_step& s) {
   const int32_t* const ids = s.token_ids;
   const int32_t* const positions = s.positions;
   const int32_t* const logits_index = s.logits_index;
+  float* const hidden = s.hidden;
   float* const logits = s.logits;
   char* const a = m.arena;
   const void* const* const w = m.weights;
-  (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)logits, (void)a, (void)w;
+  (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden, (void)logits;
+  (void)a, (void)w;
 """
 
 

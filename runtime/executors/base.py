@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ir.errors import InfcError
 from ..step import Step
 
 
@@ -23,10 +24,29 @@ class ExecutorConfig:
 class Executor(Protocol):
     """Runs steps, and keeps the KV cache that they read and write."""
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """Compute the step's tokens; the logits of the wanted rows, float32 `[R, vocab]`."""
+    def run(
+        self, step: Step, hidden: NDArray[np.float32] | None = None, *, logits: bool = True
+    ) -> NDArray[np.float32]:
+        """Compute the step's tokens; the logits of the wanted rows, float32 `[R, vocab]`.
+
+        `hidden`, float32 `[R, hidden_width]`, is filled with what enters the head for the same
+        rows. Without `logits` the result is `[0, vocab]`, and the head need not be computed.
+        """
         ...
 
     def close(self) -> None:
         """Give threads and memory back; a second call does nothing."""
         ...
+
+
+def check_hidden(hidden: NDArray[np.float32] | None, rows: int, width: int | None) -> None:
+    """Assert that the array can be filled; InfcError where the artifact gives no hidden states."""
+    if hidden is None:
+        return
+    if width is None:
+        raise InfcError(
+            "this artifact does not give hidden states",
+            hint="compile it again; a model whose head is not found has none",
+        )
+    assert hidden.shape == (rows, width), (hidden.shape, rows, width)
+    assert hidden.dtype == np.float32 and hidden.flags.c_contiguous

@@ -17,6 +17,7 @@ from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.safetensors import MappedSafetensors
 from ...ir.target import check_target
 from ..step import Int32Array, Step
+from .base import check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 
 
@@ -29,6 +30,7 @@ class CppExecutor:
         manifest = artifact.manifest
         check_target(manifest.target.features, where=str(artifact.path))
         self._vocab_size = manifest.model.vocab_size
+        self._hidden_width = manifest.hidden_width
         self._limits = manifest.limits
         self._library = load_library(artifact.entry_path)
         self._weights = MappedSafetensors(artifact.weights_path)
@@ -63,8 +65,10 @@ class CppExecutor:
             raise ArtifactError(f"the generated library does not open: {self._message()}")
         return int(handle)
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """The logits of the wanted rows, float32 `[R, vocab]`.
+    def run(
+        self, step: Step, hidden: NDArray[np.float32] | None = None, *, logits: bool = True
+    ) -> NDArray[np.float32]:
+        """The logits of the wanted rows, float32 `[R, vocab]`; see `Executor.run`.
 
         Raises CapacityError for a step beyond the limits that were compiled in, InfcError once
         it is closed and in a forked process.
@@ -83,9 +87,10 @@ class CppExecutor:
                 f"a step of {step.num_tokens} tokens and {rows} rows of logits is more than the "
                 f"compiled {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
-        logits = np.empty((rows, self._vocab_size), dtype=np.float32)
+        check_hidden(hidden, rows, self._hidden_width)
+        result = np.empty((rows if logits else 0, self._vocab_size), dtype=np.float32)
         if step.num_tokens == 0:
-            return logits
+            return result
         for index, group in enumerate(self._groups[: len(self._kv)]):
             table, copies = step.block_tables[index], step.block_copies[index]
             group.block_table = _pointer(table)
@@ -103,11 +108,12 @@ class CppExecutor:
             context_lengths=_pointer(step.context_lengths),
             logits_index=_pointer(step.logits_index),
             groups=self._groups,
-            logits=logits.ctypes.data,
+            hidden=None if hidden is None else hidden.ctypes.data,
+            logits=result.ctypes.data if logits else None,
         )
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")
-        return logits
+        return result
 
     def close(self) -> None:
         """Stop the threads and give the memory back; a second call does nothing."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 2
+ABI = 3
 
 _Pointer = ctypes.c_void_p
 
@@ -39,6 +39,7 @@ class StepArrays(ctypes.Structure):
         ("context_lengths", _Pointer),
         ("logits_index", _Pointer),
         ("groups", ctypes.POINTER(GroupStep)),
+        ("hidden", _Pointer),
         ("logits", _Pointer),
     ]
 

@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 from ...ir.artifact import Artifact
 from ...ir.interpret import Interpreter, WeightSource
 from ...ir.paged_state import PagedState
-from ...ir.program import Program
+from ...ir.program import Program, hidden_width
 from ...ir.torch_types import to_torch
 from ..step import Step
-from .base import ExecutorConfig
-
-if TYPE_CHECKING:
-    import torch
+from .base import ExecutorConfig, check_hidden
 
 
 class ReferenceExecutor:
@@ -25,6 +22,7 @@ class ReferenceExecutor:
     def __init__(self, program: Program, weights: WeightSource, config: ExecutorConfig) -> None:
         self._program = program
         self._groups = program.resources
+        self._hidden_width = hidden_width(program)
         self._num_threads = config.num_threads
         self._state = PagedState.allocate((), 0)
         for group, count in zip(self._groups, config.num_blocks, strict=True):
@@ -47,8 +45,10 @@ class ReferenceExecutor:
         mapped = MappedSafetensors(artifact.weights_path)
         return cls(program, mapped.tensor, config)
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """The logits of the wanted rows, float32 `[R, vocab]`."""
+    def run(
+        self, step: Step, hidden: NDArray[np.float32] | None = None, *, logits: bool = True
+    ) -> NDArray[np.float32]:
+        """The logits of the wanted rows, float32 `[R, vocab]`; see `Executor.run`."""
         import torch
 
         state = self._state
@@ -72,9 +72,13 @@ class ReferenceExecutor:
             value.name: torch.from_numpy(arrays[value.name]).to(to_torch(value.type.dtype))
             for value in self._program.inputs
         }
-        (logits,) = self._interpreter.run(inputs)
-        result: NDArray[np.float32] = logits.float().numpy()
-        return result[: len(step.logits_index)]
+        rows = len(step.logits_index)
+        check_hidden(hidden, rows, self._hidden_width)
+        results = self._interpreter.run(inputs)
+        if hidden is not None:
+            hidden[:] = results[1].float().numpy()[:rows]
+        result: NDArray[np.float32] = results[0].float().numpy()
+        return result[: rows if logits else 0]
 
     def close(self) -> None:
         """Give the memory back."""

@@ -49,6 +49,13 @@ def teacher_forced(
     artifact: Artifact, sequences: Sequence[Sequence[int]], *, chunk: int = 23, threads: int = 2
 ) -> list[NDArray[np.float32]]:
     """Logits after every token of every sequence, fed together in chunks of uneven sizes."""
+    return forced_rows(artifact, sequences, chunk=chunk, threads=threads)[0]
+
+
+def forced_rows(
+    artifact: Artifact, sequences: Sequence[Sequence[int]], *, chunk: int = 23, threads: int = 2
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """As `teacher_forced`; beside the logits the hidden states that enter the head."""
     groups = artifact.manifest.kv.groups
     block_size = groups[0].block_size
     blocks_each = -(-max(map(len, sequences)) // block_size)
@@ -60,6 +67,8 @@ def teacher_forced(
     # Blocks are handed out in no order, so that a wrong table cannot be right by chance.
     ids = np.random.default_rng(2).permutation(np.arange(1, total)).reshape(len(sequences), -1)
     rows: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
+    states: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
+    width = artifact.manifest.hidden_width
     done = [0] * len(sequences)
     try:
         while any(d < len(s) for d, s in zip(done, sequences, strict=True)):
@@ -71,14 +80,16 @@ def teacher_forced(
             step = make_step(
                 [part for _, part in turn], num_groups=len(groups), block_size=block_size
             )
-            logits = executor.run(step)
+            hidden = np.full((step.num_tokens, width or 0), np.nan, np.float32)
+            logits = executor.run(step, None if width is None else hidden)
             for place, (i, part) in enumerate(turn):
                 first, last = step.query_starts[place : place + 2]
                 rows[i].append(logits[first:last])
+                states[i].append(hidden[first:last])
                 done[i] += len(part.ids)
     finally:
         executor.close()
-    return [np.concatenate(parts) for parts in rows]
+    return [np.concatenate(parts) for parts in rows], [np.concatenate(parts) for parts in states]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +106,15 @@ class Eager:
         )
         return cls(model.eval())
 
-    @torch.inference_mode()
     def logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every token."""
-        result: NDArray[np.float32] = (
-            self.model(torch.tensor([list(sequence)])).logits[0].float().numpy()
-        )
-        return result
+        return self.rows(sequence)[0]
+
+    @torch.inference_mode()
+    def rows(self, sequence: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and the last hidden states, those behind the last norm, after every token."""
+        output = self.model(torch.tensor([list(sequence)]), output_hidden_states=True)
+        return output.logits[0].float().numpy(), output.hidden_states[-1][0].float().numpy()
 
     def prefers(self, sequence: Sequence[int], tokens: Sequence[int]) -> bool:
         """Whether greedy decoding after `sequence` gives exactly `tokens`.

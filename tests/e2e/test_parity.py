@@ -15,7 +15,14 @@ import infc
 
 from ..checkpoints import edit_config, make_checkpoint
 from ..configs import CONFIGS
-from .support import Eager, compile_checkpoint, prompts, relative_error, teacher_forced
+from .support import (
+    Eager,
+    compile_checkpoint,
+    forced_rows,
+    prompts,
+    relative_error,
+    teacher_forced,
+)
 
 BOUND = 1e-5
 """Of the largest logit of a row, in float32."""
@@ -25,7 +32,7 @@ GREEDY_TOKENS = 32
 
 @pytest.mark.parametrize("arch", CONFIGS)
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_logits_and_greedy_tokens_are_those_of_transformers(
+def test_logits_hidden_states_and_greedy_tokens_are_those_of_transformers(
     arch: str, backend: str, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=7)
@@ -35,8 +42,9 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", backend=backend, **limits)
     lengths = (70, 33, max(5, small.min_tokens), 95)
     sequences = prompts(artifact.manifest.model.vocab_size, lengths)
-    for actual, sequence in zip(teacher_forced(artifact, sequences), sequences, strict=True):
-        assert relative_error(actual, eager.logits(sequence)) < BOUND
+    for *rows, sequence in zip(*forced_rows(artifact, sequences), sequences, strict=True):
+        for actual, expected in zip(rows, eager.rows(sequence), strict=True):
+            assert relative_error(actual, expected) < BOUND
     params = infc.SamplingParams(max_tokens=GREEDY_TOKENS, ignore_eos=True)
     with infc.LLM(artifact, kv_memory="8MiB", threads=2) as llm:
         outputs = llm.generate(sequences, params)

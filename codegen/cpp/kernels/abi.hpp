@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 2
+#define INFC_ABI 3
 
 extern "C" {
 
@@ -28,7 +28,8 @@ struct infc_step {
   const int32_t* context_lengths;  // [B]
   const int32_t* logits_index;     // [R]
   const infc_group_step* groups;
-  float* logits;  // [R, V], written
+  float* hidden;  // [R, H], what enters the head, written; null where nobody asks
+  float* logits;  // [R, V], written; null: the step ends in front of the head, if hidden is known
 };
 
 struct infc_config {
