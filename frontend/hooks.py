@@ -9,27 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..ir.errors import UnsupportedModelError
+from .experts import experts_hook
 
 INTERFACE_NAME: Final = "infc"
 
 # Arguments that attention functions are given for other backends' sake; none changes the result.
 _HARMLESS: Final = frozenset({"position_ids", "use_cache", "cache_position", "is_causal"})
-
-_ACTIVATIONS: Final = {
-    "SiLUActivation": "silu",
-    "SiLU": "silu",
-    "silu": "silu",
-    "GELUActivation": "gelu",
-    "GELU": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-    "ReLU": "relu",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +36,8 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "moe(Tensor x, Tensor index, Tensor weight, Tensor gate_up, Tensor down, "
-    "Tensor? gate_up_bias, Tensor? down_bias, str act) -> Tensor"
+    "Tensor? gate_up_bias, Tensor? down_bias, str act, float alpha, float? limit, float shift, "
+    "bool transposed, bool interleaved) -> Tensor"
 )
 _LIBRARY.define("layer_begin(Tensor x, int layer, int slot) -> Tensor")
 _LIBRARY.define("layer_end(Tensor x, int layer) -> Tensor")
@@ -156,45 +147,6 @@ def _read_mask(function: Any, windows: list[int]) -> bool:
     if name == "remap_positions_for_packed_sequence.<locals>.inner_mask":
         return _read_mask(cells["mask_function"].cell_contents, windows)
     raise UnsupportedModelError(f"attention mask {name.split('.')[0]} is not supported")
-
-
-def experts_hook(
-    module: torch.nn.Module,
-    hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
-) -> torch.Tensor:
-    """Routed experts as one op: x `[T, H]`, index and weights `[T, K]`.
-
-    Raises UnsupportedModelError for layouts and gates that the op cannot say.
-    """
-    name = type(module).__name__
-    custom_gate = getattr(type(module), "_apply_gate", None) is not _default_apply_gate
-    flags = {
-        "a gate of their own": custom_gate,
-        "no gate": not getattr(module, "has_gate", True),
-        "transposed weights": getattr(module, "is_transposed", False),
-        "interleaved weights": not getattr(module, "is_concatenated", True),
-        "a norm after each expert": getattr(module, "has_post_expert_norm", False),
-    }
-    for what, present in flags.items():
-        if present:
-            raise UnsupportedModelError(f"experts {name} have {what}, which is not supported")
-    act = getattr(module, "act_fn", None)
-    act_name = _ACTIVATIONS.get(getattr(act, "__name__", type(act).__name__))
-    if act_name is None:
-        raise UnsupportedModelError(f"experts {name} use activation {act}, which is not supported")
-    biased = getattr(module, "has_bias", False)
-    return torch.ops.infc.moe(  # type: ignore[no-any-return]
-        hidden_states,
-        top_k_index,
-        top_k_weights,
-        module.gate_up_proj,
-        module.down_proj,
-        module.gate_up_proj_bias if biased else None,
-        module.down_proj_bias if biased else None,
-        act_name,
-    )
 
 
 def register_hooks() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
@@ -16,9 +17,30 @@ DefineParameter = Callable[[str, DType], WeightExpr]
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How a weight is made of its parameter: views (`transpose` by a permutation, `reshape` to a
+    shape) one after the other. `name` is put behind the parameter's; without, it is as published.
+    """
+
+    name: str = ""
+    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def apply(self, expr: WeightExpr) -> WeightExpr:
+        """The weight's expression from its parameter's."""
+        for op, numbers in self.steps:
+            expr = WeightExpr(op, (expr,), {_NUMBERS[op]: numbers})
+        return expr
+
+
+_NUMBERS: Final = {"transpose": "perm", "reshape": "shape"}
+_AS_PUBLISHED: Final = Layout()
+_TRANSPOSED: Final = Layout("transposed", (("transpose", (1, 0)),))
+
+
+@dataclass(frozen=True, slots=True)
 class _Use:
     source: str
-    transposed: bool
+    layout: Layout
 
 
 @dataclass(slots=True)
@@ -37,14 +59,22 @@ class ParameterTable:
 
     def ref(self, name: str, kind: TensorType) -> WeightRef:
         """The parameter or buffer of that name as an operand."""
-        return self._declare(self.names.get(name, name), kind, transposed=False)
+        return self._declare(self.names.get(name, name), kind, _AS_PUBLISHED)
 
     def transposed(self, ref: WeightRef) -> WeightRef:
         """The transpose of a two-dimensional weight, as a weight of its own."""
         use = self._uses[ref.name]
         kind = self.builder.weights[ref.name].type
         flipped = TensorType(kind.dtype, kind.shape[::-1])
-        return self._declare(use.source, flipped, transposed=not use.transposed)
+        layout = _TRANSPOSED if use.layout == _AS_PUBLISHED else _AS_PUBLISHED
+        return self._declare(use.source, flipped, layout)
+
+    def arranged(self, ref: WeightRef, shape: Sequence[int], layout: Layout) -> WeightRef:
+        """A weight that is stored as published, in another layout, as a weight of its own."""
+        use = self._uses[ref.name]
+        assert use.layout == _AS_PUBLISHED, f"{ref.name} is arranged already"
+        kind = TensorType(self.builder.weights[ref.name].type.dtype, tuple(shape))
+        return self._declare(use.source, kind, layout)
 
     def moved(self, ref: WeightRef, old_prefix: str, new_prefix: str) -> WeightRef | None:
         """The same weight of another layer; None where the name does not lie in the first."""
@@ -53,24 +83,22 @@ class ParameterTable:
             return None
         name = new_prefix + use.source.removeprefix(old_prefix)
         kind = self.builder.weights[ref.name].type
-        return self._declare(self.names.get(name, name), kind, transposed=use.transposed)
+        return self._declare(self.names.get(name, name), kind, use.layout)
 
-    def relative_name(self, ref: WeightRef, prefix: str) -> tuple[str, bool]:
-        """The source's name after `prefix` (whole where it does not start so), and whether
-        the weight is its transpose."""
+    def relative_name(self, ref: WeightRef, prefix: str) -> tuple[str, Layout]:
+        """The source's name after `prefix` (whole where it does not start so), and how the
+        weight is made of it."""
         use = self._uses[ref.name]
-        return use.source.removeprefix(prefix), use.transposed
+        return use.source.removeprefix(prefix), use.layout
 
-    def _declare(self, source: str, kind: TensorType, *, transposed: bool) -> WeightRef:
-        name = f"{source}.transposed" if transposed else source
+    def _declare(self, source: str, kind: TensorType, layout: Layout) -> WeightRef:
+        name = f"{source}.{layout.name}" if layout.name else source
         if name in self._uses:
             return WeightRef(name)
-        self._uses[name] = _Use(source, transposed)
+        self._uses[name] = _Use(source, layout)
         if source in self.buffers:
             self.data[source] = self.buffers[source]
             expr = WeightExpr("data", (), {"key": source})
         else:
             expr = self.define(source, kind.dtype)
-        if transposed:
-            expr = WeightExpr("transpose", (expr,), {"perm": (1, 0)})
-        return self.builder.weight(name, kind, expr)
+        return self.builder.weight(name, kind, layout.apply(expr))

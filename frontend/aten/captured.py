@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
+from ...ir.errors import UnsupportedModelError
 from ...ir.program import Operand, Value, WeightRef
+from ..parameters import Layout
 from .base import Context, Converter, Result
 
 
@@ -24,8 +28,38 @@ def _one_sequence(ctx: Context, x: Value | WeightRef) -> Value | WeightRef:
 
 
 def _moe(ctx: Context, node: fx.Node) -> Result:
-    operands = [ctx.tensor(arg) for arg in node.args[:7] if arg is not None]
-    return ctx.emit("moe", *operands, act=node.args[7])
+    x, index, weight, gate_up, down, *biases = (
+        ctx.tensor(arg) for arg in node.args[:7] if arg is not None
+    )
+    act, alpha, limit, shift, transposed, interleaved = node.args[7:13]
+    operands = [x, index, weight]
+    operands.append(_arranged(ctx, gate_up, transposed=transposed, interleaved=interleaved))
+    operands.append(_arranged(ctx, down, transposed=transposed, interleaved=False))
+    if biases:
+        operands.append(_arranged(ctx, biases[0], transposed=False, interleaved=interleaved))
+        operands.append(biases[1])
+    return ctx.emit("moe", *operands, act=act, alpha=alpha, limit=limit, shift=shift)
+
+
+def _arranged(
+    ctx: Context, ref: Value | WeightRef, *, transposed: Any, interleaved: Any
+) -> Value | WeightRef:
+    """A matrix `[E, N, K]` or bias `[E, N]` of experts, its gate rows before its up rows."""
+    if not (transposed or interleaved):
+        return ref
+    if not isinstance(ref, WeightRef):
+        raise UnsupportedModelError("experts' matrices are computed, not loaded")
+    shape = [int(str(dim)) for dim in ctx.type_of(ref).shape]
+    steps: list[tuple[str, tuple[int, ...]]] = []
+    if transposed:
+        shape[1:] = shape[:0:-1]
+        steps.append(("transpose", (0, 2, 1)))
+    if interleaved:
+        experts, rows, *rest = shape
+        steps.append(("reshape", (experts, rows // 2, 2, *rest)))
+        steps.append(("transpose", (0, 2, 1, *range(3, 3 + len(rest)))))
+        steps.append(("reshape", tuple(shape)))
+    return ctx.parameters.arranged(ref, shape, Layout("arranged", tuple(steps)))
 
 
 CONVERTERS: dict[str, Converter] = {

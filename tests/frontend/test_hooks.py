@@ -1,4 +1,4 @@
-"""What the attention, mask and experts hooks read, and what they refuse."""
+"""What the attention and mask hooks read, and what they refuse."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils as masks
-from transformers.integrations import moe
 
-from infc.frontend.hooks import CausalMask, attention_hook, experts_hook, mask_hook
+from infc.frontend.hooks import CausalMask, attention_hook, mask_hook
 from infc.ir.errors import UnsupportedModelError
 
 
@@ -111,53 +110,3 @@ def test_other_masks_are_refused(name: str) -> None:
 def test_padding_mask_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="padding"):
         mask_hook(mask_function=masks.causal_mask_function, attention_mask=torch.ones(1, 4))
-
-
-class Experts(torch.nn.Module):
-    """As the library's decorator leaves an experts module."""
-
-    _apply_gate = moe._default_apply_gate
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate_up_proj = torch.nn.Parameter(torch.zeros(4, 12, 8))
-        self.down_proj = torch.nn.Parameter(torch.zeros(4, 8, 6))
-        self.act_fn: Any = torch.nn.SiLU()
-        self.has_gate, self.is_concatenated = True, True
-        self.has_bias, self.is_transposed, self.has_post_expert_norm = False, False, False
-
-
-def run_experts(experts: Experts) -> torch.Tensor:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        index = torch.zeros(5, 2, dtype=torch.int64)
-        return experts_hook(experts, torch.zeros(5, 8), index, torch.zeros(5, 2))
-
-
-def test_experts_keep_the_shape() -> None:
-    assert run_experts(Experts()).shape == (5, 8)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("has_gate", False, "no gate"),
-        ("is_transposed", True, "transposed"),
-        ("is_concatenated", False, "interleaved"),
-        ("has_post_expert_norm", True, "norm after each expert"),
-        ("act_fn", torch.nn.Hardtanh(), "activation"),
-    ],
-)
-def test_experts_that_the_op_cannot_say(name: str, value: object, reason: str) -> None:
-    experts = Experts()
-    setattr(experts, name, value)
-    with pytest.raises(UnsupportedModelError, match=reason):
-        run_experts(experts)
-
-
-def test_experts_with_a_gate_of_their_own() -> None:
-    class Gated(Experts):
-        def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-            return gate_up
-
-    with pytest.raises(UnsupportedModelError, match="gate of their own"):
-        run_experts(Gated())
