@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..ir.analyses import total_cost
 from ..ir.errors import InfcError, PassError
 from ..ir.interpret import Interpreter
+from ..ir.ops.quantized import QUANTIZERS
 from ..ir.paged_state import PagedState
 from ..ir.program import Program
 from ..ir.weights import evaluate_weight
@@ -140,7 +141,9 @@ def _wanted(lengths: list[int], cuts: Cuts) -> list[int]:
 
 
 def _interpreter(program: Program, state: PagedState | None = None) -> Interpreter:
-    """In float32; weights are made one at a time, random where there is no checkpoint."""
+    """In float32, float64 over codes; weights one at a time, random without a checkpoint."""
+    # Codes step: float32 sums in another order would make other codes now and then, and hide less.
+    wide = "f64" if any(node.op in QUANTIZERS for node in program.nodes) else "f32"
     if "checkpoint" in program.loaders:
 
         def real(name: str) -> torch.Tensor:
@@ -204,7 +207,7 @@ def _pages(program: Program, lengths: list[int]) -> PagedState:
     """Storage for two sequences beside the null block, poisoned where nothing is written."""
     smallest = min(group.block_size for group in program.resources)
     state = PagedState.allocate(
-        program.resources, 1 + 2 * _blocks_each(smallest, lengths), dtype="f32"
+        program.resources, 1 + 2 * _blocks_each(smallest, lengths), dtype="f64"
     )
     for storage in (*state.keys.values(), *state.values.values()):
         storage.fill_(float("nan"))

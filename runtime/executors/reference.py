@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,9 +24,7 @@ class ReferenceExecutor:
         self._num_threads = config.num_threads
         self._state = PagedState.allocate((), 0)
         for group, count in zip(self._groups, config.num_blocks, strict=True):
-            part = PagedState.allocate((group,), count)
-            self._state.keys.update(part.keys)
-            self._state.values.update(part.values)
+            self._state.add(group, count)
         self._interpreter = Interpreter(program, weights, self._state)
 
     @classmethod
@@ -82,16 +78,10 @@ class ReferenceExecutor:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._state.keys.clear()
-        self._state.values.clear()
+        self._state.clear()
 
     def _copy_blocks(self, step: Step) -> None:
         for group, copies in zip(self._groups, step.block_copies, strict=True):
             for source, destination in copies.tolist():
                 for layer in group.layers:
-                    self._copy(self._state.keys[layer], source, destination)
-                    self._copy(self._state.values[layer], source, destination)
-
-    @staticmethod
-    def _copy(store: torch.Tensor, source: int, destination: int) -> None:
-        store[destination] = store[source]
+                    self._state.copy_block(layer, source, destination)
