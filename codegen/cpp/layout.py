@@ -2,7 +2,7 @@
 
 A weight `[N, K]` lies as `[ceil(N / nr)][ceil(K / kp)][nr][kp]`, zero padded: a panel holds `nr`
 outputs, and for each step of K the `nr * kp` numbers that the kernel multiplies at once.
-`kernels/linear_tile.hpp` has the same sizes as constants (`LinearLayout`).
+The kernels have the same sizes as constants (`LinearLayout` in `kernels/linear*_tile.hpp`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,24 @@ if TYPE_CHECKING:
     import torch
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+_AVX2 = ("avx2", "fma")
 
 
 @dataclass(frozen=True, slots=True)
 class PanelLayout:
-    """Sizes of a panel: `nr` outputs, `kp` neighbours in K side by side."""
+    """Sizes of a panel: `nr` outputs, `kp` neighbours in K side by side.
+
+    `flipped` panels hold int8 codes as unsigned bytes, code + 128 (so 128 stands in the padding):
+    what the instruction `vpdpbusd` multiplies.
+    """
 
     nr: int
     kp: int
+    flipped: bool = False
 
     def attrs(self) -> dict[str, Attr]:
         """The constants of the weight expression `pack`."""
-        return {"nr": self.nr, "kp": self.kp}
+        return {"nr": self.nr, "kp": self.kp} | ({"flipped": True} if self.flipped else {})
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """`[.., N, K]` → `[.., ceil(N / nr), ceil(K / kp), nr, kp]`."""
@@ -47,18 +53,26 @@ class PanelLayout:
         panels, steps, nr, kp = self.packed_shape((n, k))
         padded = weight.new_zeros((*lead, panels * nr, steps * kp))
         padded[..., :n, :k] = weight
-        tiles = padded.reshape(*lead, panels, nr, steps, kp)
-        return tiles.transpose(-3, -2).contiguous()
+        tiles = padded.reshape(*lead, panels, nr, steps, kp).transpose(-3, -2).contiguous()
+        return self._flip(tiles)
 
     def unpack(self, packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
         """The inverse of `pack` for a weight `[.., n, k]`."""
         *lead, panels, steps, nr, kp = packed.shape
         rows = packed.transpose(-3, -2).reshape(*lead, panels * nr, steps * kp)
-        return rows[..., :n, :k].contiguous()
+        return self._flip(rows[..., :n, :k].contiguous())
+
+    def _flip(self, codes: torch.Tensor) -> torch.Tensor:
+        """Add 128 to bytes that are kept signed, or take it off: both turn the upper bit over."""
+        return codes ^ -128 if self.flipped else codes
 
 
 def panel_layout(dtype: DType, target: Target) -> PanelLayout:
     """The layout that the kernels of this target are compiled for."""
     wide = all(target.has(feature) for feature in _AVX512)
+    if dtype is DType.I8:
+        vnni = wide and target.has("vnni")
+        pairs = wide or all(target.has(feature) for feature in _AVX2)
+        return PanelLayout(nr=64 if wide else 16, kp=4 if vnni else 2 if pairs else 1, flipped=vnni)
     pairs = dtype is DType.BF16 and wide and target.has("bf16")
     return PanelLayout(nr=64 if wide else 16, kp=2 if pairs else 1)

@@ -19,7 +19,7 @@ def _layout(attrs: Attrs) -> PanelLayout:
     nr, kp = attrs["nr"], attrs["kp"]
     if not isinstance(nr, int) or not isinstance(kp, int) or nr < 1 or kp < 1:
         raise ProgramError(f"pack: nr and kp are sizes, not {nr!r} and {kp!r}")
-    return PanelLayout(nr, kp)
+    return PanelLayout(nr, kp, attrs.get("flipped") is True)
 
 
 def _pack(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:

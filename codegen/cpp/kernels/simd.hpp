@@ -25,6 +25,11 @@
 #else
 #define INFC_DPBF16 0
 #endif
+#if INFC_AVX512 && defined(__AVX512VNNI__)
+#define INFC_VNNI 1
+#else
+#define INFC_VNNI 0
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -49,6 +54,7 @@ typedef float f32 __attribute__((vector_size(kRegLanes * 4)));
 typedef int32_t i32 __attribute__((vector_size(kRegLanes * 4)));
 typedef uint32_t u32 __attribute__((vector_size(kRegLanes * 4)));
 typedef uint16_t u16 __attribute__((vector_size(kRegLanes * 2)));
+typedef int8_t i8 __attribute__((vector_size(kRegLanes)));
 
 INFC_INLINE f32 fma(f32 a, f32 b, f32 c) {
 #if INFC_AVX512
@@ -205,6 +211,12 @@ INFC_INLINE f32x16 max(const f32x16& a, const f32x16& b) {
 INFC_INLINE f32x16 min(const f32x16& a, const f32x16& b) {
   f32x16 r;
   INFC_EACH(i) r.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return r;
+}
+
+INFC_INLINE i32x16 max(const i32x16& a, const i32x16& b) {
+  i32x16 r;
+  INFC_EACH(i) r.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
   return r;
 }
 

@@ -35,6 +35,28 @@ INFC_INLINE f32x16 load(const bf16* p) {
   return r;
 }
 
+// Sixteen bytes, widened.
+INFC_INLINE i32x16 load_ints(const int8_t* p) {
+  i32x16 r;
+#if INFC_AVX512
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  r.v[0] = (reg::i32)_mm512_maskz_cvtepi8_epi32(kAllLanes, bytes);
+#elif INFC_AVX2
+  INFC_EACH(i) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i * kRegLanes));
+    r.v[i] = (reg::i32)_mm256_cvtepi8_epi32(bytes);
+  }
+#else
+  INFC_EACH(i) {
+    reg::i8 bytes;
+    std::memcpy(&bytes, p + i * kRegLanes, sizeof bytes);
+    r.v[i] = __builtin_convertvector(bytes, reg::i32);
+  }
+#endif
+  return r;
+}
+INFC_INLINE f32x16 load(const int8_t* p) { return to_float_value(load_ints(p)); }
+
 INFC_INLINE void store(float* p, const f32x16& x) { std::memcpy(p, &x, sizeof x); }
 INFC_INLINE void store(bf16* p, const f32x16& x) {
   INFC_EACH(i) {
@@ -51,6 +73,19 @@ INFC_INLINE void store(bf16* p, const f32x16& x) {
   }
 }
 
+// Each lane's low byte.
+INFC_INLINE void store(int8_t* p, const i32x16& x) {
+#if INFC_AVX512
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm512_maskz_cvtepi32_epi8(kAllLanes, (__m512i)x.v[0]));
+#else
+  INFC_EACH(i) {
+    const reg::i8 bytes = __builtin_convertvector(x.v[i], reg::i8);
+    std::memcpy(p + i * kRegLanes, &bytes, sizeof bytes);
+  }
+#endif
+}
+
 // The first n (0 <= n <= 16) elements; the other lanes are zero and their memory isn't touched.
 template <class T>
 INFC_INLINE f32x16 load_partial(const T* p, int64_t n) {
@@ -58,8 +93,8 @@ INFC_INLINE f32x16 load_partial(const T* p, int64_t n) {
   std::memcpy(buffer, p, static_cast<size_t>(n) * sizeof(T));
   return load(buffer);
 }
-template <class T>
-INFC_INLINE void store_partial(T* p, const f32x16& x, int64_t n) {
+template <class T, class V>
+INFC_INLINE void store_partial(T* p, const V& x, int64_t n) {
   T buffer[kLanes];
   store(buffer, x);
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
@@ -108,8 +143,8 @@ template <class T>
 INFC_INLINE f32x16 load_group(const T* p, int64_t count) {
   return count == kLanes ? load(p) : load_partial(p, count);
 }
-template <class T>
-INFC_INLINE void store_group(T* p, const f32x16& x, int64_t count) {
+template <class T, class V>
+INFC_INLINE void store_group(T* p, const V& x, int64_t count) {
   if (count == kLanes) {
     store(p, x);
   } else {

@@ -108,19 +108,19 @@ def from_bf16(bits: Array) -> Array:
 
 
 @cache
-def kernels(target_name: str, dtype: str) -> Kernels:
+def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
     """The kernels built for a target; skips the test where this machine can't run them."""
     target = resolve_target(target_name)
     missing = set(target.features) - host_features()
     if missing:
         pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
-    directory = Path(_DIRECTORY.name) / f"{target_name}-{dtype}"
+    directory = Path(_DIRECTORY.name) / f"{target_name}-{dtype}-{wrapper.stem}"
     shutil.copytree(KERNELS, directory / "kernels")
     head = f"#define ELEMENT infc_element\n#define WITH_{'MATH' if dtype == 'float' else 'OTHER'}\n"
     alias = '#include "kernels/bf16.hpp"\nusing infc_element = '
     alias += "float;\n" if dtype == "float" else "infc::bf16;\n"
     source = directory / "wrapper.cpp"
-    source.write_text(head + alias + WRAPPER.read_text())
+    source.write_text(head + alias + wrapper.read_text())
     library = directory / "kernels.so"
     toolchain.compile_library(source, library, target)
     return Kernels(ctypes.CDLL(str(library)), target, dtype)
