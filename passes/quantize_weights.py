@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
 from ..ir.interpret import describe
-from ..ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
+from ..ir.ops import Kind, get_op
+from ..ir.program import Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
 from ..ir.schemes import MAX_EXACT_DEPTH, SCHEMES, Scheme
 from ..ir.types import TensorType
 from .base import Pass, PassContext, PassResult, finish
@@ -55,15 +57,17 @@ class QuantizeWeights(Pass):
                 misses.append(f"{describe(node)}: {reason}")
             if reason is not None or node.op not in _QUANTIZED:
                 quantizing.builder.copy(node)
-            else:
+            elif node.op == "linear":
                 quantizing.linear(node)
+            else:
+                quantizing.experts(node)
         plain.require_every_pattern_used(self.name)
         result = remove_dead_code(quantizing.builder.build())
         return finish(program, result, quantizing.matches, tuple(misses))
 
 
-_QUANTIZED = frozenset({"linear"})
-"""Ops that have a form over codes."""
+_QUANTIZED = {"linear": (1,), "moe": (3, 4)}
+"""Ops that have a form over codes, and which of their operands are matrices."""
 
 
 class _Plain:
@@ -73,14 +77,20 @@ class _Plain:
         self.program = program
         self.patterns = patterns
         self.used: set[str] = set()
-        self.routers = _behind(
-            program, [x for n in program.nodes if n.op == "moe" for x in n.inputs[1:3]]
-        )
+        experts = [node for node in program.nodes if get_op(node.op).kind is Kind.EXPERTS]
+        self.routers = _behind(program, [x for node in experts for x in node.inputs[1:3]])
         self.heads = set() if head else _behind(program, [program.outputs[0]])
 
     def reason(self, node: Node) -> str | None:
-        """Why this product stays as it is; None where it is quantised."""
-        ref = node.inputs[1]
+        """Why this node stays as it is; None where it is quantised."""
+        if id(node) in self.routers:
+            return "it routes tokens to experts, where a small error is another expert"
+        if id(node) in self.heads:
+            return "it is the head, which is left out"
+        reasons = [self._matrix(node.inputs[place]) for place in _QUANTIZED[node.op]]
+        return next(filter(None, reasons), None)
+
+    def _matrix(self, ref: Operand) -> str | None:
         if not isinstance(ref, WeightRef):
             return "its matrix is computed"
         kind = self.program.weights[ref.name].type
@@ -90,10 +100,6 @@ class _Plain:
         self.used.update(matching)
         if matching:
             return f"@{ref.name} matches {matching[0]}, which is left out"
-        if id(node) in self.routers:
-            return "it routes tokens to experts, where a small error is another expert"
-        if id(node) in self.heads:
-            return "it is the head, which is left out"
         depth = kind.shape[-1]
         if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
             return f"its rows of {depth} are longer than int32 sums hold"
@@ -103,7 +109,11 @@ class _Plain:
         """UsageError for a pattern that no matrix's name matches: nothing is ignored silently."""
         for pattern in self.patterns:
             if pattern not in self.used:
-                names = [str(n.inputs[1]) for n in self.program.nodes if n.op in _QUANTIZED]
+                names = [
+                    str(node.inputs[place])
+                    for node in self.program.nodes
+                    for place in _QUANTIZED.get(node.op, ())
+                ]
                 hint = f"names look like {', '.join(names[:3])}" if names else None
                 raise UsageError(f"skip: no matrix is named {pattern}", where=where, hint=hint)
 
@@ -137,17 +147,25 @@ class _Quantizing:
     matches: int = 0
 
     def linear(self, node: Node) -> None:
-        x, ref = node.inputs[:2]
-        assert isinstance(x, Value)
-        assert isinstance(ref, WeightRef)
-        codes, scales = self._weight(ref)
-        attrs = {"dtype": node.output.type.dtype.value, "scheme": self.scheme.name}
-        operands = (*self._rows(x, node), codes, scales, *node.inputs[2:])
+        x, matrix, *bias = node.inputs
+        attrs = {"dtype": node.output.type.dtype.value}
+        self._emit(
+            "scaled_linear", (*self._rows(x, node), *self._weight(matrix), *bias), attrs, node
+        )
+
+    def experts(self, node: Node) -> None:
+        x, index, weight, gate_up, down, *biases = node.inputs
+        matrices = (*self._weight(gate_up), *self._weight(down))
+        self._emit("scaled_moe", (x, index, weight, *matrices, *biases), node.attrs, node)
+
+    def _emit(
+        self, op: str, operands: tuple[Operand, ...], attrs: Mapping[str, Attr], node: Node
+    ) -> None:
         mark = len(self.builder.nodes)
         made = self.builder.add(
-            "scaled_linear",
+            op,
             operands,
-            attrs,
+            {**attrs, "scheme": self.scheme.name},
             names=(f"{node.output.name}.scaled",),
             layer=node.layer,
             source=node.source,
@@ -155,7 +173,8 @@ class _Quantizing:
         adopt_name(self.builder, mark, node.output, made.output)
         self.matches += 1
 
-    def _rows(self, x: Value, node: Node) -> tuple[Value, Value]:
+    def _rows(self, x: Operand, node: Node) -> tuple[Value, Value]:
+        assert isinstance(x, Value)
         if x.name not in self.rows:
             made = self.builder.add(
                 "quantize_rows",
@@ -167,7 +186,8 @@ class _Quantizing:
             self.rows[x.name] = made.outputs[0], made.outputs[1]
         return self.rows[x.name]
 
-    def _weight(self, ref: WeightRef) -> tuple[WeightRef, WeightRef]:
+    def _weight(self, ref: Operand) -> tuple[WeightRef, WeightRef]:
+        assert isinstance(ref, WeightRef)
         weight = self.builder.weights[ref.name]
         kinds: tuple[tuple[str, TensorType], ...] = (
             ("codes", self.scheme.code_type(weight.type)),

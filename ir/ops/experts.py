@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ProgramError
+from ..schemes import quantize_i8
+from ..torch_types import from_torch
+from ..types import TensorType
 from .base import (
     AttrKind,
     Attrs,
@@ -21,31 +24,46 @@ from .base import (
     need_shape,
     same_dtype,
     tensor,
+    tensors,
     wide,
 )
 from .fused import ACTIVATIONS, activate
 from .matrix import linear_meaning
+from .quantized import SCHEME, check_matrix, scaled_linear_meaning
 
 if TYPE_CHECKING:
     import torch
 
 
 def _moe(types: Types, attrs: Attrs) -> Outputs:
+    gate_up, down = tensor(types, 3, 3, "gate_up"), tensor(types, 4, 3, "down")
+    same_dtype(tensor(types, 0), gate_up, down)
+    return _check(types, gate_up, down, types[5:], attrs)
+
+
+def _scaled_moe(types: Types, attrs: Attrs) -> Outputs:
+    gate_up, down = tensor(types, 3, 3, "gate_up"), tensor(types, 5, 3, "down")
+    check_matrix(gate_up, tensor(types, 4), attrs, "gate_up")
+    check_matrix(down, tensor(types, 6), attrs, "down")
+    return _check(types, gate_up, down, types[7:], attrs)
+
+
+def _check(
+    types: Types, gate_up: TensorType, down: TensorType, biases: Types, attrs: Attrs
+) -> Outputs:
     x = need_float(tensor(types, 0, 2, "x"), "x")
     index = need_int(tensor(types, 1, 2, "index"), "index")
     weight = need_float(tensor(types, 2, 2, "weight"), "weight")
-    gate_up, down = tensor(types, 3, 3, "gate_up"), tensor(types, 4, 3, "down")
-    same_dtype(x, gate_up, down)
     need_shape(index, (x.shape[0], index.shape[1]), "index")
     need_shape(weight, index.shape, "weight")
     experts, doubled, hidden = gate_up.shape
     if not isinstance(doubled, int) or doubled % 2 or hidden != x.shape[1]:
         raise ProgramError(f"gate_up is {gate_up}, expected [E, 2I, {x.shape[1]}]")
     need_shape(down, (experts, hidden, doubled // 2), "down")
-    if len(types) == 6:
+    if len(biases) == 1:
         raise ProgramError("gate_up_bias is given without down_bias")
-    if len(types) == 7:
-        up_bias, down_bias = tensor(types, 5), tensor(types, 6)
+    if len(biases) == 2:
+        up_bias, down_bias = tensor(biases, 0), tensor(biases, 1)
         same_dtype(x, up_bias, down_bias)
         need_shape(up_bias, (experts, doubled), "gate_up_bias")
         need_shape(down_bias, (experts, hidden), "down_bias")
@@ -70,6 +88,29 @@ def expert_gate(
     return (turned * (up + shift)).to(gate_up.dtype)
 
 
+Product = Callable[["torch.Tensor", int], "torch.Tensor"]
+"""Rows by one matrix of an expert."""
+
+
+def _route(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    into: Product,
+    out_of: Product,
+    gate: Mapping[str, Any],
+) -> torch.Tensor:
+    """Each row through its experts' two products, summed over slots in order."""
+    result = wide(x).new_zeros(x.shape)
+    for slot in range(index.shape[1]):
+        y = x.new_zeros(x.shape)
+        for expert in index[:, slot].unique().tolist():
+            rows = (index[:, slot] == expert).nonzero().flatten()
+            y[rows] = out_of(expert_gate(into(x[rows], expert), **gate), expert)
+        result = result + weight[:, slot, None].to(result.dtype) * wide(y)
+    return result.to(x.dtype)
+
+
 def _moe_meaning(
     x: torch.Tensor,
     index: torch.Tensor,
@@ -78,31 +119,53 @@ def _moe_meaning(
     down: torch.Tensor,
     gate_up_bias: torch.Tensor | None = None,
     down_bias: torch.Tensor | None = None,
-    *,
-    act: str,
-    alpha: float,
-    limit: float | None,
-    shift: float,
+    **gate: Any,
 ) -> torch.Tensor:
-    result = wide(x).new_zeros(x.shape)
-    for slot in range(index.shape[1]):
-        y = x.new_zeros(x.shape)
-        for expert in index[:, slot].unique().tolist():
-            rows = (index[:, slot] == expert).nonzero().flatten()
-            up_bias = None if gate_up_bias is None else gate_up_bias[expert]
-            out_bias = None if down_bias is None else down_bias[expert]
-            both = linear_meaning(x[rows], gate_up[expert], up_bias)
-            hidden = expert_gate(both, act=act, alpha=alpha, limit=limit, shift=shift)
-            y[rows] = linear_meaning(hidden, down[expert], out_bias)
-        result = result + weight[:, slot, None].to(result.dtype) * wide(y)
-    return result.to(x.dtype)
+    def product(matrix: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        return lambda rows, expert: linear_meaning(
+            rows, matrix[expert], None if bias is None else bias[expert]
+        )
+
+    into, out_of = product(gate_up, gate_up_bias), product(down, down_bias)
+    return _route(x, index, weight, into, out_of, gate)
+
+
+def _scaled_moe_meaning(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    gate_up: torch.Tensor,
+    gate_up_scale: torch.Tensor,
+    down: torch.Tensor,
+    down_scale: torch.Tensor,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    *,
+    scheme: str,
+    **gate: Any,
+) -> torch.Tensor:
+    dtype = from_torch(x.dtype).value
+
+    def product(matrix: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        def run(rows: torch.Tensor, expert: int) -> torch.Tensor:
+            own = None if bias is None else bias[expert]
+            codes = quantize_i8(rows)
+            return scaled_linear_meaning(
+                *codes, matrix[expert], scale[expert], own, dtype=dtype, scheme=scheme
+            )
+
+        return run
+
+    into = product(gate_up, gate_up_scale, gate_up_bias)
+    out_of = product(down, down_scale, down_bias)
+    return _route(x, index, weight, into, out_of, gate)
 
 
 def _moe_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
     """Weights of the experts that at most T * K routes can touch; two products a route."""
     base = default_cost(types, outs, attrs, bindings)
     routes = tensor(types, 1).num_elements(bindings)
-    gate_up, down = tensor(types, 3), tensor(types, 4)
+    gate_up, down = (kind for kind in tensors(types)[3:] if kind.rank == 3)
     experts = gate_up.shape[0]
     assert isinstance(experts, int)
     weights = gate_up.num_bytes() + down.num_bytes()
@@ -110,6 +173,13 @@ def _moe_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, 
     each = (gate_up.num_elements() + down.num_elements()) // max(experts, 1)
     return Cost(base.bytes_read - idle, base.bytes_written, 2 * routes * each)
 
+
+_GATE = (
+    AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS),
+    AttrSpec("alpha", AttrKind.FLOAT, 1.0),
+    AttrSpec("limit", AttrKind.FLOAT, None, optional=True),
+    AttrSpec("shift", AttrKind.FLOAT, 0.0),
+)
 
 OPS = (
     Op(
@@ -122,12 +192,28 @@ OPS = (
         ("x", "index", "weight", "gate_up", "down", "gate_up_bias?", "down_bias?"),
         _moe,
         _moe_meaning,
+        _GATE,
+        cost_rule=_moe_cost,
+    ),
+    Op(
+        "scaled_moe",
+        Kind.EXPERTS,
+        "`moe` over codes: rows of x, and of the activation once it is rounded to x's type, go "
+        "through `quantize_rows`, and both products are `scaled_linear` with results of x's type.",
         (
-            AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS),
-            AttrSpec("alpha", AttrKind.FLOAT, 1.0),
-            AttrSpec("limit", AttrKind.FLOAT, None, optional=True),
-            AttrSpec("shift", AttrKind.FLOAT, 0.0),
+            "x",
+            "index",
+            "weight",
+            "gate_up",
+            "gate_up_scale",
+            "down",
+            "down_scale",
+            "gate_up_bias?",
+            "down_bias?",
         ),
+        _scaled_moe,
+        _scaled_moe_meaning,
+        (SCHEME, *_GATE),
         cost_rule=_moe_cost,
     ),
 )

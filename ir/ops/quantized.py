@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEME = AttrSpec("scheme", AttrKind.STR, choices=tuple(SCHEMES))
-QUANTIZERS = frozenset({"quantize_rows"})
+QUANTIZERS = frozenset({"quantize_rows", "scaled_moe"})
 """Ops that round values to codes: a difference in the last bit may become one of a whole step."""
 _WIDENED_ELEMENTS = 1 << 24
 

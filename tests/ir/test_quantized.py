@@ -142,3 +142,26 @@ def test_a_cache_of_codes_gives_back_what_they_say() -> None:
     for stores in (state.keys, state.values, state.key_scales, state.value_scales):
         assert torch.equal(stores[3][0], stores[3][2])
         assert bool((stores[3][0] != 0).any())
+
+
+def test_experts_of_codes_are_near_the_plain_ones() -> None:
+    x, gate_up, down = (random(i, *shape, spread=0.0) for i, shape in enumerate(_EXPERTS))
+    index = torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1], [2, 0]])
+    weight = random(9, 5, 2).abs()
+    biases = random(7, 3, 48, spread=0.0), random(8, 3, 32, spread=0.0)
+    gate = {"act": "silu", "alpha": 1.7, "limit": 7.0, "shift": 1.0}
+    plain = get_op("moe").meaning(x, index, weight, gate_up, down, *biases, **gate)
+    operands = (*quantize_i8(gate_up), *quantize_i8(down))
+    run = get_op("scaled_moe").meaning
+    y = run(x, index, weight, *operands, *biases, scheme="int8", **gate)
+    assert isinstance(plain, torch.Tensor)
+    assert isinstance(y, torch.Tensor)
+    error = float((y - plain).abs().amax() / plain.abs().amax())
+    assert 1e-4 < error < 0.03
+    # A row's result comes from its own codes and scales alone.
+    alone = run(x[3:4], index[3:4], weight[3:4], *operands, *biases, scheme="int8", **gate)
+    assert isinstance(alone, torch.Tensor)
+    torch.testing.assert_close(alone[0], y[3], rtol=1e-6, atol=1e-6)
+
+
+_EXPERTS = ((5, 32), (3, 48, 32), (3, 32, 24))
