@@ -26,6 +26,9 @@ ABI = 3
 
 KERNELS = Path(__file__).parent / "kernels"
 
+_STORED = frozenset(SCALARS) | {DType.I8}
+"""Element types that kernels take; loops compute in those of `SCALARS` alone."""
+
 
 class CppBackend(Backend):
     """Generated C++ over header-only kernels, compiled by the system's compiler."""
@@ -38,8 +41,9 @@ class CppBackend(Backend):
             return Verdict.no("there is no kernel for it")
         types = [program.operand_type(operand) for operand in node.inputs]
         types += [value.type for value in node.outputs]
+        built = SCALARS if node.op in LOOP_OPS else _STORED
         for kind in types:
-            if isinstance(kind, TensorType) and kind.dtype not in SCALARS:
+            if isinstance(kind, TensorType) and kind.dtype not in built:
                 return Verdict.no(f"element type {kind.dtype.value} is not built")
         return _check_operands(node, program)
 
@@ -76,15 +80,14 @@ def _check_operands(node: Node, program: Program) -> Verdict:
         return Verdict.no("the step's own arrays are read by index or in loops only")
     if node.op == "linear" and not isinstance(node.inputs[1], WeightRef):
         return Verdict.no("the matrix of a linear must be a weight")
-    if node.op == "linear" and node.attrs.get("scheme", "dense") != "dense":
-        return Verdict.no(f"scheme {node.attrs['scheme']!r} is not built")
+    if node.op == "scaled_linear" and not isinstance(node.inputs[2], WeightRef):
+        return Verdict.no("the matrix of a scaled_linear must be a weight")
     if node.op == "moe" and not all(isinstance(w, WeightRef) for w in node.inputs[3:5]):
         return Verdict.no("the matrices of experts must be weights")
-    if node.op == "moe" and len(node.inputs) > 5:
-        return Verdict.no("biases of experts are not built")
     if node.op == "take" and node.attrs.get("dim", 0) != 0:
         return Verdict.no("only rows of the first dimension can be taken")
-    if node.op == "softmax" and node.attrs["dim"] != node.output.type.rank - 1:
+    rowwise = node.op in ("softmax", "gather", "scatter")
+    if rowwise and node.attrs["dim"] != node.output.type.rank - 1:
         return Verdict.no("only over the last dimension")
     return Verdict.yes()
 
@@ -124,5 +127,5 @@ def _store_rows(emitter: Emitter, value: Value, array: str) -> None:
         (pointer(buffer),),
         reads=(buffer,),
         writes=(),
-        comment="logits",
+        comment=array,
     )

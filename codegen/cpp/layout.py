@@ -35,7 +35,8 @@ class PanelLayout:
 
     def attrs(self) -> dict[str, Attr]:
         """The constants of the weight expression `pack`."""
-        return {"nr": self.nr, "kp": self.kp} | ({"flipped": True} if self.flipped else {})
+        sizes: dict[str, Attr] = {"nr": self.nr, "kp": self.kp}
+        return sizes | {"flipped": True} if self.flipped else sizes
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """`[.., N, K]` → `[.., ceil(N / nr), ceil(K / kp), nr, kp]`."""

@@ -15,7 +15,10 @@ PACKED_OPS = {"linear": (1,), "scaled_linear": (2,), "moe": (3, 4)}
 
 @dataclass(slots=True)
 class WeightTable:
-    """Entries in order of first use; a weight that any matrix product reads lies packed."""
+    """Entries in order of first use; a weight that any matrix product reads lies packed.
+
+    `packed_names` are those that rows are gathered from as well, as they lie: floats, not codes.
+    """
 
     program: Program
     target: Target
@@ -27,7 +30,8 @@ class WeightTable:
         for node in self.program.nodes:
             for place in PACKED_OPS.get(node.op, ()):
                 names |= {ref.name for ref in node.weights() if ref is node.inputs[place]}
-        self.packed_names = frozenset(names)
+        floats = (name for name in names if self.program.weights[name].type.dtype.is_float)
+        self.packed_names = frozenset(floats)
 
     def plain(self, name: str) -> int:
         """Index of a weight that lies as the program types it."""

@@ -16,23 +16,27 @@ from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
 from infc.ir.program import Program
 from infc.ir.target import Target, resolve_target
+from infc.ir.types import DType
 from infc.runtime.executors.cpp import CppExecutor
 from infc.runtime.step import Step
 
 
 def random_weights(program: Program, seed: int) -> dict[str, torch.Tensor]:
-    """A tensor for each weight of the table, in its type."""
+    """A tensor for each weight of the table, in its type; codes are -127 .. 127."""
     generator = torch.Generator().manual_seed(seed)
     names = {
         "f32": torch.float32,
         "bf16": torch.bfloat16,
     }
-    return {
-        name: torch.randn([int(str(d)) for d in weight.type.shape], generator=generator).to(
-            names[weight.type.dtype.value]
-        )
-        for name, weight in program.weights.items()
-    }
+    tensors = {}
+    for name, weight in program.weights.items():
+        shape = [int(str(d)) for d in weight.type.shape]
+        if weight.type.dtype is DType.I8:
+            tensors[name] = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+        else:
+            values = torch.randn(shape, generator=generator)
+            tensors[name] = values.to(names[weight.type.dtype.value])
+    return tensors
 
 
 def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Program:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..emitter import Lowering
-from . import attention, experts, gather, matrix, norms, views
+from . import attention, experts, gather, matrix, norms, quantized, views
 
 LOWERINGS: dict[str, Lowering] = {
     **matrix.LOWERINGS,
+    **quantized.LOWERINGS,
     **norms.LOWERINGS,
     **attention.LOWERINGS,
     **gather.LOWERINGS,

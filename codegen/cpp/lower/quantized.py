@@ -1,0 +1,50 @@
+"""Rows quantised to 8 bits, and products of codes by packed matrices of codes."""
+
+from __future__ import annotations
+
+from ....ir.program import Node, WeightRef
+from ..calls import Arg, WeightPtr
+from ..emitter import Emitter, Lowering, pointer
+
+
+def lower_quantize_rows(e: Emitter, node: Node) -> None:
+    """`quantize_rows(x)` → codes and one scale a row."""
+    x = e.rows(node.inputs[0])
+    codes, scale = (e.output(value) for value in node.outputs)
+    e.call(
+        f"quantize_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length});",
+        (x.pointer, pointer(codes), pointer(scale)),
+        reads=(x.buffer,),
+        writes=(codes, scale),
+        comment=node.op,
+    )
+
+
+def lower_scaled_linear(e: Emitter, node: Node) -> None:
+    """`scaled_linear(x, x_scale, w, w_scale, bias?)`: codes against the packed codes."""
+    x = e.rows(node.inputs[0])
+    weight = node.inputs[2]
+    assert isinstance(weight, WeightRef), "supports() takes a product by a weight only"
+    row_scale, scale = (e.dense(e.buffer(node.inputs[place])) for place in (1, 3))
+    bias = [e.dense(e.buffer(operand)) for operand in node.inputs[4:]]
+    out = e.output(node.output)
+    y = e.rows(out)
+    address: Arg = pointer(bias[0]) if bias else "nullptr"
+    e.call(
+        f"scaled_linear<{out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {{4}}, {{5}}, "
+        f"{y.stride}, {x.count}, {y.length}, {x.length});",
+        (
+            *(x.pointer, pointer(row_scale)),
+            *(WeightPtr("char", e.weights.packed(weight.name)), pointer(scale)),
+            *(address, y.pointer),
+        ),
+        reads=(x.buffer, row_scale, scale, *bias),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "quantize_rows": lower_quantize_rows,
+    "scaled_linear": lower_scaled_linear,
+}

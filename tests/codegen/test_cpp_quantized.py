@@ -1,0 +1,85 @@
+"""Programs of 8-bit codes: generated C++ has the bits of the ops' meanings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infc.codegen.registry import get_backend
+from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import ProgramError
+from infc.ir.interpret import interpret
+from infc.ir.program import Program, Value, WeightRef
+from infc.ir.target import resolve_target
+from infc.ir.types import DType, Sym, TensorType
+from infc.ir.weights import program_weights
+
+from .harness import Chunk, build, make_step, open_cpp, random_weights, with_weights
+
+WIDTH, WIDE, VOCAB = 37, 70, 50
+
+
+class Products:
+    """A program that quantises rows and multiplies them, once more on a slice of the result."""
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
+        self.b = ProgramBuilder("products", phase="planned")
+        self.b.symbol("T", 1, 64)
+        ids = self.b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+        self.table = self.b.weight("table", TensorType(dtype, (VOCAB, WIDTH)))
+        x = self.product(self.b.emit("embedding", self.table, ids), "w1", WIDE, WIDTH, bias=True)
+        x = self.b.emit("slice", x, dim=1, start=3, stop=WIDE - 1)
+        self.b.outputs = [self.product(x, "w2", VOCAB, WIDE - 4, bias=False)]
+
+    def product(self, x: Value, name: str, n: int, k: int, *, bias: bool) -> Value:
+        codes, scale = self.b.add("quantize_rows", (x,), {}).outputs
+        operands: list[Value | WeightRef] = [
+            *(codes, scale),
+            self.b.weight(name, TensorType(DType.I8, (n, k))),
+            self.b.weight(f"{name}_scale", TensorType(DType.F32, (n,))),
+        ]
+        if bias:
+            operands.append(self.b.weight(f"{name}_bias", TensorType(self.dtype, (n,))))
+        return self.b.emit("scaled_linear", *operands, dtype=self.dtype.value, scheme="int8")
+
+    def program(self) -> Program:
+        program = self.b.build()
+        program = replace(program, spec=replace(program.spec, vocab_size=VOCAB))
+        return with_weights(program, random_weights(program, seed=3))
+
+
+@pytest.mark.parametrize("target", ["native", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=lambda d: d.value)
+def test_products_of_codes_have_the_bits_of_their_meaning(
+    dtype: DType, target: str, tmp_path: Path
+) -> None:
+    program = Products(dtype).program()
+    ids = np.random.default_rng(5).integers(0, VOCAB, 23)
+    (expected,) = interpret(program, {"input_ids": torch.tensor(ids)}, program_weights(program))
+    assert expected.float().abs().max() > 1
+    artifact = build(program, tmp_path / "a", resolve_target(target))
+    step = make_step([Chunk(list(ids), 0, [1, 2])], num_groups=0, block_size=16)
+    for threads in (1, 2):
+        actual = open_cpp(artifact, num_threads=threads).run(step)
+        assert np.array_equal(actual, expected.float().numpy())
+    alone = make_step([Chunk([int(ids[9])], 9, [1, 2])], num_groups=0, block_size=16)
+    assert np.array_equal(open_cpp(artifact).run(alone)[0], actual[9])
+
+
+def test_a_matrix_that_is_computed_is_refused() -> None:
+    b = ProgramBuilder("p", phase="planned")
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    x = b.emit("embedding", b.weight("table", TensorType(DType.F32, (VOCAB, 8))), ids)
+    codes, scale = b.add("quantize_rows", (x,), {}).outputs
+    square = b.weight("square", TensorType(DType.F32, (8, 8)))
+    matrix, matrix_scale = b.add("quantize_rows", (b.emit("neg", square),), {}).outputs
+    operands = (codes, scale, matrix, matrix_scale)
+    b.outputs = [b.emit("scaled_linear", *operands, dtype="f32", scheme="int8")]
+    with pytest.raises(ProgramError, match="must be a weight"):
+        get_backend("cpp").check(b.build(), resolve_target("native"))
