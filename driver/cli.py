@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from ..ir.errors import InfcError
+from ..ir.extras import COMPILE_LIBRARIES, missing_library
 
 # In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
 _COMMANDS = (
@@ -109,6 +110,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.Abort:
+        return _fail("interrupted", _INTERRUPTED)  # before a command had begun
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help() if error.ctx else "")
         return 2
@@ -131,9 +134,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> NoReturn:
-    """The entry point of the console script."""
+    """Runs the command line of this process, and ends it."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run())
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = run()
+    except KeyboardInterrupt:
+        status = _fail("interrupted", _INTERRUPTED)
+    # There is nothing to clean up any more, and Python would print where it was.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
@@ -142,6 +153,9 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, ModuleNotFoundError) and error.name in COMPILE_LIBRARIES:
+        missing = missing_library(error.name, "this command")
+        return str(missing), missing.exit_code
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}", 1

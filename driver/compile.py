@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.errors import ArtifactError
+from ..ir.extras import require_compiler
 from ..ir.manifest import (
     Entry,
     KvLayout,
@@ -59,6 +60,7 @@ def compile_model(
     Raises an InfcError that says what was wrong, where, and what to do.
     """
     check_platform()
+    require_compiler("compiling")
     progress = progress or LineReporter()
     job = _plan(load_recipe(recipe, overrides), output, verify)
     reusable = cache and dump_ir_after is None

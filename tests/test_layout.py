@@ -1,10 +1,8 @@
-"""The shape of the project: rooms and links, public names, module captions, lazy imports, wheel."""
+"""The shape of the project: rooms and links, public names, module captions, lazy imports."""
 
 import ast
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -87,40 +85,3 @@ def test_import_is_light(module: str) -> None:
     script = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names in a wheel built from a copy: setuptools leaves its build folder in the tree."""
-    pytest.importorskip("setuptools", reason="building a wheel offline needs setuptools here")
-    copy = tmp_path_factory.mktemp("wheel") / "infc"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "src", *sorted(ROOMS)):
-        if (ROOT / name).is_dir():
-            skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
-            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=skipped)
-        else:
-            shutil.copy(ROOT / name, copy / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", str(copy / "dist"), str(copy)], check=True)
-    return set(zipfile.ZipFile(next(copy.glob("dist/*.whl"))).namelist())
-
-
-def test_wheel_installs_infc_alone(wheel: set[str]) -> None:
-    top = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
-    assert top == {"infc"}
-
-
-def test_wheel_carries_every_module(wheel: set[str]) -> None:
-    packages = {p.parent for p in files_in(*ROOMS, suffix="__init__.py")}
-    modules = [p for p in files_in(*ROOMS, suffix=".py") if p.parts[0] != "recipes"]
-    assert [str(p.parent) for p in modules if p.parent not in packages] == []
-    assert [str(p) for p in modules if f"infc/{p.as_posix()}" not in wheel] == []
-
-
-@pytest.mark.parametrize("suffix", [".hpp", ".yaml", ".safetensors"])
-def test_wheel_carries_kernels_recipes_and_model(wheel: set[str], suffix: str) -> None:
-    data = [p for p in files_in("codegen", "recipes", suffix=suffix) if ".train" not in p.parts]
-    assert data, f"no {suffix} file in the tree"
-    assert [str(p) for p in data if f"infc/{p.as_posix()}" not in wheel] == []
-    assert "infc/py.typed" in wheel

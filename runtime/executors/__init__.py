@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError
+from ...ir.extras import require_compiler
 from .base import Executor, ExecutorConfig
 
 
@@ -17,6 +18,7 @@ def open_executor(artifact: Artifact, config: ExecutorConfig) -> Executor:
             artifact, config.num_blocks, num_threads=config.num_threads, pin=config.pin
         )
     if backend == "reference":
+        require_compiler("an artifact of the backend reference")
         from .reference import ReferenceExecutor
 
         return ReferenceExecutor.open(artifact, config)
