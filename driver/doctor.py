@@ -5,14 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..ir.errors import InfcError
-from ..ir.target import check_platform, resolve_target
+from ..ir.extras import COMPILE_LIBRARIES, INSTALL_COMPILE
+from ..ir.machine import available_cpus, available_memory, cpu_quota, memory_limit
+from ..ir.sizes import format_size
+from ..ir.target import Target, check_platform, resolve_target
+from .huge_pages import anonymous_in_huge_pages, file_in_huge_pages, huge_page_setting
 
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_NOT_BUILT = ("triton", "tensorrt", "onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +34,36 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Looks at the platform, the processor, the compiler, libraries, memory and backends."""
+    machine = _instruction_set()
     compiler = _compiler()
-    compiling = [_library("torch"), _library("transformers")]
+    compiling = [_library(name, optional=True) for name in COMPILE_LIBRARIES]
     return [
+        _infc(),
         _platform(),
-        _instruction_set(),
-        _processors(),
-        _memory(),
-        _huge_pages(),
+        machine,
+        *_processors(),
+        *_memory(),
+        *_huge_pages(),
         compiler,
         *compiling,
-        *(_library(name) for name in ("numpy", "tokenizers", "safetensors")),
+        *(_library(name) for name in _requirements()),
         _disk(),
-        *_backends(compiler, compiling[0]),
+        *_backends(machine, compiler, compiling),
     ]
 
 
+def _infc() -> Finding:
+    from .. import __version__
+
+    return Finding("infc", True, f"{__version__} in {Path(__file__).resolve().parents[1]}")
+
+
 def _platform() -> Finding:
-    detail = f"{platform.system()} on {platform.machine()}, Python {platform.python_version()}"
+    libc = " ".join(platform.libc_ver()).strip() or "an unknown C library"
+    detail = (
+        f"{platform.system()} {platform.release()} on {platform.machine()},"
+        f" Python {platform.python_version()}, {libc}"
+    )
     try:
         check_platform()
     except InfcError as error:
@@ -60,58 +79,106 @@ def _instruction_set() -> Finding:
     return Finding("instruction set", True, name, needed=True)
 
 
-def _processors() -> Finding:
-    usable, all_of_them = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    return Finding("processors", True, f"{usable} of {all_of_them} may be used")
+def _processors() -> Iterator[Finding]:
+    usable, all_of_them, team = len(os.sched_getaffinity(0)), os.cpu_count() or 1, available_cpus()
+    quota = cpu_quota()
+    allowed = "no quota" if quota is None else f"a quota of {quota:g} from the control group"
+    yield Finding("processors", True, f"{usable} of {all_of_them} may be used, {allowed}")
+    yield Finding("threads", True, f"{team} by default, a team of infc's own (no OpenMP)")
 
 
-def _memory() -> Finding:
+def _memory() -> Iterator[Finding]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Finding("memory", True, f"{free / 2**30:.1f} GiB free of {pages / 2**30:.1f} GiB")
+    limit = memory_limit()
+    allowed = "no limit" if limit is None else f"at most {format_size(limit)} by the control group"
+    free = available_memory()
+    yield Finding(
+        "memory", free > 0, f"{format_size(free)} free of {format_size(pages)}, {allowed}"
+    )
 
 
-def _huge_pages() -> Finding:
+def _huge_pages() -> Iterator[Finding]:
+    setting = huge_page_setting()
+    if setting is None:
+        yield Finding("huge pages", False, "this kernel has no transparent huge pages")
+        return
+    anonymous = anonymous_in_huge_pages()
+    measured = "taken where asked for" if anonymous else "not given where asked for"
+    yield Finding("huge pages", anonymous, f"transparent, set to {setting}: {measured}")
+    place = _existing(Path.cwd())
     try:
-        text = _HUGE_PAGES.read_text().strip()
-    except OSError:
-        return Finding("huge pages", False, "this kernel has no transparent huge pages")
-    chosen = text.partition("[")[2].partition("]")[0]
-    return Finding("huge pages", chosen in ("always", "madvise"), f"transparent, set to {chosen}")
+        mapped = file_in_huge_pages(place)
+    except OSError as error:
+        yield Finding("huge pages, files", False, f"not measured in {place}: {error.strerror}")
+        return
+    measured = "taken for mapped files" if mapped else "not given for mapped files"
+    yield Finding("huge pages, files", mapped, f"{measured} in {place}")
 
 
 def _compiler() -> Finding:
-    from ..codegen.cpp.toolchain import find_toolchain
+    from ..codegen.cpp.toolchain import compile_library, find_toolchain
 
     try:
         found = find_toolchain()
+        with tempfile.TemporaryDirectory(prefix="infc-doctor-") as place:
+            source = Path(place) / "probe.cpp"
+            source.write_text(
+                '#include <atomic>\n#include <thread>\nextern "C" int f() { return 0; }\n'
+            )
+            compile_library(source, source.with_suffix(".so"), _target())
     except InfcError as error:
         return Finding("C++ compiler", False, str(error))
     return Finding("C++ compiler", True, f"{found.path}: {found.version}")
 
 
-def _library(name: str) -> Finding:
+def _target() -> Target:
+    try:
+        return resolve_target("native")
+    except InfcError:
+        return resolve_target("x86-64-v2")
+
+
+def _requirements() -> list[str]:
+    """What infc declares that it cannot do without, by name; nothing where it is not installed."""
+    try:
+        texts = importlib.metadata.requires("infc") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = (re.match(r"[\w.-]+", text) for text in texts if "extra ==" not in text)
+    return sorted(match[0] for match in names if match)
+
+
+def _library(name: str, *, optional: bool = False) -> Finding:
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        compiling = name in ("torch", "transformers")
-        use = "needed by `infc compile`: pip install 'infc[compile]'" if compiling else "needed"
-        return Finding(name, False, use, needed=not compiling)
+        use = f"needed by `infc compile`: {INSTALL_COMPILE}" if optional else "needed"
+        return Finding(name, False, use, needed=not optional)
 
 
 def _disk() -> Finding:
     from .cache import cache_directory
 
     place = cache_directory()
+    present = _existing(place)
+    free = shutil.disk_usage(present).free
+    return Finding("cache", os.access(present, os.W_OK), f"{place}, {free / 1e9:.1f} GB free")
+
+
+def _existing(place: Path) -> Path:
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    return Finding("cache", os.access(place, os.W_OK), f"{place}, {free / 1e9:.1f} GB free")
+    return place
 
 
-def _backends(compiler: Finding, torch: Finding) -> list[Finding]:
-    compiles = "compiles and runs" if compiler.fine else "runs artifacts, and compiles none"
-    return [
-        Finding("backend cpp", True, compiles),
-        Finding("backend reference", torch.fine, "runs" if torch.fine else "needs torch"),
-    ]
+def _backends(machine: Finding, compiler: Finding, compiling: list[Finding]) -> Iterator[Finding]:
+    lacking = [found.subject for found in (compiler, *compiling) if not found.fine]
+    without = f"compiles none without {', '.join(lacking)}" if lacking else "compiles them"
+    if machine.fine:
+        yield Finding("backend cpp", True, f"runs artifacts, and {without}")
+    else:
+        yield Finding("backend cpp", False, "no kernel is built for this instruction set")
+    torch = compiling[0].fine
+    yield Finding("backend reference", torch, "runs, slowly" if torch else "needs torch")
+    for name in _NOT_BUILT:
+        yield Finding(f"backend {name}", False, "not built yet")

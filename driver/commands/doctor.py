@@ -4,20 +4,30 @@ import click
 
 
 @click.command("doctor")
-def command() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
     """Show what this machine offers: instruction set, compiler, libraries, huge pages, backends.
 
     The status is 1 where no artifact could run here at all.
 
     \b
       infc doctor
+      infc doctor --json
     """
+    from dataclasses import asdict
+
+    from ...ir.manifest import canonical_json
     from ..doctor import examine
 
     findings = examine()
-    width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
-        mark = "ok     " if finding.fine else "missing"
-        click.echo(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
-    if any(finding.needed and not finding.fine for finding in findings):
+    lacking = [finding for finding in findings if finding.needed and not finding.fine]
+    if as_json:
+        data = {"usable": not lacking, "findings": [asdict(finding) for finding in findings]}
+        click.echo(canonical_json(data), nl=False)
+    else:
+        width = max(len(finding.subject) for finding in findings)
+        for finding in findings:
+            mark = "ok     " if finding.fine else "missing"
+            click.echo(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
+    if lacking:
         raise click.exceptions.Exit(1)

@@ -208,21 +208,6 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (tmp_path / "a/manifest.json").read_text()
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor"]) == 0
-    text = capsys.readouterr().out
-    for subject in ("instruction set", "C++ compiler", "huge pages", "torch", "backend cpp"):
-        assert subject in text
-
-
-def test_doctor_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    assert run(["doctor"]) == 1
-    assert "missing  platform" in capsys.readouterr().out
-
-
 PROGRAM = """program "small" phase captured {
   symbol T: 1..8
   input %positions: i64[T]

@@ -1,0 +1,96 @@
+"""The doctor: each finding says what it saw, and the status whether an artifact could run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from infc.driver import doctor, huge_pages
+from infc.driver.cli import run
+from infc.driver.doctor import Finding, examine
+
+
+def found(subject: str) -> Finding:
+    return {finding.subject: finding for finding in examine()}[subject]
+
+
+def test_it_looks_at_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    subjects = ("infc", "instruction set", "threads", "memory", "huge pages", "C++ compiler")
+    for subject in (*subjects, "torch", "numpy", "cache", "backend cpp", "backend triton"):
+        assert f"  {subject} " in text
+    assert "(no OpenMP)" in text
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["usable"] is True
+    assert len(data["findings"]) == len(examine())
+    assert set(data["findings"][0]) == {"subject", "fine", "detail", "needed"}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_elsewhere(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert run(["doctor", *options]) == 1
+    text = capsys.readouterr().out
+    assert json.loads(text)["usable"] is False if options else "missing  platform" in text
+
+
+def test_a_control_group_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 3 << 30)
+    assert "a quota of 1.5 from the control group" in found("processors").detail
+    assert "at most 3.0 GiB by the control group" in found("memory").detail
+
+
+def test_without_torch_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("torch", "transformers"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return here(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert "pip install 'infc[compile]'" in found("torch").detail
+    assert found("backend cpp").detail == (
+        "runs artifacts, and compiles none without torch, transformers"
+    )
+    assert not found("backend reference").fine
+
+
+def test_a_compiler_that_fails_is_not_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from infc.codegen.cpp import toolchain
+
+    broken = tmp_path / "c++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1 && exit\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    toolchain.find_toolchain.cache_clear()
+    try:
+        assert not found("C++ compiler").fine
+        assert "compiles none without C++ compiler" in found("backend cpp").detail
+    finally:
+        toolchain.find_toolchain.cache_clear()
+
+
+def test_huge_pages_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if huge_pages.huge_page_setting() in (None, "never"):
+        pytest.skip("this kernel gives no huge pages to anyone")
+    assert huge_pages.anonymous_in_huge_pages()
+    assert isinstance(huge_pages.file_in_huge_pages(tmp_path), bool)
+    assert list(tmp_path.iterdir()) == []
+    # The measurement decides, not the setting.
+    (tmp_path / "smaps").write_text("")
+    monkeypatch.setattr(huge_pages, "_SMAPS", tmp_path / "smaps")
+    assert not huge_pages.anonymous_in_huge_pages()
+    assert not huge_pages.file_in_huge_pages(tmp_path)
+    assert not found("huge pages").fine
