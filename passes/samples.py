@@ -145,7 +145,7 @@ def _index_limit(program: Program, value: Value, bindings: Mapping[str, int]) ->
             continue
         if node.op in ("reshape", "expand", "transpose", "slice", "cast"):
             names.update(v.name for v in node.outputs)
-        elif node.op in ("embedding", "take") and read[-1] == node.inputs[1]:
+        elif node.op in ("embedding", "take", "gather", "scatter") and read[-1] == node.inputs[1]:
             limits.append(_indexed_size(program, node.inputs[0], node.attrs.get("dim"), bindings))
         elif node.op in ("rope", "rope_kv_write"):
             limits.append(_indexed_size(program, node.inputs[-1], 0, bindings))

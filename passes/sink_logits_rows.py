@@ -95,7 +95,7 @@ def _row_local(node: Node) -> bool:
     if node.op == "transpose":
         perm = node.attrs["perm"]
         return isinstance(perm, tuple) and perm[0] == 0
-    if node.op in ("slice", "concat", "softmax", "cumsum"):
+    if node.op in ("slice", "concat", "softmax", "cumsum", "gather", "scatter"):
         return node.attrs["dim"] != 0
     if "dims" in node.attrs:
         dims = node.attrs["dims"]

@@ -7,7 +7,7 @@ from torch import fx
 from ...ir.errors import UnsupportedModelError
 from ...ir.program import Operand, Value, WeightRef
 from ...ir.types import DType
-from .base import Context, Converter, Result, plain_argument
+from .base import Context, Converter, Result, axis_of, plain_argument
 
 
 def _linear(ctx: Context, node: fx.Node) -> Result:
@@ -58,6 +58,21 @@ def _index_select(ctx: Context, node: fx.Node) -> Result:
     return _take(ctx, x, ctx.tensor(node.args[2]), dim)
 
 
+def _gather(ctx: Context, node: fx.Node) -> Result:
+    x, index = ctx.tensor(node.args[0]), ctx.tensor(node.args[2])
+    dim = axis_of(plain_argument(node, 1, "dim"), ctx.type_of(x).rank)
+    return ctx.emit("gather", x, index, dim=dim)
+
+
+def _scatter(ctx: Context, node: fx.Node) -> Result:
+    x, index = ctx.tensor(node.args[0]), ctx.tensor(node.args[2])
+    dim = axis_of(plain_argument(node, 1, "dim"), ctx.type_of(x).rank)
+    value = plain_argument(node, 3, "value")
+    if not ctx.type_of(x).dtype.is_float:
+        raise UnsupportedModelError("scatter into integers is not supported")
+    return ctx.emit("scatter", x, index, dim=dim, value=value)
+
+
 CONVERTERS: dict[str, Converter] = {
     "linear.default": _linear,
     "addmm.default": _addmm,
@@ -67,4 +82,6 @@ CONVERTERS: dict[str, Converter] = {
     "embedding.default": _embedding,
     "index.Tensor": _index,
     "index_select.default": _index_select,
+    "gather.default": _gather,
+    "scatter.value": _scatter,
 }

@@ -1,4 +1,4 @@
-"""Ops that pick rows by index: embedding and take."""
+"""Ops that pick rows or elements by index, and that put a number where an index says."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .base import (
     int_attr,
     is_token_dim,
     need_int,
+    need_shape,
     tensor,
 )
 
@@ -59,6 +60,33 @@ def _take_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | 
     return None
 
 
+def _check_index(types: Types, attrs: Attrs) -> tuple[TensorType, TensorType]:
+    """x and index, which differ along `dim` alone."""
+    kind, dim = tensor(types, 0), int_attr(attrs, "dim")
+    index = need_int(tensor(types, 1, kind.rank, "index"), "index")
+    need_shape(index, (*kind.shape[:dim], index.shape[dim], *kind.shape[dim + 1 :]), "index")
+    return kind, index
+
+
+def _gather(types: Types, attrs: Attrs) -> Outputs:
+    kind, index = _check_index(types, attrs)
+    return (TensorType(kind.dtype, index.shape),)
+
+
+def _gather_meaning(x: torch.Tensor, index: torch.Tensor, *, dim: int) -> torch.Tensor:
+    return x.gather(dim, index.long())
+
+
+def _scatter(types: Types, attrs: Attrs) -> Outputs:
+    return (_check_index(types, attrs)[0],)
+
+
+def _scatter_meaning(
+    x: torch.Tensor, index: torch.Tensor, *, dim: int, value: float
+) -> torch.Tensor:
+    return x.scatter(dim, index.long(), value)
+
+
 def _rows_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]) -> Cost:
     """Only the rows picked are read, not the whole table."""
     moved = outs[0].num_bytes(bindings)
@@ -85,6 +113,28 @@ OPS = (
         _take_meaning,
         (AttrSpec("dim", AttrKind.AXIS, 0),),
         cost_rule=_rows_cost,
+        mixes=_take_mixes,
+    ),
+    Op(
+        "gather",
+        Kind.GATHER,
+        "Elements `index` of x along `dim`, each from its own row: index[.., K] of x[.., N] -> "
+        "[.., K] where `dim` is the last.",
+        ("x", "index"),
+        _gather,
+        _gather_meaning,
+        (AttrSpec("dim", AttrKind.AXIS),),
+        cost_rule=_rows_cost,
+        mixes=_take_mixes,
+    ),
+    Op(
+        "scatter",
+        Kind.GATHER,
+        "x with `value` at the places `index` along `dim`, in each row its own.",
+        ("x", "index"),
+        _scatter,
+        _scatter_meaning,
+        (AttrSpec("dim", AttrKind.AXIS), AttrSpec("value", AttrKind.FLOAT)),
         mixes=_take_mixes,
     ),
 )

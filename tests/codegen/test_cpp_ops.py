@@ -117,6 +117,22 @@ def routing(c: Case) -> Value:
     )
 
 
+def grouped_routing(c: Case) -> Value:
+    """The two best of four groups, by the sum of their two best; two experts of those."""
+    scores = c.op("sigmoid", c.op("linear", c.x, c.weight("router", 8, WIDTH)))
+    groups = c.op("reshape", scores, shape=("T", 4, 2))
+    _, best = c.two("topk", c.op("sum", groups, dims=(2,), keepdim=False), k=2)
+    zeros = c.op("full", shape=("T", 4), value=0.0, dtype=c.dtype.value)
+    mask = c.op("reshape", c.op("scatter", zeros, best, dim=1, value=1.0), shape=("T", 4, 1))
+    mask = c.op("reshape", c.op("expand", mask, shape=("T", 4, 2)), shape=("T", 8))
+    _, index = c.two("topk", c.op("where", c.op("gt", mask, 0.0), scores, float("-inf")), k=2)
+    experts = (c.weight("gate_up", 8, 22, WIDTH), c.weight("down", 8, WIDTH, 11))
+    biases = (c.weight("up_bias", 8, 22), c.weight("down_bias", 8, WIDTH))
+    weight = c.op("gather", scores, index, dim=1)
+    gate = {"act": "silu", "alpha": 1.7, "limit": 0.5, "shift": 1.0}
+    return c.op("moe", c.x, index, weight, *experts, *biases, **gate)
+
+
 def tied(c: Case) -> Value:
     return c.op("linear", c.x, WeightRef("table"))
 
@@ -172,6 +188,7 @@ CASES: list[Callable[[Case], Value]] = [
     norms,
     gates,
     routing,
+    grouped_routing,
     tied,
     rotary,
     middle_reductions,

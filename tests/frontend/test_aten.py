@@ -29,6 +29,11 @@ def _topk(m: Features, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([values, indices.to(values.dtype)], -1)
 
 
+def _gather(m: Features, x: torch.Tensor) -> torch.Tensor:
+    index = torch.topk(x, 3).indices
+    return x.gather(-1, index) + x.scatter(-1, index, 0.3).scatter_(-1, index[..., :1], 2)[..., :3]
+
+
 def _split_sizes(m: Features, x: torch.Tensor) -> torch.Tensor:
     a, b, c = x.split([1, 4, 3], dim=-1)
     return torch.cat([c, a, b], -1)
@@ -61,6 +66,7 @@ BODIES: dict[str, Body] = {
     "maximum": lambda m, x: torch.maximum(x, m.row) + torch.minimum(x, m.row),
     "in place": _in_place,
     "topk": _topk,
+    "gather and scatter": _gather,
     "softmax": lambda m, x: x.softmax(-1) + F.softmax(x, dim=-1, dtype=f32).to(x.dtype),
     "reductions": lambda m, x: x + x.sum(-1, keepdim=True) + x.mean(2, True) + x.amax(-1, True),
     "max over a dimension": lambda m, x: x + x.max(-1, keepdim=True).values,

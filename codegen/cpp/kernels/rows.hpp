@@ -1,4 +1,4 @@
-// Softmax and top-k over rows.
+// Softmax, top-k, gather and scatter over rows.
 #pragma once
 
 #include <limits>
@@ -70,6 +70,28 @@ void topk_rows(const Team& t, const T* x, int64_t ldx, T* values, Id* indices, i
       value[at] = row[i];
       index[at] = static_cast<Id>(i);
     }
+  }
+}
+
+// y [rows, count] = x[r][index[r][i]], with index [rows, count] in [0, dim), contiguous.
+template <class T, class Id>
+void gather_rows(const Team& t, const T* x, int64_t ldx, const Id* index, T* y, int64_t rows,
+                 int64_t count) {
+  const Share share = share_of(t, rows);
+  for (int64_t r = share.begin; r < share.end; ++r) {
+    for (int64_t i = 0; i < count; ++i) y[r * count + i] = x[r * ldx + index[r * count + i]];
+  }
+}
+
+// y [rows, dim] = x, but `value` at index[r][i] of row r; index [rows, count], y contiguous.
+template <class T, class Id>
+void scatter_rows(const Team& t, const T* x, int64_t ldx, const Id* index, T* y, int64_t rows,
+                  int64_t dim, int64_t count, float value) {
+  const Share share = share_of(t, rows);
+  const T element = from_float<T>(value);
+  for (int64_t r = share.begin; r < share.end; ++r) {
+    for (int64_t i = 0; i < dim; ++i) y[r * dim + i] = x[r * ldx + i];
+    for (int64_t i = 0; i < count; ++i) y[r * dim + index[r * count + i]] = element;
   }
 }
 

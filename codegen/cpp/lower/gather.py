@@ -1,4 +1,4 @@
-"""Rows taken by index: embeddings, logits rows, and the top of a row."""
+"""Rows taken by index: embeddings, logits rows; the top of a row, and elements of it."""
 
 from __future__ import annotations
 
@@ -63,6 +63,35 @@ def lower_topk(e: Emitter, node: Node) -> None:
     )
 
 
+def lower_gather(e: Emitter, node: Node) -> None:
+    """`gather(x, index)` along the last dimension: each row picks from itself."""
+    x, index = e.rows(node.inputs[0]), e.dense(e.buffer(node.inputs[1]))
+    out = e.output(node.output)
+    e.call(
+        f"gather_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {c_dim(index.shape[-1])});",
+        (x.pointer, pointer(index), pointer(out)),
+        reads=(x.buffer, index),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_scatter(e: Emitter, node: Node) -> None:
+    """`scatter(x, index){value}` along the last dimension: each row into itself."""
+    x, index = e.rows(node.inputs[0]), e.dense(e.buffer(node.inputs[1]))
+    out = e.output(node.output)
+    value = node.attrs["value"]
+    assert isinstance(value, float), "scatter has a number"
+    e.call(
+        f"scatter_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length}, "
+        f"{c_dim(index.shape[-1])}, {literal(value)});",
+        (x.pointer, pointer(index), pointer(out)),
+        reads=(x.buffer, index),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
 def lower_softmax(e: Emitter, node: Node) -> None:
     """`softmax(x)` over the last dimension."""
     x = e.rows(node.inputs[0])
@@ -108,6 +137,8 @@ LOWERINGS: dict[str, Lowering] = {
     "embedding": lower_embedding,
     "take": lower_take,
     "topk": lower_topk,
+    "gather": lower_gather,
+    "scatter": lower_scatter,
     "softmax": lower_softmax,
     "full": lower_full,
     "iota": lower_iota,

@@ -1,4 +1,4 @@
-"""Softmax, top-k, gated activations and experts against float64."""
+"""Softmax, top-k, gather, gated activations and experts against float64."""
 
 from __future__ import annotations
 
@@ -65,6 +65,31 @@ def test_topk_is_a_stable_sort(dim: int, data: st.DataObject) -> None:
     with k.team(1) as team:
         k.call("topk", team, x, dim, values, index, 1, dim, count)
     assert index[0].tolist() == np.argsort(-x[0], kind="stable")[:count].tolist()
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(DTYPES),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+)
+def test_elements_are_picked_and_put_by_index(
+    dtype: str, rows: int, dim: int, count: int, seed: int
+) -> None:
+    k = kernels("x86-64-v3", dtype)
+    rng = np.random.default_rng(seed)
+    x = k.array(rng.standard_normal((rows, dim + 3)))
+    index = rng.integers(0, dim, (rows, count))
+    picked, put = k.poison(rows, count), k.poison(rows, dim)
+    with k.team(2) as team:
+        k.call("pick", team, x, dim + 3, index, picked, rows, count)
+        k.call("put", team, x, dim + 3, index, put, rows, dim, count, 0.3)
+    assert same_bits(picked, np.take_along_axis(x, index, 1))
+    wanted = x[:, :dim].copy()
+    np.put_along_axis(wanted, index, k.array(np.array(0.3)), 1)
+    assert same_bits(put, wanted)
 
 
 @pytest.mark.parametrize("name", ACTS)

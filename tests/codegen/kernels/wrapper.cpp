@@ -156,6 +156,14 @@ EXPORT void topk(void* team, const T* x, i64 ldx, T* values, i64* indices, i64 r
                  i64 k) {
   on_team(team, [=](const Team& t) { topk_rows<T>(t, x, ldx, values, indices, rows, dim, k); });
 }
+EXPORT void pick(void* team, const T* x, i64 ldx, const i64* index, T* y, i64 rows, i64 count) {
+  on_team(team, [=](const Team& t) { gather_rows(t, x, ldx, index, y, rows, count); });
+}
+EXPORT void put(void* team, const T* x, i64 ldx, const i64* index, T* y, i64 rows, i64 dim,
+                i64 count, double value) {
+  const float v = static_cast<float>(value);
+  on_team(team, [=](const Team& t) { scatter_rows(t, x, ldx, index, y, rows, dim, count, v); });
+}
 
 EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
   return moe_scratch_bytes<T>(MoeShape{tokens, E, H, I, K});
