@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of a text under an artifact, with every row's logits."""
+"""How well an artifact predicts a text, and how far it is from another: every row's logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 from ..ir.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..ir.artifact import Artifact
     from ..ir.manifest import Manifest
     from ..runtime.executors.base import Executor
     from ..runtime.step import Step
+
+    Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,20 @@ class Evaluation:
         return self.nats / math.log(2) / self.num_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far an artifact's predictions are from those of another of the same model, in nats.
+
+    `kl` is KL(other || this), of which the mean over the predicted tokens is what a scheme of
+    fewer bits is judged by; `same_top` the share of tokens whose likeliest one is the same.
+    """
+
+    kl_mean: float
+    kl_p99: float
+    kl_max: float
+    same_top: float
+
+
 def evaluate_text(
     artifact: Artifact,
     text: str,
@@ -52,13 +71,89 @@ def evaluate_text(
     only where the model begins a text with a token of its own. Raises UsageError for a text of
     fewer than two tokens, or sizes that do not fit.
     """
+    tokens = _tokenize(artifact, text)
+    context, stride = _sizes((artifact,), context_tokens, stride_tokens)
+    executor = _open(artifact, context, num_threads)
+    rows = _rows(artifact.manifest)
+    try:
+        nats = sum(
+            _nats(logits, targets)
+            for start, first, end in _windows(len(tokens), context, stride)
+            for logits, targets in _window(
+                executor, artifact.manifest, tokens[start:end], first - start, rows
+            )
+        )
+    finally:
+        executor.close()
+    num_bytes = len(text.encode())
+    return Evaluation(num_bytes, len(tokens), len(tokens) - 1, nats, context, stride)
+
+
+def compare_on_text(
+    artifact: Artifact,
+    other: Artifact,
+    text: str,
+    *,
+    context_tokens: int | None = None,
+    stride_tokens: int | None = None,
+    num_threads: int | None = None,
+) -> Divergence:
+    """How far `artifact` is from `other` over the windows that `evaluate_text` takes.
+
+    Raises UsageError also where the two do not have the same vocabulary and tokens.
+    """
+    import numpy as np
+
+    tokens = _tokenize(artifact, text)
+    sizes = {one.manifest.model.vocab_size for one in (artifact, other)}
+    if len(sizes) != 1 or _tokenize(other, text) != tokens:
+        raise UsageError(
+            "the two artifacts do not have the same tokens",
+            where=f"{artifact.path} and {other.path}",
+            hint="compare artifacts of one model, compiled in different ways",
+        )
+    both = (artifact, other)
+    context, stride = _sizes(both, context_tokens, stride_tokens)
+    rows = min(_rows(one.manifest) for one in both)
+    executors = [_open(one, context, num_threads) for one in both]
+    kl: list[Rows] = []
+    same = 0
+    try:
+        for start, first, end in _windows(len(tokens), context, stride):
+            sides = [
+                _window(executor, one.manifest, tokens[start:end], first - start, rows)
+                for executor, one in zip(executors, both, strict=True)
+            ]
+            for (mine, _), (theirs, _) in zip(*sides, strict=True):
+                p, q = _log_softmax(theirs), _log_softmax(mine)
+                kl.append((np.exp(p) * (p - q)).sum(axis=1))
+                same += int((mine.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+    finally:
+        for executor in executors:
+            executor.close()
+    every = np.maximum(np.concatenate(kl), 0.0)  # rounding may leave a little below zero
+    return Divergence(
+        float(every.mean()), float(np.quantile(every, 0.99)), float(every.max()), same / len(every)
+    )
+
+
+def _tokenize(artifact: Artifact, text: str) -> list[int]:
     from ..runtime.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(artifact)
     if tokenizer is None:
         raise UsageError("the artifact has no tokenizer", where=str(artifact.path))
     tokens = tokenizer.encode(text)
-    limit = artifact.manifest.limits.max_context
+    if len(tokens) < 2:
+        raise UsageError(f"the text has {len(tokens)} tokens: nothing to predict")
+    return tokens
+
+
+def _sizes(
+    artifacts: Sequence[Artifact], context_tokens: int | None, stride_tokens: int | None
+) -> tuple[int, int]:
+    """Context and stride; UsageError where they do not fit every artifact."""
+    limit = min(one.manifest.limits.max_context for one in artifacts)
     context = limit if context_tokens is None else context_tokens
     stride = max(1, context // 2) if stride_tokens is None else stride_tokens
     if not 2 <= context <= limit or not 1 <= stride < context:
@@ -66,18 +161,12 @@ def evaluate_text(
             f"a context of {context} and a stride of {stride} tokens do not fit",
             hint=f"context is 2..{limit}, and stride is less than context",
         )
-    if len(tokens) < 2:
-        raise UsageError(f"the text has {len(tokens)} tokens: nothing to predict")
-    executor = _open(artifact, context, num_threads)
-    try:
-        nats = sum(
-            _window_nats(executor, artifact.manifest, tokens[start:end], first - start)
-            for start, first, end in _windows(len(tokens), context, stride)
-        )
-    finally:
-        executor.close()
-    num_bytes = len(text.encode())
-    return Evaluation(num_bytes, len(tokens), len(tokens) - 1, nats, context, stride)
+    return context, stride
+
+
+def _rows(manifest: Manifest) -> int:
+    """Tokens, all of whose logits one step gives."""
+    return min(manifest.limits.step_tokens, manifest.limits.logit_rows)
 
 
 def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -102,26 +191,37 @@ def _open(artifact: Artifact, context: int, num_threads: int | None) -> Executor
     return open_executor(artifact, ExecutorConfig(num_blocks=blocks, num_threads=threads))
 
 
-def _window_nats(
-    executor: Executor, manifest: Manifest, tokens: Sequence[int], first: int
-) -> float:
-    """Sum of -log p over tokens[first:], each given all before it in the window."""
+def _window(
+    executor: Executor, manifest: Manifest, tokens: Sequence[int], first: int, rows: int
+) -> Iterator[tuple[Rows, Sequence[int]]]:
+    """Logits and targets of tokens[first:], each given all before it in the window.
+
+    `rows` tokens a step; float64 `[n, vocab]` and n token ids.
+    """
     import numpy as np
 
-    rows = min(manifest.limits.step_tokens, manifest.limits.logit_rows)
-    total = 0.0
     # The last token predicts nothing that counts.
     for start in range(0, len(tokens) - 1, rows):
         end = min(start + rows, len(tokens) - 1)
         wanted = range(max(start, first - 1), end)
         logits = executor.run(_step(manifest, tokens, start, end, wanted)).astype(np.float64)
-        if not len(wanted):
-            continue
-        top = logits.max(axis=1)
-        norm = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
-        targets = np.asarray(tokens[wanted.start + 1 : wanted.stop + 1])
-        total += float((norm - logits[np.arange(len(wanted)), targets]).sum())
-    return total
+        if len(wanted):
+            yield logits, tokens[wanted.start + 1 : wanted.stop + 1]
+
+
+def _log_softmax(logits: Rows) -> Rows:
+    import numpy as np
+
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: Rows = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _nats(logits: Rows, targets: Sequence[int]) -> float:
+    """Sum of -log p of the targets."""
+    import numpy as np
+
+    return -float(_log_softmax(logits)[np.arange(len(targets)), np.asarray(targets)].sum())
 
 
 def _step(manifest: Manifest, tokens: Sequence[int], start: int, end: int, wanted: range) -> Step:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from infc.driver.evaluate import Evaluation, _window_nats, _windows
+from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows
 from infc.ir.manifest import Limits
 from infc.runtime.step import Step
 
@@ -58,7 +58,9 @@ def test_chunks_add_up(step_tokens: int, logit_rows: int, data: st.DataObject) -
     first = data.draw(st.integers(1, len(tokens) - 1))
     executor = _Bigrams()
     limits = Limits(64, step_tokens, 4, logit_rows)
-    nats = _window_nats(executor, replace(manifest(), limits=limits), tokens, first)
+    limited = replace(manifest(), limits=limits)
+    chunks = _window(executor, limited, tokens, first, _rows(limited))
+    nats = sum(_nats(logits, targets) for logits, targets in chunks)
     table = executor.table.astype(np.float32).astype(np.float64)
     log_p = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
     expected = -sum(log_p[tokens[at - 1], tokens[at]] for at in range(first, len(tokens)))
