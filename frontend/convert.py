@@ -19,7 +19,8 @@ from ..ir.types import DType, Sym, TensorType
 from .aten import CONVERTERS
 from .aten.base import Context, Result
 from .capture import Capture
-from .functional import live_nodes, replace_in_place_ops
+from .complex_numbers import replace_complex_numbers
+from .functional import join_filled_parts, live_nodes, replace_in_place_ops
 from .layers import NotRepeatableError
 from .parameters import DefineParameter, ParameterTable
 
@@ -64,7 +65,9 @@ class _Conversion:
         self.kinds = {spec.arg.name: spec for spec in capture.exported.graph_signature.input_specs}
 
     def run(self) -> Program:
+        join_filled_parts(self.graph)
         replace_in_place_ops(self.graph)
+        replace_complex_numbers(self.graph)
         live = live_nodes(self.graph)
         for node in self.graph.nodes:
             if node not in live:

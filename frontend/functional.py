@@ -20,6 +20,78 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     return live
 
 
+def join_filled_parts(graph: fx.Graph) -> None:
+    """`x = empty(...); x[..., :4].copy_(a); x[..., 4:].copy_(b)` becomes `x = cat([a, b], -1)`.
+
+    What is not filled whole, along one dimension and before it is read, is left as it is.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for base in list(graph.nodes):
+        if base.target not in _EMPTY:
+            continue
+        found = _parts_of(base)
+        if found is None:
+            continue
+        dim, parts = found
+        copies = [copy for _, _, copy in parts]
+        last = max(copies, key=order.__getitem__)
+        readers = [user for user in base.users if user not in {part for _, part, _ in parts}]
+        if any(order[user] < order[last] for user in readers):
+            continue
+        with graph.inserting_after(last):
+            sources = [copy.args[1] for copy in copies]
+            joined = graph.call_function(torch.ops.aten.cat.default, (sources, dim))
+        joined.meta = dict(base.meta)
+        for reader in readers:
+            reader.replace_input_with(base, joined)
+        for _, part, copy in parts:
+            graph.erase_node(copy)
+            graph.erase_node(part)
+
+
+_EMPTY = frozenset(
+    {
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.empty_like.default,
+        torch.ops.aten.empty.memory_format,
+    }
+)
+
+_Part = tuple[int, fx.Node, fx.Node]
+"""Where a filled part begins, its slice, and the copy into it."""
+
+
+def _parts_of(base: fx.Node) -> tuple[int, list[_Part]] | None:
+    """The dimension along which filled slices make up all of `base`, and these in order."""
+    shape = base.meta["val"].shape
+    parts: list[_Part] = []
+    dims: set[int] = set()
+    for part in base.users:
+        if part.target is not torch.ops.aten.slice.Tensor or len(part.args) != 4:
+            continue
+        (copy,) = part.users if len(part.users) == 1 else (None,)
+        _, dim, start, _ = part.args
+        if copy is None or copy.target is not torch.ops.aten.copy_.default or copy.users:
+            continue
+        if not isinstance(dim, int) or not isinstance(start, int) or copy.args[0] is not part:
+            continue
+        to, source = part.meta["val"], copy.args[1].meta["val"]  # type: ignore[union-attr]
+        if to.dtype != source.dtype or to.shape != source.shape:
+            return None
+        dims.add(dim % len(shape))
+        parts.append((start, part, copy))
+    if len(dims) != 1:
+        return None
+    (dim,) = dims
+    parts.sort(key=lambda part: part[0])
+    end = 0
+    for start, part, _ in parts:
+        if start != end:
+            return None
+        end += part.meta["val"].shape[dim]
+    return (dim, parts) if end == shape[dim] else None
+
+
 def replace_in_place_ops(graph: fx.Graph) -> None:
     """`x.op_(...)` becomes `y = x.op(...)`, and what read x afterwards reads y.
 

@@ -45,7 +45,24 @@ def _heads(m: Features, x: torch.Tensor) -> torch.Tensor:
     return wide.permute(0, 2, 1, 3).flatten(2)
 
 
+def _filled_parts(m: Features, x: torch.Tensor) -> torch.Tensor:
+    whole = x.new_empty(*x.shape[:-1], 12)
+    whole[..., 4:].copy_(x)
+    whole[..., :4].copy_(-x[..., 4:])
+    return whole.cos()
+
+
+def _complex(m: Features, x: torch.Tensor) -> torch.Tensor:
+    angles = x[..., :4].float()
+    turn = torch.polar(torch.ones_like(angles) * 1.5, angles) * 0.5
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], 4, 2))
+    turned = torch.view_as_real((pairs * turn).unsqueeze(-3).to(x.device) * angles)
+    return turned.flatten(-2).squeeze(-3).type_as(x)
+
+
 BODIES: dict[str, Body] = {
+    "parts of an empty tensor": _filled_parts,
+    "complex numbers": _complex,
     "mixed float types": lambda m, x: x.float() * m.constant + x,
     "integer and float": lambda m, x: x + torch.ones(FEATURES, dtype=i64),
     "scalar buffer": lambda m, x: x * m.scalar.to(m.table.dtype) - m.scalar,
@@ -125,7 +142,26 @@ def _writes_to_input_of_view(m: Features, x: torch.Tensor) -> torch.Tensor:
     return part
 
 
+def _half_filled(m: Features, x: torch.Tensor) -> torch.Tensor:
+    whole = torch.empty_like(x)
+    whole[..., :4].copy_(x[..., :4])
+    return whole
+
+
+def _read_before_filled(m: Features, x: torch.Tensor) -> torch.Tensor:
+    whole = torch.empty_like(x)
+    early = whole * 2
+    whole[..., :].copy_(x)
+    return early + whole
+
+
 REFUSED: dict[str, tuple[Body, str]] = {
+    "half of an empty tensor": (_half_filled, "writes to memory"),
+    "an empty tensor read": (_read_before_filled, "not supported|writes to memory"),
+    "complex powers": (
+        lambda m, x: torch.view_as_real(torch.polar(x, x).sqrt())[..., 0],
+        "sqrt.default of complex numbers",
+    ),
     "unknown op": (lambda m, x: torch.special.i0(x), "i0.*not supported"),
     "dropout": (lambda m, x: F.dropout(x, 0.5, training=True), "dropout"),
     "view written to": (_writes_to_view, "writes to memory"),
