@@ -83,11 +83,11 @@ class _TimedExecutor:
         self._inner = inner
         self.seconds = 0.0
 
-    def run(self, step: Step, hidden: Any = None, *, logits: bool = True) -> Any:
+    def run(self, step: Step) -> Any:
         start = time.perf_counter()
-        rows = self._inner.run(step, hidden, logits=logits)
+        logits = self._inner.run(step)
         self.seconds += time.perf_counter() - start
-        return rows
+        return logits
 
     def close(self) -> None:
         self._inner.close()

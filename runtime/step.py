@@ -31,8 +31,12 @@ class Step:
     slots: tuple[Int32Array, ...]  # [T] each
     block_copies: tuple[Int32Array, ...]  # [C, 2] each, C may differ from group to group
     logits_index: Int32Array  # [R]
+    hidden: NDArray[np.float32] | None = field(default=None, repr=False)  # [R, hidden_width]
+    needs_logits: bool = True
     requests: tuple[Request, ...] = field(default=(), repr=False)
     sampled: tuple[Request, ...] = field(default=(), repr=False)
+    sampled_rows: tuple[int, ...] = ()
+    prompt_rows: tuple[PromptRows, ...] = field(default=(), repr=False)
 
     @property
     def num_tokens(self) -> int:

@@ -24,13 +24,11 @@ class ExecutorConfig:
 class Executor(Protocol):
     """Runs steps, and keeps the KV cache that they read and write."""
 
-    def run(
-        self, step: Step, hidden: NDArray[np.float32] | None = None, *, logits: bool = True
-    ) -> NDArray[np.float32]:
+    def run(self, step: Step) -> NDArray[np.float32]:
         """Compute the step's tokens; the logits of the wanted rows, float32 `[R, vocab]`.
 
-        `hidden`, float32 `[R, hidden_width]`, is filled with what enters the head for the same
-        rows. Without `logits` the result is `[0, vocab]`, and the head need not be computed.
+        `step.hidden` is filled where it is given. A step without `needs_logits` gives
+        `[0, vocab]`, and the head need not be computed.
         """
         ...
 
@@ -39,14 +37,14 @@ class Executor(Protocol):
         ...
 
 
-def check_hidden(hidden: NDArray[np.float32] | None, rows: int, width: int | None) -> None:
-    """Assert that the array can be filled; InfcError where the artifact gives no hidden states."""
-    if hidden is None:
+def check_hidden(step: Step, width: int | None) -> None:
+    """Assert that `step.hidden` can be filled; InfcError where the artifact has nothing for it."""
+    if step.hidden is None:
         return
     if width is None:
         raise InfcError(
             "this artifact does not give hidden states",
             hint="compile it again; a model whose head is not found has none",
         )
-    assert hidden.shape == (rows, width), (hidden.shape, rows, width)
-    assert hidden.dtype == np.float32 and hidden.flags.c_contiguous
+    assert step.hidden.shape == (len(step.logits_index), width), step.hidden.shape
+    assert step.hidden.dtype == np.float32 and step.hidden.flags.c_contiguous

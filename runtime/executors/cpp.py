@@ -65,9 +65,7 @@ class CppExecutor:
             raise ArtifactError(f"the generated library does not open: {self._message()}")
         return int(handle)
 
-    def run(
-        self, step: Step, hidden: NDArray[np.float32] | None = None, *, logits: bool = True
-    ) -> NDArray[np.float32]:
+    def run(self, step: Step) -> NDArray[np.float32]:
         """The logits of the wanted rows, float32 `[R, vocab]`; see `Executor.run`.
 
         Raises CapacityError for a step beyond the limits that were compiled in, InfcError once
@@ -87,8 +85,8 @@ class CppExecutor:
                 f"a step of {step.num_tokens} tokens and {rows} rows of logits is more than the "
                 f"compiled {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
-        check_hidden(hidden, rows, self._hidden_width)
-        result = np.empty((rows if logits else 0, self._vocab_size), dtype=np.float32)
+        check_hidden(step, self._hidden_width)
+        result = np.empty((rows if step.needs_logits else 0, self._vocab_size), dtype=np.float32)
         if step.num_tokens == 0:
             return result
         for index, group in enumerate(self._groups[: len(self._kv)]):
@@ -108,8 +106,8 @@ class CppExecutor:
             context_lengths=_pointer(step.context_lengths),
             logits_index=_pointer(step.logits_index),
             groups=self._groups,
-            hidden=None if hidden is None else hidden.ctypes.data,
-            logits=result.ctypes.data if logits else None,
+            hidden=None if step.hidden is None else step.hidden.ctypes.data,
+            logits=result.ctypes.data if step.needs_logits else None,
         )
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")

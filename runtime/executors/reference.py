@@ -41,9 +41,7 @@ class ReferenceExecutor:
         mapped = MappedSafetensors(artifact.weights_path)
         return cls(program, mapped.tensor, config)
 
-    def run(
-        self, step: Step, hidden: NDArray[np.float32] | None = None, *, logits: bool = True
-    ) -> NDArray[np.float32]:
+    def run(self, step: Step) -> NDArray[np.float32]:
         """The logits of the wanted rows, float32 `[R, vocab]`; see `Executor.run`."""
         import torch
 
@@ -69,12 +67,12 @@ class ReferenceExecutor:
             for value in self._program.inputs
         }
         rows = len(step.logits_index)
-        check_hidden(hidden, rows, self._hidden_width)
+        check_hidden(step, self._hidden_width)
         results = self._interpreter.run(inputs)
-        if hidden is not None:
-            hidden[:] = results[1].float().numpy()[:rows]
+        if step.hidden is not None:
+            step.hidden[:] = results[1].float().numpy()[:rows]
         result: NDArray[np.float32] = results[0].float().numpy()
-        return result[: rows if logits else 0]
+        return result[: rows if step.needs_logits else 0]
 
     def close(self) -> None:
         """Give the memory back."""

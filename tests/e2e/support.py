@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def forced_rows(
                 [part for _, part in turn], num_groups=len(groups), block_size=block_size
             )
             hidden = np.full((step.num_tokens, width or 0), np.nan, np.float32)
-            logits = executor.run(step, None if width is None else hidden)
+            logits = executor.run(step if width is None else replace(step, hidden=hidden))
             for place, (i, part) in enumerate(turn):
                 first, last = step.query_starts[place : place + 2]
                 rows[i].append(logits[first:last])
