@@ -61,7 +61,12 @@ def generation_options(default_length: str) -> Callable[[_Function], _Function]:
 def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Takes out of `options` what the engine is opened with, beside the artifact."""
     names = ("threads", "max_context", "kv_memory")
-    return {name: options.pop(name) for name in names}
+    return {"on_note": print_note, **{name: options.pop(name) for name in names}}
+
+
+def print_note(note: str) -> None:
+    """Say on stderr what had to be decided otherwise than asked."""
+    click.echo(f"note: {note}", err=True)
 
 
 def sampling_params(options: Mapping[str, Any], artifact: Artifact) -> SamplingParams:

@@ -7,20 +7,24 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.errors import CapacityError, InfcError
 from .engine import Engine, EngineStats
-from .outputs import RequestOutput
+from .outputs import RequestOutput, merge_outputs
 from .sampling_params import SamplingParams
 
 _Item = RequestOutput | InfcError
 
+MAX_UNREAD = 64
+"""Outputs that a slow reader may leave lying; what comes beyond them is joined to the last."""
+
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One caller: its request, and where its outputs go."""
+    """One caller: its request, and its outputs that nobody has read yet."""
 
     request_id: str
     prompt: Sequence[int]
@@ -28,7 +32,24 @@ class _Stream:
     priority: int
     cache_salt: str
     loop: asyncio.AbstractEventLoop
-    outputs: asyncio.Queue[_Item] = field(default_factory=asyncio.Queue)
+    unread: deque[_Item] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, item: _Item) -> None:
+        """Take an output in; on the loop's thread."""
+        last = self.unread[-1] if len(self.unread) >= MAX_UNREAD else None
+        if isinstance(last, RequestOutput) and isinstance(item, RequestOutput):
+            self.unread[-1] = merge_outputs([last, item])
+        else:
+            self.unread.append(item)
+        self.arrived.set()
+
+    async def get(self) -> _Item:
+        """The next output, as soon as there is one."""
+        while not self.unread:
+            self.arrived.clear()
+            await self.arrived.wait()
+        return self.unread.popleft()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +110,12 @@ class AsyncEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """What each step adds to the request, the last one with its finish reason.
 
-        Closing or cancelling the iterator ends the request. Raises RequestError and
-        CapacityError before the first output, InfcError when the engine stops.
+        Closing or cancelling the iterator ends the request. What a slow reader leaves unread is
+        joined together, so that it is bounded by the length of the answer. Raises RequestError
+        and CapacityError before the first output, InfcError when the engine stops.
         """
         # Tokenization is done here: it may take long, and the engine's thread never waits for it.
         token_ids = await self._encode(prompt)
@@ -109,7 +131,7 @@ class AsyncEngine:
         finished = False
         try:
             while not finished:
-                item = await stream.outputs.get()
+                item = await stream.get()
                 finished = isinstance(item, InfcError) or item.finished
                 if isinstance(item, InfcError):
                     raise item
@@ -252,7 +274,7 @@ class AsyncEngine:
 
 def _deliver(items: Sequence[tuple[_Stream, _Item]]) -> None:
     for stream, item in items:
-        stream.outputs.put_nowait(item)
+        stream.put(item)
 
 
 def _stopped(error: BaseException | None) -> InfcError:

@@ -19,6 +19,9 @@ from ..ir.errors import ArtifactError, RequestError
 
 Message = Mapping[str, Any]
 
+_MARK = "infc:the-answer-goes-on-here "
+"""Stands behind a message that is to go on while it is rendered; templates may trim its blank."""
+
 # One thought under the names that templates know it by; the first is the usual one.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -41,25 +44,39 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt of a conversation; RequestError where the template refuses it."""
+        """The prompt of a conversation; RequestError where the template refuses it.
+
+        With `continue_final_message` it ends where the text of the last message does, and no
+        turn is opened for the answer.
+        """
         _check_messages(messages)
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "the answer cannot both go on with the last message and open a turn of its own",
+                field="add_generation_prompt",
+            )
+        plain = [_plain(message) for message in messages]
+        if continue_final_message:
+            _mark_end(plain[-1])
         names = {
             **self._constants,
             **_plain(variables or {}),
-            "messages": [_with_reasoning(_plain(message)) for message in messages],
+            "messages": [_with_reasoning(message) for message in plain],
             "tools": _plain(list(tools)) if tools is not None else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template.render(names)
+            text = self._template.render(names)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise RequestError(
                 f"the chat template refuses these messages: {error}", field="messages"
             ) from None
+        return _up_to_mark(text) if continue_final_message else text
 
 
 class _Generation(jinja2.ext.Extension):
@@ -140,6 +157,30 @@ def _check_messages(messages: Any) -> None:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise RequestError(f"a message needs a role, got {message!r:.80}", field="messages")
+
+
+def _mark_end(message: dict[str, Any]) -> None:
+    """Put the mark behind the text of a message, as a string or as the last part with text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = content + _MARK
+        return
+    for part in reversed(content if isinstance(content, list) else []):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            part["text"] += _MARK
+            return
+    raise RequestError("the last message has no text to go on with", field="messages")
+
+
+def _up_to_mark(text: str) -> str:
+    """The prompt in front of the mark; trimmed where the template trims what messages end in."""
+    at = text.rfind(_MARK.strip())
+    if at < 0:
+        raise RequestError(
+            "the chat template leaves out the end of the last message, so nothing can go on there",
+            field="messages",
+        )
+    return text[:at] if text.startswith(_MARK, at) else text[:at].rstrip()
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..ir.artifact import Artifact, Verification
-from ..ir.errors import InfcError, RequestError, UsageError
-from .engine import Engine
-from .limits import RuntimeOptions
+from ..ir.errors import InfcError, RequestError
+from .opening import open_engine
 from .outputs import RequestOutput, merge_outputs
+from .progress_bar import ProgressBar
+from .prompts import (
+    Prompt,
+    as_params,
+    as_prompts,
+    encode_conversation,
+    is_one_conversation,
+    one_of,
+)
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from .chat_template import Message
-
-Prompt = str | Sequence[int]
+    from .prompts import TemplateOptions
 
 
 class LLM:
     """Generates with an artifact. Not thread-safe; a context manager, or call `close`.
 
     Keyword arguments are the fields of `RuntimeOptions`: `max_context`, `max_sequences`,
-    `step_tokens`, `kv_memory`, `threads`, ... Raises ArtifactError, TargetError, CapacityError.
+    `step_tokens`, `kv_memory`, `threads`, ... What had to be decided otherwise, such as a shorter
+    context because of little memory, is told to `on_note`, or is a warning.
+
+    Raises ArtifactError, TargetError, CapacityError, and UsageError for a limit nobody knows.
     """
 
     def __init__(
@@ -39,10 +45,11 @@ class LLM:
         artifact: Artifact | str | os.PathLike[str],
         *,
         verify: Verification = "stamp",
+        on_note: Callable[[str], None] | None = None,
         **limits: Any,
     ) -> None:
         self._closed = False
-        self.engine = Engine.open(artifact, _as_options(limits), verify=verify)
+        self.engine = open_engine(artifact, verify, on_note, limits)
         self._ids = itertools.count()
         self._parts: dict[str, deque[RequestOutput]] = {}
 
@@ -56,21 +63,25 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """One answer a prompt, in their order. `params` is for all, or one for each.
+
+        `sampling_params` is another name for `params`. With `progress` a bar on stderr counts
+        the answers, where that is a terminal.
 
         A prompt that can never be served raises RequestError, and the others are given up; its
         `where` says which one of a list it was.
         """
         self._check_open()
-        batch = _as_prompts(prompts)
-        each = _as_params(params, len(batch))
+        batch = as_prompts(prompts)
+        each = as_params(one_of(params, sampling_params), len(batch))
         names: list[str] = []
         answers: dict[str, list[RequestOutput]] = {}
         left: list[str] = []
         try:
-            with _ProgressBar(len(batch) if progress else None) as bar:
+            with ProgressBar("generate", len(batch), on=progress) as bar:
                 while left or len(names) < len(batch):
                     fresh = self._feed(batch, each, len(names))
                     names += fresh
@@ -84,13 +95,17 @@ class LLM:
         return [merge_outputs(answers[name]) for name in names]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        sampling_params: SamplingParams | None = None,
     ) -> Iterator[RequestOutput]:
         """What each step adds to the answer. Closing the iterator ends the request.
 
         The request begins, and is refused if it must be, when the iterator is first asked.
         """
-        name = self._add(prompt, params)
+        name = self._add(prompt, one_of(params, sampling_params))
         parts: list[RequestOutput] = []
         try:
             while not self._collect(name, parts):
@@ -106,36 +121,61 @@ class LLM:
         finally:
             self._drop([name])
 
+    @overload
     def chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-    ) -> RequestOutput:
-        """The answer to a conversation of `{"role": ..., "content": ...}` messages."""
-        return merge_outputs(
-            list(
-                self.stream_chat(
-                    messages, params, tools=tools, template_variables=template_variables
-                )
-            )
-        )
+        sampling_params: SamplingParams | None = None,
+        progress: bool = False,
+        **template: Unpack[TemplateOptions],
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: bool = False,
+        **template: Unpack[TemplateOptions],
+    ) -> list[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: bool = False,
+        **template: Unpack[TemplateOptions],
+    ) -> RequestOutput | list[RequestOutput]:
+        """The answer to a conversation of `{"role": ..., "content": ...}` messages.
+
+        A list of conversations gives a list of answers, in their order. `template` are the
+        keywords of `TemplateOptions`. RequestError where the artifact has no chat template.
+        """
+        self._check_open()
+        one = is_one_conversation(messages)
+        chats: Sequence[Any] = [messages] if one else messages
+        prompts = [encode_conversation(self.tokenizer, chat, **template) for chat in chats]
+        answers = self.generate(prompts, one_of(params, sampling_params), progress=progress)
+        return answers[0] if one else answers
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
+        sampling_params: SamplingParams | None = None,
+        **template: Unpack[TemplateOptions],
     ) -> Iterator[RequestOutput]:
-        """What each step adds to the answer of a conversation."""
-        if self.tokenizer is None:
-            raise RequestError("this model has no tokenizer", field="messages")
-        ids = self.tokenizer.encode_chat(messages, tools=tools, variables=template_variables)
-        return self.stream(ids, params)
+        """What each step adds to the answer of one conversation; `template` as for `chat`."""
+        self._check_open()
+        ids = encode_conversation(self.tokenizer, messages, **template)
+        return self.stream(ids, one_of(params, sampling_params))
 
     def close(self) -> None:
         """Give threads and memory back, and end open streams; a second call does nothing."""
@@ -204,72 +244,3 @@ class LLM:
         for name in names:
             if self._parts.pop(name, None) is not None:
                 self.engine.abort(name)
-
-
-class _ProgressBar:
-    """A bar of finished requests on stderr; nothing where the total is None."""
-
-    def __init__(self, total: int | None) -> None:
-        self._total = total
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _ProgressBar:
-        if self._total is not None:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._progress = Progress(console=Console(stderr=True))
-            self._progress.start()
-            self._task = self._progress.add_task("generate", total=self._total)
-        return self
-
-    def advance(self, count: int) -> None:
-        """So many requests have ended."""
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, count)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-
-def _as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
-    known = [field.name for field in fields(RuntimeOptions)]
-    if wrong := [name for name in limits if name not in known]:
-        near = difflib.get_close_matches(wrong[0], known, 1)
-        names = f"it takes verify, {', '.join(known)}"
-        raise UsageError(
-            f"infc.LLM takes no {wrong[0]!r}",
-            hint=f"did you mean {near[0]!r}? {names}" if near else names,
-        )
-    return RuntimeOptions(**limits)
-
-
-def _as_params(params: Any, count: int) -> list[Any]:
-    """The parameters of each of `count` prompts; the engine checks what they are."""
-    if not isinstance(params, Sequence) or isinstance(params, (str, bytes)):
-        return [params] * count
-    if len(params) != count:
-        raise RequestError(
-            f"{len(params)} params do not go with {count} prompts",
-            field="params",
-            hint="give one for all, or one for each",
-        )
-    return list(params)
-
-
-def _as_prompts(prompts: Any) -> list[Prompt]:
-    """A list of prompts from one or many; text, or token ids."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
-        raise RequestError("prompts must be text, token ids, or a list of them", field="prompt")
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]
-    for index, item in enumerate(prompts):
-        if isinstance(item, bytes) or not isinstance(item, Sequence):
-            raise RequestError(
-                f"{item!r:.80} is no prompt", field="prompt", where=f"prompts[{index}]"
-            )
-    return list(prompts)

@@ -91,12 +91,17 @@ class Tokenizer:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation, special tokens written out. RequestError if it has none."""
         if self._template_source is None:
-            raise RequestError("this model has no chat template", field="messages")
+            raise RequestError(
+                "this model has no chat template",
+                field="messages",
+                hint="write the prompt yourself, as text or token ids",
+            )
         if self._template is None:
             from .chat_template import ChatTemplate  # jinja2 is slow to import
 
@@ -104,6 +109,7 @@ class Tokenizer:
         return self._template.render(
             messages,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             tools=tools,
             variables=variables,
         )
@@ -113,6 +119,7 @@ class Tokenizer:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
@@ -120,6 +127,7 @@ class Tokenizer:
         text = self.render_chat(
             messages,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             tools=tools,
             variables=variables,
         )

@@ -12,10 +12,16 @@ import infc
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"codegen", "driver", "frontend", "ir", "passes", "recipes", "runtime"}
 PUBLIC_NAMES = {
-    "Artifact",
     "LLM",
+    "Artifact",
+    "AsyncLLM",
+    "CapacityError",
+    "CompletionOutput",
+    "InfcError",
+    "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "TokenLogprobs",
     "__version__",
     "compile",
     "ops",

@@ -32,6 +32,7 @@ def command(
     from ...ir.artifact import open_artifact
     from ...ir.sizes import format_count
     from ..benchmark import measure_speed
+    from ..sampling_options import print_note
 
     speed = measure_speed(
         open_artifact(artifact),
@@ -40,6 +41,7 @@ def command(
         batch=batch,
         rounds=rounds,
         threads=threads,
+        on_note=print_note,
     )
     if as_json:
         click.echo(json.dumps(asdict(speed)))

@@ -41,8 +41,6 @@ def command(artifact: str, system: str | None, **options: Any) -> None:
             raise UsageError(
                 "this model has no chat template", where=artifact, hint="try `infc generate`"
             )
-        for note in llm.engine.plan.notes:
-            click.echo(f"note: {note}", err=True)
         _converse(llm, params, [{"role": "system", "content": system}] if system else [])
 
 

@@ -53,8 +53,6 @@ def command(
     arguments = engine_arguments(options)
     params = sampling_params(options, opened)
     with LLM(opened, **arguments) as llm:
-        for note in llm.engine.plan.notes:
-            click.echo(f"note: {note}", err=True)
         begun = seconds_since_process_start()
         ids = llm.engine.encode(what) if not chat else _encode_message(llm, what)
         fitting = with_default_length(params, len(ids), llm.engine.plan.limits.max_context)

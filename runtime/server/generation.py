@@ -79,7 +79,7 @@ async def _pull(
 async def _outputs(
     engine: AsyncEngine, prompt: Prompt, params: SamplingParams
 ) -> AsyncGenerator[RequestOutput, None]:
-    async with aclosing(engine.generate(prompt, params)) as outputs:  # type: ignore[type-var]
+    async with aclosing(engine.generate(prompt, params)) as outputs:
         async for output in outputs:
             reason = output.outputs[0].finish_reason
             if reason == "error":

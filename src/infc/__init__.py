@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .driver.compile import compile_model as compile
     from .ir.artifact import Artifact
+    from .ir.errors import CapacityError, InfcError, RequestError
     from .passes.registry import register_pass
     from .passes.rewrite import ops, rewrite
+    from .runtime.async_llm import AsyncLLM
     from .runtime.llm import LLM
-    from .runtime.outputs import RequestOutput
+    from .runtime.outputs import CompletionOutput, RequestOutput, TokenLogprobs
     from .runtime.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -17,8 +19,14 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "Artifact",
+    "AsyncLLM",
+    "CapacityError",
+    "CompletionOutput",
+    "InfcError",
+    "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "TokenLogprobs",
     "__version__",
     "compile",
     "ops",
@@ -30,8 +38,14 @@ __all__ = [
 _HOMES = {
     "LLM": ("runtime.llm", "LLM"),
     "Artifact": ("ir.artifact", "Artifact"),
+    "AsyncLLM": ("runtime.async_llm", "AsyncLLM"),
+    "CapacityError": ("ir.errors", "CapacityError"),
+    "CompletionOutput": ("runtime.outputs", "CompletionOutput"),
+    "InfcError": ("ir.errors", "InfcError"),
+    "RequestError": ("ir.errors", "RequestError"),
     "RequestOutput": ("runtime.outputs", "RequestOutput"),
     "SamplingParams": ("runtime.sampling_params", "SamplingParams"),
+    "TokenLogprobs": ("runtime.outputs", "TokenLogprobs"),
     "compile": ("driver.compile", "compile_model"),
     "ops": ("passes.rewrite", "ops"),
     "register_pass": ("passes.registry", "register_pass"),

@@ -100,7 +100,7 @@ def test_cancelled_and_closed_streams_give_everything_back() -> None:
         await asyncio.sleep(0.02)
         for task in tasks[::2]:
             task.cancel()
-        async with aclosing(served.generate([1, 2])) as stream:  # type: ignore[type-var]
+        async with aclosing(served.generate([1, 2])) as stream:
             async for output in stream:
                 assert output.outputs[0].token_ids
                 break

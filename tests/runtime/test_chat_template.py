@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -68,6 +69,38 @@ def test_renders_what_transformers_renders(
         chat, add_generation_prompt=prompt, tools=[TOOL], variables={"flag": True}
     )
     assert ours == theirs(source, chat, add_generation_prompt=prompt, tools=[TOOL], flag=True)
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA, TOOLS])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "The answer",
+        " spaced ",
+        "ends in a line\n",
+        [{"type": "text", "text": "first"}, {"type": "text", "text": "last"}, {"type": "image"}],
+    ],
+)
+def test_goes_on_where_transformers_does(source: str, content: Any) -> None:
+    if isinstance(content, list):  # as a template for parts reads them
+        source = source.replace("message.content", "message.content[1].text")
+        source = source.replace("m['content']", "m['content'][1]['text']")
+        source = source.replace("m.content", "m.content[1].text")
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    ours = ChatTemplate(source, CONSTANTS).render(
+        chat, add_generation_prompt=False, continue_final_message=True, tools=[TOOL]
+    )
+    expected = theirs(source, copy.deepcopy(chat), continue_final_message=True, tools=[TOOL])
+    assert ours == expected
+    assert "goes-on" not in ours
+
+
+def test_a_template_that_drops_what_should_go_on() -> None:
+    chat = [{"role": "user", "content": "a"}]
+    with pytest.raises(RequestError, match="leaves out the end of the last message"):
+        ChatTemplate("{{ messages[0].role }}", {}).render(
+            chat, add_generation_prompt=False, continue_final_message=True
+        )
 
 
 def test_a_template_that_refuses_is_the_requests_fault() -> None:

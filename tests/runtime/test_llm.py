@@ -121,11 +121,88 @@ def test_chat_renders_the_template(llm: LLM) -> None:
     assert text == "<|turn|>user: the hat\n<|turn|>assistant: "
 
 
-def test_progress_goes_to_stderr(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_goes_to_a_terminal_on_stderr(
+    llm: LLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
     llm.generate(PROMPTS, SamplingParams(max_tokens=2), progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "generate" in captured.err
+    assert ("generate" in captured.err) is terminal
+    assert ("4/4" in captured.err) is terminal
+
+
+def test_params_under_their_other_name(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    chat = [{"role": "user", "content": "the hat"}]
+    by_place = [
+        llm.generate("the cat", params)[0],
+        merge_outputs(list(llm.stream("the cat", params))),
+        llm.chat(chat, params),
+        merge_outputs(list(llm.stream_chat(chat, params))),
+    ]
+    by_name = [
+        llm.generate("the cat", sampling_params=params)[0],
+        merge_outputs(list(llm.stream("the cat", sampling_params=params))),
+        llm.chat(chat, sampling_params=params),
+        merge_outputs(list(llm.stream_chat(chat, sampling_params=params))),
+    ]
+    assert [answer.outputs for answer in by_name] == [answer.outputs for answer in by_place]
+    assert all(len(answer.outputs[0].token_ids) == 3 for answer in by_name)
+    with pytest.raises(RequestError, match="two names for one thing"):
+        llm.generate("the cat", params, sampling_params=params)
+
+
+def test_many_conversations_are_answered_at_once(llm: LLM) -> None:
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    params = [SamplingParams(max_tokens=2 + i, ignore_eos=True) for i in range(4)]
+    answers = llm.chat(chats, params)
+    for chat, each, answer in zip(chats, params, answers, strict=True):
+        alone = llm.chat(chat, each)
+        assert answer.outputs[0].token_ids == alone.outputs[0].token_ids
+        assert answer.prompt_token_ids == alone.prompt_token_ids
+        assert len(answer.outputs[0].token_ids) == each.max_tokens
+
+
+def test_an_answer_that_goes_on_with_the_last_message(llm: LLM) -> None:
+    chat = [{"role": "user", "content": "the hat"}, {"role": "assistant", "content": "the cat sat"}]
+    answer = llm.chat(chat, SamplingParams(max_tokens=1), continue_final_message=True)
+    assert llm.tokenizer is not None
+    text = llm.tokenizer.decode(answer.prompt_token_ids, skip_special_tokens=False)
+    assert text == "<|turn|>user: the hat\n<|turn|>assistant: the cat sat"
+    closed = llm.chat(chat, SamplingParams(max_tokens=1), add_generation_prompt=False)
+    text = llm.tokenizer.decode(closed.prompt_token_ids, skip_special_tokens=False)
+    assert text == "<|turn|>user: the hat\n<|turn|>assistant: the cat sat\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "message"),
+    [
+        ([], {}, "messages must be a list"),
+        ("the hat", {}, "messages must be a list"),
+        ([{"role": "user", "content": "a"}, []], {}, "mixes messages and conversations"),
+        ([[]], {}, "at least one message"),
+        ([{"content": "a"}], {}, "a message needs a role"),
+        (
+            [{"role": "user", "content": "a"}],
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "cannot both go on",
+        ),
+        ([{"role": "user"}], {"continue_final_message": True}, "no text to go on with"),
+    ],
+)
+def test_bad_conversations_are_refused(
+    llm: LLM, messages: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.chat(messages, **options)
+
+
+def test_a_keyword_that_no_template_takes(llm: LLM) -> None:
+    with pytest.raises(TypeError, match="chat takes no 'continue_message'"):
+        llm.chat([{"role": "user", "content": "a"}], continue_message=True)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -203,10 +280,13 @@ def test_what_does_not_fit_says_what_would(
 
 
 def test_a_smaller_pool_lowers_the_context_and_says_so(artifact: Path) -> None:
-    with LLM(artifact, kv_memory="10KiB") as llm:
+    with pytest.warns(UserWarning, match="the KV memory of") as caught:
+        llm = LLM(artifact, kv_memory="10KiB")
+    assert caught[0].filename == __file__
+    with llm:
         held = llm.engine.plan.limits.max_context
         assert 2 <= held < 96
-        assert str(held) in llm.engine.plan.notes[0]
+        assert str(held) in str(caught[0].message)
         (answer,) = llm.generate("the", SamplingParams(ignore_eos=True))
         assert len(answer.prompt_token_ids) + len(answer.outputs[0].token_ids) == held
 
@@ -219,11 +299,13 @@ def test_what_a_longer_prompt_needs(artifact: Path) -> None:
         llm.generate([[5] * 96])
     lowered: list[dict[str, Any]] = [{"max_context": 40}, {"kv_memory": "10KiB"}]
     for limits in lowered:
+        notes: list[str] = []
         with (
-            LLM(artifact, **limits) as llm,
+            LLM(artifact, on_note=notes.append, **limits) as llm,
             pytest.raises(RequestError, match="more max_context or KV memory: compiled is 96"),
         ):
             llm.generate([[5] * 95])
+        assert bool(notes) is ("kv_memory" in limits)
 
 
 def test_damaged_weights_give_no_token(tmp_path: Path) -> None:
@@ -323,7 +405,7 @@ def test_parameters_of_another_kind(llm: LLM, params: Any) -> None:
 def test_a_limit_that_nobody_knows(artifact: Path) -> None:
     with pytest.raises(UsageError, match=r"takes no 'max_contxt' \(did you mean 'max_context'\?"):
         LLM(artifact, max_contxt=10)
-    with pytest.raises(UsageError, match=r"takes no 'foo' \(it takes verify, max_context,"):
+    with pytest.raises(UsageError, match=r"takes no 'foo' \(it takes verify, on_note, max_con"):
         LLM(artifact, foo=1)
 
 

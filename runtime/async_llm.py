@@ -1,0 +1,128 @@
+"""The Python face of an artifact for asyncio: `AsyncLLM`, many callers over one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Unpack
+
+from ..ir.artifact import Artifact, Verification
+from ..ir.errors import InfcError
+from .async_engine import AsyncEngine
+from .engine import EngineStats
+from .opening import open_engine
+from .outputs import RequestOutput, merge_outputs
+from .prompts import Prompt, encode_conversation, one_of
+from .sampling_params import SamplingParams
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .chat_template import Message
+    from .prompts import TemplateOptions
+
+
+class AsyncLLM:
+    """Serves many tasks at once with an artifact; an async context manager, or await `close`.
+
+    The engine runs on one thread of its own, whatever the number of callers and event loops.
+    Arguments are those of `LLM`. Opening takes what `LLM` takes, on the calling thread.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        verify: Verification = "stamp",
+        on_note: Callable[[str], None] | None = None,
+        **limits: Any,
+    ) -> None:
+        self._closed = False
+        self.engine = AsyncEngine(open_engine(artifact, verify, on_note, limits))
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None for an artifact that takes and gives token ids only."""
+        return self.engine.engine.tokenizer
+
+    def stats(self) -> EngineStats:
+        """Requests, blocks and steps of about now."""
+        return self.engine.stats()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        sampling_params: SamplingParams | None = None,
+        cumulative: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """What each step adds to the answer; with `cumulative`, all of it so far.
+
+        The last output has a finish reason. Closing or cancelling the iterator ends the request
+        (`contextlib.aclosing` does so at once after a `break`). A reader that falls behind gets
+        several tokens in one output. A smaller `priority` goes first; prefixes are shared only
+        between requests of the same `cache_salt`.
+
+        Raises RequestError and CapacityError before the first output, InfcError when the engine
+        stops.
+        """
+        self._check_open()
+        chosen = one_of(params, sampling_params)
+        outputs = self.engine.generate(prompt, chosen, priority=priority, cache_salt=cache_salt)
+        whole: RequestOutput | None = None
+        async with aclosing(outputs):
+            async for output in outputs:
+                if cumulative:
+                    whole = output if whole is None else merge_outputs([whole, output])
+                    yield whole
+                else:
+                    yield output
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        sampling_params: SamplingParams | None = None,
+        cumulative: bool = False,
+        **template: Unpack[TemplateOptions],
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As `generate`, for one conversation; `template` are the keywords of TemplateOptions."""
+        self._check_open()
+        ids = await asyncio.to_thread(encode_conversation, self.tokenizer, messages, **template)
+        outputs = self.generate(ids, one_of(params, sampling_params), cumulative=cumulative)
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    async def drain(self, timeout_seconds: float | None = None) -> bool:
+        """Take no more requests, wait for those there are; whether all of them ended in time."""
+        return await self.engine.drain(timeout_seconds)
+
+    async def close(self) -> None:
+        """End open requests, stop the thread, give memory back; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self.engine.shutdown)
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InfcError(
+                "this AsyncLLM is closed", hint="ask it before the `async with` block ends"
+            )

@@ -1,0 +1,46 @@
+"""Opens an engine for the Python face: limits by keyword, and notes that nobody can miss."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..ir.artifact import Artifact, Verification
+from ..ir.errors import UsageError
+from .engine import Engine
+from .limits import RuntimeOptions
+
+
+def open_engine(
+    artifact: Artifact | str | os.PathLike[str],
+    verify: Verification,
+    on_note: Callable[[str], None] | None,
+    limits: Mapping[str, Any],
+) -> Engine:
+    """The engine of an artifact under `limits`, the fields of RuntimeOptions.
+
+    What had to be decided otherwise is told to `on_note`, or is a warning at the caller's caller.
+    """
+    engine = Engine.open(artifact, _as_options(limits), verify=verify)
+    for note in engine.plan.notes:
+        if on_note is None:
+            warnings.warn(note, stacklevel=3)
+        else:
+            on_note(note)
+    return engine
+
+
+def _as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
+    known = [field.name for field in fields(RuntimeOptions)]
+    if wrong := [name for name in limits if name not in known]:
+        near = difflib.get_close_matches(wrong[0], known, 1)
+        names = f"it takes verify, on_note, {', '.join(known)}"
+        raise UsageError(
+            f"infc.LLM takes no {wrong[0]!r}",
+            hint=f"did you mean {near[0]!r}? {names}" if near else names,
+        )
+    return RuntimeOptions(**limits)
