@@ -12,7 +12,8 @@ constexpr __mmask16 kAllLanes = 0xffff;
 
 INFC_INLINE f32x16 load(const float* p) {
   f32x16 r;
-  std::memcpy(&r, p, sizeof r);
+  // Register by register: gcc copies the whole through the stack.
+  INFC_EACH(i) std::memcpy(&r.v[i], p + i * kRegLanes, sizeof r.v[i]);
   return r;
 }
 INFC_INLINE f32x16 load(const bf16* p) {
@@ -57,7 +58,9 @@ INFC_INLINE i32x16 load_ints(const int8_t* p) {
 }
 INFC_INLINE f32x16 load(const int8_t* p) { return to_float_value(load_ints(p)); }
 
-INFC_INLINE void store(float* p, const f32x16& x) { std::memcpy(p, &x, sizeof x); }
+INFC_INLINE void store(float* p, const f32x16& x) {
+  INFC_EACH(i) std::memcpy(p + i * kRegLanes, &x.v[i], sizeof x.v[i]);
+}
 INFC_INLINE void store(bf16* p, const f32x16& x) {
   INFC_EACH(i) {
     const reg::u32 u = (reg::u32)x.v[i];
