@@ -185,6 +185,9 @@ class Attention {
     for (int r = 0; r < count; ++r) {
       sums[r] = weigh_row(scores_ + r * kChunk, chunk, inside[from + r], options_.scale,
                           options_.softcap);
+      if constexpr (kHoldsCodes<TC>) {
+        scale_weights(cache, scores_ + r * kChunk, chunk, inside[from + r]);
+      }
       for (int64_t i = 0; i < width_; i += kLanes) store(part_ + r * width_ + i, zeros());
     }
     value_rows(cache, scores_, inside + from, count, chunk, part_, width_);

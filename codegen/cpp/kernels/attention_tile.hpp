@@ -2,7 +2,9 @@
 //
 // Order (docs/design/reduction-order.md): scores by fma over d ascending, one accumulator each;
 // values by fma over positions ascending. A position outside a row's range [first, last) never
-// enters that row's arithmetic, so what the cache holds there doesn't matter, be it NaN.
+// enters that row's arithmetic, so what the cache holds there doesn't matter, be it NaN. Of codes
+// the finished score is multiplied by the key's scale, and a weight by the value's before it
+// meets the codes.
 #pragma once
 
 #include "kv.hpp"
@@ -32,29 +34,46 @@ struct HeadCache {
   INFC_INLINE const TC* value(int64_t position) const {
     return value_at<TC>(*kv, table[position / kv->block_size], head, position % kv->block_size);
   }
+  INFC_INLINE const float* key_scale(int64_t position) const {
+    return key_scale_at(*kv, table[position / kv->block_size], head, position % kv->block_size);
+  }
+  INFC_INLINE const float* value_scale(int64_t position) const {
+    return value_scale_at(*kv, table[position / kv->block_size], head, position % kv->block_size);
+  }
 };
 
-// Scores of R rows at P groups of 16 positions; k[p] points at the group's first key, with
-// `stride` elements from one d to the next. out[r] + 16 p receives q · k.
-template <int R, int P, class TC>
-INFC_INLINE void score_block(const float* q, int64_t ldq, const TC* const* k, int64_t stride,
+// P groups of 16 keys: k[p] points at the group's first, with `stride` elements from one d to the
+// next; scale[p] at their scales, where the cache has any.
+template <class TC, int P>
+struct KeyGroups {
+  const TC* k[P];
+  const float* scale[P];
+  int64_t stride;
+};
+
+// Scores of R rows at the first P of the groups; out[r] + 16 p receives q · k.
+template <int R, int P, class TC, int Groups>
+INFC_INLINE void score_block(const float* q, int64_t ldq, const KeyGroups<TC, Groups>& keys,
                              int64_t D, float* out) {
   f32x16 acc[R][P];
   const TC* key[P];
-  INFC_UNROLL for (int p = 0; p < P; ++p) key[p] = k[p];
+  INFC_UNROLL for (int p = 0; p < P; ++p) key[p] = keys.k[p];
   INFC_UNROLL for (int r = 0; r < R; ++r) {
     INFC_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = zeros();
   }
   for (int64_t d = 0; d < D; ++d) {
     f32x16 b[P];
-    INFC_UNROLL for (int p = 0; p < P; ++p) b[p] = load(key[p] + d * stride);
+    INFC_UNROLL for (int p = 0; p < P; ++p) b[p] = load(key[p] + d * keys.stride);
     INFC_UNROLL for (int r = 0; r < R; ++r) {
       const f32x16 a = set1(q[r * ldq + d]);
       INFC_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
     }
   }
   INFC_UNROLL for (int r = 0; r < R; ++r) {
-    INFC_UNROLL for (int p = 0; p < P; ++p) store(out + r * kChunk + p * kLanes, acc[r][p]);
+    INFC_UNROLL for (int p = 0; p < P; ++p) {
+      if constexpr (kHoldsCodes<TC>) acc[r][p] = acc[r][p] * load(keys.scale[p]);
+      store(out + r * kChunk + p * kLanes, acc[r][p]);
+    }
   }
 }
 
@@ -66,25 +85,28 @@ void score_rows(const HeadCache<TC>& cache, const float* q, int rows, int64_t ch
   constexpr int kR = INFC_AVX512 ? 4 : 2;
   constexpr int kP = INFC_AVX512 ? 4 : 2;
   const int64_t D = cache.kv->D;
-  const int64_t stride = cache.kv->block_size;
+  KeyGroups<TC, kP> keys;
+  keys.stride = cache.kv->block_size;
   for (int64_t position = begin; position < end;) {
     const int groups = end - position >= kP * kLanes ? kP : 1;
-    const TC* k[kP];
-    for (int p = 0; p < groups; ++p) k[p] = cache.key(position + p * kLanes);
+    for (int p = 0; p < groups; ++p) {
+      keys.k[p] = cache.key(position + p * kLanes);
+      if (kHoldsCodes<TC>) keys.scale[p] = cache.key_scale(position + p * kLanes);
+    }
     float* out = scores + (position - chunk);
     int r = 0;
     for (; r + kR <= rows; r += kR) {
       if (groups == kP) {
-        score_block<kR, kP>(q + r * D, D, k, stride, D, out + r * kChunk);
+        score_block<kR, kP>(q + r * D, D, keys, D, out + r * kChunk);
       } else {
-        score_block<kR, 1>(q + r * D, D, k, stride, D, out + r * kChunk);
+        score_block<kR, 1>(q + r * D, D, keys, D, out + r * kChunk);
       }
     }
     for (; r < rows; ++r) {
       if (groups == kP) {
-        score_block<1, kP>(q + r * D, D, k, stride, D, out + r * kChunk);
+        score_block<1, kP>(q + r * D, D, keys, D, out + r * kChunk);
       } else {
-        score_block<1, 1>(q + r * D, D, k, stride, D, out + r * kChunk);
+        score_block<1, 1>(q + r * D, D, keys, D, out + r * kChunk);
       }
     }
     position += groups * kLanes;
@@ -121,6 +143,18 @@ INFC_INLINE ChunkSums weigh_row(float* scores, int64_t chunk, const Span& span, 
     sum = sum + e;
   }
   return {top, sum_lanes(sum)};
+}
+
+// Multiplies a row's weights by the scales of the values that they meet. Lanes beside the span that
+// share a group of 16 become zero.
+INFC_INLINE void scale_weights(const HeadCache<int8_t>& cache, float* weights, int64_t chunk,
+                               const Span& span) {
+  for (int64_t p = span.first / kLanes * kLanes; p < span.last; p += kLanes) {
+    const i32x16 inside = lanes_between(static_cast<int32_t>(p), static_cast<int32_t>(span.first),
+                                        static_cast<int32_t>(span.last));
+    const f32x16 scaled = load(weights + (p - chunk)) * load(cache.value_scale(p));
+    store(weights + (p - chunk), select(inside, scaled, zeros()));
+  }
 }
 
 // acc[r][0 .. width) = fma(weights[r][position], V[position], acc) for positions in [first, last),

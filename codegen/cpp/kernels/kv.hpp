@@ -2,9 +2,14 @@
 //
 // A group of layers owns blocks of block_size tokens. Block b of layer l holds, at
 // base + b * bytes_per_block + layer_offset, first K as [G][D][block_size] (token innermost, so
-// that scores of 16 tokens are one vector), then V as [G][block_size][Dv].
+// that scores of 16 tokens are one vector), then V as [G][block_size][Dv]. A cache of codes (int8)
+// goes on with the keys' scales as float [G][block_size] and then the values' likewise: a code
+// stands for code * scale, with one scale a token and head (quantize.hpp).
 #pragma once
 
+#include <type_traits>
+
+#include "quantize.hpp"
 #include "rope.hpp"
 #include "simd.hpp"
 #include "team.hpp"
@@ -22,37 +27,77 @@ struct KvView {
   int32_t Dv;  // value head size
 };
 
+// Whether a cache of this type holds codes, and scales beside them.
+template <class TC>
+constexpr bool kHoldsCodes = std::is_same_v<TC, int8_t>;
+
 // Bytes of one layer's part of a block; a block holds one part for each layer of the group.
 template <class TC>
 constexpr int64_t kv_layer_bytes(int64_t G, int64_t D, int64_t Dv, int64_t block_size) {
-  return G * (D + Dv) * block_size * static_cast<int64_t>(sizeof(TC));
+  const int64_t scales = kHoldsCodes<TC> ? 2 * static_cast<int64_t>(sizeof(float)) : 0;
+  return G * block_size * ((D + Dv) * static_cast<int64_t>(sizeof(TC)) + scales);
 }
 
+template <class TC>
+INFC_INLINE TC* layer_at(const KvView& kv, int64_t block) {
+  return reinterpret_cast<TC*>(static_cast<char*>(kv.base) + block * kv.bytes_per_block +
+                               kv.layer_offset);
+}
 // Element [head][0][offset] of a block's keys; the next d is block_size further.
 template <class TC>
 INFC_INLINE TC* key_at(const KvView& kv, int64_t block, int64_t head, int64_t offset) {
-  TC* layer = reinterpret_cast<TC*>(static_cast<char*>(kv.base) + block * kv.bytes_per_block +
-                                    kv.layer_offset);
-  return layer + head * kv.D * kv.block_size + offset;
+  return layer_at<TC>(kv, block) + head * kv.D * kv.block_size + offset;
 }
 // Element [head][offset][0] of a block's values; the next token is Dv further.
 template <class TC>
 INFC_INLINE TC* value_at(const KvView& kv, int64_t block, int64_t head, int64_t offset) {
-  TC* layer = reinterpret_cast<TC*>(static_cast<char*>(kv.base) + block * kv.bytes_per_block +
-                                    kv.layer_offset);
   const int64_t keys = static_cast<int64_t>(kv.G) * kv.D * kv.block_size;
-  return layer + keys + (head * kv.block_size + offset) * kv.Dv;
+  return layer_at<TC>(kv, block) + keys + (head * kv.block_size + offset) * kv.Dv;
+}
+// Scales [head][offset] of a block of codes; the next token's is one further. block_size is a
+// multiple of 16, so they are aligned.
+INFC_INLINE float* key_scale_at(const KvView& kv, int64_t block, int64_t head, int64_t offset) {
+  const int64_t codes = static_cast<int64_t>(kv.G) * (kv.D + kv.Dv) * kv.block_size;
+  return reinterpret_cast<float*>(layer_at<int8_t>(kv, block) + codes) + head * kv.block_size +
+         offset;
+}
+INFC_INLINE float* value_scale_at(const KvView& kv, int64_t block, int64_t head, int64_t offset) {
+  return key_scale_at(kv, block, kv.G + head, offset);
 }
 
 template <class TC, class T>
 INFC_INLINE void write_value(const KvView& kv, int64_t slot, int64_t head, const T* v) {
-  TC* out = value_at<TC>(kv, slot / kv.block_size, head, slot % kv.block_size);
-  for (int64_t d = 0; d < kv.Dv; ++d) out[d] = from_float<TC>(to_float(v[d]));
+  const int64_t block = slot / kv.block_size;
+  const int64_t offset = slot % kv.block_size;
+  TC* out = value_at<TC>(kv, block, head, offset);
+  if constexpr (kHoldsCodes<TC>) {
+    *value_scale_at(kv, block, head, offset) = quantize_row(v, out, kv.Dv);
+  } else {
+    for (int64_t d = 0; d < kv.Dv; ++d) out[d] = from_float<TC>(to_float(v[d]));
+  }
 }
-template <class TC, class T>
-INFC_INLINE void write_key(const KvView& kv, int64_t slot, int64_t head, const T* k) {
-  TC* out = key_at<TC>(kv, slot / kv.block_size, head, slot % kv.block_size);
-  for (int64_t d = 0; d < kv.D; ++d) out[d * kv.block_size] = from_float<TC>(to_float(k[d]));
+
+// Writes a key that each(put) hands over: it calls put(d, value) once for each d < D, and does so
+// again if it is called again.
+template <class TC, class T, class Each>
+INFC_INLINE void write_key(const KvView& kv, int64_t slot, int64_t head, Each each) {
+  const int64_t block = slot / kv.block_size;
+  const int64_t offset = slot % kv.block_size;
+  TC* out = key_at<TC>(kv, block, head, offset);
+  if constexpr (kHoldsCodes<TC>) {
+    int32_t top = 0;
+    each([&](int64_t, T x) {
+      const int32_t magnitude = bits_of(abs(to_float(x)));
+      top = magnitude > top ? magnitude : top;
+    });
+    const RowScale s = row_scale(from_bits(top));
+    each([&](int64_t d, T x) {
+      out[d * kv.block_size] = static_cast<int8_t>(quantize(to_float(x), s.inverse));
+    });
+    *key_scale_at(kv, block, head, offset) = s.scale;
+  } else {
+    each([&](int64_t d, T x) { out[d * kv.block_size] = from_float<TC>(to_float(x)); });
+  }
 }
 
 // Writes k [T, G, D] and v [T, G, Dv] (row strides ldk, ldv) to each token's slot
@@ -64,7 +109,10 @@ void kv_write(const Team& t, const T* k, int64_t ldk, const T* v, int64_t ldv, c
   for (int64_t u = share.begin; u < share.end; ++u) {
     const int64_t token = u / kv.G;
     const int64_t head = u % kv.G;
-    write_key<TC>(kv, slots[token], head, k + token * ldk + head * kv.D);
+    const T* key = k + token * ldk + head * kv.D;
+    write_key<TC, T>(kv, slots[token], head, [&](auto put) {
+      for (int64_t d = 0; d < kv.D; ++d) put(d, key[d]);
+    });
     write_value<TC>(kv, slots[token], head, v + token * ldv + head * kv.Dv);
   }
 }
@@ -85,11 +133,10 @@ void rope_kv_write(const Team& t, const T* q, int64_t ldq, T* q_out, int64_t ldq
     const int64_t head = u % kv.G;
     const int64_t slot = slots[token];
     const int64_t row = static_cast<int64_t>(positions[token]) * half;
-    TC* out = key_at<TC>(kv, slot / kv.block_size, head, slot % kv.block_size);
-    const auto put = [&](int64_t d, T x) {
-      out[d * kv.block_size] = from_float<TC>(to_float(x));
-    };
-    rope_row(k + token * ldk + head * kv.D, cos + row, sin + row, kv.D, rotary_dim, style, put);
+    const T* key = k + token * ldk + head * kv.D;
+    write_key<TC, T>(kv, slot, head, [&](auto put) {
+      rope_row(key, cos + row, sin + row, kv.D, rotary_dim, style, put);
+    });
     write_value<TC>(kv, slot, head, v + token * ldv + head * kv.Dv);
   }
 }

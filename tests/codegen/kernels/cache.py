@@ -59,8 +59,16 @@ class Cache:
         self.tables = np.zeros((len(lengths), self.width), np.int32)
         for b, count in enumerate(counts):
             self.tables[b, :count] = order[sum(counts[:b]) :][:count]
-        self.layer_elements = heads.G * (heads.D + heads.Dv) * block_size
-        self.memory = k.poison(sum(counts) + 1, 2, self.layer_elements)
+        self.layer_elements = self.layer_size()
+        self.memory = self.empty(sum(counts) + 1, 2, self.layer_elements)
+
+    def layer_size(self) -> int:
+        """Elements of one layer's part of a block."""
+        return self.heads.G * (self.heads.D + self.heads.Dv) * self.block_size
+
+    def empty(self, *shape: int) -> Array:
+        """What lies in the cache before anything is written: NaN."""
+        return self.k.poison(*shape)
 
     def view(self) -> Array:
         """The C++ KvView as the wrapper takes it."""
@@ -94,6 +102,42 @@ class Cache:
         return (
             keys.reshape(-1, h.G, h.D)[:length],
             values.reshape(-1, h.G, h.Dv)[:length],
+        )
+
+
+class CodeCache(Cache):
+    """The same of codes, as bytes: what is not written is all ones, which as a scale is NaN."""
+
+    def layer_size(self) -> int:
+        h = self.heads
+        return int(self.k.call("layer_bytes", h.G, h.D, h.Dv, self.block_size))
+
+    def empty(self, *shape: int) -> Array:
+        return np.full(shape, 0xFF, np.uint8)
+
+    def parts(self, sequence: int, length: int) -> tuple[Array, Array, Array, Array]:
+        """Codes of k and v, `[length, G, D]` and `[length, G, Dv]`, and their scales."""
+        h, bs = self.heads, self.block_size
+        blocks = np.ascontiguousarray(self.memory[self.tables[sequence], 1])
+        sizes = np.cumsum([h.G * h.D * bs, h.G * bs * h.Dv, h.G * bs * 4])
+        keys, values, key_scales, value_scales = np.split(blocks, sizes, axis=1)
+        rows = keys.view(np.int8).reshape(-1, h.G, h.D, bs).transpose(0, 3, 1, 2)
+        columns = values.view(np.int8).reshape(-1, h.G, bs, h.Dv).transpose(0, 2, 1, 3)
+        scales = [
+            np.ascontiguousarray(x).view(np.float32).reshape(-1, h.G, bs).transpose(0, 2, 1)
+            for x in (key_scales, value_scales)
+        ]
+        everything: list[Array] = [rows.reshape(-1, h.G, h.D), columns.reshape(-1, h.G, h.Dv)]
+        everything += [x.reshape(-1, h.G) for x in scales]
+        k, v, ks, vs = (np.ascontiguousarray(x[:length]) for x in everything)
+        return k, v, ks, vs
+
+    def stored(self, sequence: int, length: int) -> tuple[Array, Array]:
+        """What the codes stand for, in float64."""
+        k, v, k_scale, v_scale = self.parts(sequence, length)
+        return (
+            k * k_scale.astype(np.float64)[..., None],
+            v * v_scale.astype(np.float64)[..., None],
         )
 
 

@@ -1,4 +1,5 @@
 // C entry points over the 8-bit kernel templates, for one element type, ELEMENT: see wrapper.cpp.
+#include "kernels/attention.hpp"
 #include "kernels/linear_i8.hpp"
 #include "kernels/quantize.hpp"
 
@@ -13,6 +14,11 @@ namespace {
 template <class F>
 void on_team(void* team, F f) {
   static_cast<ThreadTeam*>(team)->run([](const Team& t, void* g) { (*static_cast<F*>(g))(t); }, &f);
+}
+
+KvView view(const i64* v) {
+  return {reinterpret_cast<void*>(v[0]), v[1], v[2], static_cast<int32_t>(v[3]),
+          static_cast<int32_t>(v[4]), static_cast<int32_t>(v[5]), static_cast<int32_t>(v[6])};
 }
 
 }  // namespace
@@ -44,5 +50,43 @@ EXPORT void scaled_linear_float(void* team, const int8_t* q, i64 ldq, const floa
                                 i64 M, i64 N, i64 K) {
   on_team(team, [=](const Team& t) {
     scaled_linear<float>(t, q, ldq, row_scale, w, scale, bias, y, ldy, M, N, K);
+  });
+}
+
+EXPORT i64 layer_bytes(i64 G, i64 D, i64 Dv, i64 block_size) {
+  return kv_layer_bytes<int8_t>(G, D, Dv, block_size);
+}
+EXPORT void rope_heads(void* team, const T* x, i64 ldx, T* y, i64 ldy, const int32_t* positions,
+                       const float* cos, const float* sin, i64 rotary, i64 heads, i64 dim,
+                       i64 tokens) {
+  on_team(team, [=](const Team& t) {
+    rope(t, x, ldx, y, ldy, positions, cos, sin, rotary, RopeStyle::half, heads, dim, tokens);
+  });
+}
+EXPORT void write_kv(void* team, const T* k, i64 ldk, const T* v, i64 ldv, const int32_t* slots,
+                     i64 tokens, const i64* kv) {
+  on_team(team, [=](const Team& t) {
+    kv_write<T, int8_t>(t, k, ldk, v, ldv, slots, tokens, view(kv));
+  });
+}
+EXPORT void rope_write_kv(void* team, const T* q, i64 ldq, T* q_out, i64 ldq_out, const T* k,
+                          i64 ldk, const T* v, i64 ldv, const int32_t* positions, const float* cos,
+                          const float* sin, i64 rotary, i64 H, const i64* kv, const int32_t* slots,
+                          i64 tokens) {
+  on_team(team, [=](const Team& t) {
+    rope_kv_write<T, int8_t>(t, q, ldq, q_out, ldq_out, k, ldk, v, ldv, positions, cos, sin, rotary,
+                             RopeStyle::half, H, view(kv), slots, tokens);
+  });
+}
+
+EXPORT i64 attention_scratch(i64 D, i64 Dv) { return attention_scratch_bytes(D, Dv); }
+EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t* query_starts,
+                   const int32_t* context_lengths, const int32_t* positions,
+                   const int32_t* block_table, i64 table_width, i64 B, i64 tokens, const i64* kv,
+                   i64 H, double scale, i64 window, double softcap, const float* sinks) {
+  const StepView step{query_starts, context_lengths, positions, block_table, table_width, B, tokens};
+  on_team(team, [=](const Team& t) {
+    paged_attention<T, int8_t>(t, q, ldq, y, ldy, step, view(kv), H, static_cast<float>(scale),
+                               window, static_cast<float>(softcap), sinks);
   });
 }
