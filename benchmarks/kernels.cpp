@@ -4,7 +4,8 @@
 #include <vector>
 
 #include "kernels/attention.hpp"
-#include "kernels/linear.hpp"
+#include "kernels/linear_i8.hpp"
+#include "kernels/quantize.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -54,13 +55,41 @@ double time_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t ma
   return seconds / static_cast<double>(matrices);
 }
 
-template <class T>
+// Rows are quantised before they are multiplied, and that is timed too.
+double time_linear_i8(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t matrices,
+                      int repeats) {
+  const int64_t elements = packed_elements<int8_t>(N, K);
+  std::vector<int8_t> w(static_cast<size_t>(elements * matrices));
+  std::vector<float> scale(static_cast<size_t>(N), 0.01f);
+  std::vector<bf16> x(static_cast<size_t>(M * K));
+  std::vector<int8_t> q(x.size());
+  std::vector<float> row_scale(static_cast<size_t>(M));
+  std::vector<bf16> y(static_cast<size_t>(M * N));
+  for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<int8_t>(i % 251);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = from_float<bf16>(static_cast<float>(i % 13) - 6.0f);
+  const double seconds = best_of(repeats, [&] {
+    on_team(team, [&](const Team& t) {
+      for (int64_t i = 0; i < matrices; ++i) {
+        quantize_rows(t, x.data(), K, q.data(), row_scale.data(), M, K);
+        t.barrier();
+        scaled_linear<bf16>(t, q.data(), K, row_scale.data(), w.data() + i * elements, scale.data(),
+                            nullptr, y.data(), N, M, N, K);
+        t.barrier();
+      }
+    });
+  });
+  sink = to_float(y[0]);
+  return seconds / static_cast<double>(matrices);
+}
+
+// TC is the cache's type.
+template <class T, class TC = T>
 double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t H, int32_t G,
                       int32_t D, int repeats) {
   const int32_t bs = 16;
   const int64_t blocks = (context + bs - 1) / bs;
-  const int64_t bytes = kv_layer_bytes<T>(G, D, D, bs);
-  std::vector<T> cache(static_cast<size_t>((blocks + 1) * bytes) / sizeof(T));
+  const int64_t bytes = kv_layer_bytes<TC>(G, D, D, bs);
+  std::vector<char> cache(static_cast<size_t>((blocks + 1) * bytes));
   std::vector<T> q(static_cast<size_t>(tokens * H * D), from_float<T>(0.01f));
   std::vector<T> y(q.size());
   std::vector<int32_t> table(static_cast<size_t>(blocks));
@@ -75,7 +104,7 @@ double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t
   const StepView step{starts, &length, positions.data(), table.data(), blocks, 1, tokens};
   return best_of(repeats, [&] {
     on_team(team, [&](const Team& t) {
-      paged_attention<T, T>(t, q.data(), H * D, y.data(), H * D, step, kv, H, 0.125f, 0, 0.0f,
+      paged_attention<T, TC>(t, q.data(), H * D, y.data(), H * D, step, kv, H, 0.125f, 0, 0.0f,
                             static_cast<const float*>(nullptr));
     });
   });
@@ -137,22 +166,62 @@ EXPORT double peak_rate(int64_t threads, int64_t bf16_pairs) {
   return per_step * static_cast<double>(steps * kChains * threads) / seconds;
 }
 
-EXPORT double linear_seconds(int64_t threads, int64_t is_bf16, int64_t M, int64_t N, int64_t K,
+// Operations a second of 8-bit products on registers, as the kernels multiply them.
+EXPORT double peak_rate_i8(int64_t threads) {
+  ThreadTeam team(static_cast<int>(threads), 0);
+  const int64_t steps = kPeakSteps / kChains;
+  const double seconds = best_of(3, [&] {
+    on_team(team, [&](const Team&) {
+      i32x16 acc[kChains];
+      INFC_UNROLL for (int j = 0; j < kChains; ++j) acc[j] = splat_int<i32x16>(j);
+      for (int64_t i = 0; i < steps; ++i) {
+        INFC_UNROLL for (int j = 0; j < kChains; ++j) {
+          INFC_EACH(r) {
+#if INFC_VNNI
+            acc[j].v[r] = (reg::i32)_mm512_dpbusd_epi32((__m512i)acc[j].v[r], (__m512i)acc[0].v[r],
+                                                        (__m512i)acc[0].v[r]);
+#elif INFC_AVX512
+            acc[j].v[r] += (reg::i32)_mm512_madd_epi16((__m512i)acc[j].v[r], (__m512i)acc[0].v[r]);
+#elif INFC_AVX2
+            acc[j].v[r] += (reg::i32)_mm256_madd_epi16((__m256i)acc[j].v[r], (__m256i)acc[0].v[r]);
+#else
+            acc[j].v[r] += acc[j].v[r] * acc[0].v[r];
+#endif
+          }
+        }
+      }
+      for (int j = 1; j < kChains; ++j) acc[0] = acc[0] + acc[j];
+      sink = sum_lanes(to_float_value(acc[0]));
+    });
+  });
+  constexpr double per_step = 32.0 * LinearLayout<int8_t>::kKP;
+  return per_step * static_cast<double>(steps * kChains * threads) / seconds;
+}
+
+// `kind`: 0 float, 1 bf16, 2 int8.
+EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N, int64_t K,
                              int64_t matrices, int64_t repeats) {
   ThreadTeam team(static_cast<int>(threads), 0);
   const int r = static_cast<int>(repeats);
-  return is_bf16 != 0 ? time_linear<bf16>(team, M, N, K, matrices, r)
-                      : time_linear<float>(team, M, N, K, matrices, r);
+  switch (kind) {
+    case 0: return time_linear<float>(team, M, N, K, matrices, r);
+    case 1: return time_linear<bf16>(team, M, N, K, matrices, r);
+    default: return time_linear_i8(team, M, N, K, matrices, r);
+  }
 }
 
-EXPORT double attention_seconds(int64_t threads, int64_t is_bf16, int64_t tokens, int64_t context,
+// `kind`: as above; with int8 the cache holds codes and the queries are bf16.
+EXPORT double attention_seconds(int64_t threads, int64_t kind, int64_t tokens, int64_t context,
                                 int64_t H, int64_t G, int64_t D, int64_t repeats) {
   ThreadTeam team(static_cast<int>(threads), static_cast<size_t>(attention_scratch_bytes(D, D)));
   const int r = static_cast<int>(repeats);
   const auto g = static_cast<int32_t>(G);
   const auto d = static_cast<int32_t>(D);
-  return is_bf16 != 0 ? time_attention<bf16>(team, tokens, context, H, g, d, r)
-                      : time_attention<float>(team, tokens, context, H, g, d, r);
+  switch (kind) {
+    case 0: return time_attention<float>(team, tokens, context, H, g, d, r);
+    case 1: return time_attention<bf16>(team, tokens, context, H, g, d, r);
+    default: return time_attention<bf16, int8_t>(team, tokens, context, H, g, d, r);
+  }
 }
 
 EXPORT double barrier_seconds(int64_t threads) {

@@ -1,7 +1,8 @@
 """How near the CPU kernels come to what this machine gives: bytes read, products a second.
 
 Run: `python benchmarks/kernels.py [--target native] [--threads N]`. Ceilings are measured in the
-same run: a plain read of a large buffer, and multiply-adds on registers alone.
+same run: a plain read of a large buffer, and multiply-adds on registers alone. Attention of kind
+int8 is bf16 queries over an 8-bit cache.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SOURCE = Path(__file__).parent / "kernels.cpp"
 SHAPES = ((4864, 896), (896, 4864), (1152, 896))  # [N, K]
 ROWS = (1, 2, 4, 8, 32, 512)
 WEIGHT_BYTES = 256 << 20
+KINDS = {"float": 4, "bf16": 2, "int8": 1}  # and bytes of a weight
 
 
 def main() -> None:
@@ -55,15 +57,16 @@ def report(call: Callable[..., float], threads: int) -> None:
     """Measure and print."""
     read = call("read_rate", threads, WEIGHT_BYTES)
     peaks = [call("peak_rate", threads, is_bf16) for is_bf16 in (0, 1)]
+    peaks.append(call("peak_rate_i8", threads))
     print(f"threads {threads}: read {read / 1e9:.1f} GB/s, barrier", end=" ")
     print(f"{call('barrier_seconds', threads) * 1e6:.2f} µs")
-    for is_bf16, name in enumerate(("float", "bf16")):
-        print(f"{name}: peak {peaks[is_bf16] / 1e9:.0f} GFLOP/s")
+    for kind, name in enumerate(KINDS):
+        print(f"{name}: peak {peaks[kind] / 1e9:.0f} G{'' if name == 'int8' else 'FL'}OP/s")
         for n, k in SHAPES:
             for m in ROWS:
-                print(linear_line(call, threads, is_bf16, (m, n, k), read, peaks[is_bf16]))
+                print(linear_line(call, threads, name, (m, n, k), read, peaks[kind]))
         for tokens, context in ((1, 4096), (512, 512), (512, 4096)):
-            seconds = call("attention_seconds", threads, is_bf16, tokens, context, 14, 2, 64, 5)
+            seconds = call("attention_seconds", threads, kind, tokens, context, 14, 2, 64, 5)
             pairs = tokens * (context - (tokens - 1) / 2)
             rate = pairs * 14 * 4 * 64 / seconds
             print(
@@ -75,21 +78,22 @@ def report(call: Callable[..., float], threads: int) -> None:
 def linear_line(
     call: Callable[..., float],
     threads: int,
-    is_bf16: int,
+    name: str,
     shape: tuple[int, int, int],
     read: float,
     peak: float,
 ) -> str:
     """One line of the table: a product of M rows by [N, K], both rates and shares of ceilings."""
     m, n, k = shape
-    weight_bytes = n * k * (2 if is_bf16 else 4)
+    weight_bytes = n * k * KINDS[name]
     matrices = max(1, WEIGHT_BYTES // weight_bytes) if m <= 32 else 4
-    seconds = call("linear_seconds", threads, is_bf16, m, n, k, matrices, 3)
+    kind = list(KINDS).index(name)
+    seconds = call("linear_seconds", threads, kind, m, n, k, matrices, 3)
     bandwidth, rate = weight_bytes / seconds, 2 * m * n * k / seconds
     return (
         f"  linear M={m:<4} N={n:<5} K={k:<5} {seconds * 1e6:9.1f} µs"
         f"  {bandwidth / 1e9:6.1f} GB/s ({bandwidth / read:4.0%} of read)"
-        f"  {rate / 1e9:6.1f} GFLOP/s ({rate / peak:4.0%} of peak)"
+        f"  {rate / 1e9:6.1f} GOP/s ({rate / peak:4.0%} of peak)"
     )
 
 
