@@ -12,20 +12,24 @@ from typing import Any
 
 from ..ir.artifact import Artifact, Verification, open_artifact
 from ..ir.errors import InfcError, RequestError
-from .detokenizer import Detokenizer
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig
 from .kv_cache import KvCache
 from .limits import RuntimeOptions, RuntimePlan, plan_runtime
-from .outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from .logits_adjuster import TokenConstraint
+from .outputs import FinishReason, RequestOutput
+from .pooling import Pool, Pooling, asks_for_hidden
 from .request import Request
-from .sampler import Sample, sample_rows
+from .request_stream import NO_FINITE_VALUE, RequestStream
+from .sampler import Sample
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler
 from .step import Step, StepTimes
+from .step_results import StepResults, read_results
 from .tokenizer import Tokenizer
 
 _MAX_SALT_CHARACTERS = 256
+_READ_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,6 @@ class EngineStats:
     num_steps: int
 
 
-@dataclass(slots=True)
-class _Stream:
-    """What the engine keeps of a request beside the scheduler."""
-
-    request: Request
-    prompt: str | None
-    prompt_token_ids: tuple[int, ...]
-    detokenizer: Detokenizer | None
-
-
 class Engine:
     """Serves one model. Not thread-safe: `AsyncEngine` gives it a thread of its own."""
 
@@ -60,8 +54,10 @@ class Engine:
         *,
         vocab_size: int,
         tokenizer: Tokenizer | None = None,
+        hidden_width: int | None = None,
     ) -> None:
         self.executor = executor
+        self.hidden_width = hidden_width
         self.plan = plan
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
@@ -70,7 +66,7 @@ class Engine:
         self.on_step: Callable[[StepTimes], None] | None = None
         """Told of each step that ran to its end, on the engine's thread: it must be quick."""
         self._executor_seconds = 0.0
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, RequestStream] = {}
         self._weights_check: Future[None] | None = None
         self._closed = False
         self._settled = True
@@ -100,6 +96,7 @@ class Engine:
             plan,
             vocab_size=artifact.manifest.model.vocab_size,
             tokenizer=Tokenizer.load(artifact),
+            hidden_width=artifact.manifest.hidden_width,
         )
         engine._weights_check = check
         return engine
@@ -129,12 +126,13 @@ class Engine:
         priority: int = 0,
         *,
         cache_salt: str = "",
+        constraint: TokenConstraint | None = None,
     ) -> None:
         """Queue a request; a smaller `priority` goes first.
 
-        Prefixes are shared only between requests of the same `cache_salt`. Raises RequestError
-        for what can never be served, CapacityError when the queue is full, InfcError once the
-        engine is closed.
+        Prefixes are shared only between requests of the same `cache_salt`. `constraint` says
+        before each token which may come. Raises RequestError for what can never be served,
+        CapacityError when the queue is full, InfcError once the engine is closed.
         """
         if self._closed:
             raise InfcError("the engine is closed")
@@ -150,21 +148,47 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             eos_token_ids=self.tokenizer.eos_token_ids if self.tokenizer else (),
+            constraint=constraint,
         )
-        detokenizer = None
-        if self.tokenizer is not None:
-            decoder = self.tokenizer.stream_decoder(
-                skip_special_tokens=params.skip_special_tokens, context=token_ids
-            )
-            detokenizer = Detokenizer(decoder, params.stop_strings, params.min_tokens)
-        self.scheduler.add(request)
-        text = prompt if isinstance(prompt, str) else None
-        self._streams[request_id] = _Stream(request, text, tuple(token_ids), detokenizer)
+        self._queue(request, prompt)
+
+    def read_prompt(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        *,
+        pooling: Pooling | None = None,
+        first_scored: int = 1,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        """Queue a prompt that is only read.
+
+        With `pooling` its output has an `embedding`; without, `prompt_logprobs` from token
+        `first_scored` on. Raises what `add_request` does, and RequestError where the artifact
+        gives no hidden states to pool.
+        """
+        if self._closed:
+            raise InfcError("the engine is closed")
+        self._check(_READ_ONLY, cache_salt)
+        request = Request(
+            request_id, self.encode(prompt), _READ_ONLY, priority=priority, cache_salt=cache_salt
+        )
+        if pooling is not None:
+            if self.hidden_width is None:
+                raise RequestError(
+                    "this artifact gives no hidden states",
+                    field="pooling",
+                    hint="compile it again; a model whose head is not found has none",
+                )
+            request.pool = Pool(pooling, self.hidden_width)
+        # What comes before is not wanted, and may be taken from a cached prefix.
+        request.num_prompt_rows = first_scored - 1
+        self._queue(request, prompt)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request at any moment; its last output, None if it is unknown or has finished."""
-        request = self.scheduler.abort(request_id)
-        return None if request is None else self._output(self._streams[request_id])
+        return self._end(request_id, "abort")
 
     def abort_all(self) -> None:
         """End every request."""
@@ -188,8 +212,8 @@ class Engine:
         begun = time.perf_counter()
         try:
             step = self.scheduler.schedule()
-            samples = self._execute(step)
-            outputs = self._publish(step, samples)
+            results = self._execute(step)
+            outputs = self._publish(step, results)
             self._settled = True
             if step is not None and self.on_step is not None:
                 seconds = time.perf_counter() - begun
@@ -245,9 +269,6 @@ class Engine:
                         f"{field}: {token} is no token id, they are 0..{self.vocab_size - 1}",
                         field=field,
                     )
-        if params.num_choices > 1 or params.prompt_logprobs is not None:
-            name = "prompt_logprobs" if params.num_choices == 1 else "n"
-            raise RequestError(f"{name} is not built yet", field=name)
         if params.stop_strings and self.tokenizer is None:
             raise RequestError(
                 "this model has no tokenizer", field="stop", hint="use stop_token_ids"
@@ -257,82 +278,72 @@ class Engine:
                 f"cache_salt is longer than {_MAX_SALT_CHARACTERS} characters", field="cache_salt"
             )
 
-    def _execute(self, step: Step | None) -> list[Sample]:
+    def _queue(self, request: Request, prompt: str | Sequence[int]) -> None:
+        self.scheduler.add(request)
+        text = prompt if isinstance(prompt, str) else None
+        stream = RequestStream(request, text, self.tokenizer, self._stop)
+        self._streams[request.request_id] = stream
+
+    def _execute(self, step: Step | None) -> StepResults:
         """Run and commit the step; where that fails, all of its requests end with an error."""
         if step is None:
-            return []
+            return StepResults([], [])
         try:
+            asked = asks_for_hidden(step, self.hidden_width)
             begun = time.perf_counter()
-            logits = self.executor.run(step)
+            logits = self.executor.run(asked)
             self._executor_seconds = time.perf_counter() - begun
             if self._weights_check is not None:  # no token leaves before the weights are known good
                 self._weights_check.result()
                 self._weights_check = None
-            samples = sample_rows(logits, step.sampled)
+            results = read_results(logits, asked)
         except BaseException:
             self.scheduler.discard(step)
             for request in step.requests:
-                del self._streams[request.request_id]
+                self._streams.pop(request.request_id, None)
             self._settled = True
             raise
-        self.scheduler.commit(step, [sample.token_id for sample in samples])
+        self.scheduler.commit(step, [sample.token_id for sample in results.samples])
         self.num_steps += 1
-        return samples
+        return results
 
-    def _publish(self, step: Step | None, samples: list[Sample]) -> list[RequestOutput]:
+    def _publish(self, step: Step | None, results: StepResults) -> list[RequestOutput]:
         if step is None:
             return []
-        return [
-            self._output(self._streams[request.request_id], sample)
-            for request, sample in zip(step.sampled, samples, strict=True)
-        ]
+        outputs = []
+        for rows, entries in zip(step.prompt_rows, results.prompts, strict=True):
+            request_id = rows.request.request_id
+            if entries is not None:
+                self._streams[request_id].add_prompt_logprobs(entries)
+                continue
+            rows.request.error = NO_FINITE_VALUE
+            if (output := self._end(request_id, "error")) is not None:
+                outputs.append(output)
+        by_request: dict[str, list[tuple[Request, Sample | None]]] = {}
+        for request, sample in zip(step.sampled, results.samples, strict=True):
+            by_request.setdefault(request.request_id, []).append((request, sample))
+        for request_id, samples in by_request.items():
+            if request_id in self._streams and (output := self._tell(request_id, samples)):
+                outputs.append(output)
+        return outputs
 
-    def _output(self, stream: _Stream, sample: Sample | None = None) -> RequestOutput:
-        """What a token added; without one, the end of an aborted request."""
-        request = stream.request
-        tokens: tuple[int, ...] = ()
-        logprobs: tuple[TokenLogprobs, ...] | None = None
-        if sample is not None and sample.token_id is not None:
-            tokens = (sample.token_id,)
-            logprobs = None if sample.logprobs is None else (sample.logprobs,)
-        elif sample is not None:
-            request.error = "the logits hold no finite value"
-        text = self._text(stream, tokens)
-        if request.finish_reason is not None:
-            del self._streams[request.request_id]
-        completion = CompletionOutput(
-            text=text,
-            token_ids=tokens,
-            finish_reason=request.finish_reason,
-            stop_reason=request.stop_reason,
-            logprobs=logprobs,
-        )
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=stream.prompt,
-            prompt_token_ids=stream.prompt_token_ids,
-            outputs=(completion,),
-            metrics=request.metrics(),
-            error=request.error,
-        )
+    def _end(self, request_id: str, reason: FinishReason) -> RequestOutput | None:
+        """End all that is left of a request; its last output, None where nothing is."""
+        ended = self.scheduler.abort(request_id, reason)
+        return self._tell(request_id, [(choice, None) for choice in ended]) if ended else None
 
-    def _text(self, stream: _Stream, tokens: tuple[int, ...]) -> str:
-        """The text that is certain now. A stop string ends the request here."""
-        request, detokenizer = stream.request, stream.detokenizer
-        if detokenizer is None:
-            return ""
-        text = ""
-        if tokens and request.stop_reason is None:  # a token that ends it is no text
-            text = detokenizer.push(tokens[0])
-        if request.finish_reason is not None:
-            text += detokenizer.flush()
-        if detokenizer.matched_stop is not None:
-            if request.finish_reason is None:
-                self.scheduler.finish(request, "stop")
-            if request.finish_reason == "length":
-                request.finish_reason = "stop"
-            request.stop_reason = detokenizer.matched_stop
-        return text
+    def _tell(
+        self, request_id: str, samples: list[tuple[Request, Sample | None]]
+    ) -> RequestOutput | None:
+        """What to say of a request now; it is forgotten once that is all."""
+        stream = self._streams[request_id]
+        output = stream.add(samples)
+        if stream.finished:
+            del self._streams[request_id]
+        return output
+
+    def _stop(self, request: Request) -> None:
+        self.scheduler.finish(request, "stop")
 
 
 def _make_scheduler(plan: RuntimePlan) -> Scheduler:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import numpy as np
 
@@ -12,37 +10,8 @@ from ..ir.program import KvGroup
 from .blocks import NULL_BLOCK, BlockPool
 from .kv_groups import blocks_alone, blocks_for, common_block_size, first_visible_block
 from .kv_groups import window_blocks as _window_blocks
+from .sequence_blocks import SequenceBlocks
 from .step import Int32Array
-
-_DIGEST_BYTES = 32
-
-
-class SequenceBlocks:
-    """The blocks of one sequence. `ids[g][i]` holds positions `i * block_size ..` in group `g`.
-
-    An id is 0 where the window has passed. `seat` is the row of the tables it sits in, None
-    while it holds nothing. `digests` is the chain of hashes of its full blocks so far, kept
-    when the blocks are given back.
-    """
-
-    __slots__ = ("digests", "first", "ids", "num_registered", "root", "seat")
-
-    def __init__(self, salt: str = "") -> None:
-        self.root = blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
-        self.digests: list[bytes] = []
-        self.seat: int | None = None
-        self.ids: list[list[int]] = []
-        self.first: list[int] = []
-        self.num_registered = 0
-
-    def extend_digests(self, tokens: Sequence[int], num_tokens: int, block_size: int) -> None:
-        """Hash the full blocks within the first `num_tokens` tokens, each over its parent."""
-        digests = self.digests
-        for index in range(len(digests), num_tokens // block_size):
-            parent = digests[-1] if digests else self.root
-            start = index * block_size
-            content = array("i", tokens[start : start + block_size]).tobytes()
-            digests.append(blake2b(parent + content, digest_size=_DIGEST_BYTES).digest())
 
 
 class KvCache:
@@ -82,24 +51,49 @@ class KvCache:
 
     # --- one sequence, from admission to its end ---------------------------------------------
 
-    def admit(self, blocks: SequenceBlocks, tokens: Sequence[int], headroom: int) -> int | None:
+    def admit(
+        self,
+        blocks: SequenceBlocks,
+        tokens: Sequence[int],
+        headroom: int,
+        reusable_tokens: int | None = None,
+    ) -> int | None:
         """Give a sequence its seat, its reusable prefix and room for the rest of `tokens`.
 
-        Returns how many tokens are in the cache already, at most `len(tokens) - 1`, or None when
-        the pools have too few free blocks (beyond `headroom` in each); then nothing changed.
+        Returns how many tokens are in the cache already, at most `len(tokens) - 1` and
+        `reusable_tokens`, or None when the pools have too few free blocks (beyond `headroom` in
+        each); then nothing changed.
         """
         if not self._free_seats:
             return None
-        hit = self._longest_hit(blocks, tokens)
+        hit = self._longest_hit(blocks, tokens, reusable_tokens)
         if not self._fits(blocks, hit, len(tokens), headroom):
             # A full hit needs one block more than no hit, for the copy of its last block.
             if hit * self.block_size < len(tokens):
                 return None
-            hit -= 1
+            hit = self._longest_hit(blocks, tokens, hit * self.block_size - 1)
             if not self._fits(blocks, hit, len(tokens), headroom):
                 return None
         self._take_hit(blocks, hit, len(tokens))
         return min(hit * self.block_size, len(tokens) - 1)
+
+    def fork(self, blocks: SequenceBlocks, twin: SequenceBlocks) -> bool:
+        """Let `twin` begin as `blocks` is now, sharing every block; False without a free seat.
+
+        All tokens of `blocks` are stored. Whoever writes into a shared block first gets a copy.
+        """
+        if not self._free_seats:
+            return False
+        twin.seat = self._free_seats.pop()
+        twin.digests = list(blocks.digests)
+        twin.ids = [list(ids) for ids in blocks.ids]
+        twin.first = list(blocks.first)
+        twin.num_registered = blocks.num_registered
+        for g in self._indices:
+            for block in twin.ids[g][twin.first[g] :]:
+                self.pools[g].retain(block)
+            self._tables[g][twin.seat, : len(twin.ids[g])] = twin.ids[g]
+        return True
 
     def extend(self, blocks: SequenceBlocks, start: int, count: int) -> int:
         """Make room for tokens `start .. start + count`; how many of them there is room for."""
@@ -195,15 +189,18 @@ class KvCache:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _longest_hit(self, blocks: SequenceBlocks, tokens: Sequence[int]) -> int:
+    def _longest_hit(
+        self, blocks: SequenceBlocks, tokens: Sequence[int], reusable_tokens: int | None
+    ) -> int:
         """Blocks of the longest reusable prefix.
 
         Full groups must still have all of them, windowed groups those that the next token sees.
         """
-        if not self.prefix_reuse:
+        limit = len(tokens) if reusable_tokens is None else min(len(tokens), reusable_tokens)
+        limit //= self.block_size
+        if not self.prefix_reuse or limit == 0:
             return 0
         blocks.extend_digests(tokens, len(tokens), self.block_size)
-        limit = len(tokens) // self.block_size
         windowed = []
         for pool, group in zip(self.pools, self.groups, strict=True):
             if group.window is not None:

@@ -13,8 +13,8 @@ from ..ir.machine import available_cpus, available_memory
 from ..ir.manifest import Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_size, parse_size
+from .admission import SchedulerLimits
 from .kv_groups import blocks_alone, blocks_for, common_block_size, window_blocks
-from .scheduler import SchedulerLimits
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _MAX_THREADS = 1024

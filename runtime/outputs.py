@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -45,8 +49,10 @@ class RequestMetrics:
 class CompletionOutput:
     """One completion, or what one step added to it.
 
-    `stop_reason` is the stop string or the token id that ended it (None for any other end).
-    `logprobs` is None unless asked for, else one entry a token.
+    `index` says which of the request's completions it is. `stop_reason` is the stop string or
+    the token id that ended it (None for any other end). `logprobs` is None unless asked for,
+    else one entry a token; `cumulative_logprob` is then their sum up to here, and also there
+    where the best were chosen by it.
     """
 
     index: int = 0
@@ -55,36 +61,57 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOutput:
-    """The answer to one request, or what one step added to it. `error` explains an "error" end."""
+    """The answer to one request, or what one step added to it.
+
+    `outputs` holds each completion that something was added to, by ascending `index`; at least
+    one. `finished` says that nothing more will come. `prompt_logprobs`, where asked for, comes
+    whole with the first output: one entry a token of the prompt, None for the first, which
+    nothing predicts. `embedding` [hidden_width] is what a request that pools hidden states gets
+    instead of tokens. `error` explains an "error" end.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[CompletionOutput, ...]
     metrics: RequestMetrics
+    finished: bool = False
     prompt: str | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    embedding: NDArray[np.float32] | None = None
     error: str | None = None
 
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        return self.outputs[0].finish_reason is not None
 
-
-def merge_outputs(parts: list[RequestOutput]) -> RequestOutput:
+def merge_outputs(parts: Sequence[RequestOutput]) -> RequestOutput:
     """The whole answer from the parts that steps gave, in their order; at least one part."""
-    completions = [part.outputs[0] for part in parts]
-    last = completions[-1]
-    logprobs = None
-    if any(c.logprobs is not None for c in completions):
-        logprobs = tuple(entry for c in completions for entry in c.logprobs or ())
-    whole = replace(
-        last,
-        text="".join(c.text for c in completions),
-        token_ids=tuple(token for c in completions for token in c.token_ids),
-        logprobs=logprobs,
+    pieces: dict[int, list[CompletionOutput]] = {}
+    for part in parts:
+        for piece in part.outputs:
+            pieces.setdefault(piece.index, []).append(piece)
+    prompts = [p.prompt_logprobs for p in parts if p.prompt_logprobs is not None]
+    errors = [part.error for part in parts if part.error is not None]
+    return replace(
+        parts[-1],
+        outputs=tuple(merge_completions(pieces[index]) for index in sorted(pieces)),
+        prompt_logprobs=prompts[0] if prompts else None,
+        error=errors[0] if errors else None,
     )
-    return replace(parts[-1], outputs=(whole,))
+
+
+def merge_completions(pieces: Sequence[CompletionOutput]) -> CompletionOutput:
+    """One completion from what steps added to it, in their order; at least one piece."""
+    logprobs = None
+    if any(piece.logprobs is not None for piece in pieces):
+        logprobs = tuple(entry for piece in pieces for entry in piece.logprobs or ())
+    sums = [p.cumulative_logprob for p in pieces if p.cumulative_logprob is not None]
+    return replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        logprobs=logprobs,
+        cumulative_logprob=sums[-1] if sums else None,
+    )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import enum
 import secrets
 import time
+from typing import TYPE_CHECKING
 
-from .kv_cache import SequenceBlocks
 from .logits_adjuster import LogitsAdjuster, TokenConstraint
 from .outputs import FinishReason, RequestMetrics
 from .sampling_params import SamplingParams
+from .sequence_blocks import SequenceBlocks
+
+if TYPE_CHECKING:
+    from .pooling import Pool
 
 
 class RequestState(enum.Enum):
@@ -17,6 +21,7 @@ class RequestState(enum.Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    UNFORKED = "unforked"  # a further choice, until the first has computed the prompt
     FINISHED = "finished"
 
 
@@ -24,7 +29,10 @@ class Request:
     """One sequence to continue. Mutable: the scheduler owns it from `add` to its end.
 
     `token_ids` holds prompt and output; the first `num_computed` of them have their KV in the
-    cache. A smaller `priority` goes first, then the earlier `arrival`.
+    cache. A smaller `priority` goes first, then the earlier `arrival`. Of several choices each is
+    a sequence of its own: `choice` 0 computes the prompt, and the others, its `unforked`, go on
+    from there. `num_prompt_rows` rows of the prompt have been given, or are not wanted. A
+    request with a `pool` wants hidden states, and no logits.
     """
 
     __slots__ = (
@@ -32,6 +40,7 @@ class Request:
         "arrival",
         "arrival_time",
         "blocks",
+        "cache_salt",
         "choice",
         "end_token_ids",
         "error",
@@ -45,14 +54,17 @@ class Request:
         "num_computed",
         "num_logprobs",
         "num_preemptions",
+        "num_prompt_rows",
         "num_prompt_tokens",
         "params",
+        "pool",
         "priority",
         "request_id",
         "seed",
         "state",
         "stop_reason",
         "token_ids",
+        "unforked",
     )
 
     def __init__(
@@ -80,6 +92,11 @@ class Request:
                 params, self.num_prompt_tokens, self.end_token_ids, constraint
             )
         self.num_logprobs = params.logprobs
+        if self.num_logprobs is None and params.num_choices > params.n:
+            self.num_logprobs = 0  # the best are chosen by them
+        self.unforked: list[Request] = []
+        self.num_prompt_rows = 0
+        self.pool: Pool | None = None
         # One seed for its whole life, so that preemption never changes what comes next.
         self.seed = (secrets.randbits(63) if params.seed is None else params.seed) & (2**64 - 1)
         self.arrival = 0
@@ -89,6 +106,7 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
+        self.cache_salt = cache_salt
         self.blocks = SequenceBlocks(cache_salt)
         self.num_cached_tokens = 0
         self.num_preemptions = 0
@@ -98,10 +116,43 @@ class Request:
         self.last_token_time: float | None = None
         self.finished_time: float | None = None
 
+    def sibling(self, choice: int) -> Request:
+        """Another choice of the same request, not yet begun."""
+        constraint = None if self.adjuster is None else self.adjuster.constraint
+        twin = Request(
+            self.request_id,
+            self.token_ids,
+            self.params,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            eos_token_ids=tuple(self.end_token_ids),
+            constraint=None if constraint is None else constraint.fork(),
+        )
+        twin.choice, twin.seed, twin.state = choice, self.seed, RequestState.UNFORKED
+        twin.arrival, twin.arrival_time = self.arrival, self.arrival_time
+        twin.max_total_tokens = self.max_total_tokens
+        return twin
+
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int, int]:
         """Sort key: who is served first, and who is preempted last."""
-        return (self.priority, self.arrival)
+        return (self.priority, self.arrival, self.choice)
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether rows of the prompt are still to be given, beside its last."""
+        asked = self.params.prompt_logprobs is not None
+        if self.pool is not None:
+            asked = self.pool.every_row
+        return asked and self.choice == 0 and self.num_prompt_rows < self.num_prompt_tokens - 1
+
+    @property
+    def reusable_tokens(self) -> int | None:
+        """How much of a cached prefix may be taken; None for all.
+
+        What is taken is not computed, so it gives no logits.
+        """
+        return self.num_prompt_rows if self.wants_prompt_rows else None
 
     @property
     def num_output_tokens(self) -> int:

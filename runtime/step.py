@@ -14,13 +14,27 @@ if TYPE_CHECKING:
 Int32Array = NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Rows of logits that belong to a prompt.
+
+    Row `first_row + i` is what follows position `first_position + i`, for `count` rows.
+    """
+
+    request: Request
+    first_row: int
+    first_position: int
+    count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
     """A ragged batch of `B` sequences, `T` tokens and `R` rows of logits; int32, contiguous.
 
     The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
-    of the manifest. `requests` (one a sequence) and `sampled` (one a row of logits) say whose
-    step it is; executors never look at them.
+    of the manifest. `requests` (one a sequence) say whose step it is, `sampled` who gets a token
+    of which row (`sampled_rows`), and `prompt_rows` which rows are of a prompt; executors never
+    look at them.
     """
 
     token_ids: Int32Array  # [T]

@@ -84,7 +84,10 @@ class PagedModel:
         assert all(a.dtype == np.int32 and a.flags.c_contiguous for a in arrays)
         assert step.query_starts[-1] == step.num_tokens > 0
         assert len(step.requests) == step.num_sequences
-        assert len(step.sampled) == len(step.logits_index)
+        assert len(step.sampled) == len(step.sampled_rows)
+        prompt_rows = [p.first_row + i for p in step.prompt_rows for i in range(p.count)]
+        assert sorted({*prompt_rows, *step.sampled_rows}) == list(range(len(step.logits_index)))
+        assert set(prompt_rows).isdisjoint(step.sampled_rows)
         assert np.all(np.diff(step.logits_index) > 0)
         for request, (start, stop), length in zip(
             step.requests,

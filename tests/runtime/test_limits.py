@@ -15,6 +15,7 @@ from infc.ir.errors import CapacityError, UsageError
 from infc.ir.manifest import FileDigest, Manifest
 from infc.ir.program import KvGroup
 from infc.ir.sizes import format_size
+from infc.runtime.admission import SchedulerLimits
 from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import (
     RuntimeOptions,
@@ -24,7 +25,6 @@ from infc.runtime.limits import (
     plan_blocks,
     plan_runtime,
 )
-from infc.runtime.scheduler import SchedulerLimits
 
 from ..ir.artifacts import manifest
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
-from infc.runtime.scheduler import SchedulerLimits
+from infc.runtime.admission import SchedulerLimits
 from infc.runtime.server.app import create_app
 from infc.runtime.server.listener import open_listener
 from infc.runtime.server.settings import ServerSettings

@@ -1,0 +1,75 @@
+"""Whether a request can ever be served, and how long it may become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.errors import RequestError
+from .kv_cache import KvCache
+from .request import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What one step and the whole scheduler may hold.
+
+    `step_tokens` tokens and `logit_rows` rows of logits a step, `max_sequences` sequences
+    running, `max_context` tokens a sequence (prompt and output), `max_waiting` requests queued.
+    `compiled_context` is what `max_context` may be raised to without compiling again, where it
+    was lowered.
+    """
+
+    step_tokens: int
+    max_sequences: int
+    logit_rows: int
+    max_context: int
+    max_waiting: int = 4096
+    compiled_context: int | None = None
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that run at once: each gets a token and a row of logits in every step."""
+        return min(self.max_sequences, self.logit_rows, self.step_tokens)
+
+
+def max_total_tokens(request: Request, limits: SchedulerLimits, kv: KvCache) -> int:
+    """Prompt and output together; raises RequestError where they can never fit."""
+    limit, prompt = limits.max_context, request.num_prompt_tokens
+    wanted = request.params.max_tokens
+    if prompt == 0:
+        raise RequestError("the prompt has no tokens", field="prompt")
+    if prompt > limit or (prompt == limit and wanted != 0):
+        raise RequestError(
+            f"the prompt has {prompt} tokens, and {limit} are all that prompt and output may have",
+            field="prompt",
+            hint=f"shorten it, or {_more_context(limits)}",
+        )
+    total = limit if wanted is None else prompt + wanted
+    if total > limit:
+        raise RequestError(
+            f"prompt ({prompt}) and max_tokens ({wanted}) are more than {limit} tokens",
+            field="max_tokens",
+            hint=f"ask for at most {limit - prompt}",
+        )
+    if prompt + request.params.min_tokens > total:
+        raise RequestError(
+            f"prompt ({prompt}) and min_tokens ({request.params.min_tokens}) are more than {total}"
+            " tokens",
+            field="min_tokens",
+            hint=f"ask for at most {total - prompt}",
+        )
+    # The last token is never read back, unless it is the prompt's.
+    if not kv.holds_alone(max(prompt, total - 1)):
+        raise RequestError(
+            f"{total} tokens are more than the KV cache holds",
+            field="max_tokens",
+            hint="ask for fewer, or give it more KV memory",
+        )
+    return total
+
+
+def _more_context(limits: SchedulerLimits) -> str:
+    compiled = limits.compiled_context
+    if compiled is None or compiled == limits.max_context:
+        return "compile with a larger runtime.max_context"
+    return f"give it more max_context or KV memory: compiled is {compiled}"

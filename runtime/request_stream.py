@@ -1,0 +1,177 @@
+"""What a request has given: its completions, their text, the best of them, and its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .detokenizer import Detokenizer
+from .outputs import (
+    CompletionOutput,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+    merge_completions,
+)
+from .request import Request
+from .sampler import Sample
+from .tokenizer import Tokenizer
+
+NO_FINITE_VALUE = "the logits hold no finite value"
+NO_FINITE_STATE = "the hidden states are not finite"
+NO_ALLOWED_TOKEN = "no token that is allowed has a finite logit"
+
+Finish = Callable[[Request], None]
+"""Ends a choice whose text holds a stop string."""
+
+
+class _Choice:
+    """One completion on its way."""
+
+    __slots__ = ("_detokenizer", "_logprob", "pieces", "request")
+
+    def __init__(self, request: Request, detokenizer: Detokenizer | None) -> None:
+        self.request = request
+        self._detokenizer = detokenizer
+        self._logprob = 0.0
+        self.pieces: list[CompletionOutput] = []  # held back until the best are known
+
+    def add(self, sample: Sample | None, finish: Finish) -> CompletionOutput:
+        """What a token added; without one, the end."""
+        request = self.request
+        tokens: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprobs, ...] | None = None
+        if sample is not None and sample.token_id is None:
+            request.error = NO_FINITE_VALUE if request.adjuster is None else NO_ALLOWED_TOKEN
+            if request.pool is not None:
+                request.error = NO_FINITE_STATE
+        elif sample is not None and sample.token_id is not None and request.num_output_tokens:
+            tokens = (sample.token_id,)
+            if sample.logprobs is not None:
+                self._logprob += sample.logprobs.logprob
+                logprobs = (sample.logprobs,)
+        text = self._text(tokens, finish)
+        return CompletionOutput(
+            index=request.choice,
+            text=text,
+            token_ids=tokens,
+            finish_reason=request.finish_reason,
+            stop_reason=request.stop_reason,
+            logprobs=logprobs if request.params.logprobs is not None else None,
+            cumulative_logprob=None if request.num_logprobs is None else self._logprob,
+        )
+
+    def _text(self, tokens: tuple[int, ...], finish: Finish) -> str:
+        """The text that is certain now. A stop string ends the choice here."""
+        request, detokenizer = self.request, self._detokenizer
+        if detokenizer is None:
+            return ""
+        text = ""
+        if tokens and request.stop_reason is None:  # a token that ends it is no text
+            text = detokenizer.push(tokens[0])
+        if request.finish_reason is not None:
+            text += detokenizer.flush()
+        if detokenizer.matched_stop is not None:
+            if request.finish_reason is None:
+                finish(request)
+            if request.finish_reason == "length":
+                request.finish_reason = "stop"
+            request.stop_reason = detokenizer.matched_stop
+        return text
+
+
+class RequestStream:
+    """Tells what each step added to a request, beside the scheduler that runs it."""
+
+    def __init__(
+        self, request: Request, prompt: str | None, tokenizer: Tokenizer | None, finish: Finish
+    ) -> None:
+        self.request = request
+        self.choices = [
+            _Choice(each, _detokenizer(each, tokenizer)) for each in (request, *request.unforked)
+        ]
+        self._finish = finish
+        self._prompt = prompt
+        self._prompt_token_ids = tuple(request.token_ids)
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if request.params.prompt_logprobs is not None:
+            self._prompt_logprobs = [None] * (1 + request.num_prompt_rows)
+        self._holds_back = request.params.num_choices > request.params.n
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended."""
+        return all(c.request.finish_reason is not None for c in self.choices)
+
+    def add_prompt_logprobs(self, entries: Sequence[TokenLogprobs]) -> None:
+        """Take in log-probabilities of the next tokens of the prompt."""
+        assert self._prompt_logprobs is not None
+        self._prompt_logprobs.extend(entries)
+
+    def add(self, samples: Sequence[tuple[Request, Sample | None]]) -> RequestOutput | None:
+        """What the samples of a step, or the end of choices, have to tell; None for nothing yet."""
+        pieces = [
+            self.choices[request.choice].add(sample, self._finish) for request, sample in samples
+        ]
+        finished = self.finished
+        if self._holds_back:
+            for piece in pieces:
+                self.choices[piece.index].pieces.append(piece)
+            if not finished:
+                return None
+            pieces = self._best()
+        elif len(pieces) > 1:
+            pieces.sort(key=lambda piece: piece.index)
+        prompt_logprobs = None
+        if self._prompt_logprobs is not None:
+            prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
+        errors = [c.request.error for c in self.choices if c.request.error is not None]
+        pool = self.request.pool if finished and not errors else None
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_token_ids,
+            outputs=tuple(pieces),
+            metrics=self._metrics(finished),
+            finished=finished,
+            prompt_logprobs=prompt_logprobs if self.request.pool is None else None,
+            embedding=None if pool is None else pool.vector,
+            error=errors[0] if errors else None,
+        )
+
+    def _best(self) -> list[CompletionOutput]:
+        """The `n` completions of the greatest mean log-probability, the best first.
+
+        Those that failed come last; the lower index first among equals.
+        """
+        whole = [merge_completions(choice.pieces) for choice in self.choices if choice.pieces]
+        whole.sort(key=lambda one: (one.finish_reason == "error", -_mean_logprob(one), one.index))
+        best = whole[: self.request.params.n]
+        return [replace(one, index=index) for index, one in enumerate(best)]
+
+    def _metrics(self, finished: bool) -> RequestMetrics:
+        metrics = self.request.metrics()
+        if len(self.choices) == 1:
+            return metrics
+        requests = [choice.request for choice in self.choices]
+        ends = [r.finished_time for r in requests if r.finished_time is not None]
+        return replace(
+            metrics,
+            finished_time=max(ends) if finished else None,
+            num_preemptions=sum(r.num_preemptions for r in requests),
+        )
+
+
+def _mean_logprob(completion: CompletionOutput) -> float:
+    count = len(completion.token_ids)
+    return (completion.cumulative_logprob or 0.0) / count if count else float("-inf")
+
+
+def _detokenizer(request: Request, tokenizer: Tokenizer | None) -> Detokenizer | None:
+    if tokenizer is None:
+        return None
+    params = request.params
+    decoder = tokenizer.stream_decoder(
+        skip_special_tokens=params.skip_special_tokens, context=request.token_ids
+    )
+    return Detokenizer(decoder, params.stop_strings, params.min_tokens)

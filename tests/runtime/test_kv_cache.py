@@ -1,0 +1,128 @@
+"""The KV cache by itself: shared sequences, and prefixes of which a window has lost a part."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from infc.runtime.kv_cache import KvCache
+from infc.runtime.sequence_blocks import SequenceBlocks
+
+from .paged_model import make_group
+
+
+class _Sequence:
+    """Blocks, the tokens behind them, and how many of those are stored."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.blocks = SequenceBlocks()
+        self.tokens = tokens
+        self.num_computed = 0
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Sequences begin, fork, grow and end in any order; none writes where another reads."""
+
+    alive = Bundle("alive")
+
+    @initialize(
+        block_size=st.integers(1, 4),
+        windows=st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=3),
+        num_blocks=st.integers(2, 30),
+        seats=st.integers(1, 6),
+    )
+    def start(
+        self, block_size: int, windows: list[int | None], num_blocks: int, seats: int
+    ) -> None:
+        groups = [make_group(f"g{i}", block_size, w) for i, w in enumerate(windows)]
+        self.kv = KvCache(groups, [num_blocks] * len(groups), max_sequences=seats, max_context=60)
+        self.sequences: list[_Sequence] = []
+
+    @rule(target=alive, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+    def admit(self, tokens: list[int]) -> _Sequence | None:
+        sequence = _Sequence(list(tokens))
+        cached = self.kv.admit(sequence.blocks, tokens, 0)
+        if cached is None:
+            return None
+        assert 0 <= cached < len(tokens)
+        sequence.num_computed = cached
+        self.sequences.append(sequence)
+        return sequence
+
+    @rule(target=alive, sequence=alive)
+    def fork(self, sequence: _Sequence | None) -> _Sequence | None:
+        if sequence not in self.sequences or sequence is None:
+            return None
+        if sequence.num_computed < len(sequence.tokens):
+            return None  # what is set aside for the rest would be shared too
+        twin = _Sequence(list(sequence.tokens))
+        if not self.kv.fork(sequence.blocks, twin.blocks):
+            return None
+        twin.num_computed = sequence.num_computed
+        self.sequences.append(twin)
+        return twin
+
+    @rule(sequence=alive, count=st.integers(1, 5), token=st.integers(0, 1))
+    def grow(self, sequence: _Sequence | None, count: int, token: int) -> None:
+        if sequence not in self.sequences or sequence is None or len(sequence.tokens) > 50:
+            return
+        start, size = sequence.num_computed, self.kv.block_size
+        sequence.tokens += [token] * max(0, start + count - len(sequence.tokens))
+        count = self.kv.extend(sequence.blocks, start, count)
+        self.kv.take_copies()
+        for g, pool in enumerate(self.kv.pools):
+            for index in range(start // size, -(-(start + count) // size)):
+                block = sequence.blocks.ids[g][index]
+                assert not pool.is_shared(block), "it would write where another reads"
+        self.kv.end_step()
+        sequence.num_computed += count
+        self.kv.advance(sequence.blocks, sequence.tokens, sequence.num_computed)
+
+    @rule(sequence=consumes(alive), forget=st.booleans())
+    def end(self, sequence: _Sequence | None, forget: bool) -> None:
+        if sequence in self.sequences and sequence is not None:
+            self.sequences.remove(sequence)
+            self.kv.release(sequence.blocks, forget=forget)
+
+    @invariant()
+    def sound(self) -> None:
+        if hasattr(self, "kv"):
+            self.kv.check([sequence.blocks for sequence in self.sequences])
+
+    def teardown(self) -> None:
+        if hasattr(self, "kv"):
+            for sequence in self.sequences:
+                self.kv.release(sequence.blocks)
+            self.kv.check([])
+
+
+def test_any_order_of_sequences() -> None:
+    run_state_machine_as_test(
+        CacheMachine, settings=settings(max_examples=100, stateful_step_count=40)
+    )
+
+
+def test_a_shorter_hit_must_hold_its_own_window() -> None:
+    """A full hit without room for its copy: the block before is not there for a shorter one."""
+    kv = KvCache([make_group("g", 2, 2)], [4], max_sequences=2, max_context=20)
+    tokens = [0, 1, 1, 0]
+    first, other, again = _Sequence(tokens), _Sequence([1, 1, 1]), _Sequence(tokens)
+    assert kv.admit(first.blocks, tokens, 0) == 0
+    assert kv.extend(first.blocks, 0, 4) == 4
+    kv.advance(first.blocks, tokens, 4)
+    kv.release(first.blocks)
+    assert kv.admit(other.blocks, other.tokens, 0) == 0
+    assert kv.extend(other.blocks, 0, 3) == 3
+    assert kv.pools[0].num_evictions == 1, "the first block, which the window had passed"
+    assert kv.admit(again.blocks, tokens, 0) is None
+    kv.release(other.blocks)
+    assert kv.admit(again.blocks, tokens, 0) == 3
