@@ -22,6 +22,7 @@ _COMMANDS = (
     "chat",
     "serve",
     "inspect",
+    "diff",
     "bench",
     "eval",
     "passes",

@@ -1,11 +1,26 @@
-"""`infc inspect`: what an artifact holds."""
+"""`infc inspect`: what an artifact holds, and what it costs."""
 
 import click
 
 
 @click.command("inspect")
 @click.argument("artifact")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
+@click.option("--batch", type=int, metavar="N", help="Sequences in the decode step.  [default: 1]")
+@click.option("--context", type=int, metavar="N", help="Tokens stored.  [default: all]")
+@click.option("--tokens", type=int, metavar="N", help="Tokens of prefill.  [default: a full step]")
+@click.option("--memory", metavar="SIZE", help="Such as 8GiB.  [default: what is free here]")
+@click.option("--layer", type=int, metavar="N", help="Show this layer alone, node by node.")
+@click.option("--op", metavar="NAME", help="Show the nodes of this op alone.")
+@click.option(
+    "--program",
+    "stage",
+    metavar="[STAGE]",
+    is_flag=False,
+    flag_value="final",
+    help="Print IR text: final, or captured.",
+)
+@click.option("--graph", metavar="FILE", help="Write a page (.html) or a drawing (.svg).")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one document.")
 @click.option(
     "--verify",
     type=click.Choice(["stamp", "full", "none"]),
@@ -13,17 +28,67 @@ import click
     show_default=True,
     help="Which files are read whole first: changed ones, all, none.",
 )
-def command(artifact: str, as_json: bool, verify: str) -> None:
-    """Show an artifact's model, target, memory, ops and passes.
+def command(
+    artifact: str,
+    batch: int | None,
+    context: int | None,
+    tokens: int | None,
+    memory: str | None,
+    layer: int | None,
+    op: str | None,
+    stage: str | None,
+    graph: str | None,
+    as_json: bool,
+    verify: str,
+) -> None:
+    """Show an artifact's model, memory, ops, their bytes and operations, and passes.
 
     \b
       infc inspect tiny.infc
-      infc inspect tiny.infc --verify full --json
+      infc inspect tiny.infc --batch 8 --context 512 --memory 8GiB
+      infc inspect tiny.infc --layer 2
+      infc inspect tiny.infc --op linear --json
+      infc inspect tiny.infc --program captured
+      infc inspect tiny.infc --graph tiny.html
     """
     from typing import cast
 
     from ...ir.artifact import Verification, open_artifact
-    from ..inspect_artifact import describe_artifact
+    from ...runtime.limits import parse_bytes
+    from ..explain.collect import inspect_artifact, program_text
 
     opened = open_artifact(artifact, cast("Verification", verify))
-    click.echo(opened.manifest.to_text() if as_json else describe_artifact(opened), nl=not as_json)
+    if stage is not None:
+        click.echo(program_text(opened, stage), nl=False)
+        return
+    facts = inspect_artifact(
+        opened,
+        batch=batch,
+        context=context,
+        tokens=tokens,
+        memory=None if memory is None else parse_bytes(memory),
+    )
+    if graph is not None:
+        from ..explain.graph import write_graph
+
+        click.echo(str(write_graph(facts, graph)))
+    elif as_json:
+        from ..explain.document import artifact_json, nodes_json
+
+        narrowed = layer is not None or op is not None
+        click.echo(nodes_json(facts, layer, op) if narrowed else artifact_json(facts))
+    else:
+        _print(facts, layer, op)
+
+
+def _print(facts: object, layer: int | None, op: str | None) -> None:
+    from ..explain.facts import ArtifactFacts
+    from ..explain.narrow import render_nodes
+    from ..explain.text import render_artifact, terminal
+
+    assert isinstance(facts, ArtifactFacts)
+    if layer is None and op is None:
+        text = render_artifact(facts, **terminal())
+    else:
+        text = render_nodes(facts, layer, op, **terminal())
+    click.echo(text, nl=False)

@@ -1,0 +1,157 @@
+"""From an artifact to its facts: the manifest, the program, the report, and the memory plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...ir.analyses import total_cost
+from ...ir.artifact import Artifact, open_artifact
+from ...ir.errors import ArtifactError, UsageError
+from ...ir.ops import Cost
+from ...ir.program import Program
+from ...ir.text import parse_program
+from .facts import (
+    ArtifactFacts,
+    NearMiss,
+    PassFacts,
+    ProgramFacts,
+    Workload,
+)
+from .measure import choose_workload, measure_program
+from .memory import plan_memory
+
+STAGES = {"captured": "captured.ir", "final": "program.ir"}
+"""The programs that an artifact holds, and their files."""
+
+_NEAR_MISS = re.compile(
+    r"(?:%(?P<label>\S+?)(?:, %\S+)* = )?(?P<op>\w+)(?: of layer (?P<layer>\d+))?"
+    r"(?: \([^)]*\))?: (?P<reason>.*)",
+    re.DOTALL,
+)
+
+
+def inspect_artifact(
+    artifact: Artifact | str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    context: int | None = None,
+    tokens: int | None = None,
+    memory: int | None = None,
+) -> ArtifactFacts:
+    """Everything that an artifact says of itself; needs neither torch nor the compiler.
+
+    Costs are of a decode step of `batch` sequences (one), and of `tokens` of a prompt (a full
+    step), with `context` tokens stored (all there may be). `memory` is in bytes; by default what
+    this machine has left. UsageError for more than was compiled in, ArtifactError for damage.
+    """
+    if not isinstance(artifact, Artifact):
+        artifact = open_artifact(artifact)
+    manifest = artifact.manifest
+    workload = choose_workload(manifest.limits, batch, context, tokens)
+    report = _report(artifact)
+    captured = _program_if_there(artifact, "captured")
+    passes = tuple(_passes(report, captured))
+    return ArtifactFacts(
+        path=str(artifact.path),
+        identity=artifact.identity,
+        manifest=manifest,
+        workload=workload,
+        program=_program_facts(artifact, workload, report, passes),
+        passes=passes,
+        verification=tuple(report.get("verification", ())),
+        memory=plan_memory(manifest, workload.context, memory),
+    )
+
+
+def read_program(artifact: Artifact, stage: str = "final") -> Program:
+    """The program of a stage; UsageError where there is no such stage, or it was not kept."""
+    return parse_program(program_text(artifact, stage), source=str(artifact.path / STAGES[stage]))
+
+
+def program_text(artifact: Artifact, stage: str = "final") -> str:
+    """The IR text of a stage (see `read_program`)."""
+    if stage not in STAGES:
+        raise UsageError(
+            f"no stage {stage!r} in an artifact",
+            hint=f"it holds {' and '.join(STAGES)}; `infc compile --dump-ir-after all` writes more",
+        )
+    if STAGES[stage] not in artifact.manifest.files:
+        raise UsageError(f"it holds no {STAGES[stage]}", where=str(artifact.path))
+    return (artifact.path / STAGES[stage]).read_text(encoding="utf-8")
+
+
+def _program_if_there(artifact: Artifact, stage: str) -> Program | None:
+    return read_program(artifact, stage) if STAGES[stage] in artifact.manifest.files else None
+
+
+def _program_facts(
+    artifact: Artifact,
+    workload: Workload,
+    report: Mapping[str, Any],
+    passes: Iterable[PassFacts],
+) -> ProgramFacts | None:
+    program = _program_if_there(artifact, "final")
+    if program is None:
+        return None
+    makers = {
+        label: one["name"] for one in report.get("passes", ()) for label in one.get("made", ())
+    }
+    misses = (miss for one in passes for miss in one.near_misses)
+    return measure_program(program, workload, makers, misses)
+
+
+def _report(artifact: Artifact) -> Mapping[str, Any]:
+    if "report.json" not in artifact.manifest.files:
+        return {}
+    path = artifact.path / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(report, dict):
+        raise ArtifactError("not a report: an object belongs here", where=str(path))
+    return report
+
+
+def _passes(report: Mapping[str, Any], captured: Program | None) -> Iterable[PassFacts]:
+    nodes = cost = ops = None
+    if captured is not None:
+        nodes = len(captured.nodes)
+        ops = Counter(node.op for node in captured.nodes)
+        cost = total_cost(captured, {n: bound.high for n, bound in captured.symbols.items()})
+    for entry in report.get("passes", ()):
+        after = Cost(entry["bytes_read"], entry["bytes_written"], entry["operations"])
+        left = Counter(entry["ops"]) if "ops" in entry else None
+        yield PassFacts(
+            name=entry["name"],
+            phase=entry["phase"],
+            contract=entry.get("contract"),
+            options=entry.get("options", {}),
+            matches=entry["matches"],
+            near_misses=tuple(_near_miss(entry["name"], one) for one in entry["near_misses"]),
+            nodes_before=nodes,
+            nodes=entry["nodes"],
+            op_changes=None if left is None or ops is None else _changes(ops, left),
+            before=cost,
+            after=after,
+            verified=entry["verified"],
+        )
+        nodes, cost, ops = entry["nodes"], after, left
+
+
+def _changes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    names = sorted({*before, *after})
+    changes = {name: after.get(name, 0) - before.get(name, 0) for name in names}
+    return {name: change for name, change in changes.items() if change}
+
+
+def _near_miss(pass_name: str, text: str) -> NearMiss:
+    """A near miss as `interpret.describe` and a reason spell it; else all of it is the reason."""
+    found = _NEAR_MISS.fullmatch(text)
+    if found is None:
+        return NearMiss(pass_name=pass_name, node=None, layer=None, reason=text)
+    layer = None if found["layer"] is None else int(found["layer"])
+    label = found["label"] or f"{found['op']}:{layer}"
+    return NearMiss(pass_name=pass_name, node=label, layer=layer, reason=found["reason"])

@@ -1,0 +1,206 @@
+"""What can be said of an artifact, as values: read by people's programs, rendered elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...ir.manifest import Manifest
+from ...ir.ops import Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The two steps that costs are given for.
+
+    A decode step of one token for each of `batch` sequences, and a step of `tokens` tokens of
+    one prompt; when the step is over, each sequence has `context` tokens stored.
+    """
+
+    batch: int
+    context: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Bytes and operations of the two steps of a Workload; of a captured program no decode."""
+
+    decode: Cost
+    prefill: Cost
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(decode=self.decode + other.decode, prefill=self.prefill + other.prefill)
+
+
+NO_COSTS = Costs(decode=Cost(), prefill=Cost())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFacts:
+    """A weight that a node reads. `operand` is what the op calls it, `type` such as bf16[8, 4]."""
+
+    name: str
+    operand: str
+    type: str
+    num_bytes: int
+    num_elements: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearMiss:
+    """Where a pass nearly matched, and why it did not; `node` is None if it names none."""
+
+    pass_name: str
+    node: str | None
+    layer: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """One node of the program.
+
+    `label` is its first result (op and layer where it has none), `module` where in its layer it
+    came from, `made_by` the pass that made it (None: as captured, or not recorded). `inputs` are
+    operands as IR text spells them, `results` pairs of name and type.
+    """
+
+    label: str
+    op: str
+    kind: str
+    layer: int | None
+    module: str
+    source: str | None
+    made_by: str | None
+    inputs: tuple[str, ...]
+    results: tuple[tuple[str, str], ...]
+    attrs: Mapping[str, str]
+    weights: tuple[WeightFacts, ...]
+    near_misses: tuple[NearMiss, ...]
+    costs: Costs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpFacts:
+    """All nodes of one op: how many, those that passes made by pass, and their costs together."""
+
+    op: str
+    count: int
+    made_by: Mapping[str, int]
+    costs: Costs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """Layers that are equal but for their weights' values; `costs` and bytes are of one of them."""
+
+    title: str
+    layers: tuple[int, ...]
+    nodes: int
+    kv_group: str | None
+    weight_bytes: int
+    costs: Costs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeFacts:
+    """How the weights of matrix products are held: `dense` types, or a scheme of quantization."""
+
+    scheme: str
+    dtype: str
+    matrices: int
+    num_elements: int
+    num_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of one element, its share of scales included."""
+        return 8 * self.num_bytes / max(1, self.num_elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramFacts:
+    """The program that the artifact runs, node by node and summed up."""
+
+    phase: str
+    nodes: tuple[NodeFacts, ...]
+    ops: tuple[OpFacts, ...]
+    layers: tuple[LayerFacts, ...]
+    outside: Costs
+    total: Costs
+    schemes: tuple[SchemeFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassFacts:
+    """What one pass of the compilation did; costs are of the largest step there may be.
+
+    `op_changes` says how many nodes of each op it added or took away; None where the artifact
+    does not record it.
+    """
+
+    name: str
+    phase: str
+    contract: str | None
+    options: Mapping[str, object]
+    matches: int
+    near_misses: tuple[NearMiss, ...]
+    nodes_before: int | None
+    nodes: int
+    op_changes: Mapping[str, int] | None
+    before: Cost | None
+    after: Cost
+    verified: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvGroupFacts:
+    """One kind of paged state: bytes of a token over all its layers, and of a block."""
+
+    name: str
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    dtype: str
+    window: int | None
+    block_size: int
+    token_bytes: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryFacts:
+    """What serving takes. `logits_bytes` are those of the most rows that a step may ask for.
+
+    `largest_batch` is how many sequences of `context` tokens `budget` bytes hold beside weights,
+    arena and logits, at most `max_batch`, which was compiled in; 0 where not even one fits.
+    """
+
+    weights_bytes: int
+    arena_bytes: int
+    logits_bytes: int
+    groups: tuple[KvGroupFacts, ...]
+    kv_token_bytes: int
+    budget: int
+    context: int
+    largest_batch: int
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFacts:
+    """Everything that `infc inspect` says; no `program`, no `passes` where none were recorded.
+
+    `verification` has a line for each phase of the compilation: what was compared after it.
+    """
+
+    path: str
+    identity: str
+    manifest: Manifest
+    workload: Workload
+    program: ProgramFacts | None
+    passes: tuple[PassFacts, ...]
+    verification: tuple[str, ...]
+    memory: MemoryFacts

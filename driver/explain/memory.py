@@ -1,0 +1,78 @@
+"""What serving an artifact takes, and how many sequences a given memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...ir.machine import available_memory
+from ...ir.manifest import Limits, Manifest
+from ...ir.program import KvGroup
+from ...runtime.kv_groups import blocks_for, window_blocks
+from .facts import KvGroupFacts, MemoryFacts
+
+_LOGITS_BYTES = 4
+"""An executor hands logits over in float32."""
+
+
+def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> MemoryFacts:
+    """The memory plan for sequences of `context` tokens in `memory` bytes (None: what is free)."""
+    budget = available_memory() if memory is None else memory
+    groups = tuple(_group(group) for group in manifest.kv.groups)
+    weights = manifest.files[manifest.weights.file].bytes
+    limits = manifest.limits
+    logits = limits.logit_rows * manifest.model.vocab_size * _LOGITS_BYTES
+    left = budget - weights - manifest.arena_bytes - logits
+    most = min(limits.max_sequences, limits.logit_rows, limits.step_tokens)
+    return MemoryFacts(
+        weights_bytes=weights,
+        arena_bytes=manifest.arena_bytes,
+        logits_bytes=logits,
+        groups=groups,
+        kv_token_bytes=sum(group.token_bytes for group in groups),
+        budget=budget,
+        context=context,
+        largest_batch=_largest_batch(manifest.kv.groups, limits, context, left, most),
+        max_batch=most,
+    )
+
+
+def _group(group: KvGroup) -> KvGroupFacts:
+    block = group.bytes_per_block()
+    return KvGroupFacts(
+        name=group.name,
+        layers=group.layers,
+        num_kv_heads=group.num_kv_heads,
+        key_head_dim=group.key_head_dim,
+        value_head_dim=group.value_head_dim,
+        dtype=group.dtype,
+        window=group.window,
+        block_size=group.block_size,
+        token_bytes=block // group.block_size,
+        block_bytes=block,
+    )
+
+
+def _largest_batch(
+    groups: Sequence[KvGroup], limits: Limits, context: int, budget: int, most: int
+) -> int:
+    for batch in range(most, 0, -1):
+        if kv_bytes(groups, limits.step_tokens, context, batch) <= budget:
+            return batch
+    return 0
+
+
+def kv_bytes(groups: Sequence[KvGroup], step_tokens: int, context: int, batch: int) -> int:
+    """Bytes of KV that `batch` sequences of `context` tokens need, null blocks included.
+
+    A windowed group needs the windows of all sequences and one step's tokens, as the runtime
+    plans it.
+    """
+    total = 0
+    for group in groups:
+        count = batch * blocks_for(context, group.block_size)
+        visible = window_blocks(group)
+        if visible is not None:
+            step = blocks_for(step_tokens, group.block_size)
+            count = min(count, batch * visible + step)
+        total += (count + 1) * group.bytes_per_block()
+    return total

@@ -1,0 +1,346 @@
+"""Facts of an artifact as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ...ir.sizes import format_count, format_size
+from .amounts import (
+    format_bytes,
+    format_change,
+    format_intensity,
+    format_operations,
+    format_share,
+    moved_bytes,
+    printable,
+)
+from .facts import ArtifactFacts, Costs, KvGroupFacts, LayerFacts, NearMiss, PassFacts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 140
+"""Columns where nobody says how many a terminal has: a file, a pipe."""
+_MOST_NEAR_MISSES = 20
+
+Rows = Iterable[Sequence[str]]
+
+
+def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = False) -> str:
+    """The whole report: model, memory, layers, ops, passes, near misses, files, recipe."""
+    page = Page(width, color)
+    page.pairs("", _summary(facts))
+    page.pairs("memory", _memory(facts))
+    if facts.program is not None:
+        page.say(costs_note(facts))
+        page.table("layers", LAYER_HEAD, [*_layer_rows(facts)])
+        page.table("ops", OP_HEAD, [*op_rows(facts)])
+    if facts.passes:
+        page.table("passes", PASS_HEAD, [*pass_rows(facts.passes)])
+        page.lines("", _idle(facts.passes))
+        page.lines("why not (near misses)", near_miss_lines(_all_misses(facts.passes)))
+        page.lines("verified", facts.verification)
+    page.pairs("files", _files(facts))
+    page.pairs("recipe", _flatten(facts.manifest.recipe))
+    return page.text()
+
+
+class Terminal(TypedDict):
+    """Keyword arguments of the renderers."""
+
+    width: int
+    color: bool
+
+
+class Page:
+    """Sections of text, one after the other, with titles; nothing in them is markup."""
+
+    def __init__(self, width: int, color: bool) -> None:
+        from rich.console import Console
+
+        self.console: Console = Console(
+            file=io.StringIO(),
+            width=width,
+            force_terminal=color,
+            color_system="standard" if color else None,
+            markup=False,
+            highlight=False,
+            emoji=False,
+        )
+        self._begun = False
+
+    def text(self) -> str:
+        """All that was written, without blanks at ends of lines."""
+        assert isinstance(self.console.file, io.StringIO)
+        lines = self.console.file.getvalue().split("\n")
+        return "\n".join(line.rstrip() for line in lines)
+
+    def title(self, title: str) -> None:
+        """An empty line, and the title."""
+        if self._begun:
+            self.console.print()
+        self._begun = True
+        if title:
+            self.console.print(title, style="bold")
+
+    def say(self, text: str) -> None:
+        """A paragraph of its own."""
+        self.title("")
+        self.console.print(text, style="italic")
+
+    def lines(self, title: str, lines: Iterable[str]) -> None:
+        """Lines below a title; no title where there are none."""
+        kept = list(lines)
+        if kept:
+            self.title(title)
+        for line in kept:
+            self.console.print("  " + printable(line), soft_wrap=True)
+
+    def pairs(self, title: str, pairs: Iterable[tuple[str, str]]) -> None:
+        """Names and what belongs to them."""
+        rows = list(pairs)
+        indent = 2 if title else 0
+        width = max((len(name) for name, _ in rows), default=0)
+        if rows:
+            self.title(title)
+        from rich.text import Text
+
+        for name, value in rows:
+            line = Text(" " * indent).append(f"{printable(name):<{width}}  ", style="cyan")
+            self.console.print(line.append(printable(value)), soft_wrap=True)
+
+    def table(self, title: str, head: Sequence[str], rows: Rows) -> None:
+        """Columns; those whose heading begins with `>` are flush right. The last row may be `=`."""
+        from rich.table import Table
+
+        kept = list(rows)
+        if not kept:
+            return
+        self.title(title)
+        table = Table(box=None, pad_edge=False, header_style="cyan", padding=(0, 2, 0, 0))
+        for name in ("", *head):
+            right = name.startswith(">")
+            table.add_column(
+                name.lstrip(">"), justify="right" if right else "left", overflow="fold"
+            )
+        for row in kept:
+            total = row[0].startswith("=")
+            cells = [printable(cell).removeprefix("=") for cell in row]
+            table.add_row("", *cells, style="bold" if total else None)
+        self.console.print(table)
+
+
+def terminal() -> Terminal:
+    """How wide stdout is, and whether it shows colours."""
+    import shutil
+    import sys
+
+    if not sys.stdout.isatty():
+        return Terminal(width=WIDTH, color=False)
+    return Terminal(width=shutil.get_terminal_size().columns, color="NO_COLOR" not in os.environ)
+
+
+def _summary(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
+    manifest = facts.manifest
+    model, limits = manifest.model, manifest.limits
+    yield "artifact", f"{facts.path} ({facts.identity[:12]})"
+    yield "made by", f"infc {manifest.infc_version}"
+    yield "model", f"{model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters"
+    heads = f"{model.num_heads} heads of {model.head_dim} over {model.num_kv_heads}"
+    yield "shape", f"{model.num_layers} layers of {model.hidden_size}, {heads}"
+    yield "windows", _windows(model.windows)
+    yield "vocabulary", f"{model.vocab_size}"
+    yield "weights", "; ".join(_schemes(facts)) or f"{manifest.recipe.get('dtype', '?')}"
+    yield "backend", f"{manifest.backend}: {manifest.entry.file} ({manifest.entry.kind})"
+    yield "target", manifest.target.name
+    yield "context", f"{limits.max_context} tokens"
+    step = f"{limits.step_tokens} tokens of {limits.max_sequences} sequences"
+    yield "step", f"{step}, {limits.logit_rows} rows of logits"
+    if manifest.tokenizer is None:
+        yield "tokenizer", "none: token ids only"
+    else:
+        chat = "with" if manifest.tokenizer.chat_template else "without"
+        yield "tokenizer", f"ends at {list(manifest.tokenizer.eos)}, {chat} a chat template"
+
+
+def _windows(windows: Sequence[int | None]) -> str:
+    counts = Counter(windows)
+    if set(counts) <= {None}:
+        return "none: every layer sees the whole context"
+    return ", ".join(
+        f"{format_count(count, 'layer')} " + ("of full attention" if size is None else f"of {size}")
+        for size, count in counts.items()
+    )
+
+
+def _schemes(facts: ArtifactFacts) -> Iterator[str]:
+    for one in facts.program.schemes if facts.program else ():
+        matrices = format_count(one.matrices, "matrix", "matrices")
+        held = f"{one.scheme} {one.dtype}" if one.scheme != "dense" else one.dtype
+        bits = f"{one.bits_per_weight:.2f}".rstrip("0").rstrip(".")
+        yield f"{matrices} in {held}, {bits} bits a weight"
+
+
+def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
+    memory = facts.memory
+    yield "weights", f"{format_size(memory.weights_bytes)}, mapped"
+    yield "arena", f"{format_size(memory.arena_bytes)}, all that a step needs between its ops"
+    rows = facts.manifest.limits.logit_rows
+    yield "logits", f"{format_size(memory.logits_bytes)} at most, {format_count(rows, 'row')}"
+    for group in memory.groups:
+        yield f"kv {group.name}", _group(group)
+    yield "kv in all", f"{format_size(memory.kv_token_bytes)} a token"
+    batch = f"{memory.largest_batch} of {format_count(memory.context, 'token')} each"
+    if memory.largest_batch == memory.max_batch:
+        batch += ", all that was compiled in"
+    yield "largest batch", f"{batch}, in {format_size(memory.budget)}"
+
+
+def _group(group: KvGroupFacts) -> str:
+    kind = "full attention" if group.window is None else f"window of {group.window}"
+    dims = f"{group.num_kv_heads} heads of {group.key_head_dim}"
+    if group.value_head_dim != group.key_head_dim:
+        dims += f" and {group.value_head_dim}"
+    token = f"{format_size(group.token_bytes)} a token"
+    block = f"{format_size(group.block_bytes)} a block of {group.block_size}"
+    layers = format_count(len(group.layers), "layer")
+    return f"{token}, {block}; {layers}, {kind}, {dims} in {group.dtype}"
+
+
+def costs_note(facts: ArtifactFacts) -> str:
+    """Which two steps the costs are of."""
+    load = facts.workload
+    decode = f"decode: one token for {format_count(load.batch, 'sequence')}"
+    prefill = f"prefill: {format_count(load.tokens, 'token')} of one prompt"
+    return f"{decode}; {prefill}; each with {load.context} tokens stored after it"
+
+
+_COST_HEAD = (
+    ">decode bytes", ">share", ">ops", ">ops/byte", ">prefill bytes", ">share", ">ops", ">ops/byte",
+)  # fmt: skip
+LAYER_HEAD = ("layers", "kv", ">nodes", ">weights", *_COST_HEAD)
+OP_HEAD = ("op", ">count", *_COST_HEAD, "made by")
+
+
+def cost_cells(costs: Costs, total: Costs) -> tuple[str, ...]:
+    """The columns of both steps: bytes, their share of the total, operations, intensity."""
+    cells: list[str] = []
+    for cost, whole in ((costs.decode, total.decode), (costs.prefill, total.prefill)):
+        moved = moved_bytes(cost)
+        cells += [format_bytes(moved), format_share(moved, moved_bytes(whole))]
+        cells += [format_operations(cost.flops) if cost.flops else "-", format_intensity(cost)]
+    return tuple(cells)
+
+
+def _layer_rows(facts: ArtifactFacts) -> Iterator[Sequence[str]]:
+    program = facts.program
+    assert program is not None
+    for layer in program.layers:
+        weights = format_bytes(layer.weight_bytes)
+        cells = cost_cells(layer.costs, program.total)
+        yield (short_title(layer), layer.kv_group or "-", str(layer.nodes), weights, *cells)
+    rest = [node for node in program.nodes if node.layer is None]
+    held = sum({w.name: w.num_bytes for node in rest for w in node.weights}.values())
+    cells = cost_cells(program.outside, program.total)
+    yield ("outside", "-", str(len(rest)), format_bytes(held), *cells)
+
+
+def short_title(layer: LayerFacts) -> str:
+    """ "0", "1-30 each", "1, 3 .. 29 each"."""
+    text = layer.title.removeprefix("layers ").removeprefix("layer ")
+    text, _, equal = text.partition(":")
+    return f"{text} (each)" if equal else text
+
+
+def op_rows(facts: ArtifactFacts) -> Iterator[Sequence[str]]:
+    """The table of ops, under OP_HEAD, with the sum as the last row."""
+    program = facts.program
+    assert program is not None
+    for op in program.ops:
+        made = ", ".join(
+            name if count == op.count else f"{name} ({count})" for name, count in op.made_by.items()
+        )
+        yield (op.op, str(op.count), *cost_cells(op.costs, program.total), made or "-")
+    yield ("=in all", str(len(program.nodes)), *cost_cells(program.total, program.total), "")
+
+
+PASS_HEAD = ("pass", ">matches", ">nodes", ">bytes", ">ops", "contract", "verified")
+
+
+def pass_rows(passes: Sequence[PassFacts]) -> Iterator[Sequence[str]]:
+    """The table of passes that matched, under PASS_HEAD."""
+    for one in passes:
+        if not one.matches:
+            continue
+        nodes = f"{one.nodes}"
+        if one.nodes_before is not None and one.nodes != one.nodes_before:
+            nodes = f"{one.nodes - one.nodes_before:+d} = {one.nodes}"
+        moved = work = ""
+        if one.before is not None:
+            moved = format_change(moved_bytes(one.before), moved_bytes(one.after))
+            work = format_change(one.before.flops, one.after.flops)
+        cells = (str(one.matches), nodes, moved, work, one.contract or "-", one.verified)
+        yield (one.name, *cells)
+
+
+def _idle(passes: Sequence[PassFacts]) -> Iterator[str]:
+    idle = list(dict.fromkeys(one.name for one in passes if not one.matches))
+    worked = {one.name for one in passes if one.matches}
+    names = [name for name in idle if name not in worked]
+    if names:
+        yield f"found nothing: {', '.join(names)}"
+
+
+def _all_misses(passes: Sequence[PassFacts]) -> list[NearMiss]:
+    return [miss for one in passes for miss in one.near_misses]
+
+
+def near_miss_lines(misses: Sequence[NearMiss]) -> Iterator[str]:
+    """Near misses for the same reason as one line: the pass, how many, the reason, the layers."""
+    found: dict[tuple[str, str], list[NearMiss]] = {}
+    for miss in misses:
+        found.setdefault((miss.pass_name, miss.reason), []).append(miss)
+    for (name, reason), members in list(found.items())[:_MOST_NEAR_MISSES]:
+        layers = spell_numbers(sorted({m.layer for m in members if m.layer is not None}))
+        where = f" (layers {layers})" if layers else ""
+        if len(members) == 1 and members[0].node is not None:
+            where = f" (%{members[0].node})"
+        yield f"{name}, {format_count(len(members), 'time')}: {reason}{where}"
+    if len(found) > _MOST_NEAR_MISSES:
+        yield f"and {len(found) - _MOST_NEAR_MISSES} more reasons (--json has all)"
+
+
+def spell_numbers(numbers: Sequence[int]) -> str:
+    """Sorted numbers with stretches folded: "0-3, 7"."""
+    stretches = []
+    for _, pairs in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in pairs]
+        few = len(members) == 1
+        stretches.append(str(members[0]) if few else f"{members[0]}-{members[-1]}")
+    return ", ".join(stretches)
+
+
+def _files(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
+    """Each file at the top, and each directory as one."""
+    sizes: dict[str, list[int]] = {}
+    for name, digest in facts.manifest.files.items():
+        head, slash, _ = name.partition("/")
+        sizes.setdefault(head + slash, []).append(digest.bytes)
+    for name, members in sizes.items():
+        count = f", {format_count(len(members), 'file')}" if name.endswith("/") else ""
+        yield name, f"{format_size(sum(members))}{count}"
+    yield "in all", format_size(sum(map(sum, sizes.values())))
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, "-" if value is None else json.dumps(value).strip('"')
