@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from infc.codegen.registry import get_backend
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError
 from infc.ir.interpret import interpret
-from infc.ir.program import Program, Value, WeightRef
+from infc.ir.paged_state import PagedState
+from infc.ir.program import KvGroup, Program, Value, WeightRef
 from infc.ir.target import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
@@ -83,3 +85,61 @@ def test_a_matrix_that_is_computed_is_refused() -> None:
     b.outputs = [b.emit("scaled_linear", *operands, dtype="f32", scheme="int8")]
     with pytest.raises(ProgramError, match="must be a weight"):
         get_backend("cpp").check(b.build(), resolve_target("native"))
+
+
+HEADS, GROUPS, SIZE, VALUE_SIZE, BLOCK = 4, 2, 12, 6, 16
+
+
+def cached(dtype: DType) -> Program:
+    """Two layers over one cache of codes: with the rope in the write, and with none."""
+    b = ProgramBuilder("cached", phase="planned")
+    b.symbol("T", 1, 64)
+    ids, positions = (
+        b.input(name, TensorType(DType.I64, (Sym("T"),))) for name in ("input_ids", "positions")
+    )
+    b.resources = (KvGroup("kv", (0, 1), GROUPS, SIZE, VALUE_SIZE, "i8", BLOCK),)
+    q, k, v = (
+        b.emit(
+            "reshape",
+            b.emit("embedding", b.weight(name, TensorType(dtype, (VOCAB, heads * size))), ids),
+            shape=("T", heads, size),
+        )
+        for name, heads, size in (
+            ("q", HEADS, SIZE),
+            ("k", GROUPS, SIZE),
+            ("v", GROUPS, VALUE_SIZE),
+        )
+    )
+    tables = (b.weight(name, TensorType(dtype, (64, SIZE // 2))) for name in ("cos", "sin"))
+    place: dict[str, Any] = {"layer": 0, "group": "kv"}
+    turned = b.emit("rope_kv_write", q, k, v, positions, *tables, rotary_dim=SIZE, **place)
+    b.add("kv_write", (b.emit("neg", k), v), {"layer": 1, "group": "kv"})
+    options: dict[str, Any] = {"value_head_dim": VALUE_SIZE, "scale": 0.2}
+    first = b.emit("paged_attention", turned, **place, **options)
+    second = b.emit("paged_attention", b.emit("mul", q, 0.5), layer=1, group="kv", **options)
+    both = b.emit("add", first, b.emit("mul", second, 3.0))
+    b.outputs = [b.emit("reshape", both, shape=("T", HEADS * VALUE_SIZE))]
+    program = b.build()
+    program = replace(program, spec=replace(program.spec, vocab_size=HEADS * VALUE_SIZE))
+    return with_weights(program, random_weights(program, seed=4))
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=lambda d: d.value)
+def test_attention_over_codes_means_what_the_ops_mean(dtype: DType, tmp_path: Path) -> None:
+    program = cached(dtype)
+    ids = np.random.default_rng(6).integers(0, VOCAB, 45)
+    state = PagedState.allocate(program.resources, 8)
+    executor = open_cpp(build(program, tmp_path / "a"))
+    for first, last in ((0, 20), (20, 44), (44, 45)):
+        positions = torch.arange(first, last)
+        state.set_step(
+            *(positions, torch.tensor([0, last - first]), torch.tensor([last])),
+            {"kv": torch.tensor([[5, 2, 7]])},
+        )
+        inputs = {"input_ids": torch.tensor(ids[first:last]), "positions": positions}
+        (expected,) = interpret(program, inputs, program_weights(program), state)
+        chunk = Chunk(list(ids[first:last]), first, [5, 2, 7])
+        actual = executor.run(make_step([chunk], num_groups=1, block_size=BLOCK))
+        bound = 1e-5 if dtype is DType.F32 else 2e-2
+        error = (torch.from_numpy(actual) - expected.float()).abs().max()
+        assert error < bound * expected.float().abs().max(), (first, float(error))
