@@ -18,10 +18,10 @@ import tokenizers
 import uvicorn
 from numpy.typing import NDArray
 
+from infc.runtime.admission import SchedulerLimits
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
-from infc.runtime.admission import SchedulerLimits
 from infc.runtime.server.app import create_app
 from infc.runtime.server.listener import open_listener
 from infc.runtime.server.settings import ServerSettings
