@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..ir.errors import ProgramError
-from ..ir.program import Node, Program
+from numpy.typing import NDArray
+
+from ..ir.errors import ProgramError, UsageError
+from ..ir.program import Node, Program, Weight
 from ..ir.target import Target
 
 
@@ -35,10 +37,12 @@ class Verdict:
 class EmitOptions:
     """What emission may be told beside program and target.
 
-    `on_weight(done_bytes, total_bytes)` is called after each weight that was written.
+    `on_weight(done_bytes, total_bytes)` is called after each weight that was written. `stored`
+    gives weights that were made before, as they are to be written (bfloat16 as uint16).
     """
 
     on_weight: Callable[[int, int], None] | None = None
+    stored: Callable[[Weight], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,15 @@ class Emission:
     weight_names: tuple[str, ...]
     arena_bytes: int = 0
     toolchain: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a backend wrote before: for which target, where, and the weights that lie there."""
+
+    target: Target
+    directory: Path
+    weights: Callable[[str], NDArray[Any]]
 
 
 class Backend(ABC):
@@ -65,6 +78,16 @@ class Backend(ABC):
         self, program: Program, target: Target, directory: Path, options: EmitOptions
     ) -> Emission:
         """Write code and weights of a lowered program into `directory`."""
+
+    def rebuild(
+        self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write code and weights for another target, of what was made for one before."""
+        raise UsageError(
+            f"the backend {self.name} makes the same for every target",
+            where=str(made.directory),
+            hint="the artifact runs wherever its backend does",
+        )
 
     def check(self, program: Program, target: Target) -> None:
         """Raise `ProgramError` for the first node that this backend refuses."""

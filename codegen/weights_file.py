@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from ..ir.program import Program, Weight
 from ..ir.safetensors import write_safetensors
@@ -20,14 +22,19 @@ WEIGHTS_FILE = "weights.safetensors"
 def write_weights(
     program: Program, weights: Sequence[Weight], path: Path, options: EmitOptions
 ) -> None:
-    """Make each weight and write it; CheckpointError names the first that cannot be made."""
+    """Make each weight, or take it as stored, and write it.
+
+    CheckpointError names the first that cannot be made.
+    """
     by_name = {weight.name: weight for weight in weights}
     total_bytes = sum(weight.type.num_bytes() for weight in weights)
     done_bytes = 0
 
-    def produce(name: str) -> torch.Tensor:
+    def produce(name: str) -> torch.Tensor | NDArray[Any]:
         nonlocal done_bytes
-        tensor = evaluate_weight(program, by_name[name])
+        weight = by_name[name]
+        tensor: torch.Tensor | NDArray[Any]
+        tensor = options.stored(weight) if options.stored else evaluate_weight(program, weight)
         done_bytes += tensor.nbytes
         if options.on_weight is not None:
             options.on_weight(done_bytes, total_bytes)

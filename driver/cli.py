@@ -18,6 +18,7 @@ from ..ir.extras import COMPILE_LIBRARIES, missing_library
 # In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
 _COMMANDS = (
     "compile",
+    "rebuild",
     "generate",
     "chat",
     "serve",

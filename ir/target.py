@@ -161,7 +161,7 @@ def check_target(features: Iterable[str], *, where: str | None = None) -> None:
         raise TargetError(
             f"this machine lacks {', '.join(missing)}, which the artifact was built for",
             where=where,
-            hint=f"compile it again with `--set target={_native_or('native')}`",
+            hint=f"`infc rebuild {where or 'ARTIFACT'}` makes one for {_native_or('this machine')}",
         )
 
 

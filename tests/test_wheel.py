@@ -214,3 +214,15 @@ def test_without_torch_doctor_finds_no_fault(
     done = run_there(machine, environment, tmp_path, "doctor")
     assert done.returncode == 0, done.stdout
     assert "pip install 'infc[compile]'" in done.stdout
+
+
+def test_without_torch_it_rebuilds_for_another_processor(
+    machine: Path, environment: dict[str, str], artifact: Path, tmp_path: Path
+) -> None:
+    command = ("rebuild", artifact, "--target", "x86-64-v2", "-o", tmp_path / "v2.infc")
+    done = run_there(machine, environment, tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    asked = ("generate", tmp_path / "v2.infc", "def read_lines(path):", "--max-tokens", "8")
+    answers = [run_there(machine, environment, tmp_path, *asked, "--temperature", "0")]
+    answers.append(run_there(machine, environment, tmp_path, asked[0], artifact, *asked[2:]))
+    assert answers[0].stdout == answers[1].stdout != ""

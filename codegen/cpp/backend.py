@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from ...ir.errors import ArtifactError
 from ...ir.plan import loop_groups
-from ...ir.program import Node, Program, Value, WeightRef
+from ...ir.program import Node, Program, Value, Weight, WeightRef
 from ...ir.target import Target
 from ...ir.types import DType, TensorType
-from ..base import Backend, Emission, EmitOptions, Verdict
+from ..base import Backend, Emission, EmitOptions, Made, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
 from .calls import c_dim, place_barriers
 from .emitter import Emitter, pointer
@@ -25,6 +27,8 @@ ABI = 3
 """Version of the C interface in `kernels/abi.hpp`."""
 
 KERNELS = Path(__file__).parent / "kernels"
+SOURCE = "code/step.cpp"
+LIBRARY = "code/model.so"
 
 _STORED = frozenset(SCALARS) | {DType.I8}
 """Element types that kernels take; loops compute in those of `SCALARS` alone."""
@@ -52,26 +56,64 @@ class CppBackend(Backend):
     ) -> Emission:
         """Write `code/` and `weights.safetensors` into `directory`."""
         self.check(program, target)
-        emitter = Emitter(program, target)
-        emit_calls(emitter)
-        items = roll(place_barriers(emitter.calls))
-        weights = tuple(emitter.weights.entries.values())
-        code = directory / "code"
-        (code / "kernels").mkdir(parents=True)
-        for header in sorted(KERNELS.glob("*.hpp")):
-            shutil.copyfile(header, code / "kernels" / header.name)
-        source = code / "step.cpp"
-        source.write_text(
-            source_text(program, items, num_weights=len(weights), arena_bytes=emitter.arena_bytes),
-            encoding="utf-8",
-        )
-        compile_library(source, code / "model.so", target)
-        write_weights(program, weights, directory / WEIGHTS_FILE, options)
+        made = generate(program, target)
+        for name, data in made.files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        compile_library(directory / SOURCE, directory / LIBRARY, target)
+        write_weights(program, made.weights, directory / WEIGHTS_FILE, options)
         return Emission(
-            entry={"kind": "cpp-shared-library", "file": "code/model.so", "abi": ABI},
-            weight_names=tuple(weight.name for weight in weights),
-            arena_bytes=emitter.arena_bytes,
+            entry={"kind": "cpp-shared-library", "file": LIBRARY, "abi": ABI},
+            weight_names=tuple(weight.name for weight in made.weights),
+            arena_bytes=made.arena_bytes,
         )
+
+    def rebuild(
+        self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write `code/` and `weights.safetensors` for another target, from the source in `made`.
+
+        ArtifactError where that source is not what this infc generates.
+        """
+        from .rebuild import stored_weights
+
+        before = generate(program, made.target)
+        _check_source(before.files, made.directory)
+        stored = stored_weights(program, before.weights, made)
+        return self.emit(program, target, directory, replace(options, stored=stored))
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The source of a step, and what it reads: files by name, weights in order, arena."""
+
+    files: Mapping[str, bytes]
+    weights: tuple[Weight, ...]
+    arena_bytes: int
+
+
+def generate(program: Program, target: Target) -> Generated:
+    """The source for a planned program; nothing is written or compiled."""
+    emitter = Emitter(program, target)
+    emit_calls(emitter)
+    items = roll(place_barriers(emitter.calls))
+    weights = tuple(emitter.weights.entries.values())
+    text = source_text(program, items, num_weights=len(weights), arena_bytes=emitter.arena_bytes)
+    headers = {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
+    return Generated({SOURCE: text.encode(), **headers}, weights, emitter.arena_bytes)
+
+
+def _check_source(files: Mapping[str, bytes], directory: Path) -> None:
+    """Kernels, source and the layout of weights belong together: all three must be ours."""
+    for name, data in sorted(files.items()):
+        path = directory / name
+        if not path.is_file() or path.read_bytes() != data:
+            raise ArtifactError(
+                "it is not what this infc generates, so its weights may lie otherwise",
+                where=str(path),
+                hint="rebuild with the infc that compiled it, or compile the model again",
+            )
 
 
 def _check_operands(node: Node, program: Program) -> Verdict:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def _layout(attrs: Attrs) -> PanelLayout:
+def layout_of(attrs: Attrs) -> PanelLayout:
+    """The layout that the constants of an expression `pack` name."""
     nr, kp = attrs["nr"], attrs["kp"]
     if not isinstance(nr, int) or not isinstance(kp, int) or nr < 1 or kp < 1:
         raise ProgramError(f"pack: nr and kp are sizes, not {nr!r} and {kp!r}")
@@ -23,11 +24,11 @@ def _layout(attrs: Attrs) -> PanelLayout:
 
 
 def _pack(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
-    return _layout(attrs).pack(parts[0])
+    return layout_of(attrs).pack(parts[0])
 
 
 def _packed_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
-    return _layout(attrs).packed_type(kinds[0])
+    return layout_of(attrs).packed_type(kinds[0])
 
 
 PACK = register_weight_op(WeightOp("pack", _pack, _packed_type, ("nr", "kp")))

@@ -12,6 +12,9 @@ from .packing import PACK
 PACKED_OPS = {"linear": (1,), "scaled_linear": (2,), "moe": (3, 4)}
 """Op -> which of its operands are read in panels."""
 
+PACKED = ":packed"
+"""What follows the name of a weight that lies in panels."""
+
 
 @dataclass(slots=True)
 class WeightTable:
@@ -42,7 +45,7 @@ class WeightTable:
         weight = self.program.weights[name]
         layout = panel_layout(weight.type.dtype, self.target)
         expr = WeightExpr(PACK.name, (weight.expr,), layout.attrs())
-        return self._index(Weight(f"{name}:packed", layout.packed_type(weight.type), expr))
+        return self._index(Weight(name + PACKED, layout.packed_type(weight.type), expr))
 
     def _index(self, weight: Weight) -> int:
         self.entries.setdefault(weight.name, weight)

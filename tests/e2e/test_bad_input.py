@@ -110,7 +110,7 @@ def test_another_instruction_set(
         status, line = refused(capfd, *command)
         assert status == 6
         assert "this machine lacks" in line
-        assert "compile it again with `--set target=" in line
+        assert f"(`infc rebuild {tmp_path / 'art'}` makes one for x86-64-v2)" in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Another target for an artifact, from the source and the weights inside it: no torch, no model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
+from ..ir.files import share_file
+from ..ir.manifest import Entry, Manifest, TargetMachine, WeightsFile
+from ..ir.target import Target, check_platform, resolve_target
+from .progress import Reporter
+
+
+def rebuild_artifact(
+    path: str | os.PathLike[str],
+    target: str = "native",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    progress: Reporter | None = None,
+) -> Artifact:
+    """Builds the library of an artifact again, for `target`, and opens the result.
+
+    Every file of the old one is read and checked first. `output` is by default named after the
+    old one and the target, in the working directory; it may be the old one itself. The new one
+    is what compiling the same model for that target gives, byte for byte.
+
+    Raises TargetError for an unknown target, ToolchainError where there is no compiler or it
+    fails, UsageError for a backend that knows no targets, ArtifactError where the source is not
+    what this infc generates, or the result cannot be written.
+    """
+    check_platform()
+    progress = progress or Reporter()
+    chosen = resolve_target(target)
+    with progress.stage("check the artifact"):
+        old = open_artifact(path, "full")
+    place = Path(output) if output is not None else _default_output(old, chosen)
+    with ArtifactWriter(place) as writer:
+        manifest = _build(old, chosen, writer.path, progress)
+        with progress.stage("digest and move into place"):
+            writer.commit(manifest)
+    return open_artifact(writer.destination, "none")  # its digests are of what was just written
+
+
+def _default_output(old: Artifact, target: Target) -> Path:
+    name = old.path.resolve().name.removesuffix(".infc")
+    return Path(f"{name}-{target.name}.infc")
+
+
+def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -> Manifest:
+    from ..codegen.base import EmitOptions, Made
+    from ..codegen.registry import get_backend
+    from ..ir.safetensors import MappedSafetensors
+    from ..ir.text import parse_program
+
+    manifest = old.manifest
+    backend = get_backend(manifest.backend)
+    source = old.path / "program.ir"
+    program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
+    mapped = MappedSafetensors(old.weights_path)
+    before = Target(manifest.target.name, manifest.target.features)
+    with progress.stage("build code and weights"):
+        emission = backend.rebuild(
+            program,
+            Made(before, old.path, mapped.array),
+            target,
+            directory,
+            EmitOptions(on_weight=progress.advance),
+        )
+    mapped.close()
+    for name in manifest.files:
+        if not (directory / name).exists():  # what no target changes: tokenizer, programs, report
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            share_file(old.path / name, directory / name)
+    return replace(
+        manifest,
+        recipe={**manifest.recipe, "target": target.name},
+        target=TargetMachine(target.name, target.features),
+        entry=Entry(**emission.entry),
+        arena_bytes=emission.arena_bytes,
+        weights=WeightsFile(manifest.weights.file, emission.weight_names),
+    )
