@@ -86,15 +86,19 @@ class Emitter:
             return Buffer.dense(home, CTYPES[kind.dtype], kind.shape)
         raise ProgramError(f"a literal {operand!r} stands where a tensor is needed")
 
-    def output(self, value: Value) -> Buffer:
-        """The dense buffer that holds a node's result, at the offset the memory plan gave it."""
+    def output(self, value: Value, order: Sequence[int] | None = None) -> Buffer:
+        """The dense buffer that holds a node's result, at the offset the memory plan gave it.
+
+        `order` is that of its dimensions in memory where it is not the written one.
+        """
         size = value.type.num_bytes(self._bounds)
         offset = self._offsets.get(value.name)
         if offset is None:
             offset = self.reserve(size)
-        buffer = Buffer.dense(
-            Home("arena", offset, size), CTYPES[value.type.dtype], value.type.shape
-        )
+        order = range(value.type.rank) if order is None else order
+        shape = tuple(value.type.shape[i] for i in order)
+        buffer = Buffer.dense(Home("arena", offset, size), CTYPES[value.type.dtype], shape)
+        buffer = buffer.transpose(tuple(order.index(i) for i in range(value.type.rank)))
         self.buffers[value.name] = buffer
         return buffer
 

@@ -83,6 +83,17 @@ def views(c: Case) -> Value:
     return c.op("add", back, both)
 
 
+def parts_of_heads(c: Case) -> Value:
+    """Heads first, and each head on its own: the place of a head must not depend on T."""
+    x = c.op("slice", c.x, dim=1, start=0, stop=36)
+    heads = c.op("transpose", c.op("reshape", x, shape=("T", 4, 9)), perm=(1, 0, 2))
+    first = c.op("neg", c.op("slice", heads, dim=0, start=0, stop=1))
+    rest = c.op("mul", c.op("slice", heads, dim=0, start=1, stop=4), 2.0)
+    both = c.op("concat", first, rest, dim=0)
+    back = c.op("transpose", c.op("add", both, heads), perm=(1, 0, 2))
+    return c.op("reshape", back, shape=("T", 36))
+
+
 def linear_bias(c: Case) -> Value:
     y = c.op("linear", c.x, c.weight("w", 45, WIDTH), c.weight("b", 45))
     return c.op("linear", c.op("slice", y, dim=1, start=3, stop=44), c.weight("w2", 70, 41))
@@ -184,6 +195,7 @@ CASES: list[Callable[[Case], Value]] = [
     row_norm,
     reductions,
     views,
+    parts_of_heads,
     linear_bias,
     norms,
     gates,

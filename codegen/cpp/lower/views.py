@@ -48,16 +48,18 @@ def lower_slice(e: Emitter, node: Node) -> None:
 
 
 def lower_concat(e: Emitter, node: Node) -> None:
-    """`concat`: each part is copied to its place."""
+    """`concat`: each part is copied to its place; symbolic dimensions lie outermost in memory,
+    so that the place of a part does not depend on them."""
     dim = node.attrs["dim"]
     assert isinstance(dim, int)
-    out = e.output(node.output)
+    shape = node.output.type.shape
+    order = sorted(range(len(shape)), key=lambda i: isinstance(shape[i], int))
+    out = e.output(node.output, order)
     start = 0
     for operand in node.inputs:
         part = e.buffer(operand)
         place = out.slice(dim, start, 1, part.shape)
-        if place is None:
-            raise ProgramError("concat along a dimension with a symbolic stride", where=node.source)
+        assert place is not None, "only symbolic dimensions have symbolic strides"
         e.copy(part, place)
         size = part.shape[dim]
         if not isinstance(size, int) and operand is not node.inputs[-1]:
