@@ -12,6 +12,7 @@ import torch
 from ..ir.errors import InfcError, UnsupportedModelError
 from .layers import LayerStack, NotRepeatableError, mark_layers
 from .quiet import quiet_export
+from .sdpa import see_attention
 from .skeleton import Skeleton, build_skeleton
 
 # Sizes of the example: different from each other, from 0 and 1, and from common head counts.
@@ -47,7 +48,7 @@ class _Step(torch.nn.Module):
         position_ids: torch.Tensor,  # [1, T]
         logits_index: torch.Tensor,  # [R]
     ) -> tuple[torch.Tensor, ...]:
-        with _head_inputs(self.model) as hidden:
+        with see_attention(), _head_inputs(self.model) as hidden:
             out = self.model(
                 input_ids=input_ids,
                 position_ids=position_ids,

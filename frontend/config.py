@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..ir.errors import CheckpointError, UnsupportedModelError
 from .quiet import quiet_transformers
@@ -111,7 +111,7 @@ def _check_supported(config: Any, path: Path) -> None:
         raise UnsupportedModelError(f"{kind} has an encoder", where=where)
     if getattr(config, "alibi", False):
         raise UnsupportedModelError(f"{kind} uses alibi, which is not supported", where=where)
-    _check_interface(config, where)
+    _check_attention(config, where)
     if getattr(config, "num_attention_heads", None) is None:
         raise UnsupportedModelError(f"{kind} has no attention heads", where=where)
     for layer, one in enumerate(getattr(config, "layer_types", None) or ()):
@@ -121,18 +121,26 @@ def _check_supported(config: Any, path: Path) -> None:
             )
 
 
-def _check_interface(config: Any, where: str) -> None:
-    """The model's class must call the library's attention interface, where infc listens."""
+def _check_attention(config: Any, where: str) -> None:
+    """The model's class must compute attention where infc listens."""
+    if attention_call(config) is None:
+        raise UnsupportedModelError(
+            f"{config.model_type} computes attention in code of its own, which infc does not see",
+            where=where,
+        )
+
+
+def attention_call(config: Any) -> Literal["interface", "sdpa"] | None:
+    """What a model computes attention by: the library's attention interface, torch's own function
+    alone, or neither."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return  # code of the checkpoint's own, which was allowed: capture decides
+        return "interface"  # code of the checkpoint's own, which was allowed: capture decides
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(
-            f"{config.model_type} computes attention outside the library's attention interface",
-            where=where,
-        )
+    if model._can_set_attn_implementation():
+        return "interface"
+    return "sdpa" if model._supports_sdpa else None
 
 
 def _check_sizes(config: Any, path: Path) -> None:

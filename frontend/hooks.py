@@ -63,7 +63,8 @@ torch.library.register_fake("infc::layer_end", _same_shape, lib=_LIBRARY)
 torch.library.register_fake("infc::repeat_layer", _first_shape, lib=_LIBRARY)
 
 
-def _refuse(layer: int | None, reason: str) -> UnsupportedModelError:
+def refuse(layer: int | None, reason: str) -> UnsupportedModelError:
+    """The error for something in a layer that the IR cannot say."""
     return UnsupportedModelError(reason, where=None if layer is None else f"layer {layer}")
 
 
@@ -87,31 +88,46 @@ def attention_hook(
     """
     layer = getattr(module, "layer_idx", None)
     if layer is None:
-        raise _refuse(None, f"attention {type(module).__name__} does not say which layer it is")
-    if not isinstance(attention_mask, CausalMask):
-        raise _refuse(layer, "attention is not causal, or its mask is made by the model itself")
-    window = attention_mask.window
+        raise refuse(None, f"attention {type(module).__name__} does not say which layer it is")
+    window = attention_mask.window if isinstance(attention_mask, CausalMask) else None
     if sliding_window is not None and window is not None and sliding_window != window:
-        raise _refuse(layer, f"attention names window {sliding_window}, its mask {window}")
+        raise refuse(layer, f"attention names window {sliding_window}, its mask {window}")
     if dropout:
-        raise _refuse(layer, f"attention has dropout {dropout}")
+        raise refuse(layer, f"attention has dropout {dropout}")
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
-        raise _refuse(layer, "attention is not causal")
+        raise refuse(layer, "attention is not causal")
     for name, argument in kwargs.items():
         if name not in _HARMLESS and argument is not None and argument is not False:
-            raise _refuse(layer, f"attention has an argument {name} that is not understood")
-    scale = float(query.shape[-1]) ** -0.5 if scaling is None else float(scaling)
-    out = torch.ops.infc.attention(
+            raise refuse(layer, f"attention has an argument {name} that is not understood")
+    return attention_op(layer, query, key, value, attention_mask, scaling, softcap, s_aux), None
+
+
+def attention_op(
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: object,
+    scale: float | None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The op `[1, T, heads, value_dim]` of q, k, v `[1, heads, T, head_dim]`.
+
+    Raises UnsupportedModelError for a mask that is not ours.
+    """
+    if not isinstance(mask, CausalMask):
+        raise refuse(layer, "attention is not causal, or its mask is made by the model itself")
+    return torch.ops.infc.attention(  # type: ignore[no-any-return]
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        s_aux,
+        sinks,
         layer,
-        scale,
-        window,
+        float(query.shape[-1]) ** -0.5 if scale is None else float(scale),
+        mask.window,
         None if softcap is None else float(softcap),
     )
-    return out, None
 
 
 def mask_hook(*, mask_function: Any, attention_mask: object = None, **_: Any) -> CausalMask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +17,13 @@ from .hooks import CausalMask
 _IGNORED = frozenset({"training", "layer_idx", "layer_id", "config", "gradient_checkpointing"})
 _PLAIN = (bool, int, float, str, type(None), CausalMask)
 MIN_LAYERS_TO_REPEAT = 4
+
+_TRACED: ContextVar[int | None] = ContextVar("traced layer", default=None)
+
+
+def traced_layer() -> int | None:
+    """The decoder layer that is being traced; None outside of them all."""
+    return _TRACED.get()
 
 
 class NotRepeatableError(Exception):
@@ -111,7 +119,11 @@ class _Wrapped:
             for leaf in leaves
         ]
         args, kwargs = pytree.tree_unflatten(marked, spec)
-        outputs, out_spec = pytree.tree_flatten(self.forward(*args, **kwargs))
+        token = _TRACED.set(self.index)
+        try:
+            outputs, out_spec = pytree.tree_flatten(self.forward(*args, **kwargs))
+        finally:
+            _TRACED.reset(token)
         if self.index in self.stack.checks:
             self._check_outputs(tensors, outputs)
             out_plain = [_plain(leaf) for leaf in outputs]

@@ -12,11 +12,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import build_glob_alternation
 
 from ..ir.errors import UnsupportedModelError
+from .config import attention_call
 from .hooks import INTERFACE_NAME, register_hooks
 from .quiet import quiet_transformers
 from .rope import fix_length_dependent_rope
+from .sdpa import SDPA_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,12 @@ def build_skeleton(
     our attention interface.
     """
     register_hooks()
+    implementation = INTERFACE_NAME if attention_call(config) == "interface" else SDPA_NAME
     config = copy.deepcopy(config)  # building writes the implementation's name into it
     try:
         with quiet_transformers(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=INTERFACE_NAME, dtype=dtype
+                config, attn_implementation=implementation, dtype=dtype
             )
     except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
         raise UnsupportedModelError(
@@ -56,6 +60,7 @@ def build_skeleton(
     for module in model.modules():
         if hasattr(module, "config"):
             module.config._experts_implementation_internal = INTERFACE_NAME
+    _keep_wide(model, dtype)
     _compute_buffers(model)
     fix_length_dependent_rope(model, max_context, log)
     buffers = {
@@ -71,6 +76,17 @@ def build_skeleton(
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _keep_wide(model: Any, dtype: torch.dtype) -> None:
+    """Float32 for the parameters and buffers that the library loads so whatever `dtype` is."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    kept, _, _ = build_glob_alternation(list(plan))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.dtype == dtype and kept.search(name):
+            tensor.data = tensor.data.float()
 
 
 def _compute_buffers(model: Any) -> None:

@@ -18,7 +18,43 @@ REFUSED: dict[str, Refused] = {
     "bloom": Refused(
         "bloom",
         {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "n_layer": 2, "n_head": 4},
-        "bloom computes attention outside",
+        "bloom computes attention in code of its own",
     ),
-    "codegen": Refused("codegen", {**GPT, "rotary_dim": 16}, "codegen computes attention outside"),
+    "falcon-alibi": Refused(
+        "falcon",
+        {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_attention_heads": 4, "alibi": True},
+        "falcon uses alibi, which is not supported",
+    ),
+    "mpt": Refused(
+        "mpt",
+        {"vocab_size": VOCAB_SIZE, "d_model": 64, "n_layers": 2, "n_heads": 4},
+        "mpt computes attention in code of its own",
+    ),
+    "gptj": Refused(
+        "gptj", {**GPT, "rotary_dim": 16}, "gptj computes attention in code of its own"
+    ),
+    "gpt_neo": Refused(
+        "gpt_neo",
+        {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+        },
+        "gpt_neo computes attention in code of its own",
+    ),
+    "rwkv": Refused(
+        "rwkv",
+        {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_hidden_layers": 2},
+        "rwkv computes attention in code of its own",
+    ),
+    "recurrent_gemma": Refused(
+        "recurrent_gemma",
+        {**COMMON, "num_hidden_layers": 3, "lru_width": 64},
+        "layer 0 of recurrent_gemma is of type linear_attention",
+    ),
+    "codegen": Refused(
+        "codegen", {**GPT, "rotary_dim": 16}, "codegen computes attention in code of its own"
+    ),
 }
