@@ -61,6 +61,11 @@ class ParameterTable:
         """The parameter or buffer of that name as an operand."""
         return self._declare(self.names.get(name, name), kind, _AS_PUBLISHED)
 
+    def constant(self, ref: WeightRef) -> torch.Tensor | None:
+        """The value of a buffer that no checkpoint has; None for other weights."""
+        use = self._uses[ref.name]
+        return self.buffers.get(use.source) if use.layout == _AS_PUBLISHED else None
+
     def transposed(self, ref: WeightRef) -> WeightRef:
         """The transpose of a two-dimensional weight, as a weight of its own."""
         use = self._uses[ref.name]

@@ -6,8 +6,9 @@ from torch import fx
 
 from ...ir.errors import UnsupportedModelError
 from ...ir.program import Operand, Value, WeightRef
-from ...ir.types import DType
+from ...ir.types import Dim, DType
 from .base import Context, Converter, Result, axis_of, plain_argument
+from .views import part
 
 
 def _linear(ctx: Context, node: fx.Node) -> Result:
@@ -38,9 +39,22 @@ def _embedding(ctx: Context, node: fx.Node) -> Result:
 def _take(ctx: Context, x: Value | WeightRef, index: Value | WeightRef, dim: int) -> Result:
     if ctx.type_of(index).dtype not in (DType.I32, DType.I64):
         raise UnsupportedModelError("indexing by a mask is not supported")
+    run = _run(ctx, index, ctx.type_of(x).shape[dim])
+    if run is not None:
+        return part(ctx, x, dim, run.start, run.stop)
     if dim == 0 and isinstance(x, WeightRef) and ctx.type_of(x).rank == 2:
         return ctx.emit("embedding", x, index)
     return ctx.emit("take", x, index, dim=dim)
+
+
+def _run(ctx: Context, index: Value | WeightRef, size: Dim) -> range | None:
+    """The places that a constant index names, where they follow each other."""
+    known = ctx.parameters.constant(index) if isinstance(index, WeightRef) else None
+    if known is None or known.dim() != 1 or not isinstance(size, int):
+        return None
+    places = [int(place) % size for place in known]
+    run = range(places[0], places[0] + len(places)) if places else range(0)
+    return run if places and places == list(run) else None
 
 
 def _index(ctx: Context, node: fx.Node) -> Result:

@@ -79,6 +79,14 @@ def _gelu(ctx: Context, node: fx.Node) -> Result:
     return ctx.emit("gelu", ctx.tensor(node.args[0]), approximate=approximate)
 
 
+def _expm1(ctx: Context, node: fx.Node) -> Result:
+    """e**x - 1 as tanh(x / 2) (e**x + 1), which cancels nowhere, in float32."""
+    dtype = ctx.out_type(node).dtype
+    x = ctx.cast(ctx.tensor(node.args[0]), DType.F64 if dtype is DType.F64 else DType.F32)
+    half = ctx.emit("tanh", ctx.emit("mul", x, 0.5))
+    return ctx.cast(ctx.emit("mul", half, ctx.emit("add", ctx.emit("exp", x), 1.0)), dtype)
+
+
 def _softplus(ctx: Context, node: fx.Node) -> Result:
     if plain_argument(node, 1, "beta", 1) != 1 or plain_argument(node, 2, "threshold", 20) != 20:
         raise UnsupportedModelError("softplus with a beta or threshold is not supported")
@@ -189,6 +197,7 @@ CONVERTERS: dict[str, Converter] = {
     "__or__.Tensor": _logical("logical_or"),
     "gelu.default": _gelu,
     "softplus.default": _softplus,
+    "expm1.default": _expm1,
     "square.default": _square,
     "clamp.default": _clamp,
     "where.self": _where,

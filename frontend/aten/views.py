@@ -48,7 +48,8 @@ def _expand(ctx: Context, node: fx.Node) -> Result:
     return x if ctx.type_of(x).shape == shape else ctx.emit("expand", x, shape=shape)
 
 
-def _part(ctx: Context, x: Value | WeightRef, dim: int, start: Dim, stop: Dim) -> Value | WeightRef:
+def part(ctx: Context, x: Value | WeightRef, dim: int, start: Dim, stop: Dim) -> Value | WeightRef:
+    """Elements `start` to `stop` of one dimension."""
     if start == 0 and stop == ctx.type_of(x).shape[dim]:
         return x
     return ctx.emit("slice", x, dim=dim, start=spell_dim(start), stop=spell_dim(stop), step=1)
@@ -79,7 +80,7 @@ def _select(ctx: Context, node: fx.Node) -> Result:
         index += size
     if index < 0:
         raise UnsupportedModelError("an element is picked from the end of a symbolic dimension")
-    return ctx.reshape(_part(ctx, x, dim, index, index + 1), ctx.out_type(node).shape)
+    return ctx.reshape(part(ctx, x, dim, index, index + 1), ctx.out_type(node).shape)
 
 
 def _split(ctx: Context, node: fx.Node) -> Result:
@@ -89,7 +90,7 @@ def _split(ctx: Context, node: fx.Node) -> Result:
     start: Dim = 0
     for fake in node.meta["val"]:
         stop = sum_dims([start, ctx.dim(fake.shape[dim])])
-        parts.append(_part(ctx, x, dim, start, stop))
+        parts.append(part(ctx, x, dim, start, stop))
         start = stop
     return tuple(parts)
 
@@ -98,7 +99,7 @@ def _unbind(ctx: Context, node: fx.Node) -> Result:
     x = ctx.tensor(node.args[0])
     dim = axis_of(argument(node, 1, "dim", 0), ctx.type_of(x).rank)
     shapes = [ctx.type_of_fake(fake).shape for fake in node.meta["val"]]
-    return tuple(ctx.reshape(_part(ctx, x, dim, i, i + 1), shape) for i, shape in enumerate(shapes))
+    return tuple(ctx.reshape(part(ctx, x, dim, i, i + 1), shape) for i, shape in enumerate(shapes))
 
 
 def _cat(ctx: Context, node: fx.Node) -> Result:
@@ -150,6 +151,7 @@ CONVERTERS: dict[str, Converter] = {
     "numpy_T.default": _reverse,
     "expand.default": _expand,
     "expand_as.default": _expand,
+    "broadcast_to.default": _expand,
     "slice.Tensor": _slice,
     "select.int": _select,
     "split.Tensor": _split,
