@@ -126,7 +126,8 @@ class RequestStream:
         if self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
         errors = [c.request.error for c in self.choices if c.request.error is not None]
-        pool = self.request.pool if finished and not errors else None
+        # One that was aborted may have seen some of its rows, or none.
+        pool = self.request.pool if self.request.finish_reason == "length" else None
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self._prompt,
