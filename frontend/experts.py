@@ -26,6 +26,15 @@ _ACTIVATIONS: Final = {
 }
 
 
+_LIBRARY = torch.library.Library("infc", "FRAGMENT")
+_LIBRARY.define(
+    "moe(Tensor x, Tensor index, Tensor weight, Tensor gate_up, Tensor down, "
+    "Tensor? gate_up_bias, Tensor? down_bias, str act, float alpha, float? limit, float shift, "
+    "bool transposed, bool interleaved) -> Tensor"
+)
+torch.library.register_fake("infc::moe", lambda x, *_: x.new_empty(x.shape), lib=_LIBRARY)
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What joins the halves of an expert's first product: attributes of the op `moe`."""

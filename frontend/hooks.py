@@ -34,11 +34,6 @@ _LIBRARY.define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, int layer, float scale, "
     "int? window, float? softcap) -> Tensor"
 )
-_LIBRARY.define(
-    "moe(Tensor x, Tensor index, Tensor weight, Tensor gate_up, Tensor down, "
-    "Tensor? gate_up_bias, Tensor? down_bias, str act, float alpha, float? limit, float shift, "
-    "bool transposed, bool interleaved) -> Tensor"
-)
 _LIBRARY.define("layer_begin(Tensor x, int layer, int slot) -> Tensor")
 _LIBRARY.define("layer_end(Tensor x, int layer) -> Tensor")
 _LIBRARY.define("repeat_layer(Tensor[] args, int layer) -> Tensor")
@@ -57,7 +52,6 @@ def _first_shape(args: list[torch.Tensor], layer: int) -> torch.Tensor:
 
 
 torch.library.register_fake("infc::attention", _attention_shape, lib=_LIBRARY)
-torch.library.register_fake("infc::moe", _same_shape, lib=_LIBRARY)
 torch.library.register_fake("infc::layer_begin", _same_shape, lib=_LIBRARY)
 torch.library.register_fake("infc::layer_end", _same_shape, lib=_LIBRARY)
 torch.library.register_fake("infc::repeat_layer", _first_shape, lib=_LIBRARY)

@@ -72,6 +72,9 @@ def spread_weights(model: Any, seed: int) -> None:
                 # Norms around one stay there (Gemma's are around zero: it adds the one itself).
                 centre = 1.0 if bool((parameter == 1).all()) else 0.0
                 parameter.normal_(centre, 0.3, generator=generator)
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and name in model.state_dict():
+                buffer.normal_(0.0, 0.3, generator=generator)
 
 
 def _publish(directory: Path, arch: str, config: Any) -> None:
