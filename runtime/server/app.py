@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
+from ... import __version__
+from .answers import ChatAnswer, CompletionAnswer, Health, ModelCard, ModelList, Version
 from .bodies import read_request
 from .chat import create_chat
 from .completions import create_completion
 from .disconnect import CancelOnDisconnect
 from .errors import ApiError, install_handlers
+from .metrics import ServerMetrics
+from .openapi import answers, body_of, error, generation_answers
 from .protocol import ChatRequest, CompletionRequest
 from .request_log import RequestLog, record_of
 from .service import Service
@@ -26,27 +30,42 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    engine: AsyncEngine, tokenizer: Tokenizer | None, settings: ServerSettings
+    engine: AsyncEngine,
+    tokenizer: Tokenizer | None,
+    settings: ServerSettings,
+    *,
+    backend: str = "unknown",
 ) -> FastAPI:
-    """The application that serves `engine`; `tokenizer` None takes and gives token ids only."""
-    service = Service(engine, tokenizer, settings)
-    app = FastAPI(title="infc", docs_url=None, redoc_url=None, redirect_slashes=False)
+    """The application that serves `engine`; `tokenizer` None takes and gives token ids only.
+
+    `backend` is what `/version` and `/metrics` call what executes the model.
+    """
+    version = {"version": __version__, "backend": backend}
+    metrics = ServerMetrics(engine, {**version, "model_name": settings.model_name})
+    service = Service(engine, tokenizer, settings, metrics)
+    app = FastAPI(
+        title="infc",
+        version=__version__,
+        description=f"The model {settings.model_name} behind OpenAI's API.",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.add_middleware(CancelOnDisconnect)
-    if settings.log_requests:
-        app.add_middleware(RequestLog)  # around the one before: it also tells of who went away
+    # Around the one before: it also tells of who went away.
+    app.add_middleware(RequestLog, settings=settings, metrics=metrics)
     install_handlers(app)
-    router = APIRouter(prefix="/v1", dependencies=[Depends(_key_check(settings.api_key))])
+    with_key = [Depends(_key_check(settings.api_key))]
+    router = APIRouter(prefix="/v1", dependencies=with_key)
     _add_generation(router, service)
     _add_models(router, service)
     app.include_router(router)
-
-    @app.get("/health")
-    async def health() -> Response:
-        """200 while the engine lives, 503 once it does not."""
-        if engine.healthy:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "the engine has stopped"}, 503)
-
+    open_to_all = APIRouter()
+    _add_health(open_to_all, engine)
+    guarded = APIRouter(dependencies=with_key)
+    _add_version(guarded, version)
+    _add_metrics(open_to_all if settings.open_metrics else guarded, metrics)
+    app.include_router(open_to_all)
+    app.include_router(guarded)
     return app
 
 
@@ -67,41 +86,78 @@ def _key_check(key: str | None) -> Callable[[Request], Awaitable[None]]:
 def _add_generation(router: APIRouter, service: Service) -> None:
     settings = service.settings
 
-    @router.post("/completions", openapi_extra=_body_schema(CompletionRequest))
+    @router.post(
+        "/completions",
+        responses=generation_answers(CompletionAnswer),
+        openapi_extra=body_of(CompletionRequest, settings),
+    )
     async def completions(request: Request) -> Response:
         """Continues prompts."""
         body = await read_request(request, CompletionRequest, settings)
         return await create_completion(service, body, record_of(request.scope))
 
-    @router.post("/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    @router.post(
+        "/chat/completions",
+        responses=generation_answers(ChatAnswer),
+        openapi_extra=body_of(ChatRequest, settings),
+    )
     async def chat_completions(request: Request) -> Response:
         """Continues a conversation."""
         body = await read_request(request, ChatRequest, settings)
         return await create_chat(service, body, record_of(request.scope))
 
 
-def _body_schema(kind: type[CompletionRequest] | type[ChatRequest]) -> dict[str, Any]:
-    # The library would read and check the body itself, and answer 422 in a shape of its own.
-    schema = kind.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 def _add_models(router: APIRouter, service: Service) -> None:
-    card = {
-        "id": service.settings.model_name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "infc",
-        "max_model_len": service.max_context,
-    }
+    created = int(time.time())
 
-    @router.get("/models")
+    def card(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "infc",
+            "max_model_len": service.max_context,
+        }
+
+    @router.get("/models", responses=answers(ModelList, 401))
     async def models() -> Response:
-        """The one model served here."""
-        return JSONResponse({"object": "list", "data": [card]})
+        """The one model served here, by each of its names."""
+        cards = [card(name) for name in service.settings.model_names]
+        return JSONResponse({"object": "list", "data": cards})
 
-    @router.get("/models/{name:path}")
+    @router.get("/models/{name:path}", responses=answers(ModelCard, 401, 404))
     async def model(name: str) -> Response:
         """The model of that name."""
         service.check_model(name)
-        return JSONResponse(card)
+        return JSONResponse(card(name))
+
+
+def _add_health(router: APIRouter, engine: AsyncEngine) -> None:
+    @router.get("/health", responses={**answers(Health), 503: {"model": Health}})
+    async def health() -> Response:
+        """200 while the engine lives, 503 once it does not."""
+        if engine.healthy:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "the engine has stopped"}, 503)
+
+
+def _add_version(router: APIRouter, version: dict[str, str]) -> None:
+    @router.get("/version", responses=answers(Version, 401))
+    async def show_version() -> Response:
+        """What serves."""
+        return JSONResponse(version)
+
+
+def _add_metrics(router: APIRouter, metrics: ServerMetrics) -> None:
+    page = {"text/plain": {"schema": {"type": "string"}}}
+    page["application/openmetrics-text"] = page["text/plain"]
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": page, "description": "Metrics."}, 401: error(401)},
+    )
+    async def show_metrics(request: Request) -> Response:
+        """Counts and times, as Prometheus reads them."""
+        body, media = metrics.scrape(request.headers.get("accept", ""))
+        return Response(body, media_type=media)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 from collections import Counter
 from typing import Any, NoReturn, TypeVar
@@ -11,7 +12,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from .errors import ApiError
-from .protocol import HARMLESS, MAX_MESSAGES, ChatMessage, GenerationRequest
+from .protocol import ChatMessage, GenerationRequest, StreamOptions, TextPart
 from .settings import ServerSettings
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
@@ -30,7 +31,7 @@ async def read_request(
             body = await _read_body(request, settings.max_body_bytes)
     except TimeoutError:
         raise ApiError(408, "the body did not arrive in time") from None
-    return check_fields(parse_json(body), kind)
+    return check_fields(parse_json(body), kind, settings.max_messages)
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
@@ -86,19 +87,16 @@ def _not_json(reason: str) -> ApiError:
     return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
 
 
-def check_fields(body: dict[str, Any], kind: type[_Request]) -> _Request:
+def check_fields(body: dict[str, Any], kind: type[_Request], max_messages: int = 4096) -> _Request:
     """The request that a parsed body stands for. Raises ApiError naming the field."""
     fields = _settle(body, kind, "")
+    if isinstance(options := fields.get("stream_options"), dict):
+        fields["stream_options"] = _settle(options, StreamOptions, "stream_options.")
     messages = fields.get("messages")
     if isinstance(messages, list):
-        if len(messages) > MAX_MESSAGES:
-            raise _refused("messages", f"has {len(messages)} of at most {MAX_MESSAGES}", "too_long")
-        fields["messages"] = [
-            _settle(message, ChatMessage, f"messages[{index}].")
-            if isinstance(message, dict)
-            else message
-            for index, message in enumerate(messages)
-        ]
+        if len(messages) > max_messages:
+            raise _refused("messages", f"has {len(messages)} of at most {max_messages}", "too_long")
+        fields["messages"] = [_settle_message(m, f"messages[{i}]") for i, m in enumerate(messages)]
     try:
         request = kind.model_validate(fields)
     except ValidationError as error:
@@ -108,9 +106,25 @@ def check_fields(body: dict[str, Any], kind: type[_Request]) -> _Request:
     return request
 
 
-def _settle(
-    body: dict[str, Any], kind: type[GenerationRequest] | type[ChatMessage], place: str
-) -> dict[str, Any]:
+def _settle_message(message: Any, place: str) -> Any:
+    if not isinstance(message, dict):
+        return message
+    fields = _settle(message, ChatMessage, f"{place}.")
+    if isinstance(parts := fields.get("content"), list):
+        fields["content"] = [
+            _settle(part, TextPart, f"{place}.content[{i}].")
+            # Another type is refused as such, not for the fields that come with it.
+            if isinstance(part, dict) and part.get("type") == "text"
+            else part
+            for i, part in enumerate(parts)
+        ]
+    return fields
+
+
+_Object = type[GenerationRequest] | type[StreamOptions] | type[ChatMessage] | type[TextPart]
+
+
+def _settle(body: dict[str, Any], kind: _Object, place: str) -> dict[str, Any]:
     """Takes out what changes nothing; refuses what is not built, and what nobody knows."""
     known = kind.model_fields
     fields = {}
@@ -121,8 +135,14 @@ def _settle(
         elif name in kind.NOT_BUILT:
             if value is not None and not any(_same(value, n) for n in kind.NOT_BUILT[name]):
                 raise _refused(place + name, "is not built yet", "not_built")
-        elif not (name in HARMLESS and not place):
-            raise _refused(place + name[:80], "is no field of this request", "unknown_field")
+        else:
+            reason = f"is no field of this {'request' if not place else 'object'}"
+            near = difflib.get_close_matches(name[:80], [*known, *kind.NOT_BUILT], 1, 0.6)
+            raise _refused(
+                place + name[:80],
+                reason + (f"; did you mean {near[0]}?" if near else ""),
+                "unknown_field",
+            )
     return fields
 
 

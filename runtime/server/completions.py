@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ...ir.errors import RequestError
 from ..outputs import CompletionOutput, RequestOutput
-from .generation import Prompt, each_output, gather_outputs
+from .answering import Job, answer
+from .errors import ApiError
+from .generation import Prompt
 from .logprobs import completion_logprobs
 from .protocol import CompletionRequest
 from .request_log import RequestRecord
 from .service import Service
-from .streaming import Event, open_event_stream
-from .usage import Usage, answer_head
 
 _DEFAULT_MAX_TOKENS = 16  # as OpenAI's API has it
 
@@ -28,29 +27,23 @@ async def create_completion(
 
     Raises RequestError, ApiError, and what the engine raises.
     """
-    service.check_model(request.model)
+    service.check_request(request, request.logprobs)
+    if request.stream and (request.best_of or request.n) > request.n:
+        raise ApiError(400, "the best of several are known at the end: no stream", param="best_of")
+    record.prompt = request.prompt
     prompts = parse_prompts(request.prompt, service.settings.max_prompts)
     for prompt in prompts:
         service.check_length(prompt, "prompt")
+    limit = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     params = request.sampling(
         service.settings.sampling_defaults,
-        max_tokens=_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+        max_tokens=service.output_limit(limit, "max_tokens"),
         logprobs=request.logprobs,
+        best_of=request.best_of,
     )
-    outputs = each_output(service.engine, prompts, params)
-    head = answer_head("cmpl", "text_completion", service.settings.model_name)
-    shape = _Choices(service, with_ids=service.wants_token_ids(request))
-    usage = Usage()
-    record.answer_id, record.usage = head["id"], usage
-    if request.stream:
-        events = _events(outputs, head, shape, usage, include_usage=request.include_usage)
-        return await open_event_stream(events, service.settings.stall_seconds)
-    async with aclosing(outputs):
-        answers = await gather_outputs(outputs, len(prompts))
-    for index, answer in enumerate(answers):
-        usage.add(index, answer)
-    choices = [shape.choice(index, answer.outputs[0]) for index, answer in enumerate(answers)]
-    return JSONResponse({**head, "choices": choices, "usage": usage.as_json()})
+    token_ids = [await service.encode(prompt) for prompt in prompts]
+    shape = _Choices(service, request, prompts)
+    return await answer(service, Job(request, token_ids, params, shape), record)
 
 
 def parse_prompts(value: Any, limit: int) -> list[Prompt]:
@@ -79,41 +72,48 @@ def parse_prompts(value: Any, limit: int) -> list[Prompt]:
 class _Choices:
     """Writes choices, and remembers how far the text of each has come."""
 
-    def __init__(self, service: Service, *, with_ids: bool) -> None:
-        self.with_ids = with_ids
-        self._texts = service.token_texts
+    prefix = "cmpl"
+    whole_kind = chunk_kind = "text_completion"
+
+    def __init__(
+        self, service: Service, request: CompletionRequest, prompts: Sequence[Prompt]
+    ) -> None:
+        self._service = service
+        self._request = request
+        self._prompts = prompts
+        self._with_ids = service.wants_token_ids(request)
         self._offsets: dict[int, int] = {}
 
-    def choice(self, index: int, output: CompletionOutput) -> dict[str, Any]:
-        """`choices[]` of an answer, or of a chunk."""
+    def whole(self, index: int, output: RequestOutput, part: CompletionOutput) -> dict[str, Any]:
+        """A choice of a whole answer."""
+        opening = self.opening(index, output)
+        choice = self._choice(index, part)
+        return choice if opening is None else {**choice, "text": opening["text"] + part.text}
+
+    def opening(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
+        """The prompt, where it is to be echoed."""
+        if not self._request.echo:
+            return None
+        prompt = self._prompts[index // self._request.n]
+        text = prompt if isinstance(prompt, str) else self._service.text_of(prompt)
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
+        """What a step added to a choice."""
+        if part.text or part.logprobs or part.finish_reason or self._with_ids:
+            return self._choice(index, part)
+        return None
+
+    def _choice(self, index: int, part: CompletionOutput) -> dict[str, Any]:
         logprobs = None
-        if output.logprobs is not None:
+        if part.logprobs is not None:
             offset = self._offsets.get(index, 0)
-            logprobs = completion_logprobs(output.logprobs, self._texts, offset)
+            logprobs = completion_logprobs(part.logprobs, self._service.token_texts, offset)
             self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
         choice = {
             "index": index,
-            "text": output.text,
+            "text": part.text,
             "logprobs": logprobs,
-            "finish_reason": output.finish_reason,
+            "finish_reason": part.finish_reason,
         }
-        return {**choice, "token_ids": output.token_ids} if self.with_ids else choice
-
-
-async def _events(
-    outputs: AsyncGenerator[tuple[int, RequestOutput], None],
-    head: dict[str, Any],
-    shape: _Choices,
-    usage: Usage,
-    *,
-    include_usage: bool,
-) -> AsyncGenerator[Event, None]:
-    chunk = {**head, "usage": None} if include_usage else head
-    async with aclosing(outputs):
-        async for index, output in outputs:
-            usage.add(index, output)
-            part = output.outputs[0]
-            if part.text or part.logprobs or part.finish_reason or shape.with_ids:
-                yield {**chunk, "choices": [shape.choice(index, part)]}
-    if include_usage:
-        yield {**head, "choices": [], "usage": usage.as_json()}
+        return {**choice, "token_ids": part.token_ids} if self._with_ids else choice

@@ -42,6 +42,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON that the client gets, alone or as an event of a stream."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
         fields = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": fields}
 
@@ -64,7 +66,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestError):
         return ApiError(400, str(error), param=error.field)
     if isinstance(error, CapacityError):
-        return ApiError(503, str(error), code="overloaded", retry_seconds=1)
+        return ApiError(503, str(error), code="shutting_down", retry_seconds=5)
     if isinstance(error, InfcError):
         _LOG.error("a request failed: %s", error)
         return ApiError(503, "the engine has stopped", code="engine_stopped")
@@ -77,7 +79,7 @@ def install_handlers(app: FastAPI) -> None:
     for kind in (ApiError, InfcError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(Exception, _answer_unforeseen)
+    # Any other reaches `RequestLog`, which answers it.
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -92,11 +94,6 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     response = ApiError(error.status_code, f"{error.detail}: {request.method}").response()
     response.headers.update(error.headers or {})
     return response
-
-
-async def _answer_unforeseen(request: Request, error: Exception) -> Response:
-    # The library raises it once more for the log, so it is not logged here.
-    return ApiError(500, "the server made a mistake; its log says which").response()
 
 
 def _shorten(text: str) -> str:

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from ...ir.errors import CapacityError
 from ..outputs import RequestOutput, merge_outputs
 from .errors import ApiError
 
 if TYPE_CHECKING:
-    from ..async_engine import AsyncEngine
     from ..sampling_params import SamplingParams
+    from .service import Service
 
 Prompt = str | list[int]
+Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 _Arrival = tuple[int, RequestOutput | Exception]
 
 
 async def each_output(
-    engine: AsyncEngine, prompts: Sequence[Prompt], params: SamplingParams
-) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    service: Service, prompts: Sequence[Prompt], params: SamplingParams
+) -> Outputs:
     """What each step adds to each prompt, as (number of the prompt, output).
 
     Closing or cancelling it ends all of them, and so does the first that fails. Raises what
-    the engine raises, and ApiError for an answer that was cut off.
+    the engine raises, and ApiError for an answer that was cut off or took too long.
     """
     if len(prompts) == 1:
-        async with aclosing(_outputs(engine, prompts[0], params)) as outputs:
+        async with aclosing(_outputs(service, prompts[0], params)) as outputs:
             async for output in outputs:
                 yield 0, output
         return
     # One place a prompt: whoever is ahead waits until the client has read what there is.
     arrivals: asyncio.Queue[_Arrival] = asyncio.Queue(len(prompts))
     pulls = [
-        asyncio.create_task(_pull(engine, index, prompt, params, arrivals))
+        asyncio.create_task(_pull(service, index, prompt, params, arrivals))
         for index, prompt in enumerate(prompts)
     ]
     left = len(prompts)
@@ -51,9 +54,7 @@ async def each_output(
         await asyncio.gather(*pulls, return_exceptions=True)
 
 
-async def gather_outputs(
-    outputs: AsyncGenerator[tuple[int, RequestOutput], None], count: int
-) -> list[RequestOutput]:
+async def gather_outputs(outputs: Outputs, count: int) -> list[RequestOutput]:
     """The whole answer to each of `count` prompts, in their order."""
     parts: list[list[RequestOutput]] = [[] for _ in range(count)]
     async for index, output in outputs:
@@ -62,14 +63,14 @@ async def gather_outputs(
 
 
 async def _pull(
-    engine: AsyncEngine,
+    service: Service,
     index: int,
     prompt: Prompt,
     params: SamplingParams,
     arrivals: asyncio.Queue[_Arrival],
 ) -> None:
     try:
-        async with aclosing(_outputs(engine, prompt, params)) as outputs:
+        async with aclosing(_outputs(service, prompt, params)) as outputs:
             async for output in outputs:
                 await arrivals.put((index, output))
     except Exception as error:
@@ -77,13 +78,41 @@ async def _pull(
 
 
 async def _outputs(
-    engine: AsyncEngine, prompt: Prompt, params: SamplingParams
+    service: Service, prompt: Prompt, params: SamplingParams
 ) -> AsyncGenerator[RequestOutput, None]:
-    async with aclosing(engine.generate(prompt, params)) as outputs:
-        async for output in outputs:
-            reason = output.outputs[0].finish_reason
-            if reason == "error":
-                raise ApiError(500, output.error or "the answer failed", code="generation_failed")
-            if reason == "abort":
-                raise ApiError(503, "the answer was cut off", code="aborted")
-            yield output
+    engine, settings = service.engine, service.settings
+    request_id = f"http-{secrets.token_hex(8)}"
+    late = False
+
+    def expire() -> None:
+        nonlocal late
+        late = True
+        engine.abort(request_id)
+
+    timer = asyncio.get_running_loop().call_later(settings.request_seconds, expire)
+    meter = service.metrics.meter()
+    try:
+        stream = engine.generate(prompt, params, request_id)
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                meter.add(output)
+                _check(output, late_seconds=settings.request_seconds if late else None)
+                yield output
+    except CapacityError as error:
+        if not engine.healthy:
+            raise
+        wait = service.metrics.retry_seconds()
+        raise ApiError(429, str(error), code="queue_full", retry_seconds=wait) from None
+    finally:
+        timer.cancel()
+        meter.close()
+
+
+def _check(output: RequestOutput, late_seconds: float | None) -> None:
+    reasons = {part.finish_reason for part in output.outputs}
+    if "error" in reasons:
+        raise ApiError(500, output.error or "the answer failed", code="generation_failed")
+    if "abort" in reasons and late_seconds is not None:
+        raise ApiError(504, f"the answer took more than {late_seconds:g} s", code="timeout")
+    if "abort" in reasons:
+        raise ApiError(503, "the answer was cut off", code="aborted")

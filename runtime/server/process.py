@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
-import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from ...ir.sizes import format_count
+from .connections import bounded_protocol
+from .log import ServerLog
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -20,21 +22,35 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.05
 _FLUSH_SECONDS = 5.0
+_OWN_FILES = 128  # the artifact, libraries, pipes
+_MAX_BACKLOG = 4096
 _LAST_WORDS_SECONDS = 1.0  # for the event that tells a client that its stream was cut off
 
 
 def run_server(
-    app: FastAPI, listener: socket.socket, engine: AsyncEngine, settings: ServerSettings
+    app: ASGIApp, listener: socket.socket, engine: AsyncEngine, settings: ServerSettings
 ) -> bool:
     """Serves until a signal; True where that was SIGINT.
 
     The first SIGTERM or SIGINT stops accepting and waits `drain_seconds` for running answers;
     the second ends everything at once.
     """
-    config = uvicorn.Config(
+    _allow_files(settings.max_connections + _OWN_FILES)
+    config = server_config(app, settings)
+    server = _Server(config, listener, engine, settings)
+    server.run(sockets=[listener])
+    return server.interrupted
+
+
+def server_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    """What uvicorn is told."""
+    return uvicorn.Config(
         app,
-        # What loads quickly and bounds what it reads: headers over 64 KiB are refused.
-        http="h11",
+        # H11 is what loads quickly and bounds what it reads.
+        http=bounded_protocol(settings),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
+        backlog=min(settings.max_connections, _MAX_BACKLOG),
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -42,9 +58,14 @@ def run_server(
         access_log=False,
         server_header=False,
     )
-    server = _Server(config, listener, engine, settings)
-    server.run(sockets=[listener])
-    return server.interrupted
+
+
+def _allow_files(count: int) -> None:
+    """Lets this process have so many files open, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):
@@ -63,6 +84,7 @@ class _Server(uvicorn.Server):
         self._closing: dict[Any, float] = {}
         self._engine = engine
         self._settings = settings
+        self._log = ServerLog(settings.log_format)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal. Not remembered as uvicorn does, which would die of it at last."""
@@ -97,7 +119,7 @@ class _Server(uvicorn.Server):
         """Lets running answers end, for `drain_seconds` and while nobody asks again."""
         count, seconds = self._engine.num_pending, self._settings.drain_seconds
         wait = f", {format_count(count, 'answer')} to finish within {seconds:g} s" if count else ""
-        print(f"stopping{wait}", file=sys.stderr, flush=True)
+        self._log.event("stopping", f"stopping{wait}", pending=count, drain_seconds=seconds)
         drain = asyncio.create_task(super().shutdown(sockets))
         if not await self._wait(drain, self._settings.drain_seconds):
             # Fails whatever is pending, so that each client hears why its answer ends here.

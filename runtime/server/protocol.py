@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from ..sampling_params import SamplingParams
+from ..params_checks import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from ..sampling_params import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
 
-HARMLESS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "store", "user"})
-"""Fields that are accepted and change nothing here: they are for whoever keeps the books."""
+NEUTRAL = dict[str, tuple[Any, ...]]
+"""Fields that are known and not built, and the values that ask for what happens anyway."""
 
-MAX_MESSAGES = 4096
+_MAX_INT = 2**31 - 1
+_MAX_TOKENS_LISTED = 4096
 
-_NOT_BUILT: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "n": (1,),
-    "presence_penalty": (0,),
-    "prompt_logprobs": (),
-    "repetition_penalty": (1,),
-    "service_tier": ("auto", "default"),
-}
+_NOT_BUILT: NEUTRAL = {"service_tier": ("auto", "default")}
 
 
 class _Wire(BaseModel):
@@ -40,8 +32,9 @@ class _Wire(BaseModel):
 class StreamOptions(_Wire):
     """What a stream holds beside its chunks."""
 
+    NOT_BUILT: ClassVar[NEUTRAL] = {"include_obfuscation": (False,)}
+
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
 
 
 def _as_list(value: object) -> object:
@@ -54,66 +47,112 @@ def _as_parts(value: object) -> object:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-_Temperature = Annotated[float, Field(ge=0, le=100)]
+def _within(low: float, high: float) -> Any:
+    return Field(ge=low, le=high)
+
+
+_TokenId = Annotated[int, _within(0, _MAX_INT)]
+_TokenIds = Annotated[list[_TokenId], Field(max_length=_MAX_TOKENS_LISTED)]
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+_Stops = Annotated[list[_Stop], Field(max_length=MAX_STOP_STRINGS)]
+_Penalty = Annotated[float, _within(-2, 2)]
+_NumTokens = Annotated[int, _within(0, _MAX_INT)]
+_NumLogprobs = Annotated[int, _within(0, MAX_LOGPROBS)]
+_NumChoices = Annotated[int, _within(1, MAX_CHOICES)]
+_Bias = dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, _within(-100, 100)]]
 
 
 class GenerationRequest(_Wire):
-    """The fields that completions and chats share; None takes the server's default."""
+    """The fields that completions and chats share; one that is null is as one left out."""
 
-    NOT_BUILT: ClassVar[dict[str, tuple[Any, ...]]] = _NOT_BUILT
-    """Fields that are refused by name unless they say what happens anyway."""
+    NOT_BUILT: ClassVar[NEUTRAL] = _NOT_BUILT
 
     model: str
-    temperature: _Temperature | None = None
+    temperature: Annotated[float, _within(0, 100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: Annotated[list[str], BeforeValidator(_as_list)] = []
-    stop_token_ids: Annotated[list[int], Field(max_length=256)] = []
+    top_k: Annotated[int, _within(0, _MAX_INT)] | None = None
+    min_p: Annotated[float, _within(0, 1)] | None = None
+    repetition_penalty: Annotated[float, _within(0.01, 100)] | None = None
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: _Bias = {}
+    allowed_token_ids: Annotated[_TokenIds, Field(min_length=1)] | None = None
+    banned_token_ids: _TokenIds = []
+    seed: Annotated[int, _within(-(2**63), 2**64 - 1)] | None = None
+    n: _NumChoices = 1
+    max_tokens: _NumTokens | None = None
+    min_tokens: _NumTokens = 0
+    stop: Annotated[_Stops, BeforeValidator(_as_list, json_schema_input_type=_Stop | _Stops)] = []
+    stop_token_ids: _TokenIds = []
     ignore_eos: bool = False
+    prompt_logprobs: _NumLogprobs | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+
+    # For whoever keeps the books: accepted, and of no effect here.
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    store: bool | None = None
+    user: str | None = None
 
     @property
     def include_usage(self) -> bool:
         """Whether the last chunk of the stream counts the tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(
-        self, defaults: dict[str, Any], *, max_tokens: int | None, logprobs: int | None
-    ) -> SamplingParams:
-        """The engine's parameters. Raises RequestError for a value out of range."""
-        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+    def sampling(self, defaults: dict[str, Any], **own: Any) -> SamplingParams:
+        """The engine's parameters; `own` are those that the routes spell in different ways.
+
+        Raises RequestError for values that contradict each other.
+        """
+        given = {name: getattr(self, name) for name in _SAMPLING}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(
-            **{**defaults, **chosen},
-            seed=self.seed,
-            max_tokens=max_tokens,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-        )
+        bias = {int(token): value for token, value in self.logit_bias.items()}
+        return SamplingParams(**{**defaults, **chosen, "logit_bias": bias, **own})
+
+
+_SAMPLING = tuple(
+    name
+    for name in SamplingParams.__dataclass_fields__
+    if name in GenerationRequest.model_fields and name != "logit_bias"
+)
+
+IGNORED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "store", "user"})
+"""Fields that are accepted and change nothing."""
+
+_PROMPT_SCHEMA: dict[str, Any] = {
+    "description": "Text, token ids, or a list of either.",
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        },
+    ],
+}
 
 
 class CompletionRequest(GenerationRequest):
-    """`POST /v1/completions`. `prompt` is text, token ids, or a list of either."""
+    """`POST /v1/completions`."""
 
-    NOT_BUILT: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **_NOT_BUILT,
-        "best_of": (1,),
-        "echo": (False,),
-        "suffix": ("",),
-    }
+    NOT_BUILT: ClassVar[NEUTRAL] = {**_NOT_BUILT, "suffix": ("",)}
 
-    prompt: Any
-    logprobs: int | None = None
+    # Looked at by `parse_prompts`: a list of a million ids would take long here.
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+    best_of: _NumChoices | None = None
+    echo: bool = False
+    logprobs: _NumLogprobs | None = None
 
 
 class TextPart(_Wire):
     """A piece of a message."""
+
+    NOT_BUILT: ClassVar[NEUTRAL] = {}
 
     type: Literal["text"]
     text: str
@@ -122,7 +161,7 @@ class TextPart(_Wire):
 class ChatMessage(_Wire):
     """One turn. Answers of other servers carry more fields; where empty they are let through."""
 
-    NOT_BUILT: ClassVar[dict[str, tuple[Any, ...]]] = {
+    NOT_BUILT: ClassVar[NEUTRAL] = {
         "annotations": ([],),
         "audio": (),
         "function_call": (),
@@ -132,7 +171,10 @@ class ChatMessage(_Wire):
     }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
+    content: Annotated[
+        list[TextPart],
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]),
+    ]
     name: str | None = None
     reasoning_content: str | None = None
 
@@ -148,7 +190,7 @@ class ChatMessage(_Wire):
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    NOT_BUILT: ClassVar[dict[str, tuple[Any, ...]]] = {
+    NOT_BUILT: ClassVar[NEUTRAL] = {
         **_NOT_BUILT,
         "audio": (),
         "chat_template": (),
@@ -167,6 +209,6 @@ class ChatRequest(GenerationRequest):
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: _NumTokens | None = None
     logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: _NumLogprobs | None = None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Verification, open_artifact
+from ..limits import RuntimeOptions
 from ..sampling_params import ignored_recommendations
 from .listener import open_listener
+from .log import ServerLog
+from .settings import ServerSettings, recommended_defaults
 
 if TYPE_CHECKING:
     from ...ir.manifest import TokenizerFiles
-    from ..limits import RuntimeOptions
 
 
 def serve(
@@ -21,18 +24,22 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    model_name: str | None = None,
+    model_name: str | Sequence[str] | None = None,
     options: RuntimeOptions | None = None,
     verify: Verification = "stamp",
     **settings: Any,
 ) -> None:
     """Serves an artifact until SIGTERM, which lets running answers end; a second one does not.
 
-    `port` 0 takes any free one; `model_name` is by default the artifact's own name; `settings`
-    are fields of `ServerSettings`. Prints one line once requests are answered. Raises
-    ArtifactError, TargetError, CapacityError, UsageError for an address that cannot be taken,
-    and KeyboardInterrupt after SIGINT.
+    `port` 0 takes any free one; `model_name`, one or several, is by default the artifact's own;
+    `settings` are fields of `ServerSettings`. Prints one line once requests are answered. Raises
+    ArtifactError, TargetError, CapacityError, UsageError for a setting out of range or an address
+    that cannot be taken, and KeyboardInterrupt after SIGINT.
     """
+    names = (model_name,) if isinstance(model_name, str) else tuple(model_name or ())
+    chosen = ServerSettings(model_names=names or (_name_of(Path(artifact_path)),), **settings)
+    log = ServerLog(chosen.log_format)
+    log.take_over()
     listener = open_listener(host, port, has_key=settings.get("api_key") is not None)
     try:
         # The weights are read by threads of their own while this one imports and maps.
@@ -42,20 +49,19 @@ def serve(
         from ..engine import Engine
         from .app import create_app
         from .process import run_server
-        from .settings import ServerSettings, recommended_defaults
 
+        options = replace(options or RuntimeOptions(), max_waiting=chosen.max_queue)
         engine = Engine.open(artifact, options, verify=verify)
         files = artifact.manifest.tokenizer
         for note in (*engine.plan.notes, *_notes_on(files)):
-            print(f"note: {note}", file=sys.stderr, flush=True)
-        chosen = ServerSettings(
-            model_name=model_name or _name_of(artifact.path),
-            **{**recommended_defaults(files.generation if files else None), **settings},
-        )
+            log.event("note", f"note: {note}")
+        recommended = recommended_defaults(files.generation if files else None)
+        chosen = replace(chosen, **{k: v for k, v in recommended.items() if k not in settings})
         weights.result()
         async_engine = AsyncEngine(engine)
         try:
-            app = create_app(async_engine, engine.tokenizer, chosen)
+            backend = artifact.manifest.backend
+            app = create_app(async_engine, engine.tokenizer, chosen, backend=backend)
             interrupted = run_server(app, listener, async_engine, chosen)
         finally:
             async_engine.shutdown(timeout_seconds=5.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...ir.errors import RequestError
 from .errors import ApiError
 from .logprobs import TokenTexts
+from .metrics import ServerMetrics
 from .protocol import GenerationRequest
 from .settings import ServerSettings
 
@@ -23,11 +24,16 @@ class Service:
     """One served model."""
 
     def __init__(
-        self, engine: AsyncEngine, tokenizer: Tokenizer | None, settings: ServerSettings
+        self,
+        engine: AsyncEngine,
+        tokenizer: Tokenizer | None,
+        settings: ServerSettings,
+        metrics: ServerMetrics,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
+        self.metrics = metrics
         self.token_texts = TokenTexts(tokenizer)
         self._longest_token: int | None = None
 
@@ -36,25 +42,50 @@ class Service:
         """Tokens that prompt and answer may have together."""
         return self.engine.engine.plan.limits.max_context
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens that one prompt may have."""
+        most = self.max_context - 1
+        limit = self.settings.max_prompt_tokens
+        return most if limit is None else min(most, limit)
+
     def check_model(self, name: str) -> None:
-        """Raises ApiError unless `name` is the model served here."""
-        if name != self.settings.model_name:
+        """Raises ApiError unless the model is served here by that name."""
+        names = self.settings.model_names
+        if name not in names:
             raise ApiError(
                 404,
-                f"the model {name[:100]!r} is not served here, {self.settings.model_name!r} is",
+                f"the model {name[:100]!r} is not served here, {' or '.join(map(repr, names))} is",
                 param="model",
                 code="model_not_found",
             )
 
+    def check_request(self, request: GenerationRequest, num_logprobs: int | None) -> None:
+        """Raises ApiError for another model, and for more than the settings allow."""
+        self.check_model(request.model)
+        settings = self.settings
+        for field, count, most in (
+            ("stop", len(request.stop), settings.max_stop_strings),
+            ("logprobs", num_logprobs or 0, settings.max_logprobs),
+            ("prompt_logprobs", request.prompt_logprobs or 0, settings.max_logprobs),
+        ):
+            if count > most:
+                raise RequestError(
+                    f"{field}: {count} are more than the {most} that this server allows",
+                    field=field,
+                )
+
+    def output_limit(self, wanted: int | None, field: str) -> int | None:
+        """Tokens that a completion may have, where `wanted` are asked for; None is no limit."""
+        limit = self.settings.max_output_tokens
+        if limit is not None and wanted is not None and wanted > limit:
+            raise RequestError(f"{field} is {wanted}, and this server allows {limit}", field=field)
+        return limit if wanted is None else wanted
+
     def check_length(self, prompt: str | list[int], field: str) -> None:
         """Refuses what is too long however well it packs, before work is spent on it."""
         if not isinstance(prompt, str):
-            if len(prompt) >= self.max_context:
-                raise RequestError(
-                    f"the prompt has {len(prompt)} tokens, and {self.max_context} are all that"
-                    " prompt and answer may have",
-                    field=field,
-                )
+            self.check_tokens(len(prompt), field)
             return
         if self.tokenizer is None or len(prompt) <= self.max_context * _PLAUSIBLE:
             return
@@ -68,6 +99,35 @@ class Service:
                 f" tokens holds at most {most}",
                 field=field,
             )
+
+    def check_tokens(self, count: int, field: str) -> None:
+        """Refuses a prompt of too many tokens."""
+        if count >= self.max_context:
+            raise RequestError(
+                f"the prompt has {count} tokens, and {self.max_context} are all that prompt and"
+                " answer may have",
+                field=field,
+            )
+        if count > self.max_prompt_tokens:
+            raise RequestError(
+                f"the prompt has {count} tokens, and this server allows {self.max_prompt_tokens}",
+                field=field,
+            )
+
+    async def encode(self, prompt: str | list[int]) -> list[int]:
+        """The tokens of a prompt, counted; a long one never holds up the others."""
+        if isinstance(prompt, str) and len(prompt) > _SMALL:
+            token_ids = await asyncio.to_thread(self.engine.engine.encode, prompt)
+        else:
+            token_ids = self.engine.engine.encode(prompt)
+        self.check_tokens(len(token_ids), "prompt")
+        return token_ids
+
+    def text_of(self, token_ids: list[int]) -> str:
+        """The text of a prompt that came as token ids; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def wants_token_ids(self, request: GenerationRequest) -> bool:
         """Whether choices carry `token_ids`: where asked for, and where nothing else tells."""
@@ -85,5 +145,9 @@ class Service:
         text = self.tokenizer.render_chat(messages)
         self.check_length(text, "messages")
         if len(text) <= _SMALL:
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=False)
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            encode = self.tokenizer.encode
+            token_ids = await asyncio.to_thread(encode, text, add_special_tokens=False)
+        self.check_tokens(len(token_ids), "messages")
+        return token_ids

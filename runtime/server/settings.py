@@ -1,42 +1,132 @@
-"""What the server may be told: names, limits, times, and what a request gets by default."""
+"""What the server may be told: names, keys, limits, times and logs, each declared once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
-from ..sampling_params import RECOMMENDED, recommended_sampling
+from ...ir.errors import UsageError
+from ..sampling_params import MAX_CHOICES, MAX_LOGPROBS, RECOMMENDED, recommended_sampling
+
+LogFormat = Literal["text", "json"]
+
+
+def _limit(default: Any, doc: str, unit: str, *, low: float = 1, high: float = 2**31 - 1) -> Any:
+    """A number that `infc serve` takes as `--its-name`: what for, of what, and its range."""
+    return field(default=default, metadata={"doc": doc, "unit": unit, "low": low, "high": high})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """Limits of the HTTP side. Times are in seconds, sizes in bytes.
+    """How an artifact is served. Raises UsageError for a limit out of its range.
 
-    `default_*` stand for what a request leaves out. `stall_seconds` is how long a client may
-    refuse to read its stream before the request ends. `api_key` is what clients must send as
-    `Authorization: Bearer KEY`; None lets everybody in. `log_requests` writes a
-    line to stderr as each request ends.
+    `model_names` are what clients may call the model, the first of them what answers call it
+    where nobody asked. `api_key` is what clients must send as `Authorization: Bearer KEY`; None
+    lets everybody in; `open_metrics` lets everybody read `/metrics` without it. `log_requests`
+    writes a line as each request ends, `log_prompts` adds what it asked. `default_*` stand for
+    what a request leaves out.
     """
 
-    model_name: str
+    model_names: tuple[str, ...]
     api_key: str | None = field(default=None, repr=False)
-    max_body_bytes: int = 8 << 20
-    max_prompts: int = 64
-    body_seconds: float = 60.0
-    stall_seconds: float = 60.0
-    drain_seconds: float = 30.0
+    open_metrics: bool = False
     log_requests: bool = False
+    log_prompts: bool = False
+    log_format: LogFormat = "text"
+
+    max_queue: int = _limit(2048, "Requests that may wait; one more gets 429.", "requests")
+    max_connections: int = _limit(
+        2048, "Connections open at once; one more gets 503.", "connections"
+    )
+    max_body_bytes: int = _limit(8 << 20, "Length of a body; a longer one gets 413.", "bytes")
+    max_header_bytes: int = _limit(1 << 16, "Length of an unfinished head.", "bytes", low=1024)
+    max_prompts: int = _limit(64, "Prompts of one request.", "prompts")
+    max_choices: int = _limit(
+        MAX_CHOICES, "Completions of one request: prompts × n, or × best_of.", "completions"
+    )
+    max_messages: int = _limit(4096, "Messages of one chat.", "messages")
+    max_prompt_tokens: int | None = _limit(
+        None, "Tokens of one prompt; else as the context allows.", "tokens"
+    )
+    max_output_tokens: int | None = _limit(
+        None, "Tokens of one completion; else as the context allows.", "tokens"
+    )
+    max_stop_strings: int = _limit(16, "Stop strings of one request.", "strings", low=0, high=16)
+    max_logprobs: int = _limit(
+        MAX_LOGPROBS, "Log-probabilities a token.", "entries", low=0,
+        high=MAX_LOGPROBS,
+    )  # fmt: skip
+
+    header_seconds: float = _limit(20.0, "Time for the head of a request to arrive.", "s", low=0.01)
+    body_seconds: float = _limit(
+        60.0, "Time for the body of a request to arrive; then 408.", "s", low=0.01
+    )
+    request_seconds: float = _limit(3600.0, "Time for a whole answer; then 504.", "s", low=0.01)
+    stall_seconds: float = _limit(
+        60.0, "Time that a client may read nothing of a stream.", "s", low=0.01
+    )
+    keep_alive_seconds: float = _limit(30.0, "Time that a connection may idle.", "s", low=0)
+    drain_seconds: float = _limit(
+        30.0, "Time for answers to end once the server is stopped.", "s", low=0
+    )
+
     default_temperature: float = 1.0
     default_top_p: float = 1.0
     default_top_k: int = 0
     default_min_p: float = 0.0
     default_repetition_penalty: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.model_names or not all(self.model_names):
+            raise UsageError("a served model needs a name", hint="give --model-name NAME")
+        for limit in limits():
+            value = getattr(self, limit.name)
+            if value is not None and not limit.low <= value <= limit.high:
+                raise UsageError(
+                    f"{limit.name} is {value}, outside {limit.low:g}..{limit.high:g}",
+                    where=limit.flag,
+                )
+
+    @property
+    def model_name(self) -> str:
+        """The first of the names."""
+        return self.model_names[0]
+
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """The defaults by the names of `SamplingParams`."""
         return {name: getattr(self, f"default_{name}") for name in RECOMMENDED}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One numeric setting: its range, default and unit, and how the command line calls it."""
+
+    name: str
+    default: float | None
+    doc: str
+    unit: str
+    low: float
+    high: float
+
+    @property
+    def flag(self) -> str:
+        """The option of `infc serve`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it counts something; else it is a time."""
+        return self.unit != "s"
+
+
+def limits() -> Iterator[Limit]:
+    """Every numeric setting, in the order of their declaration."""
+    for one in fields(ServerSettings):
+        if one.metadata:
+            assert one.default is not MISSING
+            yield Limit(one.name, one.default, **one.metadata)
 
 
 def recommended_defaults(generation: Mapping[str, Any] | None) -> dict[str, Any]:

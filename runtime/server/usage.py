@@ -30,7 +30,7 @@ class Usage:
         """Take in what a step, or all of them, gave for prompt `index`."""
         cached = output.metrics.num_cached_tokens
         self._prompts[index] = (len(output.prompt_token_ids), cached)
-        self._completion += len(output.outputs[0].token_ids)
+        self._completion += sum(len(part.token_ids) for part in output.outputs)
 
     def as_json(self) -> dict[str, Any]:
         """The field `usage`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from infc.driver.recipe import recipe_schema
 from infc.ir import errors
 from infc.ir.ops import Op, all_ops
 from infc.ir.ops.base import REQUIRED, AttrSpec
-from infc.runtime.server.protocol import HARMLESS, ChatRequest, CompletionRequest
+from infc.runtime.engine import EngineStats
+from infc.runtime.server.metrics import ServerMetrics
+from infc.runtime.server.protocol import IGNORED, ChatRequest, CompletionRequest
+from infc.runtime.server.settings import limits
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -166,8 +170,37 @@ def refused_fields() -> str:
         ]
         allowed = " ".join(f"`{_json(value)}`" for value in both[name]) or "-"
         rows.append((f"`{name}`", ", ".join(homes), allowed))
-    rest = " ".join(f"`{name}`" for name in sorted(HARMLESS))
+    rest = " ".join(f"`{name}`" for name in sorted(IGNORED))
     return table(("field", "of", "accepted as"), rows) + f"\nAccepted and ignored: {rest}.\n"
+
+
+def server_limits() -> str:
+    """Every limit of a server with its default and meaning."""
+    rows = [
+        (
+            f"`{limit.flag}`",
+            "-" if limit.default is None else f"{limit.default:.12g}",
+            limit.unit,
+            limit.doc,
+        )
+        for limit in limits()
+    ]
+    return table(("option", "default", "unit", "what for"), rows)
+
+
+def server_metrics() -> str:
+    """Every metric of ours."""
+    served: Any = types.SimpleNamespace(
+        engine=types.SimpleNamespace(), stats=lambda: EngineStats(0, 0, 0, 0, 0, 0)
+    )
+    rows = []
+    for family in ServerMetrics(served, {"version": "", "backend": "", "model_name": ""}).collect():
+        ending = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        labels = sorted(family.samples[0].labels) if family.type == "info" else []
+        labels = labels or list(getattr(family, "_labelnames", ()))
+        shown = f"{{{', '.join(labels)}}}" if labels else ""
+        rows.append((f"`{family.name}{ending}{shown}`", family.type, family.documentation))
+    return table(("metric", "type", "what it says"), rows)
 
 
 def _json(value: Any) -> str:
@@ -182,6 +215,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "command-help": command_help,
     "errors": error_table,
     "refused-fields": refused_fields,
+    "server-limits": server_limits,
+    "server-metrics": server_metrics,
 }
 
 

@@ -24,6 +24,7 @@ from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.server.app import create_app
 from infc.runtime.server.listener import open_listener
+from infc.runtime.server.process import server_config
 from infc.runtime.server.settings import ServerSettings
 from infc.runtime.step import Step
 from infc.runtime.tokenizer import Tokenizer
@@ -132,8 +133,8 @@ def serving(
     tokenizer = tiny_tokenizer() if with_tokenizer else None
     model = PacedModel(groups, (num_blocks,), VOCAB_SIZE)
     engine = AsyncEngine(Engine(model, plan, vocab_size=VOCAB_SIZE, tokenizer=tokenizer))
-    app = create_app(engine, tokenizer, ServerSettings(**{"model_name": "toy", **settings}))
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None)
+    chosen = ServerSettings(**{"model_names": ("toy",), **settings})
+    config = server_config(create_app(engine, tokenizer, chosen), chosen)
     server = uvicorn.Server(config)
     with open_listener("127.0.0.1", 0, has_key=False) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

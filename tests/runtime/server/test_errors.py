@@ -40,7 +40,9 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    kinds = {429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    assert error["type"] == kind
     assert 0 < len(error["message"]) <= 500
     assert "Traceback" not in error["message"]
     return error
@@ -55,16 +57,26 @@ BOTH: _Fields = [
     ("seed", [-(2**64), 2**65, 1.5, "7", True]),
     ("max_tokens", [0, -1, 2**63, 10**30, "5", 1.5, True]),
     ("stop", ["", ["a", ""], ["x"] * 17, "y" * 1025, 5, [5], [["a"]], {"a": 1}, True]),
-    ("stop_token_ids", [[5] * 257, -1, [-1], [VOCAB_SIZE], [2**31], ["5"], [True], [1.0], 5, {}]),
+    ("stop_token_ids", [[5] * 5000, -1, [-1], [VOCAB_SIZE], [2**31], ["5"], [True], [1.0], 5, {}]),
     ("ignore_eos", [1, "true"]),
     ("stream", [1, "yes"]),
     ("stream_options", [{"include_usage": True}, {"include_usage": 1}, {"other": 1}, 5, []]),
     ("model", [None, 5, ["toy"], {}]),
-    ("n", [0, -1, 2, 10**6, 2**63, True, "1"]),
-    ("presence_penalty", [0.5, "0", 1e308]),
-    ("frequency_penalty", [0.5, [0]]),
-    ("logit_bias", [{"5": 1}, {"x": 1}, [], 5]),
-    ("min_p", [0.1]),
+    ("n", [0, -1, 129, 10**6, 2**63, True, "1", 1.0]),
+    ("presence_penalty", [2.1, -2.1, "0", 1e308, False]),
+    ("frequency_penalty", [2.1, [0], "0"]),
+    ("repetition_penalty", [0, -1, 101, "1", True]),
+    ("logit_bias", [{"5": 101}, {"5": "1"}, {"5": True}, {"x": 1}, {"-1": 1}, {"٣": 1}, [], 5]),
+    ("logit_bias", [{str(VOCAB_SIZE): 1}, {"9" * 10: 1}, {"1.0": 1}, {"": 1}, {"1\n": 1}]),
+    ("allowed_token_ids", [[], [-1], [VOCAB_SIZE], ["5"], 5, [True]]),
+    ("banned_token_ids", [[-1], [VOCAB_SIZE], ["5"], 5, [[5]]]),
+    ("min_p", [-0.1, 1.1, "0", True]),
+    ("min_tokens", [-1, 3, 1.5, True, 2**40]),
+    ("prompt_logprobs", [-1, 21, True, "2"]),
+    ("user", [5, {}]),
+    ("metadata", ["a", [1]]),
+    ("store", [1, "yes"]),
+    ("return_token_ids", [1, "yes"]),
     ("temprature", [None, 1]),
     ("__class__", [1]),
 ]
@@ -78,8 +90,8 @@ COMPLETIONS_ONLY: _Fields = [
     ),
     ("prompt", [[5, "a"], ["a", []], [[5], []], [[5], [True]]]),
     ("logprobs", [-1, 21, 10**6, True, "2", 1.5]),
-    ("best_of", [2, 0, True]),
-    ("echo", [True, 0, "no"]),
+    ("best_of", [0, 129, True]),
+    ("echo", [0, "no"]),
     ("suffix", ["end"]),
     ("messages", [[]]),
 ]
@@ -280,7 +292,7 @@ def test_model_that_is_not_served(server: Serving) -> None:
 
 
 def test_routes_that_are_not_there(server: Serving) -> None:
-    for path in ("/", "/v1", "/v1/embeddings", "/v1/completions/", "/docs"):
+    for path in ("/", "/v1", "/v1/embeddings", "/v1/completions/", "/redoc"):
         refusal(server.post(path, {}), 404)
     refusal(httpx.get(f"{server.url}/v1/completions"), 405)
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
@@ -351,8 +363,9 @@ def test_full_queue_says_come_again() -> None:
     with serving(max_waiting=1) as server:
         server.model.delay_seconds = 0.02
         response = server.post("/v1/completions", {**COMPLETION, "prompt": [[5]] * 60})
-        assert refusal(response, 503)["code"] == "overloaded"
-        assert response.headers["Retry-After"] == "1"
+        error = refusal(response, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert 1 <= int(response.headers["Retry-After"]) <= 60
         server.wait_until_empty()
 
 

@@ -65,16 +65,19 @@ def test_a_line_a_request(tmp_path: Path, stream: bool) -> None:
     small = write_small_artifact(tmp_path / "small")
     with served(small, "--log-requests") as (popen, url):
         body = {**BODY, "stream": stream}
-        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+        answer = httpx.post(
+            f"{url}/v1/completions", json=body, headers={"X-Request-Id": "mine-1"}, timeout=30
+        )
         found = re.search(r'"id":"(cmpl-\w+)"', answer.text)
         assert found is not None
-        assert httpx.post(f"{url}/v1/completions", json={**BODY, "n": 2}).status_code == 400
+        assert httpx.post(f"{url}/v1/completions", json={**BODY, "n": 0}).status_code == 400
         assert httpx.get(f"{url}/a%0Ab").status_code == 404
         lines = stop(popen)
     done, refused, lost, _ = lines
-    assert re.fullmatch(rf"POST /v1/completions 200 {found[1]} 3\+4 tokens \d+\.\d\d s", done)
-    assert re.fullmatch(r"POST /v1/completions 400 - 0\+0 tokens \d+\.\d\d s", refused)
-    assert lost.startswith("GET /a%0Ab 404 - ")
+    head, took = f"POST /v1/completions 200 mine-1 {found[1]} 3+4 tokens", r"\d+\.\d\d s"
+    assert re.fullmatch(rf"{re.escape(head)} {took}, first after {took}, length", done)
+    assert re.fullmatch(rf"POST /v1/completions 400 req-\w{{24}} - 0\+0 tokens {took}", refused)
+    assert lost.startswith("GET /a%0Ab 404 req-")
 
 
 def test_stopping_says_what_it_waits_for(tmp_path: Path) -> None:
@@ -87,5 +90,6 @@ def test_stopping_says_what_it_waits_for(tmp_path: Path) -> None:
         assert popen.stderr.readline() == "stopping, 1 answer to finish within 30 s\n"
         raw.close()
         line = popen.stderr.readline()
-        assert line.startswith("POST /v1/completions 200 cmpl-")
+        assert line.startswith("POST /v1/completions 200 req-")
+        assert line.endswith(", cut off\n")
         popen.communicate(timeout=20)

@@ -1,0 +1,274 @@
+"""What `/metrics` tells: counts and times of steps, requests and answers, as Prometheus reads them.
+
+Each number has one writer, the engine's thread or the event loop, and is a plain int or float: a
+step pays for some additions, and all else is paid for by whoever reads.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from ..async_engine import AsyncEngine
+    from ..outputs import RequestOutput
+    from ..step import StepTimes
+
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    300,
+    1800,
+)
+_STEP_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS[:13])
+_HOST_SECONDS = (
+    0.00001,
+    0.000025,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.1,
+)
+_COUNTS = tuple(2**power for power in range(15))
+_SMOOTHING = 0.2
+
+
+class Histogram:
+    """Counts of values by upper edges, and their sum."""
+
+    __slots__ = ("counts", "edges", "sum")
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.edges, value)] += times
+        self.sum += value * times
+
+    def family(self, name: str, doc: str) -> Metric:
+        """What a scrape reads."""
+        total, buckets = 0, []
+        for edge, count in zip(
+            (*map(str, map(float, self.edges)), "+Inf"), self.counts, strict=True
+        ):
+            total += count
+            buckets.append((edge, total))
+        return HistogramMetricFamily(name, doc, buckets=buckets, sum_value=self.sum)
+
+
+class ServerMetrics(Collector):
+    """Every number of one server."""
+
+    def __init__(self, engine: AsyncEngine, info: dict[str, str]) -> None:
+        self._engine = engine
+        self._info = info
+        self.http_requests: Counter[tuple[str, str]] = Counter()  # by endpoint and status
+        self.finished: Counter[str] = Counter()  # by reason
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+        self.queue_seconds = Histogram(_SECONDS)
+        self.first_token_seconds = Histogram(_SECONDS)
+        self.inter_token_seconds = Histogram(_SECONDS)
+        self.request_seconds = Histogram(_SECONDS)
+        self.step_seconds = Histogram(_STEP_SECONDS)
+        self.host_seconds = Histogram(_HOST_SECONDS)
+        self.step_sequences = Histogram(_COUNTS)
+        self.step_tokens = Histogram(_COUNTS)
+        self.recent_queue_seconds = 0.0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        engine.engine.on_step = self._on_step
+
+    def _on_step(self, times: StepTimes) -> None:
+        """On the engine's thread."""
+        self.generated_tokens += times.num_sampled
+        self.step_seconds.observe(times.seconds)
+        self.host_seconds.observe(times.seconds - times.executor_seconds)
+        self.step_sequences.observe(times.num_sequences)
+        self.step_tokens.observe(times.num_tokens)
+
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        """The page and its content type: Prometheus' text, or OpenMetrics for who accepts it."""
+        encode, media = choose_encoder(accept)
+        return encode(self._registry), media
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family; called by the registry."""
+        yield InfoMetricFamily("infc_build", "What is served, and by which version.", self._info)
+        yield from self._gauges()
+        yield from self._counters()
+        for name, doc, histogram in (
+            (
+                "infc_time_to_first_token_seconds",
+                "From a request's arrival at the engine to its first token.",
+                self.first_token_seconds,
+            ),
+            (
+                "infc_inter_token_latency_seconds",
+                "From a token of a completion to its next.",
+                self.inter_token_seconds,
+            ),
+            (
+                "infc_e2e_request_latency_seconds",
+                "From a request's arrival at the engine to its last token.",
+                self.request_seconds,
+            ),
+            (
+                "infc_request_queue_time_seconds",
+                "From a request's arrival at the engine to its first step.",
+                self.queue_seconds,
+            ),
+            (
+                "infc_step_time_seconds",
+                "Of one step: schedule, execute, sample, publish.",
+                self.step_seconds,
+            ),
+            (
+                "infc_step_host_time_seconds",
+                "Of one step, the part outside the executor.",
+                self.host_seconds,
+            ),
+            ("infc_step_sequences", "Sequences in one step (batch size).", self.step_sequences),
+            ("infc_step_tokens", "Tokens computed by one step.", self.step_tokens),
+        ):
+            yield histogram.family(name, doc)
+
+    def _gauges(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        used = stats.num_blocks - stats.num_free_blocks
+        for name, doc, value in (
+            ("infc_requests_running", "Requests that take part in steps.", stats.num_running),
+            ("infc_requests_waiting", "Requests that wait for their turn.", stats.num_waiting),
+            ("infc_kv_blocks_used", "Blocks of the KV cache that requests hold.", used),
+            ("infc_kv_blocks", "Blocks of the KV cache.", stats.num_blocks),
+        ):
+            yield GaugeMetricFamily(name, doc, value)
+
+    def _counters(self) -> Iterator[Metric]:
+        http = CounterMetricFamily(
+            "infc_http_requests_total",
+            "HTTP requests that ended, by endpoint and status; `-` is one cut off before its head.",
+            labels=("endpoint", "status"),
+        )
+        for labels, count in list(self.http_requests.items()):
+            http.add_metric(labels, count)
+        yield http
+        finished = CounterMetricFamily(
+            "infc_completions_total",
+            "Completions that ended: `stop`, `length`, `abort` (nobody waits for it), `error`.",
+            labels=("finish_reason",),
+        )
+        for reason, count in list(self.finished.items()):
+            finished.add_metric((reason,), count)
+        yield finished
+        stats = self._engine.stats()
+        for name, doc, value in (
+            ("infc_prompt_tokens_total", "Tokens of prompts that were begun.", self.prompt_tokens),
+            (
+                "infc_prefix_cache_hit_tokens_total",
+                "Of them, those whose KV was found in the cache.",
+                self.cached_tokens,
+            ),
+            ("infc_generation_tokens_total", "Tokens generated.", self.generated_tokens),
+            (
+                "infc_preemptions_total",
+                "Requests that gave their blocks back to be computed again.",
+                stats.num_preemptions,
+            ),
+        ):
+            yield CounterMetricFamily(name, doc, value)
+
+    def retry_seconds(self) -> int:
+        """When whom the queue had no room for may come again: after about what others waited."""
+        return min(60, max(1, round(self.recent_queue_seconds)))
+
+    def meter(self) -> RequestMeter:
+        """What follows one request through its outputs."""
+        return RequestMeter(self)
+
+
+class RequestMeter:
+    """Follows one request of the engine. Times are the engine's: a slow reader is not in them."""
+
+    __slots__ = ("_begun", "_last", "_metrics", "_open")
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+        self._begun = False
+        self._last: dict[int, float] = {}  # by completion, the time of its last token
+        self._open = 1
+
+    def add(self, output: RequestOutput) -> None:
+        """Take in what a step gave."""
+        times, metrics = output.metrics, self._metrics
+        if not self._begun and times.first_scheduled_time is not None:
+            self._begun = True
+            waited = times.first_scheduled_time - times.arrival_time
+            metrics.prompt_tokens += len(output.prompt_token_ids)
+            metrics.cached_tokens += times.num_cached_tokens
+            metrics.queue_seconds.observe(waited)
+            metrics.recent_queue_seconds += _SMOOTHING * (waited - metrics.recent_queue_seconds)
+        for part in output.outputs:
+            if part.token_ids and times.last_token_time is not None:
+                self._tokens(part.index, len(part.token_ids), times.last_token_time)
+                if not self._last and times.first_token_time is not None:
+                    first = times.first_token_time - times.arrival_time
+                    metrics.first_token_seconds.observe(first)
+                self._last[part.index] = times.last_token_time
+            if part.finish_reason is not None:
+                metrics.finished[part.finish_reason] += 1
+        if output.finished:
+            self._open = 0
+            if times.finished_time is not None:
+                metrics.request_seconds.observe(times.finished_time - times.arrival_time)
+
+    def _tokens(self, index: int, count: int, now: float) -> None:
+        last = self._last.get(index)
+        if last is not None:
+            self._metrics.inter_token_seconds.observe((now - last) / count, count)
+        elif count > 1:
+            self._metrics.inter_token_seconds.observe(0.0, count - 1)
+
+    def close(self) -> None:
+        """The request is over, also where nobody waited for its end."""
+        if self._open and self._begun:
+            self._metrics.finished["abort"] += 1
+        self._open = 0
