@@ -1,0 +1,85 @@
+"""Artifacts to explain: the bundled model's real programs, beside stubs of code and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infc.frontend.load import load_model
+from infc.ir.artifact import ArtifactWriter
+from infc.ir.manifest import (
+    Entry,
+    KvLayout,
+    Limits,
+    Manifest,
+    TargetMachine,
+    WeightsFile,
+    canonical_json,
+)
+from infc.ir.plan import planned_arena
+from infc.ir.program import Program
+from infc.ir.text import print_program
+from infc.passes.pass_manager import run_pipeline
+from infc.passes.pipeline import build_pipeline
+
+TINY = Path(__file__).parents[3] / "recipes/tiny/checkpoint"
+STEP_TOKENS, LOGIT_ROWS, SEQUENCES = 512, 64, 48
+GOLDEN = Path(__file__).parent / "golden"
+MEMORY = 64 << 20
+
+
+def capture_tiny() -> Program:
+    """The bundled model as it is captured."""
+    return load_model(
+        TINY, dtype="bfloat16", max_context=None, step_tokens=STEP_TOKENS, logit_rows=LOGIT_ROWS
+    )
+
+
+def write_explained(
+    destination: Path,
+    captured: Program,
+    *,
+    passes: Mapping[str, Any] | None = None,
+    name: str = "tiny",
+    dumps: Path | None = None,
+) -> Path:
+    """An artifact of the program after the pipeline, with a stub for its code and weights."""
+    program, report = run_pipeline(
+        captured,
+        build_pipeline(dict(passes or {})),
+        verify=False,
+        dump_ir_after=None if dumps is None else "all",
+        dump_directory=dumps or ".",
+    )
+    manifest = Manifest(
+        infc_version="0.0.0",
+        recipe={"model": name, "passes": dict(passes or {}), "dtype": "bfloat16"},
+        model=program.spec,
+        backend="cpp",
+        target=TargetMachine("x86-64-v3", ("avx2",)),
+        limits=Limits(program.spec.max_context, STEP_TOKENS, SEQUENCES, LOGIT_ROWS),
+        kv=KvLayout(program.resources),
+        entry=Entry("cpp-shared-library", "code/model.so", 1),
+        arena_bytes=planned_arena(program).num_bytes,
+        weights=WeightsFile("weights.safetensors", ()),
+        tokenizer=None,
+    )
+    with ArtifactWriter(destination) as writer:
+        (writer.path / "code").mkdir()
+        (writer.path / "code/model.so").write_bytes(b"\0" * 4096)
+        (writer.path / "weights.safetensors").write_bytes(b"\0" * 8192)
+        (writer.path / "captured.ir").write_text(print_program(captured))
+        (writer.path / "program.ir").write_text(print_program(program))
+        (writer.path / "report.json").write_text(canonical_json(report.as_data()))
+        writer.commit(manifest)
+    return destination
+
+
+def check_golden(name: str, actual: str, update: bool) -> None:
+    """Compares with `golden/NAME`, or writes it."""
+    path = GOLDEN / name
+    if update:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(actual, encoding="utf-8")
+    assert actual == path.read_text(encoding="utf-8")

@@ -1,0 +1,269 @@
+"""What `infc inspect` says of the bundled model, and that its sums are those of the parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from infc.driver.cli import run
+from infc.driver.explain.collect import inspect_artifact
+from infc.driver.explain.document import artifact_json, nodes_json
+from infc.driver.explain.facts import NO_COSTS, ArtifactFacts, Costs, NearMiss
+from infc.driver.explain.measure import choose_workload, measure_program
+from infc.driver.explain.memory import kv_bytes
+from infc.driver.explain.narrow import pick_nodes
+from infc.driver.explain.text import near_miss_lines, render_artifact, spell_numbers
+from infc.ir.artifact import open_artifact
+from infc.ir.manifest import FileDigest, KvLayout
+from infc.ir.ops import Cost
+from infc.ir.program import KvGroup, ModelSpec, Program
+from infc.ir.text import parse_program
+from infc.runtime.limits import RuntimeOptions, plan_runtime
+
+from ...ir.artifacts import manifest
+from .support import SEQUENCES, check_golden, write_explained
+
+
+def test_golden(facts: ArtifactFacts, update_golden: bool) -> None:
+    _, _, text = render_artifact(facts).partition("\nmade by")
+    before_files, _, rest = text.partition("\nfiles\n")  # sizes of reports change with any word
+    check_golden("tiny.txt", f"made by{before_files}\n{rest.partition('recipe')[2]}", update_golden)
+
+
+def times(costs: Costs, count: int) -> Costs:
+    """The costs of so many equal things."""
+    return sum((costs for _ in range(count)), NO_COSTS)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_totals_are_the_sums_of_their_parts(tiny: Path, data: st.DataObject) -> None:
+    context = data.draw(st.integers(1, 1024))
+    facts = inspect_artifact(
+        tiny,
+        batch=data.draw(st.integers(1, SEQUENCES)),
+        context=context,
+        tokens=data.draw(st.integers(1, min(context, 512))),
+        memory=1 << 30,
+    )
+    program = facts.program
+    assert program is not None
+    assert sum((node.costs for node in program.nodes), NO_COSTS) == program.total
+    assert sum((op.costs for op in program.ops), NO_COSTS) == program.total
+    layers = (times(layer.costs, len(layer.layers)) for layer in program.layers)
+    assert sum(layers, program.outside) == program.total
+    assert sum(op.count for op in program.ops) == len(program.nodes)
+
+
+def test_folded_layers_stand_for_all_nodes(facts: ArtifactFacts) -> None:
+    program = facts.program
+    assert program is not None
+    layers = [one for shown in program.layers for one in shown.layers]
+    assert sorted(layers) == list(range(facts.manifest.model.num_layers))
+    assert any(len(shown.layers) > 1 for shown in program.layers)
+    folded = sum(shown.nodes * len(shown.layers) for shown in program.layers)
+    outside = sum(node.layer is None for node in program.nodes)
+    assert folded + outside == len(program.nodes)
+    for shown in program.layers:
+        for layer in shown.layers:
+            assert len(pick_nodes(facts, layer)) == shown.nodes
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("context", 600, 900), ("batch", 1, 7)])
+def test_more_costs_more(tiny: Path, name: str, low: int, high: int) -> None:
+    small, large = (
+        inspect_artifact(tiny, tokens=64, memory=1, **{name: value}).program
+        for value in (low, high)
+    )
+    assert small is not None
+    assert large is not None
+    assert small.total.decode.bytes_read < large.total.decode.bytes_read
+    assert small.total.decode.flops < large.total.decode.flops
+    by_op = [{op.op: op.costs.decode for op in one.ops} for one in (small, large)]
+    assert by_op[0]["paged_attention"].bytes_read < by_op[1]["paged_attention"].bytes_read
+
+
+def test_every_node_is_captured_or_made_by_a_pass_that_matched(facts: ArtifactFacts) -> None:
+    assert facts.program is not None
+    matched = {one.name for one in facts.passes if one.matches}
+    makers = {node.made_by for node in facts.program.nodes}
+    assert makers - {None} <= matched
+    assert {"fuse-add-norm", "lower-kv", "merge-qkv", None} <= makers
+    changes = [one.op_changes for one in facts.passes if one.name == "fuse-rms-norm"]
+    assert changes[0] is not None
+    assert changes[0]["rms_norm"] == 13
+    assert changes[0]["rsqrt"] == -13
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 300),
+    st.lists(st.one_of(st.none(), st.integers(1, 100)), min_size=1, max_size=3, unique=True),
+)
+def test_kv_bytes_are_what_the_runtime_takes(
+    batch: int, context: int, windows: list[int | None]
+) -> None:
+    groups = tuple(
+        KvGroup(f"g{i}", (i,), 1 + i, 4, 4, "f32", 16, window) for i, window in enumerate(windows)
+    )
+    base = manifest()
+    limits = replace(base.limits, max_context=300, max_sequences=6, logit_rows=6)
+    whole = replace(
+        base,
+        kv=KvLayout(groups),
+        limits=limits,
+        recipe={},
+        files={base.weights.file: FileDigest(1, "0" * 64)},
+    )
+    plan = plan_runtime(
+        whole,
+        RuntimeOptions(max_context=context, max_sequences=batch, kv_memory="256MiB", threads=1),
+    )
+    assert kv_bytes(groups, limits.step_tokens, context, batch) == plan.kv_bytes
+
+
+def test_the_largest_batch_is_the_most_that_fits(tiny: Path, facts: ArtifactFacts) -> None:
+    groups = open_artifact(tiny).manifest.kv.groups
+    memory = facts.memory
+    fixed = memory.weights_bytes + memory.arena_bytes + memory.logits_bytes
+    for batch in (0, 1, 17, SEQUENCES):
+        need = fixed + (kv_bytes(groups, 512, 700, batch) if batch else 0)
+        exact = inspect_artifact(tiny, context=700, memory=need).memory
+        assert exact.largest_batch == batch
+        if batch:
+            assert inspect_artifact(tiny, context=700, memory=need - 1).memory.largest_batch < batch
+
+
+def test_json_reads_back(facts: ArtifactFacts) -> None:
+    text = artifact_json(facts)
+    assert TypeAdapter(ArtifactFacts).validate_json(text) == facts
+    assert len(json.loads(nodes_json(facts, op="gated_act"))) == 6
+
+
+def test_near_misses_are_told_with_their_layers(tmp_path: Path) -> None:
+    spec = ModelSpec("toy", 1, 8, 2, 2, 4, 16, 64)
+    program = replace(parse_program(NEARLY), spec=spec)
+    facts = inspect_artifact(write_explained(tmp_path / "near", program), memory=1 << 30)
+    misses = [miss for one in facts.passes for miss in one.near_misses]
+    assert misses
+    assert facts.program is not None
+    told = {miss.reason for node in facts.program.nodes for miss in node.near_misses}
+    assert told
+    text = render_artifact(facts)
+    assert "why not (near misses)" in text
+    assert next(iter(told)) in text
+
+
+NEARLY = """
+program "nearly" phase captured {
+  symbol T: 1..64
+  weight @gate: f32[8, 8] = checkpoint{name = "gate", dtype = "f32", shape = (8, 8)}
+  weight @up: f32[8, 8] = checkpoint{name = "up", dtype = "f32", shape = (8, 8)}
+  input %input_ids: i64[T]
+  input %x: f32[T, 8]
+  %h = reshape(%x) {shape = ("T", 2, 4)} : f32[T, 2, 4]  layer 0
+  %a = attention(%h, %h, %h) {layer = 0, scale = 1.0} : f32[T, 2, 4]  layer 0
+  %f = reshape(%a) {shape = ("T", 8)} : f32[T, 8]  layer 0
+  %g = linear(%f, @gate) : f32[T, 8]  layer 0  from "model.layers.0.mlp.gate"
+  %u = linear(%f, @up) : f32[T, 8]  layer 0  from "model.layers.0.mlp.up"
+  %s = silu(%g) : f32[T, 8]  layer 0  from "model.layers.0.mlp"
+  %m = mul(%s, %u) : f32[T, 8]  layer 0  from "model.layers.0.mlp"
+  %y = add(%m, %g) : f32[T, 8]  layer 0  from "model.layers.0.mlp"
+  output %y
+}
+"""
+
+
+def test_equal_near_misses_are_one_line() -> None:
+    misses = [
+        NearMiss(pass_name="p", node=f"{i}", layer=i, reason="too wide") for i in (0, 1, 2, 5)
+    ]
+    assert list(near_miss_lines(misses)) == ["p, 4 times: too wide (layers 0-2, 5)"]
+    assert spell_numbers([]) == ""
+
+
+def test_a_captured_program_has_no_decode_step(captured: Program, facts: ArtifactFacts) -> None:
+    measured = measure_program(captured, facts.workload)
+    assert measured.total.decode == Cost()
+    assert measured.total.prefill.flops > 0
+
+
+def test_control_characters_do_not_reach_a_terminal(captured: Program, tmp_path: Path) -> None:
+    path = write_explained(tmp_path / "a", captured, name="evil\x1b[2J\nname [bold]x[/bold]")
+    text = render_artifact(inspect_artifact(path, memory=1 << 30), color=False)
+    assert "\x1b" not in text
+    assert "[bold]x[/bold]" in text
+
+
+def test_the_commands(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tiny), "--memory", "64MiB"]) == 0
+    assert "\nlayers\n" in capsys.readouterr().out
+    assert run(["inspect", str(tiny), "--layer", "2"]) == 0
+    layer = capsys.readouterr().out
+    assert layer.startswith("layer 2, equal to 3 others")
+    assert "self_attn.paged_attention" in layer
+    assert run(["inspect", str(tiny), "--op", "linear"]) == 0
+    assert "layers 1-4: 4 equal" in capsys.readouterr().out
+    assert run(["inspect", str(tiny), "--program"]) == 0
+    assert capsys.readouterr().out == (tiny / "program.ir").read_text()
+    assert run(["inspect", str(tiny), "--program", "captured"]) == 0
+    assert capsys.readouterr().out == (tiny / "captured.ir").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "6"], "no layer 6 (it has 6, counted from 0)"),
+        (["--layer", "-1"], "no layer -1"),
+        (["--op", "linar"], "the program has no op 'linar' (did you mean linear?)"),
+        (["--layer", "1", "--op", "take"], "layer 1 has no take"),
+        (["--batch", "49"], "--batch is 49, and the artifact has 1 to 48 sequences in a step"),
+        (["--context", "0"], "--context is 0, and the artifact has 1 to 1024 tokens of context"),
+        (["--tokens", "513"], "--tokens is 513"),
+        (["--tokens", "80", "--context", "70"], "80 tokens of a prompt are more than its context"),
+        (["--memory", "lots"], "'lots' is no amount of memory"),
+        (["--program", "fused"], "no stage 'fused' in an artifact (it holds captured and final"),
+        (["--graph", "x.png"], "x.png: a graph is written as .html or .svg"),
+        (["--graph", "nowhere/x.svg"], "nowhere/x.svg: cannot be written: No such file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tiny: Path,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["inspect", str(tiny), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"error: {message}")
+
+
+def test_the_default_workload_is_the_largest(facts: ArtifactFacts) -> None:
+    limits = facts.manifest.limits
+    chosen = choose_workload(limits, None, None, None)
+    assert (chosen.batch, chosen.context, chosen.tokens) == (1, 1024, 512)
+    assert choose_workload(limits, None, 100, None).tokens == 100
+
+
+def test_inspecting_loads_no_compiler(tiny: Path) -> None:
+    script = (
+        "import sys; from infc.driver.cli import run\n"
+        f"status = run(['inspect', {str(tiny)!r}]) or run(['inspect', {str(tiny)!r}, '--json'])\n"
+        "heavy = {'torch', 'transformers', 'infc.passes', 'infc.frontend', 'infc.codegen'}\n"
+        "print(status, *(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.split() == ["0"]
