@@ -22,6 +22,7 @@ from .lower import LOWERINGS
 from .roll import roll
 from .source import source_text
 from .toolchain import compile_library
+from .weight_table import PACKED_OPS
 
 ABI = 3
 """Version of the C interface in `kernels/abi.hpp`."""
@@ -120,12 +121,9 @@ def _check_operands(node: Node, program: Program) -> Verdict:
     copied = {"take": node.inputs[:1], "concat": node.inputs}.get(node.op, ())
     if any(operand in program.inputs for operand in copied):
         return Verdict.no("the step's own arrays are read by index or in loops only")
-    if node.op == "linear" and not isinstance(node.inputs[1], WeightRef):
-        return Verdict.no("the matrix of a linear must be a weight")
-    if node.op == "scaled_linear" and not isinstance(node.inputs[2], WeightRef):
-        return Verdict.no("the matrix of a scaled_linear must be a weight")
-    if node.op == "moe" and not all(isinstance(w, WeightRef) for w in node.inputs[3:5]):
-        return Verdict.no("the matrices of experts must be weights")
+    matrices = [node.inputs[place] for place in PACKED_OPS.get(node.op, ())]
+    if not all(isinstance(matrix, WeightRef) for matrix in matrices):
+        return Verdict.no(f"what a {node.op} multiplies by must be a weight")
     if node.op == "take" and node.attrs.get("dim", 0) != 0:
         return Verdict.no("only rows of the first dimension can be taken")
     rowwise = node.op in ("softmax", "gather", "scatter")

@@ -9,7 +9,7 @@ from ...ir.target import Target
 from .layout import panel_layout
 from .packing import PACK
 
-PACKED_OPS = {"linear": (1,), "scaled_linear": (2,), "moe": (3, 4)}
+PACKED_OPS = {"linear": (1,), "scaled_linear": (2,), "moe": (3, 4), "scaled_moe": (3, 5)}
 """Op -> which of its operands are read in panels."""
 
 PACKED = ":packed"

@@ -143,3 +143,41 @@ def test_attention_over_codes_means_what_the_ops_mean(dtype: DType, tmp_path: Pa
         bound = 1e-5 if dtype is DType.F32 else 2e-2
         error = (torch.from_numpy(actual) - expected.float()).abs().max()
         assert error < bound * expected.float().abs().max(), (first, float(error))
+
+
+def routed(dtype: DType, *, biased: bool) -> Program:
+    """Five experts of codes, two for each token, through a gate with a limit."""
+    b = ProgramBuilder("routed", phase="planned")
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    x = b.emit("embedding", b.weight("table", TensorType(dtype, (VOCAB, WIDTH))), ids)
+    router = b.emit("linear", x, b.weight("router", TensorType(dtype, (5, WIDTH))))
+    weight, index = b.add("topk", (router,), {"k": 2}).outputs
+    operands: list[Value | WeightRef] = [x, index, weight]
+    for name, rows, columns in (("gate_up", 22, WIDTH), ("down", WIDTH, 11)):
+        operands.append(b.weight(name, TensorType(DType.I8, (5, rows, columns))))
+        operands.append(b.weight(f"{name}_scale", TensorType(DType.F32, (5, rows))))
+    if biased:
+        operands.append(b.weight("up_bias", TensorType(dtype, (5, 22))))
+        operands.append(b.weight("down_bias", TensorType(dtype, (5, WIDTH))))
+    gate: dict[str, Any] = {"act": "silu", "alpha": 1.7, "limit": 900.0, "shift": 1.0}
+    b.outputs = [b.emit("scaled_moe", *operands, scheme="int8", **gate)]
+    program = b.build()
+    program = replace(program, spec=replace(program.spec, vocab_size=WIDTH))
+    return with_weights(program, random_weights(program, seed=5))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=lambda d: d.value)
+def test_experts_of_codes_mean_what_the_ops_mean(
+    dtype: DType, biased: bool, tmp_path: Path
+) -> None:
+    program = routed(dtype, biased=biased)
+    ids = np.random.default_rng(7).integers(0, VOCAB, 23)
+    (expected,) = interpret(program, {"input_ids": torch.tensor(ids)}, program_weights(program))
+    executor = open_cpp(build(program, tmp_path / "a"))
+    chunk = Chunk(list(ids), 0, [1, 2])
+    actual = executor.run(make_step([chunk], num_groups=0, block_size=BLOCK))
+    bound = 1e-5 if dtype is DType.F32 else 2e-2
+    error = (torch.from_numpy(actual) - expected.float()).abs().max()
+    assert error < bound * expected.float().abs().max()

@@ -17,6 +17,7 @@
 #include "loops.hpp"
 #include "math.hpp"
 #include "moe.hpp"
+#include "moe_i8.hpp"
 #include "norms.hpp"
 #include "quantize.hpp"
 #include "rope.hpp"

@@ -80,39 +80,67 @@ void group_by_expert(const MoeScratch<T>& s, const Id* index, const MoeShape& sh
   s.starts[0] = 0;
 }
 
-// For each expert, its rows by its weight [N, K]; row(i) gives the i-th row in expert order, out
-// receives [T*K, N]. Threads share (expert, panel) by the number of tiles and panels read.
-template <class T, class TY, class Row>
-void expert_linear(const Team& t, const int32_t* starts, int64_t E, const void* packed,
-                   const T* bias, int64_t N, int64_t K, Row row, TY* out) {
-  constexpr int kNR = LinearLayout<T>::kNR;
-  constexpr int kMR = LinearLayout<T>::kMR;
-  const int64_t panels = ceil_div(N, kNR);
-  const auto cost = [&](int64_t e) { return ceil_div(starts[e + 1] - starts[e], kMR); };
+// Calls f(expert, panel, outputs in it, first row, rows) for this thread's share of every expert's
+// rows, which `starts` bounds, by the panels of its N outputs: up to MR rows at a time. Threads
+// share (expert, panel) by the number of tiles and panels read.
+template <int NR, int MR, class F>
+INFC_INLINE void for_each_expert_tile(const Team& t, const int32_t* starts, int64_t E, int64_t N,
+                                      F f) {
+  const int64_t panels = ceil_div(N, NR);
+  const auto cost = [&](int64_t e) { return ceil_div(starts[e + 1] - starts[e], MR); };
   int64_t total = 0;
   for (int64_t e = 0; e < E; ++e) total += cost(e) * panels;
   const Share share = share_of(t, total);
   int64_t at = 0;
   for (int64_t e = 0; e < E; ++e) {
     if (starts[e + 1] == starts[e]) continue;
-    const T* expert = static_cast<const T*>(packed) + e * packed_elements<T>(N, K);
     for (int64_t p = 0; p < panels; ++p, at += cost(e)) {
       if (at < share.begin || at >= share.end) continue;
-      const int64_t n = p * kNR;
-      const int64_t count = N - n < kNR ? N - n : kNR;
-      const T* panel = expert + p * panel_elements<T>(K);
-      for (int64_t i = starts[e]; i < starts[e + 1]; i += kMR) {
+      const int64_t count = N - p * NR < NR ? N - p * NR : NR;
+      for (int64_t i = starts[e]; i < starts[e + 1]; i += MR) {
         const int64_t left = starts[e + 1] - i;
-        const int m = static_cast<int>(left < kMR ? left : kMR);
-        const T* in[kMR];
-        TY* to[kMR];
-        for (int r = 0; r < m; ++r) {
-          in[r] = row(i + r);
-          to[r] = out + (i + r) * N + n;
-        }
-        linear_tile(m, in, panel, bias == nullptr ? nullptr : bias + e * N + n, to, count, K);
+        f(e, p, count, i, static_cast<int>(left < MR ? left : MR));
       }
     }
+  }
+}
+
+// For each expert, its rows by its weight [N, K]; row(i) gives the i-th row in expert order, out
+// receives [T*K, N].
+template <class T, class TY, class Row>
+void expert_linear(const Team& t, const int32_t* starts, int64_t E, const void* packed,
+                   const T* bias, int64_t N, int64_t K, Row row, TY* out) {
+  constexpr int kNR = LinearLayout<T>::kNR;
+  constexpr int kMR = LinearLayout<T>::kMR;
+  const auto tile = [&](int64_t e, int64_t p, int64_t count, int64_t i, int m) {
+    const T* expert = static_cast<const T*>(packed) + e * packed_elements<T>(N, K);
+    const T* in[kMR];
+    TY* to[kMR];
+    for (int r = 0; r < m; ++r) {
+      in[r] = row(i + r);
+      to[r] = out + (i + r) * N + p * kNR;
+    }
+    const T* b = bias == nullptr ? nullptr : bias + e * N + p * kNR;
+    linear_tile(m, in, expert + p * panel_elements<T>(K), b, to, count, K);
+  };
+  for_each_expert_tile<kNR, kMR>(t, starts, E, N, tile);
+}
+
+// y [T, H] (row stride ldy): the sum over slots k = 0, 1, ... of fma(weight, part, acc) in float,
+// rounded once; parts [T*K, H] lie in expert order, place says where.
+template <class T, class TP, class TW>
+void sum_slots(const Team& t, const TP* parts, const int32_t* place, const TW* weight, T* y,
+               int64_t ldy, const MoeShape& shape) {
+  const Share share = share_of(t, shape.T);
+  for (int64_t token = share.begin; token < share.end; ++token) {
+    for_each_group(shape.H, [&](int64_t i, int64_t count) {
+      f32x16 acc = zeros();
+      for (int64_t k = 0; k < shape.K; ++k) {
+        const TP* part = parts + place[token * shape.K + k] * shape.H;
+        acc = fma(set1(to_float(weight[token * shape.K + k])), load_group(part + i, count), acc);
+      }
+      store_group(y + token * ldy + i, acc, count);
+    });
   }
 }
 
@@ -138,17 +166,7 @@ void moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* ind
       t, s.starts, shape.E, w.down, w.down_bias, shape.H, shape.I,
       [&](int64_t i) { return s.gated + i * shape.I; }, s.result);
   t.barrier();
-  const Share share = share_of(t, shape.T);
-  for (int64_t token = share.begin; token < share.end; ++token) {
-    for_each_group(shape.H, [&](int64_t i, int64_t count) {
-      f32x16 acc = zeros();
-      for (int64_t k = 0; k < shape.K; ++k) {
-        const float* part = s.result + s.place[token * shape.K + k] * shape.H;
-        acc = fma(set1(to_float(weight[token * shape.K + k])), load_group(part + i, count), acc);
-      }
-      store_group(y + token * ldy + i, acc, count);
-    });
-  }
+  sum_slots(t, s.result, s.place, weight, y, ldy, shape);
 }
 
 }  // namespace infc

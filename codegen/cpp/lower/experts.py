@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ....ir.program import Node, WeightRef
-from ....ir.types import Dim, DType
+from ....ir.program import Node, Operand, WeightRef
+from ....ir.types import Dim, DType, TensorType
+from ..buffers import Buffer
 from ..calls import Arg, WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 from ..expressions import literal
@@ -12,33 +13,61 @@ from ..expressions import literal
 def lower_moe(e: Emitter, node: Node) -> None:
     """`moe(x, index, weight, gate_up, down, gate_up_bias?, down_bias?)`: rows grouped by expert,
     summed in slot order."""
+    gate_up, down = node.inputs[3:5]
+    biases = [e.dense(e.buffer(operand)) for operand in node.inputs[5:7]]
+    addresses: list[Arg] = [pointer(bias) for bias in biases] or ["nullptr", "nullptr"]
+    weights = [_packed(e, gate_up), _packed(e, down), *addresses]
+    _lower(e, node, "MoeWeights", gate_up, weights, biases)
+
+
+def lower_scaled_moe(e: Emitter, node: Node) -> None:
+    """`scaled_moe(x, index, weight, gate_up, gate_up_scale, down, down_scale, gate_up_bias?,
+    down_bias?)`: the same over codes."""
+    gate_up, down = node.inputs[3], node.inputs[5]
+    scales = [e.dense(e.buffer(node.inputs[place])) for place in (4, 6)]
+    biases = [e.dense(e.buffer(operand)) for operand in node.inputs[7:9]]
+    addresses: list[Arg] = [pointer(bias) for bias in biases] or ["nullptr", "nullptr"]
+    up_scale, down_scale = map(pointer, scales)
+    weights = [_packed(e, gate_up), up_scale, _packed(e, down), down_scale, *addresses]
+    _lower(e, node, "ScaledMoeWeights", gate_up, weights, [*scales, *biases])
+
+
+def _packed(e: Emitter, operand: Operand) -> Arg:
+    assert isinstance(operand, WeightRef), "supports() takes experts that are weights only"
+    return WeightPtr("char", e.weights.packed(operand.name))
+
+
+def _lower(
+    e: Emitter,
+    node: Node,
+    struct: str,
+    gate_up: Operand,
+    weights: list[Arg],
+    others: list[Buffer],
+) -> None:
+    """One call; `struct` is filled with `weights`, and `others` are the buffers among them."""
     x = e.rows(e.dense(e.buffer(node.inputs[0])))
     index, weight = (e.dense(e.buffer(operand)) for operand in node.inputs[1:3])
-    gate_up, down = node.inputs[3], node.inputs[4]
-    assert isinstance(gate_up, WeightRef) and isinstance(down, WeightRef)
-    experts, double_inner, hidden = _sizes(e.program.weights[gate_up.name].type.shape)
+    kind = e.program.operand_type(gate_up)
+    assert isinstance(kind, TensorType)
+    experts, double_inner, hidden = _sizes(kind.shape)
     (slots,) = _sizes(index.shape[-1:])
     out = e.output(node.output)
     inner = double_inner // 2
-    scratch = e.scratch(_scratch_bytes(e, slots, experts, hidden, inner))
+    parts = _scratch_parts(e, slots, experts, hidden, inner)
+    if struct == "ScaledMoeWeights":
+        parts += _code_parts(e, slots, hidden, inner)
+    scratch = e.scratch(sum(-(-part // 64) * 64 for part in parts))
     shape = f"MoeShape{{{{{x.count}, {experts}, {hidden}, {inner}, {slots}}}}}"
-    biases = [e.dense(e.buffer(operand)) for operand in node.inputs[5:7]]
-    addresses: list[Arg] = [pointer(bias) for bias in biases] or ["nullptr", "nullptr"]
+    filled = ", ".join(f"{{{place}}}" for place in range(5, 5 + len(weights)))
     e.call(
-        f"moe(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
-        f"MoeWeights<{out.ctype}>{{{{{{3}}, {{4}}, {{7}}, {{8}}}}}}, {{5}}, {hidden}, "
-        f"{shape}, {{6}});",
+        f"{node.op}(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
+        f"{struct}<{out.ctype}>{{{{{filled}}}}}, {{3}}, {hidden}, {shape}, {{4}});",
         (
-            x.pointer,
-            pointer(index),
-            pointer(weight),
-            WeightPtr("char", e.weights.packed(gate_up.name)),
-            WeightPtr("char", e.weights.packed(down.name)),
-            pointer(out),
-            pointer(scratch),
-            *addresses,
+            *(x.pointer, pointer(index), pointer(weight), pointer(out), pointer(scratch)),
+            *weights,
         ),
-        reads=(x.buffer, index, weight, *biases),
+        reads=(x.buffer, index, weight, *others),
         writes=(out, scratch),
         comment=node.op,
     )
@@ -59,11 +88,19 @@ def _sizes(shape: tuple[Dim, ...]) -> tuple[int, ...]:
     return tuple(dim for dim in shape if isinstance(dim, int))
 
 
-def _scratch_bytes(e: Emitter, slots: int, experts: int, hidden: int, inner: int) -> int:
-    """`moe_scratch_bytes` of `moe.hpp` in float, at the most tokens that a step may have."""
+def _scratch_parts(
+    e: Emitter, slots: int, experts: int, hidden: int, inner: int
+) -> tuple[int, ...]:
+    """Bytes of each part of `MoeScratch` (`moe.hpp`) in float, at the most tokens of a step."""
     rows = e.program.symbols["T"].high * slots
     parts = (rows * hidden, rows * 2 * inner, rows * inner, rows, rows, experts + 1)
-    return sum(-(-4 * part // 64) * 64 for part in parts)
+    return tuple(4 * part for part in parts)
 
 
-LOWERINGS: dict[str, Lowering] = {"moe": lower_moe}
+def _code_parts(e: Emitter, slots: int, hidden: int, inner: int) -> tuple[int, ...]:
+    """Bytes of what `ScaledMoeScratch` (`moe_i8.hpp`) adds: codes and scales, twice."""
+    tokens = e.program.symbols["T"].high
+    return (tokens * hidden, 4 * tokens, tokens * slots * inner, 4 * tokens * slots)
+
+
+LOWERINGS: dict[str, Lowering] = {"moe": lower_moe, "scaled_moe": lower_scaled_moe}

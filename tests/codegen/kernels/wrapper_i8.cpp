@@ -1,6 +1,7 @@
 // C entry points over the 8-bit kernel templates, for one element type, ELEMENT: see wrapper.cpp.
 #include "kernels/attention.hpp"
 #include "kernels/linear_i8.hpp"
+#include "kernels/moe_i8.hpp"
 #include "kernels/quantize.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -88,5 +89,19 @@ EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t
   on_team(team, [=](const Team& t) {
     paged_attention<T, int8_t>(t, q, ldq, y, ldy, step, view(kv), H, static_cast<float>(scale),
                                window, static_cast<float>(softcap), sinks);
+  });
+}
+
+EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
+  return scaled_moe_scratch_bytes<T>(MoeShape{tokens, E, H, I, K});
+}
+EXPORT void experts(void* team, const T* x, i64 ldx, const i64* index, const T* weight,
+                    const void* gate_up, const float* gate_up_scale, const void* down,
+                    const float* down_scale, const T* up_bias, const T* down_bias, T* y, i64 ldy,
+                    i64 tokens, i64 E, i64 H, i64 I, i64 K, void* scratch) {
+  const ScaledMoeWeights<T> w{gate_up, gate_up_scale, down, down_scale, up_bias, down_bias};
+  const MoeShape shape{tokens, E, H, I, K};
+  on_team(team, [=](const Team& t) {
+    scaled_moe(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);
   });
 }

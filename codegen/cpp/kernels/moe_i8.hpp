@@ -1,0 +1,125 @@
+// The routed experts of a layer over 8-bit codes: moe.hpp with rows quantised before each product.
+#pragma once
+
+#include "linear_i8_tile.hpp"
+#include "moe.hpp"
+#include "quantize.hpp"
+
+namespace infc {
+
+// Packed codes, expert after expert, as in MoeWeights, and their scales [E, 2I] and [E, H].
+// Biases [E, 2I] and [E, H], or null.
+template <class T>
+struct ScaledMoeWeights {
+  const void* gate_up;
+  const float* gate_up_scale;
+  const void* down;
+  const float* down_scale;
+  const T* gate_up_bias;
+  const T* down_bias;
+};
+
+// What moe needs, then codes and scales of the tokens [T, H] and of what enters the second product
+// [T*K, I].
+template <class T>
+struct ScaledMoeScratch {
+  static constexpr int64_t align(int64_t bytes) { return MoeScratch<T>::align(bytes); }
+  static constexpr int64_t bytes(const MoeShape& s) {
+    const int64_t n = s.T * s.K;
+    return MoeScratch<T>::bytes(s) + align(s.T * s.H) + align(s.T * 4) + align(n * s.I) +
+           align(n * 4);
+  }
+  ScaledMoeScratch(void* base, const MoeShape& s) : plain(base, s) {
+    const int64_t n = s.T * s.K;
+    char* p = static_cast<char*>(base) + MoeScratch<T>::bytes(s);
+    const auto take = [&p](int64_t size) {
+      char* at = p;
+      p += align(size);
+      return at;
+    };
+    x = reinterpret_cast<int8_t*>(take(s.T * s.H));
+    x_scale = reinterpret_cast<float*>(take(s.T * 4));
+    gated = reinterpret_cast<int8_t*>(take(n * s.I));
+    gated_scale = reinterpret_cast<float*>(take(n * 4));
+    result = reinterpret_cast<T*>(plain.result);
+  }
+  MoeScratch<T> plain;
+  int8_t* x;
+  float* x_scale;
+  int8_t* gated;       // rows in expert order
+  float* gated_scale;
+  T* result;           // [T*K, H], rows in expert order: a product of codes is rounded to T
+};
+
+template <class T>
+constexpr int64_t scaled_moe_scratch_bytes(const MoeShape& s) {
+  return ScaledMoeScratch<T>::bytes(s);
+}
+
+// One of an expert's matrices: [E][N, K] packed, scales and bias [E, N].
+template <class T>
+struct ExpertMatrix {
+  const void* packed;
+  const float* scale;
+  const T* bias;
+  int64_t N;
+  int64_t K;
+};
+
+// For each expert, its rows of codes by its matrix; source(i) says which row of `codes` [.., K] and
+// `row_scale` is the i-th in expert order, out receives [T*K, N].
+template <class T, class Source>
+void expert_scaled_linear(const Team& t, const int32_t* starts, int64_t E,
+                          const ExpertMatrix<T>& w, const int8_t* codes, const float* row_scale,
+                          Source source, T* out) {
+  constexpr int kNR = LinearLayout<int8_t>::kNR;
+  constexpr int kMR = LinearLayout<int8_t>::kMR;
+  const auto tile = [&](int64_t e, int64_t p, int64_t count, int64_t i, int m) {
+    const int8_t* panel = static_cast<const int8_t*>(w.packed) +
+                          e * packed_elements<int8_t>(w.N, w.K) +
+                          p * panel_elements<int8_t>(w.K);
+    const int64_t n = e * w.N + p * kNR;
+    const OutputScale<T> outputs{w.scale + n, w.bias == nullptr ? nullptr : w.bias + n};
+    const int8_t* in[kMR];
+    float scale[kMR];
+    T* to[kMR];
+    for (int r = 0; r < m; ++r) {
+      in[r] = codes + source(i + r) * w.K;
+      scale[r] = row_scale[source(i + r)];
+      to[r] = out + (i + r) * w.N + p * kNR;
+    }
+    scaled_tile(m, in, scale, panel, outputs, to, count, w.K);
+  };
+  for_each_expert_tile<kNR, kMR>(t, starts, E, w.N, tile);
+}
+
+// As moe, with codes: rows of x are quantised, and those of the gated activation once they are
+// rounded to T; both products are scaled_linear with results of type T. `scratch` is shared by the
+// team, 64-byte aligned, scaled_moe_scratch_bytes<T>(shape) long. Barriers inside, none at the end.
+template <class Gate, class T, class Id, class TW>
+void scaled_moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* index,
+                const TW* weight, const ScaledMoeWeights<T>& w, T* y, int64_t ldy,
+                const MoeShape& shape, void* scratch) {
+  const ScaledMoeScratch<T> s(scratch, shape);
+  const MoeScratch<T>& p = s.plain;
+  const int64_t n = shape.T * shape.K;
+  quantize_rows(t, x, ldx, s.x, s.x_scale, shape.T, shape.H);
+  if (t.tid == 0) group_by_expert(p, index, shape);
+  t.barrier();
+  const ExpertMatrix<T> into{w.gate_up, w.gate_up_scale, w.gate_up_bias, 2 * shape.I, shape.H};
+  expert_scaled_linear(
+      t, p.starts, shape.E, into, s.x, s.x_scale, [&](int64_t i) { return p.entry[i] / shape.K; },
+      p.wide);
+  t.barrier();
+  gated_rows(t, gate, p.wide, 2 * shape.I, p.gated, shape.I, n, shape.I);
+  t.barrier();
+  quantize_rows(t, p.gated, shape.I, s.gated, s.gated_scale, n, shape.I);
+  t.barrier();
+  const ExpertMatrix<T> out_of{w.down, w.down_scale, w.down_bias, shape.H, shape.I};
+  expert_scaled_linear(
+      t, p.starts, shape.E, out_of, s.gated, s.gated_scale, [](int64_t i) { return i; }, s.result);
+  t.barrier();
+  sum_slots(t, s.result, p.place, weight, y, ldy, shape);
+}
+
+}  // namespace infc
