@@ -16,9 +16,11 @@ from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, RequestError
 from infc.runtime.blocks import BlockPool
 from infc.runtime.engine import Engine
+from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import RuntimeOptions
-from infc.runtime.outputs import RequestOutput, TokenLogprobs
+from infc.runtime.outputs import RequestOutput, TokenLogprobs, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.sequence_blocks import SequenceBlocks
 
 from ..checkpoints import make_checkpoint
 from .support import compile_checkpoint, prompts
@@ -32,7 +34,11 @@ CASES = [
 ]
 """Plain, windowed, mixture of experts; and the other weight scheme."""
 
-Answer = tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]
+Answer = tuple[
+    tuple[tuple[tuple[int, ...], tuple[TokenLogprobs, ...]], ...],
+    tuple[TokenLogprobs | None, ...] | None,
+]
+"""Tokens and log-probabilities of each choice, and log-probabilities of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,17 @@ class Run:
     threads: int
 
 
+PENALTIES: dict[str, Any] = {
+    "min_p": 0.01,
+    "repetition_penalty": 1.3,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "logit_bias": {7: 2.0},
+    "banned_token_ids": [11],
+    "min_tokens": 1,
+}
+
+
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
     """Prompts share beginnings, so that prefixes are found again."""
@@ -72,6 +89,9 @@ def jobs(draw: st.DrawFn) -> Job:
         max_tokens=draw(st.integers(1, 40)),
         ignore_eos=True,
         logprobs=3,
+        n=draw(st.sampled_from([1, 1, 2, 3])),
+        prompt_logprobs=draw(st.sampled_from([None, None, 0, 2])),
+        **draw(st.sampled_from([{}, PENALTIES])),
     )
     cancel = draw(st.one_of(st.none(), st.none(), st.integers(0, 12)))
     arrival, priority = draw(st.integers(0, 6)), draw(st.integers(0, 2))
@@ -109,6 +129,34 @@ CROWDED = Run(
 """More growth than blocks: somebody must be preempted."""
 
 
+SHARED = Run(
+    jobs=tuple(
+        Job(
+            prompt=tuple(prompts(320, (96,))[0][: 37 + 8 * i]),
+            params=SamplingParams(
+                temperature=1.0,
+                seed=i,
+                max_tokens=24,
+                ignore_eos=True,
+                logprobs=3,
+                n=3,
+                prompt_logprobs=2 * (i % 2),
+                **PENALTIES,
+            ),
+            arrival=i,
+            cancel_after=None,
+            priority=0,
+        )
+        for i in range(3)
+    ),
+    blocks=16,
+    step_tokens=33,
+    max_sequences=6,
+    threads=2,
+)
+"""Choices that share blocks, of prompts that end inside one, and too few blocks for all."""
+
+
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A compiled model of each case."""
@@ -127,8 +175,13 @@ def block_bytes(artifact: Artifact) -> int:
 
 
 def answer_alone(artifact: Artifact, job: Job) -> Answer:
-    """A fresh engine with room for all, the prompt in one chunk, nothing reused, two threads."""
-    options = RuntimeOptions(prefix_reuse=False, kv_memory=40 * block_bytes(artifact), threads=2)
+    """A fresh engine, the prompt in one chunk, nothing reused, two threads.
+
+    It runs one sequence: each choice is computed from its prompt on by itself.
+    """
+    options = RuntimeOptions(
+        prefix_reuse=False, kv_memory=40 * block_bytes(artifact), threads=2, max_sequences=1
+    )
     engine = Engine.open(artifact, options)
     try:
         engine.add_request("alone", list(job.prompt), job.params)
@@ -141,9 +194,9 @@ def answer_alone(artifact: Artifact, job: Job) -> Answer:
 
 
 def _answer(parts: list[RequestOutput]) -> Answer:
-    tokens = tuple(t for part in parts for t in part.outputs[0].token_ids)
-    logprobs = tuple(p for part in parts for p in part.outputs[0].logprobs or ())
-    return tokens, logprobs
+    whole = merge_outputs(parts)
+    choices = tuple((choice.token_ids, choice.logprobs or ()) for choice in whole.outputs)
+    return choices, whole.prompt_logprobs
 
 
 @dataclass(slots=True)
@@ -153,8 +206,8 @@ class Events:
     counts: Counter[str]
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Count the blocks whose cached content is given up for another's."""
-        allocate = BlockPool.allocate
+        """Count blocks whose content is given up, and copies of blocks that choices share."""
+        allocate, copy = BlockPool.allocate, KvCache._copy_on_write
 
         def counted(pool: BlockPool) -> int:
             before = pool.num_cached
@@ -162,7 +215,12 @@ class Events:
             self.counts["evictions"] += before - pool.num_cached
             return block
 
+        def copied(kv: KvCache, blocks: SequenceBlocks, g: int, index: int) -> None:
+            self.counts["copies on write"] += kv.pools[g].references(blocks.ids[g][index]) > 1
+            copy(kv, blocks, g, index)
+
         monkeypatch.setattr(BlockPool, "allocate", counted)
+        monkeypatch.setattr(KvCache, "_copy_on_write", copied)
 
 
 def play(artifact: Artifact, run: Run, events: Events) -> Iterator[tuple[Job, Answer]]:
@@ -205,6 +263,7 @@ def play(artifact: Artifact, run: Run, events: Events) -> Iterator[tuple[Job, An
         if i not in cancelled:
             events.counts["prefix hits"] += outputs[-1].metrics.num_cached_tokens > 0
             events.counts["survivors"] += 1
+            events.counts["prompts with logprobs"] += outputs[0].prompt_logprobs is not None
             yield run.jobs[i], _answer(outputs)
 
 
@@ -224,6 +283,7 @@ def test_a_request_gets_what_it_gets_alone(
     )
     @given(runs)
     @example(CROWDED)
+    @example(SHARED)
     def check(run: Run) -> None:
         for job, got in play(artifact, run, events):
             key = (job.prompt, job.params)
@@ -232,7 +292,14 @@ def test_a_request_gets_what_it_gets_alone(
             assert got == alone[key]
 
     check()
-    for event in ("preemptions", "evictions", "prefix hits", "survivors"):
+    for event in (
+        "preemptions",
+        "evictions",
+        "prefix hits",
+        "copies on write",
+        "prompts with logprobs",
+        "survivors",
+    ):
         assert events.counts[event] > 0, f"the runs never met: {event}"
 
 
@@ -242,7 +309,15 @@ def test_threads_do_not_matter(artifact: Artifact) -> None:
     for threads in (1, 2, 3):
         options = RuntimeOptions(kv_memory=40 * block_bytes(artifact), threads=threads)
         engine = Engine.open(artifact, options)
-        params = SamplingParams(max_tokens=20, ignore_eos=True, logprobs=5)
+        params = SamplingParams(
+            max_tokens=20,
+            ignore_eos=True,
+            logprobs=5,
+            prompt_logprobs=5,
+            n=2,
+            temperature=1.0,
+            seed=1,
+        )
         engine.add_request("only", sequence, params)
         parts: list[RequestOutput] = []
         while engine.has_unfinished:
