@@ -8,12 +8,15 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..ir.errors import CapacityError, InfcError
 from .engine import Engine, EngineStats
 from .outputs import RequestOutput, merge_outputs
+from .pooling import Pooling
 from .sampling_params import SamplingParams
 
 _Item = RequestOutput | InfcError
@@ -27,10 +30,7 @@ class _Stream:
     """One caller: its request, and its outputs that nobody has read yet."""
 
     request_id: str
-    prompt: Sequence[int]
-    params: SamplingParams
-    priority: int
-    cache_salt: str
+    queue: Callable[[str], None]
     loop: asyncio.AbstractEventLoop
     unread: deque[_Item] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -119,12 +119,46 @@ class AsyncEngine:
         """
         # Tokenization is done here: it may take long, and the engine's thread never waits for it.
         token_ids = await self._encode(prompt)
-        stream = _Stream(
-            request_id=request_id if request_id is not None else f"infc-{next(self._ids)}",
+        queue = partial(
+            self.engine.add_request,
             prompt=token_ids,
-            params=SamplingParams() if params is None else params,
+            params=params,
             priority=priority,
             cache_salt=cache_salt,
+        )
+        async with aclosing(self._outputs(queue, request_id)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def read_prompt(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        pooling: Pooling | None = None,
+        first_scored: int = 1,
+        priority: int = 0,
+    ) -> RequestOutput:
+        """The embedding or the log-probabilities of a prompt, as `Engine.read_prompt` has them.
+
+        Cancelling the call ends the request; it raises what `generate` raises.
+        """
+        queue = partial(
+            self.engine.read_prompt,
+            prompt=await self._encode(prompt),
+            pooling=pooling,
+            first_scored=first_scored,
+            priority=priority,
+        )
+        async with aclosing(self._outputs(queue, None)) as outputs:
+            return merge_outputs([output async for output in outputs])
+
+    async def _outputs(
+        self, queue: Callable[[str], None], request_id: str | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """What each step adds to the request that `queue` adds to the engine."""
+        stream = _Stream(
+            request_id=request_id if request_id is not None else f"infc-{next(self._ids)}",
+            queue=queue,
             loop=asyncio.get_running_loop(),
         )
         self._submit(stream)
@@ -208,13 +242,7 @@ class AsyncEngine:
 
     def _add(self, stream: _Stream) -> None:
         try:
-            self.engine.add_request(
-                stream.request_id,
-                stream.prompt,
-                stream.params,
-                stream.priority,
-                cache_salt=stream.cache_salt,
-            )
+            stream.queue(stream.request_id)
         except Exception as error:  # of this request alone, its neighbours never notice
             refused = error if isinstance(error, InfcError) else _stopped(error)
             self._put([(stream, refused)])

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -15,7 +16,9 @@ from .async_engine import AsyncEngine
 from .engine import EngineStats
 from .opening import open_engine
 from .outputs import RequestOutput, merge_outputs
+from .pooling import Pooling
 from .prompts import Prompt, encode_conversation, one_of
+from .reading import Embedding, Score, as_embedding, as_score, scored_prompt
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 
@@ -75,13 +78,13 @@ class AsyncLLM:
         chosen = one_of(params, sampling_params)
         outputs = self.engine.generate(prompt, chosen, priority=priority, cache_salt=cache_salt)
         whole: RequestOutput | None = None
+        text = prompt if isinstance(prompt, str) else None
         async with aclosing(outputs):
-            async for output in outputs:
+            async for part in outputs:
+                output = replace(part, prompt=text)
                 if cumulative:
-                    whole = output if whole is None else merge_outputs([whole, output])
-                    yield whole
-                else:
-                    yield output
+                    output = whole = output if whole is None else merge_outputs([whole, output])
+                yield output
 
     async def chat(
         self,
@@ -99,6 +102,21 @@ class AsyncLLM:
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
+
+    async def score(self, prompt: Prompt, continuation: Prompt | None = None) -> Score:
+        """How likely a given text is; see `LLM.score`. Tasks that wait at once share steps."""
+        self._check_open()
+        each = await asyncio.to_thread(scored_prompt, self.engine.engine, prompt, continuation)
+        answer = await self.engine.read_prompt(each.token_ids, first_scored=each.first_scored)
+        return as_score(answer)
+
+    async def embed(
+        self, prompt: Prompt, *, pooling: Pooling = "last", normalize: bool = True
+    ) -> Embedding:
+        """The vector of a prompt; see `LLM.embed`. Tasks that wait at once share steps."""
+        self._check_open()
+        answer = await self.engine.read_prompt(prompt, pooling=pooling)
+        return as_embedding(answer, normalize=normalize)
 
     async def drain(self, timeout_seconds: float | None = None) -> bool:
         """Take no more requests, wait for those there are; whether all of them ended in time."""

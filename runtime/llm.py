@@ -6,6 +6,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -13,6 +14,7 @@ from ..ir.artifact import Artifact, Verification
 from ..ir.errors import InfcError, RequestError
 from .opening import open_engine
 from .outputs import RequestOutput, merge_outputs
+from .pooling import Pooling
 from .progress_bar import ProgressBar
 from .prompts import (
     Prompt,
@@ -22,12 +24,16 @@ from .prompts import (
     is_one_conversation,
     one_of,
 )
+from .reading import Embedding, Score, as_embedding, as_score, as_scored
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .chat_template import Message
     from .prompts import TemplateOptions
+
+_Add = Callable[[str], None]
+"""Queues a request under the name that it is given."""
 
 
 class LLM:
@@ -77,22 +83,11 @@ class LLM:
         self._check_open()
         batch = as_prompts(prompts)
         each = as_params(one_of(params, sampling_params), len(batch))
-        names: list[str] = []
-        answers: dict[str, list[RequestOutput]] = {}
-        left: list[str] = []
-        try:
-            with ProgressBar("generate", len(batch), on=progress) as bar:
-                while left or len(names) < len(batch):
-                    fresh = self._feed(batch, each, len(names))
-                    names += fresh
-                    answers.update((name, []) for name in fresh)
-                    self._step()
-                    before = [*left, *fresh]
-                    left = [name for name in before if not self._collect(name, answers[name])]
-                    bar.advance(len(before) - len(left))
-        finally:
-            self._drop(names)
-        return [merge_outputs(answers[name]) for name in names]
+        adds = [
+            partial(self.engine.add_request, prompt=prompt, params=one)
+            for prompt, one in zip(batch, each, strict=True)
+        ]
+        return self._run(adds, ProgressBar("generate", len(adds), on=progress))
 
     def stream(
         self,
@@ -105,7 +100,8 @@ class LLM:
 
         The request begins, and is refused if it must be, when the iterator is first asked.
         """
-        name = self._add(prompt, one_of(params, sampling_params))
+        chosen = one_of(params, sampling_params)
+        name = self._add(partial(self.engine.add_request, prompt=prompt, params=chosen))
         parts: list[RequestOutput] = []
         try:
             while not self._collect(name, parts):
@@ -177,6 +173,49 @@ class LLM:
         ids = encode_conversation(self.tokenizer, messages, **template)
         return self.stream(ids, one_of(params, sampling_params))
 
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        continuations: Prompt | Sequence[Prompt] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Score]:
+        """How likely each given text is: log-probabilities of its tokens, nothing generated.
+
+        Without `continuations` every token of a prompt is scored but the first, which nothing
+        predicts. With them only they are: one for each prompt, or many for one prompt, which is
+        computed once. RequestError as `generate` raises it, also where there is nothing to score.
+        """
+        self._check_open()
+        adds = [
+            partial(self.engine.read_prompt, prompt=each.token_ids, first_scored=each.first_scored)
+            for each in as_scored(self.engine, prompts, continuations)
+        ]
+        answers = self._run(adds, ProgressBar("score", len(adds), on=progress))
+        return [as_score(answer) for answer in answers]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        progress: bool = False,
+    ) -> list[Embedding]:
+        """A vector for each prompt, made of the hidden states that enter the model's head.
+
+        `pooling` takes the last token's, or the mean over all tokens; `normalize` scales it to
+        Euclidean length 1. RequestError as `generate` raises it, also where the artifact gives no
+        hidden states.
+        """
+        self._check_open()
+        adds = [
+            partial(self.engine.read_prompt, prompt=prompt, pooling=pooling)
+            for prompt in as_prompts(prompts)
+        ]
+        answers = self._run(adds, ProgressBar("embed", len(adds), on=progress))
+        return [as_embedding(answer, normalize=normalize) for answer in answers]
+
     def close(self) -> None:
         """Give threads and memory back, and end open streams; a second call does nothing."""
         self._closed = True
@@ -201,27 +240,44 @@ class LLM:
                 "this LLM is closed", hint="read answers and streams before the `with` block ends"
             )
 
-    def _add(self, prompt: Prompt, params: SamplingParams | None) -> str:
+    def _add(self, add: _Add) -> str:
         self._check_open()
         name = str(next(self._ids))
-        self.engine.add_request(name, prompt, params)
+        add(name)
         self._parts[name] = deque()
         return name
 
-    def _feed(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], begin: int
-    ) -> list[str]:
-        """Queue prompts from `begin` on, as far as the queue takes them; the names they got."""
+    def _run(self, adds: Sequence[_Add], bar: ProgressBar) -> list[RequestOutput]:
+        """The whole answers to requests, in their order."""
+        names: list[str] = []
+        answers: dict[str, list[RequestOutput]] = {}
+        left: list[str] = []
+        try:
+            with bar:
+                while left or len(names) < len(adds):
+                    fresh = self._feed(adds, len(names))
+                    names += fresh
+                    answers.update((name, []) for name in fresh)
+                    self._step()
+                    before = [*left, *fresh]
+                    left = [name for name in before if not self._collect(name, answers[name])]
+                    bar.advance(len(before) - len(left))
+        finally:
+            self._drop(names)
+        return [merge_outputs(answers[name]) for name in names]
+
+    def _feed(self, adds: Sequence[_Add], begin: int) -> list[str]:
+        """Queue requests from `begin` on, as far as the queue takes them; the names they got."""
         scheduler = self.engine.scheduler
         # Whoever was preempted waits too, and may do so beyond the limit.
         room = max(0, scheduler.limits.max_waiting - scheduler.num_waiting)
         names: list[str] = []
         try:
-            for index in range(begin, min(begin + room, len(prompts))):
-                names.append(self._add(prompts[index], params[index]))
+            for index in range(begin, min(begin + room, len(adds))):
+                names.append(self._add(adds[index]))
         except BaseException as error:
             self._drop(names)
-            if isinstance(error, RequestError) and len(prompts) > 1:
+            if isinstance(error, RequestError) and len(adds) > 1:
                 error.where = f"prompts[{begin + len(names)}]"
             raise
         return names

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .runtime.async_llm import AsyncLLM
     from .runtime.llm import LLM
     from .runtime.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+    from .runtime.reading import Embedding, Score
     from .runtime.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -22,10 +23,12 @@ __all__ = [
     "AsyncLLM",
     "CapacityError",
     "CompletionOutput",
+    "Embedding",
     "InfcError",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "Score",
     "TokenLogprobs",
     "__version__",
     "compile",
@@ -41,10 +44,12 @@ _HOMES = {
     "AsyncLLM": ("runtime.async_llm", "AsyncLLM"),
     "CapacityError": ("ir.errors", "CapacityError"),
     "CompletionOutput": ("runtime.outputs", "CompletionOutput"),
+    "Embedding": ("runtime.reading", "Embedding"),
     "InfcError": ("ir.errors", "InfcError"),
     "RequestError": ("ir.errors", "RequestError"),
     "RequestOutput": ("runtime.outputs", "RequestOutput"),
     "SamplingParams": ("runtime.sampling_params", "SamplingParams"),
+    "Score": ("runtime.reading", "Score"),
     "TokenLogprobs": ("runtime.outputs", "TokenLogprobs"),
     "compile": ("driver.compile", "compile_model"),
     "ops": ("passes.rewrite", "ops"),

@@ -35,6 +35,11 @@ def logits_of(state: int, vocab_size: int) -> NDArray[np.float32]:
     return np.random.default_rng(state).standard_normal(vocab_size).astype(np.float32)
 
 
+def hidden_of(state: int, width: int) -> NDArray[np.float32]:
+    """The hidden state after a prefix."""
+    return np.random.default_rng([state, 1]).standard_normal(width).astype(np.float32)
+
+
 def make_group(name: str, block_size: int, window: int | None) -> KvGroup:
     """A KV group of one layer."""
     return KvGroup(name, (0,), 1, 4, 4, "f32", block_size, window)
@@ -72,6 +77,10 @@ class PagedModel:
         for g in range(len(self.groups)):
             for b, (start, stop) in enumerate(spans):
                 self._check_reads(step, g, b, start, stop)
+        if step.hidden is not None:
+            self._fill_hidden(step, spans, step.hidden)
+        if not step.needs_logits:
+            return np.zeros((0, self.vocab_size), np.float32)
         rows = [self._logits(step, spans, row) for row in step.logits_index.tolist()]
         return np.array(rows, np.float32).reshape(-1, self.vocab_size)
 
@@ -147,7 +156,15 @@ class PagedModel:
         for position in range(low, int(step.positions[stop - 1]) + 1):
             assert int(self.stores[g][self._slot(step, g, b, position)]) == expected[position]
 
-    def _logits(self, step: Step, spans: list[tuple[int, int]], row: int) -> NDArray[np.float32]:
+    def _state(self, step: Step, spans: list[tuple[int, int]], row: int) -> int:
         b = next(b for b, (start, stop) in enumerate(spans) if start <= row < stop)
-        slot = self._slot(step, 0, b, int(step.positions[row]))
-        return logits_of(int(self.stores[0][slot]), self.vocab_size)
+        return int(self.stores[0][self._slot(step, 0, b, int(step.positions[row]))])
+
+    def _logits(self, step: Step, spans: list[tuple[int, int]], row: int) -> NDArray[np.float32]:
+        return logits_of(self._state(step, spans, row), self.vocab_size)
+
+    def _fill_hidden(
+        self, step: Step, spans: list[tuple[int, int]], hidden: NDArray[np.float32]
+    ) -> None:
+        for row, token in zip(hidden, step.logits_index.tolist(), strict=True):
+            row[:] = hidden_of(self._state(step, spans, token), len(row))

@@ -90,7 +90,7 @@ def make_program(vocab_size: int) -> Program:
         flat = b.emit("reshape", attended, shape=("T", HIDDEN))
         x = b.emit("add", x, b.emit("linear", flat, weight(f"{layer}.o", HIDDEN, HIDDEN)))
     last = b.emit("take", x, index, dim=0)
-    b.output(b.emit("linear", last, weight("head", vocab_size, HIDDEN)))
+    b.output(b.emit("linear", last, weight("head", vocab_size, HIDDEN)), last)
     return b.build()
 
 
@@ -131,6 +131,7 @@ def write_small_artifact(
                 arena_bytes=0,
                 weights=WeightsFile("weights.safetensors", tuple(name for name, _ in kinds)),
                 tokenizer=files if with_tokenizer else None,
+                hidden_width=HIDDEN,
             )
         )
     return path
