@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -30,6 +32,8 @@ def fix_length_dependent_rope(
             _fix_dynamic(name, module, kind, max_context, log)
         elif kind == "longrope":
             _fix_longrope(module, max_context, log)
+        elif isinstance(kind, str) and hasattr(module, "rope_init_fn"):
+            _fix_recomputed(module, module.attention_scaling)
 
 
 def _fix_dynamic(
@@ -54,12 +58,26 @@ def _fix_longrope(module: torch.nn.Module, max_context: int, log: Callable[[str]
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     config = module.config
-    original = config.rope_parameters["original_max_position_embeddings"]  # type: ignore[index,union-attr]
+    parameters: Any = config.rope_parameters  # type: ignore[union-attr]
+    original = parameters["original_max_position_embeddings"]
     long = max_context > original
-    if long:
+    recomputed = hasattr(module, "rope_init_fn")
+    if recomputed:
+        # Such a model takes its short factors always, and its scale alone by the length.
+        _fix_recomputed(module, parameters["long_mscale" if long else "short_mscale"])
+    elif long:
         frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=max_context)
         with torch.no_grad():
             module.inv_freq.copy_(frequencies)  # type: ignore[operator]
     module.rope_type = "default"  # type: ignore[assignment]
     side = "long" if long else "short"
-    log(f"rope longrope: {side} factors for every length, chosen by max_context {max_context}")
+    what = f"short factors and {side} scale" if recomputed else f"{side} factors"
+    log(f"rope longrope: {what} for every length, chosen by max_context {max_context}")
+
+
+def _fix_recomputed(module: Any, scale: Any) -> None:
+    """Frequencies that the model computes again in each call are the buffer that holds them."""
+    config = copy.copy(module.config)
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "default"}
+    module.config = config
+    module.rope_init_fn = lambda _: (module.inv_freq, scale)

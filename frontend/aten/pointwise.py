@@ -110,6 +110,16 @@ def _clamp(ctx: Context, node: fx.Node) -> Result:
     return x if high is None else ctx.emit("minimum", x, high)
 
 
+def _clamp_by_tensors(ctx: Context, node: fx.Node) -> Result:
+    dtype = ctx.out_type(node).dtype
+    x = ctx.cast(ctx.tensor(node.args[0]), dtype)
+    for i, (name, op) in enumerate((("min", "maximum"), ("max", "minimum"))):
+        edge = argument(node, i + 1, name)
+        if edge is not None:
+            x = ctx.emit(op, x, ctx.cast(ctx.operand(edge), dtype))
+    return x
+
+
 def _where(ctx: Context, node: fx.Node) -> Result:
     dtype = ctx.out_type(node).dtype
     condition = ctx.tensor(node.args[0])
@@ -200,6 +210,7 @@ CONVERTERS: dict[str, Converter] = {
     "expm1.default": _expm1,
     "square.default": _square,
     "clamp.default": _clamp,
+    "clamp.Tensor": _clamp_by_tensors,
     "where.self": _where,
     "where.ScalarOther": _where,
     "where.ScalarSelf": _where,

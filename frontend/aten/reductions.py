@@ -32,11 +32,18 @@ def _reduce_all(op: str) -> Converter:
 
 
 def _max_dim(ctx: Context, node: fx.Node) -> Result:
-    """Values alone: nobody may use the indices."""
+    """Values alone, or with their places, which topk has."""
     x = ctx.tensor(node.args[0])
-    dim = axis_of(plain_argument(node, 1, "dim"), ctx.type_of(x).rank)
+    rank = ctx.type_of(x).rank
+    dim = axis_of(plain_argument(node, 1, "dim"), rank)
     keepdim = plain_argument(node, 2, "keepdim", False)
-    return (ctx.emit("amax", x, dims=(dim,), keepdim=bool(keepdim)), None)
+    if not any(user.args[1] == 1 for user in node.users):
+        return (ctx.emit("amax", x, dims=(dim,), keepdim=bool(keepdim)), None)
+    if dim != rank - 1:
+        raise UnsupportedModelError("places of largest elements are found in the last dimension")
+    pair = ctx.builder.add("topk", (x,), {"k": 1}).outputs
+    shapes = [ctx.type_of_fake(fake).shape for fake in node.meta["val"]]
+    return tuple(ctx.reshape(value, shape) for value, shape in zip(pair, shapes, strict=True))
 
 
 def _softmax(ctx: Context, node: fx.Node) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import COMMON, ORIGINAL_CONTEXT, WINDOW, Config, rope
+from .base import COMMON, MAX_CONTEXT, ORIGINAL_CONTEXT, WINDOW, Config, rope
 
 _FOUR = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _QWEN = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -28,6 +28,7 @@ _LATENT = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 20,
 }
+_PHI = {**_FOUR, "attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.3}
 _GRANITE = {
     "attention_multiplier": 0.0625,
     "embedding_multiplier": 6.0,
@@ -36,12 +37,30 @@ _GRANITE = {
 }
 
 
+_LONGROPE = rope(
+    "longrope",
+    long_factor=[1.0 + 0.5 * i for i in range(8)],
+    short_factor=[1.0 + 0.1 * i for i in range(8)],
+    short_mscale=1.1,
+    long_mscale=1.3,
+    original_max_position_embeddings=ORIGINAL_CONTEXT,
+)
+
+
 def _yarn(**more: Any) -> dict[str, Any]:
     return rope("yarn", factor=4.0, original_max_position_embeddings=ORIGINAL_CONTEXT, **more)
 
 
 EXPERTS: dict[str, Config] = {
     "mixtral": Config("mixtral", {**COMMON, **_FOUR}, "two of four experts a token"),
+    "phimoe": Config("phimoe", {**COMMON, **_PHI}, "one expert after the other is chosen"),
+    "phimoe-longrope": Config(
+        "phimoe",
+        {**COMMON, **_PHI, **_LONGROPE},
+        "longrope, long scale (transformers leaves the factors short)",
+        max_context=MAX_CONTEXT,
+        min_tokens=ORIGINAL_CONTEXT + 1,
+    ),
     "olmoe": Config(
         "olmoe", {**COMMON, "num_experts": 4, "num_experts_per_tok": 2}, "normalised q and k"
     ),

@@ -88,6 +88,10 @@ BODIES: dict[str, Body] = {
     "softmax": lambda m, x: x.softmax(-1) + F.softmax(x, dim=-1, dtype=f32).to(x.dtype),
     "reductions": lambda m, x: x + x.sum(-1, keepdim=True) + x.mean(2, True) + x.amax(-1, True),
     "max over a dimension": lambda m, x: x + x.max(-1, keepdim=True).values,
+    "places of the largest": lambda m, x: (
+        x * x.max(-1, keepdim=True).indices + x.max(-1)[1][..., None]
+    ),
+    "clamp by tensors": lambda m, x: x.clamp(min=m.row, max=m.row.abs()) + x.clamp(max=m.row),
     "layer norm": lambda m, x: F.layer_norm(x, (FEATURES,), m.row, m.row, 1e-3),
     "layer norm without weight": lambda m, x: F.layer_norm(x, (FEATURES,)),
     "linear": lambda m, x: F.linear(x, m.square, m.row),
@@ -170,7 +174,7 @@ REFUSED: dict[str, tuple[Body, str]] = {
     "view written to": (_writes_to_view, "writes to memory"),
     "view read later": (_writes_to_input_of_view, "writes to memory"),
     "smallest": (lambda m, x: torch.topk(x, 2, largest=False).values, "largest first"),
-    "argmax": (lambda m, x: x * x.max(-1, keepdim=True).indices, "result 1"),
+    "argmax": (lambda m, x: x * x.max(1, keepdim=True).indices, "last dimension"),
     "two indices": (lambda m, x: x[torch.tensor([0]), torch.tensor([0])][None], "several"),
 }
 
