@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 import infc
+from infc.runtime.pooling import Pooling
 
 from ..checkpoints import make_checkpoint
 from .support import Eager, compile_checkpoint, prompts, relative_error
 
 LENGTHS = (70, 33, 5, 101, 17)
 BOUND = 1e-5
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 def log_softmax(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -31,22 +34,21 @@ def test_embeddings_and_scores_are_those_of_transformers_alone_and_together(
     arch: str, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=5)
-    artifact = compile_checkpoint(
-        checkpoint, tmp_path / "artifact", **{"runtime.logit_rows": 24, "runtime.max_context": 128}
-    )
+    limits: dict[str, Any] = {"runtime.logit_rows": 24, "runtime.max_context": 128}
+    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", **limits)
     eager = Eager.load(checkpoint)
     sequences = prompts(artifact.manifest.model.vocab_size, LENGTHS)
     with infc.LLM(artifact, kv_memory="4MiB", threads=2) as llm:
         together = {
-            pooling: llm.embed(sequences, pooling=pooling, normalize=False)
-            for pooling in ("last", "mean")
+            pooling: llm.embed(sequences, pooling=pooling, normalize=False) for pooling in POOLINGS
         }
         scores = llm.score(sequences)
     for index, sequence in enumerate(sequences):
         logits, hidden = eager.rows(sequence)
-        for pooling, wanted in (("last", hidden[-1]), ("mean", hidden.mean(0, dtype=np.float64))):
-            found = together[pooling][index].values
-            assert relative_error(found[None], wanted[None]) < BOUND
+        pooled = {"last": hidden[-1:], "mean": hidden.mean(0, dtype=np.float64, keepdims=True)}
+        for pooling in POOLINGS:
+            found = together[pooling][index].values[None]
+            assert relative_error(found, pooled[pooling]) < BOUND
         wanted = log_softmax(logits, sequence[1:])
         assert (
             np.abs(np.array(scores[index].logprobs) - wanted).max() < BOUND * np.abs(logits).max()
@@ -54,6 +56,6 @@ def test_embeddings_and_scores_are_those_of_transformers_alone_and_together(
         with infc.LLM(artifact, kv_memory="4MiB", threads=1, prefix_reuse=False) as alone:
             (score,) = alone.score([sequence])
             assert score == scores[index]
-            for pooling in ("last", "mean"):
+            for pooling in POOLINGS:
                 (vector,) = alone.embed([sequence], pooling=pooling, normalize=False)
                 assert np.array_equal(vector.values, together[pooling][index].values)

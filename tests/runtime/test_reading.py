@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.ir.errors import InfcError, RequestError
+from infc.runtime.admission import SchedulerLimits
 from infc.runtime.async_llm import AsyncLLM
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.scheduler import SchedulerLimits
 from infc.runtime.step import Step
 
 from .paged_model import PagedModel, hidden_of, logits_of, make_group, prefix_states
@@ -77,6 +77,11 @@ def expected_embedding(prompt: list[int], pooling: str) -> NDArray[np.float32]:
     for row in rows:
         total += row
     return (total / len(rows)).astype(np.float32)
+
+
+def assert_embedded(answer: RequestOutput, prompt: list[int]) -> None:
+    assert answer.embedding is not None
+    assert np.array_equal(answer.embedding, expected_embedding(prompt, "mean"))
 
 
 def expected_logprobs(prompt: list[int], first: int) -> list[float]:
@@ -158,7 +163,7 @@ def test_preempted_prompts_are_pooled_once() -> None:
     answers = finish(engine)
     assert engine.stats().num_preemptions > 0
     for i, prompt in enumerate(prompts):
-        assert np.array_equal(answers[str(i)].embedding, expected_embedding(prompt, "mean"))
+        assert_embedded(answers[str(i)], prompt)
 
 
 def test_a_state_that_is_not_finite_fails_alone() -> None:
@@ -182,7 +187,7 @@ def test_a_state_that_is_not_finite_fails_alone() -> None:
     answers = finish(engine)
     assert answers["bad"].error == "the hidden states are not finite"
     assert answers["bad"].outputs[0].finish_reason == "error"
-    assert np.array_equal(answers["good"].embedding, expected_embedding([1, 9], "mean"))
+    assert_embedded(answers["good"], [1, 9])
 
 
 def test_an_aborted_prompt_has_no_embedding() -> None:
@@ -277,19 +282,20 @@ def test_what_cannot_be_scored(llm: LLM, args: Any, message: str) -> None:
 
 
 def test_errors_say_which_prompt_it_was(llm: LLM) -> None:
+    prompts: list[str | list[int]] = ["the cat", [3]]
     with pytest.raises(RequestError) as caught:
-        llm.score(["the cat", [3]])
+        llm.score(prompts)
     assert caught.value.where == "prompts[1]"
     with pytest.raises(RequestError) as caught:
-        llm.embed(["the cat", [10**6]])
+        llm.embed([*prompts[:1], [10**6]])
     assert caught.value.where == "prompts[1]"
     assert not llm.engine.has_unfinished
 
 
 def test_embeddings_have_length_one_unless_told_otherwise(llm: LLM) -> None:
     for pooling in ("last", "mean"):
-        raw = llm.embed(PROMPTS, pooling=pooling, normalize=False)  # type: ignore[arg-type]
-        unit = llm.embed(PROMPTS, pooling=pooling)  # type: ignore[arg-type]
+        raw = llm.embed(PROMPTS, pooling=pooling, normalize=False)
+        unit = llm.embed(PROMPTS, pooling=pooling)
         for one, other in zip(raw, unit, strict=True):
             assert one.prompt_token_ids == other.prompt_token_ids
             assert np.asarray(other).dtype == np.float32
@@ -321,18 +327,18 @@ def test_tasks_score_and_embed_beside_streams(artifact: Path, llm: LLM) -> None:
             params = SamplingParams(max_tokens=30, ignore_eos=True)
             stream = served.generate("the hat", params)
             await anext(stream)
-            found = await asyncio.gather(
-                *map(served.score, PROMPTS),
-                *(served.embed(prompt, pooling="mean") for prompt in PROMPTS),
+            told, vectors, ended = await asyncio.gather(
+                asyncio.gather(*map(served.score, PROMPTS)),
+                asyncio.gather(*(served.embed(prompt, pooling="mean") for prompt in PROMPTS)),
                 served.score("the cat", " sat"),
             )
             assert len([part async for part in stream]) > 0
-            for one, other in zip(found[:3], scores, strict=True):
+            for one, other in zip(told, scores, strict=True):
                 assert one.token_ids == other.token_ids
                 assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-            for vector, wanted in zip(found[3:6], embeddings, strict=True):
+            for vector, wanted in zip(vectors, embeddings, strict=True):
                 assert np.allclose(vector, wanted, atol=1e-5)
-            assert found[6].total == pytest.approx(pair.total, abs=1e-4)
+            assert ended.total == pytest.approx(pair.total, abs=1e-4)
             with pytest.raises(RequestError, match="nothing predicts the first"):
                 await served.score([5])
             with pytest.raises(RequestError, match="pooling is"):
