@@ -156,8 +156,10 @@ class RequestStream:
             return metrics
         requests = [choice.request for choice in self.choices]
         ends = [r.finished_time for r in requests if r.finished_time is not None]
+        tokens = [r.last_token_time for r in requests if r.last_token_time is not None]
         return replace(
             metrics,
+            last_token_time=max(tokens, default=None),
             finished_time=max(ends) if finished else None,
             num_preemptions=sum(r.num_preemptions for r in requests),
         )

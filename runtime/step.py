@@ -79,7 +79,8 @@ class StepTimes:
         return cls(
             step.num_sequences,
             step.num_tokens,
-            len(step.sampled),
+            # Whoever only reads a prompt has a row here, and gets no token.
+            sum(request.max_total_tokens > request.num_prompt_tokens for request in step.sampled),
             seconds,
             executor_seconds,
         )

@@ -101,6 +101,7 @@ class ChatChoice(_Answer):
     logprobs: ChatLogprobs | None
     finish_reason: _FinishReason
     token_ids: list[_Count] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 class _Head(_Answer):
@@ -123,7 +124,6 @@ class ChatAnswer(_Head):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: UsageAnswer
-    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 class ModelCard(_Answer):

@@ -10,7 +10,7 @@ from ...ir.errors import RequestError
 from ..outputs import CompletionOutput, RequestOutput
 from .answering import Job, answer
 from .errors import ApiError
-from .logprobs import chat_logprobs
+from .logprobs import chat_logprobs, prompt_logprobs
 from .protocol import ChatRequest
 from .request_log import RequestRecord
 from .service import Service
@@ -73,17 +73,21 @@ class _Turns:
     def __init__(self, service: Service, request: ChatRequest) -> None:
         self._texts = service.token_texts
         self._num_top = request.top_logprobs or 0
+        self._num_prompt_top = request.prompt_logprobs
+        self._of_prompt: dict[str, Any] = {}
         self._with_ids = service.wants_token_ids(request)
 
     def whole(self, index: int, output: RequestOutput, part: CompletionOutput) -> dict[str, Any]:
         """A choice of a whole answer."""
         message = {"role": "assistant", "content": part.text, "refusal": None}
-        return {"index": index, "message": message, **self._rest(part)}
+        prompt = self._prompt(output)
+        return {"index": index, "message": message, **self._rest(part), **prompt}
 
     def opening(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
         """Whose turn it is."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        rest = {"logprobs": None, "finish_reason": None, **self._prompt(output)}
+        return {"index": index, "delta": delta, **rest}
 
     def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         """What a step added to a choice."""
@@ -91,6 +95,12 @@ class _Turns:
             return None
         delta = {"content": part.text} if part.text or not part.finish_reason else {}
         return {"index": index, "delta": delta, **self._rest(part)}
+
+    def _prompt(self, output: RequestOutput) -> dict[str, Any]:
+        if self._num_prompt_top is not None and output.prompt_logprobs is not None:
+            entries = prompt_logprobs(output.prompt_logprobs, self._texts, self._num_prompt_top)
+            self._of_prompt = {"prompt_logprobs": entries}  # with the first output alone
+        return self._of_prompt
 
     def _rest(self, part: CompletionOutput) -> dict[str, Any]:
         logprobs = None

@@ -8,11 +8,11 @@ from typing import Any
 from starlette.responses import Response
 
 from ...ir.errors import RequestError
-from ..outputs import CompletionOutput, RequestOutput
+from ..outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from .answering import Job, answer
 from .errors import ApiError
 from .generation import Prompt
-from .logprobs import completion_logprobs
+from .logprobs import completion_logprobs, echoed_logprobs, prompt_logprobs
 from .protocol import CompletionRequest
 from .request_log import RequestRecord
 from .service import Service
@@ -39,11 +39,20 @@ async def create_completion(
         service.settings.sampling_defaults,
         max_tokens=service.output_limit(limit, "max_tokens"),
         logprobs=request.logprobs,
+        prompt_logprobs=_num_prompt_logprobs(request),
         best_of=request.best_of,
     )
     token_ids = [await service.encode(prompt) for prompt in prompts]
     shape = _Choices(service, request, prompts)
     return await answer(service, Job(request, token_ids, params, shape), record)
+
+
+def _num_prompt_logprobs(request: CompletionRequest) -> int | None:
+    """What the engine is asked for: an echo has log-probabilities where the answer has them."""
+    asked = [request.prompt_logprobs]
+    if request.echo:
+        asked += [request.logprobs, 0 if request.max_tokens == 0 else None]
+    return max((count for count in asked if count is not None), default=None)
 
 
 def parse_prompts(value: Any, limit: int) -> list[Prompt]:
@@ -83,20 +92,39 @@ class _Choices:
         self._prompts = prompts
         self._with_ids = service.wants_token_ids(request)
         self._offsets: dict[int, int] = {}
+        self._entries: dict[int, Sequence[TokenLogprobs | None]] = {}  # by prompt
 
     def whole(self, index: int, output: RequestOutput, part: CompletionOutput) -> dict[str, Any]:
         """A choice of a whole answer."""
         opening = self.opening(index, output)
         choice = self._choice(index, part)
-        return choice if opening is None else {**choice, "text": opening["text"] + part.text}
+        if opening is None:
+            return choice
+        logprobs = choice["logprobs"]
+        if (echoed := opening["logprobs"]) is not None:
+            logprobs = {name: echoed[name] + values for name, values in logprobs.items()}
+        return {**opening, **choice, "text": opening["text"] + part.text, "logprobs": logprobs}
 
     def opening(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
-        """The prompt, where it is to be echoed."""
-        if not self._request.echo:
+        """The prompt, where it is to be echoed, and its log-probabilities, where asked for."""
+        request, texts = self._request, self._service.token_texts
+        number = index // request.n
+        if output.prompt_logprobs is not None:  # with the first output alone
+            self._entries[number] = output.prompt_logprobs
+        if not request.echo and request.prompt_logprobs is None:
             return None
-        prompt = self._prompts[index // self._request.n]
-        text = prompt if isinstance(prompt, str) else self._service.text_of(prompt)
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+        text, logprobs = "", None
+        if request.echo:
+            prompt = self._prompts[number]
+            text = prompt if isinstance(prompt, str) else self._service.text_of(prompt)
+            if request.logprobs is not None:
+                ids, entries = output.prompt_token_ids, self._entries[number]
+                logprobs = echoed_logprobs(ids, entries, texts, request.logprobs)
+                self._offsets[index] = sum(map(len, logprobs["tokens"]))
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        if (top := request.prompt_logprobs) is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._entries[number], texts, top)
+        return choice
 
     def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         """What a step added to a choice."""
@@ -107,8 +135,9 @@ class _Choices:
     def _choice(self, index: int, part: CompletionOutput) -> dict[str, Any]:
         logprobs = None
         if part.logprobs is not None:
-            offset = self._offsets.get(index, 0)
-            logprobs = completion_logprobs(part.logprobs, self._service.token_texts, offset)
+            offset, top = self._offsets.get(index, 0), self._request.logprobs or 0
+            texts = self._service.token_texts
+            logprobs = completion_logprobs(part.logprobs, texts, top, offset)
             self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
         choice = {
             "index": index,

@@ -57,14 +57,19 @@ def chat_logprobs(
     entries: Sequence[TokenLogprobs], texts: TokenTexts, num_top: int
 ) -> dict[str, Any]:
     """`choices[].logprobs` of a chat: one object a token."""
-    content = [
-        {
-            **_chat_entry(entry.token_id, entry.logprob, texts),
-            "top_logprobs": [_chat_entry(t, p, texts) for t, p in entry.top[:num_top]],
-        }
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": [_with_top(e, texts, num_top) for e in entries], "refusal": None}
+
+
+def prompt_logprobs(
+    entries: Sequence[TokenLogprobs | None], texts: TokenTexts, num_top: int
+) -> list[dict[str, Any] | None]:
+    """`choices[].prompt_logprobs`: one object a token of the prompt, null for the first."""
+    return [None if entry is None else _with_top(entry, texts, num_top) for entry in entries]
+
+
+def _with_top(entry: TokenLogprobs, texts: TokenTexts, num_top: int) -> dict[str, Any]:
+    top = [_chat_entry(token, logprob, texts) for token, logprob in entry.top[:num_top]]
+    return {**_chat_entry(entry.token_id, entry.logprob, texts), "top_logprobs": top}
 
 
 def _chat_entry(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
@@ -77,8 +82,8 @@ def _chat_entry(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, A
 
 
 def completion_logprobs(
-    entries: Sequence[TokenLogprobs], texts: TokenTexts, offset: int
-) -> dict[str, Any]:
+    entries: Sequence[TokenLogprobs], texts: TokenTexts, num_top: int, offset: int
+) -> dict[str, list[Any]]:
     """`choices[].logprobs` of a completion: parallel lists.
 
     `offset` is the number of characters that the tokens before these have; the next offset is
@@ -96,9 +101,23 @@ def completion_logprobs(
         "top_logprobs": [
             {
                 texts.describe(token_id)[0]: max(logprob, _LOWEST)
-                for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob))
+                for token_id, logprob in (*entry.top[:num_top], (entry.token_id, entry.logprob))
             }
             for entry in entries
         ],
         "text_offset": offsets,
     }
+
+
+def echoed_logprobs(
+    token_ids: Sequence[int],
+    entries: Sequence[TokenLogprobs | None],
+    texts: TokenTexts,
+    num_top: int,
+) -> dict[str, list[Any]]:
+    """As `completion_logprobs`, for a prompt: nothing predicts its first token."""
+    first = texts.describe(token_ids[0])[0]
+    known = [entry for entry in entries if entry is not None]
+    rest = completion_logprobs(known, texts, num_top, len(first))
+    begin = {"tokens": first, "token_logprobs": None, "top_logprobs": None, "text_offset": 0}
+    return {name: [begin[name], *values] for name, values in rest.items()}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from ..async_engine import AsyncEngine
-    from ..outputs import RequestOutput
+    from ..outputs import RequestMetrics, RequestOutput
     from ..step import StepTimes
 
 _SECONDS = (
@@ -248,11 +248,7 @@ class RequestMeter:
             metrics.recent_queue_seconds += _SMOOTHING * (waited - metrics.recent_queue_seconds)
         for part in output.outputs:
             if part.token_ids and times.last_token_time is not None:
-                self._tokens(part.index, len(part.token_ids), times.last_token_time)
-                if not self._last and times.first_token_time is not None:
-                    first = times.first_token_time - times.arrival_time
-                    metrics.first_token_seconds.observe(first)
-                self._last[part.index] = times.last_token_time
+                self._tokens(part.index, len(part.token_ids), times)
             if part.finish_reason is not None:
                 metrics.finished[part.finish_reason] += 1
         if output.finished:
@@ -260,12 +256,18 @@ class RequestMeter:
             if times.finished_time is not None:
                 metrics.request_seconds.observe(times.finished_time - times.arrival_time)
 
-    def _tokens(self, index: int, count: int, now: float) -> None:
-        last = self._last.get(index)
-        if last is not None:
-            self._metrics.inter_token_seconds.observe((now - last) / count, count)
+    def _tokens(self, index: int, count: int, times: RequestMetrics) -> None:
+        """Several at once are those that lay unread, or of a completion that was held back."""
+        first, now = times.first_token_time, times.last_token_time
+        assert first is not None and now is not None
+        metrics = self._metrics
+        if not self._last:
+            metrics.first_token_seconds.observe(first - times.arrival_time)
+        if (last := self._last.get(index)) is not None:
+            metrics.inter_token_seconds.observe((now - last) / count, count)
         elif count > 1:
-            self._metrics.inter_token_seconds.observe(0.0, count - 1)
+            metrics.inter_token_seconds.observe((now - first) / (count - 1), count - 1)
+        self._last[index] = now
 
     def close(self) -> None:
         """The request is over, also where nobody waited for its end."""

@@ -117,6 +117,29 @@ def test_preemptions_and_clients_that_leave_are_counted() -> None:
         )
 
 
+def test_choices_are_counted_one_by_one(server: Serving) -> None:
+    before = scrape(server)
+    body = {**GENERATE, "prompt": [5, 6], "max_tokens": 6, "n": 3, "stream": True}
+    assert server.post("/v1/completions", body).status_code == 200
+    best = {**GENERATE, "prompt": [7, 8, 9], "max_tokens": 6, "best_of": 2}
+    assert server.post("/v1/completions", best).status_code == 200
+    nothing = {**GENERATE, "prompt": [7, 8, 9], "max_tokens": 0, "echo": True}
+    assert server.post("/v1/completions", nothing).status_code == 200
+    after = scrape(server)
+
+    def gained(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert gained("infc_prompt_tokens_total") == 2 + 3 + 3
+    assert gained("infc_generation_tokens_total") == 3 * 6 + 2 * 6
+    assert gained("infc_completions_total,finish_reason=length") == 3 + 1 + 1
+    assert gained("infc_inter_token_latency_seconds_count") == 3 * 5 + 5
+    assert gained("infc_time_to_first_token_seconds_count") == 2
+    # Time between tokens is that of a step, for each choice and for the one that was held back.
+    spent = gained("infc_inter_token_latency_seconds_sum")
+    assert 0 < spent <= 4 * gained("infc_step_time_seconds_sum") + 1
+
+
 def test_histograms_are_cumulative_and_cheap() -> None:
     histogram = Histogram((1, 2, 4))
     for value, times in ((0.5, 1), (1, 1), (1.5, 2), (4, 1), (9, 3)):
