@@ -19,13 +19,14 @@ import platformdirs
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.digests import digest_file
 from ..ir.errors import ArtifactError, UsageError
+from ..ir.files import write_whole
+from ..ir.leftovers import partial_prefix, sweep
 from ..ir.sizes import parse_size
 
 DEFAULT_LIMIT_BYTES = 20 * 10**9
 LIMIT_VARIABLE = "INFC_CACHE_LIMIT"
 _ROOMS = ("ir", "frontend", "passes", "codegen", "driver")  # whatever shapes an artifact
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
-_ABANDONED_SECONDS = 24 * 3600
 # What a checkpoint directory often holds beside the model: other formats, and prose.
 _IGNORED = frozenset({".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".png"})
 
@@ -130,9 +131,12 @@ class ArtifactCache:
                 break
             _remove(path)
             total -= sizes[path]
-        for path in self._artifacts.glob(".*.partial-*"):
-            if _mtime(path) < time.time() - _ABANDONED_SECONDS:
-                _remove(path)
+        self.sweep()
+
+    def sweep(self) -> int:
+        """Removes what killed processes left in the cache; the number of things removed."""
+        places = (self._artifacts, self.directory / "stamps", self.directory / "checkpoints")
+        return sum(sweep(place) for place in places)
 
 
 def _digest_checkpoint(directory: Path) -> dict[str, Any]:
@@ -172,11 +176,9 @@ def _read_memory(path: Path) -> dict[str, Any]:
 
 
 def _write_memory(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(data))
-        partial.replace(path)
+        write_whole(path, json.dumps(data))
 
 
 def _digest_sources() -> str:
@@ -216,7 +218,7 @@ def _mtime(path: Path) -> float:
 
 def _remove(path: Path) -> None:
     """Moves out of the way first: another process must never see half of it under its name."""
-    aside = path.with_name(f".{path.name}.partial-removed-{os.getpid()}")
+    aside = path.with_name(f"{partial_prefix(path)}removed{os.getpid()}")
     try:
         path.rename(aside)
     except OSError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.errors import ArtifactError
 from ..ir.extras import require_compiler
+from ..ir.files import write_whole
 from ..ir.manifest import (
     Entry,
     KvLayout,
@@ -312,6 +313,6 @@ def _write_timings(output: Path, progress: Reporter) -> None:
     path = output.with_name(f"{output.name}.timings.json")
     text = json.dumps({name: round(seconds, 3) for name, seconds in progress.seconds.items()})
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")
     except OSError as error:
         progress.remark(f"{path}: not written: {error.strerror}")

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from .digests import StampFile, check_digests, digest_file
 from .errors import ArtifactError
-from .files import exchange, share_file, sync, umask
+from .files import exchange, share_file, sync, umask, uninterrupted
+from .leftovers import lock_path, partial_prefix, sweep
 from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
 
 Verification = Literal["stamp", "full", "none"]
@@ -224,24 +225,21 @@ class ArtifactWriter:
     def __init__(self, destination: str | os.PathLike[str]) -> None:
         self.destination = Path(os.path.abspath(destination))
         self.path = self.destination  # until entered
-        beside = self.destination.parent
-        self._partial = f".{self.destination.name}.partial-"
-        self._lock = FileLock(beside / f".{self.destination.name}.lock", timeout=0)
+        # A moment's patience: another writer may be sweeping up after one that was killed.
+        self._lock = FileLock(lock_path(self.destination), timeout=1)
 
     def __enter__(self) -> ArtifactWriter:
-        with self._explained():
+        with self._explained(), uninterrupted():
             self._check_replaceable()
             try:
                 self.destination.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError as error:  # what mkdir says of a file in its way
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+            sweep(self.destination.parent)
             self._acquire()
             try:
-                # The lock is ours, so what another run left under such a name is abandoned.
-                for stale in self.destination.parent.glob(f"{self._partial}*"):
-                    shutil.rmtree(stale, ignore_errors=True)
-                made = tempfile.mkdtemp(prefix=self._partial, dir=self.destination.parent)
-                self.path = Path(made)
+                prefix = partial_prefix(self.destination)
+                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.destination.parent))
                 self.path.chmod(0o777 & ~umask())  # mkdtemp makes it private
             except BaseException:
                 self._release()
@@ -254,8 +252,9 @@ class ArtifactWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)  # gone already after a commit
-        self._release()
+        with uninterrupted():
+            shutil.rmtree(self.path, ignore_errors=True)  # gone already after a commit
+            self._release()
         if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
             raise self._cannot_write(error) from error
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import ArtifactError
+from .files import write_whole
 from .machine import available_cpus
 from .manifest import FileDigest
 
@@ -146,14 +147,10 @@ class StampFile:
             return {}
 
     def _store(self) -> None:
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
-        try:
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"manifest": self._identity, "stamps": self._stamps}))
-            partial.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            text = json.dumps({"manifest": self._identity, "stamps": self._stamps})
+            write_whole(self._path, text)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

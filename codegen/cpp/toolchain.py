@@ -117,26 +117,39 @@ def compile_library(source: Path, library: Path, target: Target) -> Toolchain:
     )
 
 
+# Waits beside the compiler for the end of a pipe that only this process holds open. However this
+# process ends, the pipe ends with it, and the whole group with the pipe: compilers have children.
+_GUARDED = (
+    "exec 3<&0 4>&2 2>/dev/null; { exec 4>&-; read -r _ <&3; kill -s KILL 0; } & guard=$!;"
+    ' "$@" </dev/null 2>&4 3<&- 4>&- & wait $!; status=$?; kill $guard; exit $status'
+)
+
+
 def _run(command: list[str], directory: Path) -> tuple[int, str]:
     """Exit status and stderr. However it ends, no process and no temporary file stays."""
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory) as scratch:
-        environment = {**os.environ, "SOURCE_DATE_EPOCH": "0", "LC_ALL": "C", "TMPDIR": scratch}
-        with subprocess.Popen(
-            command,
-            cwd=directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # a group that can be killed: the compiler has children
-        ) as process:
-            try:
-                errors = process.communicate(timeout=TIMEOUT_S)[1]
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
+    watched, held = os.pipe()
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=directory) as scratch:
+            environment = {**os.environ, "SOURCE_DATE_EPOCH": "0", "LC_ALL": "C", "TMPDIR": scratch}
+            with subprocess.Popen(
+                ["/bin/sh", "-c", _GUARDED, "sh", *command],
+                cwd=directory,
+                env=environment,
+                stdin=watched,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # a group that can be killed
+            ) as process:
+                try:
+                    errors = process.communicate(timeout=TIMEOUT_S)[1]
+                except BaseException:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    raise
+    finally:
+        os.close(watched)
+        os.close(held)
     return process.returncode, errors
 
 

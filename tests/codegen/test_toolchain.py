@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,9 +75,40 @@ def test_its_children_and_files_go_with_it(
     with pytest.raises(ToolchainError, match=r"took more than 1\.0 s"):
         build(place)
     assert os.listdir(place) == ["step.cpp"]
-    child = Path("/proc", (place.parent / "child").read_text().strip(), "stat")
-    for _ in range(100):
-        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
+    child = int((place.parent / "child").read_text())
+    assert comes_true(lambda: has_ended(child)), "the compiler's child still runs"
+
+
+def test_no_compiler_outlives_this_process(compiler: Compiler, place: Path) -> None:
+    """Not even where it is killed outright, and nobody is left to end what it started."""
+    compiler("sleep 300 & echo $! > ../part; mv ../part ../child; wait")
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from infc.codegen.cpp.toolchain import compile_library\n"
+        "from infc.ir.target import resolve_target\n"
+        "place = Path(sys.argv[1])\n"
+        "compile_library(place / 'step.cpp', place / 'step.so', resolve_target('x86-64-v2'))\n"
+    )
+    child = place.parent / "child"
+    command = [sys.executable, "-c", script, str(place)]
+    environment = {**os.environ, "CXX": str(place.parent / "cxx")}
+    with subprocess.Popen(command, env=environment) as process:
+        assert comes_true(child.exists)
+        process.kill()
+    assert comes_true(lambda: has_ended(int(child.read_text()))), "the compiler still runs"
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or nothing but a status that nobody asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def comes_true(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether a condition holds before the time is over."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
         time.sleep(0.02)
-    pytest.fail("the compiler's child still runs")
+    return condition()

@@ -322,7 +322,7 @@ def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("load the compiler: ")
-        assert any(name.startswith(".a.partial-") for name in os.listdir(tmp_path))
+        assert any(name.startswith(".a.infc-partial-") for name in os.listdir(tmp_path))
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(timeout=60) == 130

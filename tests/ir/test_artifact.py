@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infc.ir import digests
 from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import ArtifactError
+from infc.ir.leftovers import sweep
 from infc.ir.manifest import canonical_json, parse_manifest
 
 from .artifacts import WEIGHTS, fill, manifest, write_artifact
@@ -336,8 +338,52 @@ def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")])
     assert run.returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 2  # the lock, and what was half written; no artifact
-    write_artifact(tmp_path / "a")
-    assert os.listdir(tmp_path) == ["a"]
+    write_artifact(tmp_path / "b")  # another one: whoever writes here next sweeps
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_what_a_living_run_writes_is_not_swept(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "a") as writer:
+        write_artifact(tmp_path / "b")
+        assert writer.path.is_dir()
+        assert sweep(tmp_path) == 0
+        fill(writer.path)
+        writer.commit(manifest())
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_files_of_the_dead_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+    kept = [f".s.json.infc-partial-{os.getpid()}", ".other.lock", ".other.partial-abc", "s.json"]
+    for name in (*kept, f".s.json.infc-partial-{dead}", ".a.infc-lock"):
+        (tmp_path / name).write_text("")
+    assert sweep(tmp_path) == 2
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    assert sweep(tmp_path / "nowhere") == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupt_leaves_nothing(
+    tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a second one while it cleans up: the impatient press twice."""
+    remove = shutil.rmtree
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(*arguments, **options)
+
+    if again:
+        monkeypatch.setattr("shutil.rmtree", interrupted)
+
+    def write() -> None:
+        with ArtifactWriter(tmp_path / "a") as writer:
+            (writer.path / "half").write_text("x")
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture
