@@ -73,6 +73,38 @@ def write_stream(
     return Written("".join(pieces), num_prompt, num_tokens, first - start, last - first, reason)
 
 
+def write_choices(
+    outputs: Iterable[RequestOutput], sink: TextIO, *, as_ids: bool = False
+) -> Written:
+    """Writes several answers to one prompt to `sink`, numbered, once all are there.
+
+    Raises InfcError where the request failed on its way.
+    """
+    from ..runtime.outputs import merge_outputs
+
+    start = time.perf_counter()
+    parts, first = [], None
+    for output in outputs:
+        first = first or time.perf_counter()
+        parts.append(output)
+    whole = merge_outputs(parts)
+    if whole.error is not None:
+        raise InfcError(whole.error)
+    texts = [" ".join(map(str, c.token_ids)) if as_ids else c.text for c in whole.outputs]
+    text = "\n".join(f"[{number}] {text}" for number, text in enumerate(texts, 1))
+    sink.write(text)
+    sink.flush()
+    begun = first or start
+    return Written(
+        text,
+        len(whole.prompt_token_ids),
+        sum(len(choice.token_ids) for choice in whole.outputs),
+        begun - start,
+        time.perf_counter() - begun,
+        ", ".join(dict.fromkeys(str(choice.finish_reason) for choice in whole.outputs)),
+    )
+
+
 def seconds_since_process_start() -> float:
     """Wall seconds since the system started this process, to a hundredth."""
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:

@@ -16,12 +16,71 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _DEFAULT_TOKENS = 256
+
+
+def parse_token_ids(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    """The ids of an option such as 1,2,3."""
+    if text is None:
+        return None
+    try:
+        ids = tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        ids = ()
+    if not ids:
+        raise click.BadParameter(f"takes numbers such as 1,2,3, not {text!r}", context, option)
+    return ids
+
+
+def _parse_bias(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token id and what is added to its logit, each written as 42=-1.5."""
+    pairs = []
+    for text in texts:
+        token, _, bias = text.partition("=")
+        try:
+            pairs.append((int(token), float(bias)))
+        except ValueError:
+            message = f"takes an id and a number such as 42=-1.5, not {text!r}"
+            raise click.BadParameter(message, context, option) from None
+    return tuple(pairs)
+
+
+def _token_ids(name: str, text: str) -> Callable[[_Function], _Function]:
+    return click.option(name, callback=parse_token_ids, metavar="1,2,3", help=text)
+
+
 _OPTIONS = (
     click.option("--temperature", type=float, help="0 always takes the likeliest token."),
     click.option("--top-p", type=float, help="Keep the likeliest tokens of this total."),
     click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all."),
+    click.option(
+        "--min-p", type=float, help="Keep tokens at least this many times as likely as the best."
+    ),
+    click.option(
+        "--repetition-penalty", type=float, help="Above 1 shuns tokens of prompt and answer."
+    ),
+    click.option(
+        "--presence-penalty", type=float, help="Taken from every token that the answer holds."
+    ),
+    click.option(
+        "--frequency-penalty", type=float, help="Taken from a token each time the answer holds it."
+    ),
+    click.option(
+        "--logit-bias",
+        callback=_parse_bias,
+        multiple=True,
+        metavar="ID=NUMBER",
+        help="Added to a token's logit; repeatable.",
+    ),
+    _token_ids("--allowed-token-ids", "Choose among these tokens only."),
+    _token_ids("--banned-token-ids", "Never choose these tokens."),
     click.option("--seed", type=int, help="The same seed gives the same text."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
+    _token_ids("--stop-token-ids", "End after one of these tokens."),
+    click.option("--min-tokens", type=int, help="Do not end before so many tokens."),
     click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
     click.option(
         "--threads", type=click.IntRange(min=1), help="Threads; as the recipe says if not given."
@@ -85,11 +144,11 @@ def sampling_params(options: Mapping[str, Any], artifact: Artifact) -> SamplingP
 def with_default_length(
     params: SamplingParams, num_prompt_tokens: int, max_context: int
 ) -> SamplingParams:
-    """The parameters with a `max_tokens` where none was given: what fits, 256 at most.
+    """The parameters with a `max_tokens` where none was given: what fits of 256 or `min_tokens`.
 
     Only a length that somebody asked for may be refused as too long.
     """
     if params.max_tokens is not None:
         return params
     room = max(1, max_context - num_prompt_tokens)
-    return replace(params, max_tokens=min(_DEFAULT_TOKENS, room))
+    return replace(params, max_tokens=min(max(_DEFAULT_TOKENS, params.min_tokens), room))

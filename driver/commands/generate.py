@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..sampling_options import generation_options
+from ..sampling_options import generation_options, parse_token_ids
 
 if TYPE_CHECKING:
     from ...runtime.llm import LLM
@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 @click.command("generate")
 @click.argument("artifact")
 @click.argument("prompt", required=False)
-@click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids.")
+@click.option(
+    "--token-ids", callback=parse_token_ids, metavar="1,2,3", help="The prompt as token ids."
+)
 @click.option(
     "--chat/--raw",
     default=False,
     help="Whether the prompt is a message for the chat template, or the text itself (default).",
 )
+@click.option("-n", "n", type=int, help="Answers; more than one come numbered, at the end.")
+@click.option("--best-of", type=int, help="Generate so many, and keep the likeliest.")
 @click.option("--stats/--no-stats", default=True, show_default=True, help="Speed, on stderr.")
 @generation_options("256, or what the context leaves")
 def command(
     artifact: str,
     prompt: str | None,
-    token_ids: str | None,
+    token_ids: tuple[int, ...] | None,
     chat: bool,
     stats: bool,
     **options: Any,
@@ -39,15 +43,16 @@ def command(
       echo "Once upon a time" | infc generate tiny.infc --temperature 0.8 --seed 7
       infc generate tiny.infc --chat "Write a class for a stack."
       infc generate tiny.infc --token-ids 1,15,27
+      infc generate tiny.infc "import" -n 3 --temperature 0.8 --min-p 0.05
     """
     from ...ir.artifact import open_artifact
     from ...runtime.llm import LLM
-    from ..generate import read_prompt, seconds_since_process_start, write_stream
+    from ..generate import read_prompt, seconds_since_process_start, write_choices, write_stream
     from ..sampling_options import engine_arguments, sampling_params, with_default_length
 
     if token_ids is not None and (prompt is not None or chat):
         raise click.UsageError("--token-ids stands alone: no prompt and no --chat beside it")
-    what = _parse_ids(token_ids) if token_ids is not None else read_prompt(prompt)
+    what = list(token_ids) if token_ids is not None else read_prompt(prompt)
     verify = options.pop("verify")
     opened = open_artifact(artifact, verify, weights="later")
     arguments = engine_arguments(options)
@@ -57,7 +62,8 @@ def command(
         ids = llm.engine.encode(what) if not chat else _encode_message(llm, what)
         fitting = with_default_length(params, len(ids), llm.engine.plan.limits.max_context)
         stream = llm.stream(ids, fitting)
-        written = write_stream(stream, sys.stdout, as_ids=llm.tokenizer is None)
+        write = write_stream if params.n == 1 else write_choices
+        written = write(stream, sys.stdout, as_ids=llm.tokenizer is None)
     click.echo()
     if stats:
         click.echo(written.summary(begun + written.first_token_seconds), err=True)
@@ -69,10 +75,3 @@ def _encode_message(llm: "LLM", text: str | list[int]) -> list[int]:
     if llm.tokenizer is None:
         raise RequestError("this model has no tokenizer", field="messages")
     return llm.tokenizer.encode_chat([{"role": "user", "content": text}])
-
-
-def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise click.UsageError(f"--token-ids takes numbers such as 1,2,3, not {text!r}") from None

@@ -3,13 +3,21 @@
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from infc.driver.commands.chat import _read_line
-from infc.driver.generate import Written, read_prompt, write_stream
-from infc.driver.sampling_options import sampling_params, with_default_length
+from infc.driver.generate import Written, read_prompt, write_choices, write_stream
+from infc.driver.sampling_options import (
+    generation_options,
+    sampling_params,
+    with_default_length,
+)
 from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import InfcError, RequestError, UsageError
 from infc.ir.manifest import TokenizerFiles
@@ -101,8 +109,6 @@ def test_where_the_prompt_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_checkpoint_recommends(
     tmp_path: Path, generation: dict[str, object] | None, temperature: float
 ) -> None:
-    from dataclasses import replace
-
     tokenizer = TokenizerFiles("tokenizer/tokenizer.json", None, (2,), None, generation)
     with ArtifactWriter(tmp_path / "a") as writer:
         fill(writer.path)
@@ -126,6 +132,78 @@ def test_only_a_length_that_was_asked_for_may_be_too_long(
 ) -> None:
     params = with_default_length(SamplingParams(max_tokens=given), num_prompt_tokens, 1000)
     assert params.max_tokens == length
+
+
+def test_a_length_is_never_less_than_the_least() -> None:
+    assert with_default_length(SamplingParams(min_tokens=300), 10, 1000).max_tokens == 300
+
+
+def test_every_way_to_sample_is_an_option() -> None:
+    """What the parameters have and a terminal has a use for, under the same name."""
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @generation_options("short")
+    def command(**options: Any) -> None:
+        seen.update(options)
+
+    texts = {
+        "temperature": "0.5",
+        "top_p": "0.9",
+        "top_k": "7",
+        "min_p": "0.1",
+        "repetition_penalty": "1.2",
+        "presence_penalty": "-1",
+        "frequency_penalty": "0.5",
+        "allowed_token_ids": "1,2,3",
+        "banned_token_ids": "3",
+        "seed": "4",
+        "max_tokens": "9",
+        "min_tokens": "2",
+        "stop": "x",
+        "stop_token_ids": "5 6",
+        "logit_bias": "42=-1.5",
+    }
+    words = [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
+    result = CliRunner().invoke(command, [*words, "--ignore-eos"])
+    assert result.exit_code == 0, result.output
+    names = {field.name for field in fields(SamplingParams)}
+    answered = {"logprobs", "prompt_logprobs", "skip_special_tokens", "n", "best_of"}
+    assert names - answered == texts.keys() | {"ignore_eos"}
+    params = SamplingParams(**{name: seen[name] for name in names - answered})
+    assert params.bias_pairs == ((42, -1.5),)
+    assert params.allowed_token_ids == (1, 2, 3)
+    assert params.stop_token_ids == (5, 6)
+    assert (params.presence_penalty, params.min_p, params.ignore_eos) == (-1.0, 0.1, True)
+
+
+@pytest.mark.parametrize(
+    "words", [["--banned-token-ids", "a"], ["--logit-bias", "5"], ["--allowed-token-ids", ""]]
+)
+def test_ids_that_are_none(words: list[str]) -> None:
+    command = click.command()(generation_options("short")(lambda **_: None))
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 2
+    assert "such as" in result.output
+
+
+def test_several_answers_are_numbered() -> None:
+    def piece(index: int, text: str, *tokens: int, end: str | None = None) -> CompletionOutput:
+        return CompletionOutput(index=index, text=text, token_ids=tokens, finish_reason=end)  # type: ignore[arg-type]
+
+    steps = [
+        (piece(0, "a", 1), piece(1, "b", 2)),
+        (piece(0, "c", 3, end="stop"), piece(1, "d", 4, end="length")),
+    ]
+    parts = [replace(part(""), outputs=outputs) for outputs in steps]
+    sink = io.StringIO()
+    written = write_choices(parts, sink)
+    assert sink.getvalue() == written.text == "[1] ac\n[2] bd"
+    assert (written.num_tokens, written.finish_reason) == (4, "stop, length")
+    sink = io.StringIO()
+    assert write_choices(parts, sink, as_ids=True).text == "[1] 1 3\n[2] 2 4"
+    with pytest.raises(InfcError, match="NaN"):
+        write_choices([part("", end="error", error="NaN")], io.StringIO())
 
 
 def test_a_dropped_line_of_a_conversation_does_not_end_it(

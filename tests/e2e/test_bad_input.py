@@ -172,7 +172,7 @@ def test_an_output_that_cannot_be_written(
     ("arguments", "status", "message"),
     [
         (["the cat " * 2000], 2, "tokens, and 128 are all that prompt and output may have"),
-        (["--token-ids", ""], 2, "the prompt has no tokens"),
+        (["--token-ids", ""], 2, "takes numbers such as 1,2,3"),
         (["x", "--max-tokens", "100000"], 2, "are more than 128 tokens (ask for at most"),
         (["--token-ids", "5,99999999"], 2, "99999999 is no token id"),
         (["--token-ids=-1"], 2, "-1 is no token id"),
