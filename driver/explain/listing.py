@@ -12,6 +12,8 @@ from ...ir.program import EMPTY_SPEC, Attr, Node, Operand, Program, Value, Weigh
 from ...ir.text import print_attr, print_expr
 
 _LONGEST_PERIOD = 12
+_MANY = 3
+"""A value that so many later layers read belongs to all of them, not to the next."""
 _PLANNED = ("loops", "offsets")
 
 
@@ -44,7 +46,7 @@ class Listing:
 
     A value is called after the module it came from, and the op that makes it unless it is the
     module's last; a weight of a layer without the layer's number; and a layer refers to the one
-    before as `prev`.
+    before as `prev`, to what is in none as `outside`.
     """
 
     head: tuple[str, ...]
@@ -121,6 +123,7 @@ class _Lister:
         self.loop_of = {name: group[0] == name for group in loop_groups(program) for name in group}
         self._name_values()
         self.users = self._weight_users()
+        self.shared = self._shared_values()
 
     def list(self) -> Listing:
         program = self.program
@@ -174,6 +177,18 @@ class _Lister:
                 users[ref.name].add(node.layer)
         return users
 
+    def _shared_values(self) -> set[str]:
+        """What a layer makes for many others, such as a table: named by that layer in all."""
+        readers: dict[str, set[int | None]] = {}
+        for node in self.program.nodes:
+            for value in node.values():
+                readers.setdefault(value.name, set()).add(node.layer)
+        return {
+            name
+            for name, layers in readers.items()
+            if len(layers - {self.layer_of[name], None}) >= _MANY
+        }
+
     def _head(self) -> Iterator[str]:
         program = self.program
         yield f"program {print_attr(program.name)} phase {program.phase}"
@@ -221,12 +236,13 @@ class _Lister:
     def _operand(self, operand: Operand, layer: int | None) -> str:
         if isinstance(operand, Value):
             name, home = self.names[operand.name], self.layer_of[operand.name]
-            if home == layer or home is None:
+            if home == layer or operand in self.program.inputs:
                 return f"%{name}"
-            if layer is not None and home == layer - 1:
-                return f"%prev:{name}"
-            back = f"layer{home - layer:+d}" if layer is not None else f"layer {home}"
-            return f"%{back}:{name}"
+            if home is None:
+                return f"%outside:{name}"
+            if layer is None or operand.name in self.shared:
+                return f"%layer {home}:{name}"
+            return f"%prev:{name}" if home == layer - 1 else f"%layer{home - layer:+d}:{name}"
         if isinstance(operand, WeightRef):
             return f"@{self._weight_name(operand.name)}"
         return print_attr(operand)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from infc.ir.manifest import (
 )
 from infc.ir.plan import planned_arena
 from infc.ir.program import Program
-from infc.ir.text import print_program
+from infc.ir.text import parse_program, print_program
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import build_pipeline
+
+from ...passes.test_verification import model
 
 TINY = Path(__file__).parents[3] / "recipes/tiny/checkpoint"
 STEP_TOKENS, LOGIT_ROWS, SEQUENCES = 512, 64, 48
@@ -36,21 +39,24 @@ def capture_tiny() -> Program:
     )
 
 
+def stack(layers: int) -> Program:
+    """A stack of equal layers, its weights named as checkpoints name them."""
+    text = print_program(model(layers))
+    return parse_program(re.sub(r"\bl(\d+)\.(gate|up)", r"layers.\1.\2", text))
+
+
 def write_explained(
     destination: Path,
     captured: Program,
     *,
     passes: Mapping[str, Any] | None = None,
     name: str = "tiny",
-    dumps: Path | None = None,
 ) -> Path:
     """An artifact of the program after the pipeline, with a stub for its code and weights."""
     program, report = run_pipeline(
         captured,
         build_pipeline(dict(passes or {})),
         verify=False,
-        dump_ir_after=None if dumps is None else "all",
-        dump_directory=dumps or ".",
     )
     manifest = Manifest(
         infc_version="0.0.0",

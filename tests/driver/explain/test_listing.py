@@ -13,7 +13,7 @@ from infc.driver.explain.listing import fold_layers, list_program, run_title
 from infc.ir.program import Program
 from infc.ir.text import parse_program, print_program
 
-from ...passes.test_verification import model
+from .support import stack
 
 
 @given(st.lists(st.sampled_from("ABC"), max_size=40))
@@ -70,7 +70,7 @@ def test_names_of_values_do_not_count(captured: Program) -> None:
 
 @given(st.integers(0, 4), st.sampled_from(["weight", "node"]))
 def test_one_other_layer_stands_alone(layer: int, what: str) -> None:
-    program = model(5)
+    program = stack(5)
     if what == "node":
         place = next(
             i for i, n in enumerate(program.nodes) if n.layer == layer and 0.01 in n.inputs
@@ -79,9 +79,9 @@ def test_one_other_layer_stands_alone(layer: int, what: str) -> None:
         new = replace(old, inputs=(old.inputs[0], 0.02))
         program = program.with_nodes((*program.nodes[:place], new, *program.nodes[place + 1 :]))
     else:
-        name = f"l{layer}.gate"
+        name = f"layers.{layer}.gate"
         weight = program.weights[name]
         expr = replace(weight.expr, attrs={**weight.expr.attrs, "name": "elsewhere"})
         program = replace(program, weights={**program.weights, name: replace(weight, expr=expr)})
-    plain, changed = list_program(model(5)), list_program(program)
+    plain, changed = list_program(stack(5)), list_program(program)
     assert [i for i in range(5) if plain.layers[i] != changed.layers[i]] == [layer]
