@@ -69,6 +69,7 @@ def compile_model(
     key = None
     if reusable:
         with progress.stage("look into the cache"):
+            store.sweep()
             key = _key(job, progress)
             found = key is not None and _take(store, key, job)
         if found:
