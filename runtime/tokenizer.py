@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..ir.artifact import Artifact
 from ..ir.errors import ArtifactError, RequestError
+from .control_tokens import ControlTokens
 from .detokenizer import TextDecoder, open_decoder
 
 if TYPE_CHECKING:
     import tokenizers
 
     from .chat_template import ChatTemplate, Message
+
+
+class RenderOptions(TypedDict, total=False):
+    """What a chat template may be told; `ChatTemplate.render` says what each does."""
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any] | None
 
 
 class Tokenizer:
@@ -35,6 +45,7 @@ class Tokenizer:
         self.special_ids = frozenset(
             index for index, token in backend.get_added_tokens_decoder().items() if token.special
         )
+        self._control_tokens = _control_tokens(backend)
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
 
@@ -86,16 +97,14 @@ class Tokenizer:
             context=context,
         )
 
-    def render_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The text of a conversation, special tokens written out. RequestError if it has none."""
+    def chat_pieces(
+        self, messages: Sequence[Message], **options: Unpack[RenderOptions]
+    ) -> list[str]:
+        """The text of a conversation, cut wherever a message spells a control token.
+
+        The pieces tokenize apart, so that the template alone writes control tokens. Raises
+        RequestError for a model without a template, and where the template refuses.
+        """
         if self._template_source is None:
             raise RequestError(
                 "this model has no chat template",
@@ -106,35 +115,35 @@ class Tokenizer:
             from .chat_template import ChatTemplate  # jinja2 is slow to import
 
             self._template = ChatTemplate(self._template_source, self._constants())
-        return self._template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            variables=variables,
-        )
+        if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+            return [self._template.render(messages, **options)]  # which refuses it
+        marked = self._control_tokens.mark(messages)
+        return self._control_tokens.pieces(self._template.render(marked, **options))
+
+    def render_chat(self, messages: Sequence[Message], **options: Unpack[RenderOptions]) -> str:
+        """The text of a conversation, special tokens written out; raises as `chat_pieces`."""
+        return "".join(self.chat_pieces(messages, **options))
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
+        """The tokens of what `chat_pieces` gave."""
+        return [id for piece in pieces for id in self.encode(piece, add_special_tokens=False)]
 
     def encode_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
+        self, messages: Sequence[Message], **options: Unpack[RenderOptions]
     ) -> list[int]:
         """The tokens of a conversation; the template writes every special token itself."""
-        text = self.render_chat(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            variables=variables,
-        )
-        return self.encode(text, add_special_tokens=False)
+        return self.encode_pieces(self.chat_pieces(messages, **options))
 
     def _constants(self) -> dict[str, str]:
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
         ids = {"bos_token": self.bos_token_id, "eos_token": eos}
         texts = {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
         return {name: text for name, text in texts.items() if text is not None}
+
+
+def _control_tokens(backend: tokenizers.Tokenizer) -> ControlTokens:
+    special = [token for token in backend.get_added_tokens_decoder().values() if token.special]
+    normalize = None
+    if backend.normalizer is not None and any(token.normalized for token in special):
+        normalize = backend.normalizer.normalize_str
+    return ControlTokens((token.content for token in special), normalize)

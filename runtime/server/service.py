@@ -142,12 +142,11 @@ class Service:
                 field="messages",
                 hint="send token ids to /v1/completions",
             )
-        text = self.tokenizer.render_chat(messages)
-        self.check_length(text, "messages")
-        if len(text) <= _SMALL:
-            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        pieces = self.tokenizer.chat_pieces(messages)
+        self.check_length("".join(pieces), "messages")
+        if sum(map(len, pieces)) <= _SMALL:
+            token_ids = self.tokenizer.encode_pieces(pieces)
         else:
-            encode = self.tokenizer.encode
-            token_ids = await asyncio.to_thread(encode, text, add_special_tokens=False)
+            token_ids = await asyncio.to_thread(self.tokenizer.encode_pieces, pieces)
         self.check_tokens(len(token_ids), "messages")
         return token_ids
