@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 
 _MIN_WIDTH = 4
+_LEAST_HANDS = 512  # fewer are no faster: the maximum runs along the hands
 
 
 def ranked(row: Logits, count: int) -> NDArray[np.intp]:
@@ -43,7 +44,7 @@ def _candidates(row: Logits, count: int) -> NDArray[np.intp] | None:
     The row is dealt into many more than `count` hands. The `count` greatest of the hands' best
     cards are `count` entries, so nothing below the least of them is wanted.
     """
-    hands = 4 * count
+    hands = max(4 * count, _LEAST_HANDS)
     width = len(row) // hands
     if width < _MIN_WIDTH:
         return None

@@ -50,7 +50,7 @@ def run_parts(engine: Engine, prompt: str | Sequence[int], **params: Any) -> lis
     return parts
 
 
-SAMPLED = {"temperature": 1.5, "seed": 3, "max_tokens": 12}
+SAMPLED: dict[str, Any] = {"temperature": 1.5, "seed": 3, "max_tokens": 12}
 
 
 def test_choices_have_an_index_and_come_together(engine: Engine) -> None:
@@ -100,7 +100,7 @@ def test_the_best_have_the_greatest_mean_logprob(engine: Engine, n: int) -> None
         return sum(e.logprob for e in choice.logprobs or ()) / len(choice.token_ids)
 
     # An end token, so that lengths differ and a sum would choose others than a mean.
-    ends = {"stop_token_ids": list(range(100, 140)), **SAMPLED}
+    ends: dict[str, Any] = {"stop_token_ids": list(range(100, 140)), **SAMPLED}
     every = run(engine, n=4, logprobs=0, **ends).outputs
     assert len({len(c.token_ids) for c in every}) > 1
     parts = run_parts(engine, PROMPT, n=n, best_of=4, **ends)
@@ -137,7 +137,7 @@ def raw(engine: Engine, tokens: Sequence[int]) -> NDArray[np.float64]:
 
         def close(self) -> None: ...
 
-    engine.executor = Spy()  # type: ignore[assignment]
+    engine.executor = Spy()
     for length in range(1, len(tokens) + 1):
         engine.add_request("spy", tokens[:length], SamplingParams(max_tokens=1))
         while engine.has_unfinished:
@@ -205,7 +205,7 @@ def test_a_prompt_without_finite_logits_fails_alone(engine: Engine, at: int) -> 
 
         def close(self) -> None: ...
 
-    engine.executor = Poisoned()  # type: ignore[assignment]
+    engine.executor = Poisoned()
     try:
         bad = SamplingParams(max_tokens=2, prompt_logprobs=0, n=2, temperature=1.0)
         engine.add_request("bad", [3, 4, 5] * 8, bad)
@@ -248,7 +248,7 @@ def test_min_tokens_holds_off_every_end(engine: Engine) -> None:
 
 
 def test_seeds_are_drawn_once_a_request(engine: Engine) -> None:
-    params = {"temperature": 2.0, "max_tokens": 10, "n": 2}
+    params: dict[str, Any] = {"temperature": 2.0, "max_tokens": 10, "n": 2}
     first, second = run(engine, **params).outputs, run(engine, **params).outputs
     assert [c.token_ids for c in first] != [c.token_ids for c in second]
 

@@ -181,7 +181,8 @@ class EvenOnly:
     """A constraint: tokens of the parity of the output's length."""
 
     def mask(self, output_ids: Sequence[int]) -> NDArray[np.bool_]:
-        return np.arange(VOCAB) % 2 == len(output_ids) % 2
+        allowed: NDArray[np.bool_] = np.arange(VOCAB) % 2 == len(output_ids) % 2
+        return allowed
 
     def fork(self) -> EvenOnly:
         return EvenOnly()
