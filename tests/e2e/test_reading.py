@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import infc
+from infc.runtime.engine import Engine
 from infc.runtime.pooling import Pooling
 
 from ..checkpoints import make_checkpoint
@@ -20,6 +21,21 @@ from .support import Eager, compile_checkpoint, prompts, relative_error
 LENGTHS = (70, 33, 5, 101, 17)
 BOUND = 1e-5
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+def embedded_beside_a_stream(
+    engine: Engine, prompt: list[int], other: list[int], pooling: Pooling
+) -> NDArray[np.float32]:
+    """The embedding of a prompt in steps that give logits too."""
+    engine.add_request("other", other, infc.SamplingParams(max_tokens=20, ignore_eos=True))
+    engine.step()
+    engine.read_prompt("read", prompt, pooling=pooling)
+    outputs = []
+    while engine.has_unfinished:
+        outputs += engine.step()
+    (found,) = (output.embedding for output in outputs if output.request_id == "read")
+    assert found is not None
+    return found
 
 
 def log_softmax(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -43,6 +59,9 @@ def test_embeddings_and_scores_are_those_of_transformers_alone_and_together(
             pooling: llm.embed(sequences, pooling=pooling, normalize=False) for pooling in POOLINGS
         }
         scores = llm.score(sequences)
+        for pooling, vectors in together.items():
+            found = embedded_beside_a_stream(llm.engine, sequences[0], sequences[1], pooling)
+            assert np.array_equal(found, vectors[0].values)
     for index, sequence in enumerate(sequences):
         logits, hidden = eager.rows(sequence)
         pooled = {"last": hidden[-1:], "mean": hidden.mean(0, dtype=np.float64, keepdims=True)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
 from infc.frontend.capture import Capture, capture_inline, capture_model
@@ -19,7 +20,7 @@ from infc.frontend.layers import NotRepeatableError
 from infc.frontend.load import load_model
 from infc.ir.builder import renumber
 from infc.ir.errors import UnsupportedModelError
-from infc.ir.program import Program
+from infc.ir.program import Program, hidden_width
 from infc.ir.weights import checkpoint as checkpoint_leaf
 
 from ..checkpoints import make_checkpoint
@@ -44,6 +45,22 @@ def test_clones_are_what_tracing_gives(arch: str, tmp_path: Path) -> None:
     assert left.nodes == right.nodes
     assert left.weights == right.weights
     assert [node.source for node in left.nodes] == [node.source for node in right.nodes]
+
+
+def test_what_enters_the_head_is_the_second_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint("gemma2", tmp_path)
+    program = load_model(tmp_path, log=no_log)
+    head = next(node for node in reversed(program.nodes) if node.op == "linear")
+    _, hidden = program.outputs
+    assert hidden_width(program) == program.spec.hidden_size
+    assert str(hidden.type) == f"f32[R, {program.spec.hidden_size}]"
+    views = {node.output.name: node for node in program.nodes if node.op == "reshape"}
+    assert views[hidden.name].values() == head.values()
+    monkeypatch.setattr(Gemma2ForCausalLM, "get_output_embeddings", lambda _: None)
+    without = load_model(tmp_path, log=no_log)
+    assert len(without.outputs) == 1 and hidden_width(without) is None
 
 
 def test_every_node_of_a_layer_says_so(tmp_path: Path) -> None:
