@@ -44,7 +44,10 @@ def format_change(before: int, after: int) -> str:
     """A change in percent, with its sign; nothing where there is none."""
     if before == after:
         return ""
-    return f"{100 * (after - before) / before:+.1f} %" if before else "new"
+    if not before:
+        return "new"
+    change = 100 * (after - before) / before
+    return f"{change:+.1f} %" if abs(change) >= 0.05 else "<0.1 %"
 
 
 def printable(text: str) -> str:
