@@ -155,7 +155,7 @@ def _model_name(recipe: Recipe, model: Path) -> str:
 
 def _key(job: _Job, progress: Reporter) -> str | None:
     """The name of this compilation in the cache; None where it must not be reused."""
-    if own := list(_own_passes(job.recipe.passes)):
+    if own := list(_own_passes(job.loaded)):
         # What a user's module imports, and so what it does, can't be known without running it.
         progress.remark(f"not cached: the recipe brings a pass of its own ({own[0]})")
         return None
@@ -188,18 +188,15 @@ def _keep_another_model(job: _Job, model: ModelSpec) -> None:
         )
 
 
-def _own_passes(spec: Any) -> Iterator[str]:
-    """Every `my_module:MyPass` in a recipe's `passes`."""
-    if isinstance(spec, str):
-        if ":" in spec:
-            yield spec
-    elif isinstance(spec, Mapping):
-        for key, value in spec.items():
-            yield from _own_passes(key)
-            yield from _own_passes(value)
-    elif isinstance(spec, (list, tuple)):
-        for item in spec:
-            yield from _own_passes(item)
+def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:
+    """Every pass of the recipe that is not infc's: of a module, or of a plug-in."""
+    from ..passes.pipeline import OUR_PASSES
+    from .optimize import build_recipe_pipeline
+
+    if loaded.recipe.passes:
+        ours = {kind.name for kind in OUR_PASSES}
+        pipeline = build_recipe_pipeline(loaded)
+        yield from (name for name in pipeline.names() if name not in ours)
 
 
 def _recorded(job: _Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping
 
 from ..ir.errors import UsageError
+from ..ir.plugins import load_plugins
 from .base import PIPELINE_PHASES, Pass
 
 _REGISTRY: dict[str, type[Pass]] = {}
@@ -36,13 +37,16 @@ def register_pass(kind: type[Pass]) -> type[Pass]:
 
 
 def get_pass(name: str) -> type[Pass]:
-    """The pass of that name, or the one that `module:Name` says.
+    """The pass of that name, of a plug-in if need be, or the one that `module:Name` says.
 
     UsageError with the nearest name where there is none.
     """
     if ":" in name:
         return load(name)
     found = _registry().get(name)
+    if found is None:
+        load_plugins()
+        found = _registry().get(name)
     if found is None:
         near = difflib.get_close_matches(name, _registry(), 1)
         hint = f"did you mean {near[0]}?" if near else "infc passes lists them"
@@ -51,7 +55,8 @@ def get_pass(name: str) -> type[Pass]:
 
 
 def all_passes() -> Mapping[str, type[Pass]]:
-    """Every known pass by name, ours first, in pipeline order."""
+    """Every known pass by name, ours first, in pipeline order; then those of plug-ins."""
+    load_plugins()
     return dict(_registry())
 
 

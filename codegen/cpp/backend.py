@@ -15,8 +15,9 @@ from ...ir.types import DType, TensorType
 from ..base import Backend, Emission, EmitOptions, Made, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
 from .calls import c_dim, place_barriers
-from .emitter import Emitter, pointer
+from .emitter import Emitter, Lowering, pointer
 from .expressions import SCALARS
+from .extensions import FOLDER, extension_headers, find_extension
 from .loops import LOOP_OPS, lower_group
 from .lower import LOWERINGS
 from .roll import roll
@@ -42,7 +43,7 @@ class CppBackend(Backend):
 
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
         """Whether there is a kernel or a loop for the node."""
-        if node.op not in LOWERINGS and node.op not in LOOP_OPS:
+        if node.op not in LOWERINGS and node.op not in LOOP_OPS and find_extension(node.op) is None:
             return Verdict.no("there is no kernel for it")
         types = [program.operand_type(operand) for operand in node.inputs]
         types += [value.type for value in node.outputs]
@@ -100,8 +101,16 @@ def generate(program: Program, target: Target) -> Generated:
     emit_calls(emitter)
     items = roll(place_barriers(emitter.calls))
     weights = tuple(emitter.weights.entries.values())
-    text = source_text(program, items, num_weights=len(weights), arena_bytes=emitter.arena_bytes)
-    headers = {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
+    own = extension_headers([node.op for node in program.nodes])
+    text = source_text(
+        program,
+        items,
+        num_weights=len(weights),
+        arena_bytes=emitter.arena_bytes,
+        includes=[f"{FOLDER}/{name}" for name in sorted(own)],
+    )
+    headers = {f"code/{FOLDER}/{name}": data for name, data in own.items()}
+    headers |= {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
     return Generated({SOURCE: text.encode(), **headers}, weights, emitter.arena_bytes)
 
 
@@ -148,13 +157,21 @@ def emit_calls(emitter: Emitter) -> None:
             if node is group[-1]:
                 lower_group(emitter, group)
         else:
-            LOWERINGS[node.op](emitter, node)
+            _lowering(node.op)(emitter, node)
         if hidden is not None and hidden.name in emitter.buffers:
             # At once, not at the end: a step that wants no logits is done here.
             _store_rows(emitter, hidden, "hidden")
             emitter.call("if (logits == nullptr) return;", (), reads=(), writes=())
             hidden = None
     _store_rows(emitter, logits, "logits")
+
+
+def _lowering(op: str) -> Lowering:
+    if op in LOWERINGS:
+        return LOWERINGS[op]
+    extension = find_extension(op)
+    assert extension is not None, "supports() takes ops with a kernel only"
+    return extension.lowering
 
 
 def _store_rows(emitter: Emitter, value: Value, array: str) -> None:

@@ -15,7 +15,7 @@ from . import (
     state,
     views,
 )
-from .base import PHASES, Cost, Kind, Op, all_ops, get_op, register_op
+from .base import PHASES, Cost, Kind, Op, all_ops, get_op, register_family, register_op
 
 __all__ = ["PHASES", "Cost", "Kind", "Op", "all_ops", "get_op", "register_op"]
 
@@ -36,5 +36,4 @@ _FAMILIES = (
 )
 
 for _family in _FAMILIES:
-    for _op in _family:
-        register_op(_op)
+    register_family(_family)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ProgramError
+from ..plugins import load_plugins
 from ..program import Attr, Literal
 from ..shapes import parse_dim, spell_dim
 from ..types import DType, Sym, TensorType
@@ -340,24 +341,40 @@ def _size(value: Attr, bindings: Mapping[str, int]) -> int:
 
 
 _REGISTRY: dict[str, Op] = {}
+_OURS: set[str] = set()
 
 
 def register_op(op: Op) -> Op:
-    """Add an op to the dialect; a name can be taken once."""
-    if op.name in _REGISTRY:
-        raise ProgramError(f"op {op.name} is registered twice")
+    """Add an op to the dialect.
+
+    Another of the same name takes its place, as in a notebook whose cell runs again; ProgramError
+    for the name of one of infc's own.
+    """
+    if op.name in _OURS:
+        raise ProgramError(f"{op.name} is one of infc's own ops", hint="give it another name")
     _REGISTRY[op.name] = op
     return op
 
 
+def register_family(ops: Sequence[Op]) -> None:
+    """Add ops of infc's own; each name can be taken once."""
+    for op in ops:
+        register_op(op)
+        _OURS.add(op.name)
+
+
 def get_op(name: str) -> Op:
-    """The op of that name; ProgramError with the nearest name where there is none."""
+    """The op of that name, of a plug-in if need be; ProgramError with the nearest name."""
     op = _REGISTRY.get(name)
+    if op is None:
+        load_plugins()
+        op = _REGISTRY.get(name)
     if op is None:
         import difflib
 
         near = difflib.get_close_matches(name, _REGISTRY, 1)
-        raise ProgramError(f"unknown op {name}", hint=f"did you mean {near[0]}?" if near else None)
+        hint = f"did you mean {near[0]}?" if near else "the plug-in that brings it is not installed"
+        raise ProgramError(f"unknown op {name}", hint=hint)
     return op
 
 

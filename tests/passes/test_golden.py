@@ -10,35 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from infc.ir.text import parse_program, print_program
-from infc.passes.commands import opt
+from infc.driver.testing import check_fixed_point, check_golden
 from infc.passes.pipeline import default_pipeline
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(GOLDEN.glob("*/*.ir"))
-PREFIX = "#>"
-
-
-def _split(text: str) -> tuple[str, str, str]:
-    """The pipeline, the input and the expected text of a case."""
-    lines = text.splitlines()
-    run = next(line.removeprefix("# RUN: ") for line in lines if line.startswith("# RUN: "))
-    source = "\n".join(line for line in lines if not line.startswith(PREFIX))
-    expected = [
-        line.removeprefix(PREFIX).removeprefix(" ") for line in lines if line.startswith(PREFIX)
-    ]
-    return run, source, "\n".join(expected)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_golden(path: Path, update_golden: bool) -> None:
-    run, source, expected = _split(path.read_text())
-    actual = opt(source, run, source=path.name).rstrip("\n")
-    if update_golden:
-        lines = [f"{PREFIX} {line}".rstrip() for line in actual.splitlines()]
-        path.write_text(source.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n")
-        return
-    assert actual == expected
+    check_golden(path, update=update_golden)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +29,7 @@ def test_golden(path: Path, update_golden: bool) -> None:
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_golden_results_are_fixed_points(path: Path) -> None:
-    run, source, _ = _split(path.read_text())
-    once = opt(source, run)
-    assert opt(once, run) == once
-    assert print_program(parse_program(once)) == once
+    check_fixed_point(path)
 
 
 def test_every_pass_has_cases_that_match_and_that_do_not() -> None:

@@ -1,0 +1,214 @@
+"""What a plug-in is tested with: rewrites as golden text, kernels against their meaning."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from ..ir.artifact import Artifact
+    from ..ir.program import Program
+
+PREFIX = "#>"
+ROWS = (1, 2, 67)
+"""Tokens of the steps that a kernel is run with: one, two, and more than a tile."""
+TOLERANCES = {"f32": 2e-6, "bf16": 1e-2}
+"""Largest error, relative to the largest magnitude of a row."""
+_TOKENS = 128
+
+
+def check_golden(path: Path, *, update: bool | None = None) -> None:
+    """AssertionError unless passes make of a program the text that a file expects.
+
+    The file holds `# RUN: pass,pass{option=value}`, a program, and the expected text in lines that
+    begin with `#>`. With `update`, or INFC_UPDATE_GOLDEN=1 in the environment, that text is written
+    instead: read what changed before you keep it.
+    """
+    from ..passes.commands import opt
+
+    run, source, expected = _split(path.read_text(encoding="utf-8"))
+    actual = opt(source, run, source=path.name).rstrip("\n")
+    if os.environ.get("INFC_UPDATE_GOLDEN") == "1" if update is None else update:
+        lines = [f"{PREFIX} {line}".rstrip() for line in actual.splitlines()]
+        path.write_text(source.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        return
+    assert actual == expected, f"{path.name}: expected\n{expected}\n\nbut got\n{actual}"
+
+
+def check_fixed_point(path: Path) -> None:
+    """AssertionError unless running a file's passes twice gives what running them once does."""
+    from ..ir.text import parse_program, print_program
+    from ..passes.commands import opt
+
+    run, source, _ = _split(path.read_text(encoding="utf-8"))
+    once = opt(source, run, source=path.name)
+    assert opt(once, run) == once, f"{path.name}: {run} changes its own result"
+    assert print_program(parse_program(once)) == once
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """The pipeline, the input and the expected text of a case."""
+    lines = text.splitlines()
+    run = next(line.removeprefix("# RUN: ") for line in lines if line.startswith("# RUN: "))
+    source = "\n".join(line for line in lines if not line.startswith(PREFIX))
+    expected = [
+        line.removeprefix(PREFIX).removeprefix(" ") for line in lines if line.startswith(PREFIX)
+    ]
+    return run, source, "\n".join(expected)
+
+
+def check_kernel(
+    op: str,
+    widths: Sequence[int],
+    weights: Sequence[tuple[int, ...]] = (),
+    *,
+    dtype: str = "f32",
+    tolerance: float | None = None,
+    target: str = "native",
+    **attrs: Any,
+) -> None:
+    """AssertionError unless the cpp backend computes what the op means, on random rows.
+
+    The op is given a value `[T, width]` for each of `widths`, then a weight of each shape in
+    `weights`, and `attrs`. Steps of several sizes run on one thread and on two; a row's result must
+    be the same, bit for bit, in all of them, and within `tolerance` of the meaning. One result, of
+    rank 2, is compared.
+    """
+    import numpy as np
+
+    allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+    program = _one_op(op, widths, weights, dtype, attrs)
+    ids = np.random.default_rng(5).permutation(_TOKENS)[: max(ROWS)].astype(np.int32)
+    expected = _meaning(program, ids)
+    with tempfile.TemporaryDirectory() as directory:
+        artifact = _build(program, Path(directory) / "artifact", target)
+        runs = [_run(artifact, ids[:count], threads) for count in ROWS for threads in (1, 2)]
+    for actual in runs:
+        rows = len(actual)
+        assert np.array_equal(actual, runs[-1][:rows]), f"{op}: a row depends on its neighbours"
+        scale = np.abs(expected[:rows]).max(axis=1) + 1e-30
+        error = float((np.abs(actual - expected[:rows]).max(axis=1) / scale).max())
+        assert error <= allowed, f"{op}: off by {error:.3g} of a row's largest, allowed {allowed:g}"
+
+
+def _one_op(
+    op: str,
+    widths: Sequence[int],
+    weights: Sequence[tuple[int, ...]],
+    dtype: str,
+    attrs: Mapping[str, Any],
+) -> Program:
+    """A planned program whose logits are the op's result; its operands are rows of tables."""
+    from ..ir.builder import ProgramBuilder
+    from ..ir.types import DType, Sym, TensorType
+    from ..passes.base import PassContext
+    from ..passes.plan_memory import PlanMemory
+
+    kind, token = DType(dtype), Sym("T")
+    b = ProgramBuilder(op, phase="lowered")
+    b.symbol("T", 1, max(ROWS))
+    ids = b.input("input_ids", TensorType(DType.I64, (token,)))
+    b.input("positions", TensorType(DType.I64, (token,)))
+    values = [
+        b.emit("embedding", b.weight(f"rows{i}", TensorType(kind, (_TOKENS, width))), ids)
+        for i, width in enumerate(widths)
+    ]
+    matrices = [b.weight(f"weight{i}", TensorType(kind, s)) for i, s in enumerate(weights)]
+    b.output(b.add(op, (*values, *matrices), attrs).outputs[0])
+    tensors = {name: _random(i, w.type) for i, (name, w) in enumerate(b.weights.items())}
+    program = replace(b.build(), loaders={"checkpoint": tensors.__getitem__})
+    return PlanMemory().run(program, PassContext()).program
+
+
+def _random(seed: int, kind: Any) -> torch.Tensor:
+    import torch
+
+    from ..ir.torch_types import to_torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(kind.shape, generator=generator).to(to_torch(kind.dtype))
+
+
+def _meaning(program: Program, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    import torch
+
+    from ..ir.interpret import interpret
+    from ..ir.weights import program_weights
+
+    inputs = {"input_ids": torch.from_numpy(ids).long(), "positions": torch.arange(len(ids))}
+    (result,) = interpret(program, inputs, program_weights(program))
+    rows: NDArray[np.float32] = result.float().numpy()
+    return rows
+
+
+def _build(program: Program, directory: Path, target: str) -> Artifact:
+    from ..codegen.base import EmitOptions
+    from ..codegen.registry import get_backend
+    from ..ir.artifact import ArtifactWriter, open_artifact
+    from ..ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
+    from ..ir.target import resolve_target
+
+    machine = resolve_target(target)
+    width = program.outputs[0].type.shape[-1]
+    assert isinstance(width, int), "the result has rows of a known length"
+    with ArtifactWriter(directory) as writer:
+        emission = get_backend("cpp").emit(program, machine, writer.path, EmitOptions())
+        writer.commit(
+            Manifest(
+                infc_version="0",
+                recipe={},
+                model=replace(program.spec, vocab_size=width),
+                backend="cpp",
+                target=TargetMachine(machine.name, machine.features),
+                limits=Limits(max(ROWS), max(ROWS), 1, max(ROWS)),
+                kv=KvLayout(program.resources),
+                entry=Entry(**emission.entry),
+                arena_bytes=emission.arena_bytes,
+                weights=WeightsFile("weights.safetensors", emission.weight_names),
+                tokenizer=None,
+            )
+        )
+    return open_artifact(directory)
+
+
+def _run(artifact: Artifact, ids: NDArray[np.int32], threads: int) -> NDArray[np.float32]:
+    import numpy as np
+
+    from ..runtime.executors.base import ExecutorConfig
+    from ..runtime.step import Step
+
+    count = len(ids)
+    places = np.arange(count, dtype=np.int32)
+    step = Step(
+        token_ids=ids,
+        positions=places,
+        query_starts=np.array([0, count], np.int32),
+        context_lengths=np.array([count], np.int32),
+        block_tables=(),
+        slots=(),
+        block_copies=(),
+        logits_index=places,
+    )
+    with _open(artifact, ExecutorConfig(num_blocks=(), num_threads=threads)) as executor:
+        rows: NDArray[np.float32] = executor.run(step).copy()
+    return rows
+
+
+@contextmanager
+def _open(artifact: Artifact, config: Any) -> Iterator[Any]:
+    from ..runtime.executors import open_executor
+
+    executor = open_executor(artifact, config)
+    try:
+        yield executor
+    finally:
+        executor.close()
