@@ -1,0 +1,51 @@
+"""int8 matrices and int8 caches: `cpp` computes what `reference` does, on every architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ..checkpoints import make_checkpoint
+from ..configs import CONFIGS
+from .support import compile_checkpoint, prompts, teacher_forced
+
+INT8: dict[str, Any] = {"quantization": "int8", "kv_cache.dtype": "int8"}
+ARCHITECTURES = {CONFIGS[name].kind: name for name in reversed(CONFIGS)}
+"""One configuration a model type: what codes mean does not depend on the kind of rope."""
+
+EQUAL = 2e-5
+"""Error of a row whose codes are the same all along, relative to its largest logit."""
+SHARE_EQUAL = 0.4
+"""A last bit can round to the neighbouring code, here and there: that row, and those that attend
+to it, are off by more. A fault past the first block would leave a quarter of the rows equal."""
+STEP = 0.1
+"""Error of such rows; int8 itself changes a row of these models by up to three times that."""
+
+
+def row_errors(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest difference of each row, relative to its largest logit."""
+    errors: NDArray[np.float32] = np.abs(actual - expected).max(-1) / np.abs(expected).max(-1)
+    return errors
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES.values())
+def test_codes_are_those_of_the_reference(arch: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=7)
+    small = CONFIGS[arch]
+    rows = []
+    for backend in ("cpp", "reference"):
+        sets = {"runtime.max_context": small.max_context, **INT8}
+        artifact = compile_checkpoint(checkpoint, tmp_path / backend, backend=backend, **sets)
+        lengths = (70, 33, max(5, small.min_tokens), 95)
+        sequences = prompts(artifact.manifest.model.vocab_size, lengths)
+        rows.append(np.concatenate(teacher_forced(artifact, sequences)))
+    errors = row_errors(*rows)
+    assert (errors <= EQUAL).mean() >= SHARE_EQUAL
+    assert errors.max() <= STEP
+    program = (tmp_path / "cpp" / "program.ir").read_text()
+    assert "scaled_linear" in program and "i8" in artifact.manifest.kv.groups[0].dtype
+    assert ("scaled_moe" in program) == ("moe" in (tmp_path / "cpp" / "captured.ir").read_text())
