@@ -60,6 +60,13 @@ def cache_key(parts: Mapping[str, Any], checkpoint: Path) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
+def checkpoint_identity(directory: Path) -> str:
+    """SHA-256, in hex, of a checkpoint's weights: what makes it this one and not another."""
+    digests = _digest_checkpoint(directory)
+    weights = {name: digests[name] for name in digests if name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class CacheUse:
     """How much the cache holds."""

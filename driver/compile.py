@@ -25,16 +25,14 @@ from ..ir.manifest import (
 )
 from ..ir.program import hidden_width
 from ..ir.target import Target, check_platform, resolve_target
-from .cache import ArtifactCache, cache_key
+from .cache import ArtifactCache, cache_key, checkpoint_identity
 from .model_source import find_model
 from .progress import LineReporter, Reporter
 from .recipe import LoadedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from ..codegen.base import Emission
-    from ..ir.program import ModelSpec, Program
-
-_SHAPE = ("architecture", "num_layers", "hidden_size", "vocab_size", "num_parameters")
+    from ..ir.program import Program
 
 
 def compile_model(
@@ -42,6 +40,7 @@ def compile_model(
     output: str | os.PathLike[str] | None = None,
     *,
     overrides: Iterable[str] | Mapping[str, Any] = (),
+    force: bool = False,
     verify: bool = True,
     dump_ir_after: str | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
@@ -52,7 +51,8 @@ def compile_model(
 
     `recipe` is a `model.yaml`, a checkpoint directory, or a Recipe; `output` the artifact's
     directory (by default named after the model, in the working directory); `overrides` are
-    assignments such as `runtime.max_context=2048`, or a mapping of them. `verify`
+    assignments such as `runtime.max_context=2048`, or a mapping of them. Where no output was
+    named, an artifact of another checkpoint is replaced with `force` alone. `verify`
     checks what each pass did by running the program before and after it.
     `dump_ir_after` names a pass, or `all`: the program after it is written into `dump_dir`.
     `progress` hears of stages and of every choice that was made for you; by default both go to
@@ -64,6 +64,8 @@ def compile_model(
     require_compiler("compiling")
     progress = progress or LineReporter()
     job = _plan(load_recipe(recipe, overrides), output, verify)
+    if output is None and not force:
+        _keep_another_checkpoint(job)
     reusable = cache and dump_ir_after is None
     store = ArtifactCache()
     key = None
@@ -92,7 +94,6 @@ def _take(store: ArtifactCache, key: str, job: _Job) -> bool:
     cached = store.find(key)
     if cached is None:
         return False
-    _keep_another_model(job, cached.manifest.model)
     try:
         with ArtifactWriter(job.output) as writer:
             writer.commit_copy(cached)
@@ -110,7 +111,6 @@ class _Job:
     loaded: LoadedRecipe
     model: Path
     output: Path
-    output_is_named: bool
     target: Target
     toolchain: Mapping[str, str]
     verify: bool
@@ -132,7 +132,7 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
         raise ArtifactError(
             "the output lies in the checkpoint, or holds it", where=str(place), hint="-o elsewhere"
         )
-    return _Job(loaded, model, place, output is not None, target, toolchain, verify)
+    return _Job(loaded, model, place, target, toolchain, verify)
 
 
 def _toolchain(recipe: Recipe) -> Mapping[str, str]:
@@ -168,23 +168,23 @@ def _key(job: _Job, progress: Reporter) -> str | None:
     return cache_key(parts, job.model)
 
 
-def _keep_another_model(job: _Job, model: ModelSpec) -> None:
-    """ArtifactError where the default output holds a model of another shape than this one.
+def _keep_another_checkpoint(job: _Job) -> None:
+    """ArtifactError where the default output was made from another checkpoint than this one.
 
     Two models may have one name, and who names no output means to replace neither.
     """
-    if job.output_is_named or not job.output.is_dir():
+    if not job.output.is_dir():
         return
     try:
-        old = open_artifact(job.output, "none").manifest.model
+        old = open_artifact(job.output, "none").manifest
     except ArtifactError:
         return  # damaged, or of another version: the writer knows what may be replaced
-    if any(getattr(old, name) != getattr(model, name) for name in _SHAPE):
-        size = f"{old.num_parameters / 1e6:,.1f} M parameters"
+    if old.checkpoint != checkpoint_identity(job.model):
+        size = f"{old.model.num_parameters / 1e6:,.1f} M parameters"
         raise ArtifactError(
-            f"it holds another model ({old.architecture}, {size})",
+            f"it was made from another checkpoint ({old.model.architecture}, {size})",
             where=str(job.output),
-            hint="name another output with -o, or this one to replace it",
+            hint="name another output with -o, or replace it with --force",
         )
 
 
@@ -223,7 +223,6 @@ def _build(
         import transformers  # noqa: F401
     with progress.stage("capture the model"):
         captured = _capture(job, progress)
-    _keep_another_model(job, captured.spec)
     with progress.stage("run the passes"):
         program, report = optimize(
             captured,
@@ -303,6 +302,7 @@ def _manifest(
         weights=WeightsFile("weights.safetensors", emission.weight_names),
         tokenizer=tokenizer,
         hidden_width=hidden_width(program),
+        checkpoint=checkpoint_identity(job.model),
     )
 
 

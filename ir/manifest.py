@@ -97,6 +97,7 @@ class Manifest:
     weights: WeightsFile
     tokenizer: TokenizerFiles | None
     hidden_width: int | None = None
+    checkpoint: str | None = None
     files: Mapping[str, FileDigest] = dataclasses.field(default_factory=dict)
 
     def to_text(self) -> str:

@@ -7,6 +7,9 @@ import click
 @click.argument("recipe")
 @click.option("-o", "--output", metavar="DIR", help="The artifact; MODEL.infc if not given.")
 @click.option(
+    "--force", is_flag=True, help="Replace MODEL.infc also where another checkpoint gave it."
+)
+@click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
 )
 @click.option(
@@ -22,6 +25,7 @@ import click
 def command(
     recipe: str,
     output: str | None,
+    force: bool,
     overrides: tuple[str, ...],
     verify: bool,
     cache: bool,
@@ -45,6 +49,7 @@ def command(
         recipe,
         output,
         overrides=overrides,
+        force=force,
         verify=verify,
         cache=cache,
         dump_ir_after=dump_ir_after,

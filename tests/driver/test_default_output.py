@@ -4,12 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import infc
+from infc.driver.cli import run
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError
 
 from ..checkpoints import make_checkpoint
+from ..ir.artifacts import write_artifact
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +47,48 @@ def test_the_default_name_is_the_model_s(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_default_output_keeps_another_model(
+def test_the_default_output_keeps_another_checkpoint(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    def compile_here(place: str, output: Path | None = None) -> Artifact:
-        return infc.compile(
-            tmp_path / place / "same", output, overrides=["backend=reference"], verify=False
-        )
+    """Of the same name and shape, where only the weights tell."""
+
+    def compile_here(place: str, output: Path | None = None, force: bool = False) -> Artifact:
+        options = ["backend=reference"]
+        checkpoint = tmp_path / place / "same"
+        return infc.compile(checkpoint, output, overrides=options, force=force, verify=False)
 
     shutil.copytree(source / "checkpoint", tmp_path / "a/same")
-    make_checkpoint("llama", tmp_path / "b/same", tokenizer=True, num_hidden_layers=1)
+    shutil.copytree(source / "checkpoint", tmp_path / "b/same")
+    weights = load_file(tmp_path / "b/same/model.safetensors")
+    weights["model.norm.weight"] *= 1.5
+    save_file(weights, tmp_path / "b/same/model.safetensors", {"format": "pt"})
     if cached:
         compile_here("b", tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     first = compile_here("a")
-    with pytest.raises(ArtifactError, match=r"same.infc: it holds another model \(llama, "):
+    with pytest.raises(ArtifactError, match=r"same.infc: it was made from another checkpoint"):
         compile_here("b")
     assert open_artifact(first.path).identity == first.identity
-    assert compile_here("a").identity == first.identity
-    assert compile_here("b", first.path).identity != first.identity
+    # The same checkpoint elsewhere, with other words around its weights, is the same checkpoint.
+    shutil.move(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c/same/chat_template.jinja").write_text("{{ messages }}")
+    second = compile_here("c")
+    assert second.identity != first.identity
+    third = compile_here("b", force=True)
+    assert third.manifest.checkpoint != second.manifest.checkpoint
+    assert compile_here("c", first.path).identity == second.identity
+
+
+def test_the_command_says_how_to_replace(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_artifact(tmp_path / "source.infc")
+    shutil.copytree(source, tmp_path / "source")
+    command = ["compile", "source/checkpoint", "-q", "--no-verify", "--set", "backend=reference"]
+    assert run(command) == 7
+    assert "(name another output with -o, or replace it with --force)" in capsys.readouterr().err
+    assert run([*command, "--force"]) == 0
