@@ -26,6 +26,8 @@ PUBLIC_NAMES = {
     "TokenLogprobs",
     "__version__",
     "compile",
+    "diff",
+    "inspect",
     "ops",
     "register_pass",
     "rewrite",

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .driver.compile import compile_model as compile
+    from .driver.explain.collect import inspect_artifact as inspect
+    from .driver.explain.compare import diff_paths as diff
     from .ir.artifact import Artifact
     from .ir.errors import CapacityError, InfcError, RequestError
     from .passes.registry import register_pass
@@ -32,6 +34,8 @@ __all__ = [
     "TokenLogprobs",
     "__version__",
     "compile",
+    "diff",
+    "inspect",
     "ops",
     "register_pass",
     "rewrite",
@@ -52,6 +56,8 @@ _HOMES = {
     "Score": ("runtime.reading", "Score"),
     "TokenLogprobs": ("runtime.outputs", "TokenLogprobs"),
     "compile": ("driver.compile", "compile_model"),
+    "diff": ("driver.explain.compare", "diff_paths"),
+    "inspect": ("driver.explain.collect", "inspect_artifact"),
     "ops": ("passes.rewrite", "ops"),
     "register_pass": ("passes.registry", "register_pass"),
     "rewrite": ("passes.rewrite", "rewrite"),
