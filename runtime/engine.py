@@ -319,24 +319,35 @@ class Engine:
             rows.request.error = NO_FINITE_VALUE
             if (output := self._end(request_id, "error")) is not None:
                 outputs.append(output)
-        by_request: dict[str, list[tuple[Request, Sample | None]]] = {}
+        several: dict[str, list[tuple[Request, Sample | None]]] = {}
         for request, sample in zip(step.sampled, results.samples, strict=True):
-            by_request.setdefault(request.request_id, []).append((request, sample))
-        for request_id, samples in by_request.items():
-            if request_id in self._streams and (output := self._tell(request_id, samples)):
+            request_id = request.request_id
+            if (stream := self._streams.get(request_id)) is None:
+                continue  # a row of its prompt has just ended it
+            if len(stream.choices) > 1:
+                several.setdefault(request_id, []).append((request, sample))
+            elif output := self._tell(request_id, stream, ((request, sample),)):
+                outputs.append(output)
+        for request_id, samples in several.items():
+            if output := self._tell(request_id, self._streams[request_id], samples):
                 outputs.append(output)
         return outputs
 
     def _end(self, request_id: str, reason: FinishReason) -> RequestOutput | None:
         """End all that is left of a request; its last output, None where nothing is."""
         ended = self.scheduler.abort(request_id, reason)
-        return self._tell(request_id, [(choice, None) for choice in ended]) if ended else None
+        if not ended:
+            return None
+        samples = [(choice, None) for choice in ended]
+        return self._tell(request_id, self._streams[request_id], samples)
 
     def _tell(
-        self, request_id: str, samples: list[tuple[Request, Sample | None]]
+        self,
+        request_id: str,
+        stream: RequestStream,
+        samples: Sequence[tuple[Request, Sample | None]],
     ) -> RequestOutput | None:
         """What to say of a request now; it is forgotten once that is all."""
-        stream = self._streams[request_id]
         output = stream.add(samples)
         if stream.finished:
             del self._streams[request_id]

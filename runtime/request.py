@@ -141,6 +141,8 @@ class Request:
     @property
     def wants_prompt_rows(self) -> bool:
         """Whether rows of the prompt are still to be given, beside its last."""
+        if self.num_computed >= self.num_prompt_tokens:  # asked often, and mostly of these
+            return False
         asked = self.params.prompt_logprobs is not None
         if self.pool is not None:
             asked = self.pool.every_row

@@ -41,32 +41,29 @@ class _Choice:
         request = self.request
         tokens: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprobs, ...] | None = None
-        if sample is not None and sample.token_id is None:
+        if sample is not None and (token := sample.token_id) is None:
             request.error = NO_FINITE_VALUE if request.adjuster is None else NO_ALLOWED_TOKEN
             if request.pool is not None:
                 request.error = NO_FINITE_STATE
-        elif sample is not None and sample.token_id is not None and request.num_output_tokens:
-            tokens = (sample.token_id,)
+        elif sample is not None and token is not None and request.num_output_tokens:
+            tokens = (token,)
             if sample.logprobs is not None:
                 self._logprob += sample.logprobs.logprob
                 logprobs = (sample.logprobs,)
-        text = self._text(tokens, finish)
+        text = "" if self._detokenizer is None else self._text(self._detokenizer, tokens, finish)
         return CompletionOutput(
             index=request.choice,
             text=text,
             token_ids=tokens,
             finish_reason=request.finish_reason,
             stop_reason=request.stop_reason,
-            logprobs=logprobs if request.params.logprobs is not None else None,
+            logprobs=None if request.params.logprobs is None else logprobs,
             cumulative_logprob=None if request.num_logprobs is None else self._logprob,
         )
 
-    def _text(self, tokens: tuple[int, ...], finish: Finish) -> str:
+    def _text(self, detokenizer: Detokenizer, tokens: tuple[int, ...], finish: Finish) -> str:
         """The text that is certain now. A stop string ends the choice here."""
-        request, detokenizer = self.request, self._detokenizer
-        if detokenizer is None:
-            return ""
-        text = ""
+        request, text = self.request, ""
         if tokens and request.stop_reason is None:  # a token that ends it is no text
             text = detokenizer.push(tokens[0])
         if request.finish_reason is not None:
@@ -90,6 +87,9 @@ class RequestStream:
         self.choices = [
             _Choice(each, _detokenizer(each, tokenizer)) for each in (request, *request.unforked)
         ]
+        self._num_unfinished = len(self.choices)
+        self.finished = False
+        """Whether every choice has ended, and that has been told."""
         self._finish = finish
         self._prompt = prompt
         self._prompt_token_ids = tuple(request.token_ids)
@@ -98,11 +98,6 @@ class RequestStream:
             self._prompt_logprobs = [None] * (1 + request.num_prompt_rows)
         self._holds_back = request.params.num_choices > request.params.n
 
-    @property
-    def finished(self) -> bool:
-        """Whether every choice has ended."""
-        return all(c.request.finish_reason is not None for c in self.choices)
-
     def add_prompt_logprobs(self, entries: Sequence[TokenLogprobs]) -> None:
         """Take in log-probabilities of the next tokens of the prompt."""
         assert self._prompt_logprobs is not None
@@ -110,10 +105,14 @@ class RequestStream:
 
     def add(self, samples: Sequence[tuple[Request, Sample | None]]) -> RequestOutput | None:
         """What the samples of a step, or the end of choices, have to tell; None for nothing yet."""
-        pieces = [
-            self.choices[request.choice].add(sample, self._finish) for request, sample in samples
-        ]
-        finished = self.finished
+        pieces, ended = [], False
+        for request, sample in samples:
+            piece = self.choices[request.choice].add(sample, self._finish)
+            pieces.append(piece)
+            if piece.finish_reason is not None:
+                self._num_unfinished -= 1
+                ended = True
+        self.finished = finished = self._num_unfinished == 0
         if self._holds_back:
             for piece in pieces:
                 self.choices[piece.index].pieces.append(piece)
@@ -125,7 +124,6 @@ class RequestStream:
         prompt_logprobs = None
         if self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
-        errors = [c.request.error for c in self.choices if c.request.error is not None]
         # One that was aborted may have seen some of its rows, or none.
         pool = self.request.pool if self.request.finish_reason == "length" else None
         return RequestOutput(
@@ -137,8 +135,14 @@ class RequestStream:
             finished=finished,
             prompt_logprobs=prompt_logprobs if self.request.pool is None else None,
             embedding=None if pool is None else pool.vector,
-            error=errors[0] if errors else None,
+            error=self._error(pieces) if ended else None,
         )
+
+    def _error(self, pieces: Sequence[CompletionOutput]) -> str | None:
+        """What the first choice that failed died of, where one of `pieces` did."""
+        if all(piece.finish_reason != "error" for piece in pieces):
+            return None
+        return next((c.request.error for c in self.choices if c.request.error is not None), None)
 
     def _best(self) -> list[CompletionOutput]:
         """The `n` completions of the greatest mean log-probability, the best first.

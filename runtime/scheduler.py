@@ -135,10 +135,10 @@ class Scheduler:
         computed = step.context_lengths.tolist()
         for request, length in zip(step.requests, computed, strict=True):
             if request.state is RequestState.RUNNING:
-                request.num_computed = length
                 if request.wants_prompt_rows:
                     given = min(length, request.num_prompt_tokens - 1)
                     request.num_prompt_rows = max(request.num_prompt_rows, given)
+                request.num_computed = length
                 self.kv.advance(request.blocks, request.token_ids, length)
         self._end_step()
         now = time.monotonic()
@@ -212,15 +212,15 @@ class Scheduler:
                 continue
             plan.append((request, count))
             budget -= count
-            rows.take(request, count)
+            if request.wants_prompt_rows:
+                rows.take(request, count)
         return plan, budget, preempted
 
     @staticmethod
     def _wanted(request: Request, budget: int, rows: RowBudget) -> int:
         """How many tokens the request would compute, had it the blocks."""
         wanted = min(len(request.token_ids) - request.num_computed, budget)
-        most = rows.most_tokens(request)
-        return wanted if most is None else min(wanted, most)
+        return min(wanted, rows.most_tokens(request)) if request.wants_prompt_rows else wanted
 
     def _preempt(self, request: Request) -> None:
         self.kv.release(request.blocks)
@@ -257,7 +257,8 @@ class Scheduler:
             assert count > 0, "admitted without room for one token"
             plan.append((request, count))
             budget -= count
-            rows.take(request, count)
+            if request.wants_prompt_rows:
+                rows.take(request, count)
             expected += demand
 
     def _start(self, request: Request, num_computed: int, now: float) -> None:

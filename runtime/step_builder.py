@@ -33,10 +33,13 @@ class _Rows:
 
     def add_sample(self, request: Request, token: int) -> None:
         """The row that the request's next token comes from, and that of all its choices."""
-        receivers = (request, *request.unforked)
-        self.sampled += receivers
-        self.sampled_rows += [len(self.index)] * len(receivers)
+        row = len(self.index)
         self.index.append(token)
+        self.sampled.append(request)
+        self.sampled_rows.append(row)
+        if request.unforked:
+            self.sampled += request.unforked
+            self.sampled_rows += [row] * len(request.unforked)
 
 
 def build_step(plan: Plan, kv: KvCache) -> Step:
@@ -85,15 +88,12 @@ class RowBudget:
     def __init__(self, num_rows: int, num_sequences: int) -> None:
         self.spare = num_rows - num_sequences
 
-    def most_tokens(self, request: Request) -> int | None:
-        """How many tokens the request may compute at most, None for any number."""
-        if not request.wants_prompt_rows:
-            return None
+    def most_tokens(self, request: Request) -> int:
+        """How many tokens a request that wants rows of its prompt may compute at most."""
         # Each token from the first row that is missing gives one, up to the prompt's last.
         return max(0, request.num_prompt_rows - request.num_computed) + 1 + self.spare
 
     def take(self, request: Request, count: int) -> None:
-        """The request computes so many tokens."""
-        if request.wants_prompt_rows:
-            first = max(request.num_computed, request.num_prompt_rows)
-            self.spare -= max(0, request.num_computed + count - first - 1)
+        """A request that wants rows of its prompt computes so many tokens."""
+        first = max(request.num_computed, request.num_prompt_rows)
+        self.spare -= max(0, request.num_computed + count - first - 1)
