@@ -169,29 +169,26 @@ EXPORT double peak_rate(int64_t threads, int64_t bf16_pairs) {
 // Operations a second of 8-bit products on registers, as the kernels multiply them.
 EXPORT double peak_rate_i8(int64_t threads) {
   ThreadTeam team(static_cast<int>(threads), 0);
+  constexpr int kRegisters = kChains * kRegs;
   const int64_t steps = kPeakSteps / kChains;
   const double seconds = best_of(3, [&] {
     on_team(team, [&](const Team&) {
-      i32x16 acc[kChains];
-      INFC_UNROLL for (int j = 0; j < kChains; ++j) acc[j] = splat_int<i32x16>(j);
+      reg::i32 acc[kRegisters];
+      INFC_UNROLL for (int j = 0; j < kRegisters; ++j) acc[j] = reg::i32{} + j;
+      reg::i32 a = reg::i32{} + 0x01020304;
       for (int64_t i = 0; i < steps; ++i) {
-        INFC_UNROLL for (int j = 0; j < kChains; ++j) {
-          INFC_EACH(r) {
+        INFC_UNROLL for (int j = 0; j < kRegisters; ++j) {
 #if INFC_VNNI
-            acc[j].v[r] = (reg::i32)_mm512_dpbusd_epi32((__m512i)acc[j].v[r], (__m512i)acc[0].v[r],
-                                                        (__m512i)acc[0].v[r]);
-#elif INFC_AVX512
-            acc[j].v[r] += (reg::i32)_mm512_madd_epi16((__m512i)acc[j].v[r], (__m512i)acc[0].v[r]);
-#elif INFC_AVX2
-            acc[j].v[r] += (reg::i32)_mm256_madd_epi16((__m256i)acc[j].v[r], (__m256i)acc[0].v[r]);
+          acc[j] = (reg::i32)_mm512_dpbusd_epi32((__m512i)acc[j], (__m512i)a, (__m512i)a);
 #else
-            acc[j].v[r] += acc[j].v[r] * acc[0].v[r];
+          __asm__ volatile("" : "+x"(a));  // so that the product is not taken once for all
+          acc[j] += reg::add_products((reg::i16)a, (reg::i16)a);
 #endif
-          }
         }
       }
-      for (int j = 1; j < kChains; ++j) acc[0] = acc[0] + acc[j];
-      sink = sum_lanes(to_float_value(acc[0]));
+      i32x16 sum = splat_int<i32x16>(0);
+      for (int j = 0; j < kRegisters; ++j) sum.v[0] += acc[j];
+      sink = sum_lanes(to_float_value(sum));
     });
   });
   constexpr double per_step = 32.0 * LinearLayout<int8_t>::kKP;

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
-_AVX2 = ("avx2", "fma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,6 @@ def panel_layout(dtype: DType, target: Target) -> PanelLayout:
     wide = all(target.has(feature) for feature in _AVX512)
     if dtype is DType.I8:
         vnni = wide and target.has("vnni")
-        pairs = wide or all(target.has(feature) for feature in _AVX2)
-        return PanelLayout(nr=64 if wide else 16, kp=4 if vnni else 2 if pairs else 1, flipped=vnni)
+        return PanelLayout(nr=64 if wide else 16, kp=4 if vnni else 2, flipped=vnni)
     pairs = dtype is DType.BF16 and wide and target.has("bf16")
     return PanelLayout(nr=64 if wide else 16, kp=2 if pairs else 1)

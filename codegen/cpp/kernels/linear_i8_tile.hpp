@@ -12,7 +12,7 @@ namespace infc {
 template <>
 struct LinearLayout<int8_t> {
   static constexpr int kNR = INFC_AVX512 ? 64 : 16;
-  static constexpr int kKP = INFC_VNNI ? 4 : INFC_AVX2 ? 2 : 1;
+  static constexpr int kKP = INFC_VNNI ? 4 : 2;
   static constexpr int kMR = INFC_AVX2 ? 6 : 2;
 };
 
@@ -78,45 +78,57 @@ INFC_INLINE void multiply(IntAccumulators<MR>& acc, const int8_t* const* rows, c
   }
 }
 #else
-#if INFC_AVX2
-// Two k at once: `pair` holds each row's two elements as 16 bits each.
+namespace reg {
+typedef int16_t i16 __attribute__((vector_size(kRegLanes * 4)));
+
+// As many bytes as a register holds of 16 bits, widened.
+INFC_INLINE i16 widen_bytes(const int8_t* p) {
+#if INFC_AVX512
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (i16)_mm512_maskz_cvtepi8_epi16(~0u, bytes);
+#elif INFC_AVX2
+  return (i16)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__SSE4_1__)
+  return (i16)_mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  i16 r;
+  for (int i = 0; i < 2 * kRegLanes; ++i) r[i] = p[i];
+  return r;
+#endif
+}
+
+// Lane i: a[2i] * b[2i] + a[2i + 1] * b[2i + 1].
+INFC_INLINE i32 add_products(i16 a, i16 b) {
+#if INFC_AVX512
+  return (i32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif INFC_AVX2
+  return (i32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE4_1__)
+  return (i32)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  i32 r;
+  for (int i = 0; i < kRegLanes; ++i) r[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+  return r;
+#endif
+}
+}  // namespace reg
+
+// Two k at once: `pair` points at each row's two elements, of 16 bits.
 template <int MR>
-INFC_INLINE void step_widened(IntAccumulators<MR>& acc, const int8_t* w,
-                              const int16_t* const* pair) {
+INFC_INLINE void step_pair(IntAccumulators<MR>& acc, const int8_t* w, const int16_t* const* pair) {
+  reg::i16 b[acc.kVectors][kRegs];
   INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
-    INFC_EACH(i) {
-      const int8_t* p = w + (j * kRegs + i) * kRegLanes * 2;
-#if INFC_AVX512
-      const __m512i b =
-          _mm512_maskz_cvtepi8_epi16(~0u, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#else
-      const __m256i b =
-          _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#endif
-      INFC_UNROLL for (int m = 0; m < MR; ++m) {
-        int32_t both;
-        std::memcpy(&both, pair[m], 4);
-#if INFC_AVX512
-        acc.v[m][j].v[i] += (reg::i32)_mm512_madd_epi16(b, _mm512_set1_epi32(both));
-#else
-        acc.v[m][j].v[i] += (reg::i32)_mm256_madd_epi16(b, _mm256_set1_epi32(both));
-#endif
-      }
+    INFC_EACH(i) b[j][i] = reg::widen_bytes(w + (j * kRegs + i) * kRegLanes * 2);
+  }
+  INFC_UNROLL for (int m = 0; m < MR; ++m) {
+    int32_t both;
+    std::memcpy(&both, pair[m], sizeof both);
+    const reg::i16 a = (reg::i16)(reg::i32{} + both);
+    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+      INFC_EACH(i) acc.v[m][j].v[i] += reg::add_products(b[j][i], a);
     }
   }
 }
-#else
-template <int MR>
-INFC_INLINE void step_widened(IntAccumulators<MR>& acc, const int8_t* w,
-                              const int16_t* const* one) {
-  INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
-    const i32x16 b = load_ints(w + j * kLanes);
-    INFC_UNROLL for (int m = 0; m < MR; ++m) {
-      INFC_EACH(i) acc.v[m][j].v[i] += b.v[i] * *one[m];
-    }
-  }
-}
-#endif
 // A stretch of each row is widened once, and padded to whole steps with zeros.
 template <int MR>
 INFC_INLINE void multiply(IntAccumulators<MR>& acc, const int8_t* const* rows, const int8_t* panel,
@@ -137,7 +149,7 @@ INFC_INLINE void multiply(IntAccumulators<MR>& acc, const int8_t* const* rows, c
     for (int64_t k = 0; k < count; k += kKP) {
       const int16_t* at[MR];
       INFC_UNROLL for (int m = 0; m < MR; ++m) at[m] = wide[m] + k;
-      step_widened<MR>(acc, panel + (start + k) * kNR, at);
+      step_pair<MR>(acc, panel + (start + k) * kNR, at);
     }
   }
 }
