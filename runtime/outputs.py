@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -82,7 +82,7 @@ class RequestOutput:
     finished: bool = False
     prompt: str | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    embedding: NDArray[np.float32] | None = None
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False)
     error: str | None = None
 
 

@@ -53,7 +53,7 @@ class Score:
         return all(rank == 1 for rank in self.ranks)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embedding:
     """The vector of a prompt, float32 [hidden_width]; numpy takes it as an array."""
 
@@ -61,7 +61,9 @@ class Embedding:
     values: NDArray[np.float32] = field(repr=False)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.array(self.values, dtype=dtype, copy=copy is not False)
+        if copy is False and dtype not in (None, self.values.dtype):
+            raise ValueError(f"an embedding is {self.values.dtype}: {dtype} needs a copy")
+        return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
 
     def __len__(self) -> int:
         return len(self.values)

@@ -305,6 +305,19 @@ def test_embeddings_have_length_one_unless_told_otherwise(llm: LLM) -> None:
     assert not np.allclose(last, mean)
 
 
+def test_an_embedding_is_an_array_to_numpy(llm: LLM) -> None:
+    (vector,) = llm.embed("the cat")
+    assert len(vector) == len(vector.values) == 16
+    assert np.asarray(vector) is vector.values
+    copied = np.array(vector)
+    copied[:] = 0
+    assert np.asarray(vector, dtype=np.float64).dtype == np.float64 and vector.values.any()
+    with pytest.raises(ValueError, match="needs a copy"):
+        np.array(vector, dtype=np.float64, copy=False)
+    assert np.stack([vector, vector]).shape == (2, 16)
+    assert vector == vector and vector != llm.embed("the cat")[0]
+
+
 def test_what_cannot_be_embedded(artifact: Path, llm: LLM) -> None:
     with pytest.raises(RequestError, match="pooling is 'first', not 'last' or 'mean'") as caught:
         llm.embed("the cat", pooling="first")  # type: ignore[arg-type]
