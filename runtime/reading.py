@@ -61,7 +61,7 @@ class Embedding:
     values: NDArray[np.float32] = field(repr=False)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False and dtype not in (None, self.values.dtype):
+        if copy is False and dtype is not None and np.dtype(dtype) != self.values.dtype:
             raise ValueError(f"an embedding is {self.values.dtype}: {dtype} needs a copy")
         return np.array(self.values, dtype=dtype) if copy else np.asarray(self.values, dtype=dtype)
 
