@@ -37,16 +37,43 @@ def cache_directory() -> Path:
 
 
 def cache_limit_bytes() -> int:
-    """The limit of the cache: `$INFC_CACHE_LIMIT` (such as `5GB`; 0 for none at all), or 20 GB."""
-    text = os.environ.get(LIMIT_VARIABLE)
+    """The limit of the cache: `$INFC_CACHE_LIMIT`, else what `set_cache_limit` kept, else 20 GB.
+
+    Written such as `5GB`; 0 keeps nothing at all. UsageError where it is no size.
+    """
+    where, text = LIMIT_VARIABLE, os.environ.get(LIMIT_VARIABLE)
     if text is None:
-        return DEFAULT_LIMIT_BYTES
+        where = str(_limit_file())
+        try:
+            text = _limit_file().read_text()
+        except OSError:
+            return DEFAULT_LIMIT_BYTES
+    return _size_or_zero(text, where)
+
+
+def set_cache_limit(text: str) -> int:
+    """Keeps a limit for this user, as bytes; UsageError where it is no size, or cannot be kept."""
+    size = _size_or_zero(text, "the limit")
+    place = _limit_file()
     try:
-        return parse_size(text)
-    except ValueError:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, f"{text.strip()}\n")
+    except OSError as error:
         raise UsageError(
-            f"not a size: {text!r}", where=LIMIT_VARIABLE, hint="such as 5GB"
+            f"cannot be written: {error.strerror}", where=str(place), hint=f"set ${LIMIT_VARIABLE}"
         ) from None
+    return size
+
+
+def _limit_file() -> Path:
+    return platformdirs.user_config_path("infc") / "cache-limit"
+
+
+def _size_or_zero(text: str, where: str) -> int:
+    try:
+        return parse_size(text.strip())
+    except ValueError:
+        raise UsageError(f"not a size: {text.strip()!r}", where=where, hint="such as 5GB") from None
 
 
 def cache_key(parts: Mapping[str, Any], checkpoint: Path) -> str:
@@ -75,6 +102,18 @@ class CacheUse:
     num_artifacts: int
     size_bytes: int
     limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One artifact in the cache: its key, what it is of, and when it was last used (seconds)."""
+
+    key: str
+    model: str
+    backend: str
+    target: str
+    size_bytes: int
+    last_use: float
 
 
 class ArtifactCache:
@@ -117,6 +156,31 @@ class ArtifactCache:
         entries = list(self._entries())
         size = sum(_size_bytes(path) for path in entries)
         return CacheUse(self.directory, len(entries), size, self.limit_bytes)
+
+    def entries(self) -> list[CacheEntry]:
+        """What is kept, the last used first; what cannot be read is shown as damaged."""
+        found = []
+        for path in self._entries():
+            model, backend, target = "damaged", "", ""
+            with contextlib.suppress(ArtifactError):
+                manifest = open_artifact(path, "none").manifest
+                model = str(manifest.recipe.get("model", manifest.model.architecture))
+                backend, target = manifest.backend, manifest.target.name
+            size, last_use = _size_bytes(path), _mtime(path)
+            found.append(CacheEntry(path.name, model, backend, target, size, last_use))
+        return sorted(found, key=lambda entry: -entry.last_use)
+
+    def prune(self) -> CacheUse:
+        """Removes what the limit does not allow, and what killed processes left; what went."""
+        before = self.use()
+        self._evict()
+        after = self.use()
+        return CacheUse(
+            self.directory,
+            before.num_artifacts - after.num_artifacts,
+            before.size_bytes - after.size_bytes,
+            self.limit_bytes,
+        )
 
     def clear(self) -> CacheUse:
         """Removes everything; returns what was there."""

@@ -1,14 +1,20 @@
 """`infc cache`: where compiled artifacts are kept, how much they take, and how to drop them."""
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from ..cache import CacheUse
 
 
 @click.group("cache")
 def command() -> None:
-    """Show or clear the cache of compiled artifacts.
+    """Show, bound or clear the cache of compiled artifacts.
 
     \b
-      infc cache size
+      infc cache list
+      infc cache limit 5GB
       infc cache clear
       INFC_CACHE_LIMIT=5GB infc compile model.yaml
     """
@@ -22,24 +28,80 @@ def path() -> None:
     click.echo(cache_directory())
 
 
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_entries(as_json: bool) -> None:
+    """List what is kept, the last used first.
+
+    \b
+      infc cache list --json
+    """
+    from dataclasses import asdict
+    from datetime import datetime
+
+    from ...ir.manifest import canonical_json
+    from ..cache import ArtifactCache
+
+    entries = ArtifactCache().entries()
+    if as_json:
+        click.echo(canonical_json([asdict(entry) for entry in entries]), nl=False)
+        return
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.last_use).strftime("%Y-%m-%d %H:%M")
+        size = f"{entry.size_bytes / 1e6:,.1f} MB"
+        what = f"{entry.model}  {entry.backend} {entry.target}".rstrip()
+        click.echo(f"{entry.key[:12]}  {used}  {size:>12}  {what}")
+
+
 @command.command()
 def size() -> None:
     """Print how much the cache holds, and its limit."""
-    from ...ir.sizes import format_count
     from ..cache import ArtifactCache
 
     use = ArtifactCache().use()
-    held, limit = use.size_bytes / 1e9, use.limit_bytes / 1e9
-    count = format_count(use.num_artifacts, "artifact")
-    click.echo(f"{count}, {held:.2f} GB of at most {limit:.2f} GB")
+    click.echo(f"{_amount(use)} of at most {use.limit_bytes / 1e9:.2f} GB")
+
+
+@command.command()
+@click.argument("size", required=False)
+def limit(size: str | None) -> None:
+    """Print the limit, or keep another one for this user; $INFC_CACHE_LIMIT goes before it.
+
+    \b
+      infc cache limit 5GB
+      infc cache limit 0
+    """
+    import os
+
+    from ..cache import LIMIT_VARIABLE, ArtifactCache, cache_limit_bytes, set_cache_limit
+
+    if size is None:
+        click.echo(f"{cache_limit_bytes() / 1e9:.2f} GB")
+        return
+    kept = set_cache_limit(size)
+    if LIMIT_VARIABLE in os.environ:
+        click.echo(f"note: ${LIMIT_VARIABLE} is set, and goes before it", err=True)
+    gone = ArtifactCache(limit_bytes=kept).prune()
+    click.echo(f"the limit is {kept / 1e9:.2f} GB; removed {_amount(gone)}")
+
+
+@command.command()
+def prune() -> None:
+    """Remove what is beyond the limit, and what killed compilations left."""
+    from ..cache import ArtifactCache
+
+    click.echo(f"removed {_amount(ArtifactCache().prune())}")
 
 
 @command.command()
 def clear() -> None:
     """Remove everything from the cache."""
-    from ...ir.sizes import format_count
     from ..cache import ArtifactCache
 
-    before = ArtifactCache().clear()
-    count = format_count(before.num_artifacts, "artifact")
-    click.echo(f"removed {count}, {before.size_bytes / 1e9:.2f} GB")
+    click.echo(f"removed {_amount(ArtifactCache().clear())}")
+
+
+def _amount(use: "CacheUse") -> str:
+    from ...ir.sizes import format_count
+
+    return f"{format_count(use.num_artifacts, 'artifact')}, {use.size_bytes / 1e9:.2f} GB"

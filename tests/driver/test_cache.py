@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from infc.driver.cache import ArtifactCache, cache_key, cache_limit_bytes
+from infc.driver.cli import run
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import UsageError
 
@@ -115,3 +116,50 @@ def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("INFC_CACHE_LIMIT", text)
         with pytest.raises(UsageError, match="INFC_CACHE_LIMIT: not a size"):
             cache_limit_bytes()
+
+
+def test_what_is_kept_is_listed(tmp_path: Path, own_cache: Path) -> None:
+    cache = ArtifactCache()
+    assert cache.entries() == []
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    for index in range(3):
+        cache.add(f"k{index}", artifact)
+    (own_cache / "artifacts/k1/manifest.json").unlink()
+    for index in range(3):
+        os.utime(own_cache / f"artifacts/k{index}", (1000 + index, 1000 + index))
+    listed = cache.entries()
+    assert [(entry.key, entry.model) for entry in listed] == [
+        ("k2", "here"),
+        ("k1", "damaged"),
+        ("k0", "here"),
+    ]
+    assert (listed[0].backend, listed[0].target, listed[0].last_use) == ("cpp", "x86-64-v2", 1002)
+    assert sum(entry.size_bytes for entry in listed) == cache.use().size_bytes
+
+
+def test_a_limit_is_kept_and_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    cache = ArtifactCache()
+    for index in range(2):
+        cache.add(f"k{index}", open_artifact(write_artifact(tmp_path / "a")))
+    one = cache.use().size_bytes // 2
+    assert run(["cache", "limit", f"{one + 10}B"]) == 0
+    assert "removed 1 artifact," in capsys.readouterr().out
+    assert cache_limit_bytes() == one + 10
+    assert [entry.key for entry in ArtifactCache().entries()] == ["k1"]
+    monkeypatch.setenv("INFC_CACHE_LIMIT", "5GB")  # of this command alone, so it goes first
+    assert cache_limit_bytes() == 5 * 10**9
+    assert run(["cache", "limit"]) == 0
+    assert capsys.readouterr().out == "5.00 GB\n"
+    assert run(["cache", "limit", "lots"]) == 2
+    assert "not a size: 'lots'" in capsys.readouterr().err
+
+
+def test_pruning_sweeps_what_killed_processes_left(own_cache: Path) -> None:
+    half = own_cache / "artifacts/.k.infc-partial-abc"
+    half.mkdir(parents=True)
+    (half / "weights.safetensors").write_bytes(b"half")
+    assert run(["cache", "prune"]) == 0
+    assert os.listdir(own_cache / "artifacts") == []
