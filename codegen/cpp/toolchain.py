@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -145,7 +146,8 @@ def _run(command: list[str], directory: Path) -> tuple[int, str]:
                 try:
                     errors = process.communicate(timeout=TIMEOUT_S)[1]
                 except BaseException:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it had just ended
+                        os.killpg(process.pid, signal.SIGKILL)
                     raise
     finally:
         os.close(watched)

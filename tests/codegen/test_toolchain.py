@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,21 @@ def test_no_compiler_outlives_this_process(compiler: Compiler, place: Path) -> N
         assert comes_true(child.exists)
         process.kill()
     assert comes_true(lambda: has_ended(int(child.read_text()))), "the compiler still runs"
+
+
+def test_an_interrupt_that_comes_as_it_ends_stays_one(
+    compiler: Compiler, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(subprocess.Popen[str]):
+        def communicate(self, *arguments: Any, **options: Any) -> tuple[str, str]:
+            super().communicate(*arguments, **options)
+            raise KeyboardInterrupt
+
+    compiler("exit 0")
+    monkeypatch.setattr("subprocess.Popen", Late)
+    with pytest.raises(KeyboardInterrupt):
+        build(place)
+    assert os.listdir(place) == ["step.cpp"]
 
 
 def has_ended(pid: int) -> bool:
