@@ -48,16 +48,21 @@ class Interpreter:
         return DType(self.dtype_override) if self.dtype_override else None
 
     def run(
-        self, inputs: Mapping[str, torch.Tensor], *, upto: str | None = None
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        upto: str | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> list[torch.Tensor]:
         """The program's outputs, or the value `upto` alone, for the given inputs by name.
 
-        ProgramError names the node whose result is not of its declared type, or whose meaning
-        failed; also for inputs that do not fit the declared ones.
+        `sizes` are those of symbols, for those that no input has. ProgramError names the node
+        whose result is not of its declared type, or whose meaning failed; also for inputs that do
+        not fit the declared ones.
         """
         import torch
 
-        self.values, self.bindings = {}, {}
+        self.values, self.bindings = {}, dict(sizes or {})
         self._bind(inputs)
         wanted = [upto] if upto is not None else [v.name for v in self.program.outputs]
         done = {value.name for value in self.program.inputs}

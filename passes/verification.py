@@ -150,7 +150,7 @@ def _run(side: Side, inputs: dict[str, torch.Tensor], weights: SampleWeights) ->
     def source(name: str) -> torch.Tensor:
         return weights.get(side.program, name)
 
-    (result,) = Interpreter(program, source, dtype_override="f32").run(given)
+    (result,) = Interpreter(program, source, dtype_override="f32").run(given, sizes=bindings)
     return result
 
 

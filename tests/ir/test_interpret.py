@@ -86,3 +86,14 @@ def test_a_wrong_declaration_is_named() -> None:
         interpret(good.with_nodes((good.nodes[0], unbound, good.nodes[2])), {"x": X}, weights)
     with pytest.raises(ProgramError, match=r"%y = mul.*meaning failed"):
         interpret(good, {"x": X}, lambda name: torch.ones(5))
+
+
+def test_symbols_that_no_input_has_take_given_sizes() -> None:
+    b = ProgramBuilder("p")
+    b.symbol("T")
+    b.output(b.emit("full", shape=("T", 2), value=1.5, dtype="f32"))
+    program = b.build()
+    (made,) = Interpreter(program, weights).run({}, sizes={"T": 3})
+    assert torch.equal(made, torch.full((3, 2), 1.5))
+    with pytest.raises(ProgramError, match="T"):
+        Interpreter(program, weights).run({})
