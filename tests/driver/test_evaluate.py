@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows
+from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows, evaluate_text
+from infc.ir.artifact import open_artifact
 from infc.ir.manifest import Limits
+from infc.runtime.llm import LLM
 from infc.runtime.step import Step
 
 from ..ir.artifacts import manifest
+from ..runtime.small_artifact import write_small_artifact
 
 VOCABULARY = 64
 
@@ -73,3 +77,13 @@ def test_figures() -> None:
     result = Evaluation(100, 11, 10, 10 * math.log(8), **figures)
     assert result.perplexity == pytest.approx(8)
     assert result.bits_per_byte == pytest.approx(30 / 100)
+
+
+def test_a_window_is_evaluated_as_the_python_face_scores_it(tmp_path: Path) -> None:
+    artifact = open_artifact(write_small_artifact(tmp_path / "small"))
+    text = "the hat sat on the mat and the cat sat on the hat"
+    with LLM(artifact) as llm:
+        (score,) = llm.score(text)
+    found = evaluate_text(artifact, text)
+    assert found.num_predicted == len(score.token_ids)
+    assert found.perplexity == pytest.approx(score.perplexity, rel=1e-5)

@@ -95,7 +95,11 @@ def make_program(vocab_size: int) -> Program:
 
 
 def write_small_artifact(
-    path: Path, *, with_tokenizer: bool = True, generation: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    with_tokenizer: bool = True,
+    with_template: bool = True,
+    generation: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the artifact; its weights are random, and spread enough for clear winners."""
     tokenizer = make_tokenizer()
@@ -114,10 +118,10 @@ def write_small_artifact(
         if with_tokenizer:
             (writer.path / "tokenizer").mkdir()
             tokenizer.save(str(writer.path / "tokenizer/tokenizer.json"))
-            (writer.path / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
-        files = TokenizerFiles(
-            "tokenizer/tokenizer.json", None, (0,), "tokenizer/chat_template.jinja", generation
-        )
+        template = "tokenizer/chat_template.jinja" if with_template else None
+        if with_tokenizer and template is not None:
+            (writer.path / template).write_text(TEMPLATE)
+        files = TokenizerFiles("tokenizer/tokenizer.json", None, (0,), template, generation)
         writer.commit(
             Manifest(
                 infc_version="0.1.0",

@@ -257,9 +257,28 @@ def test_token_ids_only_without_tokenizer(tmp_path: Path) -> None:
             lambda: llm.generate("text"),
             lambda: llm.generate([5], SamplingParams(stop="x")),
             lambda: llm.chat([{"role": "user", "content": "x"}]),
+            lambda: llm.stream_chat([{"role": "user", "content": "x"}]),
+            lambda: llm.score("text"),
+            lambda: llm.score([5], "text"),
+            lambda: llm.embed("text"),
         ]
         for call in calls:
             with pytest.raises(RequestError, match="no tokenizer"):
+                call()
+        assert len(llm.score([5, 6])[0].logprobs) == len(llm.embed([5, 6])) == 1
+
+
+def test_no_chat_without_a_template(tmp_path: Path) -> None:
+    path = write_small_artifact(tmp_path / "plain", with_template=False)
+    messages = [{"role": "user", "content": "the hat"}]
+    with LLM(path) as llm:
+        calls: list[Callable[[], object]] = [
+            lambda: llm.chat(messages),
+            lambda: llm.chat([messages]),
+            lambda: llm.stream_chat(messages),
+        ]
+        for call in calls:
+            with pytest.raises(RequestError, match=r"no chat template \(write the prompt your"):
                 call()
 
 
