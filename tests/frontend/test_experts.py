@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import AutoConfig
@@ -15,7 +17,13 @@ from transformers.integrations import moe
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from infc.frontend.experts import Gate, experts_hook, read_gate
+from infc.frontend.load import load_model
 from infc.ir.errors import UnsupportedModelError
+from infc.ir.types import DType
+from infc.ir.weights import evaluate_weight
+
+from ..checkpoints import make_checkpoint
+from .oracle import no_log
 
 
 class Experts(torch.nn.Module):
@@ -94,6 +102,19 @@ def test_a_gate_that_differs_beyond_its_limit_is_refused() -> None:
 
     with pytest.raises(UnsupportedModelError, match="gate of their own"):
         run_experts(OneSided(7.0, 0.0))
+
+
+def test_a_correction_keeps_its_precision(tmp_path: Path) -> None:
+    """Rounded to bfloat16 it would choose other experts than the library does."""
+    make_checkpoint("glm4_moe", tmp_path, dtype="bfloat16", num_hidden_layers=2)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    tensors[name] = torch.rand(8) + 1 / 3
+    save_file(tensors, path, metadata={"format": "pt"})
+    program = load_model(tmp_path, log=no_log)
+    assert program.weights["model.layers.1.mlp.gate.weight"].type.dtype is DType.BF16
+    assert torch.equal(evaluate_weight(program, name), tensors[name])
 
 
 def test_a_gate_of_another_form_is_refused() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from infc.ir.errors import ProgramError
 from infc.ir.ops import get_op
+from infc.ir.program import Attr
 from infc.ir.types import DType, Sym, TensorType
 
 Gate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -58,6 +59,7 @@ def test_a_gate_without_meaning_is_refused() -> None:
     shapes = ((t, 2), (4, 12, 8), (4, 8, 6))
     weight, up, down = (TensorType(DType.F32, shape) for shape in shapes)
     types = (TensorType(DType.F32, (t, 8)), TensorType(DType.I64, (t, 2)), weight, up, down)
-    for attrs in ({"act": "gelu", "alpha": 2.0}, {"act": "silu", "limit": 0.0}):
+    wrong: list[dict[str, Attr]] = [{"act": "gelu", "alpha": 2.0}, {"act": "silu", "limit": 0.0}]
+    for attrs in wrong:
         with pytest.raises(ProgramError, match=r"moe: (alpha|limit)"):
             get_op("moe").infer(types, attrs)
