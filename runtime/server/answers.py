@@ -75,7 +75,7 @@ class CompletionLogprobs(_Answer):
 
 
 class CompletionChoice(_Answer):
-    """One completion, or what a chunk adds to it."""
+    """One completion, or what a chunk adds to it; its end has a reason."""
 
     index: _Count
     text: str
@@ -111,7 +111,7 @@ class _Head(_Answer):
 
 
 class CompletionAnswer(_Head):
-    """A whole answer; chunks of a stream have `usage` where it was asked for."""
+    """A whole answer."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
@@ -124,6 +124,41 @@ class ChatAnswer(_Head):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: UsageAnswer
+
+
+class CompletionChunk(_Head):
+    """An event of a stream; the last has `usage` and no choice, where that was asked for."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageAnswer | None = None
+
+
+class Delta(_Answer):
+    """What a chunk adds to the assistant's turn; the first names the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoice(_Answer):
+    """What a chunk adds to one next turn."""
+
+    index: _Count
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: _FinishReason | None
+    token_ids: list[_Count] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+class ChatChunk(_Head):
+    """An event of a stream; the last has `usage` and no choice, where that was asked for."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: UsageAnswer | None = None
 
 
 class ModelCard(_Answer):

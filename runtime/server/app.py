@@ -7,11 +7,21 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
 
 from ... import __version__
-from .answers import ChatAnswer, CompletionAnswer, Health, ModelCard, ModelList, Version
+from .answers import (
+    ChatAnswer,
+    ChatChunk,
+    CompletionAnswer,
+    CompletionChunk,
+    Health,
+    ModelCard,
+    ModelList,
+    Version,
+)
 from .bodies import read_request
 from .chat import create_chat
 from .completions import create_completion
@@ -55,6 +65,8 @@ def create_app(
     app.add_middleware(RequestLog, settings=settings, metrics=metrics)
     install_handlers(app)
     with_key = [Depends(_key_check(settings.api_key))]
+    if settings.api_key is not None:  # so that the description says it; it refuses nothing
+        with_key.append(Depends(HTTPBearer(auto_error=False)))
     router = APIRouter(prefix="/v1", dependencies=with_key)
     _add_generation(router, service)
     _add_models(router, service)
@@ -88,7 +100,7 @@ def _add_generation(router: APIRouter, service: Service) -> None:
 
     @router.post(
         "/completions",
-        responses=generation_answers(CompletionAnswer),
+        responses=generation_answers(CompletionAnswer, CompletionChunk),
         openapi_extra=body_of(CompletionRequest, settings),
     )
     async def completions(request: Request) -> Response:
@@ -98,7 +110,7 @@ def _add_generation(router: APIRouter, service: Service) -> None:
 
     @router.post(
         "/chat/completions",
-        responses=generation_answers(ChatAnswer),
+        responses=generation_answers(ChatAnswer, ChatChunk),
         openapi_extra=body_of(ChatRequest, settings),
     )
     async def chat_completions(request: Request) -> Response:
@@ -108,7 +120,8 @@ def _add_generation(router: APIRouter, service: Service) -> None:
 
 
 def _add_models(router: APIRouter, service: Service) -> None:
-    created = int(time.time())
+    created, names = int(time.time()), list(service.settings.model_names)
+    in_path: Any = Path(examples=names)
 
     def card(name: str) -> dict[str, Any]:
         return {
@@ -122,11 +135,11 @@ def _add_models(router: APIRouter, service: Service) -> None:
     @router.get("/models", responses=answers(ModelList, 401))
     async def models() -> Response:
         """The one model served here, by each of its names."""
-        cards = [card(name) for name in service.settings.model_names]
+        cards = [card(name) for name in names]
         return JSONResponse({"object": "list", "data": cards})
 
     @router.get("/models/{name:path}", responses=answers(ModelCard, 401, 404))
-    async def model(name: str) -> Response:
+    async def model(name: str = in_path) -> Response:
         """The model of that name."""
         service.check_model(name)
         return JSONResponse(card(name))

@@ -34,6 +34,7 @@ class ServerLog:
         handler = logging.StreamHandler(sys.stderr)
         handler.setLevel(logging.WARNING)
         handler.setFormatter(_JsonRecords() if self.format == "json" else _TextRecords())
+        handler.addFilter(_is_news)
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             logger.handlers = [handler]
@@ -48,6 +49,11 @@ def encode_event(name: str, level: str, message: str | None, fields: dict[str, A
     if message is not None:
         head["message"] = message
     return json.dumps({**head, **fields}, separators=(",", ":"), default=str)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Uvicorn complains of every stream that was cut off, of which a warning has said why."""
+    return record.getMessage() != "ASGI callable returned without completing response."
 
 
 class _JsonRecords(logging.Formatter):

@@ -22,24 +22,40 @@ _REASONS = {
     503: "The engine has stopped or is stopping, or too many connections are open.",
     504: "The answer took too long.",
 }
-_GENERATION_ERRORS = tuple(_REASONS)
+_Responses = dict[int | str, dict[str, Any]]
 
 
-def answers(
-    kind: type[BaseModel], *errors: int, streamed: bool = False
-) -> dict[int | str, dict[str, Any]]:
+def answers(kind: type[BaseModel], *errors: int) -> _Responses:
     """`responses` of a route that gives `kind`, or one of the errors."""
-    content: dict[str, Any] = {}
-    if streamed:
-        events = "`data:` lines of chunks, then `data: [DONE]`; where `stream` is true."
-        content = {"text/event-stream": {"schema": {"type": "string", "description": events}}}
-    good: dict[str, Any] = {"model": kind, "content": content, "description": "The answer."}
+    good: dict[str, Any] = {"model": kind, "description": "The answer."}
     return {200: good, **{status: error(status) for status in errors}}
 
 
-def generation_answers(kind: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that generates."""
-    return answers(kind, *_GENERATION_ERRORS, streamed=True)
+def generation_answers(kind: type[BaseModel], chunk: type[BaseModel]) -> _Responses:
+    """`responses` of a route that generates, also as a stream of `chunk`s."""
+    responses = answers(kind, *_REASONS)
+    either = [_inlined(chunk), _inlined(ErrorAnswer)]
+    data = [
+        {"const": "[DONE]"},
+        {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": either},
+        },
+    ]
+    event = {
+        "type": "object",
+        "description": "One event of the stream, which is the answer where `stream` is true.",
+        "properties": {"data": {"anyOf": data}},
+        "required": ["data"],
+    }
+    responses[200]["content"] = {"text/event-stream": {"schema": event}}
+    return responses
+
+
+def _inlined(kind: type[BaseModel]) -> Any:
+    schema = kind.model_json_schema()
+    return _inline(schema, schema.pop("$defs", {}))
 
 
 def error(status: int) -> dict[str, Any]:
@@ -63,8 +79,17 @@ def body_of(kind: type[GenerationRequest], settings: ServerSettings) -> dict[str
             _open(parts[part.__name__], part.NOT_BUILT)
     _open(schema, kind.NOT_BUILT)
     _narrow(schema["properties"], settings)
-    schema = _inline(schema, parts)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"schema": _inline(schema, parts), "examples": _examples(kind, settings)}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _examples(kind: type[GenerationRequest], settings: ServerSettings) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": settings.model_name, "max_tokens": 16, "temperature": 0}
+    if "prompt" in kind.model_fields:
+        body["prompt"] = "def fibonacci(n):"
+    else:
+        body["messages"] = [{"role": "user", "content": "Write the function read_lines."}]
+    return {"whole": {"value": body}, "streamed": {"value": {**body, "stream": True}}}
 
 
 def _open(schema: dict[str, Any], neutral: NEUTRAL) -> None:

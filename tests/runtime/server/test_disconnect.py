@@ -96,6 +96,17 @@ def test_gone_with_many_prompts(server: Serving) -> None:
     server.wait_until_empty()
 
 
+@pytest.mark.parametrize("extra", [{"n": 4}, {"best_of": 4, "stream": False}], ids=str)
+def test_gone_with_many_choices(server: Serving, extra: dict[str, Any]) -> None:
+    body = {**LONG, "prompt": ["a1", "a2", "a3"], "stream": True, "temperature": 1, **extra}
+    before = server.model.num_tokens
+    raw = send_raw(server.url, body)
+    server.wait_until(lambda: server.engine.stats().num_running >= 12)
+    raw.close()
+    server.wait_until_empty()
+    assert server.model.num_tokens - before < 12 * 480, "it went on for nobody"
+
+
 def test_gone_in_the_middle_of_the_body(server: Serving) -> None:
     place = urlsplit(server.url)
     with socket.create_connection((place.hostname or "", place.port or 0)) as raw:
