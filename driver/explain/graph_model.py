@@ -11,8 +11,9 @@ from .facts import NodeFacts, ProgramFacts
 
 VIEW = Kind.VIEW.value
 PORT = "port"
+_STATE = Kind.STATE.value
 _PARTS = (
-    ("attention", {Kind.ATTENTION.value, Kind.STATE.value}),
+    ("attention", {Kind.ATTENTION.value, _STATE}),
     ("experts", {Kind.EXPERTS.value}),
     ("feed-forward", {Kind.MATRIX.value}),
 )
@@ -54,13 +55,17 @@ class Block:
 
 @dataclass(slots=True)
 class _Builder:
-    """Cards are made block by block; `makers` knows which card of the block makes a value."""
+    """Cards are made block by block; `makers` knows which card of the block makes a value.
+
+    `state` is the last card that touched paged state: the next one comes after it.
+    """
 
     prefix: str
     copies: int
     homes: Mapping[str, str]
     makers: dict[str, str] = field(default_factory=dict)
     ports: dict[str, Card] = field(default_factory=dict)
+    state: str | None = None
 
 
 def build_blocks(program: ProgramFacts) -> list[Block]:
@@ -145,6 +150,9 @@ def _cards(builder: _Builder, chains: Iterable[tuple[NodeFacts, ...]]) -> Iterat
     for chain in chains:
         name = f"{builder.prefix}-{len(builder.makers)}"
         reads = tuple(dict.fromkeys(_sources(builder, chain)))
+        if chain[-1].kind == _STATE:
+            reads = tuple(dict.fromkeys((*reads, *filter(None, [builder.state]))))
+            builder.state = name
         title = " · ".join(dict.fromkeys(node.op for node in chain))
         for node in chain:
             for result, _ in node.results:

@@ -16,6 +16,8 @@ from .graph_model import PORT, VIEW, Block, Card, build_blocks
 METRICS = ("decode-bytes", "decode-ops", "prefill-bytes", "prefill-ops")
 _TITLE_PX, _MONO_PX = 7.4, 6.3
 _ROUND = 6.0
+_WIDE = 150
+"""From this width on a card has room for its share."""
 
 
 def draw(facts: ArtifactFacts, blocks: Sequence[Block], *, alone: bool) -> str:
@@ -114,7 +116,10 @@ def _edge(edge: Edge) -> str:
 def _card(card: Card, box: Box, total: Costs) -> Iterator[str]:
     if card.kind == PORT:
         yield f'<g class="port"><rect {_at(box)} rx="12"/>'
-        yield _text("port-text", box.middle, box.y + 16, _fit(card.title, box.width - 12, _MONO_PX))
+        room = int((box.width - 12) / _MONO_PX)
+        long = len(card.title) > room  # then its end, which tells more than its beginning
+        title = f"…{card.title[1 - room :]}" if long else card.title
+        yield _text("port-text", box.middle, box.y + 16, title)
         yield "</g>"
         return
     nodes = card.nodes
@@ -137,7 +142,8 @@ def _card(card: Card, box: Box, total: Costs) -> Iterator[str]:
 def _face(card: Card, box: Box, kind: str, own: Mapping[str, float]) -> Iterator[str]:
     node = card.nodes[-1]
     heavy = max(node.weights, key=lambda weight: weight.num_bytes, default=None)
-    title = _fit(card.title, box.width - 62, _TITLE_PX)
+    wide = box.width >= _WIDE
+    title = _fit(card.title, box.width - (62 if wide else 16), _TITLE_PX)
     room = box.width - 76 - len(title) * _TITLE_PX
     leaf = _fit(_leaf(heavy), room, _MONO_PX) if heavy and room > 5 * _MONO_PX else ""
     yield (
@@ -145,7 +151,7 @@ def _face(card: Card, box: Box, kind: str, own: Mapping[str, float]) -> Iterator
         f'<tspan class="leaf" dx="6">{attribute(leaf)}</tspan></text>'
     )
     percent = format_share(math.ceil(own[METRICS[0]] * 10**9), 10**9)
-    yield _text("share", box.right - 10, box.y + 17, percent if box.width >= 150 else "")
+    yield _text("share", box.right - 10, box.y + 17, percent if wide else "")
     text = kind if heavy is None else f"{heavy.type} → {kind[kind.find('[') :]}"
     yield _text("type", box.x + 10, box.y + 33, _fit(text, box.width - 20, _MONO_PX))
     track = Box(box.x + 10, box.bottom - 10, box.width - 20, 4)

@@ -22,6 +22,7 @@ from infc.driver.explain.measure import choose_workload, measure_program
 from infc.ir.manifest import Limits
 from infc.ir.ops import get_op
 from infc.ir.program import Program
+from infc.ir.text import parse_program
 
 from .support import stack, write_explained
 
@@ -183,3 +184,23 @@ def test_the_command_writes_both(
 def test_equal_artifacts_give_equal_pages(tiny: Path) -> None:
     pages = [html_page(inspect_artifact(tiny, memory=1 << 30)) for _ in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_what_touches_state_stands_below_what_touched_it_before() -> None:
+    program = parse_program(WRITE_THEN_ATTEND)
+    load = choose_workload(Limits(64, 64, 8, 8), None, None, None)
+    (block,) = lay_out(build_blocks(measure_program(program, load))).blocks
+    heights = {card.title: box.y for card, box in block.cards}
+    assert heights["kv_write"] < heights["paged_attention"]
+
+
+WRITE_THEN_ATTEND = """
+program "pages" phase lowered {
+  symbol T: 1..64
+  resource full {layers = (0,), num_kv_heads = 2, key_head_dim = 4, value_head_dim = 4, dtype = "f32", block_size = 16, window = none}
+  input %x: f32[T, 2, 4]
+  kv_write(%x, %x) {layer = 0, group = "full"}  layer 0  from "m.0.attn"
+  %y = paged_attention(%x) {layer = 0, group = "full", scale = 1.0}  : f32[T, 2, 4]  layer 0  from "m.0.attn"
+  output %y
+}
+"""  # noqa: E501
