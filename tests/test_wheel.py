@@ -72,9 +72,10 @@ def test_it_carries_every_module(names: set[str]) -> None:
     assert [str(p) for p in modules if f"infc/{p.as_posix()}" not in names] == []
 
 
-@pytest.mark.parametrize("suffix", [".hpp", ".yaml", ".safetensors"])
-def test_it_carries_kernels_recipes_and_model(names: set[str], suffix: str) -> None:
-    data = [p for p in files_in("codegen", "recipes", suffix=suffix) if ".train" not in p.parts]
+@pytest.mark.parametrize("suffix", [".hpp", ".yaml", ".safetensors", ".css", ".js"])
+def test_it_carries_what_is_not_python(names: set[str], suffix: str) -> None:
+    found = files_in("codegen", "driver", "recipes", suffix=suffix)
+    data = [p for p in found if ".train" not in p.parts]
     assert data, f"no {suffix} file in the tree"
     assert [str(p) for p in data if f"infc/{p.as_posix()}" not in names] == []
     assert "infc/py.typed" in names
