@@ -82,25 +82,22 @@ def write_choices(
     """
     from ..runtime.outputs import merge_outputs
 
-    start = time.perf_counter()
-    parts, first = [], None
-    for output in outputs:
-        first = first or time.perf_counter()
-        parts.append(output)
-    whole = merge_outputs(parts)
+    whole = merge_outputs(list(outputs))
     if whole.error is not None:
         raise InfcError(whole.error)
     texts = [" ".join(map(str, c.token_ids)) if as_ids else c.text for c in whole.outputs]
     text = "\n".join(f"[{number}] {text}" for number, text in enumerate(texts, 1))
     sink.write(text)
     sink.flush()
-    begun = first or start
+    # Of several, the first may come only when the last has ended: the engine knows better.
+    times = whole.metrics
+    first, last = times.first_token_time, times.finished_time
     return Written(
         text,
         len(whole.prompt_token_ids),
         sum(len(choice.token_ids) for choice in whole.outputs),
-        begun - start,
-        time.perf_counter() - begun,
+        times.time_to_first_token or 0.0,
+        last - first if first is not None and last is not None else 0.0,
         ", ".join(dict.fromkeys(str(choice.finish_reason) for choice in whole.outputs)),
     )
 

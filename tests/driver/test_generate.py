@@ -195,11 +195,13 @@ def test_several_answers_are_numbered() -> None:
         (piece(0, "a", 1), piece(1, "b", 2)),
         (piece(0, "c", 3, end="stop"), piece(1, "d", 4, end="length")),
     ]
-    parts = [replace(part(""), outputs=outputs) for outputs in steps]
+    times = RequestMetrics(arrival_time=1.0, first_token_time=3.0, finished_time=7.0)
+    parts = [replace(part(""), outputs=outputs, metrics=times) for outputs in steps]
     sink = io.StringIO()
     written = write_choices(parts, sink)
     assert sink.getvalue() == written.text == "[1] ac\n[2] bd"
     assert (written.num_tokens, written.finish_reason) == (4, "stop, length")
+    assert (written.first_token_seconds, written.decode_seconds) == (2.0, 4.0)
     sink = io.StringIO()
     assert write_choices(parts, sink, as_ids=True).text == "[1] 1 3\n[2] 2 4"
     with pytest.raises(InfcError, match="NaN"):
