@@ -135,8 +135,10 @@ def _nucleus(row: Logits, count: int, params: SamplingParams) -> int:
 
 def _weights(scores: Logits, temperature: float) -> Logits:
     """Unnormalised probabilities, float32; the greatest score weighs 1. Sum them in float64."""
-    # A tiny temperature may overflow to minus infinity, which weighs 0 as it should.
+    # A tiny temperature may overflow to minus infinity, which weighs 0 as it should; one that is
+    # 0 in float32 would make the greatest weigh nothing that is a number.
+    divisor = max(np.float32(temperature), np.finfo(np.float32).tiny)
     with np.errstate(over="ignore"):
-        scaled = (scores - scores.max()) / np.float32(temperature)
+        scaled = (scores - scores.max()) / divisor
     weights: Logits = np.exp(scaled, out=scaled)
     return weights

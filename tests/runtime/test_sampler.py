@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -123,6 +125,19 @@ def test_a_row_does_not_depend_on_its_neighbours(
     for i in order:
         assert sample_rows(logits[i : i + 1], [requests[i]]) == [together[i]]
         assert (together[i].token_id is None) == cases[i][2]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-46, 5e-324])
+@pytest.mark.parametrize("rest", [{}, {"top_p": 0.5}, {"top_k": 2}, {"min_p": 0.5}], ids=str)
+def test_a_temperature_of_almost_nothing_is_greedy(
+    temperature: float, rest: dict[str, float]
+) -> None:
+    row = np.array([1.0, 7.0, 6.9999995, -float("inf"), -3.0], np.float32)
+    chosen = SamplingParams(temperature=temperature, **rest)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for u in (0.0, 0.3, 0.999):
+            assert draw(row, chosen, u) == 1
 
 
 def test_greedy_takes_the_lowest_of_equals() -> None:
