@@ -1,8 +1,9 @@
 """Decode and prefill of the 0.5B shape beside eager transformers, interleaved, with the ceiling.
 
-    python benchmarks/decode_vs_transformers.py WORKDIR [--rounds 5]
+    python benchmarks/decode_vs_transformers.py WORKDIR [--rounds 5] [--schemes none,int8]
 
-Each round measures, in turn: read bandwidth, infc, transformers. Ratios are taken pair by pair.
+Each round measures, in turn: read bandwidth, infc under each scheme, transformers in bfloat16.
+Ratios to transformers are taken pair by pair.
 Weights are random (speed does not depend on them); both sides get token ids and ignore EOS.
 """
 
@@ -39,8 +40,12 @@ def tokens(count: int, seed: int) -> list[int]:
 class Infc:
     """The artifact of the checkpoint, through the public face."""
 
-    def __init__(self, checkpoint: Path, threads: int) -> None:
-        artifact = infc.compile(checkpoint / "model.yaml", output=artifact_of(checkpoint))
+    def __init__(self, checkpoint: Path, threads: int, scheme: str) -> None:
+        artifact = infc.compile(
+            checkpoint / "model.yaml",
+            output=artifact_of(checkpoint, scheme),
+            overrides={"quantization": scheme},
+        )
         self.weight_bytes = artifact.weights_path.stat().st_size
         self.llm = infc.LLM(artifact, threads=threads, prefix_reuse=False)
 
@@ -99,20 +104,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--schemes", default="none,int8", help="of `quantization`, by commas")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shape", choices=["0.5b", "1b"], default="0.5b")
     options = parser.parse_args()
     checkpoint = make_checkpoint(options.shape, options.workdir)
-    ours, theirs = Infc(checkpoint, options.threads), Eager(checkpoint, options.threads)
+    schemes = options.schemes.split(",")
+    ours = {f"infc {one}": Infc(checkpoint, options.threads, one) for one in schemes}
+    sides: dict[str, Infc | Eager] = {**ours, "transformers": Eager(checkpoint, options.threads)}
     ceiling = ReadBandwidth(1 << 29, options.threads)
-    rows: dict[str, list[dict[str, float]]] = {"infc": [], "transformers": []}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     bandwidth = []
-    for side in (ours, theirs):
+    for side in sides.values():
         measure(side, 999)  # warm-up
     for round_ in range(options.rounds):
         bandwidth.append(max(ceiling() for _ in range(3)))
-        rows["infc"].append(measure(ours, round_))
-        rows["transformers"].append(measure(theirs, round_))
+        for name, side in sides.items():
+            rows[name].append(measure(side, round_))
     result: dict[str, Any] = {
         "shape": options.shape,
         "threads": options.threads,
@@ -123,15 +131,17 @@ def main() -> None:
     for key in ("decode_tps", "prefill_tps", "ttft_ms"):
         for name, measured in rows.items():
             result[f"{name}.{key}"] = spread([m[key] for m in measured])
-        pairs = zip(rows["infc"], rows["transformers"], strict=True)
-        result[f"ratio.{key}"] = spread([a[key] / b[key] for a, b in pairs])
-    share = [
-        m["decode_tps"] * ours.weight_bytes / 1e9 / b
-        for m, b in zip(rows["infc"], bandwidth, strict=True)
-    ]
-    result["infc.decode_share_of_bandwidth"] = spread(share)
+        for name in ours:
+            pairs = zip(rows[name], rows["transformers"], strict=True)
+            result[f"{name}.{key}.ratio"] = spread([a[key] / b[key] for a, b in pairs])
+    for name, side in ours.items():
+        share = [
+            m["decode_tps"] * side.weight_bytes / 1e9 / b
+            for m, b in zip(rows[name], bandwidth, strict=True)
+        ]
+        result[f"{name}.decode_share_of_bandwidth"] = spread(share)
     for key, value in result.items():
-        print(f"{key:34} {value}")
+        print(f"{key:42} {value}")
     print("RESULT " + json.dumps(result))
 
 

@@ -86,9 +86,10 @@ def build(shape: str) -> torch.nn.Module:
     return LlamaForCausalLM(llama).to(torch.bfloat16)
 
 
-def artifact_of(checkpoint: Path) -> Path:
-    """Where a benchmark puts the artifact of a checkpoint: beside it."""
-    return checkpoint.with_name(f"{checkpoint.name}.artifact")
+def artifact_of(checkpoint: Path, scheme: str = "none") -> Path:
+    """Where a benchmark puts the artifact of a checkpoint: beside it, one a scheme."""
+    suffix = "" if scheme == "none" else f"-{scheme}"
+    return checkpoint.with_name(f"{checkpoint.name}{suffix}.artifact")
 
 
 def make_checkpoint(shape: str, directory: Path) -> Path:
