@@ -16,10 +16,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import infc
+from infc.driver.cli import infc as infc_group
 
 from .runtime.small_artifact import write_small_artifact
 from .test_layout import ROOMS, ROOT, files_in
@@ -95,6 +98,24 @@ def test_a_source_distribution_gives_the_same_wheel(
     (packed,) = tmp_path.glob("*.tar.gz")
     again = build_wheel(packed, tmp_path / "again")
     assert set(zipfile.ZipFile(again).namelist()) == names
+
+
+def test_images_are_built_from_what_the_wheel_is_made_of() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert kept == {*IN_THE_TREE, *ROOMS, "constraints.txt"}
+
+
+def test_deployment_files_call_commands_as_they_are() -> None:
+    compose = yaml.safe_load((ROOT / "recipes/deploy/compose.yaml").read_text())
+    images = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    called = [compose["services"]["infc"]["command"], *map(json.loads, images)]
+    assert len(called) == 3
+    for words in called:
+        parser = infc_group.get_command(click.Context(infc_group), words[0])
+        command = parser or infc_group
+        options = {opt for p in command.params for opt in p.opts} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= options
 
 
 def closure(requirements: list[str]) -> set[str]:
