@@ -32,6 +32,7 @@ class FuseRope(Pass):
         rules = [
             Rule(_rotation(_HALF), _fuse_half, _half_allowed),
             Rule(_rotation(_NEIGHBOURS), _fuse_neighbours, _neighbours_allowed),
+            Rule(_APART, _fuse_apart, _apart_allowed),
             Rule(_PARTIAL, _fuse_partial, _partial_allowed),
         ]
         swept = rewrite_all(program, rules)
@@ -49,6 +50,18 @@ def _slice(start: str, stop: str, step: int = 1) -> OpPattern:
 _HALF = OpPattern(
     "concat", (OpPattern("neg", (_slice("half", "end"),)), _slice("begin", "half")), {"dim": 2}
 )
+
+
+def _turned_apart() -> OpPattern:
+    """Both halves turned by tables as long as one: no concat before, one behind."""
+    cos, sin = Var("cos", "value"), Var("sin", "value")
+    first, second = _slice("begin", "half"), _slice("half", "end")
+    left = OpPattern("sub", (OpPattern("mul", (first, cos)), OpPattern("mul", (second, sin))))
+    right = OpPattern("add", (OpPattern("mul", (second, cos)), OpPattern("mul", (first, sin))))
+    return OpPattern("concat", (left, right), {"dim": 2})
+
+
+_APART = _turned_apart()
 
 
 def _column(inner: Pattern) -> OpPattern:
@@ -86,8 +99,11 @@ class _Angles:
     width: int
 
 
-def _angles(program: Program, value: Value, head_major: bool) -> _Angles | None:
-    """The table behind a value that fold-rotary-tables made; None where it is something else."""
+def _angles(program: Program, value: Value, head_major: bool, apart: bool) -> _Angles | None:
+    """The table behind a value that fold-rotary-tables made; None where it is something else.
+
+    Such a value holds each angle twice, or once where halves are turned `apart`.
+    """
     producers = program.producers()
     node = _behind_cast(producers, value)
     if not head_major:
@@ -96,6 +112,8 @@ def _angles(program: Program, value: Value, head_major: bool) -> _Angles | None:
         node = _behind_cast(producers, node.values()[0])
     if node is None:
         return None
+    if apart:
+        return _looked_up(node, "half")
     style = "half"
     if node.op == "reshape":
         style = "interleaved"
@@ -115,7 +133,11 @@ def _table_of(joined: Node, producers: dict[str, Node], style: str) -> _Angles |
     node = producers.get(joined.values()[0].name)
     if style == "interleaved" and node is not None and node.op == "reshape":
         node = producers.get(node.values()[0].name)
-    if node is None or node.op != "embedding":
+    return None if node is None else _looked_up(node, style)
+
+
+def _looked_up(node: Node, style: str) -> _Angles | None:
+    if node.op != "embedding":
         return None
     table, positions = node.inputs
     if not isinstance(table, WeightRef) or not isinstance(positions, Value):
@@ -133,13 +155,15 @@ def _head_major(x: Value) -> bool | None:
     return True if x.type.shape[1] == Sym("T") else None
 
 
-def _tables(program: Program, match: Match) -> tuple[_Angles, _Angles] | str:
+def _tables(
+    program: Program, match: Match, *, apart: bool = False
+) -> tuple[_Angles, _Angles] | str:
     x = match.value("x")
     head_major = _head_major(x)
     if head_major is None:
         return f"{x} is {x.type}, neither [H, T, D] nor [T, H, D]"
-    cos = _angles(program, match.value("cos"), head_major)
-    sin = _angles(program, match.value("sin"), head_major)
+    cos = _angles(program, match.value("cos"), head_major, apart)
+    sin = _angles(program, match.value("sin"), head_major, apart)
     if cos is None or sin is None:
         return "the angles do not come from tables of equal halves by position"
     if cos.positions != sin.positions or cos.width != sin.width or cos.style != sin.style:
@@ -150,7 +174,14 @@ def _tables(program: Program, match: Match) -> tuple[_Angles, _Angles] | str:
 
 
 def _half_allowed(program: Program, match: Match) -> str | None:
-    tables = _tables(program, match)
+    return _halves_allowed(match, _tables(program, match))
+
+
+def _apart_allowed(program: Program, match: Match) -> str | None:
+    return _halves_allowed(match, _tables(program, match, apart=True))
+
+
+def _halves_allowed(match: Match, tables: tuple[_Angles, _Angles] | str) -> str | None:
     if isinstance(tables, str):
         return tables
     width = tables[0].width
@@ -171,9 +202,9 @@ def _neighbours_allowed(program: Program, match: Match) -> str | None:
     return None if tables[0].style == "interleaved" else "neighbours are turned by angles of halves"
 
 
-def _fuse(emit: Emitter, match: Match, style: str) -> Operand | None:
+def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Operand | None:
     program = emit.program
-    tables = _tables(program, match)
+    tables = _tables(program, match, apart=apart)
     assert not isinstance(tables, str)
     cos, sin = tables
     x = match.value("x")
@@ -187,6 +218,10 @@ def _fuse(emit: Emitter, match: Match, style: str) -> Operand | None:
 
 def _fuse_half(emit: Emitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "half")
+
+
+def _fuse_apart(emit: Emitter, match: Match) -> Operand | None:
+    return _fuse(emit, match, "half", apart=True)
 
 
 def _fuse_neighbours(emit: Emitter, match: Match) -> Operand | None:
