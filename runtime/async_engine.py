@@ -190,11 +190,19 @@ class AsyncEngine:
             await asyncio.sleep(0.01)
         return self._num_pending == 0
 
+    def stop(self) -> None:
+        """Let the thread end after its current step, and fail what is pending; returns at once.
+
+        It takes no lock, so that a garbage collector may call it anywhere.
+        """
+        self._stopping = True
+        self._commands.put(None)
+
     def shutdown(self, timeout_seconds: float = 30.0) -> None:
         """Stop the thread after its current step, fail what is pending, and close the engine."""
         with self._lock:
-            self._draining = self._stopping = True
-        self._commands.put(None)
+            self._draining = True
+        self.stop()
         self._thread.join(timeout_seconds)
         if not self._thread.is_alive():
             self.engine.close()

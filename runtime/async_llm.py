@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -44,11 +45,17 @@ class AsyncLLM:
     ) -> None:
         self._closed = False
         self.engine = AsyncEngine(open_engine(artifact, verify, on_note, limits))
+        # Also where nobody closes: the thread would keep the engine for ever.
+        weakref.finalize(self, self.engine.stop).atexit = False
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None for an artifact that takes and gives token ids only."""
         return self.engine.engine.tokenizer
+
+    def recommended_params(self, **given: Any) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends; `given` wins over it."""
+        return self.engine.engine.recommended_params(**given)
 
     def stats(self) -> EngineStats:
         """Requests, blocks and steps of about now."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from itertools import pairwise
@@ -155,6 +157,18 @@ def test_after_the_end(artifact: Path) -> None:
                 await anext(late)
 
     asyncio.run(use())
+
+
+def test_one_that_nobody_closes_ends_with_its_last_reference(artifact: Path) -> None:
+    async def use() -> threading.Thread:
+        llm = AsyncLLM(artifact)
+        await collect(llm, "the cat", LONG)
+        return next(t for t in threading.enumerate() if t.name == "infc-engine")
+
+    thread = asyncio.run(use())
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_limits_and_notes_are_those_of_llm(artifact: Path) -> None:
