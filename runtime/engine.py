@@ -22,7 +22,7 @@ from .pooling import Pool, Pooling, asks_for_hidden
 from .request import Request
 from .request_stream import NO_FINITE_VALUE, RequestStream
 from .sampler import Sample
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, recommended_sampling
 from .scheduler import Scheduler
 from .step import Step, StepTimes
 from .step_results import StepResults, read_results
@@ -66,6 +66,7 @@ class Engine:
         self.on_step: Callable[[StepTimes], None] | None = None
         """Told of each step that ran to its end, on the engine's thread: it must be quick."""
         self._executor_seconds = 0.0
+        self._recommended: dict[str, Any] = {}
         self._streams: dict[str, RequestStream] = {}
         self._weights_check: Future[None] | None = None
         self._closed = False
@@ -99,7 +100,13 @@ class Engine:
             hidden_width=artifact.manifest.hidden_width,
         )
         engine._weights_check = check
+        files = artifact.manifest.tokenizer
+        engine._recommended = recommended_sampling(files.generation if files else None)
         return engine
+
+    def recommended_params(self, **given: Any) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends; `given` wins over it."""
+        return SamplingParams(**{**self._recommended, **given})
 
     @property
     def has_unfinished(self) -> bool:

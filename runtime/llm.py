@@ -64,6 +64,10 @@ class LLM:
         """The tokenizer; None for an artifact that takes and gives token ids only."""
         return self.engine.tokenizer
 
+    def recommended_params(self, **given: Any) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends; `given` wins over it."""
+        return self.engine.recommended_params(**given)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from infc.ir.errors import RequestError
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimeOptions
+from infc.runtime.llm import LLM
 from infc.runtime.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import Step
@@ -251,6 +252,13 @@ def test_seeds_are_drawn_once_a_request(engine: Engine) -> None:
     params: dict[str, Any] = {"temperature": 2.0, "max_tokens": 10, "n": 2}
     first, second = run(engine, **params).outputs, run(engine, **params).outputs
     assert [c.token_ids for c in first] != [c.token_ids for c in second]
+
+
+def test_the_checkpoint_recommends_and_the_caller_decides(tmp_path: Path) -> None:
+    generation = {"do_sample": True, "temperature": 0.7, "min_p": 0.1, "repetition_penalty": 1.2}
+    with LLM(write_small_artifact(tmp_path / "small", generation=generation)) as llm:
+        params = llm.recommended_params(max_tokens=3, min_p=0.0)
+    assert params == SamplingParams(temperature=0.7, repetition_penalty=1.2, max_tokens=3)
 
 
 class Ascending:
