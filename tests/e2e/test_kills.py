@@ -176,9 +176,10 @@ def test_killed_at_any_moment(place: Place, capsys: pytest.CaptureFixture[str]) 
         place.check_artifacts()
         litter = place.litter()
         if kill.signal == signal.SIGINT:
-            assert status in (0, 130, -signal.SIGINT), f"{kill}: {said}"
             # While Python itself starts, it tells where it was, and nobody can ask it not to.
-            assert "Traceback" not in said or "infc/driver" not in said, f"{kill}: {said}"
+            if "Traceback" not in said or "infc/driver" in said:
+                assert status in (0, 130, -signal.SIGINT), f"{kill}: {said}"
+                assert "Traceback" not in said, f"{kill}: {said}"
             assert litter == [], f"{kill} left litter"
         elif litter:
             counts["swept by the next"] += 1
