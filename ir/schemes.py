@@ -71,14 +71,14 @@ def quantize_i8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (int8) and scales of each row of the last dimension, round to nearest even.
 
     In float32 (float64 stays, for the scales too): `scale = amax / 127`, `code = rint(x * (127 /
-    amax))` clamped to -127 .. 127; a row below `TINY` gets zeros for both. Every backend does the
+    amax))` clamped to -127 .. 127; a row below `TINY` gets zeros for both, one with NaN a scale of NaN. Every backend does the
     same operations, so that equal inputs give equal codes.
     """
     import torch
 
     value = x if x.dtype == torch.float64 else x.float()
     top = value.abs().amax(-1, keepdim=True)
-    used = top >= TINY
+    used = ~(top < TINY)  # NaN counts as used: it must show in the scale, not turn into zeros
     inverse = torch.where(used, LARGEST_I8 / top.clamp_min(TINY), 0.0)
     codes = (value * inverse).round().clamp(-LARGEST_I8, LARGEST_I8).to(torch.int8)
     scale = torch.where(used, top / LARGEST_I8, 0.0).squeeze(-1)

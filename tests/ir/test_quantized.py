@@ -44,6 +44,7 @@ def test_rows_without_a_magnitude_are_zeros() -> None:
     assert codes.tolist() == [[0, 0], [0, 0], [127, 64]]
     assert scale[:2].tolist() == [0, 0]
     assert scale[2] > 0
+    assert quantize_i8(torch.tensor([[1.0, torch.nan]]))[1].isnan().all()
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 9), st.integers(1, 40))
