@@ -71,8 +71,8 @@ def quantize_i8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (int8) and scales of each row of the last dimension, round to nearest even.
 
     In float32 (float64 stays, for the scales too): `scale = amax / 127`, `code = rint(x * (127 /
-    amax))` clamped to -127 .. 127; a row below `TINY` gets zeros for both, one with NaN a scale of NaN. Every backend does the
-    same operations, so that equal inputs give equal codes.
+    amax))` clamped to -127 .. 127; a row below `TINY` gets zeros for both, one with NaN a scale of
+    NaN. Every backend does the same operations, so that equal inputs give equal codes.
     """
     import torch
 
