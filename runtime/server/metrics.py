@@ -64,6 +64,32 @@ _HOST_SECONDS = (
 _COUNTS = tuple(2**power for power in range(15))
 _SMOOTHING = 0.2
 
+_HISTOGRAMS = {
+    "infc_time_to_first_token_seconds": (
+        "From a request's arrival at the engine to its first token.",
+        "first_token_seconds",
+    ),
+    "infc_inter_token_latency_seconds": (
+        "From a token of a completion to its next.",
+        "inter_token_seconds",
+    ),
+    "infc_e2e_request_latency_seconds": (
+        "From a request's arrival at the engine to its last token.",
+        "request_seconds",
+    ),
+    "infc_request_queue_time_seconds": (
+        "From a request's arrival at the engine to its first step.",
+        "queue_seconds",
+    ),
+    "infc_step_time_seconds": (
+        "Of one step: schedule, execute, sample, publish.",
+        "step_seconds",
+    ),
+    "infc_step_host_time_seconds": ("Of one step, the part outside the executor.", "host_seconds"),
+    "infc_step_sequences": ("Sequences in one step (batch size).", "step_sequences"),
+    "infc_step_tokens": ("Tokens computed by one step.", "step_tokens"),
+}
+
 
 class Histogram:
     """Counts of values by upper edges, and their sum."""
@@ -135,40 +161,8 @@ class ServerMetrics(Collector):
         yield InfoMetricFamily("infc_build", "What is served, and by which version.", self._info)
         yield from self._gauges()
         yield from self._counters()
-        for name, doc, histogram in (
-            (
-                "infc_time_to_first_token_seconds",
-                "From a request's arrival at the engine to its first token.",
-                self.first_token_seconds,
-            ),
-            (
-                "infc_inter_token_latency_seconds",
-                "From a token of a completion to its next.",
-                self.inter_token_seconds,
-            ),
-            (
-                "infc_e2e_request_latency_seconds",
-                "From a request's arrival at the engine to its last token.",
-                self.request_seconds,
-            ),
-            (
-                "infc_request_queue_time_seconds",
-                "From a request's arrival at the engine to its first step.",
-                self.queue_seconds,
-            ),
-            (
-                "infc_step_time_seconds",
-                "Of one step: schedule, execute, sample, publish.",
-                self.step_seconds,
-            ),
-            (
-                "infc_step_host_time_seconds",
-                "Of one step, the part outside the executor.",
-                self.host_seconds,
-            ),
-            ("infc_step_sequences", "Sequences in one step (batch size).", self.step_sequences),
-            ("infc_step_tokens", "Tokens computed by one step.", self.step_tokens),
-        ):
+        for name, (doc, attribute) in _HISTOGRAMS.items():
+            histogram: Histogram = getattr(self, attribute)
             yield histogram.family(name, doc)
 
     def _gauges(self) -> Iterator[Metric]:
