@@ -82,7 +82,7 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
         raise UnsupportedModelError(
             f"the checkpoint is quantised already ({name}), which is not supported",
             where=str(path),
-            hint="start from the original weights and let the recipe quantise them",
+            hint="start from weights in bfloat16 or float32, and let the recipe quantise them",
         )
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return

@@ -113,9 +113,10 @@ def test_code_of_the_checkpoint_never_runs(llama: Path, tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_quantised_checkpoint(llama: Path, tmp_path: Path) -> None:
-    with_config(llama, tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UnsupportedModelError, match=r"quantised already \(gptq\)"):
+@pytest.mark.parametrize("method", ["gptq", "mxfp4", "fp8"])
+def test_quantised_checkpoint(method: str, llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path, quantization_config={"quant_method": method})
+    with pytest.raises(UnsupportedModelError, match=rf"quantised already \({method}\)"):
         read_config(tmp_path)
 
 
