@@ -5,13 +5,13 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
 
-from ... import __version__
 from .answers import (
     ChatAnswer,
     ChatChunk,
@@ -50,12 +50,14 @@ def create_app(
 
     `backend` is what `/version` and `/metrics` call what executes the model.
     """
-    version = {"version": __version__, "backend": backend}
+    # The face has it too, and reaches every room: a server stands on ir alone.
+    own = metadata.version("infc")
+    version = {"version": own, "backend": backend}
     metrics = ServerMetrics(engine, {**version, "model_name": settings.model_name})
     service = Service(engine, tokenizer, settings, metrics)
     app = FastAPI(
         title="infc",
-        version=__version__,
+        version=own,
         description=f"The model {settings.model_name} behind OpenAI's API.",
         redoc_url=None,
         redirect_slashes=False,
