@@ -30,8 +30,10 @@ class FuseRope(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Fuse the rotations, then those of a part of each head with the rest of it."""
         rules = [
-            Rule(_rotation(_HALF), _fuse_half, _half_allowed),
-            Rule(_rotation(_NEIGHBOURS), _fuse_neighbours, _neighbours_allowed),
+            Rule(_rotation(_HALF, _X), _fuse_half, _half_allowed),
+            Rule(_rotation(_HALF, _FIRST), _fuse_half, _half_allowed),
+            Rule(_rotation(_NEIGHBOURS, _X), _fuse_neighbours, _neighbours_allowed),
+            Rule(_rotation(_NEIGHBOURS, _FIRST), _fuse_neighbours, _neighbours_allowed),
             Rule(_APART, _fuse_apart, _apart_allowed),
             Rule(_PARTIAL, _fuse_partial, _partial_allowed),
         ]
@@ -83,10 +85,14 @@ _NEIGHBOURS = OpPattern(
 )
 
 
-def _rotation(turned: OpPattern) -> OpPattern:
-    """x * cos + turned(x) * sin."""
+_FIRST = OpPattern("slice", (_X,), {"dim": 2, "start": 0, "stop": Var("cut"), "step": 1})
+"""The part of a head that is turned; what is cut from it is cut from the head itself."""
+
+
+def _rotation(turned: OpPattern, whole: Pattern) -> OpPattern:
+    """x * cos + turned(x) * sin, with x whole or a first part of it."""
     cos, sin = Var("cos", "value"), Var("sin", "value")
-    return OpPattern("add", (OpPattern("mul", (_X, cos)), OpPattern("mul", (turned, sin))))
+    return OpPattern("add", (OpPattern("mul", (whole, cos)), OpPattern("mul", (turned, sin))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +174,9 @@ def _tables(
         return "the angles do not come from tables of equal halves by position"
     if cos.positions != sin.positions or cos.width != sin.width or cos.style != sin.style:
         return "cosines and sines are looked up in different ways"
-    if cos.width != x.type.shape[2]:
-        return f"tables for {cos.width} elements turn heads of {x.type.shape[2]}"
+    width = match.captures.get("cut", x.type.shape[2])
+    if cos.width != width:
+        return f"tables for {cos.width} elements turn heads of {width}"
     return cos, sin
 
 
@@ -208,6 +215,8 @@ def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Op
     assert not isinstance(tables, str)
     cos, sin = tables
     x = match.value("x")
+    if "cut" in match.captures:
+        x = emit("slice", x, dim=2, start=0, stop=cos.width)
     attrs = {"style": style, "rotary_dim": cos.width}
     if not _head_major(x):
         return emit("rope", x, cos.positions, cos.table, sin.table, **attrs)
@@ -228,7 +237,6 @@ def _fuse_neighbours(emit: Emitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "interleaved")
 
 
-_FIRST = OpPattern("slice", (_X,), {"dim": 2, "start": 0, "stop": Var("cut"), "step": 1})
 _REST = OpPattern("slice", (_X,), {"dim": 2, "start": Var("cut"), "stop": Var("end"), "step": 1})
 _TABLES = (Var("positions"), Var("cos", "weight"), Var("sin", "weight"))
 _TURN = {"style": Var("style"), "rotary_dim": Var("cut")}
