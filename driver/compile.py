@@ -24,6 +24,7 @@ from ..ir.manifest import (
     canonical_json,
 )
 from ..ir.program import hidden_width
+from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
 from .cache import ArtifactCache, cache_key, checkpoint_identity
 from .model_source import find_model
@@ -263,7 +264,10 @@ def _emit(job: _Job, program: Program, directory: Path, progress: Reporter) -> E
     from ..codegen.base import EmitOptions
     from ..codegen.registry import get_backend
 
-    options = EmitOptions(on_weight=progress.advance)
+    def advance(done: int, total: int) -> None:
+        progress.advance(done, total, f"{format_size(done)} of {format_size(total)} of weights")
+
+    options = EmitOptions(on_weight=advance)
     return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
 
 

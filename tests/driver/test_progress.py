@@ -1,0 +1,78 @@
+"""Progress: a bar on a terminal that shows what was really done, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, time
+from infc.driver.progress import make_reporter
+reporter = make_reporter(quiet="quiet" in sys.argv)
+try:
+    with reporter.stage("emit"):
+        for done in (1, 4):
+            reporter.advance(done, 4, f"{done} MiB of 4 MiB of weights")
+            time.sleep(0.3)
+        reporter.remark("something was chosen")
+        if "fail" in sys.argv:
+            raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What the script writes to a terminal on stderr; its stdout must stay empty."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=follower, env=environment
+    ) as process:
+        os.close(follower)
+        shown = b""
+        try:
+            while piece := os.read(leader, 1 << 16):
+                shown += piece
+        except OSError:  # how a terminal says that nobody writes any more
+            pass
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    os.close(leader)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def test_a_bar_on_a_terminal() -> None:
+    shown = on_a_terminal()
+    assert "emit: 1 MiB of 4 MiB of weights" in shown
+    assert "emit: 4 MiB of 4 MiB of weights" in shown
+    assert "something was chosen" in shown
+    assert re.search(r"  emit: \d\.\d s\s*$", shown)
+
+
+def test_what_is_interrupted_is_not_called_done() -> None:
+    shown = on_a_terminal("fail")
+    assert not re.search(r"emit: \d\.\d s", shown)
+    assert shown.count("\x1b[?25h") == shown.count("\x1b[?25l") > 0  # the cursor is back
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_lines_where_there_is_no_terminal(quiet: bool) -> None:
+    command = [sys.executable, "-c", SCRIPT, *(["quiet"] if quiet else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    if quiet:
+        assert lines == []
+    else:
+        assert lines[0] == "something was chosen"
+        assert re.fullmatch(r"emit: \d\.\d s", lines[1])
+        assert len(lines) == 2
+    assert on_a_terminal("quiet") == ""
