@@ -54,6 +54,16 @@ REFUSED: dict[str, Refused] = {
         {**COMMON, "num_hidden_layers": 3, "lru_width": 64},
         "layer 0 of recurrent_gemma is of type linear_attention",
     ),
+    "jetmoe": Refused(
+        "jetmoe",
+        {**COMMON, "kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "sort.default: this operation is not supported",
+    ),
+    "minimax": Refused(
+        "minimax",
+        {**COMMON, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "layer 1 of minimax is of type linear_attention",
+    ),
     "codegen": Refused(
         "codegen", {**GPT, "rotary_dim": 16}, "codegen computes attention in code of its own"
     ),
