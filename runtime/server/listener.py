@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import sys
 
 from ...ir.errors import UsageError
+from .log import ServerLog
 
 
-def open_listener(host: str, port: int, *, has_key: bool) -> socket.socket:
+def open_listener(
+    host: str, port: int, *, has_key: bool, log: ServerLog | None = None
+) -> socket.socket:
     """A socket that has its address and does not listen yet: whoever comes early is told so.
 
     Warns where other machines can reach it and no key keeps them out. Raises UsageError for an
@@ -36,11 +38,11 @@ def open_listener(host: str, port: int, *, has_key: bool) -> socket.socket:
             hint="try another --host or --port",
         ) from None
     if not has_key and not _is_loopback(str(address[0])):
-        print(
+        (log or ServerLog()).event(
+            "warning",
             f"warning: {host} can be reached from other machines, and no API key is set:"
             " whoever can connect can use the model",
-            file=sys.stderr,
-            flush=True,
+            level="warning",
         )
     return listener
 

@@ -40,7 +40,7 @@ def serve(
     chosen = ServerSettings(model_names=names or (_name_of(Path(artifact_path)),), **settings)
     log = ServerLog(chosen.log_format)
     log.take_over()
-    listener = open_listener(host, port, has_key=settings.get("api_key") is not None)
+    listener = open_listener(host, port, has_key=chosen.api_key is not None, log=log)
     try:
         # The weights are read by threads of their own while this one imports and maps.
         artifact = open_artifact(artifact_path, verify, weights="later")

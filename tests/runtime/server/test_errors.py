@@ -1,5 +1,6 @@
 """Everything that may be wrong with a request: one clear refusal, and nobody else notices."""
 
+import contextlib
 import http.client
 import json
 import random
@@ -343,7 +344,11 @@ def test_what_is_not_http(server: Serving) -> None:
     for data in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/1.1\r\nHost: " + b"a" * 200_000 + b"\r\n"):
         with socket.create_connection((place.hostname or "", place.port or 0), 10) as raw:
             raw.sendall(data)
-            assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+            with contextlib.closing(http.client.HTTPResponse(raw)) as response:
+                response.begin()
+                assert response.status == 400
+                error = json.loads(response.read())["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
     assert server.post("/v1/completions", COMPLETION).status_code == 200
 
 

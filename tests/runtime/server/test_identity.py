@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 
 import infc
 from infc.driver.commands.serve import command
+from infc.runtime.server.listener import open_listener
+from infc.runtime.server.log import ServerLog
 
 from ..small_artifact import write_small_artifact
 from .serving import Serving, serving
@@ -93,6 +96,26 @@ def test_logs_in_json(tmp_path: Path) -> None:
         assert "prompt" not in line and "user" not in line
     assert lines[3]["status"] == 415
     assert lines[3]["answer_id"] is None
+
+
+def test_warnings_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    open_listener("0.0.0.0", 0, has_key=False, log=ServerLog("json")).close()
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["event"]) == ("warning", "warning")
+    assert "no API key" in line["message"]
+    handler = ServerLog("json").take_over()
+    try:
+        try:
+            raise ValueError("seen\nin the log")
+        except ValueError:
+            logging.getLogger("infc.server").exception("a request failed")
+    finally:
+        for name in ("infc.server", "uvicorn.error", "asyncio"):
+            logging.getLogger(name).removeHandler(handler)
+            logging.getLogger(name).propagate = True
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["message"]) == ("error", "a request failed")
+    assert "ValueError: seen\nin the log" in line["exception"]
 
 
 def test_prompts_are_logged_where_that_is_asked_for(tmp_path: Path) -> None:
