@@ -72,3 +72,20 @@ def test_equal_layers_of_generated_loops_become_one() -> None:
         y = c.op("mul", c.op("sigmoid", y), c.op("sum", y, dims=(1,), keepdim=True))
     items = roll(place_barriers(emitted(c, y).calls))
     assert [item.count for item in items if isinstance(item, Loop)] == [6]
+
+
+def test_experts_between_dense_layers_become_one_loop() -> None:
+    c = Case(DType.F32)
+    y = c.x
+    for layer in range(4):
+        both = c.op("linear", y, c.weight(f"both{layer}", 22, WIDTH))
+        gated = c.op("gated_act", both, act="silu")
+        y = c.op("linear", gated, c.weight(f"out{layer}", WIDTH, 11))
+        weight, index = c.two("topk", c.op("linear", y, c.weight(f"router{layer}", 8, WIDTH)), k=2)
+        experts = (c.weight(f"up{layer}", 8, 22, WIDTH), c.weight(f"down{layer}", 8, WIDTH, 11))
+        biases = (c.weight(f"up_bias{layer}", 8, 22), c.weight(f"down_bias{layer}", 8, WIDTH))
+        y = c.op("moe", y, index, weight, *experts, *biases, act="silu", limit=7.0)
+    items = roll(place_barriers(emitted(c, y).calls))
+    (loop,) = (item for item in items if isinstance(item, Loop))
+    assert loop.count == 4
+    assert [call.comment for call in loop.body].count("moe") == 1
