@@ -76,8 +76,12 @@ class CacheMachine(RuleBasedStateMachine):
         if sequence not in self.sequences or sequence is None or len(sequence.tokens) > 50:
             return
         start, size = sequence.num_computed, self.kv.block_size
-        sequence.tokens += [token] * max(0, start + count - len(sequence.tokens))
+        before = len(sequence.tokens)
+        sequence.tokens += [token] * max(0, start + count - before)
         count = self.kv.extend(sequence.blocks, start, count)
+        if count == 0:
+            del sequence.tokens[before:]
+            return  # no block was free: nothing is written
         self.kv.take_copies()
         for g, pool in enumerate(self.kv.pools):
             for index in range(start // size, -(-(start + count) // size)):
@@ -85,6 +89,7 @@ class CacheMachine(RuleBasedStateMachine):
                 assert not pool.is_shared(block), "it would write where another reads"
         self.kv.end_step()
         sequence.num_computed += count
+        del sequence.tokens[max(before, sequence.num_computed) :]
         self.kv.advance(sequence.blocks, sequence.tokens, sequence.num_computed)
 
     @rule(sequence=consumes(alive), forget=st.booleans())
