@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 from ...ir.errors import UsageError
 from ..sampling_params import MAX_CHOICES, MAX_LOGPROBS, RECOMMENDED, recommended_sampling
-
-LogFormat = Literal["text", "json"]
+from .log import LogFormat
 
 
 def _limit(default: Any, doc: str, unit: str, *, low: float = 1, high: float = 2**31 - 1) -> Any:

@@ -16,7 +16,7 @@ import pytest
 
 from .serving import Serving, serving
 
-EXAMPLES = int(os.environ.get("INFC_SCHEMA_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("INFC_SCHEMA_EXAMPLES", "20"))
 KEY = {"Authorization": "Bearer sesame"}
 
 
