@@ -21,6 +21,10 @@ from infc.runtime.server.metrics import ServerMetrics
 from infc.runtime.server.protocol import IGNORED, ChatRequest, CompletionRequest
 from infc.runtime.server.settings import limits
 
+from ..configs import CONFIGS
+from ..configs.refused import REFUSED
+from ..e2e.parity_table import BACKENDS, GREEDY_TOKENS, load_table
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(
@@ -209,12 +213,35 @@ def _json(value: Any) -> str:
     return json.dumps(value)
 
 
+def architecture_table() -> str:
+    """Every architecture that is compiled in tests: what is special, and what parity measured."""
+    measured = load_table()
+    rows = []
+    for kind in dict.fromkeys(small.kind for small in CONFIGS.values()):
+        names = [name for name, small in CONFIGS.items() if small.kind == kind]
+        shows = "; ".join(CONFIGS[name].shows for name in names if CONFIGS[name].shows)
+        errors = [max((measured[name][each] for name in names), key=float) for each in BACKENDS]
+        tokens = f"{GREEDY_TOKENS} of {GREEDY_TOKENS}"
+        rows.append((f"`{kind}`", shows, *errors, tokens))
+    head = ("architecture", "tested with", *(f"error, `{each}`" for each in BACKENDS), "tokens")
+    return table(head, rows)
+
+
+def refused_models() -> str:
+    """Every model that tests see refused, and the words."""
+    return table(
+        ("model", "why"), [(f"`{name}`", f"`{one.reason}`") for name, one in REFUSED.items()]
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "recipe-keys": recipe_table,
     "ops": op_table,
     "command-help": command_help,
     "errors": error_table,
     "refused-fields": refused_fields,
+    "architectures": architecture_table,
+    "refused-models": refused_models,
     "server-limits": server_limits,
     "server-metrics": server_metrics,
 }

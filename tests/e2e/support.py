@@ -17,6 +17,8 @@ from infc.runtime.executors import open_executor
 from infc.runtime.executors.base import ExecutorConfig
 
 from ..codegen.harness import Chunk, make_step
+from ..configs import CONFIGS
+from ..configs.base import VOCAB_SIZE
 
 BLOCK_SIZE = 16
 PROMPT_LENGTHS = (70, 33, 5, 101)
@@ -27,6 +29,11 @@ def prompts(vocab_size: int, lengths: Sequence[int] = PROMPT_LENGTHS) -> list[li
     """Random token ids, one prompt a length, without the special ones at the vocabulary's end."""
     rng = np.random.default_rng(11)
     return [[int(t) for t in rng.integers(0, vocab_size - 64, n)] for n in lengths]
+
+
+def parity_prompts(arch: str) -> list[list[int]]:
+    """Prompts that transformers and infc choose the same rope for, with room to answer."""
+    return prompts(VOCAB_SIZE, (70, 33, max(5, CONFIGS[arch].min_tokens), 95))
 
 
 def compile_checkpoint(

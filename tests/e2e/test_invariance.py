@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,17 +21,27 @@ from infc.runtime.outputs import RequestOutput, TokenLogprobs, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.sequence_blocks import SequenceBlocks
 
-from ..checkpoints import make_checkpoint
-from .support import compile_checkpoint, prompts
+from ..configs import CONFIGS
+from .builds import Build, Builds
+from .support import prompts
 
 MAX_CONTEXT = 128
+# A window of a few blocks, shorter than the prompts: its sequences still grow, so that they can
+# be preempted.
 CASES = [
-    ("llama", "float32"),
-    ("mistral", "float32"),
-    ("mixtral", "float32"),
-    ("qwen3", "bfloat16"),
+    Build("llama"),
+    Build("mistral", changes=(("sliding_window", 40),)),
+    Build("mixtral"),
+    Build("qwen3", dtype="bfloat16"),
 ]
-"""Plain, windowed, mixture of experts; and the other weight scheme."""
+"""Plain, windowed, mixture of experts; and the other element type: with many examples."""
+
+OTHERS = [
+    Build(arch)
+    for arch, small in CONFIGS.items()
+    if arch == small.kind and Build(arch) not in CASES
+]
+"""Every other architecture: with a few examples."""
 
 Answer = tuple[
     tuple[tuple[tuple[int, ...], tuple[TokenLogprobs, ...]], ...],
@@ -157,16 +166,10 @@ SHARED = Run(
 """Choices that share blocks, of prompts that end inside one, and too few blocks for all."""
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+@pytest.fixture(params=CASES, ids=lambda build: build.name)
+def artifact(request: pytest.FixtureRequest, builds: Builds) -> Artifact:
     """A compiled model of each case."""
-    arch, dtype = request.param
-    directory: Path = tmp_path_factory.mktemp(arch)
-    # A window of a few blocks, shorter than the prompts: its sequences still grow, so that they
-    # can be preempted.
-    window: dict[str, Any] = {"sliding_window": 40} if arch == "mistral" else {}
-    checkpoint = make_checkpoint(arch, directory / "checkpoint", seed=5, **window)
-    return compile_checkpoint(checkpoint, directory / "artifact", dtype=dtype)
+    return builds.artifact(request.param)
 
 
 def block_bytes(artifact: Artifact) -> int:
@@ -267,15 +270,12 @@ def play(artifact: Artifact, run: Run, events: Events) -> Iterator[tuple[Job, An
             yield run.jobs[i], _answer(outputs)
 
 
-def test_a_request_gets_what_it_gets_alone(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events = Events(Counter())
-    events.watch(monkeypatch)
+def compare_with_alone(artifact: Artifact, events: Events, num_examples: int) -> None:
+    """Plays runs, and asserts that each survivor got what it gets alone."""
     alone: dict[tuple[tuple[int, ...], SamplingParams], Answer] = {}
 
     @settings(
-        max_examples=60,
+        max_examples=num_examples,
         deadline=None,
         derandomize=True,
         database=None,
@@ -292,6 +292,14 @@ def test_a_request_gets_what_it_gets_alone(
             assert got == alone[key]
 
     check()
+
+
+def test_a_request_gets_what_it_gets_alone(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = Events(Counter())
+    events.watch(monkeypatch)
+    compare_with_alone(artifact, events, 60)
     for event in (
         "preemptions",
         "evictions",
@@ -301,6 +309,21 @@ def test_a_request_gets_what_it_gets_alone(
         "survivors",
     ):
         assert events.counts[event] > 0, f"the runs never met: {event}"
+
+
+@pytest.mark.parametrize("build", OTHERS, ids=lambda build: build.name)
+def test_a_request_gets_what_it_gets_alone_on_every_architecture(
+    build: Build, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few examples of one request beside others, of 1 and of 2 threads beside 2."""
+    events = Events(Counter())
+    events.watch(monkeypatch)
+    artifact = builds.artifact(build)
+    compare_with_alone(artifact, events, 3)
+    assert events.counts["survivors"] > 0
+    # Blocks that leave a window are free again: there such sequences need not grow.
+    if all(window is None for window in artifact.manifest.model.windows):
+        assert events.counts["preemptions"] > 0
 
 
 def test_threads_do_not_matter(artifact: Artifact) -> None:

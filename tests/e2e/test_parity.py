@@ -15,10 +15,13 @@ import infc
 
 from ..checkpoints import edit_config, make_checkpoint
 from ..configs import CONFIGS
+from .builds import Build, Builds
+from .parity_table import BACKENDS, GREEDY_TOKENS, record
 from .support import (
     Eager,
     compile_checkpoint,
     forced_rows,
+    parity_prompts,
     prompts,
     relative_error,
     teacher_forced,
@@ -27,30 +30,31 @@ from .support import (
 BOUND = 1e-5
 """Of the largest logit of a row, in float32."""
 
-GREEDY_TOKENS = 32
-
 
 @pytest.mark.parametrize("arch", CONFIGS)
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_logits_hidden_states_and_greedy_tokens_are_those_of_transformers(
-    arch: str, backend: str, tmp_path: Path
+    arch: str, backend: str, builds: Builds, update_golden: bool
 ) -> None:
-    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=7)
-    eager = Eager.load(checkpoint)
-    small = CONFIGS[arch]
-    limits: dict[str, Any] = {"runtime.max_context": small.max_context}
-    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", backend=backend, **limits)
-    lengths = (70, 33, max(5, small.min_tokens), 95)
-    sequences = prompts(artifact.manifest.model.vocab_size, lengths)
-    for *rows, sequence in zip(*forced_rows(artifact, sequences), sequences, strict=True):
-        for actual, expected in zip(rows, eager.rows(sequence), strict=True):
-            assert relative_error(actual, expected) < BOUND
+    build = Build(arch, backend)
+    artifact = builds.artifact(build)
+    eager = Eager.load(builds.checkpoint(build))
+    sequences = parity_prompts(arch)
+    threads = 2 if backend == "cpp" else 1  # torch's spin where tests share the cores
+    forced = forced_rows(artifact, sequences, threads=threads)
+    errors = [
+        tuple(map(relative_error, rows, eager.rows(sequence)))
+        for *rows, sequence in zip(*forced, sequences, strict=True)
+    ]
+    of_logits, of_hidden = map(max, zip(*errors, strict=True))
+    assert of_logits < BOUND and of_hidden < BOUND
     params = infc.SamplingParams(max_tokens=GREEDY_TOKENS, ignore_eos=True)
-    with infc.LLM(artifact, kv_memory="8MiB", threads=2) as llm:
+    with infc.LLM(artifact, kv_memory="8MiB", threads=threads) as llm:
         outputs = llm.generate(sequences, params)
     for output, sequence in zip(outputs, sequences, strict=True):
         tokens = output.outputs[0].token_ids
         assert len(tokens) == GREEDY_TOKENS and eager.prefers(sequence, tokens)
+    record(arch, backend, of_logits, bound=BOUND, update=update_golden)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +81,10 @@ BFLOAT16_BOUND = 0.05
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "mixtral", "gpt2"])
-def test_bfloat16_stays_within_its_bound(arch: str, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=3, dtype="bfloat16")
+def test_bfloat16_stays_within_its_bound(arch: str, builds: Builds) -> None:
+    build = Build(arch, dtype="bfloat16")
+    checkpoint, artifact = builds.checkpoint(build), builds.artifact(build)
     eager = Eager.load(checkpoint, torch.float32)
-    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", dtype="bfloat16")
     sequences = prompts(artifact.manifest.model.vocab_size)
     rounded = Eager.load(checkpoint, torch.bfloat16)
     for actual, sequence in zip(teacher_forced(artifact, sequences), sequences, strict=True):

@@ -1,0 +1,88 @@
+"""Checkpoints and artifacts that tests share: each is made once a run, by whom needs it first."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from infc.ir.artifact import Artifact, open_artifact
+
+from ..checkpoints import make_checkpoint
+from ..configs import CONFIGS
+from .support import compile_checkpoint
+
+Settings = tuple[tuple[str, Any], ...]
+SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A small model and what it is compiled to.
+
+    `dtype` is that of the checkpoint and of the computation; `sets` are further settings of the
+    recipe, as `("quantization", "int8")`, and `changes` such of the model's configuration.
+    """
+
+    arch: str
+    backend: str = "cpp"
+    dtype: str = "float32"
+    sets: Settings = ()
+    changes: Settings = ()
+
+    @property
+    def model_name(self) -> str:
+        """The checkpoint in a word."""
+        return _slug(self.arch, self.dtype, *self.changes)
+
+    @property
+    def name(self) -> str:
+        """All of it in a word."""
+        return _slug(self.model_name, self.backend, *self.sets)
+
+
+def _slug(*parts: Any) -> str:
+    words = ["=".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in parts]
+    return re.sub(r"[^\w.=-]+", "_", "+".join(words).replace("+", "--"))
+
+
+@dataclass(frozen=True, slots=True)
+class Builds:
+    """A directory of them, which the workers of one run share."""
+
+    root: Path
+
+    def checkpoint(self, build: Build) -> Path:
+        """The checkpoint of a build."""
+
+        def make(place: Path) -> None:
+            changes = dict(build.changes)
+            make_checkpoint(build.arch, place, seed=SEED, dtype=build.dtype, **changes)
+
+        return self._once("checkpoints", build.model_name, make)
+
+    def artifact(self, build: Build) -> Artifact:
+        """The artifact of a build."""
+
+        def make(place: Path) -> None:
+            sets = {"runtime.max_context": CONFIGS[build.arch].max_context, **dict(build.sets)}
+            checkpoint = self.checkpoint(build)
+            compile_checkpoint(checkpoint, place, backend=build.backend, dtype=build.dtype, **sets)
+
+        return open_artifact(self._once("artifacts", build.name, make), "none")
+
+    def _once(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
+        """The directory of that name, made under another one first: it is whole, or not there."""
+        place = self.root / kind / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_name(f"{name}.lock")):
+            if not place.exists():
+                unfinished = place.with_name(f"{name}.unfinished")
+                make(unfinished)
+                os.rename(unfinished, place)
+        return place
