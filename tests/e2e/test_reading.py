@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ import infc
 from infc.runtime.engine import Engine
 from infc.runtime.pooling import Pooling
 
-from ..checkpoints import make_checkpoint
-from .support import Eager, compile_checkpoint, prompts, relative_error
+from .builds import Build, Builds
+from .support import Eager, prompts, relative_error
 
 LENGTHS = (70, 33, 5, 101, 17)
 BOUND = 1e-5
@@ -47,14 +46,12 @@ def log_softmax(logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[n
 
 @pytest.mark.parametrize("arch", ["llama-tied", "gemma2", "gpt2", "mixtral"])
 def test_embeddings_and_scores_are_those_of_transformers_alone_and_together(
-    arch: str, tmp_path: Path
+    arch: str, builds: Builds
 ) -> None:
-    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=5)
-    limits: dict[str, Any] = {"runtime.logit_rows": 24, "runtime.max_context": 128}
-    artifact = compile_checkpoint(checkpoint, tmp_path / "artifact", **limits)
-    eager = Eager.load(checkpoint)
+    build = Build(arch)
+    artifact, eager = builds.artifact(build), Eager.load(builds.checkpoint(build))
     sequences = prompts(artifact.manifest.model.vocab_size, LENGTHS)
-    with infc.LLM(artifact, kv_memory="4MiB", threads=2) as llm:
+    with infc.LLM(artifact, kv_memory="4MiB", step_tokens=24, threads=2) as llm:
         together = {
             pooling: llm.embed(sequences, pooling=pooling, normalize=False) for pooling in POOLINGS
         }
@@ -72,9 +69,9 @@ def test_embeddings_and_scores_are_those_of_transformers_alone_and_together(
         assert (
             np.abs(np.array(scores[index].logprobs) - wanted).max() < BOUND * np.abs(logits).max()
         )
+    for index, sequence in enumerate(sequences):
         with infc.LLM(artifact, kv_memory="4MiB", threads=1, prefix_reuse=False) as alone:
-            (score,) = alone.score([sequence])
-            assert score == scores[index]
+            assert alone.score([sequence]) == [scores[index]]
             for pooling in POOLINGS:
                 (vector,) = alone.embed([sequence], pooling=pooling, normalize=False)
                 assert np.array_equal(vector.values, together[pooling][index].values)
