@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -18,21 +18,26 @@ DefineParameter = Callable[[str, DType], WeightExpr]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a weight is made of its parameter: views (`transpose` by a permutation, `reshape` to a
-    shape) one after the other. `name` is put behind the parameter's; without, it is as published.
+    """How a weight is made of its parameter: `transpose` by a permutation, `reshape` to a shape,
+    `cast` to a type, one after the other. `name` is put behind the parameter's.
     """
 
     name: str = ""
-    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    steps: tuple[tuple[str, tuple[int, ...] | str], ...] = ()
+
+    def then(self, other: Layout) -> Layout:
+        """This one first, then the other."""
+        name = ".".join(filter(None, (self.name, other.name)))
+        return Layout(name, (*self.steps, *other.steps))
 
     def apply(self, expr: WeightExpr) -> WeightExpr:
         """The weight's expression from its parameter's."""
-        for op, numbers in self.steps:
-            expr = WeightExpr(op, (expr,), {_NUMBERS[op]: numbers})
+        for op, value in self.steps:
+            expr = WeightExpr(op, (expr,), {_ATTRS[op]: value})
         return expr
 
 
-_NUMBERS: Final = {"transpose": "perm", "reshape": "shape"}
+_ATTRS: Final = {"transpose": "perm", "reshape": "shape", "cast": "dtype"}
 _AS_PUBLISHED: Final = Layout()
 _TRANSPOSED: Final = Layout("transposed", (("transpose", (1, 0)),))
 
@@ -41,6 +46,7 @@ _TRANSPOSED: Final = Layout("transposed", (("transpose", (1, 0)),))
 class _Use:
     source: str
     layout: Layout
+    dtype: DType  # as the model has it, before any layout
 
 
 @dataclass(slots=True)
@@ -59,7 +65,14 @@ class ParameterTable:
 
     def ref(self, name: str, kind: TensorType) -> WeightRef:
         """The parameter or buffer of that name as an operand."""
-        return self._declare(self.names.get(name, name), kind, _AS_PUBLISHED)
+        use = _Use(self.names.get(name, name), _AS_PUBLISHED, kind.dtype)
+        return self._declare(use, kind)
+
+    def hold(self, name: str, value: torch.Tensor, kind: TensorType) -> WeightRef:
+        """A value that no checkpoint has as an operand; the first of that name counts."""
+        if name not in self.buffers:
+            self.buffers = {**self.buffers, name: value}
+        return self.ref(name, kind)
 
     def constant(self, ref: WeightRef) -> torch.Tensor | None:
         """The value of a buffer that no checkpoint has; None for other weights."""
@@ -68,18 +81,22 @@ class ParameterTable:
 
     def transposed(self, ref: WeightRef) -> WeightRef:
         """The transpose of a two-dimensional weight, as a weight of its own."""
-        use = self._uses[ref.name]
-        kind = self.builder.weights[ref.name].type
-        flipped = TensorType(kind.dtype, kind.shape[::-1])
-        layout = _TRANSPOSED if use.layout == _AS_PUBLISHED else _AS_PUBLISHED
-        return self._declare(use.source, flipped, layout)
+        use, kind = self._uses[ref.name], self.builder.weights[ref.name].type
+        back = use.layout == _TRANSPOSED
+        layout = _AS_PUBLISHED if back else use.layout.then(_TRANSPOSED)
+        return self._declare(replace(use, layout=layout), replace(kind, shape=kind.shape[::-1]))
 
     def arranged(self, ref: WeightRef, shape: Sequence[int], layout: Layout) -> WeightRef:
-        """A weight that is stored as published, in another layout, as a weight of its own."""
-        use = self._uses[ref.name]
-        assert use.layout == _AS_PUBLISHED, f"{ref.name} is arranged already"
-        kind = TensorType(self.builder.weights[ref.name].type.dtype, tuple(shape))
-        return self._declare(use.source, kind, layout)
+        """A weight in another layout, as a weight of its own."""
+        use, kind = self._uses[ref.name], self.builder.weights[ref.name].type
+        layout = use.layout.then(layout)
+        return self._declare(replace(use, layout=layout), replace(kind, shape=tuple(shape)))
+
+    def cast(self, ref: WeightRef, dtype: DType) -> WeightRef:
+        """A weight in another element type, as a weight of its own."""
+        use, kind = self._uses[ref.name], self.builder.weights[ref.name].type
+        layout = use.layout.then(Layout(dtype.value, (("cast", dtype.value),)))
+        return self._declare(replace(use, layout=layout), replace(kind, dtype=dtype))
 
     def moved(self, ref: WeightRef, old_prefix: str, new_prefix: str) -> WeightRef | None:
         """The same weight of another layer; None where the name does not lie in the first."""
@@ -88,7 +105,7 @@ class ParameterTable:
             return None
         name = new_prefix + use.source.removeprefix(old_prefix)
         kind = self.builder.weights[ref.name].type
-        return self._declare(self.names.get(name, name), kind, use.layout)
+        return self._declare(replace(use, source=self.names.get(name, name)), kind)
 
     def relative_name(self, ref: WeightRef, prefix: str) -> tuple[str, Layout]:
         """The source's name after `prefix` (whole where it does not start so), and how the
@@ -96,14 +113,15 @@ class ParameterTable:
         use = self._uses[ref.name]
         return use.source.removeprefix(prefix), use.layout
 
-    def _declare(self, source: str, kind: TensorType, layout: Layout) -> WeightRef:
+    def _declare(self, use: _Use, kind: TensorType) -> WeightRef:
+        source, layout = use.source, use.layout
         name = f"{source}.{layout.name}" if layout.name else source
         if name in self._uses:
             return WeightRef(name)
-        self._uses[name] = _Use(source, layout)
+        self._uses[name] = use
         if source in self.buffers:
             self.data[source] = self.buffers[source]
             expr = WeightExpr("data", (), {"key": source})
         else:
-            expr = self.define(source, kind.dtype)
+            expr = self.define(source, use.dtype)
         return self.builder.weight(name, kind, layout.apply(expr))

@@ -48,6 +48,16 @@ class Context:
         kind = self.out_type(arg) if isinstance(arg, fx.Node) else self.type_of(operand)
         return self.emit("full", shape=(), value=operand, dtype=kind.dtype)
 
+    def weight(self, arg: Any) -> Value | WeightRef:
+        """As `tensor`; a weight that is cast, as a router may do, is a weight of that type."""
+        operand = self.tensor(arg)
+        if isinstance(operand, WeightRef):
+            return operand
+        made = next((n for n in reversed(self.builder.nodes) if operand in n.outputs), None)
+        if made is None or made.op != "cast" or not isinstance(made.inputs[0], WeightRef):
+            return operand
+        return self.parameters.cast(made.inputs[0], operand.type.dtype)
+
     def emit(self, op: str, *operands: Operand, **attrs: Any) -> Value:
         """One node with one result."""
         return self.builder.emit(op, *operands, **attrs)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from torch import fx
 
 from ...ir.errors import UnsupportedModelError
-from ...ir.program import Operand, Value, WeightRef
+from ...ir.program import Value, WeightRef
 from ...ir.types import Dim, DType
 from .base import Context, Converter, Result, axis_of, plain_argument
 from .views import part
 
 
 def _linear(ctx: Context, node: fx.Node) -> Result:
-    operands: list[Operand] = [ctx.tensor(arg) for arg in node.args if arg is not None]
-    return ctx.emit("linear", *operands)
+    weights = [ctx.weight(arg) for arg in node.args[1:] if arg is not None]
+    return ctx.emit("linear", ctx.tensor(node.args[0]), *weights)
 
 
 def _addmm(ctx: Context, node: fx.Node) -> Result:

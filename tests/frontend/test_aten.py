@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from infc.frontend.aten import CONVERTERS
 from infc.ir.errors import UnsupportedModelError
+from infc.ir.types import DType
 
 from .exported import FEATURES, Body, Features, both, program_of
 
@@ -95,6 +96,7 @@ BODIES: dict[str, Body] = {
     "layer norm": lambda m, x: F.layer_norm(x, (FEATURES,), m.row, m.row, 1e-3),
     "layer norm without weight": lambda m, x: F.layer_norm(x, (FEATURES,)),
     "linear": lambda m, x: F.linear(x, m.square, m.row),
+    "linear of a widened matrix": lambda m, x: F.linear(x.float(), m.square.float(), m.row.float()),
     "addmm": lambda m, x: torch.addmm(m.row, x[0], m.square)[None],
     "matmul by a weight": lambda m, x: x @ m.square,
     "matmul of values": lambda m, x: (x[..., None] @ x[..., None, :] @ x[..., None])[..., 0],
@@ -125,6 +127,17 @@ def test_program_gives_what_torch_gives(name: str, dtype: torch.dtype) -> None:
     assert got.dtype == expected.dtype
     rtol = 1e-6 if expected.dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, expected, rtol=rtol, atol=rtol)
+
+
+def test_a_matrix_that_is_widened_stays_a_weight() -> None:
+    """Routers compute in float32; what the file has in bfloat16 is rounded first all the same."""
+    program = program_of(
+        Features(lambda m, x: F.linear(x.float(), m.square.float()), torch.bfloat16)
+    )
+    (linear,) = (node for node in program.nodes if node.op == "linear")
+    (weight,) = linear.weights()
+    assert program.weights[weight.name].type.dtype is DType.F32
+    assert program.weights[weight.name].expr.op == "cast"
 
 
 def test_every_converter_is_an_overload_of_its_name() -> None:

@@ -19,8 +19,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from infc.frontend.experts import Gate, experts_hook, read_gate
 from infc.frontend.load import load_model
 from infc.ir.errors import UnsupportedModelError
-from infc.ir.types import DType
-from infc.ir.weights import evaluate_weight
+from infc.ir.types import DType, TensorType
+from infc.ir.weights import evaluate_weight, infer_weight
 
 from ..checkpoints import make_checkpoint
 from .oracle import no_log
@@ -113,7 +113,8 @@ def test_a_correction_keeps_its_precision(tmp_path: Path) -> None:
     tensors[name] = torch.rand(8) + 1 / 3
     save_file(tensors, path, metadata={"format": "pt"})
     program = load_model(tmp_path, log=no_log)
-    assert program.weights["model.layers.1.mlp.gate.weight"].type.dtype is DType.BF16
+    router = program.weights["model.layers.1.mlp.gate.weight.f32"]
+    assert infer_weight(router.expr.inputs[0]) == TensorType(DType.BF16, (8, 64))
     assert torch.equal(evaluate_weight(program, name), tensors[name])
 
 
