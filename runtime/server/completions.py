@@ -100,8 +100,10 @@ class _Choices:
         choice = self._choice(index, part)
         if opening is None:
             return choice
-        logprobs = choice["logprobs"]
-        if (echoed := opening["logprobs"]) is not None:
+        logprobs, echoed = choice["logprobs"], opening["logprobs"]
+        if logprobs is None:  # not asked for, or max_tokens is 0
+            logprobs = echoed
+        elif echoed is not None:
             logprobs = {name: echoed[name] + values for name, values in logprobs.items()}
         return {**opening, **choice, "text": opening["text"] + part.text, "logprobs": logprobs}
 

@@ -174,6 +174,9 @@ def test_an_echo_has_the_prompt_and_its_log_probabilities(server: Serving) -> No
     only = server.post("/v1/completions", body).json()
     assert only["choices"][0]["text"] == PROMPT
     assert only["usage"]["completion_tokens"] == 0
+    logged = server.post("/v1/completions", {**body, "logprobs": 2}).json()["choices"][0]
+    assert logged["text"] == PROMPT
+    assert logged["logprobs"]["token_logprobs"] == logprobs.token_logprobs[: len(ids)]
     by_ids = server.post(
         "/v1/completions", {**BASE, "prompt": ids, "temperature": 0, "echo": True}
     ).json()
