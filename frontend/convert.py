@@ -179,9 +179,7 @@ class _Conversion:
         if value.dim() == 0:
             literal: Literal = value.item()
             return literal
-        if name not in self.parameters.buffers:
-            self.parameters.buffers = {**self.parameters.buffers, name: value}
-        return self.parameters.ref(name, self.context.type_of_fake(fake))
+        return self.parameters.hold(name, value, self.context.type_of_fake(fake))
 
     def _user_input(self, node: fx.Node) -> Result:
         users = [str(name) for name in self.capture.exported.graph_signature.user_inputs]

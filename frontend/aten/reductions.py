@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from ...ir.errors import UnsupportedModelError
-from ...ir.program import Operand, Value, WeightRef
+from ...ir.program import Operand, WeightRef
+from ...ir.torch_types import to_torch
+from ...ir.types import DType, TensorType
 from .base import Context, Converter, Result, axis_of, plain_argument
 
 
@@ -75,23 +78,17 @@ def _layer_norm(ctx: Context, node: fx.Node) -> Result:
     weight, bias = (node.args[i] if len(node.args) > i else None for i in (2, 3))
     eps = plain_argument(node, 4, "eps", 1e-5)
     if weight is None:
-        return _plain_layer_norm(ctx, x, eps)
+        return ctx.emit("layer_norm", x, _ones(ctx, shape[0], ctx.type_of(x).dtype), eps=eps)
     operands: list[Operand] = [x, ctx.tensor(weight)]
     if bias is not None:
         operands.append(ctx.tensor(bias))
     return ctx.emit("layer_norm", *operands, eps=eps)
 
 
-def _plain_layer_norm(ctx: Context, x: Value | WeightRef, eps: float) -> Result:
-    """A layer norm without a weight, from its parts, in float32 as ATen computes it."""
-    kind = ctx.type_of(x)
-    last = (kind.rank - 1,)
-    wide = x if kind.dtype.value == "f64" else ctx.cast(x, type(kind.dtype).F32)
-    centred = ctx.emit("sub", wide, ctx.emit("mean", wide, dims=last, keepdim=True))
-    square = ctx.emit("mul", centred, centred)
-    variance = ctx.emit("mean", square, dims=last, keepdim=True)
-    scale = ctx.emit("rsqrt", ctx.emit("add", variance, eps))
-    return ctx.cast(ctx.emit("mul", centred, scale), kind.dtype)
+def _ones(ctx: Context, size: int, dtype: DType) -> WeightRef:
+    """The weight of a norm that has none: kernels and fusions know norms with a weight."""
+    ones = torch.ones(size, dtype=to_torch(dtype))
+    return ctx.parameters.hold(f"ones.{size}.{dtype.value}", ones, TensorType(dtype, (size,)))
 
 
 CONVERTERS: dict[str, Converter] = {
