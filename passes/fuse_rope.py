@@ -32,10 +32,12 @@ class FuseRope(Pass):
         rules = [
             Rule(_rotation(_HALF, _X), _fuse_half, _half_allowed),
             Rule(_rotation(_HALF, _FIRST), _fuse_half, _half_allowed),
+            Rule(_rotation(_cast(_HALF), _cast(_X)), _fuse_half, _half_allowed),
             Rule(_rotation(_NEIGHBOURS, _X), _fuse_neighbours, _neighbours_allowed),
             Rule(_rotation(_NEIGHBOURS, _FIRST), _fuse_neighbours, _neighbours_allowed),
             Rule(_APART, _fuse_apart, _apart_allowed),
             Rule(_PARTIAL, _fuse_partial, _partial_allowed),
+            Rule(_cast(_WIDE), _fuse_wide, _wide_allowed),
         ]
         swept = rewrite_all(program, rules)
         return finish(program, swept.program, swept.matches, swept.near_misses)
@@ -89,6 +91,10 @@ _FIRST = OpPattern("slice", (_X,), {"dim": 2, "start": 0, "stop": Var("cut"), "s
 """The part of a head that is turned; what is cut from it is cut from the head itself."""
 
 
+def _cast(inner: Pattern) -> OpPattern:
+    return OpPattern("cast", (inner,), any_attrs=True)
+
+
 def _rotation(turned: OpPattern, whole: Pattern) -> OpPattern:
     """x * cos + turned(x) * sin, with x whole or a first part of it."""
     cos, sin = Var("cos", "value"), Var("sin", "value")
@@ -128,9 +134,11 @@ def _angles(program: Program, value: Value, head_major: bool, apart: bool) -> _A
 
 
 def _behind_cast(producers: dict[str, Node], value: Value) -> Node | None:
-    """What makes a value, but for a cast: rope takes tables in a wider type than its own."""
+    """What makes a value, but for casts: rope takes tables in a wider type than its own."""
     node = producers.get(value.name)
-    return producers.get(node.values()[0].name) if node is not None and node.op == "cast" else node
+    while node is not None and node.op == "cast":
+        node = producers.get(node.values()[0].name)
+    return node
 
 
 def _table_of(joined: Node, producers: dict[str, Node], style: str) -> _Angles | None:
@@ -217,6 +225,8 @@ def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Op
     x = match.value("x")
     if "cut" in match.captures:
         x = emit("slice", x, dim=2, start=0, stop=cos.width)
+    if x.type.dtype is not match.root.output.type.dtype:
+        x = emit("cast", x, dtype=match.root.output.type.dtype.value)
     attrs = {"style": style, "rotary_dim": cos.width}
     if not _head_major(x):
         return emit("rope", x, cos.positions, cos.table, sin.table, **attrs)
@@ -258,10 +268,34 @@ def _partial_allowed(program: Program, match: Match) -> str | None:
 
 
 def _fuse_partial(emit: Emitter, match: Match) -> Operand | None:
-    captures, x = match.captures, match.value("x")
+    return _turn_again(emit, match, match.captures["cut"])
+
+
+def _turn_again(emit: Emitter, match: Match, width: Attr) -> Operand:
+    """The rotation that was matched, of x."""
+    x = match.value("x")
     tables = [match.operand(name) for name in ("positions", "cos", "sin")]
-    attrs = {"style": captures["style"], "rotary_dim": captures["cut"]}
+    attrs = {"style": match.captures["style"], "rotary_dim": width}
     if not _head_major(x):
         return emit("rope", x, *tables, **attrs)
     tokens_first = emit("transpose", x, perm=(1, 0, 2))
     return emit("transpose", emit("rope", tokens_first, *tables, **attrs), perm=(1, 0, 2))
+
+
+_ANY_TURN = {"style": Var("style"), "rotary_dim": Var("width")}
+_WIDE_TOKEN_MAJOR = OpPattern("rope", (_cast(_X), *_TABLES), _ANY_TURN)
+_WIDE_HEAD_MAJOR = OpPattern(
+    "transpose",
+    (OpPattern("rope", (OpPattern("transpose", (_cast(_X),), _SWAP), *_TABLES), _ANY_TURN),),
+    _SWAP,
+)
+_WIDE = AnyOf((_WIDE_HEAD_MAJOR, _WIDE_TOKEN_MAJOR))
+"""A rotation of widened heads: the op itself computes in float32 and rounds once."""
+
+
+def _wide_allowed(program: Program, match: Match) -> str | None:
+    return None if match.root.output.type == match.value("x").type else ""
+
+
+def _fuse_wide(emit: Emitter, match: Match) -> Operand | None:
+    return _turn_again(emit, match, match.captures["width"])

@@ -45,8 +45,8 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
     "shard": (),
     "quantize": (QuantizeWeights(),),  # its scheme is the recipe's; none by default
     "fuse": (
+        FuseLayerNorm(),  # before the norm that takes no mean, and is a part of it
         FuseRmsNorm(),
-        FuseLayerNorm(),
         FuseRope(),
         FuseGelu(),  # before gated activations, which know gelu by name
         MergeQkv(),

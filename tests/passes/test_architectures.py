@@ -16,7 +16,6 @@ from infc.passes.pipeline import build_pipeline
 from ..checkpoints import make_checkpoint
 
 LAYERS = 4
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "mixtral")
 
 
 def compiled(arch: str, directory: Path, dtype: str = "float32") -> tuple[Program, PipelineReport]:
@@ -43,6 +42,8 @@ EXPECTED = {
     # Norms behind attention and feed-forward, before the residual.
     "gemma2": {"linear": 4 * LAYERS + 1, "rms_norm": 1 + 2 * LAYERS, "add_rms_norm": 2 * LAYERS},
     "mixtral": {"linear": 3 * LAYERS + 1, "rms_norm": 1, "moe": LAYERS},
+    "glm": {"linear": 4 * LAYERS + 1, "rms_norm": 1, "add_rms_norm": 2 * LAYERS},
+    "nemotron": {"linear": 4 * LAYERS + 1, "layer_norm": 1, "add_layer_norm": 2 * LAYERS},
     "gpt2": {"linear": 4 * LAYERS + 1, "layer_norm": 0, "add_layer_norm": 2 * LAYERS + 1},
 }
 """Ops that are left, and how many."""
@@ -50,7 +51,7 @@ EXPECTED = {
 UNFUSED = ("mean", "rsqrt", "pow", "neg", "concat", "transpose", "silu", "cos", "sin", "attention")
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", EXPECTED)
 def test_everything_is_fused_and_agrees(arch: str, tmp_path: Path) -> None:
     program, report = compiled(arch, tmp_path)
     counts = Counter(node.op for node in program.nodes)
@@ -61,7 +62,7 @@ def test_everything_is_fused_and_agrees(arch: str, tmp_path: Path) -> None:
     assert counts["paged_attention"] == LAYERS
     writes = "kv_write" if arch == "gpt2" else "rope_kv_write"
     assert counts[writes] == LAYERS
-    gated = 0 if arch in ("gpt2", "mixtral") else LAYERS
+    gated = 0 if arch in ("gpt2", "mixtral", "nemotron") else LAYERS
     assert counts["gated_act"] == gated
     assert program.phase == "planned"
     assert parse_program(print_program(program)) == program
@@ -69,11 +70,22 @@ def test_everything_is_fused_and_agrees(arch: str, tmp_path: Path) -> None:
     assert any("run of" in line for line in report.phases)
 
 
-def test_bfloat16_is_verified_without_its_rounding(tmp_path: Path) -> None:
-    program, _ = compiled("gemma2", tmp_path, dtype="bfloat16")
+@pytest.mark.parametrize(
+    ("arch", "norm", "norms", "turned"),
+    [
+        ("gemma2", "add_rms_norm", 2 * LAYERS, LAYERS),
+        # Both widen for the rotation; Cohere's norm is spelt out, Olmo's has no weight.
+        ("cohere2", "add_layer_norm", LAYERS, LAYERS // 2),
+        ("olmo", "add_layer_norm", 2 * LAYERS, LAYERS),
+    ],
+)
+def test_bfloat16_is_verified_without_its_rounding(
+    arch: str, norm: str, norms: int, turned: int, tmp_path: Path
+) -> None:
+    program, _ = compiled(arch, tmp_path, dtype="bfloat16")
     counts = Counter(node.op for node in program.nodes)
-    assert counts["add_rms_norm"] == 2 * LAYERS
-    assert counts["rope_kv_write"] == LAYERS
+    assert counts[norm] == norms
+    assert counts["rope_kv_write"] == turned
     assert counts["cast"] == 0, counts
 
 
