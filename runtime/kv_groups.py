@@ -44,3 +44,28 @@ def blocks_alone(group: KvGroup, num_tokens: int) -> int:
     total = blocks_for(num_tokens, group.block_size)
     visible = window_blocks(group)
     return total if visible is None else min(total, visible)
+
+
+def planned_blocks(
+    groups: Sequence[KvGroup], units: int, *, sequences: int, step_tokens: int
+) -> tuple[int, ...]:
+    """Blocks of each group where full attention has `units`; one more for the null block.
+
+    A windowed group never needs more than the windows of all sequences and one step's tokens.
+    """
+    counts = []
+    for group in groups:
+        visible = window_blocks(group)
+        count = units
+        if visible is not None:
+            step = blocks_for(step_tokens, group.block_size)
+            count = min(units, sequences * visible + step)
+        counts.append(count + 1)
+    return tuple(counts)
+
+
+def planned_bytes(groups: Sequence[KvGroup], num_blocks: Sequence[int]) -> int:
+    """Bytes of so many blocks of each group, over all of its layers."""
+    return sum(
+        count * group.bytes_per_block() for group, count in zip(groups, num_blocks, strict=True)
+    )

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..ir.errors import CapacityError, UsageError
@@ -14,7 +15,13 @@ from ..ir.manifest import Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_size, parse_size
 from .admission import SchedulerLimits
-from .kv_groups import blocks_alone, blocks_for, common_block_size, window_blocks
+from .kv_groups import (
+    blocks_alone,
+    blocks_for,
+    common_block_size,
+    planned_blocks,
+    planned_bytes,
+)
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _MAX_THREADS = 1024
@@ -77,7 +84,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
             raise _too_little(groups, limits.max_context, budget, held)
         notes.append(f"max_context is {held}: the KV memory of {format_size(budget)} holds no more")
         limits = _with_context(limits, held)
-    kv_bytes = _bytes_of(groups, num_blocks)
+    kv_bytes = planned_bytes(groups, num_blocks)
     free = available_memory()
     if memory not in (None, "auto") and kv_bytes < free < budget:
         notes.append(
@@ -118,14 +125,17 @@ def plan_blocks(groups: Sequence[KvGroup], limits: SchedulerLimits, budget: int)
     never gets more than the windows of all sequences and one step's tokens.
     """
     size = common_block_size(groups)
+    plan = partial(
+        planned_blocks, groups, sequences=limits.max_running, step_tokens=limits.step_tokens
+    )
     low, high = 0, limits.max_running * blocks_for(limits.max_context, size)
     while low < high:
         middle = (low + high + 1) // 2
-        if _bytes_of(groups, _blocks_at(groups, limits, middle)) <= budget:
+        if planned_bytes(groups, plan(middle)) <= budget:
             low = middle
         else:
             high = middle - 1
-    return _blocks_at(groups, limits, low)
+    return plan(low)
 
 
 def longest_context(groups: Sequence[KvGroup], num_blocks: Sequence[int], limit: int) -> int:
@@ -186,31 +196,12 @@ def _with_context(limits: SchedulerLimits, max_context: int) -> SchedulerLimits:
     return replace(limits, max_context=max_context)
 
 
-def _blocks_at(groups: Sequence[KvGroup], limits: SchedulerLimits, units: int) -> tuple[int, ...]:
-    """Blocks of each group where full attention has `units`; one more for the null block."""
-    counts = []
-    for group in groups:
-        visible = window_blocks(group)
-        count = units
-        if visible is not None:
-            step = blocks_for(limits.step_tokens, group.block_size)
-            count = min(units, limits.max_running * visible + step)
-        counts.append(count + 1)
-    return tuple(counts)
-
-
-def _bytes_of(groups: Sequence[KvGroup], num_blocks: Sequence[int]) -> int:
-    return sum(
-        count * group.bytes_per_block() for group, count in zip(groups, num_blocks, strict=True)
-    )
-
-
 def _too_little(
     groups: Sequence[KvGroup], max_context: int, budget: int, held: int
 ) -> CapacityError:
     alone = [blocks_alone(group, max_context) for group in groups]
     # Groups share one unit, so the least that holds one sequence has the largest of them.
-    needed = _bytes_of(groups, [max(alone) + 1] * len(groups))
+    needed = planned_bytes(groups, [max(alone) + 1] * len(groups))
     instead = f", or lower max_context to at most {held}" if held >= 2 else ""
     return CapacityError(
         f"a context of {max_context} tokens does not fit into {format_size(budget)} of KV memory",

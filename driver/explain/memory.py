@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...ir.machine import available_memory
 from ...ir.manifest import Limits, Manifest
 from ...ir.program import KvGroup
-from ...runtime.kv_groups import blocks_for, window_blocks
+from ...runtime.kv_groups import blocks_for, planned_blocks, planned_bytes
 from .facts import KvGroupFacts, MemoryFacts
 
 _LOGITS_BYTES = 4
@@ -62,17 +62,7 @@ def _largest_batch(
 
 
 def kv_bytes(groups: Sequence[KvGroup], step_tokens: int, context: int, batch: int) -> int:
-    """Bytes of KV that `batch` sequences of `context` tokens need, null blocks included.
-
-    A windowed group needs the windows of all sequences and one step's tokens, as the runtime
-    plans it.
-    """
-    total = 0
-    for group in groups:
-        count = batch * blocks_for(context, group.block_size)
-        visible = window_blocks(group)
-        if visible is not None:
-            step = blocks_for(step_tokens, group.block_size)
-            count = min(count, batch * visible + step)
-        total += (count + 1) * group.bytes_per_block()
-    return total
+    """Bytes of KV that the runtime plans for `batch` sequences of `context` tokens."""
+    units = max((batch * blocks_for(context, group.block_size) for group in groups), default=0)
+    blocks = planned_blocks(groups, units, sequences=batch, step_tokens=step_tokens)
+    return planned_bytes(groups, blocks)
