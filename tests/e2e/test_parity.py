@@ -80,7 +80,7 @@ BFLOAT16_BOUND = 0.05
 """Of the largest logit: bfloat16 keeps eight bits, and both sides round at every op."""
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "mixtral", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "mixtral", "gpt2", "gpt_oss"])
 def test_bfloat16_stays_within_its_bound(arch: str, builds: Builds) -> None:
     build = Build(arch, dtype="bfloat16")
     checkpoint, artifact = builds.checkpoint(build), builds.artifact(build)
