@@ -62,8 +62,8 @@ def test_what_the_op_cannot_say_is_refused(
 def test_a_mask_that_the_model_changes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def changed(query: torch.Tensor, *args: Any, attn_mask: Any, **kwargs: Any) -> Any:
-        return ORIGINAL(query, *args, attn_mask=torch.add(attn_mask, 1.0), **kwargs)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return ORIGINAL(*args, **{**kwargs, "attn_mask": torch.add(kwargs["attn_mask"], 1.0)})
 
     make_checkpoint("falcon", tmp_path)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", changed)
