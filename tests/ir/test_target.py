@@ -57,7 +57,8 @@ def test_only_what_every_processor_has_counts(machine) -> None:  # type: ignore[
 def test_a_missing_feature_is_named(machine) -> None:  # type: ignore[no-untyped-def]
     machine(f"{V4_FLAGS} avx512_vnni")
     with pytest.raises(
-        TargetError, match=r"art: this machine lacks bf16, .*rebuild art` makes one for x86-64-v4\+vnni"
+        TargetError,
+        match=r"art: this machine lacks bf16, .*rebuild art` makes one for x86-64-v4\+vnni",
     ):
         check_target(resolve_target("x86-64-v4+vnni+bf16").features, where="art")
     check_target(resolve_target("x86-64-v4+vnni").features)
