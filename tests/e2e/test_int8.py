@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ..checkpoints import make_checkpoint
 from ..configs import CONFIGS
-from .support import compile_checkpoint, prompts, teacher_forced
+from .builds import INT8, Build, Builds
+from .support import prompts, teacher_forced
 
-INT8: dict[str, Any] = {"quantization": "int8", "kv_cache.dtype": "int8"}
 ARCHITECTURES = {CONFIGS[name].kind: name for name in reversed(CONFIGS)}
 """One configuration a model type: what codes mean does not depend on the kind of rope."""
 
@@ -33,19 +29,14 @@ def row_errors(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> ND
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES.values())
-def test_codes_are_those_of_the_reference(arch: str, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint", seed=7)
-    small = CONFIGS[arch]
-    rows = []
-    for backend in ("cpp", "reference"):
-        sets = {"runtime.max_context": small.max_context, **INT8}
-        artifact = compile_checkpoint(checkpoint, tmp_path / backend, backend=backend, **sets)
-        lengths = (70, 33, max(5, small.min_tokens), 95)
-        sequences = prompts(artifact.manifest.model.vocab_size, lengths)
-        rows.append(np.concatenate(teacher_forced(artifact, sequences)))
+def test_codes_are_those_of_the_reference(arch: str, builds: Builds) -> None:
+    cpp, reference = (builds.artifact(Build(arch, b, sets=INT8)) for b in ("cpp", "reference"))
+    lengths = (70, 33, max(5, CONFIGS[arch].min_tokens), 95)
+    sequences = prompts(cpp.manifest.model.vocab_size, lengths)
+    rows = [np.concatenate(teacher_forced(one, sequences)) for one in (cpp, reference)]
     errors = row_errors(*rows)
     assert (errors <= EQUAL).mean() >= SHARE_EQUAL
     assert errors.max() <= STEP
-    program = (tmp_path / "cpp" / "program.ir").read_text()
-    assert "scaled_linear" in program and "i8" in artifact.manifest.kv.groups[0].dtype
-    assert ("scaled_moe" in program) == ("moe" in (tmp_path / "cpp" / "captured.ir").read_text())
+    program = (cpp.path / "program.ir").read_text()
+    assert "scaled_linear" in program and "i8" in cpp.manifest.kv.groups[0].dtype
+    assert ("scaled_moe" in program) == ("moe" in (cpp.path / "captured.ir").read_text())
