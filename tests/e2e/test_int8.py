@@ -20,6 +20,8 @@ SHARE_EQUAL = 0.4
 to it, are off by more. A fault past the first block would leave a quarter of the rows equal."""
 STEP = 0.1
 """Error of such rows; int8 itself changes a row of these models by up to three times that."""
+SHARE_REROUTED = 0.04
+"""Where experts are routed, a neighbouring code may be another expert: rows off by more still."""
 
 
 def row_errors(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -36,7 +38,7 @@ def test_codes_are_those_of_the_reference(arch: str, builds: Builds) -> None:
     rows = [np.concatenate(teacher_forced(one, sequences)) for one in (cpp, reference)]
     errors = row_errors(*rows)
     assert (errors <= EQUAL).mean() >= SHARE_EQUAL
-    assert errors.max() <= STEP
     program = (cpp.path / "program.ir").read_text()
+    assert (errors > STEP).mean() <= (SHARE_REROUTED if "scaled_moe" in program else 0.0)
     assert "scaled_linear" in program and "i8" in cpp.manifest.kv.groups[0].dtype
     assert ("scaled_moe" in program) == ("moe" in (cpp.path / "captured.ir").read_text())
