@@ -21,8 +21,6 @@ Settings = tuple[tuple[str, Any], ...]
 SEED = 7
 INT8: Settings = (("quantization", "int8"), ("kv_cache.dtype", "int8"))
 """Matrices and the cache in int8."""
-INT8: Settings = (("quantization", "int8"), ("kv_cache.dtype", "int8"))
-"""Matrices and the cache as codes."""
 
 
 @dataclass(frozen=True, slots=True)
