@@ -145,9 +145,7 @@ class Engine:
             raise InfcError("the engine is closed")
         params = SamplingParams() if params is None else params
         token_ids = self.encode(prompt)
-        self._check(params, cache_salt)
-        if type(priority) is not int:
-            raise RequestError(f"priority must be an integer, not {priority!r}", field="priority")
+        self._check(params, priority, cache_salt)
         request = Request(
             request_id,
             token_ids,
@@ -177,7 +175,7 @@ class Engine:
         """
         if self._closed:
             raise InfcError("the engine is closed")
-        self._check(_READ_ONLY, cache_salt)
+        self._check(_READ_ONLY, priority, cache_salt)
         request = Request(
             request_id, self.encode(prompt), _READ_ONLY, priority=priority, cache_salt=cache_salt
         )
@@ -262,13 +260,15 @@ class Engine:
             )
         return ids
 
-    def _check(self, params: Any, cache_salt: str) -> None:
+    def _check(self, params: Any, priority: Any, cache_salt: str) -> None:
         if not isinstance(params, SamplingParams):
             raise RequestError(
                 f"params must be SamplingParams, not {type(params).__name__}",
                 field="params",
                 hint="write SamplingParams(max_tokens=64)",
             )
+        if type(priority) is not int:
+            raise RequestError(f"priority must be an integer, not {priority!r}", field="priority")
         for field, tokens in params.token_fields.items():
             for token in tokens:
                 if token >= self.vocab_size:

@@ -190,6 +190,13 @@ def test_a_state_that_is_not_finite_fails_alone() -> None:
     assert_embedded(answers["good"], [1, 9])
 
 
+def test_a_priority_that_is_no_number_is_refused() -> None:
+    engine = make_engine()
+    with pytest.raises(RequestError, match="priority must be an integer"):
+        engine.read_prompt("a", [1, 2, 3], priority="high")  # type: ignore[arg-type]
+    assert not engine.has_unfinished
+
+
 def test_an_aborted_prompt_has_no_embedding() -> None:
     engine = make_engine()
     engine.read_prompt("a", [1, 2, 3] * 12, pooling="mean")
