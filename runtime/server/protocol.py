@@ -59,7 +59,9 @@ _Penalty = Annotated[float, _within(-2, 2)]
 _NumTokens = Annotated[int, _within(0, _MAX_INT)]
 _NumLogprobs = Annotated[int, _within(0, MAX_LOGPROBS)]
 _NumChoices = Annotated[int, _within(1, MAX_CHOICES)]
-_Bias = dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, _within(-100, 100)]]
+_Bias = dict[
+    Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], Annotated[float, _within(-100, 100)]
+]
 
 
 class GenerationRequest(_Wire):

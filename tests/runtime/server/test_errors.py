@@ -68,7 +68,10 @@ BOTH: _Fields = [
     ("frequency_penalty", [2.1, [0], "0"]),
     ("repetition_penalty", [0, -1, 101, "1", True]),
     ("logit_bias", [{"5": 101}, {"5": "1"}, {"5": True}, {"x": 1}, {"-1": 1}, {"٣": 1}, [], 5]),
-    ("logit_bias", [{str(VOCAB_SIZE): 1}, {"9" * 10: 1}, {"1.0": 1}, {"": 1}, {"1\n": 1}]),
+    (
+        "logit_bias",
+        [{str(VOCAB_SIZE): 1}, {"9" * 10: 1}, {"1.0": 1}, {"": 1}, {"1\n": 1}, {"1": 1, "01": 2}],
+    ),
     ("allowed_token_ids", [[], [-1], [VOCAB_SIZE], ["5"], 5, [True]]),
     ("banned_token_ids", [[-1], [VOCAB_SIZE], ["5"], 5, [[5]]]),
     ("min_p", [-0.1, 1.1, "0", True]),
