@@ -111,6 +111,10 @@ def command(
 
     if api_key is not None and not api_key.strip():
         raise click.UsageError("the API key is empty: leave it out, or give one")
+    if api_key is not None and api_key_file is not None and api_key != api_key_file:
+        raise click.UsageError(
+            "--api-key (or $INFC_API_KEY) and --api-key-file give two keys: leave one out"
+        )
     options = RuntimeOptions(
         threads=threads,
         max_context=max_context,

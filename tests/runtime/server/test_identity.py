@@ -142,6 +142,9 @@ def test_the_key_may_lie_in_a_file(
     if expected is None:
         assert result.exit_code == 0
         assert given["api_key"] == "sesame"
+        words = ["tiny.infc", "--api-key-file", str(path), "--api-key", "other"]
+        two = CliRunner().invoke(command, words)
+        assert two.exit_code == 2 and "two keys" in two.output
     else:
         assert result.exit_code == 2
         assert expected in result.output
