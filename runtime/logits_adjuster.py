@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir.errors import InfcError
 from .sampling_params import SamplingParams
 from .top_tokens import Logits
 
@@ -17,7 +18,8 @@ _Ids = NDArray[np.intp]
 class TokenConstraint(Protocol):
     """Says which tokens may come next, as a grammar does. One object serves one completion.
 
-    Preemption asks nothing again: each row is sampled once, in the order of the tokens.
+    Preemption asks nothing again: each row is sampled once, in the order of the tokens. What it
+    raises ends its completion, and no other.
     """
 
     def mask(self, output_ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -27,6 +29,10 @@ class TokenConstraint(Protocol):
     def fork(self) -> TokenConstraint:
         """Another in the state of the empty output, for another completion of the request."""
         ...
+
+
+class ConstraintError(InfcError):
+    """A constraint that raised, or whose mask is none; it ends the completion that it is of."""
 
 
 class TokenCounts:
@@ -105,7 +111,10 @@ class LogitsAdjuster:
         )
 
     def apply(self, logits: Logits, token_ids: Sequence[int]) -> Logits:
-        """A changed copy of the row `logits` [V], after the tokens `token_ids` of the request."""
+        """A changed copy of the row `logits` [V], after the tokens `token_ids` of the request.
+
+        ConstraintError where the constraint gives no mask.
+        """
         row = logits.copy()
         self._penalise(row, token_ids)
         self._mask(row, token_ids)
@@ -133,4 +142,24 @@ class LogitsAdjuster:
         if len(token_ids) - self._num_prompt_tokens < params.min_tokens:
             row[self._ends] = -np.inf
         if self.constraint is not None:
-            row[~self.constraint.mask(token_ids[self._num_prompt_tokens :])] = -np.inf
+            output_ids = token_ids[self._num_prompt_tokens :]
+            row[~_checked_mask(self.constraint, output_ids, len(row))] = -np.inf
+
+
+def _checked_mask(
+    constraint: TokenConstraint, output_ids: Sequence[int], size: int
+) -> NDArray[np.bool_]:
+    """The mask [size] of a constraint, which is anybody's code."""
+    name = type(constraint).__name__
+    try:
+        mask = constraint.mask(output_ids)
+    except Exception as error:  # whatever it is, the neighbours of its request never notice
+        reason = f"{type(error).__name__}: {error}"
+        raise ConstraintError(f"the constraint {name} failed: {reason}") from error
+    if not isinstance(mask, np.ndarray):
+        given = type(mask).__name__
+    elif mask.dtype == np.bool_ and mask.shape == (size,):
+        return mask
+    else:
+        given = f"{mask.dtype} {list(mask.shape)}"
+    raise ConstraintError(f"the constraint {name} gave {given}, and a mask is bool [{size}]")

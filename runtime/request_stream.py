@@ -42,7 +42,8 @@ class _Choice:
         tokens: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprobs, ...] | None = None
         if sample is not None and (token := sample.token_id) is None:
-            request.error = NO_FINITE_VALUE if request.adjuster is None else NO_ALLOWED_TOKEN
+            unnamed = NO_FINITE_VALUE if request.adjuster is None else NO_ALLOWED_TOKEN
+            request.error = sample.error or unnamed
             if request.pool is not None:
                 request.error = NO_FINITE_STATE
         elif sample is not None and token is not None and request.num_output_tokens:

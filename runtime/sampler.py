@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .logits_adjuster import ConstraintError
 from .outputs import TokenLogprobs
 from .request import Request
 from .sampling_params import SamplingParams
@@ -21,10 +22,11 @@ _BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The token of one row, None where its logits have no finite maximum."""
+    """The token of one row, None where its logits have no finite maximum, or `error` says why."""
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None
+    error: str | None = None
 
 
 def sample_rows(logits: Logits, requests: Sequence[Request]) -> list[Sample]:
@@ -42,7 +44,11 @@ def sample_rows(logits: Logits, requests: Sequence[Request]) -> list[Sample]:
     ):
         row, params = raw, request.params
         if usable and request.adjuster is not None:
-            row = request.adjuster.apply(raw, request.token_ids)
+            try:
+                row = request.adjuster.apply(raw, request.token_ids)
+            except ConstraintError as error:
+                samples.append(Sample(None, error=str(error)))
+                continue
             token = int(row.argmax())
             usable = math.isfinite(row[token])
         if not usable:

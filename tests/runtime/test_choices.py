@@ -290,3 +290,46 @@ def test_a_constraint_serves_each_choice_by_itself(artifact: Path) -> None:
     for choice in merge_outputs(parts).outputs:
         assert list(choice.token_ids) == sorted(set(choice.token_ids))
     assert constraint.asked == list(range(len(merge_outputs(parts).outputs[0].token_ids)))
+
+
+class Faulty:
+    """A constraint that gives one thing, whatever was asked; or raises it."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def mask(self, output_ids: Sequence[int]) -> NDArray[np.bool_]:
+        if isinstance(self.given, Exception):
+            raise self.given
+        mask: NDArray[np.bool_] = self.given
+        return mask
+
+    def fork(self) -> Faulty:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (KeyError("state"), "Faulty failed: KeyError: 'state'"),
+        (np.ones(3, np.bool_), "Faulty gave bool [3], and a mask is bool"),
+        (np.ones(100000, np.int64), "Faulty gave int64 [100000]"),
+        ([True], "Faulty gave list"),
+        (None, "Faulty gave NoneType"),
+    ],
+)
+def test_a_faulty_constraint_ends_its_own_request_alone(
+    engine: Engine, given: Any, said: str
+) -> None:
+    expected = run(engine, max_tokens=4).outputs[0].token_ids
+    engine.add_request("faulty", PROMPT, constraint=Faulty(given))
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=4, ignore_eos=True))
+    outputs = []
+    while engine.has_unfinished:
+        outputs += engine.step()
+    engine.scheduler.check()
+    (ended,) = [output for output in outputs if output.request_id == "faulty"]
+    assert ended.outputs[0].finish_reason == "error"
+    assert said in (ended.error or "")
+    whole = merge_outputs([output for output in outputs if output.request_id == "r"])
+    assert whole.outputs[0].token_ids == expected
