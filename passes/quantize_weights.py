@@ -48,7 +48,8 @@ class QuantizeWeights(Pass):
         if self.scheme not in SCHEMES:
             known = ", ".join((NONE, *SCHEMES))
             raise UsageError(f"unknown scheme {self.scheme}", where=self.name, hint=known)
-        plain = _Plain(program, tuple(self.skip.split()), self.head)
+        patterns = tuple(pattern.removeprefix("@") for pattern in self.skip.split())
+        plain = _Plain(program, patterns, self.head)
         quantizing = _Quantizing(ProgramBuilder.from_program(program), SCHEMES[self.scheme])
         misses = []
         for node in program.nodes:
@@ -110,7 +111,7 @@ class _Plain:
         for pattern in self.patterns:
             if pattern not in self.used:
                 names = [
-                    str(node.inputs[place])
+                    str(node.inputs[place]).removeprefix("@")
                     for node in self.program.nodes
                     for place in _QUANTIZED.get(node.op, ())
                 ]

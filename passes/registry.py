@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Mapping
 
 from ..ir.errors import UsageError
@@ -74,6 +75,12 @@ def load(path: str) -> type[Pass]:
             where=path,
             hint=_import_hint(error, module_name),
         ) from error
+    except Exception as error:
+        raise UsageError(
+            f"{module_name} does not run: {type(error).__name__}: {error}{_line_of(error)}",
+            where=path,
+            hint=f"`python -c 'import {module_name}'` shows how it came to that",
+        ) from error
     kind = getattr(module, attribute, None)
     if kind is None:
         near = difflib.get_close_matches(attribute, vars(module), 1)
@@ -86,6 +93,14 @@ def load(path: str) -> type[Pass]:
             hint="make it with infc.rewrite, or derive it from infc.passes.base.Pass",
         )
     return register_pass(kind)
+
+
+def _line_of(error: Exception) -> str:
+    """Where a module failed, as ` (FILE, line N)`; a SyntaxError says so itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def _import_hint(error: ImportError, module_name: str) -> str:

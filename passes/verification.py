@@ -61,9 +61,11 @@ class Verifier:
                 checked.large += 1
                 continue
             _check_region(one, region, weights)
-        if one.contract == "lossy":
-            self.whole.rebase(after)
-        return checked.text()
+        if one.contract != "lossy":
+            return checked.text()
+        # What came before it has its whole run first: afterwards there is nothing to compare with.
+        text = self.whole.rebase(before, after, one.name)
+        return f"{checked.text()}; {text}" if text else checked.text()
 
     def check_phase(self, phase: str, program: Program, *, final: bool) -> str:
         """PassError unless whole runs of the program agree with those of the first one."""

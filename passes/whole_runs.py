@@ -49,23 +49,34 @@ class WholeRuns:
     first: Program | None = None
     _expected: Outputs | None = None
     _last: Program | None = None
+    _lossy: str | None = None
 
     def start(self, program: Program) -> None:
         """Take the first program that is seen as the one to compare with."""
         if self.first is None:
-            self.rebase(program)
+            self.first, self._last = program, program
 
-    def rebase(self, program: Program) -> None:
-        """Compare with this program from now on."""
-        self.first, self._last = program, program
-        self._expected = None
+    def rebase(self, before: Program, after: Program, name: str) -> str:
+        """Compare with what the lossy pass `name` gave, from now on.
+
+        What it was given is compared first; returns what was, in a few words, or nothing.
+        """
+        text = ""
+        if not _same_graph(before, self._last):
+            text = self.check(f"before {name}", before)
+        self.first, self._last, self._expected = after, after, None
+        self._lossy = name
+        return text
 
     def check(self, phase: str, program: Program, *, final: bool = True) -> str:
         """What was compared, in a few words; PassError where logits differ.
 
         Unless the phase is the `final` one, a run that costs much is left to a later phase.
         """
+        lossy, self._lossy = self._lossy, None
         if self.first is None or _same_graph(program, self._last):
+            if lossy is not None:
+                return f"{phase}: {lossy} is lossy, later phases are compared with its result"
             return f"{phase}: nothing changed since the last comparison"
         inputs = {value.name for value in program.inputs}
         if inputs != {"input_ids", "positions", "logits_index"}:

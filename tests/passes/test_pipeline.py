@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -267,3 +268,21 @@ def test_nothing_stands_behind_the_memory_plan() -> None:
         run_pipeline(replace(model(), phase="planned"), parse_pipeline("group-loops"))
     with pytest.raises(UsageError, match="plan-memory requires kv-paged"):
         parse_pipeline("plan-memory,group-loops").check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rewrite('a', before)", r"NameError: name 'rewrite' is not defined .*bad_one.py, line 2"),
+        ("def f(:", "SyntaxError: "),
+        ("raise ValueError('no')", "ValueError: no"),
+    ],
+)
+def test_a_module_that_does_not_run_is_its_users_own(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad_one.py").write_text(f"\n{text}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_one", raising=False)
+    with pytest.raises(UsageError, match=f"bad_one does not run: {message}"):
+        get_pass("bad_one:Any")

@@ -177,29 +177,44 @@ def test_a_pass_that_raises_is_named_with_what_it_received(tmp_path: Path) -> No
     assert list(tmp_path.glob("00-before-raises.ir"))
 
 
+def step(factors: dict[str, float]) -> Program:
+    """A model without layers, whose outputs are multiplied by these factors."""
+    b = ProgramBuilder("step", ModelSpec("step", 0, 8, 2, 1, 4, 16, 256))
+    b.symbol("T", 1, 128)
+    b.symbol("R", 1, 128)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    b.input("positions", TensorType(DType.I64, (Sym("T"),)))
+    index = b.input("logits_index", TensorType(DType.I64, (Sym("R"),)))
+    x = b.emit("embedding", b.weight("embed", TensorType(DType.F32, (16, 8))), ids)
+    hidden = b.emit("take", x, index, dim=0)
+    logits = b.emit("linear", hidden, b.weight("head", TensorType(DType.F32, (16, 8))))
+    b.output(
+        b.emit("mul", logits, factors.get("logits", 1.0)),
+        b.emit("mul", hidden, factors.get("hidden states", 1.0)),
+    )
+    return b.build()
+
+
 @pytest.mark.parametrize("wrong", ["logits", "hidden states"])
 def test_whole_runs_compare_both_outputs(wrong: str) -> None:
-    def step(factors: dict[str, float]) -> Program:
-        b = ProgramBuilder("step", ModelSpec("step", 0, 8, 2, 1, 4, 16, 256))
-        b.symbol("T", 1, 128)
-        b.symbol("R", 1, 128)
-        ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
-        b.input("positions", TensorType(DType.I64, (Sym("T"),)))
-        index = b.input("logits_index", TensorType(DType.I64, (Sym("R"),)))
-        x = b.emit("embedding", b.weight("embed", TensorType(DType.F32, (16, 8))), ids)
-        hidden = b.emit("take", x, index, dim=0)
-        logits = b.emit("linear", hidden, b.weight("head", TensorType(DType.F32, (16, 8))))
-        b.output(
-            b.emit("mul", logits, factors.get("logits", 1.0)),
-            b.emit("mul", hidden, factors.get("hidden states", 1.0)),
-        )
-        return b.build()
-
     runs = WholeRuns()
     runs.start(step({}))
     assert "agrees" in runs.check("fuse", step({wrong: 1.00001}))
     with pytest.raises(PassError, match=f"^{wrong} of a whole prompt after phase fuse are off by"):
         runs.check("fuse", step({wrong: 1.001}))
+
+
+def test_what_stands_before_a_lossy_pass_has_its_whole_run() -> None:
+    """Afterwards there is nothing to compare it with."""
+    runs = WholeRuns()
+    runs.start(step({}))
+    with pytest.raises(PassError, match=r"^logits of a whole prompt after phase before round"):
+        runs.rebase(step({"logits": 1.001}), step({"logits": 1.5}), "round")
+    assert "agrees" in runs.rebase(step({"logits": 1.00001}), step({"logits": 1.5}), "round")
+    assert runs.check("fuse", step({"logits": 1.5})).startswith("fuse: round is lossy")
+    assert "nothing changed" in runs.check("plan", step({"logits": 1.5}))
+    with pytest.raises(PassError, match="off by"):
+        runs.check("plan", step({}))
 
 
 def test_a_malformed_result_is_caught(tmp_path: Path) -> None:
