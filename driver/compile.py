@@ -27,6 +27,7 @@ from ..ir.program import hidden_width
 from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
 from .cache import ArtifactCache, cache_key, checkpoint_identity
+from .default_output import keep_another_checkpoint
 from .model_source import find_model
 from .progress import LineReporter, Reporter
 from .recipe import LoadedRecipe, Recipe, load_recipe
@@ -66,7 +67,11 @@ def compile_model(
     progress = progress or LineReporter()
     job = _plan(load_recipe(recipe, overrides), output, verify)
     if output is None and not force:
-        _keep_another_checkpoint(job)
+        keep_another_checkpoint(
+            job.output,
+            lambda: checkpoint_identity(job.model),
+            hint="name another output with -o, or replace it with --force",
+        )
     reusable = cache and dump_ir_after is None
     store = ArtifactCache()
     key = None
@@ -167,26 +172,6 @@ def _key(job: _Job, progress: Reporter) -> str | None:
         "verify": job.verify,
     }
     return cache_key(parts, job.model)
-
-
-def _keep_another_checkpoint(job: _Job) -> None:
-    """ArtifactError where the default output was made from another checkpoint than this one.
-
-    Two models may have one name, and who names no output means to replace neither.
-    """
-    if not job.output.is_dir():
-        return
-    try:
-        old = open_artifact(job.output, "none").manifest
-    except ArtifactError:
-        return  # damaged, or of another version: the writer knows what may be replaced
-    if old.checkpoint != checkpoint_identity(job.model):
-        size = f"{old.model.num_parameters / 1e6:,.1f} M parameters"
-        raise ArtifactError(
-            f"it was made from another checkpoint ({old.model.architecture}, {size})",
-            where=str(job.output),
-            hint="name another output with -o, or replace it with --force",
-        )
 
 
 def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:

@@ -10,6 +10,7 @@ from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.files import share_file
 from ..ir.manifest import Entry, Manifest, TargetMachine, WeightsFile
 from ..ir.target import Target, check_platform, resolve_target
+from .default_output import keep_another_checkpoint
 from .progress import Reporter
 
 
@@ -23,8 +24,9 @@ def rebuild_artifact(
     """Builds the library of an artifact again, for `target`, and opens the result.
 
     Every file of the old one is read and checked first. `output` is by default named after the
-    old one and the target, in the working directory; it may be the old one itself. The new one
-    is what compiling the same model for that target gives, byte for byte.
+    old one and the target, in the working directory, where an artifact of another checkpoint is
+    kept; it may be the old one itself. The new one is what compiling the same model for that
+    target gives, byte for byte.
 
     Raises TargetError for an unknown target, ToolchainError where there is no compiler or it
     fails, UsageError for a backend that knows no targets, ArtifactError where the source is not
@@ -45,7 +47,11 @@ def rebuild_artifact(
 
 def _default_output(old: Artifact, target: Target) -> Path:
     name = old.path.resolve().name.removesuffix(".infc")
-    return Path(f"{name}-{target.name}.infc")
+    output = Path(f"{name}-{target.name}.infc")
+    keep_another_checkpoint(
+        output, lambda: old.manifest.checkpoint, hint="name another output with -o"
+    )
+    return output
 
 
 def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -> Manifest:
@@ -58,17 +64,19 @@ def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -
     backend = get_backend(manifest.backend)
     source = old.path / "program.ir"
     program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
-    mapped = MappedSafetensors(old.weights_path)
     before = Target(manifest.target.name, manifest.target.features)
-    with progress.stage("build code and weights"):
-        emission = backend.rebuild(
-            program,
-            Made(before, old.path, mapped.array),
-            target,
-            directory,
-            EmitOptions(on_weight=progress.advance),
-        )
-    mapped.close()
+    mapped = MappedSafetensors(old.weights_path)
+    try:
+        with progress.stage("build code and weights"):
+            emission = backend.rebuild(
+                program,
+                Made(before, old.path, mapped.array),
+                target,
+                directory,
+                EmitOptions(on_weight=progress.advance),
+            )
+    finally:
+        mapped.close()
     for name in manifest.files:
         if not (directory / name).exists():  # what no target changes: tokenizer, programs, report
             (directory / name).parent.mkdir(parents=True, exist_ok=True)

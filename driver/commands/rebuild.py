@@ -17,7 +17,8 @@ def command(artifact: str, target: str, output: str | None, quiet: bool) -> None
     """Build an artifact again for another processor.
 
     It takes a C++ compiler, and neither the model nor torch: source and weights are in the
-    artifact. The result is what compiling the model for that target gives.
+    artifact. The result is what compiling the model for that target gives. Without -o, an
+    artifact of another checkpoint is not replaced.
 
     \b
       infc rebuild tiny.infc

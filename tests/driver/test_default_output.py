@@ -1,6 +1,7 @@
 """The default output: the model's own name, and no other model's artifact is lost to it."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from safetensors.torch import load_file, save_file
 
 import infc
 from infc.driver.cli import run
-from infc.ir.artifact import Artifact, open_artifact
+from infc.driver.rebuild import rebuild_artifact
+from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.errors import ArtifactError
 
 from ..checkpoints import make_checkpoint
-from ..ir.artifacts import write_artifact
+from ..ir.artifacts import fill, manifest, write_artifact
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,20 @@ def test_the_command_says_how_to_replace(
     assert run(command) == 7
     assert "(name another output with -o, or replace it with --force)" in capsys.readouterr().err
     assert run([*command, "--force"]) == 0
+
+
+def test_rebuilding_keeps_another_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("a/same.infc", "same-x86-64-v3.infc"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        with ArtifactWriter(tmp_path / place) as writer:
+            fill(writer.path)
+            writer.commit(replace(manifest(), checkpoint=place))
+    monkeypatch.chdir(tmp_path)
+    kept = open_artifact("same-x86-64-v3.infc").identity
+    with pytest.raises(
+        ArtifactError, match=r"another checkpoint .*\(name another output with -o\)"
+    ):
+        rebuild_artifact("a/same.infc", "x86-64-v3")
+    assert open_artifact("same-x86-64-v3.infc").identity == kept
