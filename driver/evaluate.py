@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..runtime.step import Step
 
     Rows = NDArray[np.float64]
+
+
+OnTokens = Callable[[int, int], None]
+"""Told how many tokens of how many are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +68,28 @@ def evaluate_text(
     context_tokens: int | None = None,
     stride_tokens: int | None = None,
     num_threads: int | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Evaluation:
     """Evaluates a text in windows of `context_tokens` that start `stride_tokens` apart.
 
     Each token counts once, in the first window that predicts it; the first of the text counts
-    only where the model begins a text with a token of its own. Raises UsageError for a text of
-    fewer than two tokens, or sizes that do not fit.
+    only where the model begins a text with a token of its own. `on_tokens(done, total)` is called
+    before each window. Raises UsageError for a text of fewer than two tokens, or sizes that do not
+    fit.
     """
     tokens = _tokenize(artifact, text)
     context, stride = _sizes((artifact,), context_tokens, stride_tokens)
     executor = _open(artifact, context, num_threads)
     rows = _rows(artifact.manifest)
+    nats, manifest = 0.0, artifact.manifest
     try:
-        nats = sum(
-            _nats(logits, targets)
-            for start, first, end in _windows(len(tokens), context, stride)
+        for start, first, end in _windows(len(tokens), context, stride):
+            if on_tokens is not None:
+                on_tokens(first, len(tokens))
             for logits, targets in _window(
-                executor, artifact.manifest, tokens[start:end], first - start, rows
-            )
-        )
+                executor, manifest, tokens[start:end], first - start, rows
+            ):
+                nats += _nats(logits, targets)
     finally:
         executor.close()
     num_bytes = len(text.encode())
@@ -97,6 +104,7 @@ def compare_on_text(
     context_tokens: int | None = None,
     stride_tokens: int | None = None,
     num_threads: int | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Divergence:
     """How far `artifact` is from `other` over the windows that `evaluate_text` takes.
 
@@ -120,6 +128,8 @@ def compare_on_text(
     same = 0
     try:
         for start, first, end in _windows(len(tokens), context, stride):
+            if on_tokens is not None:
+                on_tokens(first, len(tokens))
             sides = [
                 _window(executor, one.manifest, tokens[start:end], first - start, rows)
                 for executor, one in zip(executors, both, strict=True)

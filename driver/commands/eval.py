@@ -1,5 +1,9 @@
 """`infc eval`: how well a model predicts a text."""
 
+import codecs
+import sys
+from typing import Any
+
 import click
 
 
@@ -31,31 +35,62 @@ def command(
     """
     import json
     from dataclasses import asdict
-    from pathlib import Path
 
     from ...ir.artifact import open_artifact
-    from ...ir.errors import UsageError
     from ..evaluate import compare_on_text, evaluate_text
+    from ..progress import make_reporter
 
-    try:
-        data = Path(file).read_bytes()[:max_bytes]
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=file) from None
-    text = data.decode("utf-8", errors="ignore" if max_bytes else "replace")
-    sizes = {"context_tokens": context, "stride_tokens": stride, "num_threads": threads}
+    text = read_text(file, max_bytes)
     opened = open_artifact(artifact)
     other = None if against is None else open_artifact(against)
-    result = evaluate_text(opened, text, **sizes)
-    distance = None if other is None else compare_on_text(opened, other, text, **sizes)
+    progress = make_reporter(quiet=not sys.stderr.isatty())
+    sizes: dict[str, Any] = {
+        "context_tokens": context,
+        "stride_tokens": stride,
+        "num_threads": threads,
+        "on_tokens": progress.advance,
+    }
+    with progress.stage(f"evaluate {artifact}"):
+        result = evaluate_text(opened, text, **sizes)
+    if other is not None:
+        with progress.stage(f"evaluate {against}"):
+            theirs = evaluate_text(other, text, **sizes)
+        with progress.stage("compare them"):
+            distance = compare_on_text(opened, other, text, **sizes)
     if as_json:
         figures = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        more = {} if distance is None else {"against": asdict(distance)}
+        more = {}
+        if other is not None:
+            more = {"against": {"perplexity": theirs.perplexity, **asdict(distance)}}
         click.echo(json.dumps({**figures, **asdict(result), **more}))
         return
     click.echo(f"perplexity     {result.perplexity:.4f}")
     click.echo(f"bits per byte  {result.bits_per_byte:.4f}")
-    if distance is not None:
-        click.echo(f"KL, mean       {distance.kl_mean:.6f} nats from {against}")
+    if other is not None:
+        change = result.perplexity / theirs.perplexity - 1
+        click.echo(f"against        {theirs.perplexity:.4f} of {against}: {change:+.2%}")
+        click.echo(f"KL, mean       {distance.kl_mean:.6f} nats")
         click.echo(f"KL, 99 %, max  {distance.kl_p99:.6f}, {distance.kl_max:.6f}")
-        click.echo(f"same top token {distance.same_top:.2%}")
+        click.echo(f"same top token {distance.same_top:.1%}")
     click.echo(f"over {result.num_tokens} tokens, {result.num_bytes} bytes")
+
+
+def read_text(file: str, max_bytes: int | None) -> str:
+    """The file as text; a character that `max_bytes` cuts is left out.
+
+    UsageError for a file that cannot be read, or is not UTF-8: a model's weights would take
+    minutes, and mean nothing.
+    """
+    from pathlib import Path
+
+    from ...ir.errors import UsageError
+
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=file) from None
+    part = data[:max_bytes]
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(part, final=len(part) == len(data))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 text (byte {error.start})", where=file) from None

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from infc.driver.commands.eval import read_text
 from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows, evaluate_text
 from infc.ir.artifact import open_artifact
+from infc.ir.errors import UsageError
 from infc.ir.manifest import Limits
 from infc.runtime.llm import LLM
 from infc.runtime.step import Step
@@ -87,3 +89,17 @@ def test_a_window_is_evaluated_as_the_python_face_scores_it(tmp_path: Path) -> N
     found = evaluate_text(artifact, text)
     assert found.num_predicted == len(score.token_ids)
     assert found.perplexity == pytest.approx(score.perplexity, rel=1e-5)
+
+
+def test_only_text_is_evaluated(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_bytes("añb".encode())
+    assert read_text(str(file), None) == "añb"
+    assert read_text(str(file), 2) == "a"  # a character cut in two is left out
+    file.write_bytes(b"ok \xff\xfe")
+    assert read_text(str(file), 3) == "ok "
+    with pytest.raises(UsageError, match=r"not UTF-8 text .byte 3"):
+        read_text(str(file), None)
+    file.write_bytes("ñ".encode()[:1])
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_text(str(file), None)
