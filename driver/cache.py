@@ -183,9 +183,22 @@ class ArtifactCache:
         )
 
     def clear(self) -> CacheUse:
-        """Removes everything; returns what was there."""
+        """Removes everything but what others still write; returns what was there.
+
+        One artifact at a time, and inside of the cache: what a kill leaves is swept later.
+        """
         before = self.use()
-        _remove(self.directory)
+        for path in self._entries():
+            _remove(path)
+        self.sweep()
+        with contextlib.suppress(OSError):
+            for path in self.directory.iterdir():
+                if path != self._artifacts:
+                    shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where another process has just begun to write
+            self._artifacts.rmdir()
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
         return before
 
     def _entries(self) -> Iterator[Path]:

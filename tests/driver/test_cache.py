@@ -7,7 +7,7 @@ import pytest
 
 from infc.driver.cache import ArtifactCache, cache_key, cache_limit_bytes
 from infc.driver.cli import run
-from infc.ir.artifact import open_artifact
+from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import UsageError
 
 from ..ir.artifacts import WEIGHTS, write_artifact
@@ -105,6 +105,38 @@ def test_clear(tmp_path: Path, own_cache: Path) -> None:
     assert not own_cache.exists()
     assert cache.use().num_artifacts == 0
     assert os.listdir(own_cache.parent) == []
+
+
+def test_clearing_that_is_killed_leaves_nothing_for_ever(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ArtifactCache()
+    for key in ("k", "l"):
+        cache.add(key, open_artifact(write_artifact(tmp_path / "a")))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.clear()
+    assert os.listdir(own_cache.parent) == [own_cache.name]
+    assert cache.use().num_artifacts == 1
+    assert cache.prune().num_artifacts == 0
+    (left,) = os.listdir(own_cache / "artifacts")
+    assert left in ("k", "l"), "the other one was swept, though half removed"
+
+
+def test_clearing_keeps_what_another_process_writes(tmp_path: Path, own_cache: Path) -> None:
+    cache = ArtifactCache()
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    with ArtifactWriter(own_cache / "artifacts/k") as writer:
+        cache.clear()
+        writer.commit_copy(artifact)
+    found = cache.find("k")
+    assert found is not None
+    assert found.identity == artifact.identity
 
 
 def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
