@@ -44,10 +44,9 @@ class Service:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Tokens that one prompt may have."""
-        most = self.max_context - 1
+        """Tokens that one prompt may have; the whole context where no answer is wanted."""
         limit = self.settings.max_prompt_tokens
-        return most if limit is None else min(most, limit)
+        return self.max_context if limit is None else min(self.max_context, limit)
 
     def check_model(self, name: str) -> None:
         """Raises ApiError unless the model is served here by that name."""
@@ -101,8 +100,8 @@ class Service:
             )
 
     def check_tokens(self, count: int, field: str) -> None:
-        """Refuses a prompt of too many tokens."""
-        if count >= self.max_context:
+        """Refuses a prompt of too many tokens; whether its answer fits is the engine's to say."""
+        if count > self.max_context:
             raise RequestError(
                 f"the prompt has {count} tokens, and {self.max_context} are all that prompt and"
                 " answer may have",

@@ -259,6 +259,16 @@ def test_prompt_too_long_says_by_how_much(server: Serving) -> None:
     assert server.post("/v1/completions", {**body, "max_tokens": 12}).status_code == 200
 
 
+def test_a_prompt_may_fill_the_context_where_no_answer_is_wanted(server: Serving) -> None:
+    whole = {**COMPLETION, "prompt": [5] * 512, "max_tokens": 0, "echo": True}
+    response = server.post("/v1/completions", whole)
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["prompt_tokens"] == 512
+    for change in ({"prompt": [5] * 513}, {"max_tokens": 1}):
+        error = refusal(server.post("/v1/completions", {**whole, **change}))
+        assert error["param"] == "prompt"
+
+
 def test_a_long_prompt_holds_up_nobody() -> None:
     with serving(max_context=65_536, num_blocks=10) as server:
         text = "def foo(x): return x + 1  # abc\n" * 12_000
