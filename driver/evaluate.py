@@ -38,8 +38,11 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Of the predicted tokens."""
-        return math.exp(self.nats / self.num_predicted)
+        """Of the predicted tokens; infinite where that is beyond a float."""
+        try:
+            return math.exp(self.nats / self.num_predicted)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_byte(self) -> float:

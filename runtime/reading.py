@@ -44,8 +44,11 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of minus the mean."""
-        return math.exp(-self.mean)
+        """The exponential of minus the mean; infinite where that is beyond a float."""
+        try:
+            return math.exp(-self.mean)
+        except OverflowError:
+            return math.inf
 
     @property
     def is_greedy(self) -> bool:

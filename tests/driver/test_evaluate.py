@@ -79,6 +79,7 @@ def test_figures() -> None:
     result = Evaluation(100, 11, 10, 10 * math.log(8), **figures)
     assert result.perplexity == pytest.approx(8)
     assert result.bits_per_byte == pytest.approx(30 / 100)
+    assert Evaluation(100, 11, 10, 7500.0, **figures).perplexity == math.inf
 
 
 def test_a_window_is_evaluated_as_the_python_face_scores_it(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import RequestOutput, merge_outputs
+from infc.runtime.reading import Score
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import Step
 
@@ -234,6 +235,11 @@ def test_a_score_is_what_generating_says_of_the_same_tokens(llm: LLM) -> None:
     assert whole.token_ids[-12:] == tokens
     assert whole.logprobs[-12:] == pytest.approx(score.logprobs, abs=1e-5)
     assert len(whole.token_ids) == len(answer.prompt_token_ids) - 1 + 12
+
+
+def test_a_perplexity_beyond_a_float_is_infinite() -> None:
+    score = Score(context_token_ids=(1,), token_ids=(2,), logprobs=(-750.0,), ranks=(9,))
+    assert score.perplexity == math.inf
 
 
 def test_what_is_greedy(llm: LLM) -> None:
