@@ -137,6 +137,7 @@ class AsyncEngine:
         pooling: Pooling | None = None,
         first_scored: int = 1,
         priority: int = 0,
+        cache_salt: str = "",
     ) -> RequestOutput:
         """The embedding or the log-probabilities of a prompt, as `Engine.read_prompt` has them.
 
@@ -148,6 +149,7 @@ class AsyncEngine:
             pooling=pooling,
             first_scored=first_scored,
             priority=priority,
+            cache_salt=cache_salt,
         )
         async with aclosing(self._outputs(queue, None)) as outputs:
             return merge_outputs([output async for output in outputs])

@@ -100,29 +100,63 @@ class AsyncLLM:
         *,
         sampling_params: SamplingParams | None = None,
         cumulative: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
         **template: Unpack[TemplateOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
         """As `generate`, for one conversation; `template` are the keywords of TemplateOptions."""
         self._check_open()
         ids = await asyncio.to_thread(encode_conversation, self.tokenizer, messages, **template)
-        outputs = self.generate(ids, one_of(params, sampling_params), cumulative=cumulative)
+        outputs = self.generate(
+            ids,
+            one_of(params, sampling_params),
+            cumulative=cumulative,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
 
-    async def score(self, prompt: Prompt, continuation: Prompt | None = None) -> Score:
-        """How likely a given text is; see `LLM.score`. Tasks that wait at once share steps."""
+    async def score(
+        self,
+        prompt: Prompt,
+        continuation: Prompt | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Score:
+        """How likely a given text is; see `LLM.score`. Tasks that wait at once share steps.
+
+        `priority` and `cache_salt` are those of `generate`.
+        """
         self._check_open()
         each = await asyncio.to_thread(scored_prompt, self.engine.engine, prompt, continuation)
-        answer = await self.engine.read_prompt(each.token_ids, first_scored=each.first_scored)
+        answer = await self.engine.read_prompt(
+            each.token_ids,
+            first_scored=each.first_scored,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
         return as_score(answer)
 
     async def embed(
-        self, prompt: Prompt, *, pooling: Pooling = "last", normalize: bool = True
+        self,
+        prompt: Prompt,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Embedding:
-        """The vector of a prompt; see `LLM.embed`. Tasks that wait at once share steps."""
+        """The vector of a prompt; see `LLM.embed`. Tasks that wait at once share steps.
+
+        `priority` and `cache_salt` are those of `generate`.
+        """
         self._check_open()
-        answer = await self.engine.read_prompt(prompt, pooling=pooling)
+        answer = await self.engine.read_prompt(
+            prompt, pooling=pooling, priority=priority, cache_salt=cache_salt
+        )
         return as_embedding(answer, normalize=normalize)
 
     async def drain(self, timeout_seconds: float | None = None) -> bool:

@@ -125,7 +125,7 @@ def test_refusals_reach_the_caller_and_nobody_else(artifact: Path) -> None:
             await collect(llm, "the", LONG, sampling_params=LONG)
         with pytest.raises(RequestError, match="params must be SamplingParams"):
             await collect(llm, "the", {"max_tokens": 3})
-        with pytest.raises(RequestError, match="a message needs a role"):
+        with pytest.raises(RequestError, match="has no role"):
             async for _ in llm.chat([{"content": "a"}]):
                 pass
         assert (await good).outputs[0].finish_reason == "length"
@@ -177,3 +177,35 @@ def test_limits_and_notes_are_those_of_llm(artifact: Path) -> None:
     with pytest.warns(UserWarning, match="the KV memory of") as caught:
         asyncio.run(AsyncLLM(artifact, kv_memory="10KiB").close())
     assert caught[0].filename == __file__
+
+
+def test_every_call_has_a_priority_and_a_salt(artifact: Path) -> None:
+    text = "the hat sat on the mat and the cat sat on the hat and the mat sat on the cat"
+    chat = [{"role": "user", "content": text}]
+
+    async def test(llm: AsyncLLM) -> None:
+        async def talk(**options: Any) -> int:
+            parts = [part async for part in llm.chat(chat, SamplingParams(max_tokens=1), **options)]
+            return parts[0].metrics.num_cached_tokens
+
+        assert [await talk(cache_salt=salt) for salt in ("a", "b")] == [0, 0]
+        assert await talk(cache_salt="a") > 0
+
+        seen = []
+        add = llm.engine.engine.read_prompt
+
+        def spy(request_id: str, **options: Any) -> None:
+            seen.append((options["priority"], options["cache_salt"]))
+            add(request_id, **options)
+
+        llm.engine.engine.read_prompt = spy  # type: ignore[method-assign, assignment]
+        await llm.score(text, priority=3, cache_salt="a")
+        await llm.embed(text, priority=4, cache_salt="b")
+        assert seen == [(3, "a"), (4, "b")]
+        for call in (llm.score, llm.embed):
+            with pytest.raises(RequestError, match="priority must be an integer"):
+                await call(text, priority="high")  # type: ignore[operator]
+        with pytest.raises(RequestError, match="priority must be an integer"):
+            await talk(priority="high")
+
+    run(artifact, test)
