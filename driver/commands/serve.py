@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +122,7 @@ def command(
         max_sequences=max_sequences,
         kv_memory=kv_memory,
     )
-    serve(
+    interrupted = serve(
         artifact,
         host=host,
         port=port,
@@ -133,3 +134,5 @@ def command(
         log_prompts=log_prompts,
         **{name: value for name, value in settings.items() if value is not None},
     )
+    if interrupted:  # as shells expect it; that it stopped cleanly is no error to print
+        raise click.exceptions.Exit(128 + signal.SIGINT)

@@ -28,13 +28,13 @@ def serve(
     options: RuntimeOptions | None = None,
     verify: Verification = "stamp",
     **settings: Any,
-) -> None:
-    """Serves an artifact until SIGTERM, which lets running answers end; a second one does not.
+) -> bool:
+    """Serves an artifact until SIGTERM or SIGINT, which let running answers end; a second one does not.
 
     `port` 0 takes any free one; `model_name`, one or several, is by default the artifact's own;
     `settings` are fields of `ServerSettings`. Prints one line once requests are answered. Raises
-    ArtifactError, TargetError, CapacityError, UsageError for a setting out of range or an address
-    that cannot be taken, and KeyboardInterrupt after SIGINT.
+    ArtifactError, TargetError, CapacityError, and UsageError for a setting out of range or an
+    address that cannot be taken. Whether it was SIGINT that ended it.
     """
     names = (model_name,) if isinstance(model_name, str) else tuple(model_name or ())
     chosen = ServerSettings(model_names=names or (_name_of(Path(artifact_path)),), **settings)
@@ -62,13 +62,11 @@ def serve(
         try:
             backend = artifact.manifest.backend
             app = create_app(async_engine, engine.tokenizer, chosen, backend=backend)
-            interrupted = run_server(app, listener, async_engine, chosen)
+            return run_server(app, listener, async_engine, chosen)
         finally:
             async_engine.shutdown(timeout_seconds=5.0)
     finally:
         listener.close()
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 def _notes_on(files: TokenizerFiles | None) -> list[str]:

@@ -80,6 +80,13 @@ def test_a_line_a_request(tmp_path: Path, stream: bool) -> None:
     assert lost.startswith("GET /a%0Ab 404 req-")
 
 
+def test_ctrl_c_is_no_error(tmp_path: Path) -> None:
+    with served(write_small_artifact(tmp_path / "small")) as (popen, _):
+        popen.send_signal(signal.SIGINT)
+        _, errors = popen.communicate(timeout=20)
+    assert (popen.returncode, errors) == (130, "stopping\n")
+
+
 def test_stopping_says_what_it_waits_for(tmp_path: Path) -> None:
     small = write_small_artifact(tmp_path / "small")
     with served(small, "--log-requests") as (popen, url):
