@@ -72,6 +72,9 @@ def checked_bias(field: str, value: Any, low: float, high: float) -> tuple[tuple
     if len(pairs) > MAX_TOKEN_LIST:
         raise RequestError(f"{field} has {len(pairs)} of at most {MAX_TOKEN_LIST}", field=field)
     for token, bias in pairs:
+        if isinstance(token, bool) or not isinstance(token, int):
+            problem = f"has the key {token!r:.80}, which is no token id"
+            raise RequestError(f"{field} {problem}", field=field, hint="integers belong there")
         check_int(field, token, 0, _MAX_TOKEN_ID)
         check_number(field, bias, low, high)
     if len({token for token, _ in pairs}) != len(pairs):

@@ -126,3 +126,8 @@ def test_recommendations_that_are_not_built() -> None:
     assert ignored_recommendations(beams) == {"num_beams": 4, "no_repeat_ngram_size": 3}
     assert ignored_recommendations({**beams, "do_sample": True}) == beams
     assert ignored_recommendations(None) == {}
+
+
+def test_a_key_that_is_no_token_id_is_named() -> None:
+    with pytest.raises(RequestError, match="logit_bias has the key '5', which is no token id"):
+        SamplingParams(logit_bias={"5": 1})  # type: ignore[dict-item]
