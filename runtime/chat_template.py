@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -22,8 +23,11 @@ Message = Mapping[str, Any]
 _MARK = "infc:the-answer-goes-on-here "
 """Stands behind a message that is to go on while it is rendered; templates may trim its blank."""
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
 # One thought under the names that templates know it by; the first is the usual one.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_SAYS_SOMETHING = ("content", "tool_calls", *_REASONING_FIELDS)
 
 
 class ChatTemplate:
@@ -38,6 +42,7 @@ class ChatTemplate:
                 where="tokenizer/chat_template.jinja",
             ) from None
         self._constants = dict(constants)
+        self._source = source
 
     def render(
         self,
@@ -53,7 +58,7 @@ class ChatTemplate:
         With `continue_final_message` it ends where the text of the last message does, and no
         turn is opened for the answer.
         """
-        _check_messages(messages)
+        self._check_messages(messages)
         if continue_final_message and add_generation_prompt:
             raise RequestError(
                 "the answer cannot both go on with the last message and open a turn of its own",
@@ -77,6 +82,34 @@ class ChatTemplate:
                 f"the chat template refuses these messages: {error}", field="messages"
             ) from None
         return _up_to_mark(text) if continue_final_message else text
+
+    def _check_messages(self, messages: Any) -> None:
+        if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
+            raise RequestError(
+                "messages must be a list with at least one message", field="messages"
+            )
+        for index, message in enumerate(messages):
+            where = f"messages[{index}]"
+            if not isinstance(message, Mapping):
+                problem = f"is no mapping of role and content: {message!r:.80}"
+                raise RequestError(f"{where} {problem}", field="messages")
+            self._check_role(message.get("role"), where)
+            if all(message.get(name) is None for name in _SAYS_SOMETHING):
+                raise RequestError(f"{where} has no content", field="messages")
+
+    def _check_role(self, role: Any, where: str) -> None:
+        """Most templates pass over roles that they don't know, or write them down as they are."""
+        if not isinstance(role, str):
+            given = (
+                "has no role" if role is None else f"has the role {role!r:.80}, which is no text"
+            )
+            raise RequestError(f"{where} {given}", field="messages")
+        # Templates may know more: they compare with names in quotes.
+        if role in _ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source:
+            return
+        close = difflib.get_close_matches(role, _ROLES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(_ROLES)}"
+        raise RequestError(f"{where}.role is {role!r:.80} ({hint})", field="messages")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -149,14 +182,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
-        raise RequestError("messages must be a list with at least one message", field="messages")
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise RequestError(f"a message needs a role, got {message!r:.80}", field="messages")
 
 
 def _mark_end(message: dict[str, Any]) -> None:

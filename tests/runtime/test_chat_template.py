@@ -142,3 +142,28 @@ def test_messages_of_another_shape_are_refused(messages: Any) -> None:
     with pytest.raises(RequestError) as caught:
         ChatTemplate(CHATML, {}).render(messages)
     assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"role": "usr", "content": "x"}, "messages[1].role is 'usr' (did you mean 'user'?)"),
+        ({"role": "zzz", "content": "x"}, "messages[1].role is 'zzz' (one of system, developer, "),
+        ({"role": 1, "content": "x"}, "messages[1] has the role 1, which is no text"),
+        ({"content": "x"}, "messages[1] has no role"),
+        ({"role": "user"}, "messages[1] has no content"),
+        ({"role": "user", "content": None}, "messages[1] has no content"),
+        ("x", "messages[1] is no mapping of role and content: 'x'"),
+    ],
+)
+def test_a_refusal_names_the_message(message: Any, problem: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate(CHATML, CONSTANTS).render([{"role": "user", "content": "Hi"}, message])
+    assert problem in str(caught.value)
+    assert caught.value.field == "messages"
+
+
+def test_roles_and_messages_that_are_not_the_usual_ones() -> None:
+    template = ChatTemplate(TOOLS, CONSTANTS)
+    assert template.render([{"role": "skip", "content": "x"}]).startswith("0 tools")
+    assert template.render([{"role": "assistant", "tool_calls": [{"name": "f"}]}])

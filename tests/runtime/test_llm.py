@@ -184,7 +184,7 @@ def test_an_answer_that_goes_on_with_the_last_message(llm: LLM) -> None:
         ("the hat", {}, "messages must be a list"),
         ([{"role": "user", "content": "a"}, []], {}, "mixes messages and conversations"),
         ([[]], {}, "at least one message"),
-        ([{"content": "a"}], {}, "a message needs a role"),
+        ([{"content": "a"}], {}, "messages.0. has no role"),
         (
             [{"role": "user", "content": "a"}],
             {"continue_final_message": True, "add_generation_prompt": True},
