@@ -204,7 +204,7 @@ def test_every_call_has_a_priority_and_a_salt(artifact: Path) -> None:
         assert seen == [(3, "a"), (4, "b")]
         for call in (llm.score, llm.embed):
             with pytest.raises(RequestError, match="priority must be an integer"):
-                await call(text, priority="high")  # type: ignore[operator]
+                await call(text, priority="high")  # type: ignore[arg-type]
         with pytest.raises(RequestError, match="priority must be an integer"):
             await talk(priority="high")
 
