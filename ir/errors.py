@@ -12,6 +12,7 @@ InfcError
 ├── TargetError           this machine lacks what the artifact was built for            exit 6
 ├── ArtifactError         missing, damaged, locked, or of another version               exit 7
 ├── CapacityError         does not fit in the memory, context or pool it was given      exit 8
+│   └── DrainingError     no room ever again: the engine takes no more requests
 └── RequestError          one request is refused; its neighbours never notice     exit 2, HTTP 400
 """
 
@@ -95,6 +96,10 @@ class CapacityError(InfcError):
     """Something that does not fit into the memory, context or pool it was given."""
 
     exit_code = 8
+
+
+class DrainingError(CapacityError):
+    """A request that came while the engine shuts down; trying again does not help."""
 
 
 class RequestError(InfcError):

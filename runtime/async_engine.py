@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..ir.errors import CapacityError, InfcError
+from ..ir.errors import DrainingError, InfcError
 from .engine import Engine, EngineStats
 from .outputs import RequestOutput, merge_outputs
 from .pooling import Pooling
@@ -115,7 +115,8 @@ class AsyncEngine:
 
         Closing or cancelling the iterator ends the request. What a slow reader leaves unread is
         joined together, so that it is bounded by the length of the answer. Raises RequestError
-        and CapacityError before the first output, InfcError when the engine stops.
+        and CapacityError (DrainingError after `drain`) before the first output, InfcError when
+        the engine stops.
         """
         # Tokenization is done here: it may take long, and the engine's thread never waits for it.
         token_ids = await self._encode(prompt)
@@ -221,7 +222,7 @@ class AsyncEngine:
             if self._error is not None:
                 raise _stopped(self._error)
             if self._draining:
-                raise CapacityError("no more requests are taken: shutting down")
+                raise DrainingError("no more requests are taken: shutting down")
             self._num_pending += 1
             self._commands.put(stream)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from ...ir.errors import CapacityError
+from ...ir.errors import CapacityError, DrainingError
 from ..outputs import RequestOutput, merge_outputs
 from .errors import ApiError
 
@@ -99,8 +99,8 @@ async def _outputs(
                 _check(output, late_seconds=settings.request_seconds if late else None)
                 yield output
     except CapacityError as error:
-        if not engine.healthy:
-            raise
+        if isinstance(error, DrainingError) or not engine.healthy:
+            raise  # coming again, here at least, is no use
         wait = service.metrics.retry_seconds()
         raise ApiError(429, str(error), code="queue_full", retry_seconds=wait) from None
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from infc.ir.errors import CapacityError, InfcError, RequestError
+from infc.ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from infc.runtime.admission import SchedulerLimits
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
@@ -156,7 +156,7 @@ def test_drain_takes_nothing_new_and_waits_for_the_rest() -> None:
         await asyncio.sleep(0)
         drained = asyncio.ensure_future(served.drain())
         await asyncio.sleep(0)
-        with pytest.raises(CapacityError, match="shutting down"):
+        with pytest.raises(DrainingError, match="shutting down"):
             await collect(served.generate([2]))
         assert await drained
         assert (await pending).outputs[0].finish_reason == "length"

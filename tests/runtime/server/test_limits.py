@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -115,6 +116,14 @@ def test_full_queue_is_429_and_the_client_comes_again() -> None:
             assert int(error.response.headers["Retry-After"]) >= 1
         patient = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=3)
         assert patient.completions.create(**options).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_draining_engine_is_503_and_no_full_queue(stream: bool) -> None:
+    with serving() as server:
+        assert asyncio.run(server.engine.drain(1))
+        response = server.post("/v1/completions", {**COMPLETION, "stream": stream})
+        assert refusal(response, 503)["code"] == "shutting_down"
 
 
 @pytest.mark.parametrize("stream", [False, True])
