@@ -29,7 +29,7 @@ def serve(
     verify: Verification = "stamp",
     **settings: Any,
 ) -> bool:
-    """Serves an artifact until SIGTERM or SIGINT, which let running answers end; a second one does not.
+    """Serves an artifact until a signal, which lets running answers end; a second one does not.
 
     `port` 0 takes any free one; `model_name`, one or several, is by default the artifact's own;
     `settings` are fields of `ServerSettings`. Prints one line once requests are answered. Raises

@@ -190,7 +190,7 @@ def test_an_answer_that_goes_on_with_the_last_message(llm: LLM) -> None:
             {"continue_final_message": True, "add_generation_prompt": True},
             "cannot both go on",
         ),
-        ([{"role": "user"}], {"continue_final_message": True}, "no text to go on with"),
+        ([{"role": "user", "content": []}], {"continue_final_message": True}, "no text to go on"),
     ],
 )
 def test_bad_conversations_are_refused(
