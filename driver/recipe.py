@@ -196,7 +196,25 @@ def load_recipe(
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     for assignment in [overrides] if isinstance(overrides, str) else overrides:
         tree.set_from_text(assignment)
-    return LoadedRecipe(_validate(tree), directory, tree)
+    recipe = _validate(tree)
+    _check_quantization(recipe.quantization, tree)
+    return LoadedRecipe(recipe, directory, tree)
+
+
+def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
+    """What narrows a scheme says nothing without one."""
+    if section.scheme != "none":
+        return
+    for name, given, meaning in (
+        ("skip", section.skip, "what is left out"),
+        ("head", not section.head, "that the head is left out"),
+    ):
+        if given:
+            raise RecipeError(
+                f"quantization.{name} says {meaning}, and the scheme is none",
+                where=tree.place(("quantization", name)),
+                hint="take scheme: int8, or leave the key out",
+            )
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -65,6 +65,14 @@ def test_values_arrive(tmp_path: Path) -> None:
         ("model: a\nmax_context: 3", r"yaml:2: .* mean 'runtime.max_context'"),
         ("model: a\nzzzzzz: 3", r"yaml:2: unknown key 'zzzzzz' .known: model, "),
         ("model: a\n\nbackend: triton", r"yaml:3: backend: triton is not built yet .built: 'cpp'"),
+        (
+            "model: a\nquantization:\n  skip: ['*']",
+            r"yaml:3: quantization.skip says what is left out, and the scheme is none",
+        ),
+        (
+            "model: a\nquantization:\n  scheme: none\n  head: false",
+            r"yaml:4: quantization.head says .*, and the scheme is none",
+        ),
         ("model: a\nquantization: int4", r"yaml:2: quantization.scheme: int4 is not built yet"),
         ("model: a\ndtype: float16", r"yaml:2: dtype: float16 is not built yet"),
         ("model: a\nkv_cache: {dtype: fp8}", r"yaml:2: kv_cache.dtype: fp8 is not built yet"),
