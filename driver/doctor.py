@@ -30,6 +30,8 @@ class Finding:
     fine: bool
     detail: str
     needed: bool = False
+    lacking: str = "missing"
+    """The word for it where it is not fine."""
 
 
 def examine() -> list[Finding]:
@@ -181,4 +183,4 @@ def _backends(machine: Finding, compiler: Finding, compiling: list[Finding]) -> 
     torch = compiling[0].fine
     yield Finding("backend reference", torch, "runs, slowly" if torch else "needs torch")
     for name in _NOT_BUILT:
-        yield Finding(f"backend {name}", False, "not built yet")
+        yield Finding(f"backend {name}", False, "a later version's", lacking="not built")

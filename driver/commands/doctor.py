@@ -27,7 +27,7 @@ def command(as_json: bool) -> None:
     else:
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
-            mark = "ok     " if finding.fine else "missing"
-            click.echo(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
+            mark = "ok" if finding.fine else finding.lacking
+            click.echo(f"{mark:<9}  {finding.subject:<{width}}  {finding.detail}")
     if lacking:
         raise click.exceptions.Exit(1)
