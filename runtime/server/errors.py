@@ -83,15 +83,25 @@ def install_handlers(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    return as_api_error(error).response()
+    return _noted(request, as_api_error(error)).response()
+
+
+def _noted(request: Request, error: ApiError) -> ApiError:
+    """The error, kept for the request's line in the log."""
+    if record := request.scope.get("infc.record"):
+        record.error = error
+    return error
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         text = f"no route {request.method} {request.url.path:.200}"
-        return ApiError(404, text, code="unknown_route").response()
-    response = ApiError(error.status_code, f"{error.detail}: {request.method}").response()
+        if request.url.path == "/":
+            text += ": the API is at /v1, its description at /docs"
+        return _noted(request, ApiError(404, text, code="unknown_route")).response()
+    refusal = ApiError(error.status_code, f"{error.detail}: {request.method}")
+    response = _noted(request, refusal).response()
     response.headers.update(error.headers or {})
     return response
 

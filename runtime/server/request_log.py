@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import as_api_error
+from .errors import ApiError, as_api_error
 from .log import REQUEST_ID, ServerLog
 from .settings import ServerSettings
 from .usage import Usage
@@ -35,6 +35,7 @@ class RequestRecord:
     prompt: Any = None
     first_token_time: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    error: ApiError | None = None
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -79,7 +80,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, watched)
         except Exception as error:
-            answer = as_api_error(error)  # which logs it
+            answer = record.error = as_api_error(error)  # which logs it
             if status == "-":
                 await answer.response()(scope, receive, watched)
         finally:
@@ -103,6 +104,11 @@ class RequestLog:
         parts += sorted(set(record.finish_reasons))
         if not whole:
             parts.append("cut off")
+        refusal = record.error.body["error"] if record.error is not None else None
+        if refusal is not None:
+            code, param, text = (refusal[name] for name in ("code", "param", "message"))
+            named = [code, None if param is None or param in text else param]
+            parts.append(": ".join([*filter(None, named), text]))
         fields: dict[str, Any] = {
             "request_id": record.request_id,
             "method": scope["method"],
@@ -116,6 +122,7 @@ class RequestLog:
             "seconds": round(spent, 6),
             "finish_reasons": record.finish_reasons,
             "cut_off": not whole,
+            "error": refusal,
         }
         if self._settings.log_prompts and record.prompt is not None:
             fields["prompt"] = json.dumps(record.prompt)[:_MAX_PROMPT]

@@ -76,8 +76,11 @@ def test_a_line_a_request(tmp_path: Path, stream: bool) -> None:
     done, refused, lost, _ = lines
     head, took = f"POST /v1/completions 200 mine-1 {found[1]} 3+4 tokens", r"\d+\.\d\d s"
     assert re.fullmatch(rf"{re.escape(head)} {took}, first after {took}, length", done)
-    assert re.fullmatch(rf"POST /v1/completions 400 req-\w{{24}} - 0\+0 tokens {took}", refused)
+    assert re.fullmatch(
+        rf"POST /v1/completions 400 req-\w{{24}} - 0\+0 tokens {took}, n: input .*", refused
+    )
     assert lost.startswith("GET /a%0Ab 404 req-")
+    assert lost.endswith(", unknown_route: no route GET /a b")
 
 
 def test_ctrl_c_is_no_error(tmp_path: Path) -> None:
