@@ -70,7 +70,8 @@ _HISTOGRAMS = {
         "first_token_seconds",
     ),
     "infc_inter_token_latency_seconds": (
-        "From a token of a completion to its next; with `n` above 1, each timed by the last of all choices.",
+        "From a token of a completion to its next; with `n` above 1, each timed by the last of all"
+        " choices.",
         "inter_token_seconds",
     ),
     "infc_e2e_request_latency_seconds": (
