@@ -95,18 +95,6 @@ def _takes_logit_rows(node: Node) -> bool:
     return isinstance(index, Value) and index.name == LOGITS_INDEX
 
 
-def dependences(program: Program) -> dict[str, frozenset[str]]:
-    """Value name -> the names of the program's inputs that it depends on."""
-    result = {value.name: frozenset((value.name,)) for value in program.inputs}
-    for node in program.nodes:
-        needs: frozenset[str] = frozenset()
-        for value in node.values():
-            needs |= result[value.name]
-        for value in node.outputs:
-            result[value.name] = needs
-    return result
-
-
 def depends_only_on(program: Program, inputs: Iterable[str]) -> frozenset[str]:
     """Names of the node results that depend on no other input than these (or on none).
 

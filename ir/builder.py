@@ -230,18 +230,6 @@ def value_names(program: Program) -> set[str]:
     return names | {value.name for node in program.nodes for value in node.outputs}
 
 
-def replace_uses(program: Program, mapping: Mapping[str, Operand]) -> Program:
-    """Every use of the value named so reads the operand instead; chains are followed.
-
-    Nodes stay where they are, so what is read must be defined earlier.
-    """
-    builder = ProgramBuilder.from_program(program)
-    builder._replaced.update(mapping)
-    for node in program.nodes:
-        builder.copy(node)
-    return builder.build()
-
-
 def remove_dead_code(program: Program, *, keep_weights: bool = False) -> Program:
     """Without nodes that nothing reads (but those with effects), and weights that nothing reads.
 

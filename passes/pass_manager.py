@@ -78,10 +78,6 @@ class PipelineReport:
         passes = [{**one.as_data(), "made": made.get(i, [])} for i, one in enumerate(self.passes)]
         return {"passes": passes, "verification": self.phases}
 
-    def times_data(self) -> list[dict[str, Any]]:
-        """Seconds by pass, in order."""
-        return [{"name": name, "seconds": round(seconds, 4)} for name, seconds in self.times]
-
 
 def run_pipeline(
     program: Program,

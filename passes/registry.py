@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import traceback
-from collections.abc import Mapping
 
 from ..ir.errors import UsageError
 from ..ir.plugins import load_plugins
@@ -53,12 +52,6 @@ def get_pass(name: str) -> type[Pass]:
         hint = f"did you mean {near[0]}?" if near else "infc passes lists them"
         raise UsageError(f"unknown pass {name}", hint=hint)
     return found
-
-
-def all_passes() -> Mapping[str, type[Pass]]:
-    """Every known pass by name, ours first, in pipeline order; then those of plug-ins."""
-    load_plugins()
-    return dict(_registry())
 
 
 def load(path: str) -> type[Pass]:

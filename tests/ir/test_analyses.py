@@ -10,7 +10,6 @@ import pytest
 from infc.ir.analyses import (
     check_attention_per_layer,
     check_token_locality,
-    dependences,
     depends_only_on,
     node_cost,
     total_cost,
@@ -170,7 +169,7 @@ def test_dependence_on_inputs() -> None:
     program = b.build()
     assert depends_only_on(program, ["x"]) == {"0", "1", "2"}
     assert depends_only_on(program, []) == {constant.name}
-    assert dependences(program)[both.name] == {"x", "y"}
+    assert depends_only_on(program, ["x", "y"]) == {"0", "1", "2", both.name}
 
 
 def test_costs_add_up() -> None:

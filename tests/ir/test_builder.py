@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from infc.ir.builder import ProgramBuilder, remove_dead_code, replace_uses, sort_nodes
+from infc.ir.builder import ProgramBuilder, remove_dead_code, sort_nodes
 from infc.ir.errors import ProgramError
-from infc.ir.program import KvGroup, Program, Value, WeightExpr
+from infc.ir.program import KvGroup, Operand, Program, Value, WeightExpr
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 
@@ -84,16 +84,26 @@ def test_dead_code_goes_but_effects_stay() -> None:
     assert remove_dead_code(program) is program
 
 
+def replacing(program: Program, *pairs: tuple[Value, Operand]) -> Program:
+    """The program copied by a builder that was told to replace values."""
+    builder = ProgramBuilder.from_program(program)
+    for old, new in pairs:
+        builder.replace(old, new)
+    for node in program.nodes:
+        builder.copy(node)
+    return builder.build()
+
+
 def test_replacing_follows_chains_and_outputs() -> None:
     program = chain()
     first, y, second, _ = (node.output for node in program.nodes)
     x = program.inputs[0]
-    replaced = replace_uses(program, {second.name: first, first.name: x, y.name: second})
+    replaced = replacing(program, (second, first), (first, x), (y, second))
     assert replaced.nodes[1].inputs == (x,)
     assert replaced.nodes[3].inputs == (x,)
     assert replaced.outputs == (x,)
     with pytest.raises(ProgramError, match=r"replaced by 1\.0"):
-        replace_uses(program, {y.name: 1.0})
+        replacing(program, (y, 1.0))
 
 
 def test_copying_can_infer_types_anew() -> None:
