@@ -80,7 +80,7 @@ def test_a_line_a_request(tmp_path: Path, stream: bool) -> None:
         rf"POST /v1/completions 400 req-\w{{24}} - 0\+0 tokens {took}, n: input .*", refused
     )
     assert lost.startswith("GET /a%0Ab 404 req-")
-    assert lost.endswith(", unknown_route: no route GET /a b")
+    assert lost.endswith(", unknown_route: no route GET /ab")
 
 
 def test_ctrl_c_is_no_error(tmp_path: Path) -> None:
