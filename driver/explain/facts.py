@@ -175,7 +175,8 @@ class MemoryFacts:
     """What serving takes. `logits_bytes` are those of the most rows that a step may ask for.
 
     `largest_batch` is how many sequences of `context` tokens `budget` bytes hold beside weights,
-    arena and logits, at most `max_batch`, which was compiled in; 0 where not even one fits.
+    arena and logits, at most `max_batch`, which was compiled in; 0 where not even one fits. Their
+    KV takes `batch_kv_bytes`, which serving must be given: by itself it takes half of what is free.
     """
 
     weights_bytes: int
@@ -186,6 +187,7 @@ class MemoryFacts:
     budget: int
     context: int
     largest_batch: int
+    batch_kv_bytes: int
     max_batch: int
 
 

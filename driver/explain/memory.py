@@ -23,6 +23,7 @@ def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> 
     logits = limits.logit_rows * manifest.model.vocab_size * _LOGITS_BYTES
     left = budget - weights - manifest.arena_bytes - logits
     most = min(limits.max_sequences, limits.logit_rows, limits.step_tokens)
+    batch = _largest_batch(manifest.kv.groups, limits, context, left, most)
     return MemoryFacts(
         weights_bytes=weights,
         arena_bytes=manifest.arena_bytes,
@@ -31,7 +32,8 @@ def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> 
         kv_token_bytes=sum(group.token_bytes for group in groups),
         budget=budget,
         context=context,
-        largest_batch=_largest_batch(manifest.kv.groups, limits, context, left, most),
+        largest_batch=batch,
+        batch_kv_bytes=kv_bytes(manifest.kv.groups, limits.step_tokens, context, batch),
         max_batch=most,
     )
 

@@ -200,6 +200,18 @@ def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     if memory.largest_batch == memory.max_batch:
         batch += ", all that was compiled in"
     yield "largest batch", f"{batch}, in {format_size(memory.budget)}"
+    if memory.largest_batch:
+        yield (
+            "to serve it",
+            " ".join(
+                f"--{name} {value}"
+                for name, value in (
+                    ("kv-memory", f"{-(-memory.batch_kv_bytes // 2**20)}MiB"),
+                    ("max-sequences", memory.largest_batch),
+                    ("max-context", memory.context),
+                )
+            ),
+        )
 
 
 def _group(group: KvGroupFacts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ from infc.ir.manifest import FileDigest, KvLayout
 from infc.ir.ops import Cost
 from infc.ir.program import KvGroup, ModelSpec, Program
 from infc.ir.text import parse_program
+from infc.runtime.kv_groups import blocks_for
 from infc.runtime.limits import RuntimeOptions, plan_runtime
 
 from ...ir.artifacts import manifest
@@ -140,6 +142,25 @@ def test_the_largest_batch_is_the_most_that_fits(tiny: Path, facts: ArtifactFact
         assert exact.largest_batch == batch
         if batch:
             assert inspect_artifact(tiny, context=700, memory=need - 1).memory.largest_batch < batch
+
+
+def test_the_settings_beside_the_largest_batch_reach_it(tiny: Path) -> None:
+    told = inspect_artifact(tiny, context=700, memory=32 << 20)
+    text = render_artifact(told)
+    found = re.search(r"serve it +--kv-memory (\S+) --max-sequences (\d+) --max-context 700", text)
+    assert found, text
+    batch = told.memory.largest_batch
+    assert 1 < int(found[2]) == batch < SEQUENCES
+    options = RuntimeOptions(
+        max_context=700, max_sequences=batch, kv_memory=found[1], threads=1, pin=False
+    )
+    artifact = open_artifact(tiny).manifest
+    plan = plan_runtime(artifact, options)
+    assert plan.limits.max_running == batch
+    assert plan.kv_bytes == told.memory.batch_kv_bytes
+    blocks = blocks_for(700, artifact.kv.groups[0].block_size)
+    assert plan.num_blocks[0] - 1 >= batch * blocks, "each sequence reaches the context"
+    assert "to serve it" not in render_artifact(inspect_artifact(tiny, context=700, memory=1))
 
 
 def test_json_reads_back(facts: ArtifactFacts) -> None:
