@@ -81,6 +81,8 @@ def read_side(where: str | os.PathLike[str]) -> Side:
         if dumps := _dumps(path):
             return Dumps(dumps)
         raise UsageError("neither an artifact nor dumps of IR text", where=str(path))
+    if not path.exists() and path.suffix != ".ir":
+        return open_artifact(path)  # which says what is wrong, as for every other command
     return _read_text(path)
 
 

@@ -167,6 +167,7 @@ def test_the_command(tiny: Path, plain: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "status", "message"),
     [
         (["gone.ir", "gone.ir"], 2, "gone.ir: cannot be read: No such file"),
+        (["TINY", "nothing"], 7, "nothing: the artifact does not exist"),
         (["empty", "empty"], 2, "empty: neither an artifact nor dumps of IR text"),
         (["bad.ir", "bad.ir"], None, "bad.ir:1"),
         (["bytes.ir", "bytes.ir"], 2, "bytes.ir: cannot be read: not UTF-8 text"),
