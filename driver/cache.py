@@ -112,8 +112,19 @@ class CacheEntry:
     model: str
     backend: str
     target: str
+    options: str
     size_bytes: int
     last_use: float
+
+
+def _options(recipe: Mapping[str, Any]) -> str:
+    """What builds of one model differ in: "bfloat16, int8, kv int8"."""
+    scheme = (recipe.get("quantization") or {}).get("scheme", "none")
+    cache = (recipe.get("kv_cache") or {}).get("dtype", "auto")
+    shown = [f"dtype {recipe.get('dtype', 'auto')}"]
+    shown += [f"weights {scheme}"] if scheme != "none" else []
+    shown += [f"kv {cache}"] if cache != "auto" else []
+    return ", ".join(shown)
 
 
 class ArtifactCache:
@@ -161,13 +172,14 @@ class ArtifactCache:
         """What is kept, the last used first; what cannot be read is shown as damaged."""
         found = []
         for path in self._entries():
-            model, backend, target = "damaged", "", ""
+            model, backend, target, options = "damaged", "", "", ""
             with contextlib.suppress(ArtifactError):
                 manifest = open_artifact(path, "none").manifest
                 model = str(manifest.recipe.get("model", manifest.model.architecture))
                 backend, target = manifest.backend, manifest.target.name
+                options = _options(manifest.recipe)
             size, last_use = _size_bytes(path), _mtime(path)
-            found.append(CacheEntry(path.name, model, backend, target, size, last_use))
+            found.append(CacheEntry(path.name, model, backend, target, options, size, last_use))
         return sorted(found, key=lambda entry: -entry.last_use)
 
     def prune(self) -> CacheUse:

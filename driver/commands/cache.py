@@ -48,8 +48,8 @@ def list_entries(as_json: bool) -> None:
         return
     for entry in entries:
         used = datetime.fromtimestamp(entry.last_use).strftime("%Y-%m-%d %H:%M")
-        size = f"{entry.size_bytes / 1e6:,.1f} MB"
-        what = f"{entry.model}  {entry.backend} {entry.target}".rstrip()
+        size = _size(entry.size_bytes)
+        what = f"{entry.model}  {entry.backend} {entry.target}  {entry.options}".rstrip()
         click.echo(f"{entry.key[:12]}  {used}  {size:>12}  {what}")
 
 
@@ -59,7 +59,7 @@ def size() -> None:
     from ..cache import ArtifactCache
 
     use = ArtifactCache().use()
-    click.echo(f"{_amount(use)} of at most {use.limit_bytes / 1e9:.2f} GB")
+    click.echo(f"{_amount(use)} of at most {_size(use.limit_bytes)}")
 
 
 @command.command()
@@ -76,13 +76,13 @@ def limit(size: str | None) -> None:
     from ..cache import LIMIT_VARIABLE, ArtifactCache, cache_limit_bytes, set_cache_limit
 
     if size is None:
-        click.echo(f"{cache_limit_bytes() / 1e9:.2f} GB")
+        click.echo(_size(cache_limit_bytes()))
         return
     kept = set_cache_limit(size)
     if LIMIT_VARIABLE in os.environ:
         click.echo(f"note: ${LIMIT_VARIABLE} is set, and goes before it", err=True)
     gone = ArtifactCache(limit_bytes=kept).prune()
-    click.echo(f"the limit is {kept / 1e9:.2f} GB; removed {_amount(gone)}")
+    click.echo(f"the limit is {_size(kept)}; removed {_amount(gone)}")
 
 
 @command.command()
@@ -104,4 +104,9 @@ def clear() -> None:
 def _amount(use: "CacheUse") -> str:
     from ...ir.sizes import format_count
 
-    return f"{format_count(use.num_artifacts, 'artifact')}, {use.size_bytes / 1e9:.2f} GB"
+    return f"{format_count(use.num_artifacts, 'artifact')}, {_size(use.size_bytes)}"
+
+
+def _size(count: int) -> str:
+    """In powers of 1000, as limits are written."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from infc.driver import cache as cache_module
 from infc.driver.cache import ArtifactCache, cache_key, cache_limit_bytes
 from infc.driver.cli import run
 from infc.ir.artifact import ArtifactWriter, open_artifact
@@ -148,6 +149,16 @@ def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("INFC_CACHE_LIMIT", text)
         with pytest.raises(UsageError, match="INFC_CACHE_LIMIT: not a size"):
             cache_limit_bytes()
+
+
+def test_builds_of_one_model_are_told_apart() -> None:
+    assert cache_module._options({}) == "dtype auto"
+    recipe = {
+        "dtype": "bfloat16",
+        "quantization": {"scheme": "int8"},
+        "kv_cache": {"dtype": "int8"},
+    }
+    assert cache_module._options(recipe) == "dtype bfloat16, weights int8, kv int8"
 
 
 def test_what_is_kept_is_listed(tmp_path: Path, own_cache: Path) -> None:
