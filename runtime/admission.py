@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.errors import RequestError
+from ..ir.sizes import format_count
 from .kv_cache import KvCache
 from .request import Request
 
@@ -40,7 +41,8 @@ def max_total_tokens(request: Request, limits: SchedulerLimits, kv: KvCache) -> 
         raise RequestError("the prompt has no tokens", field="prompt")
     if prompt > limit or (prompt == limit and wanted != 0):
         raise RequestError(
-            f"the prompt has {prompt} tokens, and {limit} are all that prompt and output may have",
+            f"the prompt has {format_count(prompt, 'token')}, and {limit} are all that prompt and"
+            " output may have",
             field="prompt",
             hint=f"shorten it, or {_more_context(limits)}",
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from ..ir.errors import CapacityError, RequestError
+from ..ir.sizes import format_count
 from .admission import SchedulerLimits, max_total_tokens
 from .kv_cache import KvCache
 from .outputs import FinishReason
@@ -76,7 +77,8 @@ class Scheduler:
         request.max_total_tokens = max_total_tokens(request, self.limits, self.kv)
         if len(self._waiting) >= self.limits.max_waiting:
             raise CapacityError(
-                f"{len(self._waiting)} requests are waiting already", hint="try again later"
+                f"{format_count(len(self._waiting), 'request')} waiting already",
+                hint="try again later",
             )
         self._arrivals += 1
         request.arrival = self._arrivals

@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         host, port = self._listener.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"serving {self._settings.model_name} at http://{place}/v1", flush=True)
+        print(f"serving {', '.join(self._settings.model_names)} at http://{place}/v1", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""

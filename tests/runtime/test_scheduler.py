@@ -374,7 +374,7 @@ def test_full_queue_and_used_names_are_refused() -> None:
     with pytest.raises(RequestError, match="in use"):
         add(scheduler, "a", [0], max_tokens=1)
     add(scheduler, "b", [0], max_tokens=1)
-    with pytest.raises(CapacityError, match="waiting already"):
+    with pytest.raises(CapacityError, match="2 requests waiting already"):
         add(scheduler, "c", [0], max_tokens=1)
 
 
