@@ -119,8 +119,9 @@ class CacheEntry:
 
 def _options(recipe: Mapping[str, Any]) -> str:
     """What builds of one model differ in: "bfloat16, int8, kv int8"."""
-    scheme = (recipe.get("quantization") or {}).get("scheme", "none")
-    cache = (recipe.get("kv_cache") or {}).get("dtype", "auto")
+    quantization, cached = recipe.get("quantization", "none"), recipe.get("kv_cache")
+    scheme = quantization.get("scheme", "none") if isinstance(quantization, dict) else quantization
+    cache = cached.get("dtype", "auto") if isinstance(cached, dict) else "auto"
     shown = [f"dtype {recipe.get('dtype', 'auto')}"]
     shown += [f"weights {scheme}"] if scheme != "none" else []
     shown += [f"kv {cache}"] if cache != "auto" else []

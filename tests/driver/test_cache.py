@@ -153,6 +153,8 @@ def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_builds_of_one_model_are_told_apart() -> None:
     assert cache_module._options({}) == "dtype auto"
+    older = {"quantization": "none", "dtype": "float32"}  # as a name, from before it was a section
+    assert cache_module._options(older) == "dtype float32"
     recipe = {
         "dtype": "bfloat16",
         "quantization": {"scheme": "int8"},
