@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Speed:
     """Medians over the rounds. Rates in tokens a second over the whole batch, times in seconds.
 
-    `host_step_microseconds` is what a decoding step takes outside the executor.
+    `host_step_microseconds` is what a decoding step takes outside the executor;
+    `at_once` sequences run, and what the batch has more of waits.
     """
 
     prompt_tokens: int
@@ -29,6 +30,7 @@ class Speed:
     batch: int
     rounds: int
     threads: int
+    at_once: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     first_token_seconds: float
@@ -62,6 +64,7 @@ def measure_speed(
         shape = (prompt_tokens, new_tokens, batch)
         results = [_round(llm, timed, shape, seed) for seed in range(rounds + 1)][1:]
         threads = llm.engine.plan.num_threads
+        at_once = llm.engine.plan.limits.max_running
     first, decode, host = (statistics.median(r[i] for r in results) for i in range(3))
     return Speed(
         prompt_tokens,
@@ -69,6 +72,7 @@ def measure_speed(
         batch,
         rounds,
         threads,
+        at_once,
         prefill_tokens_per_second=prompt_tokens * batch / first,
         decode_tokens_per_second=(new_tokens - 1) * batch / decode if new_tokens > 1 else 0.0,
         first_token_seconds=first,

@@ -50,14 +50,14 @@ def write_stream(
     request failed on its way.
     """
     start = time.perf_counter()
-    first = last = None
+    first = last = times = None
     pieces: list[str] = []
     num_prompt = num_tokens = 0
     reason = None
     for output in outputs:
         if output.error is not None:
             raise InfcError(output.error)
-        piece = output.outputs[0]
+        piece, times = output.outputs[0], output.metrics
         num_prompt = len(output.prompt_token_ids)
         num_tokens += len(piece.token_ids)
         reason = piece.finish_reason
@@ -70,6 +70,10 @@ def write_stream(
         sink.flush()
     now = time.perf_counter()
     first, last = first or now, last or now
+    if first == last and num_tokens > 1 and times is not None and times.finished_time is not None:
+        # The best of several comes as a whole, at the end: the engine knows better.
+        start = times.arrival_time
+        first, last = times.first_token_time or times.finished_time, times.finished_time
     return Written("".join(pieces), num_prompt, num_tokens, first - start, last - first, reason)
 
 

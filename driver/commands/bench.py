@@ -43,6 +43,10 @@ def command(
         threads=threads,
         on_note=print_note,
     )
+    if batch > speed.at_once:
+        print_note(
+            f"{speed.at_once} sequences run at once, so {batch - speed.at_once} wait for their turn"
+        )
     if as_json:
         click.echo(json.dumps(asdict(speed)))
         return

@@ -48,7 +48,12 @@ def command(
     from ...ir.artifact import open_artifact
     from ...runtime.llm import LLM
     from ..generate import read_prompt, seconds_since_process_start, write_choices, write_stream
-    from ..sampling_options import engine_arguments, sampling_params, with_default_length
+    from ..sampling_options import (
+        engine_arguments,
+        print_note,
+        sampling_params,
+        with_default_length,
+    )
 
     if token_ids is not None and (prompt is not None or chat):
         raise click.UsageError("--token-ids stands alone: no prompt and no --chat beside it")
@@ -57,6 +62,8 @@ def command(
     opened = open_artifact(artifact, verify, weights="later")
     arguments = engine_arguments(options)
     params = sampling_params(options, opened)
+    if params.num_choices > 1 and params.temperature == 0:
+        print_note("temperature 0 takes the likeliest token, so all answers are equal")
     with LLM(opened, **arguments) as llm:
         begun = seconds_since_process_start()
         ids = llm.engine.encode(what) if not chat else _encode_message(llm, what)

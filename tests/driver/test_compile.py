@@ -270,12 +270,12 @@ def test_errors_about_passes_say_the_line(
 
 def test_what_is_recommended_and_not_built_is_said(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "mine")
-    settings = '{"do_sample": true, "repetition_penalty": 1.1, "min_p": 0.0}'
+    settings = '{"do_sample": true, "no_repeat_ngram_size": 3, "min_p": 0.0}'
     (tmp_path / "mine/checkpoint/generation_config.json").write_text(settings)
     progress = Lines()
     infc.compile(tmp_path / "mine", tmp_path / "a", verify=False, progress=progress)
     said = [line for line in progress.lines if "recommends" in line]
-    assert said == ["the checkpoint recommends repetition_penalty 1.1: not built, ignored"]
+    assert said == ["the checkpoint recommends no_repeat_ngram_size 3: not built, ignored"]
 
 
 def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
@@ -405,6 +405,8 @@ def test_a_prompt_that_leaves_less_than_the_default_length_is_answered(
     few = [str(fast.path), "--token-ids", "5,6,7", "--max-context", "8", "--ignore-eos"]
     assert run(["generate", *few]) == 0
     assert "3 prompt tokens, 5 tokens, " in capfd.readouterr().err
+    assert run(["generate", *few, "-n", "2"]) == 0
+    assert "note: temperature 0 takes the likeliest token" in capfd.readouterr().err
     assert run(["generate", *few, "--max-tokens", "6"]) == 2
     assert "ask for at most 5" in capfd.readouterr().err
 
@@ -416,7 +418,12 @@ def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert (speed["prompt_tokens"], speed["new_tokens"], speed["batch"]) == (9, 4, 2)
     assert min(speed[key] for key in speed if "per_second" in key) > 0
     assert run(["bench", str(fast.path), *sizes, "--threads", "1"]) == 0
-    assert capfd.readouterr().out.startswith("2 × (9 + 4) tokens, 1 thread\n")
+    captured = capfd.readouterr()
+    assert captured.out.startswith("2 × (9 + 4) tokens, 1 thread\n")
+    assert "run at once" not in captured.err
+    most = fast.manifest.limits.max_sequences
+    assert run(["bench", str(fast.path), *sizes, "--batch", str(most + 2)]) == 0
+    assert f"note: {most} sequences run at once, so 2 wait" in capfd.readouterr().err
     assert run(["bench", str(fast.path), "--new-tokens", "99999"]) == 2
     assert "128 prompt tokens and 99999 new ones do not fit" in capfd.readouterr().err
     (tmp_path / "text").write_text("the quick brown fox " * 20)

@@ -218,3 +218,11 @@ def test_a_dropped_line_of_a_conversation_does_not_end_it(
     monkeypatch.setattr("builtins.input", interrupted)
     assert _read_line() == ""
     assert "Ctrl-D or /exit ends" in capsys.readouterr().out
+
+
+def test_the_best_of_several_has_a_speed() -> None:
+    whole = part("one two", 1, 2, 3, end="length")
+    times = RequestMetrics(arrival_time=1.0, first_token_time=2.0, finished_time=4.0)
+    written = write_stream([replace(whole, metrics=times)], io.StringIO())
+    assert written.decode_seconds == 2.0
+    assert "1.0 tokens/s" in written.summary()
