@@ -182,7 +182,7 @@ def test_an_output_that_cannot_be_written(
         (["x", "--top-p", "1.5"], 2, "top_p is 1.5, outside 0..1"),
         (["x", "--top-k", "-2"], 2, "top_k is -2, outside 0.."),
         (["x", "--seed", "9" * 30], 2, "seed is 999"),
-        (["x", "--max-tokens", "0"], 2, "max_tokens is 0, outside 1.."),
+        (["x", "--max-tokens", "0"], 2, "max_tokens is 0: nothing is asked for"),
         (["x", "--stop", ""], 2, "stop holds an empty string"),
         (["x", "--threads", "100000"], 2, "threads is 100000, outside 1..1024"),
         (["x", "--max-context", "4096"], 8, "max_context is 4096, outside 1..128"),
