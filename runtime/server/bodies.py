@@ -161,4 +161,6 @@ def _explain(error: ValidationError) -> ApiError:
     for part in first["loc"]:
         param += f"[{part}]" if isinstance(part, int) else f".{part[:80]}" if param else part[:80]
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "too_short":
+        reason = "it is empty"
     return ApiError(400, f"{param}: {reason[:1].lower()}{reason[1:]}", param=param)

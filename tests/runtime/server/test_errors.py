@@ -449,3 +449,9 @@ def test_damaged_bodies_are_requests_or_refusals(seed: int, cuts: int) -> None:
     for _ in range(cuts):
         data[chance.randrange(len(data))] = chance.randrange(256)
     check_or_refuse(lambda: check_fields(parse_json(bytes(data)), ChatRequest))
+
+
+def test_no_messages_is_said_in_plain_words() -> None:
+    with pytest.raises(ApiError) as caught:
+        check_fields({"model": "m", "messages": []}, ChatRequest)
+    assert caught.value.message == "messages: it is empty"
