@@ -120,12 +120,21 @@ def _choose_context(config: Any, wanted: int | None) -> int:
         return int(limit)
     if wanted < 1:
         raise UsageError(f"max_context is {wanted}, expected at least 1")
-    if limit is not None and wanted > limit:
+    longest = None if limit is None else int(limit * _dynamic_factor(config))
+    if longest is not None and wanted > longest:
         raise CapacityError(
-            f"max_context {wanted} is more than the {limit} positions of the model",
-            hint=f"set runtime.max_context to {limit} or less",
+            f"max_context {wanted} is more than the {longest} positions of the model",
+            hint=f"set runtime.max_context to {longest} or less",
         )
     return wanted
+
+
+def _dynamic_factor(config: Any) -> float:
+    """By how much `dynamic` rope stretches the positions that a model was trained on; else 1."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict) or parameters.get("rope_type") != "dynamic":
+        return 1.0
+    return max(1.0, float(parameters.get("factor", 1.0)))
 
 
 def _spec(config: Any, capture: Any, program: Program, max_context: int) -> ModelSpec:

@@ -17,8 +17,8 @@ def fix_length_dependent_rope(
     """Makes `dynamic` and `longrope` frequencies constants, in place, and says so.
 
     The frequencies buffers must hold real values. `longrope` takes its long factors where
-    `max_context` tokens need them; `dynamic` is refused where it would not be constant.
-    Raises UnsupportedModelError.
+    `max_context` tokens need them, `dynamic` the base of a sequence of `max_context` tokens.
+    UnsupportedModelError where layers of one type have such a rope of their own.
     """
     for name, module in model.named_modules():
         kind = getattr(module, "rope_type", None)
@@ -29,7 +29,7 @@ def fix_length_dependent_rope(
                         f"rope {one} for {layer_type} layers depends on the length", where=name
                     )
         elif isinstance(kind, str) and "dynamic" in kind:
-            _fix_dynamic(name, module, kind, max_context, log)
+            _fix_dynamic(module, kind, max_context, log)
         elif kind == "longrope":
             _fix_longrope(module, max_context, log)
         elif isinstance(kind, str) and hasattr(module, "rope_init_fn"):
@@ -37,21 +37,19 @@ def fix_length_dependent_rope(
 
 
 def _fix_dynamic(
-    name: str,
-    module: torch.nn.Module,
-    kind: str,
-    max_context: int,
-    log: Callable[[str], None],
+    module: torch.nn.Module, kind: str, max_context: int, log: Callable[[str], None]
 ) -> None:
+    """The base that transformers takes for a sequence of `max_context` tokens, for every length."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     limit = int(getattr(module, "original_max_seq_len", 0))
     if max_context > limit:
-        raise UnsupportedModelError(
-            f"rope {kind} changes with the length beyond {limit} tokens",
-            where=name,
-            hint=f"set runtime.max_context to {limit} or less",
-        )
+        frequencies, _ = ROPE_INIT_FUNCTIONS[kind](module.config, seq_len=max_context)
+        with torch.no_grad():
+            module.inv_freq.copy_(frequencies)  # type: ignore[operator]
     module.rope_type = "default"  # type: ignore[assignment]
-    log(f"rope {kind}: constant up to {limit} tokens, which max_context {max_context} stays within")
+    what = f"that of {max_context} tokens" if max_context > limit else f"that of up to {limit}"
+    log(f"rope {kind}: {what} for every length, chosen by max_context {max_context}")
 
 
 def _fix_longrope(module: torch.nn.Module, max_context: int, log: Callable[[str], None]) -> None:

@@ -132,12 +132,10 @@ def test_unknown_dtype(llama: Path) -> None:
         load_model(llama, dtype="int3", log=no_log)  # type: ignore[arg-type]
 
 
-def test_dynamic_rope_beyond_its_length() -> None:
-    module = torch.nn.Module()
-    module.rope_type = "dynamic"  # type: ignore[assignment]
-    module.original_max_seq_len = 128  # type: ignore[assignment]
-    with pytest.raises(UnsupportedModelError, match="beyond 128 tokens"):
-        fix_length_dependent_rope(module, 129, no_log)
+def test_dynamic_rope_stretches_by_its_factor_and_no_further(tmp_path: Path) -> None:
+    make_checkpoint("llama-dynamic", tmp_path)  # of 128 positions, by a factor of 4
+    with pytest.raises(CapacityError, match="513 is more than the 512 positions"):
+        load_model(tmp_path, max_context=513, log=no_log)
 
 
 def test_rope_by_layer_type_that_depends_on_the_length() -> None:

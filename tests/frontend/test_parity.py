@@ -101,6 +101,19 @@ def test_dynamic_rope_is_constant_within_the_model_length(tmp_path: Path) -> Non
     assert parity_error(tmp_path, load(tmp_path)) < TOLERANCE
 
 
+@pytest.mark.parametrize("max_context", [129, 200])
+def test_dynamic_rope_is_that_of_max_context_beyond_it(max_context: int, tmp_path: Path) -> None:
+    """transformers takes the base of the sequence it is given: they agree at that length."""
+    make_checkpoint("llama-dynamic", tmp_path)
+    lines: list[str] = []
+    program = load(tmp_path, max_context=max_context, step_tokens=256, log=lines.append)
+    assert program.spec.max_context == max_context
+    assert parity_error(tmp_path, program, prompt(tokens=max_context)) < TOLERANCE
+    assert any("dynamic" in line and str(max_context) in line for line in lines)
+    plain = load(tmp_path, step_tokens=256)
+    assert parity_error(tmp_path, plain, prompt(tokens=max_context)) > 100 * TOLERANCE
+
+
 def test_layers_with_scales_of_their_own(tmp_path: Path) -> None:
     """Equal shapes, unequal constants: such layers are not clones of each other."""
     make_checkpoint("gpt2", tmp_path, scale_attn_by_inverse_layer_idx=True)
