@@ -194,7 +194,7 @@ def test_cache_commands(
     assert run(["cache", "path"]) == 0
     assert capsys.readouterr().out.strip() == str(own_cache)
     assert run(["cache", "size"]) == 0
-    assert capsys.readouterr().out == "1 artifact, 0.00 GB of at most 20.00 GB\n"
+    assert capsys.readouterr().out == "1 artifact, 0.0 MB of at most 20.00 GB\n"
     assert run(["cache", "clear"]) == 0
     assert capsys.readouterr().out == "removed 1 artifact, 0.00 GB\n"
 
