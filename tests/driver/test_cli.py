@@ -196,7 +196,7 @@ def test_cache_commands(
     assert run(["cache", "size"]) == 0
     assert capsys.readouterr().out == "1 artifact, 0.0 MB of at most 20.00 GB\n"
     assert run(["cache", "clear"]) == 0
-    assert capsys.readouterr().out == "removed 1 artifact, 0.00 GB\n"
+    assert capsys.readouterr().out == "removed 1 artifact, 0.0 MB\n"
 
 
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
