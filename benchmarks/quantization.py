@@ -14,6 +14,9 @@ from pathlib import Path
 
 import infc
 from infc.driver.evaluate import compare_on_text, evaluate_text
+from infc.ir.program import Node
+from infc.ir.schemes import get_scheme
+from infc.ir.types import TensorType
 
 RECIPES = Path(__file__).parent.parent / "recipes/tiny"
 BUILDS: dict[str, dict[str, object]] = {
@@ -21,8 +24,16 @@ BUILDS: dict[str, dict[str, object]] = {
     "bfloat16, int8 cache": {"kv_cache.dtype": "int8"},
     "int8": {"quantization": "int8"},
     "int8, head left": {"quantization": {"scheme": "int8", "head": False}},
+    "int4": {"quantization": "int4"},
+    "int4, int8 cache": {"quantization": "int4", "kv_cache.dtype": "int8"},
     "int8, int8 cache": {"quantization": "int8", "kv_cache.dtype": "int8"},
 }
+
+
+def num_weights(node: Node, matrix: TensorType) -> int:
+    """What a matrix has, or what its codes stand for."""
+    scheme = node.attrs.get("scheme")
+    return get_scheme(scheme).num_weights(matrix) if scheme else matrix.num_elements()
 
 
 def bits_per_weight(artifact: infc.Artifact) -> float:
@@ -37,7 +48,7 @@ def bits_per_weight(artifact: infc.Artifact) -> float:
         for ref in node.weights():
             kind = program.weights[ref.name].type
             bits += 8 * kind.num_bytes()
-            elements += kind.num_elements() if kind.rank == 2 else 0
+            elements += num_weights(node, kind) if kind.rank == 2 else 0
     return bits / elements
 
 

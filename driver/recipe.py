@@ -67,10 +67,11 @@ class _Section(BaseModel):
 class QuantizationSection(_Section):
     """In how many bits matrices are held; a scheme's name alone stands for its section."""
 
-    scheme: Literal["none", "int8"] = _key(
+    scheme: Literal["none", "int8", "int4"] = _key(
         "none",
         "int8: weights in int8 with a scale an output channel, activations in int8 with one a"
-        " token, products summed exactly.",
+        " token, products summed exactly; int4: the same with weights in 4 bits, groups of 32"
+        " with a multiplier each.",
     )
     skip: list[str] = _key(
         [], "Names of matrices that stay as they are; `*` stands for any text.", unit="patterns"
@@ -164,9 +165,7 @@ class Recipe(_Section):
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
     ("dtype",): frozenset({"float16", "float8", "float64"}),
-    ("quantization", "scheme"): frozenset(
-        {"int4", "fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0", "q4_0"}
-    ),
+    ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0", "q4_0"}),
     ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .program import KvGroup
-from .schemes import quantize_i8
+from .rounding import quantize_i8
 from .torch_types import to_torch
 
 if TYPE_CHECKING:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .errors import ProgramError
-from .types import DType, TensorType
+from .rounding import GROUP_I4, GROUP_I4_BYTES, integers_i4, quantize_i4, quantize_i8
+from .types import Dim, DType, TensorType
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_I8: Final = 127
-"""Codes are -127 .. 127: symmetric, so that zero is a code and every code has its negative."""
-TINY: Final = 1e-30
-"""A row whose largest magnitude is below this is all zeros: its inverse would overflow."""
 MAX_EXACT_DEPTH: Final = 65536
 """Products that one int32 sum holds, even where one side is shifted to 0 .. 255."""
 
@@ -23,40 +21,73 @@ MAX_EXACT_DEPTH: Final = 65536
 class Scheme:
     """How `scaled_linear` and `scaled_moe` hold a matrix `[N, K]`, and what multiplies it.
 
-    A code stands for `code * scale`; `group` elements of K share a scale (None: a whole row, one
-    scale an output channel). `code_dtype` is the element type of stored codes, `bits` what one
-    takes. The activation's rows are quantised to int8 as they come, one scale a token
-    (`quantize_rows`), so that products are sums of integers, exact in any order.
+    A weight is an integer of -127 .. 127 times the float32 scale of its output channel. `bits` is
+    what its code takes, and `group_bytes` bytes of `code_dtype` hold the codes of `group` elements
+    of K, with whatever they share. `quantize` makes codes and scales of a matrix (its last
+    dimension is K, the last group padded with zeros), `integers` gives the integers of codes back.
+    `tolerance` is what a product of random rows may be off by, relative to a row's largest result.
+    The activation's rows are quantised to int8 as they come, one scale a token (`quantize_rows`),
+    so that products are sums of integers, exact in any order.
     """
 
     name: str
     bits: int
     code_dtype: DType
-    group: int | None = None
+    quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    integers: Callable[[torch.Tensor], torch.Tensor]
+    tolerance: float
+    group: int = 1
+    group_bytes: int = 1
     doc: str = ""
 
     def code_type(self, plain: TensorType) -> TensorType:
         """The type of the codes of a matrix `[.., N, K]`."""
-        return TensorType(self.code_dtype, plain.shape)
+        depth = plain.shape[-1]
+        if not isinstance(depth, int):
+            raise ProgramError(f"a matrix {plain} has no fixed depth")
+        width: Dim = -(-depth // self.group) * self.group_bytes
+        return TensorType(self.code_dtype, (*plain.shape[:-1], width))
 
     def scale_type(self, plain: TensorType) -> TensorType:
         """The type of its scales, `[.., N]`."""
         return TensorType(DType.F32, plain.shape[:-1])
 
+    def num_weights(self, codes: TensorType) -> int:
+        """How many weights codes stand for, the last group of each row taken as full."""
+        return codes.num_elements() // self.group_bytes * self.group
+
     def bits_per_weight(self, depth: int) -> float:
-        """Bits that a weight of a row of `depth` takes, its share of the scale included."""
-        return self.bits + 32 / (self.group or depth)
+        """Bits that a weight of a row of `depth` takes, its share of what it shares included."""
+        groups = -(-depth // self.group)
+        return (8 * groups * self.group_bytes + 32) / depth
 
 
 INT8: Final = Scheme(
     "int8",
     8,
     DType.I8,
+    quantize_i8,
+    lambda codes: codes,
+    tolerance=0.05,
     doc="int8 weights, one float32 scale an output channel, round to nearest; int8 activations, "
     "one scale a token (as in LLM.int8 without outliers, and SmoothQuant's O1 granularity)",
 )
 
-SCHEMES: Final = {scheme.name: scheme for scheme in (INT8,)}
+INT4: Final = Scheme(
+    "int4",
+    4,
+    DType.U8,
+    quantize_i4,
+    integers_i4,
+    tolerance=0.35,
+    group=GROUP_I4,
+    group_bytes=GROUP_I4_BYTES,
+    doc="4-bit codes in groups of 32, each with a whole multiplier of -15 .. 15, one float32 scale "
+    "an output channel (QServe's progressive groups, round to nearest); int8 activations, one "
+    "scale a token",
+)
+
+SCHEMES: Final = {scheme.name: scheme for scheme in (INT8, INT4)}
 """Every scheme by name."""
 
 
@@ -65,21 +96,3 @@ def get_scheme(name: object) -> Scheme:
     if not isinstance(name, str) or name not in SCHEMES:
         raise ProgramError(f"unknown scheme {name!r}", hint=f"known: {', '.join(SCHEMES)}")
     return SCHEMES[name]
-
-
-def quantize_i8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (int8) and scales of each row of the last dimension, round to nearest even.
-
-    In float32 (float64 stays, for the scales too): `scale = amax / 127`, `code = rint(x * (127 /
-    amax))` clamped to -127 .. 127; a row below `TINY` gets zeros for both, one with NaN a scale of
-    NaN. Every backend does the same operations, so that equal inputs give equal codes.
-    """
-    import torch
-
-    value = x if x.dtype == torch.float64 else x.float()
-    top = value.abs().amax(-1, keepdim=True)
-    used = ~(top < TINY)  # NaN counts as used: it must show in the scale, not turn into zeros
-    inverse = torch.where(used, LARGEST_I8 / top.clamp_min(TINY), 0.0)
-    codes = (value * inverse).round().clamp(-LARGEST_I8, LARGEST_I8).to(torch.int8)
-    scale = torch.where(used, top / LARGEST_I8, 0.0).squeeze(-1)
-    return codes, scale

@@ -10,7 +10,7 @@ from .errors import CheckpointError, InfcError, ProgramError
 from .ops import get_op
 from .ops.base import Attrs
 from .program import Attr, Program, Weight, WeightExpr, WeightLoader
-from .schemes import get_scheme, quantize_i8
+from .schemes import get_scheme
 from .torch_types import from_torch, to_torch
 from .types import Dim, DType, TensorType
 
@@ -310,13 +310,13 @@ BUILTIN: Final = (
     ),
     WeightOp(
         "codes",
-        lambda parts, attrs: quantize_i8(parts[0])[0],
+        lambda parts, attrs: get_scheme(attrs["scheme"]).quantize(parts[0])[0],
         lambda kinds, attrs: get_scheme(attrs["scheme"]).code_type(_matrix(kinds)),
         ("scheme",),
     ),
     WeightOp(
         "scales",
-        lambda parts, attrs: quantize_i8(parts[0])[1],
+        lambda parts, attrs: get_scheme(attrs["scheme"]).quantize(parts[0])[1],
         lambda kinds, attrs: get_scheme(attrs["scheme"]).scale_type(_matrix(kinds)),
         ("scheme",),
     ),

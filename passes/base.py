@@ -68,6 +68,11 @@ class Pass:
         """The rewritten program and what was matched; raises PassError where it cannot."""
         raise NotImplementedError(f"{type(self).__name__} has no run method")
 
+    @property
+    def allowed_error(self) -> float:
+        """What a lossy pass may be off by: its tolerance, unless its options make it another."""
+        return self.tolerance
+
     def option_values(self) -> dict[str, Any]:
         """The options by name, as this pass has them."""
         return {option.name: getattr(self, option.name) for option in fields(self)}

@@ -117,7 +117,7 @@ def _check_region(one: Pass, region: Region, weights: SampleWeights) -> None:
             actual = _run(region.after, inputs, weights)
         except InfcError as error:
             raise PassError(f"its result does not run: {error}", where=_place(region)) from error
-        allowed = one.tolerance if one.contract == "lossy" else TOLERANCES[one.contract]
+        allowed = one.allowed_error if one.contract == "lossy" else TOLERANCES[one.contract]
         found = difference(expected, actual.reshape(expected.shape))
         if found.error > allowed:
             where = f"row {found.row} of {found.rows}"

@@ -38,7 +38,10 @@ NO_COSTS = Costs(decode=Cost(), prefill=Cost())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFacts:
-    """A weight that a node reads. `operand` is what the op calls it, `type` such as bf16[8, 4]."""
+    """A weight that a node reads. `operand` is what the op calls it, `type` such as bf16[8, 4].
+
+    `num_elements` of codes is that of the weights they stand for.
+    """
 
     name: str
     operand: str

@@ -12,7 +12,9 @@ from ...ir.manifest import Limits
 from ...ir.ops import Cost, Kind, get_op
 from ...ir.ops.base import AFTER_LOWERING, Op
 from ...ir.program import Node, Program, Value, WeightRef
+from ...ir.schemes import get_scheme
 from ...ir.text import print_attr
+from ...ir.types import TensorType
 from .facts import (
     NO_COSTS,
     Costs,
@@ -137,8 +139,17 @@ def _weights(program: Program, node: Node, op: Op) -> Iterable[WeightFacts]:
                 operand=op.operands[min(place, len(op.operands) - 1)].rstrip("?*"),
                 type=str(kind),
                 num_bytes=kind.num_bytes(),
-                num_elements=kind.num_elements(),
+                num_elements=_num_elements(node, kind),
             )
+
+
+def _num_elements(node: Node, kind: TensorType) -> int:
+    """How many numbers a weight has; codes stand for as many as their scheme says."""
+    if "scheme" in node.attrs:
+        scheme = get_scheme(node.attrs["scheme"])
+        if kind.dtype is scheme.code_dtype:
+            return scheme.num_weights(kind)
+    return kind.num_elements()
 
 
 def _ops(nodes: Iterable[NodeFacts]) -> list[OpFacts]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProgramError
-from ..schemes import quantize_i8
+from ..rounding import quantize_i8
 from ..torch_types import from_torch
 from ..types import TensorType
 from .base import (
@@ -42,10 +42,16 @@ def _moe(types: Types, attrs: Attrs) -> Outputs:
 
 
 def _scaled_moe(types: Types, attrs: Attrs) -> Outputs:
+    x = tensor(types, 0, 2, "x")
     gate_up, down = tensor(types, 3, 3, "gate_up"), tensor(types, 5, 3, "down")
-    check_matrix(gate_up, tensor(types, 4), attrs, "gate_up")
-    check_matrix(down, tensor(types, 6), attrs, "down")
-    return _check(types, gate_up, down, types[7:], attrs)
+    doubled = gate_up.shape[1]
+    if not isinstance(doubled, int):
+        raise ProgramError(f"gate_up is {gate_up}, expected fixed sizes")
+    check_matrix(gate_up, tensor(types, 4), x.shape[1], attrs, "gate_up")
+    check_matrix(down, tensor(types, 6), doubled // 2, attrs, "down")
+    wide_up = TensorType(gate_up.dtype, (*gate_up.shape[:2], x.shape[1]))
+    wide_down = TensorType(down.dtype, (*down.shape[:2], doubled // 2))
+    return _check(types, wide_up, wide_down, types[7:], attrs)
 
 
 def _check(
@@ -170,7 +176,9 @@ def _moe_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, 
     assert isinstance(experts, int)
     weights = gate_up.num_bytes() + down.num_bytes()
     idle = weights * max(experts - routes, 0) // max(experts, 1)
-    each = (gate_up.num_elements() + down.num_elements()) // max(experts, 1)
+    doubled, hidden = gate_up.shape[1], down.shape[1]
+    assert isinstance(doubled, int) and isinstance(hidden, int)
+    each = doubled * hidden + hidden * (doubled // 2)
     return Cost(base.bytes_read - idle, base.bytes_written, 2 * routes * each)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
-from ..schemes import MAX_EXACT_DEPTH, SCHEMES, get_scheme, quantize_i8
-from ..types import DType, TensorType
+from ..rounding import quantize_i8
+from ..schemes import MAX_EXACT_DEPTH, SCHEMES, get_scheme
+from ..types import Dim, DType, TensorType
 from .base import (
     AttrKind,
     Attrs,
@@ -38,16 +39,20 @@ def _need(kind: TensorType, dtype: DType, what: str) -> None:
         raise ProgramError(f"{what} is {kind}, expected element type {dtype.value}")
 
 
-def check_matrix(codes: TensorType, scale: TensorType, attrs: Attrs, what: str) -> None:
-    """ProgramError unless codes `[.., N, K]` and their scales fit the scheme in `attrs`."""
+def check_matrix(codes: TensorType, scale: TensorType, depth: Dim, attrs: Attrs, what: str) -> None:
+    """ProgramError unless codes of `[.., N, depth]` and their scales fit the scheme in `attrs`."""
     scheme = get_scheme(attrs["scheme"])
     _need(codes, scheme.code_dtype, what)
-    wanted = scheme.scale_type(codes)
-    if scale != wanted:
-        raise ProgramError(f"{what}_scale is {scale}, expected {wanted}")
-    depth = codes.shape[-1]
     if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
         raise ProgramError(f"{what} is {codes}: int32 sums hold {MAX_EXACT_DEPTH} products")
+    plain = TensorType(DType.F32, (*codes.shape[:-1], depth))
+    if codes != scheme.code_type(plain):
+        raise ProgramError(
+            f"{what} is {codes}, expected {scheme.code_type(plain)} for {depth} columns"
+        )
+    wanted = scheme.scale_type(plain)
+    if scale != wanted:
+        raise ProgramError(f"{what}_scale is {scale}, expected {wanted}")
 
 
 def _quantize_rows(types: Types, attrs: Attrs) -> Outputs:
@@ -72,9 +77,9 @@ def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
     _need(x, DType.I8, "x")
     _need(x_scale, DType.F32, "x_scale")
     need_shape(x_scale, x.shape[:-1], "x_scale")
-    check_matrix(w, w_scale, attrs, "w")
-    if not x.shape or x.shape[-1] != w.shape[1]:
-        raise ProgramError(f"x is {x} and w {w}: their last dimensions differ")
+    if not x.shape:
+        raise ProgramError(f"x is {x}, expected at least one dimension")
+    check_matrix(w, w_scale, x.shape[-1], attrs, "w")
     dtype = DType(attrs["dtype"])
     if not dtype.is_float:
         raise ProgramError(f"dtype is {dtype.value}, expected floating point")
@@ -99,7 +104,8 @@ def scaled_linear_meaning(
     from ..torch_types import to_torch
 
     kind = to_torch(DType(dtype))
-    y = _exact_products(x, w).to(x_scale.dtype) * (x_scale[..., None] * w_scale)
+    integers = get_scheme(scheme).integers(w)[..., : x.shape[-1]]
+    y = _exact_products(x, integers).to(x_scale.dtype) * (x_scale[..., None] * w_scale)
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y.to(kind)

@@ -73,7 +73,7 @@ def test_values_arrive(tmp_path: Path) -> None:
             "model: a\nquantization:\n  scheme: none\n  head: false",
             r"yaml:4: quantization.head says .*, and the scheme is none",
         ),
-        ("model: a\nquantization: int4", r"yaml:2: quantization.scheme: int4 is not built yet"),
+        ("model: a\nquantization: gptq", r"yaml:2: quantization.scheme: gptq is not built yet"),
         ("model: a\ndtype: float16", r"yaml:2: dtype: float16 is not built yet"),
         ("model: a\nkv_cache: {dtype: fp8}", r"yaml:2: kv_cache.dtype: fp8 is not built yet"),
         ("model: a\nbackend: cop", r"yaml:2: backend cannot be 'cop' .choose 'cpp'"),
