@@ -32,7 +32,7 @@ KERNELS = Path(__file__).parent / "kernels"
 SOURCE = "code/step.cpp"
 LIBRARY = "code/model.so"
 
-_STORED = frozenset(SCALARS) | {DType.I8}
+_STORED = frozenset(SCALARS) | {DType.I8, DType.U8}
 """Element types that kernels take; loops compute in those of `SCALARS` alone."""
 
 
@@ -107,6 +107,7 @@ def generate(program: Program, target: Target) -> Generated:
         items,
         num_weights=len(weights),
         arena_bytes=emitter.arena_bytes,
+        scratch=list(emitter.thread_scratch),
         includes=[f"{FOLDER}/{name}" for name in sorted(own)],
     )
     headers = {f"code/{FOLDER}/{name}": data for name, data in own.items()}

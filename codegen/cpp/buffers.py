@@ -21,6 +21,8 @@ CTYPES = {
     DType.U8: "uint8_t",
     DType.BOOL: "bool",
 }
+CODES = {DType.I8: "int8_t", DType.U8: "int4x2"}
+"""What the kernels call the codes of a scheme, by the type that they are stored in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Emitter:
     _offsets: Mapping[str, int] = field(init=False)
     _bounds: dict[str, int] = field(init=False)
     _scratch: dict[int, int] = field(default_factory=dict)
+    thread_scratch: dict[str, None] = field(default_factory=dict)
+    """C++ expressions of the scratch bytes that calls need on each thread, in order."""
 
     def __post_init__(self) -> None:
         self.weights = WeightTable(self.program, self.target)
@@ -119,6 +121,10 @@ class Emitter:
             self._scratch[num_bytes] = self.reserve(num_bytes)
         home = Home("arena", self._scratch[num_bytes], num_bytes)
         return Buffer.dense(home, CTYPES[DType.U8], (num_bytes,))
+
+    def need_product_scratch(self, kind: str, depth: int) -> None:
+        """Give each thread what products with weights of a C++ type need, rows `depth` long."""
+        self.thread_scratch[f"product_scratch_bytes<{kind}>({depth})"] = None
 
     def dense(self, buffer: Buffer) -> Buffer:
         """The buffer itself if it is row-major, else a copy that is."""

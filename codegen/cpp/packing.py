@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 from ...ir.errors import ProgramError
 from ...ir.ops.base import Attrs
+from ...ir.rounding import GROUP_I4_BYTES
 from ...ir.types import TensorType
 from ...ir.weights import WeightOp, register_weight_op
-from .layout import PanelLayout
+from .layout import GroupLayout, Layout, PanelLayout
 
 if TYPE_CHECKING:
     import torch
 
 
-def layout_of(attrs: Attrs) -> PanelLayout:
+def layout_of(attrs: Attrs) -> Layout:
     """The layout that the constants of an expression `pack` name."""
-    nr, kp = attrs["nr"], attrs["kp"]
+    nr, kp = attrs["nr"], attrs.get("kp")
+    if isinstance(nr, int) and nr > 0 and attrs.get("group_bytes") == GROUP_I4_BYTES:
+        return GroupLayout(nr)
     if not isinstance(nr, int) or not isinstance(kp, int) or nr < 1 or kp < 1:
         raise ProgramError(f"pack: nr and kp are sizes, not {nr!r} and {kp!r}")
     return PanelLayout(nr, kp, attrs.get("flipped") is True)
@@ -31,5 +34,5 @@ def _packed_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return layout_of(attrs).packed_type(kinds[0])
 
 
-PACK = register_weight_op(WeightOp("pack", _pack, _packed_type, ("nr", "kp")))
+PACK = register_weight_op(WeightOp("pack", _pack, _packed_type, ("nr",)))
 """Registered once, when the backend is imported."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...ir.errors import ArtifactError
 from ...ir.program import Program, Weight
 from ..base import Made
-from .layout import PanelLayout
+from .layout import GroupLayout, Layout, PanelLayout
 from .packing import PACK, layout_of
 from .weight_table import PACKED
 
@@ -42,15 +42,18 @@ def stored_weights(
         plain = program.weights[weight.name.removesuffix(PACKED)].type
         n, k = (int(str(dim)) for dim in plain.shape[-2:])
         layouts = layout_of(old.expr.attrs), layout_of(weight.expr.attrs)
-        return repack(made.weights(weight.name), *layouts, n, k)
+        return repack(made.weights(weight.name), *layouts, (n, k))
 
     return give
 
 
-def repack(
-    packed: NDArray[Any], old: PanelLayout, new: PanelLayout, n: int, k: int
-) -> NDArray[Any]:
-    """The panels `new.pack(w)` of a weight `w` `[.., n, k]`, given `old.pack(w)`."""
+def repack(packed: NDArray[Any], old: Layout, new: Layout, shape: tuple[int, int]) -> NDArray[Any]:
+    """The panels `new.pack(w)` of a weight `w` `[.., *shape]`, given `old.pack(w)`."""
+    n, k = shape
+    if isinstance(old, GroupLayout):
+        assert isinstance(new, GroupLayout), "a target changes sizes, not the kind of codes"
+        return new.pack_array(old.unpack_array(packed, n))
+    assert isinstance(new, PanelLayout), "a target changes sizes, not the kind of codes"
     *lead, panels, steps, nr, kp = packed.shape
     rows = packed.swapaxes(-3, -2).reshape(*lead, panels * nr, steps * kp)[..., :n, :k]
     panels, steps, nr, kp = new.packed_shape((n, k))

@@ -39,9 +39,13 @@ def source_text(
     *,
     num_weights: int,
     arena_bytes: int,
+    scratch: Sequence[str] = (),
     includes: Sequence[str] = (),
 ) -> str:
-    """The whole file: headers and tables first, then the step, then the C entry points."""
+    """The whole file: headers and tables first, then the step, then the C entry points.
+
+    `scratch` are expressions of the bytes that calls need on each thread.
+    """
     loops = [item for item in items if isinstance(item, Loop)]
     parts = [_HEAD.format(name=_quoted(program.name), includes=_includes(includes))]
     parts.extend(_table(index, loop) for index, loop in enumerate(loops))
@@ -53,12 +57,14 @@ def source_text(
             parts.append(_statement(item, item.args, "  "))
     blocks = [str(group.bytes_per_block()) for group in program.resources]
     groups = ", ".join([str(len(blocks)), *blocks])
-    scratch = "int64_t{0}" + "".join(
-        f", attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
+    needs = ["int64_t{0}", *scratch]
+    needs += (
+        f"attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
         for group in program.resources
     )
     parts.append("}\n\n")
-    parts.append(f"constexpr int64_t kScratchBytes = std::max({{{scratch}}});\n\n")
+    most = "".join(f"    {need},\n" for need in dict.fromkeys(needs))
+    parts.append(f"constexpr int64_t kScratchBytes = std::max({{\n{most}}});\n\n")
     parts.append("}  // namespace\n}  // namespace infc\n\n")
     parts.append(
         f"INFC_ENTRY(infc::run_step, {num_weights}, {arena_bytes}, infc::kScratchBytes, {groups})\n"

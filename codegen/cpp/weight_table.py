@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ...ir.program import Program, Weight, WeightExpr
 from ...ir.target import Target
-from .layout import panel_layout
+from .layout import weight_layout
 from .packing import PACK
 
 PACKED_OPS = {"linear": (1,), "scaled_linear": (2,), "moe": (3, 4), "scaled_moe": (3, 5)}
@@ -43,7 +43,7 @@ class WeightTable:
     def packed(self, name: str) -> int:
         """Index of a weight that lies in panels (see `layout.py`)."""
         weight = self.program.weights[name]
-        layout = panel_layout(weight.type.dtype, self.target)
+        layout = weight_layout(weight.type.dtype, self.target)
         expr = WeightExpr(PACK.name, (weight.expr,), layout.attrs())
         return self._index(Weight(name + PACKED, layout.packed_type(weight.type), expr))
 

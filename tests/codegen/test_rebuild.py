@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.layout import PanelLayout
+from infc.codegen.cpp.layout import GroupLayout, PanelLayout
 from infc.codegen.cpp.rebuild import repack
 
 layouts = st.builds(PanelLayout, nr=st.sampled_from([1, 4, 16, 64]), kp=st.sampled_from([1, 2, 4]))
@@ -29,7 +29,22 @@ def test_repacking_is_packing(lead: list[int], n: int, k: int, data: st.DataObje
         weight = torch.randint(-128, 128, shape, dtype=torch.int8)
     else:
         weight = torch.randn(shape).to(torch.bfloat16).view(torch.int16)
-    packed = repack(old.pack(weight).numpy(), old, new, n, k)
+    packed = repack(old.pack(weight).numpy(), old, new, (n, k))
     assert packed.flags.c_contiguous
     assert packed.dtype == old.pack(weight).numpy().dtype
     np.testing.assert_array_equal(packed, new.pack(weight).numpy())
+
+
+@given(
+    lead=st.lists(st.integers(1, 3), max_size=2),
+    n=st.integers(1, 40),
+    groups=st.integers(1, 4),
+    sizes=st.tuples(st.sampled_from([4, 16, 64]), st.sampled_from([4, 16, 64])),
+)
+def test_repacking_groups_is_packing(
+    lead: list[int], n: int, groups: int, sizes: tuple[int, int]
+) -> None:
+    codes = torch.randint(0, 256, (*lead, n, groups * 17), dtype=torch.uint8)
+    old, new = map(GroupLayout, sizes)
+    packed = repack(old.pack(codes).numpy(), old, new, (n, groups * 17))
+    np.testing.assert_array_equal(packed, new.pack(codes).numpy())

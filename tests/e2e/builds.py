@@ -21,6 +21,8 @@ Settings = tuple[tuple[str, Any], ...]
 SEED = 7
 INT8: Settings = (("quantization", "int8"), ("kv_cache.dtype", "int8"))
 """Matrices and the cache in int8."""
+INT4: Settings = (("quantization", "int4"),)
+"""Matrices in 4 bits."""
 
 
 @dataclass(frozen=True, slots=True)

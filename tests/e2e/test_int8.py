@@ -1,4 +1,4 @@
-"""int8 matrices and int8 caches: `cpp` computes what `reference` does, on every architecture."""
+"""Matrices and caches of codes: `cpp` computes what `reference` does, on every architecture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ..configs import CONFIGS
-from .builds import INT8, Build, Builds
+from .builds import INT4, INT8, Build, Builds, Settings
 from .support import prompts, teacher_forced
 
 ARCHITECTURES = {CONFIGS[name].kind: name for name in reversed(CONFIGS)}
@@ -30,9 +30,13 @@ def row_errors(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> ND
     return errors
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES.values())
-def test_codes_are_those_of_the_reference(arch: str, builds: Builds) -> None:
-    cpp, reference = (builds.artifact(Build(arch, b, sets=INT8)) for b in ("cpp", "reference"))
+CASES = [(arch, INT8) for arch in ARCHITECTURES.values()]
+CASES += [(ARCHITECTURES[kind], INT4) for kind in ("llama", "mixtral", "gpt2", "gemma2")]
+
+
+@pytest.mark.parametrize(("arch", "sets"), CASES)
+def test_codes_are_those_of_the_reference(arch: str, sets: Settings, builds: Builds) -> None:
+    cpp, reference = (builds.artifact(Build(arch, b, sets=sets)) for b in ("cpp", "reference"))
     lengths = (70, 33, max(5, CONFIGS[arch].min_tokens), 95)
     sequences = prompts(cpp.manifest.model.vocab_size, lengths)
     rows = [np.concatenate(teacher_forced(one, sequences)) for one in (cpp, reference)]
@@ -40,5 +44,6 @@ def test_codes_are_those_of_the_reference(arch: str, builds: Builds) -> None:
     assert (errors <= EQUAL).mean() >= SHARE_EQUAL
     program = (cpp.path / "program.ir").read_text()
     assert (errors > STEP).mean() <= (SHARE_REROUTED if "scaled_moe" in program else 0.0)
-    assert "scaled_linear" in program and "i8" in cpp.manifest.kv.groups[0].dtype
+    assert "scaled_linear" in program
+    assert ("i8" in cpp.manifest.kv.groups[0].dtype) == (sets == INT8)
     assert ("scaled_moe" in program) == ("moe" in (cpp.path / "captured.ir").read_text())

@@ -22,7 +22,7 @@ from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.sequence_blocks import SequenceBlocks
 
 from ..configs import CONFIGS
-from .builds import INT8, Build, Builds
+from .builds import INT4, INT8, Build, Builds
 from .support import prompts
 
 MAX_CONTEXT = 128
@@ -40,8 +40,10 @@ OTHERS = [
     Build(arch)
     for arch, small in CONFIGS.items()
     if arch == small.kind and Build(arch) not in CASES
-] + [Build(arch, sets=INT8) for arch, small in CONFIGS.items() if arch == small.kind]
-"""Every other architecture, and every one in int8: with a few examples."""
+]
+OTHERS += [Build(arch, sets=INT8) for arch, small in CONFIGS.items() if arch == small.kind]
+OTHERS += [Build(arch, sets=INT4) for arch in ("llama", "mixtral")]
+"""Every other architecture, every one in int8, two in 4 bits: with a few examples."""
 
 Answer = tuple[
     tuple[tuple[tuple[int, ...], tuple[TokenLogprobs, ...]], ...],

@@ -25,8 +25,8 @@ void embedding_packed(const Team& t, const void* packed, const Id* ids, T* y, in
   const Share share = share_of(t, rows);
   for (int64_t r = share.begin; r < share.end; ++r) {
     const int64_t id = static_cast<int64_t>(ids[r]);
-    const T* source = static_cast<const T*>(packed) + id / kNR * panel_elements<T>(dim) +
-                      id % kNR * kKP;
+    const char* panel = static_cast<const char*>(packed) + id / kNR * panel_bytes<T>(dim);
+    const T* source = reinterpret_cast<const T*>(panel) + id % kNR * kKP;
     T* out = y + r * dim;
     for (int64_t k = 0; k < dim; ++k) out[k] = source[k / kKP * kNR * kKP + k % kKP];
   }

@@ -13,15 +13,15 @@
 #include "embedding.hpp"
 #include "kv.hpp"
 #include "linear.hpp"
-#include "linear_i8.hpp"
 #include "loops.hpp"
 #include "math.hpp"
 #include "moe.hpp"
-#include "moe_i8.hpp"
+#include "scaled_moe.hpp"
 #include "norms.hpp"
 #include "quantize.hpp"
 #include "rope.hpp"
 #include "rows.hpp"
+#include "scaled_linear.hpp"
 #include "team.hpp"
 
 namespace infc {

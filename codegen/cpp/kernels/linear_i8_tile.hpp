@@ -1,4 +1,4 @@
-// The inner product of a few rows of signed bytes with one packed panel: linear_tile.hpp for int8.
+// The products of linear_tile.hpp for rows and weights of signed bytes.
 //
 // Sums are exact integers, so their order does not matter. With VNNI the weights lie as w + 128,
 // which vpdpbusd takes as unsigned, and 128 times the row's sum is taken off; elsewhere bytes are
@@ -13,70 +13,101 @@ template <>
 struct LinearLayout<int8_t> {
   static constexpr int kNR = INFC_AVX512 ? 64 : 16;
   static constexpr int kKP = INFC_VNNI ? 4 : 2;
-  static constexpr int kMR = INFC_AVX2 ? 6 : 2;
+  static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 6 : 2;
 };
 
-// The accumulators of MR rows by one panel.
-template <int MR>
+// The integer accumulators of MR rows by P panels of NR outputs.
+template <int MR, int P, int NR>
 struct IntAccumulators {
-  static constexpr int kVectors = LinearLayout<int8_t>::kNR / kLanes;
-  i32x16 v[MR][kVectors];
+  static constexpr int kVectors = NR / kRegLanes;
+  reg::i32 v[MR][P][kVectors];
+
+  INFC_INLINE void set_row(int m, int32_t value) {
+    INFC_UNROLL for (int p = 0; p < P; ++p) {
+      INFC_UNROLL for (int j = 0; j < kVectors; ++j) v[m][p][j] = reg::i32{} + value;
+    }
+  }
+  // As [MR][P][NR].
+  INFC_INLINE void store_to(int32_t* sums) const {
+    INFC_UNROLL for (int m = 0; m < MR; ++m) {
+      INFC_UNROLL for (int p = 0; p < P; ++p) {
+        INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
+          std::memcpy(sums + ((m * P + p) * kVectors + j) * kRegLanes, &v[m][p][j],
+                      sizeof v[m][p][j]);
+        }
+      }
+    }
+  }
 };
 
-#if INFC_VNNI
+// The sum of `count` bytes.
 INFC_INLINE int32_t sum_bytes(const int8_t* x, int64_t count) {
-  __m512i acc = _mm512_setzero_si512();
-  int64_t k = 0;
-  for (; k + 64 <= count; k += 64) {
-    acc = _mm512_dpbusd_epi32(acc, _mm512_set1_epi8(1), _mm512_loadu_si512(x + k));
-  }
-  int32_t lanes[kLanes];
-  std::memcpy(lanes, &acc, sizeof lanes);
   int32_t sum = 0;
-  for (int32_t lane : lanes) sum += lane;
-  for (; k < count; ++k) sum += x[k];
+  for (int64_t k = 0; k < count; ++k) sum += x[k];
   return sum;
 }
 
+#if INFC_VNNI
+// What is made of a row: -128 times its sum.
+template <>
+struct Rows<int8_t> {
+  using X = int8_t;
+  using Sum = int32_t;
+  static constexpr int64_t made_bytes(int64_t) { return 64; }
+  static void prepare(const int8_t* x, int64_t K, void* made) {
+    *static_cast<int32_t*>(made) = -128 * sum_bytes(x, K);
+  }
+};
+
 // Four k at once: `quad` holds each row's four bytes.
-template <int MR>
-INFC_INLINE void step_quad(IntAccumulators<MR>& acc, const int8_t* w, const int32_t* quad) {
-  constexpr int kVectors = IntAccumulators<MR>::kVectors;
-  __m512i b[kVectors];
-  INFC_UNROLL for (int j = 0; j < kVectors; ++j) b[j] = _mm512_loadu_si512(w + j * kLanes * 4);
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    const __m512i a = _mm512_set1_epi32(quad[m]);
-    INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
-      reg::i32& sum = acc.v[m][j].v[0];
-      sum = (reg::i32)_mm512_dpbusd_epi32((__m512i)sum, b[j], a);
+template <int MR, int P>
+INFC_INLINE void step_quad(IntAccumulators<MR, P, LinearLayout<int8_t>::kNR>& acc,
+                           const char* const* panel, int64_t offset, const int32_t* quad) {
+  INFC_UNROLL for (int p = 0; p < P; ++p) {
+    __m512i b[acc.kVectors];
+    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+      b[j] = _mm512_loadu_si512(panel[p] + offset + j * kLanes * 4);
     }
-  }
-}
-template <int MR>
-INFC_INLINE void multiply(IntAccumulators<MR>& acc, const int8_t* const* rows, const int8_t* panel,
-                          int64_t K) {
-  constexpr int kNR = LinearLayout<int8_t>::kNR;
-  const int8_t* row[MR];
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    row[m] = rows[m];
-    const i32x16 offset = splat_int<i32x16>(-128 * sum_bytes(row[m], K));
-    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) acc.v[m][j] = offset;
-  }
-  const int64_t quads = K / 4;
-  int32_t quad[MR];
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < quads; ++k) {
-    INFC_UNROLL for (int m = 0; m < MR; ++m) std::memcpy(&quad[m], row[m] + 4 * k, 4);
-    step_quad<MR>(acc, panel + k * kNR * 4, quad);
-  }
-  if (K % 4 != 0) {
     INFC_UNROLL for (int m = 0; m < MR; ++m) {
-      quad[m] = 0;
-      std::memcpy(&quad[m], row[m] + 4 * quads, static_cast<size_t>(K % 4));
+      const __m512i a = _mm512_set1_epi32(quad[m]);
+      INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+        reg::i32& sum = acc.v[m][p][j];
+        sum = (reg::i32)_mm512_dpbusd_epi32((__m512i)sum, b[j], a);
+      }
     }
-    step_quad<MR>(acc, panel + quads * kNR * 4, quad);
   }
 }
+
+template <int MR, int P>
+struct Multiply<int8_t, MR, P> {
+  static void run(const PreparedRow<int8_t>* rows, const char* const* panels, int64_t K,
+                  int32_t* sums) {
+    constexpr int kNR = LinearLayout<int8_t>::kNR;
+    IntAccumulators<MR, P, kNR> acc;
+    const int8_t* row[MR];
+    const char* panel[P];
+    INFC_UNROLL for (int p = 0; p < P; ++p) panel[p] = panels[p];
+    INFC_UNROLL for (int m = 0; m < MR; ++m) {
+      row[m] = rows[m].x;
+      acc.set_row(m, *static_cast<const int32_t*>(rows[m].made));
+    }
+    const int64_t quads = K / 4;
+    int32_t quad[MR];
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < quads; ++k) {
+      INFC_UNROLL for (int m = 0; m < MR; ++m) std::memcpy(&quad[m], row[m] + 4 * k, 4);
+      step_quad<MR, P>(acc, panel, k * kNR * 4, quad);
+    }
+    if (K % 4 != 0) {
+      INFC_UNROLL for (int m = 0; m < MR; ++m) {
+        quad[m] = 0;
+        std::memcpy(&quad[m], row[m] + 4 * quads, static_cast<size_t>(K % 4));
+      }
+      step_quad<MR, P>(acc, panel, quads * kNR * 4, quad);
+    }
+    acc.store_to(sums);
+  }
+};
 #else
 namespace reg {
 typedef int16_t i16 __attribute__((vector_size(kRegLanes * 4)));
@@ -113,92 +144,52 @@ INFC_INLINE i32 add_products(i16 a, i16 b) {
 }
 }  // namespace reg
 
-// Two k at once: `pair` points at each row's two elements, of 16 bits.
-template <int MR>
-INFC_INLINE void step_pair(IntAccumulators<MR>& acc, const int8_t* w, const int16_t* const* pair) {
-  reg::i16 b[acc.kVectors][kRegs];
-  INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
-    INFC_EACH(i) b[j][i] = reg::widen_bytes(w + (j * kRegs + i) * kRegLanes * 2);
+// What is made of a row: its bytes as 16 bits, and a zero behind an odd last one.
+template <>
+struct Rows<int8_t> {
+  using X = int8_t;
+  using Sum = int32_t;
+  static constexpr int64_t made_bytes(int64_t K) { return ceil_div(K * 2 + 2, 64) * 64; }
+  static void prepare(const int8_t* x, int64_t K, void* made) {
+    int16_t* wide = static_cast<int16_t*>(made);
+    for (int64_t k = 0; k < K; ++k) wide[k] = x[k];
+    wide[K] = 0;
   }
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    int32_t both;
-    std::memcpy(&both, pair[m], sizeof both);
-    const reg::i16 a = (reg::i16)(reg::i32{} + both);
-    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
-      INFC_EACH(i) acc.v[m][j].v[i] += reg::add_products(b[j][i], a);
-    }
-  }
-}
-// A stretch of each row is widened once, and padded to whole steps with zeros.
-template <int MR>
-INFC_INLINE void multiply(IntAccumulators<MR>& acc, const int8_t* const* rows, const int8_t* panel,
-                          int64_t K) {
-  constexpr int kNR = LinearLayout<int8_t>::kNR;
-  constexpr int kKP = LinearLayout<int8_t>::kKP;
-  constexpr int64_t kStretch = 256;
-  int16_t wide[MR][kStretch];
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) acc.v[m][j] = splat_int<i32x16>(0);
-  }
-  for (int64_t start = 0; start < K; start += kStretch) {
-    const int64_t count = K - start < kStretch ? K - start : kStretch;
-    for (int m = 0; m < MR; ++m) {
-      for (int64_t k = 0; k < count; ++k) wide[m][k] = rows[m][start + k];
-      if (count % kKP != 0) wide[m][count] = 0;
-    }
-    for (int64_t k = 0; k < count; k += kKP) {
-      const int16_t* at[MR];
-      INFC_UNROLL for (int m = 0; m < MR; ++m) at[m] = wide[m] + k;
-      step_pair<MR>(acc, panel + (start + k) * kNR, at);
-    }
-  }
-}
-#endif
-
-// What a finished sum is multiplied with and added to: scales of the panel's outputs, and their
-// bias or null.
-template <class TB>
-struct OutputScale {
-  const float* scale;
-  const TB* bias;
 };
 
-// MR rows by one panel: out[m][n] = float(sum) * (row_scale[m] * scale[n]) + bias[n], rounded once,
-// for the first `count` (<= NR) outputs.
-template <int MR, class TY, class TB>
-__attribute__((noinline)) void scaled_tile(const int8_t* const* rows, const float* row_scale,
-                                           const int8_t* panel, const OutputScale<TB>& outputs,
-                                           TY* const* out, int64_t count, int64_t K) {
-  IntAccumulators<MR> acc;
-  multiply<MR>(acc, rows, panel, K);
-  INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
-    const int64_t left = count - j * kLanes;
-    if (left <= 0) return;
-    const int64_t n = left < kLanes ? left : kLanes;
-    const f32x16 scale = load_group(outputs.scale + j * kLanes, n);
-    f32x16 b = zeros();
-    if (outputs.bias != nullptr) b = load_group(outputs.bias + j * kLanes, n);
+// Two k at once.
+template <int MR, int P>
+struct Multiply<int8_t, MR, P> {
+  static void run(const PreparedRow<int8_t>* rows, const char* const* panels, int64_t K,
+                  int32_t* sums) {
+    constexpr int kNR = LinearLayout<int8_t>::kNR;
+    IntAccumulators<MR, P, kNR> acc;
+    const int16_t* row[MR];
+    const int8_t* panel[P];
+    INFC_UNROLL for (int p = 0; p < P; ++p) panel[p] = reinterpret_cast<const int8_t*>(panels[p]);
     INFC_UNROLL for (int m = 0; m < MR; ++m) {
-      f32x16 y = to_float_value(acc.v[m][j]) * (set1(row_scale[m]) * scale);
-      if (outputs.bias != nullptr) y = y + b;
-      store_group(out[m] + j * kLanes, y, n);
+      row[m] = static_cast<const int16_t*>(rows[m].made);
+      acc.set_row(m, 0);
     }
+    for (int64_t k = 0; k < K; k += 2) {
+      INFC_UNROLL for (int p = 0; p < P; ++p) {
+        reg::i16 b[acc.kVectors];
+        INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+          b[j] = reg::widen_bytes(panel[p] + k * kNR + j * kRegLanes * 2);
+        }
+        INFC_UNROLL for (int m = 0; m < MR; ++m) {
+          int32_t both;
+          std::memcpy(&both, row[m] + k, sizeof both);
+          const reg::i16 a = (reg::i16)(reg::i32{} + both);
+          INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+            acc.v[m][p][j] += reg::add_products(b[j], a);
+          }
+        }
+      }
+    }
+    acc.store_to(sums);
   }
-}
-
-// The same for a number of rows known at run time, 1 <= rows <= kMR.
-template <class TY, class TB>
-void scaled_tile(int m, const int8_t* const* rows, const float* row_scale, const int8_t* panel,
-                 const OutputScale<TB>& outputs, TY* const* out, int64_t count, int64_t K) {
-  constexpr int kMR = LinearLayout<int8_t>::kMR;
-  switch (m) {
-    case 1: return scaled_tile<1>(rows, row_scale, panel, outputs, out, count, K);
-    case 2: return scaled_tile<2>(rows, row_scale, panel, outputs, out, count, K);
-    case 3: return scaled_tile<kMR < 3 ? kMR : 3>(rows, row_scale, panel, outputs, out, count, K);
-    case 4: return scaled_tile<kMR < 4 ? kMR : 4>(rows, row_scale, panel, outputs, out, count, K);
-    case 5: return scaled_tile<kMR < 5 ? kMR : 5>(rows, row_scale, panel, outputs, out, count, K);
-    default: return scaled_tile<kMR>(rows, row_scale, panel, outputs, out, count, K);
-  }
-}
+};
+#endif
 
 }  // namespace infc

@@ -1,178 +1,202 @@
-// The inner product of a few rows with one packed panel of weights: what linear and moe share.
+// Products of a few rows with packed panels of weights: what linear and moe are made of.
 //
-// Weights are packed [ceil(N/NR)][ceil(K/KP)][NR][KP], zero padded (see codegen/cpp/layout.py).
-// Each output element has one accumulator and takes k in ascending order, whatever the number of
-// rows: float and widened bf16 by acc = fma(x[k], w[k], acc) from 0, bf16 with AVX512-BF16 by one
-// vdpbf16ps for each pair of k.
+// Weights of type W are packed [ceil(N/NR)][ceil(K/KP)][NR][KP], zero padded (codegen/cpp/layout.py;
+// int4 lies in groups, see linear_i4_tile.hpp). Each output element has one accumulator and takes k
+// in ascending order, whatever the number of rows and of panels that are read side by side: float
+// and widened bf16 by acc = fma(x[k], w[k], acc) from 0, bf16 with AVX512-BF16 by one vdpbf16ps for
+// each pair of k; sums of codes are exact.
 #pragma once
 
 #include "simd.hpp"
 
 namespace infc {
 
-// How a weight type is packed and how many rows one tile takes on this target.
-template <class TW>
+// How a weight type is packed on this target, and how many rows one tile takes.
+template <class W>
 struct LinearLayout {
   static constexpr int kNR = INFC_AVX512 ? 64 : 16;
   static constexpr int kKP = 1;
-  static constexpr int kMR = INFC_AVX512 ? 6 : INFC_AVX2 ? 6 : 2;
+  static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 6 : 2;
 };
 template <>
 struct LinearLayout<bf16> {
   static constexpr int kNR = INFC_AVX512 ? 64 : 16;
   static constexpr int kKP = INFC_DPBF16 ? 2 : 1;
-  static constexpr int kMR = INFC_AVX512 ? 6 : INFC_AVX2 ? 6 : 2;
+  static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 6 : 2;
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Elements of one packed panel (kNR outputs).
-template <class TW>
-constexpr int64_t panel_elements(int64_t K) {
-  return ceil_div(K, LinearLayout<TW>::kKP) * LinearLayout<TW>::kKP * LinearLayout<TW>::kNR;
+// Bytes of one packed panel (kNR outputs), and of a packed [N, K] weight.
+template <class W>
+constexpr int64_t panel_bytes(int64_t K) {
+  using L = LinearLayout<W>;
+  return ceil_div(K, L::kKP) * L::kKP * L::kNR * static_cast<int64_t>(sizeof(W));
 }
-// Elements of a packed [N, K] weight.
-template <class TW>
-constexpr int64_t packed_elements(int64_t N, int64_t K) {
-  return ceil_div(N, LinearLayout<TW>::kNR) * panel_elements<TW>(K);
+template <class W>
+constexpr int64_t packed_bytes(int64_t N, int64_t K) {
+  return ceil_div(N, LinearLayout<W>::kNR) * panel_bytes<W>(K);
 }
 
-// The accumulators of MR rows by one panel.
-template <class TW, int MR>
-struct LinearAccumulators {
-  static constexpr int kVectors = LinearLayout<TW>::kNR / kLanes;
-  f32x16 v[MR][kVectors];
+// A row as its products read it: `made` is what Rows<W>::prepare made of x, once for all panels.
+template <class X>
+struct PreparedRow {
+  const X* x;
+  const void* made;
 };
 
-// There is no software prefetch: panels lie in the order they are read, and asking ahead of the
-// hardware made a lone row slower (Zen 4, one thread: 20.3 GB/s with it, 22.8 without, of 25.4).
-template <int MR, class TW>
-INFC_INLINE void clear(LinearAccumulators<TW, MR>& acc) {
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) acc.v[m][j] = zeros();
+// What rows that meet weights of type W consist of, what sums are made in, and what is prepared:
+// `made_bytes(K)` bytes a row, a multiple of 64. By default rows are read as they are.
+template <class W>
+struct Rows {
+  using X = W;
+  using Sum = float;
+  static constexpr int64_t made_bytes(int64_t) { return 0; }
+  static void prepare(const X*, int64_t, void*) {}
+};
+#if !INFC_DPBF16
+// bf16 is widened, and then treated as float.
+template <>
+struct Rows<bf16> {
+  using X = bf16;
+  using Sum = float;
+  static constexpr int64_t made_bytes(int64_t K) { return ceil_div(K * 4, 64) * 64; }
+  static void prepare(const bf16* x, int64_t K, void* made) {
+    float* wide = static_cast<float*>(made);
+    for_each_group(K, [&](int64_t k, int64_t n) { store_group(wide + k, load_group(x + k, n), n); });
   }
-}
+};
+#endif
 
-// One step of k: `w` points at NR weights, x(m) is the row's element.
-template <int MR, class TW, class X>
-INFC_INLINE void step_k(LinearAccumulators<TW, MR>& acc, const TW* w, X x) {
-  constexpr int kVectors = LinearLayout<TW>::kNR / kLanes;
-  f32x16 b[kVectors];
-  INFC_UNROLL for (int j = 0; j < kVectors; ++j) b[j] = load(w + j * kLanes);
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    const f32x16 a = set1(x(m));
-    INFC_UNROLL for (int j = 0; j < kVectors; ++j) acc.v[m][j] = fma(a, b[j], acc.v[m][j]);
+// The accumulators of MR rows by P panels.
+template <class W, int MR, int P>
+struct FloatAccumulators {
+  static constexpr int kVectors = LinearLayout<W>::kNR / kLanes;
+  f32x16 v[MR][P][kVectors];
+
+  INFC_INLINE void clear() {
+    INFC_UNROLL for (int m = 0; m < MR; ++m) {
+      INFC_UNROLL for (int p = 0; p < P; ++p) {
+        INFC_UNROLL for (int j = 0; j < kVectors; ++j) v[m][p][j] = zeros();
+      }
+    }
   }
-}
+  // As [MR][P][NR].
+  INFC_INLINE void store_to(float* sums) const {
+    INFC_UNROLL for (int m = 0; m < MR; ++m) {
+      INFC_UNROLL for (int p = 0; p < P; ++p) {
+        INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
+          store(sums + ((m * P + p) * kVectors + j) * kLanes, v[m][p][j]);
+        }
+      }
+    }
+  }
+};
 
-// float: the rows are read in place.
-template <int MR>
-INFC_INLINE void multiply(LinearAccumulators<float, MR>& acc, const float* const* rows,
-                          const float* panel, int64_t K) {
-  constexpr int kNR = LinearLayout<float>::kNR;
+// Products of float rows (or widened ones) with panels of W, one k at a time.
+template <class W, int MR, int P>
+INFC_INLINE void multiply_float(const float* const* rows, const W* const* panels, int64_t K,
+                                float* sums) {
+  constexpr int kNR = LinearLayout<W>::kNR;
+  FloatAccumulators<W, MR, P> acc;
   const float* row[MR];
+  const W* panel[P];
   INFC_UNROLL for (int m = 0; m < MR; ++m) row[m] = rows[m];
-  clear(acc);
+  INFC_UNROLL for (int p = 0; p < P; ++p) panel[p] = panels[p];
+  acc.clear();
 #pragma GCC unroll 2
   for (int64_t k = 0; k < K; ++k) {
-    step_k<MR>(acc, panel + k * kNR, [&](int m) { return row[m][k]; });
+    INFC_UNROLL for (int p = 0; p < P; ++p) {
+      f32x16 b[acc.kVectors];
+      INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+        b[j] = load(panel[p] + k * kNR + j * kLanes);
+      }
+      INFC_UNROLL for (int m = 0; m < MR; ++m) {
+        const f32x16 a = set1(row[m][k]);
+        INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+          acc.v[m][p][j] = fma(a, b[j], acc.v[m][p][j]);
+        }
+      }
+    }
   }
+  acc.store_to(sums);
 }
 
 #if INFC_DPBF16
 // bf16 by pairs of k. An odd last element is paired with zero.
-template <int MR>
-INFC_INLINE void step_pair(LinearAccumulators<bf16, MR>& acc, const bf16* w, const uint32_t* pair) {
-  constexpr int kVectors = LinearLayout<bf16>::kNR / kLanes;
-  __m512i b[kVectors];
-  INFC_UNROLL for (int j = 0; j < kVectors; ++j) b[j] = _mm512_loadu_si512(w + j * kLanes * 2);
-  INFC_UNROLL for (int m = 0; m < MR; ++m) {
-    const __m512i a = _mm512_set1_epi32(static_cast<int>(pair[m]));
-    INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
-      acc.v[m][j].v[0] = _mm512_dpbf16_ps(acc.v[m][j].v[0], (__m512bh)b[j], (__m512bh)a);
+template <int MR, int P>
+INFC_INLINE void step_pair(FloatAccumulators<bf16, MR, P>& acc, const bf16* const* panel,
+                           int64_t offset, const uint32_t* pair) {
+  INFC_UNROLL for (int p = 0; p < P; ++p) {
+    __m512i b[acc.kVectors];
+    INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+      b[j] = _mm512_loadu_si512(panel[p] + offset + j * kLanes * 2);
+    }
+    INFC_UNROLL for (int m = 0; m < MR; ++m) {
+      const __m512i a = _mm512_set1_epi32(static_cast<int>(pair[m]));
+      INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+        reg::f32& sum = acc.v[m][p][j].v[0];
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)b[j], (__m512bh)a);
+      }
     }
   }
 }
-template <int MR>
-INFC_INLINE void multiply(LinearAccumulators<bf16, MR>& acc, const bf16* const* rows,
-                          const bf16* panel, int64_t K) {
+template <int MR, int P>
+INFC_INLINE void multiply_pairs(const PreparedRow<bf16>* rows, const bf16* const* panels, int64_t K,
+                                float* sums) {
   constexpr int kNR = LinearLayout<bf16>::kNR;
+  FloatAccumulators<bf16, MR, P> acc;
   const bf16* row[MR];
-  INFC_UNROLL for (int m = 0; m < MR; ++m) row[m] = rows[m];
-  clear(acc);
+  const bf16* panel[P];
+  INFC_UNROLL for (int m = 0; m < MR; ++m) row[m] = rows[m].x;
+  INFC_UNROLL for (int p = 0; p < P; ++p) panel[p] = panels[p];
+  acc.clear();
   const int64_t pairs = K / 2;
   uint32_t pair[MR];
 #pragma GCC unroll 2
   for (int64_t k = 0; k < pairs; ++k) {
     INFC_UNROLL for (int m = 0; m < MR; ++m) std::memcpy(&pair[m], row[m] + 2 * k, 4);
-    step_pair<MR>(acc, panel + k * kNR * 2, pair);
+    step_pair<MR, P>(acc, panel, k * kNR * 2, pair);
   }
   if (K % 2 != 0) {
     INFC_UNROLL for (int m = 0; m < MR; ++m) pair[m] = row[m][K - 1].bits;
-    step_pair<MR>(acc, panel + pairs * kNR * 2, pair);
+    step_pair<MR, P>(acc, panel, pairs * kNR * 2, pair);
   }
-}
-#else
-// bf16 widened: a stretch of each row is widened once and then treated as float.
-template <int MR>
-INFC_INLINE void multiply(LinearAccumulators<bf16, MR>& acc, const bf16* const* rows,
-                          const bf16* panel, int64_t K) {
-  constexpr int kNR = LinearLayout<bf16>::kNR;
-  constexpr int64_t kStretch = 256;
-  float wide[MR][kStretch];
-  clear(acc);
-  for (int64_t start = 0; start < K; start += kStretch) {
-    const int64_t count = K - start < kStretch ? K - start : kStretch;
-    for (int m = 0; m < MR; ++m) {
-      for (int64_t k = 0; k < count; ++k) wide[m][k] = to_float(rows[m][start + k]);
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      step_k<MR>(acc, panel + (start + k) * kNR, [&](int m) { return wide[m][k]; });
-    }
-  }
+  acc.store_to(sums);
 }
 #endif
 
-// Adds the bias, rounds once, and writes the first `count` (<= NR) outputs of each row.
-template <int MR, class TW, class TY, class TB>
-INFC_INLINE void write_tile(const LinearAccumulators<TW, MR>& acc, const TB* bias, TY* const* out,
-                            int64_t count) {
-  constexpr int kVectors = LinearLayout<TW>::kNR / kLanes;
-  INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
-    const int64_t left = count - j * kLanes;
-    if (left <= 0) return;
-    const int64_t n = left < kLanes ? left : kLanes;
-    f32x16 b = zeros();
-    if (bias != nullptr) b = load_group(bias + j * kLanes, n);
-    INFC_UNROLL for (int m = 0; m < MR; ++m) {
-      const f32x16 y = bias != nullptr ? acc.v[m][j] + b : acc.v[m][j];
-      store_group(out[m] + j * kLanes, y, n);
-    }
-  }
-}
+// Sums [MR][P][NR] of MR rows by P panels that begin at `panels`: one struct a type of weights, as
+// functions cannot be specialised in part.
+template <class W, int MR, int P>
+struct Multiply;
 
-// MR rows by one panel, written to out[m][0 .. count).
-template <int MR, class TW, class TY, class TB>
-__attribute__((noinline)) void linear_tile(const TW* const* rows, const TW* panel, const TB* bias,
-                                           TY* const* out, int64_t count, int64_t K) {
-  LinearAccumulators<TW, MR> acc;
-  multiply<MR>(acc, rows, panel, K);
-  write_tile<MR>(acc, bias, out, count);
-}
-
-// The same for a number of rows known at run time, 1 <= rows <= kMR.
-template <class TW, class TY, class TB>
-void linear_tile(int m, const TW* const* rows, const TW* panel, const TB* bias, TY* const* out,
-                 int64_t count, int64_t K) {
-  constexpr int kMR = LinearLayout<TW>::kMR;
-  switch (m) {
-    case 1: return linear_tile<1>(rows, panel, bias, out, count, K);
-    case 2: return linear_tile<2>(rows, panel, bias, out, count, K);
-    case 3: return linear_tile<kMR < 3 ? kMR : 3>(rows, panel, bias, out, count, K);
-    case 4: return linear_tile<kMR < 4 ? kMR : 4>(rows, panel, bias, out, count, K);
-    case 5: return linear_tile<kMR < 5 ? kMR : 5>(rows, panel, bias, out, count, K);
-    default: return linear_tile<kMR>(rows, panel, bias, out, count, K);
+template <int MR, int P>
+struct Multiply<float, MR, P> {
+  static void run(const PreparedRow<float>* rows, const char* const* panels, int64_t K,
+                  float* sums) {
+    const float* x[MR];
+    const float* panel[P];
+    for (int m = 0; m < MR; ++m) x[m] = rows[m].x;
+    for (int p = 0; p < P; ++p) panel[p] = reinterpret_cast<const float*>(panels[p]);
+    multiply_float<float, MR, P>(x, panel, K, sums);
   }
-}
+};
+
+template <int MR, int P>
+struct Multiply<bf16, MR, P> {
+  static void run(const PreparedRow<bf16>* rows, const char* const* panels, int64_t K,
+                  float* sums) {
+    const bf16* panel[P];
+    for (int p = 0; p < P; ++p) panel[p] = reinterpret_cast<const bf16*>(panels[p]);
+#if INFC_DPBF16
+    multiply_pairs<MR, P>(rows, panel, K, sums);
+#else
+    const float* x[MR];
+    for (int m = 0; m < MR; ++m) x[m] = static_cast<const float*>(rows[m].made);
+    multiply_float<bf16, MR, P>(x, panel, K, sums);
+#endif
+  }
+};
 
 }  // namespace infc

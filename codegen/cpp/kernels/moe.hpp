@@ -80,50 +80,49 @@ void group_by_expert(const MoeScratch<T>& s, const Id* index, const MoeShape& sh
   s.starts[0] = 0;
 }
 
-// Calls f(expert, panel, outputs in it, first row, rows) for this thread's share of every expert's
-// rows, which `starts` bounds, by the panels of its N outputs: up to MR rows at a time. Threads
-// share (expert, panel) by the number of tiles and panels read.
-template <int NR, int MR, class F>
-INFC_INLINE void for_each_expert_tile(const Team& t, const int32_t* starts, int64_t E, int64_t N,
-                                      F f) {
-  const int64_t panels = ceil_div(N, NR);
-  const auto cost = [&](int64_t e) { return ceil_div(starts[e + 1] - starts[e], MR); };
+// Calls f(expert, first panel, last panel) for this thread's share of the experts that have rows,
+// which `starts` bounds, by the panels of N outputs. Threads share (expert, panel) by the number of
+// tiles and panels read.
+template <class W, class F>
+INFC_INLINE void for_each_expert_share(const Team& t, const int32_t* starts, int64_t E, int64_t N,
+                                       F f) {
+  const int64_t panels = ceil_div(N, LinearLayout<W>::kNR);
+  const auto cost = [&](int64_t e) {
+    return ceil_div(starts[e + 1] - starts[e], LinearLayout<W>::kMR);
+  };
   int64_t total = 0;
   for (int64_t e = 0; e < E; ++e) total += cost(e) * panels;
   const Share share = share_of(t, total);
   int64_t at = 0;
   for (int64_t e = 0; e < E; ++e) {
     if (starts[e + 1] == starts[e]) continue;
-    for (int64_t p = 0; p < panels; ++p, at += cost(e)) {
-      if (at < share.begin || at >= share.end) continue;
-      const int64_t count = N - p * NR < NR ? N - p * NR : NR;
-      for (int64_t i = starts[e]; i < starts[e + 1]; i += MR) {
-        const int64_t left = starts[e + 1] - i;
-        f(e, p, count, i, static_cast<int>(left < MR ? left : MR));
-      }
-    }
+    // A panel belongs to the thread in whose share its cost begins.
+    const auto panel_at = [&](int64_t place) {
+      if (place <= at) return int64_t{0};
+      const int64_t p = ceil_div(place - at, cost(e));
+      return p < panels ? p : panels;
+    };
+    f(e, panel_at(share.begin), panel_at(share.end));
+    at += cost(e) * panels;
   }
 }
 
 // For each expert, its rows by its weight [N, K]; row(i) gives the i-th row in expert order, out
 // receives [T*K, N].
-template <class T, class TY, class Row>
+template <class T, class TY, class RowAt>
 void expert_linear(const Team& t, const int32_t* starts, int64_t E, const void* packed,
-                   const T* bias, int64_t N, int64_t K, Row row, TY* out) {
+                   const T* bias, int64_t N, int64_t K, RowAt row, TY* out) {
   constexpr int kNR = LinearLayout<T>::kNR;
-  constexpr int kMR = LinearLayout<T>::kMR;
-  const auto tile = [&](int64_t e, int64_t p, int64_t count, int64_t i, int m) {
-    const T* expert = static_cast<const T*>(packed) + e * packed_elements<T>(N, K);
-    const T* in[kMR];
-    TY* to[kMR];
-    for (int r = 0; r < m; ++r) {
-      in[r] = row(i + r);
-      to[r] = out + (i + r) * N + p * kNR;
-    }
-    const T* b = bias == nullptr ? nullptr : bias + e * N + p * kNR;
-    linear_tile(m, in, expert + p * panel_elements<T>(K), b, to, count, K);
-  };
-  for_each_expert_tile<kNR, kMR>(t, starts, E, N, tile);
+  for_each_expert_share<T>(t, starts, E, N, [&](int64_t e, int64_t begin, int64_t end) {
+    const char* expert = static_cast<const char*>(packed) + e * packed_bytes<T>(N, K);
+    Product<T>(t, expert, K)
+        .run(starts[e], starts[e + 1], begin, end, row,
+             [&](int64_t i, int64_t panel, const float* sums) {
+               const int64_t n = panel * kNR;
+               write_sums(sums, bias == nullptr ? bias : bias + e * N + n, out + i * N + n,
+                          N - n < kNR ? N - n : kNR);
+             });
+  });
 }
 
 // y [T, H] (row stride ldy): the sum over slots k = 0, 1, ... of fma(weight, part, acc) in float,
@@ -146,8 +145,9 @@ void sum_slots(const Team& t, const TP* parts, const int32_t* place, const TW* w
 
 // x [T, H] (row stride ldx), index [T, K] in [0, E), weight [T, K] → y [T, H] (row stride ldy):
 // the sum over slots k = 0, 1, ... of fma(weight, expert(x), acc) in float, rounded once. `scratch`
-// is shared by the team, 64-byte aligned, moe_scratch_bytes<T>(shape) long. `gate` joins the two
-// halves of an expert's first product. Barriers inside, none at the end.
+// is shared by the team, 64-byte aligned, moe_scratch_bytes<T>(shape) long; each thread needs
+// product_scratch_bytes of both products. `gate` joins the two halves of an expert's first product.
+// Barriers inside, none at the end.
 template <class Gate, class T, class Id, class TW>
 void moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* index,
          const TW* weight, const MoeWeights<T>& w, T* y, int64_t ldy, const MoeShape& shape,

@@ -1,43 +1,61 @@
-// y = (q · Wᵀ) * scales + bias over packed 8-bit weights, for one row or many.
+// y = (q · Wᵀ) * scales + bias over packed weights of few bits, for one row or many.
 #pragma once
 
-#include "linear.hpp"
-#include "linear_i8_tile.hpp"
+#include "linear_walk.hpp"
 
 namespace infc {
 
+// What a finished sum is multiplied with and added to: scales of the panel's outputs, and their
+// bias or null.
+template <class TB>
+struct OutputScale {
+  const float* scale;
+  const TB* bias;
+
+  OutputScale from(int64_t n) const { return {scale + n, bias == nullptr ? bias : bias + n}; }
+};
+
+// y[n] = float(sum[n]) * (row_scale * scale[n]) + bias[n], rounded once, for the first `count`.
+template <class TY, class TB>
+INFC_INLINE void write_scaled(const int32_t* sums, float row_scale, const OutputScale<TB>& outputs,
+                              TY* y, int64_t count) {
+  for_each_group(count, [&](int64_t j, int64_t n) {
+    f32x16 v = to_float_value(load_int32(sums + j)) *
+               (set1(row_scale) * load_group(outputs.scale + j, n));
+    if (outputs.bias != nullptr) v = v + load_group(outputs.bias + j, n);
+    store_group(y + j, v, n);
+  });
+}
+
 // q [M, K] (row stride ldq) with row_scale [M], packed_w from [N, K] with scale [N], bias [N] or
 // null, y [M, N] (row stride ldy). An element is float(exact sum) * (row_scale * scale), plus the
-// bias, rounded once to TY; K <= 65536, so that no sum overflows. No barrier inside.
-template <class TY, class TB = TY>
+// bias, rounded once to TY; K <= 65536, so that no sum overflows. W is int8_t, or int4x2 for codes
+// of 4 bits. Needs product_scratch_bytes<W>(K) of scratch on each thread. No barrier inside.
+template <class W, class TY, class TB = TY>
 void scaled_linear(const Team& t, const int8_t* q, int64_t ldq, const float* row_scale,
                    const void* packed_w, const float* scale, const TB* bias, TY* y, int64_t ldy,
                    int64_t M, int64_t N, int64_t K) {
-  constexpr int kMR = LinearLayout<int8_t>::kMR;
-  constexpr int kNR = LinearLayout<int8_t>::kNR;
-  const int8_t* w = static_cast<const int8_t*>(packed_w);
-  for_each_panel<kNR, kMR>(t, M, N, [&](int64_t p, int64_t count, int64_t first, int64_t last) {
-    const OutputScale<TB> outputs{scale + p * kNR, bias == nullptr ? nullptr : bias + p * kNR};
-    for_each_tile<kMR>(first, last, [&](int64_t begin, int m) {
-      const int8_t* in[kMR];
-      TY* out[kMR];
-      for (int i = 0; i < m; ++i) {
-        in[i] = q + (begin + i) * ldq;
-        out[i] = y + (begin + i) * ldy + p * kNR;
-      }
-      scaled_tile(m, in, row_scale + begin, w + p * panel_elements<int8_t>(K), outputs, out, count,
-                  K);
-    });
+  constexpr int kNR = LinearLayout<W>::kNR;
+  const OutputScale<TB> outputs{scale, bias};
+  Product<W> product(t, packed_w, K);
+  for_each_share<W>(t, M, N, [&](int64_t begin, int64_t end, int64_t first, int64_t last) {
+    product.run(
+        first, last, begin, end, [&](int64_t i) { return q + i * ldq; },
+        [&](int64_t i, int64_t panel, const int32_t* sums) {
+          const int64_t n = panel * kNR;
+          write_scaled(sums, row_scale[i], outputs.from(n), y + i * ldy + n,
+                       N - n < kNR ? N - n : kNR);
+        });
   });
 }
 
 // As above without a bias.
-template <class TY>
+template <class W, class TY>
 void scaled_linear(const Team& t, const int8_t* q, int64_t ldq, const float* row_scale,
                    const void* packed_w, const float* scale, std::nullptr_t, TY* y, int64_t ldy,
                    int64_t M, int64_t N, int64_t K) {
-  scaled_linear<TY, TY>(t, q, ldq, row_scale, packed_w, scale, static_cast<const TY*>(nullptr), y,
-                        ldy, M, N, K);
+  scaled_linear<W, TY, TY>(t, q, ldq, row_scale, packed_w, scale, static_cast<const TY*>(nullptr), y,
+                           ldy, M, N, K);
 }
 
 }  // namespace infc

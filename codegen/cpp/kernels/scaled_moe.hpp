@@ -1,9 +1,9 @@
-// The routed experts of a layer over 8-bit codes: moe.hpp with rows quantised before each product.
+// The routed experts of a layer over codes: moe.hpp with rows quantised before each product.
 #pragma once
 
-#include "linear_i8_tile.hpp"
 #include "moe.hpp"
 #include "quantize.hpp"
+#include "scaled_linear.hpp"
 
 namespace infc {
 
@@ -68,35 +68,31 @@ struct ExpertMatrix {
 
 // For each expert, its rows of codes by its matrix; source(i) says which row of `codes` [.., K] and
 // `row_scale` is the i-th in expert order, out receives [T*K, N].
-template <class T, class Source>
+template <class W, class T, class Source>
 void expert_scaled_linear(const Team& t, const int32_t* starts, int64_t E,
                           const ExpertMatrix<T>& w, const int8_t* codes, const float* row_scale,
                           Source source, T* out) {
-  constexpr int kNR = LinearLayout<int8_t>::kNR;
-  constexpr int kMR = LinearLayout<int8_t>::kMR;
-  const auto tile = [&](int64_t e, int64_t p, int64_t count, int64_t i, int m) {
-    const int8_t* panel = static_cast<const int8_t*>(w.packed) +
-                          e * packed_elements<int8_t>(w.N, w.K) +
-                          p * panel_elements<int8_t>(w.K);
-    const int64_t n = e * w.N + p * kNR;
-    const OutputScale<T> outputs{w.scale + n, w.bias == nullptr ? nullptr : w.bias + n};
-    const int8_t* in[kMR];
-    float scale[kMR];
-    T* to[kMR];
-    for (int r = 0; r < m; ++r) {
-      in[r] = codes + source(i + r) * w.K;
-      scale[r] = row_scale[source(i + r)];
-      to[r] = out + (i + r) * w.N + p * kNR;
-    }
-    scaled_tile(m, in, scale, panel, outputs, to, count, w.K);
-  };
-  for_each_expert_tile<kNR, kMR>(t, starts, E, w.N, tile);
+  constexpr int kNR = LinearLayout<W>::kNR;
+  const OutputScale<T> outputs{w.scale, w.bias};
+  for_each_expert_share<W>(t, starts, E, w.N, [&](int64_t e, int64_t begin, int64_t end) {
+    const char* expert = static_cast<const char*>(w.packed) + e * packed_bytes<W>(w.N, w.K);
+    Product<W>(t, expert, w.K)
+        .run(
+            starts[e], starts[e + 1], begin, end,
+            [&](int64_t i) { return codes + source(i) * w.K; },
+            [&](int64_t i, int64_t panel, const int32_t* sums) {
+              const int64_t n = panel * kNR;
+              write_scaled(sums, row_scale[source(i)], outputs.from(e * w.N + n),
+                           out + i * w.N + n, w.N - n < kNR ? w.N - n : kNR);
+            });
+  });
 }
 
 // As moe, with codes: rows of x are quantised, and those of the gated activation once they are
-// rounded to T; both products are scaled_linear with results of type T. `scratch` is shared by the
-// team, 64-byte aligned, scaled_moe_scratch_bytes<T>(shape) long. Barriers inside, none at the end.
-template <class Gate, class T, class Id, class TW>
+// rounded to T; both products are scaled_linear<W> with results of type T. `scratch` is shared by
+// the team, 64-byte aligned, scaled_moe_scratch_bytes<T>(shape) long; each thread needs
+// product_scratch_bytes of both products. Barriers inside, none at the end.
+template <class W, class Gate, class T, class Id, class TW>
 void scaled_moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* index,
                 const TW* weight, const ScaledMoeWeights<T>& w, T* y, int64_t ldy,
                 const MoeShape& shape, void* scratch) {
@@ -107,7 +103,7 @@ void scaled_moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const 
   if (t.tid == 0) group_by_expert(p, index, shape);
   t.barrier();
   const ExpertMatrix<T> into{w.gate_up, w.gate_up_scale, w.gate_up_bias, 2 * shape.I, shape.H};
-  expert_scaled_linear(
+  expert_scaled_linear<W>(
       t, p.starts, shape.E, into, s.x, s.x_scale, [&](int64_t i) { return p.entry[i] / shape.K; },
       p.wide);
   t.barrier();
@@ -116,7 +112,7 @@ void scaled_moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const 
   quantize_rows(t, p.gated, shape.I, s.gated, s.gated_scale, n, shape.I);
   t.barrier();
   const ExpertMatrix<T> out_of{w.down, w.down_scale, w.down_bias, shape.H, shape.I};
-  expert_scaled_linear(
+  expert_scaled_linear<W>(
       t, p.starts, shape.E, out_of, s.gated, s.gated_scale, [](int64_t i) { return i; }, s.result);
   t.barrier();
   sum_slots(t, s.result, p.place, weight, y, ldy, shape);

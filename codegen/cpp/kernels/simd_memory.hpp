@@ -36,6 +36,11 @@ INFC_INLINE f32x16 load(const bf16* p) {
   return r;
 }
 
+INFC_INLINE i32x16 load_int32(const int32_t* p) {
+  i32x16 r;
+  INFC_EACH(i) std::memcpy(&r.v[i], p + i * kRegLanes, sizeof r.v[i]);
+  return r;
+}
 // Sixteen bytes, widened.
 INFC_INLINE i32x16 load_ints(const int8_t* p) {
   i32x16 r;

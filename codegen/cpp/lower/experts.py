@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ....ir.program import Node, Operand, WeightRef
-from ....ir.types import Dim, DType, TensorType
-from ..buffers import Buffer
+from ....ir.types import Dim, DType
+from ..buffers import CODES, CTYPES, Buffer
 from ..calls import Arg, WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 from ..expressions import literal
@@ -48,9 +48,9 @@ def _lower(
     """One call; `struct` is filled with `weights`, and `others` are the buffers among them."""
     x = e.rows(e.dense(e.buffer(node.inputs[0])))
     index, weight = (e.dense(e.buffer(operand)) for operand in node.inputs[1:3])
-    kind = e.program.operand_type(gate_up)
-    assert isinstance(kind, TensorType)
-    experts, double_inner, hidden = _sizes(kind.shape)
+    assert isinstance(gate_up, WeightRef), "supports() takes experts that are weights only"
+    experts, double_inner = _sizes(e.program.weights[gate_up.name].type.shape[:2])
+    hidden = x.length
     (slots,) = _sizes(index.shape[-1:])
     out = e.output(node.output)
     inner = double_inner // 2
@@ -58,10 +58,16 @@ def _lower(
     if struct == "ScaledMoeWeights":
         parts += _code_parts(e, slots, hidden, inner)
     scratch = e.scratch(sum(-(-part // 64) * 64 for part in parts))
+    weight_type = e.program.weights[gate_up.name].type.dtype
+    scaled = weight_type in CODES
+    stored = CODES[weight_type] if scaled else CTYPES[weight_type]
+    for depth in (hidden, inner):
+        e.need_product_scratch(stored, depth)
+    name = f"{node.op}<{stored}>" if scaled else node.op
     shape = f"MoeShape{{{{{x.count}, {experts}, {hidden}, {inner}, {slots}}}}}"
     filled = ", ".join(f"{{{place}}}" for place in range(5, 5 + len(weights)))
     e.call(
-        f"{node.op}(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
+        f"{name}(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
         f"{struct}<{out.ctype}>{{{{{filled}}}}}, {{3}}, {hidden}, {shape}, {{4}});",
         (
             *(x.pointer, pointer(index), pointer(weight), pointer(out), pointer(scratch)),
@@ -98,7 +104,7 @@ def _scratch_parts(
 
 
 def _code_parts(e: Emitter, slots: int, hidden: int, inner: int) -> tuple[int, ...]:
-    """Bytes of what `ScaledMoeScratch` (`moe_i8.hpp`) adds: codes and scales, twice."""
+    """Bytes of what `ScaledMoeScratch` (`scaled_moe.hpp`) adds: codes and scales, twice."""
     tokens = e.program.symbols["T"].high
     return (tokens * hidden, 4 * tokens, tokens * slots * inner, 4 * tokens * slots)
 

@@ -19,6 +19,7 @@ def lower_linear(e: Emitter, node: Node) -> None:
     address: Arg = pointer(bias[0]) if bias else "nullptr"
     weight_type = CTYPES[e.program.weights[weight.name].type.dtype]
     types = ", ".join((x.buffer.ctype, weight_type, out.ctype))
+    e.need_product_scratch(weight_type, x.length)
     e.call(
         f"linear<{types}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {y.stride}, "
         f"{x.count}, {y.length}, {x.length});",

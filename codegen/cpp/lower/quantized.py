@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
+from ..buffers import CODES
 from ..calls import Arg, WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 
@@ -30,9 +31,11 @@ def lower_scaled_linear(e: Emitter, node: Node) -> None:
     out = e.output(node.output)
     y = e.rows(out)
     address: Arg = pointer(bias[0]) if bias else "nullptr"
+    codes = CODES[e.program.weights[weight.name].type.dtype]
+    e.need_product_scratch(codes, x.length)
     e.call(
-        f"scaled_linear<{out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {{4}}, {{5}}, "
-        f"{y.stride}, {x.count}, {y.length}, {x.length});",
+        f"scaled_linear<{codes}, {out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {{4}}, "
+        f"{{5}}, {y.stride}, {x.count}, {y.length}, {x.length});",
         (
             *(x.pointer, pointer(row_scale)),
             *(WeightPtr("char", e.weights.packed(weight.name)), pointer(scale)),

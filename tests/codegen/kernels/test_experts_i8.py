@@ -1,4 +1,4 @@
-"""Experts over 8-bit codes against their meaning, and each row against itself alone."""
+"""Experts over codes against their meaning, and each row against itself alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.ir.ops import get_op
+from infc.ir.schemes import SCHEMES
 
 from .harness import DTYPES, Array, Kernels, same_bits
-from .test_linear_i8 import LEVELS, build, codes, layout, scales
+from .test_linear_i8 import LEVELS, Matrix, build
 
 HIDDEN, INNER = 34, 21
 
@@ -21,32 +22,32 @@ HIDDEN, INNER = 34, 21
 class Experts:
     """Codes [E, 2I, H] and [E, H, I], each with scales; biases or none."""
 
-    gate_up: tuple[Array, Array]
-    down: tuple[Array, Array]
+    gate_up: Matrix
+    down: Matrix
     biases: tuple[Array | None, Array | None]
 
     @classmethod
-    def draw(cls, k: Kernels, rng: np.random.Generator, count: int, biased: bool) -> Experts:
-        def matrix(*shape: int) -> tuple[Array, Array]:
-            return codes(rng, *shape), scales(rng, shape[0] * shape[1]).reshape(shape[:2])
-
+    def draw(
+        cls, k: Kernels, rng: np.random.Generator, scheme: str, count: int, biased: bool
+    ) -> Experts:
         def bias(size: int) -> Array | None:
             return k.array(rng.standard_normal((count, size))) if biased else None
 
-        up, down = matrix(count, 2 * INNER, HIDDEN), matrix(count, HIDDEN, INNER)
+        up = Matrix.draw(rng, scheme, count, 2 * INNER, HIDDEN)
+        down = Matrix.draw(rng, scheme, count, HIDDEN, INNER)
         return cls(up, down, (bias(2 * INNER), bias(HIDDEN)))
 
     def run(self, k: Kernels, x: Array, index: Array, weight: Array, threads: int) -> Array:
         """By the kernel, into poisoned memory."""
         tokens, slots = index.shape
-        shape = (tokens, len(self.down[0]), HIDDEN, INNER, slots)
+        shape = (tokens, len(self.down.codes), HIDDEN, INNER, slots)
         scratch = np.full(k.call("moe_scratch", *shape), 0xFF, np.uint8)
         y = k.poison(tokens, HIDDEN)
-        (up, up_scale), (down, down_scale) = self.gate_up, self.down
-        up, down = (layout(k).pack(torch.from_numpy(w)).numpy() for w in (up, down))
-        with k.team(threads) as team:
-            inputs = (x, HIDDEN, index, weight, up, up_scale, down, down_scale, *self.biases)
-            k.call("experts", team, *inputs, y, HIDDEN, *shape, scratch)
+        packed = [(w.packed(k), w.scales) for w in (self.gate_up, self.down)]
+        needed = max(k.call("linear_scratch", depth) for depth in (HIDDEN, INNER))
+        with k.team(threads, needed) as team:
+            inputs = (x, HIDDEN, index, weight, *packed[0], *packed[1], *self.biases)
+            k.call(f"experts_{self.down.scheme}", team, *inputs, y, HIDDEN, *shape, scratch)
         return y
 
     def exact(self, k: Kernels, x: Array, index: Array, weight: Array) -> Array:
@@ -56,11 +57,12 @@ class Experts:
             kind = torch.float32 if k.dtype == "float" else torch.bfloat16
             return torch.from_numpy(k.values(part)).to(kind)
 
-        matrices = map(torch.from_numpy, (*self.gate_up, *self.down))
+        both = self.gate_up, self.down
+        matrices = (torch.from_numpy(part) for w in both for part in (w.codes, w.scales))
         biases = (elements(bias) for bias in self.biases if bias is not None)
         operands = (elements(x), torch.from_numpy(index), elements(weight), *matrices, *biases)
         gate = {"act": "silu", "alpha": 1.0, "limit": None, "shift": 0.0}
-        result = get_op("scaled_moe").meaning(*operands, scheme="int8", **gate)
+        result = get_op("scaled_moe").meaning(*operands, scheme=self.down.scheme, **gate)
         assert isinstance(result, torch.Tensor)
         return np.asarray(result.double().numpy())
 
@@ -69,19 +71,19 @@ class Experts:
 @given(
     st.sampled_from(LEVELS),
     st.sampled_from(DTYPES),
-    st.integers(1, 25),
-    st.integers(1, 5),
-    st.integers(1, 3),
+    st.sampled_from(list(SCHEMES)),
+    st.tuples(st.integers(1, 70), st.integers(1, 5), st.integers(1, 3)),
     st.booleans(),
     st.integers(0, 2**32),
 )
 def test_experts_match_their_meaning_and_rows_stand_alone(
-    target: str, dtype: str, tokens: int, count: int, slots: int, biased: bool, seed: int
+    target: str, dtype: str, scheme: str, sizes: tuple[int, int, int], biased: bool, seed: int
 ) -> None:
     k = build(target, dtype)
+    tokens, count, slots = sizes
     slots = min(slots, count)
     rng = np.random.default_rng(seed)
-    experts = Experts.draw(k, rng, count, biased)
+    experts = Experts.draw(k, rng, scheme, count, biased)
     x, weight = (k.array(rng.standard_normal((tokens, n))) for n in (HIDDEN, slots))
     index = np.stack([rng.permutation(count)[:slots] for _ in range(tokens)]).astype(np.int64)
     y = experts.run(k, x, index, weight, 2)

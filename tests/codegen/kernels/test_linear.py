@@ -16,7 +16,7 @@ def run_linear(
     m, depth = x.shape
     y = np.full((m, n + 3), np.nan, np.float32) if wide else k.poison(m, n + 3)
     name = "linear_float" if wide else "linear_same"
-    with k.team(threads) as team:
+    with k.team(threads, k.call("linear_scratch", depth)) as team:
         k.call(name, team, x, depth, packed, bias, y, n + 3, m, n, depth)
     untouched = np.full_like(y[:, n:], np.nan) if wide else k.poison(m, 3)
     assert same_bits(np.ascontiguousarray(y[:, n:]), untouched), "wrote past the row"

@@ -1,5 +1,8 @@
 """Rows quantised to 8 bits and products of codes: bit for bit what their definitions say."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,23 +11,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.layout import PanelLayout, panel_layout
-from infc.ir.types import DType
+from infc.codegen.cpp.layout import GroupLayout, Layout, PanelLayout, weight_layout
+from infc.ir.schemes import SCHEMES
 
 from .harness import DTYPES, TARGETS, Array, Kernels, kernels, same_bits
 
 WRAPPER = Path(__file__).parent / "wrapper_i8.cpp"
 LEVELS = (*TARGETS, "x86-64-v4")
 """AVX-512 has two ways: with VNNI and without."""
-SHAPES = [(1, 1, 1), (1, 64, 32), (2, 65, 3), (6, 130, 33), (13, 16, 257), (40, 200, 514)]
+SHAPES = [(1, 1, 1), (1, 700, 32), (2, 65, 3), (6, 130, 33), (13, 16, 257), (40, 200, 514)]
 
 
 def build(target: str, dtype: str) -> Kernels:
     return kernels(target, dtype, WRAPPER)
 
 
-def layout(k: Kernels) -> PanelLayout:
-    return panel_layout(DType.I8, k.target)
+def layout(k: Kernels, scheme: str) -> Layout:
+    return weight_layout(SCHEMES[scheme].code_dtype, k.target)
+
+
+@pytest.fixture(params=list(SCHEMES))
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=[(t, d) for t in LEVELS for d in DTYPES], ids=lambda p: "-".join(p))
@@ -54,33 +62,63 @@ def run_quantize(k: Kernels, x: Array, columns: int, threads: int = 2) -> tuple[
     return q[:rows], scale[:rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Codes of a matrix `[.., N, K]` under a scheme, with their scales."""
+
+    scheme: str
+    codes: Array
+    scales: Array
+    depth: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, scheme: str, *shape: int) -> Matrix:
+        """Any codes that a scheme has, not only those that rounding gives."""
+        *lead, depth = shape
+        drawn = rng.integers(-127, 128, shape).astype(np.int8)
+        if scheme == "int4":
+            groups = -(-depth // 32)
+            drawn = rng.integers(0, 256, (*lead, groups, 17)).astype(np.uint8)
+            drawn[..., 0] = rng.integers(-15, 16, (*lead, groups)).astype(np.int8).view(np.uint8)
+            drawn = drawn.reshape(*lead, groups * 17)
+        return cls(scheme, drawn, scales(rng, int(np.prod(lead))).reshape(lead), depth)
+
+    def integers(self) -> Array:
+        """What the codes stand for, `[.., N, K]`."""
+        plain = SCHEMES[self.scheme].integers(torch.from_numpy(self.codes)).numpy()
+        return plain[..., : self.depth].astype(np.int64)
+
+    def packed(self, k: Kernels) -> Array:
+        """In the panels of the target."""
+        made: Array = layout(k, self.scheme).pack(torch.from_numpy(self.codes)).numpy()
+        return made
+
+
 def run_linear(
-    k: Kernels, q: Array, scales: tuple[Array, Array], w: Array, bias: Array | None, threads: int
+    k: Kernels, q: Array, row_scales: Array, w: Matrix, bias: Array | None, threads: int
 ) -> tuple[Array, Array]:
     """The product in the kernels' element type and in float; what lies beside q is poison."""
-    (m, depth), n = q.shape, w.shape[0]
-    packed = layout(k).pack(torch.from_numpy(w)).numpy()
+    (m, depth), n = q.shape, w.codes.shape[0]
+    packed = w.packed(k)
     x = np.full((m, depth + 5), 77, np.int8)
     x[:, :depth] = q
     ys = k.poison(m, n + 3), np.full((m, n + 3), np.nan, np.float32)
-    with k.team(threads) as team:
-        for name, y in zip(("scaled_linear_rows", "scaled_linear_float"), ys, strict=True):
+    with k.team(threads, k.call("linear_scratch", depth)) as team:
+        for kind, y in zip(("", "_float"), ys, strict=True):
             k.call(
-                name,
+                f"scaled_linear_{w.scheme}{kind}",
                 team,
-                *(x, depth + 5, scales[0], packed, scales[1], bias, y, n + 3, m, n, depth),
+                *(x, depth + 5, row_scales, packed, w.scales, bias, y, n + 3, m, n, depth),
             )
     for y in ys:
         assert np.isnan(k.values(y[:, n:])).all(), "wrote past the row"
     return np.ascontiguousarray(ys[0][:, :n]), np.ascontiguousarray(ys[1][:, :n])
 
 
-def product(
-    k: Kernels, q: Array, scales: tuple[Array, Array], w: Array, bias: Array | None
-) -> Array:
+def product(k: Kernels, q: Array, row_scales: Array, w: Matrix, bias: Array | None) -> Array:
     """The definition in numpy, in float32."""
-    sums = (q.astype(np.int64) @ w.astype(np.int64).T).astype(np.float32)
-    y: Array = sums * (scales[0][:, None] * scales[1])
+    sums = (q.astype(np.int64) @ w.integers().T).astype(np.float32)
+    y: Array = sums * (row_scales[:, None] * w.scales)
     return y if bias is None else y + k.values(bias).astype(np.float32)
 
 
@@ -94,14 +132,18 @@ def scales(rng: np.random.Generator, n: int) -> Array:
 
 
 def test_header_and_python_agree_on_the_layout(k8: Kernels) -> None:
-    out = np.zeros(3, np.int64)
+    out = np.zeros(4, np.int64)
     k8.call("layout", out)
-    assert (layout(k8).nr, layout(k8).kp, int(layout(k8).flipped)) == tuple(out.tolist())
+    panels = layout(k8, "int8")
+    assert isinstance(panels, PanelLayout)
+    sizes = (panels.nr, panels.kp, int(panels.flipped), layout(k8, "int4").nr)
+    assert sizes == tuple(out.tolist())
 
 
 @pytest.mark.parametrize("target", LEVELS)
 def test_pack_and_unpack_are_inverse(target: str) -> None:
-    packing = layout(build(target, "float"))
+    packing = layout(build(target, "float"), "int8")
+    assert isinstance(packing, PanelLayout)
     weight = torch.from_numpy(codes(np.random.default_rng(0), 3, 67, 35))
     packed = packing.pack(weight)
     assert tuple(packed.shape) == packing.packed_shape((3, 67, 35)) and packed.dtype == torch.int8
@@ -140,15 +182,25 @@ def test_a_row_that_is_no_number_says_so_in_its_scale(k8: Kernels) -> None:
     assert np.isnan(scale[0]) and np.isinf(scale[1]) and np.isfinite(scale[2])
 
 
+def test_group_panels_and_their_inverse(k8: Kernels) -> None:
+    w = Matrix.draw(np.random.default_rng(7), "int4", 3, 67, 70)
+    packing = layout(k8, "int4")
+    assert isinstance(packing, GroupLayout)
+    packed = w.packed(k8)
+    assert packed.shape == packing.packed_shape(w.codes.shape)
+    assert same_bits(packing.unpack_array(packed, 67), w.codes)
+    assert not packed[:, -1, :, 67 % packing.nr : packing.nr].any(), "what pads multiplies by 0"
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_products_are_bit_for_bit(k8: Kernels, with_bias: bool) -> None:
+def test_products_are_bit_for_bit(k8: Kernels, scheme: str, with_bias: bool) -> None:
     rng = np.random.default_rng(2)
     for m, n, depth in SHAPES:
-        q, w = codes(rng, m, depth), codes(rng, n, depth)
+        q, w = codes(rng, m, depth), Matrix.draw(rng, scheme, n, depth)
         bias = k8.array(rng.standard_normal(n)) if with_bias else None
-        both = scales(rng, m), scales(rng, n)
-        exact = product(k8, q, both, w, bias)
-        y, wide = run_linear(k8, q, both, w, bias, 2)
+        rows = scales(rng, m)
+        exact = product(k8, q, rows, w, bias)
+        y, wide = run_linear(k8, q, rows, w, bias, 2)
         assert same_bits(wide, exact), (m, n, depth)
         assert same_bits(y, k8.array(exact)), (m, n, depth)
 
@@ -161,31 +213,57 @@ def test_the_largest_sums_are_exact(k8: Kernels, sign: int) -> None:
     w = np.full((3, depth), sign * 127, np.int8)
     w[1, ::2] = -sign * 127
     w[2, -1] = sign
-    one = np.ones(1, np.float32), np.ones(3, np.float32)
-    exact = product(k8, q, one, w, None)
+    one, matrix = np.ones(1, np.float32), Matrix("int8", w, np.ones(3, np.float32), depth)
+    exact = product(k8, q, one, matrix, None)
     assert exact[0, 1] == 0 and abs(exact[0, 0]) == np.float32(127 * 127 * depth)
-    assert same_bits(run_linear(k8, q, one, w, None, 1)[1], exact)
+    assert same_bits(run_linear(k8, q, one, matrix, None, 1)[1], exact)
 
 
-@settings(max_examples=20)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums_of_groups_are_exact(k8: Kernels, sign: int) -> None:
+    # Every product of a group at its limit: codes -8 and 7, multipliers 15 and -15.
+    depth = 65536
+    q = np.full((1, depth), sign * 127, np.int8)
+    w = np.zeros((4, depth // 32, 17), np.uint8)
+    w[1, :, 1:], w[3, :, 1:] = 0xFF, 0xFF
+    w[..., 0] = np.array([15, 15, -15, -15], np.int8).view(np.uint8)[:, None]
+    one, matrix = (
+        np.ones(1, np.float32),
+        Matrix("int4", w.reshape(4, -1), np.ones(4, np.float32), depth),
+    )
+    exact = product(k8, q, one, matrix, None)
+    assert exact[0].tolist() == [sign * 127 * depth * x for x in (-120, 105, 120, -105)]
+    assert same_bits(run_linear(k8, q, one, matrix, None, 1)[1], exact)
+
+
+@settings(max_examples=40)
 @given(
     st.sampled_from(LEVELS),
     st.sampled_from(DTYPES),
-    st.integers(1, 40),
-    st.integers(1, 150),
-    st.integers(1, 300),
+    st.sampled_from(list(SCHEMES)),
+    st.tuples(st.integers(1, 40), st.integers(1, 600), st.integers(1, 300)),
     st.integers(1, 4),
     st.integers(0, 2**32),
 )
 def test_any_product_is_bit_for_bit_and_a_row_alone_too(
-    target: str, dtype: str, m: int, n: int, depth: int, threads: int, seed: int
+    target: str, dtype: str, scheme: str, shape: tuple[int, int, int], threads: int, seed: int
 ) -> None:
     k = build(target, dtype)
     rng = np.random.default_rng(seed)
-    q, w = codes(rng, m, depth), codes(rng, n, depth)
-    both = scales(rng, m), scales(rng, n)
-    y, wide = run_linear(k, q, both, w, None, threads)
-    assert same_bits(wide, product(k, q, both, w, None))
-    row = seed % m
-    alone = (both[0][row : row + 1].copy(), both[1])
-    assert same_bits(run_linear(k, q[row : row + 1].copy(), alone, w, None, 1)[0][0], y[row])
+    m, n, depth = shape
+    q, w, rows = codes(rng, m, depth), Matrix.draw(rng, scheme, n, depth), scales(rng, m)
+    y, wide = run_linear(k, q, rows, w, None, threads)
+    assert same_bits(wide, product(k, q, rows, w, None))
+    row = slice(seed % m, seed % m + 1)
+    alone, _ = run_linear(k, q[row].copy(), rows[row].copy(), w, None, 1)
+    assert same_bits(alone[0], y[seed % m])
+
+
+def test_more_rows_than_a_block_has_are_products_too(k8: Kernels, scheme: str) -> None:
+    # Blocks of rows, tiles of equal height and the odd ones, each row as if it were alone.
+    rng = np.random.default_rng(8)
+    q, w, rows = codes(rng, 301, 3000), Matrix.draw(rng, scheme, 130, 3000), scales(rng, 301)
+    exact = product(k8, q, rows, w, None)
+    for m in (301, 25, 7, 5, 3):
+        y, wide = run_linear(k8, q[:m].copy(), rows[:m].copy(), w, None, 2)
+        assert same_bits(wide, exact[:m]) and same_bits(y, k8.array(exact[:m]))

@@ -147,7 +147,8 @@ class Experts:
         scratch = np.full(k.call("moe_scratch", *shape), 0xFF, np.uint8)
         y = k.poison(tokens, hidden)
         packed = (k.pack(self.gate_up), k.pack(self.down))
-        with k.team(2) as team:
+        needed = max(k.call("linear_scratch", depth) for depth in (hidden, inner))
+        with k.team(2, needed) as team:
             inputs = (x, hidden, index, weight, *packed, *self.biases, *self.gate)
             k.call("experts", team, *inputs, y, hidden, *shape, scratch)
         return y

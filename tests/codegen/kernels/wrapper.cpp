@@ -50,6 +50,7 @@ EXPORT void layout(i64* out) {
   out[1] = LinearLayout<T>::kKP;
 }
 
+EXPORT i64 linear_scratch(i64 K) { return product_scratch_bytes<T>(K); }
 EXPORT void linear_same(void* team, const T* x, i64 ldx, const void* w, const T* bias, T* y,
                         i64 ldy, i64 M, i64 N, i64 K) {
   on_team(team, [=](const Team& t) { linear<T, T, T>(t, x, ldx, w, bias, y, ldy, M, N, K); });

@@ -1,8 +1,10 @@
-// C entry points over the 8-bit kernel templates, for one element type, ELEMENT: see wrapper.cpp.
+// C entry points over the kernel templates for codes, for one element type, ELEMENT: see wrapper.cpp.
+#include <algorithm>
+
 #include "kernels/attention.hpp"
-#include "kernels/linear_i8.hpp"
-#include "kernels/moe_i8.hpp"
 #include "kernels/quantize.hpp"
+#include "kernels/scaled_linear.hpp"
+#include "kernels/scaled_moe.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -33,25 +35,26 @@ EXPORT void layout(i64* out) {
   out[0] = LinearLayout<int8_t>::kNR;
   out[1] = LinearLayout<int8_t>::kKP;
   out[2] = INFC_VNNI;
+  out[3] = LinearLayout<int4x2>::kNR;
 }
 
 EXPORT void quantize(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i64 rows, i64 dim) {
   on_team(team, [=](const Team& t) { quantize_rows(t, x, ldx, q, scale, rows, dim); });
 }
 
-EXPORT void scaled_linear_rows(void* team, const int8_t* q, i64 ldq, const float* row_scale,
-                               const void* w, const float* scale, const T* bias, T* y, i64 ldy,
-                               i64 M, i64 N, i64 K) {
-  on_team(team, [=](const Team& t) {
-    scaled_linear<T>(t, q, ldq, row_scale, w, scale, bias, y, ldy, M, N, K);
-  });
-}
-EXPORT void scaled_linear_float(void* team, const int8_t* q, i64 ldq, const float* row_scale,
-                                const void* w, const float* scale, const T* bias, float* y, i64 ldy,
-                                i64 M, i64 N, i64 K) {
-  on_team(team, [=](const Team& t) {
-    scaled_linear<float>(t, q, ldq, row_scale, w, scale, bias, y, ldy, M, N, K);
-  });
+#define SCALED_LINEAR(NAME, W, TY)                                                                  \
+  EXPORT void NAME(void* team, const int8_t* q, i64 ldq, const float* row_scale, const void* w,     \
+                   const float* scale, const T* bias, TY* y, i64 ldy, i64 M, i64 N, i64 K) {        \
+    on_team(team, [=](const Team& t) {                                                              \
+      scaled_linear<W, TY>(t, q, ldq, row_scale, w, scale, bias, y, ldy, M, N, K);                  \
+    });                                                                                             \
+  }
+SCALED_LINEAR(scaled_linear_int8, int8_t, T)
+SCALED_LINEAR(scaled_linear_int8_float, int8_t, float)
+SCALED_LINEAR(scaled_linear_int4, int4x2, T)
+SCALED_LINEAR(scaled_linear_int4_float, int4x2, float)
+EXPORT i64 linear_scratch(i64 K) {
+  return std::max(product_scratch_bytes<int8_t>(K), product_scratch_bytes<int4x2>(K));
 }
 
 EXPORT i64 layer_bytes(i64 G, i64 D, i64 Dv, i64 block_size) {
@@ -95,13 +98,16 @@ EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t
 EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
   return scaled_moe_scratch_bytes<T>(MoeShape{tokens, E, H, I, K});
 }
-EXPORT void experts(void* team, const T* x, i64 ldx, const i64* index, const T* weight,
-                    const void* gate_up, const float* gate_up_scale, const void* down,
-                    const float* down_scale, const T* up_bias, const T* down_bias, T* y, i64 ldy,
-                    i64 tokens, i64 E, i64 H, i64 I, i64 K, void* scratch) {
-  const ScaledMoeWeights<T> w{gate_up, gate_up_scale, down, down_scale, up_bias, down_bias};
-  const MoeShape shape{tokens, E, H, I, K};
-  on_team(team, [=](const Team& t) {
-    scaled_moe(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);
-  });
-}
+#define EXPERTS(NAME, W)                                                                            \
+  EXPORT void NAME(void* team, const T* x, i64 ldx, const i64* index, const T* weight,              \
+                   const void* gate_up, const float* gate_up_scale, const void* down,               \
+                   const float* down_scale, const T* up_bias, const T* down_bias, T* y, i64 ldy,    \
+                   i64 tokens, i64 E, i64 H, i64 I, i64 K, void* scratch) {                         \
+    const ScaledMoeWeights<T> w{gate_up, gate_up_scale, down, down_scale, up_bias, down_bias};      \
+    const MoeShape shape{tokens, E, H, I, K};                                                       \
+    on_team(team, [=](const Team& t) {                                                              \
+      scaled_moe<W>(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);   \
+    });                                                                                             \
+  }
+EXPERTS(experts_int8, int8_t)
+EXPERTS(experts_int4, int4x2)
