@@ -20,16 +20,18 @@ from .expressions import SCALARS
 from .extensions import FOLDER, extension_headers, find_extension
 from .loops import LOOP_OPS, lower_group
 from .lower import LOWERINGS
+from .profile import profile_text
 from .roll import roll
 from .source import source_text
 from .toolchain import compile_library
 from .weight_table import PACKED_OPS
 
-ABI = 3
+ABI = 4
 """Version of the C interface in `kernels/abi.hpp`."""
 
 KERNELS = Path(__file__).parent / "kernels"
 SOURCE = "code/step.cpp"
+PROFILE = "code/profile.json"
 LIBRARY = "code/model.so"
 
 _STORED = frozenset(SCALARS) | {DType.I8, DType.U8}
@@ -112,7 +114,8 @@ def generate(program: Program, target: Target) -> Generated:
     )
     headers = {f"code/{FOLDER}/{name}": data for name, data in own.items()}
     headers |= {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
-    return Generated({SOURCE: text.encode(), **headers}, weights, emitter.arena_bytes)
+    files = {SOURCE: text.encode(), PROFILE: profile_text(items).encode(), **headers}
+    return Generated(files, weights, emitter.arena_bytes)
 
 
 def _check_source(files: Mapping[str, bytes], directory: Path) -> None:
@@ -156,9 +159,12 @@ def emit_calls(emitter: Emitter) -> None:
         if node.op in LOOP_OPS:
             group = group_of.get(node.output.name, [node])
             if node is group[-1]:
+                emitter.nodes = tuple(group)
                 lower_group(emitter, group)
         else:
+            emitter.nodes = (node,)
             _lowering(node.op)(emitter, node)
+        emitter.nodes = ()
         if hidden is not None and hidden.name in emitter.buffers:
             # At once, not at the end: a step that wants no logits is done here.
             _store_rows(emitter, hidden, "hidden")

@@ -69,7 +69,8 @@ class Span:
 class Call:
     """One statement: a template with `{0}`, `{1}` … for its arguments, and what it touches.
 
-    Every thread of the team runs it on its own share; `node` names the op in a comment.
+    Every thread of the team runs it on its own share; `comment` says what it is, and `nodes` are
+    the labels of what it computes.
     """
 
     template: str
@@ -77,6 +78,7 @@ class Call:
     reads: tuple[Span, ...]
     writes: tuple[Span, ...]
     comment: str = ""
+    nodes: tuple[str, ...] = ()
 
     def key(self) -> tuple[object, ...]:
         """What must be equal for two calls to share one line in a loop over layers."""

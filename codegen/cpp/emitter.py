@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from ...ir.analyses import node_label
 from ...ir.errors import ProgramError
 from ...ir.plan import planned_arena
 from ...ir.program import Node, Operand, Program, Value, WeightRef
@@ -54,6 +55,8 @@ class Emitter:
     target: Target
     calls: list[Call] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+    """What is being lowered: calls are theirs."""
     weights: WeightTable = field(init=False)
     arena_bytes: int = field(init=False)
     _offsets: Mapping[str, int] = field(init=False)
@@ -189,6 +192,7 @@ class Emitter:
                 tuple(_span(b) for b in reads if not _is_constant(b)),
                 tuple(_span(b) for b in writes),
                 comment,
+                tuple(node_label(node) for node in self.nodes),
             )
         )
 

@@ -15,11 +15,13 @@ class Loop:
     """`count` repetitions of a body; `rows[i]` holds repetition i's entries of the table.
 
     An argument of the body that varies is a `Column`; the others are as in the first repetition.
+    `nodes[i]` are the labels of what call i of the body computes, in all repetitions.
     """
 
     body: tuple[Call, ...]
     columns: tuple[tuple[int, int], ...]
     rows: tuple[tuple[int, ...], ...]
+    nodes: tuple[tuple[str, ...], ...]
 
     @property
     def count(self) -> int:
@@ -84,7 +86,10 @@ def _loop(calls: Sequence[Call], period: int) -> Loop:
     rows = tuple(
         tuple(_entry(repeat[index].args[place]) for index, place in columns) for repeat in repeats
     )
-    return Loop(body, tuple(columns), rows)
+    nodes = tuple(
+        tuple(label for call in same for label in call.nodes) for same in zip(*repeats, strict=True)
+    )
+    return Loop(body, tuple(columns), rows, nodes)
 
 
 def _entry(arg: Arg) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 from ...ir.program import Program
 from .calls import ArenaPtr, Arg, Call, Const, InputPtr, WeightPtr
+from .profile import is_timed, num_entries
 from .roll import Item, Loop
 
 _HEAD = """\
@@ -28,6 +30,7 @@ void run_step(const Team& t, const Model& m, const infc_step& s) {
   float* const logits = s.logits;
   char* const a = m.arena;
   const void* const* const w = m.weights;
+  StepClock clock(m.profile, t.tid);
   (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden, (void)logits;
   (void)a, (void)w;
 """
@@ -50,11 +53,12 @@ def source_text(
     parts = [_HEAD.format(name=_quoted(program.name), includes=_includes(includes))]
     parts.extend(_table(index, loop) for index, loop in enumerate(loops))
     parts.append(_OPEN)
+    entries = itertools.count()
     for item in items:
         if isinstance(item, Loop):
-            parts.append(_loop(loops.index(item), item))
+            parts.append(_loop(loops.index(item), item, entries))
         else:
-            parts.append(_statement(item, item.args, "  "))
+            parts.append(_line(item, [_fixed(arg) for arg in item.args], "  ", entries))
     blocks = [str(group.bytes_per_block()) for group in program.resources]
     groups = ", ".join([str(len(blocks)), *blocks])
     needs = ["int64_t{0}", *scratch]
@@ -67,7 +71,8 @@ def source_text(
     parts.append(f"constexpr int64_t kScratchBytes = std::max({{\n{most}}});\n\n")
     parts.append("}  // namespace\n}  // namespace infc\n\n")
     parts.append(
-        f"INFC_ENTRY(infc::run_step, {num_weights}, {arena_bytes}, infc::kScratchBytes, {groups})\n"
+        f"INFC_ENTRY(infc::run_step, {num_weights}, {arena_bytes}, infc::kScratchBytes, "
+        f"{num_entries(items)}, {groups})\n"
     )
     return "".join(parts)
 
@@ -86,7 +91,7 @@ def _table(index: int, loop: Loop) -> str:
     return f"const int64_t kTable{index}[{loop.count}][{width}] = {{\n{rows}}};\n\n"
 
 
-def _loop(index: int, loop: Loop) -> str:
+def _loop(index: int, loop: Loop, entries: Iterator[int]) -> str:
     places = {place: column for column, place in enumerate(loop.columns)}
     lines = [
         f"  for (const auto& row : kTable{index}) {{\n",
@@ -97,17 +102,14 @@ def _loop(index: int, loop: Loop) -> str:
         for place, arg in enumerate(call.args):
             column = places.get((number, place))
             texts.append(_fixed(arg) if column is None else _varying(arg, column))
-        lines.append(_line(call, texts, "    "))
+        lines.append(_line(call, texts, "    ", entries))
     return "".join([*lines, "  }\n"])
 
 
-def _statement(call: Call, args: Sequence[Arg], indent: str) -> str:
-    return _line(call, [_fixed(arg) for arg in args], indent)
-
-
-def _line(call: Call, texts: Sequence[str], indent: str) -> str:
+def _line(call: Call, texts: Sequence[str], indent: str, entries: Iterator[int]) -> str:
     comment = f"{indent}// {call.comment}\n" if call.comment else ""
-    return f"{comment}{indent}{call.template.format(*texts)}\n"
+    mark = f"  clock.mark({next(entries)});" if is_timed(call) else ""
+    return f"{comment}{indent}{call.template.format(*texts)}{mark}\n"
 
 
 def _fixed(arg: Arg) -> str:

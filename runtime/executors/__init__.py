@@ -14,9 +14,7 @@ def open_executor(artifact: Artifact, config: ExecutorConfig) -> Executor:
     if backend == "cpp":
         from .cpp import CppExecutor
 
-        return CppExecutor(
-            artifact, config.num_blocks, num_threads=config.num_threads, pin=config.pin
-        )
+        return CppExecutor(artifact, config)
     if backend == "reference":
         require_compiler("an artifact of the backend reference")
         from .reference import ReferenceExecutor

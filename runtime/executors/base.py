@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ class ExecutorConfig:
     num_blocks: tuple[int, ...]
     num_threads: int = 1
     pin: bool = False
+    profile: bool = False
+    """Measure each statement of a step, where the executor can: see `ProfiledExecutor`."""
 
 
 class Executor(Protocol):
@@ -34,6 +36,29 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give threads and memory back; a second call does nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileEntry:
+    """What one statement of a step took in all steps so far, and how often it ran.
+
+    `nodes` are the labels of what it computes; statements that only wait have none. A statement
+    in a loop over layers has one entry for all of them.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    nanoseconds: int
+    count: int
+
+
+@runtime_checkable
+class ProfiledExecutor(Executor, Protocol):
+    """An executor that can tell where the time of its steps went."""
+
+    def profile(self) -> list[ProfileEntry]:
+        """The entries in the order of a step; empty where it was not opened to measure."""
         ...
 
 

@@ -17,16 +17,15 @@ from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.safetensors import MappedSafetensors
 from ...ir.target import check_target
 from ..step import Int32Array, Step
-from .base import check_hidden
+from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
+from .cpp_profile import CppProfile
 
 
 class CppExecutor:
-    """Runs steps on the CPU. `num_blocks` has one entry a KV group, the null block included."""
+    """Runs steps on the CPU."""
 
-    def __init__(
-        self, artifact: Artifact, num_blocks: Sequence[int], *, num_threads: int, pin: bool = False
-    ) -> None:
+    def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
         manifest = artifact.manifest
         check_target(manifest.target.features, where=str(artifact.path))
         self._vocab_size = manifest.model.vocab_size
@@ -37,30 +36,34 @@ class CppExecutor:
         groups = manifest.kv.groups
         self._kv = [
             _reserve(count * group.bytes_per_block())
-            for group, count in zip(groups, num_blocks, strict=True)
+            for group, count in zip(groups, config.num_blocks, strict=True)
         ]
         self._arena = _reserve(manifest.arena_bytes)
         self._process = os.getpid()
-        self._handle = self._open(manifest.weights.tensors, num_threads, pin)
+        self._profile = CppProfile(artifact, self._library) if config.profile else None
+        self._handle = self._open(manifest.weights.tensors, config)
         # Also where nobody calls close; not at the end of the process, which waits for no step.
         self._end = weakref.finalize(self, _end_session, self._library, self._handle, os.getpid())
         self._end.atexit = False
         self._groups = (GroupStep * max(1, len(groups)))()
 
-    def _open(self, names: Sequence[str], num_threads: int, pin: bool) -> int:
+    def _open(self, names: Sequence[str], config: ExecutorConfig) -> int:
         weights = [self._weights.address(name) for name in names]
-        config = Config(
+        profile = self._profile
+        tables = Config(
             abi=ABI,
-            num_threads=num_threads,
+            num_threads=config.num_threads,
             num_weights=len(weights),
             weights=(ctypes.c_void_p * max(1, len(weights)))(*weights),
             num_groups=len(self._kv),
             kv=(ctypes.c_void_p * max(1, len(self._kv)))(*(_address(kv) for kv in self._kv)),
             arena=_address(self._arena),
             arena_bytes=len(self._arena),
-            pin_threads=int(pin),
+            pin_threads=int(config.pin),
+            num_profile=profile.num_entries if profile else 0,
+            profile=profile.address if profile else None,
         )
-        handle = self._library.infc_open(ctypes.byref(config))
+        handle = self._library.infc_open(ctypes.byref(tables))
         if not handle:
             raise ArtifactError(f"the generated library does not open: {self._message()}")
         return int(handle)
@@ -112,6 +115,10 @@ class CppExecutor:
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")
         return result
+
+    def profile(self) -> list[ProfileEntry]:
+        """What each statement of the steps so far took; empty unless opened with `profile`."""
+        return self._profile.entries() if self._profile else []
 
     def close(self) -> None:
         """Stop the threads and give the memory back; a second call does nothing."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 3
+ABI = 4
 
 _Pointer = ctypes.c_void_p
 
@@ -57,7 +57,8 @@ class Config(ctypes.Structure):
         ("arena", _Pointer),
         ("arena_bytes", ctypes.c_int64),
         ("pin_threads", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("num_profile", ctypes.c_int32),
+        ("profile", _Pointer),
     ]
 
 
@@ -66,13 +67,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
         library.infc_abi.restype = ctypes.c_int32
-        library.infc_open.argtypes = [ctypes.POINTER(Config)]
-        library.infc_open.restype = _Pointer
-        library.infc_run.argtypes = [_Pointer, ctypes.POINTER(StepArrays)]
-        library.infc_run.restype = ctypes.c_int32
-        library.infc_close.argtypes = [_Pointer]
-        library.infc_close.restype = None
-        library.infc_error.restype = ctypes.c_char_p
+        if library.infc_abi() == ABI:  # another version may have other functions
+            _declare(library)
     except (OSError, AttributeError) as error:
         raise ArtifactError(
             f"the generated library does not load: {error}", where=str(path)
@@ -85,3 +81,14 @@ def load_library(path: Path) -> ctypes.CDLL:
             hint="compile the model again",
         )
     return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.infc_num_profile.restype = ctypes.c_int32
+    library.infc_open.argtypes = [ctypes.POINTER(Config)]
+    library.infc_open.restype = _Pointer
+    library.infc_run.argtypes = [_Pointer, ctypes.POINTER(StepArrays)]
+    library.infc_run.restype = ctypes.c_int32
+    library.infc_close.argtypes = [_Pointer]
+    library.infc_close.restype = None
+    library.infc_error.restype = ctypes.c_char_p

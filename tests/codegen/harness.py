@@ -17,6 +17,7 @@ from infc.ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, W
 from infc.ir.program import Program
 from infc.ir.target import Target, resolve_target
 from infc.ir.types import DType
+from infc.runtime.executors.base import ExecutorConfig
 from infc.runtime.executors.cpp import CppExecutor
 from infc.runtime.step import Step
 
@@ -114,7 +115,10 @@ def _ints(values: object) -> NDArray[np.int32]:
     return np.ascontiguousarray(array)
 
 
-def open_cpp(artifact: Artifact, *, num_blocks: int = 64, num_threads: int = 2) -> CppExecutor:
+def open_cpp(
+    artifact: Artifact, *, num_blocks: int = 64, num_threads: int = 2, profile: bool = False
+) -> CppExecutor:
     """An executor with as many blocks in every group."""
-    groups = artifact.manifest.kv.groups
-    return CppExecutor(artifact, [num_blocks] * len(groups), num_threads=num_threads)
+    blocks = (num_blocks,) * len(artifact.manifest.kv.groups)
+    config = ExecutorConfig(num_blocks=blocks, num_threads=num_threads, profile=profile)
+    return CppExecutor(artifact, config)

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 3
+#define INFC_ABI 4
 
 extern "C" {
 
@@ -42,11 +42,13 @@ struct infc_config {
   void* arena;             // 64-byte aligned
   int64_t arena_bytes;
   int32_t pin_threads;     // 1: thread i runs on the i-th allowed CPU
-  int32_t reserved;
+  int32_t num_profile;     // entries of the profile, where there is one
+  int64_t* profile;        // [num_profile, 2], nanoseconds and times, added to; null: not measured
 };
 
 // Each returns null / non-zero on failure and leaves a message in infc_error().
 int32_t infc_abi(void);
+int32_t infc_num_profile(void);  // entries that a profile has; code/profile.json says of what
 void* infc_open(const infc_config* config);
 int32_t infc_run(void* model, const infc_step* step);
 void infc_close(void* model);

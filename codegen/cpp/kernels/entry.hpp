@@ -18,6 +18,7 @@
 #include "moe.hpp"
 #include "scaled_moe.hpp"
 #include "norms.hpp"
+#include "profile.hpp"
 #include "quantize.hpp"
 #include "rope.hpp"
 #include "rows.hpp"
@@ -31,6 +32,7 @@ struct Model {
   const void* const* weights;
   void* const* kv;
   char* arena;
+  int64_t* profile;  // see profile.hpp; null where nobody asks
 };
 
 template <class T>
@@ -72,7 +74,8 @@ class Session {
         block_bytes_(block_bytes),
         step_(step),
         team_(config.num_threads, scratch_bytes, config.pin_threads != 0) {
-    model_ = Model{weights_.data(), kv_.data(), static_cast<char*>(config.arena)};
+    model_ = Model{weights_.data(), kv_.data(), static_cast<char*>(config.arena),
+                   config.profile};
   }
 
   void run(const infc_step& step) {
@@ -116,12 +119,14 @@ class Session {
 };
 
 inline void* open_session(const infc_config* config, StepFunction step, int64_t num_weights,
-                          int64_t arena_bytes, int64_t scratch_bytes, int64_t num_groups,
-                          const std::vector<int64_t>& block_bytes) {
+                          int64_t arena_bytes, int64_t scratch_bytes, int64_t num_profile,
+                          int64_t num_groups, const std::vector<int64_t>& block_bytes) {
   if (config->abi != INFC_ABI) {
     last_error() = "the library speaks another version of the interface";
   } else if (config->num_weights != num_weights || config->num_groups != num_groups) {
     last_error() = "the tables given are not those that the code was made for";
+  } else if (config->profile != nullptr && config->num_profile != num_profile) {
+    last_error() = "the profile given has not the entries that the code marks";
   } else if (config->arena_bytes < arena_bytes || config->num_threads < 1) {
     last_error() = "the arena is too small, or there is no thread";
   } else {
@@ -148,15 +153,17 @@ inline int32_t run_session(void* session, const infc_step* step) {
 
 #define INFC_EXPORT extern "C" __attribute__((visibility("default")))
 
-// SCRATCH_BYTES is each thread's own; last come the bytes of a block of each KV group.
-#define INFC_ENTRY(STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES, NUM_GROUPS, ...)            \
-  INFC_EXPORT int32_t infc_abi(void) { return INFC_ABI; }                                     \
-  INFC_EXPORT void* infc_open(const infc_config* config) {                                    \
-    return infc::open_session(config, STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES,          \
-                              NUM_GROUPS, {__VA_ARGS__});                                     \
-  }                                                                                           \
-  INFC_EXPORT int32_t infc_run(void* model, const infc_step* step) {                          \
-    return infc::run_session(model, step);                                                    \
-  }                                                                                           \
-  INFC_EXPORT void infc_close(void* model) { delete static_cast<infc::Session*>(model); }     \
+// SCRATCH_BYTES is each thread's own, NUM_PROFILE the entries that the step marks; last come the
+// bytes of a block of each KV group.
+#define INFC_ENTRY(STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES, NUM_PROFILE, NUM_GROUPS, ...) \
+  INFC_EXPORT int32_t infc_abi(void) { return INFC_ABI; }                                       \
+  INFC_EXPORT int32_t infc_num_profile(void) { return NUM_PROFILE; }                            \
+  INFC_EXPORT void* infc_open(const infc_config* config) {                                      \
+    return infc::open_session(config, STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES,            \
+                              NUM_PROFILE, NUM_GROUPS, {__VA_ARGS__});                          \
+  }                                                                                             \
+  INFC_EXPORT int32_t infc_run(void* model, const infc_step* step) {                            \
+    return infc::run_session(model, step);                                                      \
+  }                                                                                             \
+  INFC_EXPORT void infc_close(void* model) { delete static_cast<infc::Session*>(model); }       \
   INFC_EXPORT const char* infc_error(void) { return infc::last_error().c_str(); }
