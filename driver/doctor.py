@@ -14,10 +14,16 @@ from pathlib import Path
 
 from ..ir.errors import InfcError
 from ..ir.extras import COMPILE_LIBRARIES, INSTALL_COMPILE
-from ..ir.machine import available_cpus, available_memory, cpu_quota, memory_limit
+from ..ir.machine import (
+    available_cpus,
+    available_memory,
+    cpu_quota,
+    huge_page_setting,
+    memory_limit,
+)
 from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
-from .huge_pages import anonymous_in_huge_pages, file_in_huge_pages, huge_page_setting
+from .huge_pages import anonymous_in_huge_pages, file_in_huge_pages
 
 _NOT_BUILT = ("triton", "tensorrt", "onnx")
 

@@ -8,19 +8,9 @@ import re
 import tempfile
 from pathlib import Path
 
-_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SMAPS = Path("/proc/self/smaps")
 _BYTES = 8 << 20  # some huge pages, wherever in it the first one begins
 _HUGE = re.compile(r"^(?:AnonHugePages|ShmemPmdMapped|FilePmdMapped): +(\d+) kB$", re.M)
-
-
-def huge_page_setting() -> str | None:
-    """The setting of transparent huge pages (always, madvise, never); None without them."""
-    try:
-        text = _SETTING.read_text()
-    except OSError:
-        return None
-    return text.partition("[")[2].partition("]")[0]
 
 
 def anonymous_in_huge_pages() -> bool:

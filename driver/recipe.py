@@ -124,6 +124,12 @@ class RuntimeSection(_Section):
         None, "Threads of a step; auto is one a core.", unit="threads", ge=1, le=1024
     )
     pin: bool = _key(False, "Whether each thread stays on one core.")
+    weights: Literal["auto", "mapped", "copied"] = _key(
+        "auto",
+        "Where weights lie: mapped from the file, shared between processes; copied into memory of"
+        " their own, in huge pages, which is faster; auto copies where there are huge pages and"
+        " memory allows.",
+    )
 
 
 class Recipe(_Section):

@@ -92,6 +92,11 @@ _OPTIONS = (
     ),
     click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB."),
     click.option(
+        "--weights",
+        type=click.Choice(["auto", "mapped", "copied"]),
+        help="Where weights lie; as the recipe says if not given.",
+    ),
+    click.option(
         "--verify",
         type=click.Choice(["stamp", "full", "none"]),
         default="stamp",
@@ -119,7 +124,7 @@ def generation_options(default_length: str) -> Callable[[_Function], _Function]:
 
 def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Takes out of `options` what the engine is opened with, beside the artifact."""
-    names = ("threads", "max_context", "kv_memory")
+    names = ("threads", "max_context", "kv_memory", "weights")
     return {"on_note": print_note, **{name: options.pop(name) for name in names}}
 
 

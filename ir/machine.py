@@ -9,6 +9,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _UNLIMITED = 1 << 60  # version 1 writes "no limit" as the largest multiple of a page
 
 
@@ -30,6 +31,15 @@ def available_memory() -> int:
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
     return max(0, min([free, *(limit - used for limit, used in _memory_limits())]))
+
+
+def huge_page_setting() -> str | None:
+    """The setting of transparent huge pages (always, madvise, never); None without them."""
+    try:
+        text = _HUGE_PAGES.read_text()
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0]
 
 
 def cpu_quota() -> float | None:

@@ -90,7 +90,10 @@ class Engine:
         check = artifact.verify_weights()
         plan = plan_runtime(artifact.manifest, options or RuntimeOptions())
         config = ExecutorConfig(
-            num_blocks=plan.num_blocks, num_threads=plan.num_threads, pin=plan.pin
+            num_blocks=plan.num_blocks,
+            num_threads=plan.num_threads,
+            pin=plan.pin,
+            copy_weights=plan.copy_weights,
         )
         engine = cls(
             open_executor(artifact, config),

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..ir.errors import CapacityError, UsageError
-from ..ir.machine import available_cpus, available_memory
+from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_size, parse_size
@@ -25,6 +25,7 @@ from .kv_groups import (
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _MAX_THREADS = 1024
+_LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
 
@@ -44,6 +45,8 @@ class RuntimeOptions:
     prefix_reuse: bool = True
     threads: int | None = None
     pin: bool | None = None
+    weights: str | None = None
+    """"mapped", "copied", or "auto": copied where huge pages are to be had and memory allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class RuntimePlan:
     weights_bytes: int
     num_threads: int
     pin: bool
+    copy_weights: bool
     prefix_reuse: bool
     notes: tuple[str, ...] = ()
 
@@ -97,6 +101,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
             f"KV memory of {format_size(kv_bytes)} is more than the {format_size(free)} free here",
             hint=f"lower {_KV_MEMORY}, or leave it to auto",
         )
+    rest = free - kv_bytes - manifest.arena_bytes
     num_threads = _num_threads(options.threads, runtime.get("threads"))
     pin = runtime.get("pin") if options.pin is None else options.pin
     if pin and num_threads > (usable := len(os.sched_getaffinity(0))):
@@ -113,6 +118,9 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         weights_bytes=weights_bytes,
         num_threads=num_threads,
         pin=pin is True,
+        copy_weights=_copies(
+            options.weights or runtime.get("weights") or "auto", weights_bytes, rest
+        ),
         prefix_reuse=options.prefix_reuse,
         notes=tuple(notes),
     )
@@ -167,6 +175,22 @@ def _num_threads(wanted: int | None, compiled: int | None) -> int:
     if type(chosen) is not int or not 1 <= chosen <= _MAX_THREADS:
         raise UsageError(f"threads is {chosen!r}, outside 1..{_MAX_THREADS}")
     return chosen
+
+
+def _copies(wanted: str, weights_bytes: int, free: int) -> bool:
+    """Whether weights are read into memory of their own, of which `free` bytes are left."""
+    if wanted not in ("auto", "mapped", "copied"):
+        raise UsageError(f"weights is {wanted!r}", hint="take auto, mapped or copied")
+    if wanted == "copied" and weights_bytes > free:
+        raise CapacityError(
+            f"a copy of the weights takes {format_size(weights_bytes)}, and {format_size(free)} are"
+            " left beside the KV memory",
+            hint=f"take weights=mapped, or lower {_KV_MEMORY}",
+        )
+    if wanted == "auto":
+        worth = _LEAST_COPIED_BYTES <= weights_bytes < free
+        return worth and huge_page_setting() in ("always", "madvise")
+    return wanted == "copied"
 
 
 def _section(recipe: Any, name: str) -> dict[str, Any]:

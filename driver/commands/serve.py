@@ -60,6 +60,11 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
 )
 @click.option("--open-metrics", is_flag=True, help="/metrics needs no key.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; as compiled by default.")
+@click.option(
+    "--weights",
+    type=click.Choice(["auto", "mapped", "copied"]),
+    help="Where weights lie; as compiled by default.",
+)
 @click.option("--max-context", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB.")
@@ -88,6 +93,7 @@ def command(
     api_key: str | None,
     api_key_file: str | None,
     threads: int | None,
+    weights: str | None,
     max_context: int | None,
     max_sequences: int | None,
     kv_memory: str | None,
@@ -118,6 +124,7 @@ def command(
         )
     options = RuntimeOptions(
         threads=threads,
+        weights=weights,
         max_context=max_context,
         max_sequences=max_sequences,
         kv_memory=kv_memory,

@@ -189,7 +189,7 @@ def _schemes(facts: ArtifactFacts) -> Iterator[str]:
 
 def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     memory = facts.memory
-    yield "weights", f"{format_size(memory.weights_bytes)}, mapped"
+    yield "weights", format_size(memory.weights_bytes)
     yield "arena", f"{format_size(memory.arena_bytes)}, all that a step needs between its ops"
     rows = facts.manifest.limits.logit_rows
     yield "logits", f"{format_size(memory.logits_bytes)} at most, {format_count(rows, 'row')}"

@@ -19,6 +19,8 @@ class ExecutorConfig:
     num_blocks: tuple[int, ...]
     num_threads: int = 1
     pin: bool = False
+    copy_weights: bool = False
+    """Read the weights into memory of huge pages instead of mapping the file."""
     profile: bool = False
     """Measure each statement of a step, where the executor can: see `ProfiledExecutor`."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
-from ...ir.safetensors import MappedSafetensors
 from ...ir.target import check_target
 from ..step import Int32Array, Step
 from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
+from .reserve import reserve
+from .weight_memory import open_weights
 
 
 class CppExecutor:
@@ -32,13 +32,13 @@ class CppExecutor:
         self._hidden_width = manifest.hidden_width
         self._limits = manifest.limits
         self._library = load_library(artifact.entry_path)
-        self._weights = MappedSafetensors(artifact.weights_path)
+        self._weights = open_weights(artifact.weights_path, copied=config.copy_weights)
         groups = manifest.kv.groups
         self._kv = [
-            _reserve(count * group.bytes_per_block())
+            reserve(count * group.bytes_per_block())
             for group, count in zip(groups, config.num_blocks, strict=True)
         ]
-        self._arena = _reserve(manifest.arena_bytes)
+        self._arena = reserve(manifest.arena_bytes)
         self._process = os.getpid()
         self._profile = CppProfile(artifact, self._library) if config.profile else None
         self._handle = self._open(manifest.weights.tensors, config)
@@ -135,24 +135,6 @@ class CppExecutor:
 def _end_session(library: ctypes.CDLL, handle: int, process: int) -> None:
     if os.getpid() == process:  # a fork has none of the threads to wait for
         library.infc_close(handle)
-
-
-def _reserve(num_bytes: int) -> mmap.mmap:
-    """Zeroed memory, page-aligned, committed as it is touched; huge pages where allowed."""
-    try:
-        # Private: shared memory gets no huge pages on most kernels, and a fork would write to it.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        memory = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE), flags=flags)
-    except OSError as error:
-        raise CapacityError(
-            f"cannot reserve {num_bytes / 2**20:.0f} MiB: {error}",
-            hint="lower kv_cache.memory, runtime.max_context or runtime.max_sequences",
-        ) from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # A kernel without transparent huge pages refuses: slower, and nothing else.
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def _address(memory: mmap.mmap) -> int:

@@ -11,6 +11,7 @@ import pytest
 from infc.driver import doctor, huge_pages
 from infc.driver.cli import run
 from infc.driver.doctor import Finding, examine
+from infc.ir.machine import huge_page_setting
 
 
 def found(subject: str) -> Finding:
@@ -83,7 +84,7 @@ def test_a_compiler_that_fails_is_not_fine(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_huge_pages_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if huge_pages.huge_page_setting() in (None, "never"):
+    if huge_page_setting() in (None, "never"):
         pytest.skip("this kernel gives no huge pages to anyone")
     assert huge_pages.anonymous_in_huge_pages()
     assert isinstance(huge_pages.file_in_huge_pages(tmp_path), bool)

@@ -128,6 +128,7 @@ def serving(
         weights_bytes=0,
         num_threads=1,
         pin=False,
+        copy_weights=False,
         prefix_reuse=True,
     )
     tokenizer = tiny_tokenizer() if with_tokenizer else None
