@@ -87,11 +87,13 @@ class BlockPool:
             if self._hashes[block] is None:
                 self._free.move_to_end(block, last=False)
 
-    def register(self, block: int, digest: bytes) -> None:
-        """Make a full block findable; a content that is known already stays where it is."""
-        if self._hashes[block] is None and digest not in self._by_hash:
-            self._hashes[block] = digest
-            self._by_hash[digest] = block
+    def register(self, block: int, digest: bytes) -> bool:
+        """Make a full block findable, and say so; what is known already stays where it is."""
+        if self._hashes[block] is not None or digest in self._by_hash:
+            return False
+        self._hashes[block] = digest
+        self._by_hash[digest] = block
+        return True
 
     def forget(self, block: int) -> None:
         """Make the content of `block` unfindable."""

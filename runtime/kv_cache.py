@@ -19,6 +19,9 @@ class KvCache:
 
     `num_blocks[g]` counts the null block. Between two steps every sequence holds exactly the
     blocks that its next token can see, and those set aside for the rest of its prompt.
+
+    A full block is found by others from the moment that the step which writes it is planned: a
+    step writes the KV of all its tokens before any of them attends (`docs/design/step.md`).
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class KvCache:
         self._free_seats = list(range(max_sequences - 1, -1, -1))
         self._copies: list[list[tuple[int, int]]] = [[] for _ in self.groups]
         self._copy_sources: list[tuple[int, int]] = []
+        self._promised: set[tuple[int, int]] = set()  # (group, block) that the step writes
         self._indices = range(len(self.groups))
+        self._windowed = [g for g in self._indices if self.groups[g].window is not None]
 
     def holds_alone(self, num_tokens: int) -> bool:
         """Whether one sequence of that many tokens fits when it has the pools to itself."""
@@ -67,13 +72,14 @@ class KvCache:
         if not self._free_seats:
             return None
         hit = self._longest_hit(blocks, tokens, reusable_tokens)
-        if not self._fits(blocks, hit, len(tokens), headroom):
-            # A full hit needs one block more than no hit, for the copy of its last block.
-            if hit * self.block_size < len(tokens):
-                return None
+        # A full hit copies its last block, for which there may be no room, or nothing to copy yet.
+        if hit * self.block_size == len(tokens) and (
+            self._is_promised(blocks.digests[hit - 1])
+            or not self._fits(blocks, hit, len(tokens), headroom)
+        ):
             hit = self._longest_hit(blocks, tokens, hit * self.block_size - 1)
-            if not self._fits(blocks, hit, len(tokens), headroom):
-                return None
+        if not self._fits(blocks, hit, len(tokens), headroom):
+            return None
         self._take_hit(blocks, hit, len(tokens))
         return min(hit * self.block_size, len(tokens) - 1)
 
@@ -120,18 +126,26 @@ class KvCache:
                 self._grow(blocks, g, last + 1)
         return fits
 
-    def advance(self, blocks: SequenceBlocks, tokens: Sequence[int], num_computed: int) -> None:
-        """Note that the first `num_computed` tokens are stored: hash full blocks, pass windows."""
-        full = num_computed // self.block_size
-        if self.prefix_reuse and full > blocks.num_registered:
-            blocks.extend_digests(tokens, num_computed, self.block_size)
-            for g in self._indices:
-                for index in range(max(blocks.num_registered, blocks.first[g]), full):
-                    self.pools[g].register(blocks.ids[g][index], blocks.digests[index])
-            blocks.num_registered = full
+    def promise(self, blocks: SequenceBlocks, tokens: Sequence[int], num_tokens: int) -> None:
+        """Let others find the full blocks of the first `num_tokens` tokens.
+
+        What they lack is written by the step that is being planned.
+        """
+        full = num_tokens // self.block_size
+        if not self.prefix_reuse or full <= blocks.num_registered:
+            return
+        blocks.extend_digests(tokens, num_tokens, self.block_size)
         for g in self._indices:
-            if self.groups[g].window is not None:
-                self._pass_window(blocks, g, num_computed)
+            pool, ids = self.pools[g], blocks.ids[g]
+            for index in range(max(blocks.num_registered, blocks.first[g]), full):
+                if pool.register(ids[index], blocks.digests[index]):
+                    self._promised.add((g, ids[index]))
+        blocks.num_registered = full
+
+    def advance(self, blocks: SequenceBlocks, num_computed: int) -> None:
+        """Note that the first `num_computed` tokens are stored: free what windows have passed."""
+        for g in self._windowed:
+            self._pass_window(blocks, g, num_computed)
 
     def release(self, blocks: SequenceBlocks, *, forget: bool = False) -> None:
         """Give everything back; with `forget`, what was stored is not found again either."""
@@ -164,8 +178,15 @@ class KvCache:
         self._copies = [[] for _ in self.groups]
         return taken
 
-    def end_step(self) -> None:
-        """The step has run: the sources of its copies may be reused."""
+    def end_step(self, *, written: bool = True) -> None:
+        """The step has run: the sources of its copies may be reused.
+
+        Where it did not run to its end, not `written`, nobody finds what it had promised.
+        """
+        if not written:
+            for g, block in self._promised:
+                self.pools[g].forget(block)
+        self._promised.clear()
         for g, block in self._copy_sources:
             self.pools[g].release(block)
         self._copy_sources = []
@@ -218,6 +239,10 @@ class KvCache:
             ):
                 return hit
         return 0
+
+    def _is_promised(self, digest: bytes) -> bool:
+        """Whether some group has that content only once the step has run."""
+        return any((g, self.pools[g].lookup(digest)) in self._promised for g in self._indices)
 
     def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: int) -> bool:
         """Whether each pool can serve the hit and the rest of the prompt."""

@@ -27,6 +27,12 @@ class Scheduler:
     gives its blocks back and is computed again later, from whatever prefix is still cached.
     A running request is never preempted for one that only waits.
 
+    Requests that arrive together compute a prefix that they share once. Who is admitted finds
+    also the blocks that those before it in the very same step are about to write. As budget is
+    left for the queue only once all that run have what they want, nobody has to wait for blocks
+    of a later step, and the order stays as it is. (Rows of logits can bound a prompt as well; who
+    is admitted beside such a one goes on from where the step leaves it.)
+
     A request of several choices is admitted with a seat and a block for each. Its first choice
     computes the prompt; then the others share its blocks, and each goes on as a sequence of its
     own: preempted, finished and counted alone.
@@ -141,7 +147,7 @@ class Scheduler:
                     given = min(length, request.num_prompt_tokens - 1)
                     request.num_prompt_rows = max(request.num_prompt_rows, given)
                 request.num_computed = length
-                self.kv.advance(request.blocks, request.token_ids, length)
+                self.kv.advance(request.blocks, length)
         self._end_step()
         now = time.monotonic()
         for request in step.requests:
@@ -157,7 +163,7 @@ class Scheduler:
         What their blocks hold is not known, so none of them can go on; nor do other choices.
         """
         assert step is self._in_flight
-        self._end_step()
+        self._end_step(written=False)
         for request in step.requests:
             self.abort(request.request_id, "error")
 
@@ -207,7 +213,7 @@ class Scheduler:
             # One token is kept for each that comes after, so that a long prompt stalls nobody.
             kept = len(running) - len(plan) - 1
             wanted = self._wanted(request, budget - kept, rows)
-            count = self.kv.extend(request.blocks, start, wanted)
+            count = self._extend(request, start, wanted)
             if count == 0:
                 self._preempt(running.pop())
                 preempted = True
@@ -223,6 +229,12 @@ class Scheduler:
         """How many tokens the request would compute, had it the blocks."""
         wanted = min(len(request.token_ids) - request.num_computed, budget)
         return min(wanted, rows.most_tokens(request)) if request.wants_prompt_rows else wanted
+
+    def _extend(self, request: Request, start: int, wanted: int) -> int:
+        """Make room for that many tokens; how many of them the step computes."""
+        count = self.kv.extend(request.blocks, start, wanted)
+        self.kv.promise(request.blocks, request.token_ids, start + count)
+        return count
 
     def _preempt(self, request: Request) -> None:
         self.kv.release(request.blocks)
@@ -255,7 +267,7 @@ class Scheduler:
             if request.num_preemptions == 0:
                 request.num_cached_tokens = cached
             rows.spare -= 1
-            count = self.kv.extend(request.blocks, cached, self._wanted(request, budget, rows))
+            count = self._extend(request, cached, self._wanted(request, budget, rows))
             assert count > 0, "admitted without room for one token"
             plan.append((request, count))
             budget -= count
@@ -287,9 +299,9 @@ class Scheduler:
                 twin.state = RequestState.WAITING
                 insort(self._waiting, twin, key=_ORDER)
 
-    def _end_step(self) -> None:
+    def _end_step(self, *, written: bool = True) -> None:
         self._in_flight = None
-        self.kv.end_step()
+        self.kv.end_step(written=written)
         for request in self._ended_in_flight:
             self.kv.release(request.blocks, forget=request.finish_reason == "error")
         self._ended_in_flight = []

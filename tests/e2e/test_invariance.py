@@ -211,8 +211,8 @@ class Events:
     counts: Counter[str]
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Count blocks whose content is given up, and copies of blocks that choices share."""
-        allocate, copy = BlockPool.allocate, KvCache._copy_on_write
+        """Count blocks whose content is given up, those shared with their writer, and copies."""
+        allocate, copy, take = BlockPool.allocate, KvCache._copy_on_write, KvCache._take_hit
 
         def counted(pool: BlockPool) -> int:
             before = pool.num_cached
@@ -224,7 +224,13 @@ class Events:
             self.counts["copies on write"] += kv.pools[g].references(blocks.ids[g][index]) > 1
             copy(kv, blocks, g, index)
 
+        def taken(kv: KvCache, blocks: SequenceBlocks, hit: int, num_tokens: int) -> None:
+            promised = hit > 0 and kv._is_promised(blocks.digests[hit - 1])
+            self.counts["prefixes of the same step"] += promised
+            take(kv, blocks, hit, num_tokens)
+
         monkeypatch.setattr(BlockPool, "allocate", counted)
+        monkeypatch.setattr(KvCache, "_take_hit", taken)
         monkeypatch.setattr(KvCache, "_copy_on_write", copied)
 
 
@@ -306,6 +312,7 @@ def test_a_request_gets_what_it_gets_alone(
         "preemptions",
         "evictions",
         "prefix hits",
+        "prefixes of the same step",
         "copies on write",
         "prompts with logprobs",
         "survivors",

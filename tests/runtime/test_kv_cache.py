@@ -87,10 +87,11 @@ class CacheMachine(RuleBasedStateMachine):
             for index in range(start // size, -(-(start + count) // size)):
                 block = sequence.blocks.ids[g][index]
                 assert not pool.is_shared(block), "it would write where another reads"
-        self.kv.end_step()
         sequence.num_computed += count
         del sequence.tokens[max(before, sequence.num_computed) :]
-        self.kv.advance(sequence.blocks, sequence.tokens, sequence.num_computed)
+        self.kv.promise(sequence.blocks, sequence.tokens, sequence.num_computed)
+        self.kv.end_step()
+        self.kv.advance(sequence.blocks, sequence.num_computed)
 
     @rule(sequence=consumes(alive), forget=st.booleans())
     def end(self, sequence: _Sequence | None, forget: bool) -> None:
@@ -123,7 +124,9 @@ def test_a_shorter_hit_must_hold_its_own_window() -> None:
     first, other, again = _Sequence(tokens), _Sequence([1, 1, 1]), _Sequence(tokens)
     assert kv.admit(first.blocks, tokens, 0) == 0
     assert kv.extend(first.blocks, 0, 4) == 4
-    kv.advance(first.blocks, tokens, 4)
+    kv.promise(first.blocks, tokens, 4)
+    kv.end_step()
+    kv.advance(first.blocks, 4)
     kv.release(first.blocks)
     assert kv.admit(other.blocks, other.tokens, 0) == 0
     assert kv.extend(other.blocks, 0, 3) == 3
