@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -26,20 +27,47 @@ class TextDecoder(Protocol):
         ...
 
 
+class TokenTexts:
+    """What each token of a byte-level vocabulary stands for, looked up once for all requests.
+
+    Text where it is whole characters, as almost every token is; else bytes.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        self._known: dict[int, str | bytes] = {}
+
+    def get(self, token_id: int) -> str | bytes:
+        """Text or bytes; nothing for an id that is no token."""
+        known = self._known.get(token_id)
+        if known is None:
+            token = self._backend.id_to_token(token_id)
+            known = b"" if token is None else token_bytes(token)
+            with contextlib.suppress(UnicodeDecodeError):
+                known = known.decode()
+            self._known[token_id] = known
+        return known
+
+
 class ByteLevelDecoder:
     """For byte-level vocabularies: every token is bytes, joined as UTF-8. Equal to whole decode."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_ids: frozenset[int]) -> None:
-        self._backend = backend
+    def __init__(self, texts: TokenTexts, special_ids: frozenset[int]) -> None:
+        self._texts = texts
         self._special_ids = special_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._between = True  # no character has been begun
 
     def push(self, token_id: int) -> str:
         """The characters that end within this token."""
         if token_id in self._special_ids:
             return ""
-        token = self._backend.id_to_token(token_id)
-        return self._utf8.decode(token_bytes(token)) if token is not None else ""
+        known = self._texts.get(token_id)
+        if self._between and isinstance(known, str):
+            return known
+        text = self._utf8.decode(known.encode() if isinstance(known, str) else known)
+        self._between = not self._utf8.getstate()[0]
+        return text
 
     def flush(self) -> str:
         """U+FFFD for a character that was begun, or nothing."""
@@ -181,12 +209,17 @@ def open_decoder(
     *,
     skip_special_tokens: bool,
     context: Sequence[int] = (),
+    texts: TokenTexts | None = None,
 ) -> TextDecoder:
-    """The decoder that suits the vocabulary; `context` is the prompt, or its end."""
+    """The decoder that suits the vocabulary; `context` is the prompt, or its end.
+
+    Those that share `texts` look up a token once.
+    """
     from tokenizers import decoders
 
     if isinstance(backend.decoder, decoders.ByteLevel):
-        return ByteLevelDecoder(backend, special_ids if skip_special_tokens else frozenset())
+        special = special_ids if skip_special_tokens else frozenset()
+        return ByteLevelDecoder(texts or TokenTexts(backend), special)
     return WindowDecoder(backend, skip_special_tokens, context)
 
 

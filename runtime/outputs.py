@@ -1,4 +1,8 @@
-"""What a request gives back: text, tokens, log-probabilities, why it ended, and times."""
+"""What a request gives back: text, tokens, log-probabilities, why it ended, and times.
+
+What is made for every token is not frozen, though nothing changes it: a frozen dataclass takes
+three times as long to make, which at 32 sequences was half of the host's time of a step.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class TokenLogprobs:
     rank: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RequestMetrics:
     """Monotonic times in seconds, None for what has not happened, and two counts."""
 
@@ -45,7 +49,7 @@ class RequestMetrics:
         return self.first_token_time - self.arrival_time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CompletionOutput:
     """One completion, or what one step added to it.
 
@@ -64,7 +68,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RequestOutput:
     """The answer to one request, or what one step added to it.
 

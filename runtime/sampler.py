@@ -20,7 +20,7 @@ _FEW = 512
 _BLOCK = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, see `outputs.py`
 class Sample:
     """The token of one row, None where its logits have no finite maximum, or `error` says why."""
 

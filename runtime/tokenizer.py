@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from ..ir.artifact import Artifact
 from ..ir.errors import ArtifactError, RequestError
 from .control_tokens import ControlTokens
-from .detokenizer import TextDecoder, open_decoder
+from .detokenizer import TextDecoder, TokenTexts, open_decoder
 
 if TYPE_CHECKING:
     import tokenizers
@@ -46,6 +46,7 @@ class Tokenizer:
             index for index, token in backend.get_added_tokens_decoder().items() if token.special
         )
         self._control_tokens = _control_tokens(backend)
+        self._texts = TokenTexts(backend)
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
 
@@ -95,6 +96,7 @@ class Tokenizer:
             self.special_ids,
             skip_special_tokens=skip_special_tokens,
             context=context,
+            texts=self._texts,
         )
 
     def chat_pieces(

@@ -14,6 +14,7 @@ from infc.runtime.detokenizer import (
     Detokenizer,
     StopMatcher,
     TextDecoder,
+    TokenTexts,
     WindowDecoder,
     open_decoder,
 )
@@ -24,6 +25,11 @@ from .small_artifact import make_tokenizer
 @cache
 def byte_level() -> Tokenizer:
     return make_tokenizer()
+
+
+@cache
+def shared() -> TokenTexts:
+    return TokenTexts(byte_level())
 
 
 @cache
@@ -67,7 +73,7 @@ tokens = st.lists(st.integers(0, byte_level().get_vocab_size() - 1), max_size=40
 def test_byte_level_equals_whole_decode(ids: list[int], skip: bool) -> None:
     """Whatever the tokens, also where their bytes are no UTF-8 at all."""
     backend = byte_level()
-    decoder = open_decoder(backend, frozenset({0, 1}), skip_special_tokens=skip)
+    decoder = open_decoder(backend, frozenset({0, 1}), skip_special_tokens=skip, texts=shared())
     assert isinstance(decoder, ByteLevelDecoder)
     assert "".join(stream(decoder, ids)) == backend.decode(ids, skip_special_tokens=skip)
 
