@@ -42,6 +42,7 @@ class KvCache:
         self._tables = [np.zeros((max_sequences, width), np.int32) for _ in self.groups]
         self._free_seats = list(range(max_sequences - 1, -1, -1))
         self._copies: list[list[tuple[int, int]]] = [[] for _ in self.groups]
+        self._no_copies = tuple(np.zeros((0, 2), np.int32) for _ in self.groups)
         self._copy_sources: list[tuple[int, int]] = []
         self._promised: set[tuple[int, int]] = set()  # (group, block) that the step writes
         self._indices = range(len(self.groups))
@@ -95,52 +96,26 @@ class KvCache:
         twin.ids = [list(ids) for ids in blocks.ids]
         twin.first = list(blocks.first)
         twin.num_registered = blocks.num_registered
+        blocks.steady_tokens = 0  # what both hold is copied before it is written
         for g in self._indices:
             for block in twin.ids[g][twin.first[g] :]:
                 self.pools[g].retain(block)
             self._tables[g][twin.seat, : len(twin.ids[g])] = twin.ids[g]
         return True
 
-    def extend(self, blocks: SequenceBlocks, start: int, count: int) -> int:
-        """Make room for tokens `start .. start + count`; how many of them there is room for."""
-        size = self.block_size
-        index = start // size
-        fits = count
-        shared = []
-        for g in self._indices:
-            pool, ids = self.pools[g], blocks.ids[g]
-            free = pool.num_free
-            if index < len(ids) and pool.is_shared(ids[index]):
-                shared.append(g)
-                free -= 1
-                if free < 0:
-                    return 0
-            fits = min(fits, (len(ids) + free) * size - start)
-        if fits <= 0:
-            return 0
-        for g in shared:
-            self._copy_on_write(blocks, g, index)
-        last = (start + fits - 1) // size
-        for g in self._indices:
-            if last >= len(blocks.ids[g]):
-                self._grow(blocks, g, last + 1)
-        return fits
+    def extend(self, blocks: SequenceBlocks, tokens: Sequence[int], start: int, count: int) -> int:
+        """Make room for the next `count` of `tokens`, from `start` on; how many have room.
 
-    def promise(self, blocks: SequenceBlocks, tokens: Sequence[int], num_tokens: int) -> None:
-        """Let others find the full blocks of the first `num_tokens` tokens.
-
-        What they lack is written by the step that is being planned.
+        The step that is being planned stores them: blocks that are full then can be found.
         """
-        full = num_tokens // self.block_size
-        if not self.prefix_reuse or full <= blocks.num_registered:
-            return
-        blocks.extend_digests(tokens, num_tokens, self.block_size)
-        for g in self._indices:
-            pool, ids = self.pools[g], blocks.ids[g]
-            for index in range(max(blocks.num_registered, blocks.first[g]), full):
-                if pool.register(ids[index], blocks.digests[index]):
-                    self._promised.add((g, ids[index]))
-        blocks.num_registered = full
+        if start + count < blocks.steady_tokens:  # as for most tokens but a prompt's
+            return count
+        fits = self._make_room(blocks, start, count)
+        if fits > 0:
+            blocks.steady_tokens = blocks_for(start + fits, self.block_size) * self.block_size
+            if self.prefix_reuse:
+                self._promise(blocks, tokens, start + fits)
+        return fits
 
     def advance(self, blocks: SequenceBlocks, num_computed: int) -> None:
         """Note that the first `num_computed` tokens are stored: free what windows have passed."""
@@ -161,19 +136,23 @@ class KvCache:
             self._tables[g][blocks.seat, : len(ids)] = NULL_BLOCK
         self._free_seats.append(blocks.seat)
         blocks.seat = None
-        blocks.ids, blocks.first, blocks.num_registered = [], [], 0
+        blocks.ids, blocks.first = [], []
+        blocks.num_registered = blocks.steady_tokens = 0
 
     # --- a step's arrays ----------------------------------------------------------------------
 
-    def tables(self, sequences: Sequence[SequenceBlocks]) -> tuple[Int32Array, ...]:
-        """Block tables of the sequences, one array `[B, W]` a group."""
+    def tables(
+        self, sequences: Sequence[SequenceBlocks], num_tokens: int
+    ) -> tuple[Int32Array, ...]:
+        """Block tables of sequences of at most `num_tokens` tokens, one array `[B, W]` a group."""
         seats = np.array([s.seat for s in sequences], np.intp)
-        return tuple(
-            self._tables[g][seats, : max(len(s.ids[g]) for s in sequences)] for g in self._indices
-        )
+        width = blocks_for(num_tokens, self.block_size)
+        return tuple(table[seats, :width] for table in self._tables)
 
     def take_copies(self) -> tuple[Int32Array, ...]:
         """The copies to make before the step writes; their sources live until `end_step`."""
+        if not self._copy_sources:
+            return self._no_copies
         taken = tuple(np.array(c, np.int32).reshape(-1, 2) for c in self._copies)
         self._copies = [[] for _ in self.groups]
         return taken
@@ -205,6 +184,8 @@ class KvCache:
             expected = np.zeros_like(self._tables[g])
             for s in sequences:
                 assert not any(s.ids[g][: s.first[g]]), "a block before the window is held"
+                index = s.steady_tokens // self.block_size - 1
+                assert index < len(s.ids[g]), "a block is to be got"
                 expected[s.seat, : len(s.ids[g])] = s.ids[g]
             assert np.array_equal(expected, self._tables[g]), "tables and sequences disagree"
 
@@ -284,6 +265,41 @@ class KvCache:
         for g in self._indices:
             if self.groups[g].window is None:
                 self._grow(blocks, g, blocks_for(num_tokens, self.block_size))
+
+    def _make_room(self, blocks: SequenceBlocks, start: int, count: int) -> int:
+        size = self.block_size
+        index = start // size
+        fits = count
+        shared = []
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            free = pool.num_free
+            if index < len(ids) and pool.is_shared(ids[index]):
+                shared.append(g)
+                free -= 1
+                if free < 0:
+                    return 0
+            fits = min(fits, (len(ids) + free) * size - start)
+        if fits <= 0:
+            return 0
+        for g in shared:
+            self._copy_on_write(blocks, g, index)
+        last = (start + fits - 1) // size
+        for g in self._indices:
+            if last >= len(blocks.ids[g]):
+                self._grow(blocks, g, last + 1)
+        return fits
+
+    def _promise(self, blocks: SequenceBlocks, tokens: Sequence[int], num_tokens: int) -> None:
+        """Let others find the full blocks of the first `num_tokens` tokens."""
+        full = num_tokens // self.block_size
+        blocks.extend_digests(tokens, num_tokens, self.block_size)
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            for index in range(max(blocks.num_registered, blocks.first[g]), full):
+                if pool.register(ids[index], blocks.digests[index]):
+                    self._promised.add((g, ids[index]))
+        blocks.num_registered = max(blocks.num_registered, full)
 
     def _grow(self, blocks: SequenceBlocks, g: int, num_blocks: int) -> None:
         pool, ids = self.pools[g], blocks.ids[g]

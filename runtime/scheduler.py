@@ -209,31 +209,26 @@ class Scheduler:
         preempted = False
         while len(plan) < len(running):
             request = running[len(plan)]
-            start = request.num_computed
             # One token is kept for each that comes after, so that a long prompt stalls nobody.
             kept = len(running) - len(plan) - 1
-            wanted = self._wanted(request, budget - kept, rows)
-            count = self._extend(request, start, wanted)
+            count = self._extend(request, budget - kept, rows)
             if count == 0:
                 self._preempt(running.pop())
                 preempted = True
                 continue
             plan.append((request, count))
             budget -= count
-            if request.wants_prompt_rows:
-                rows.take(request, count)
         return plan, budget, preempted
 
-    @staticmethod
-    def _wanted(request: Request, budget: int, rows: RowBudget) -> int:
-        """How many tokens the request would compute, had it the blocks."""
-        wanted = min(len(request.token_ids) - request.num_computed, budget)
-        return min(wanted, rows.most_tokens(request)) if request.wants_prompt_rows else wanted
-
-    def _extend(self, request: Request, start: int, wanted: int) -> int:
-        """Make room for that many tokens; how many of them the step computes."""
-        count = self.kv.extend(request.blocks, start, wanted)
-        self.kv.promise(request.blocks, request.token_ids, start + count)
+    def _extend(self, request: Request, budget: int, rows: RowBudget) -> int:
+        """Let the request compute what budget, rows and blocks allow; how many tokens that is."""
+        tokens, start = request.token_ids, request.num_computed
+        wanted = min(len(tokens) - start, budget)
+        if not request.wants_prompt_rows:
+            return self.kv.extend(request.blocks, tokens, start, wanted)
+        wanted = min(wanted, rows.most_tokens(request))
+        count = self.kv.extend(request.blocks, tokens, start, wanted)
+        rows.take(request, count)
         return count
 
     def _preempt(self, request: Request) -> None:
@@ -267,12 +262,10 @@ class Scheduler:
             if request.num_preemptions == 0:
                 request.num_cached_tokens = cached
             rows.spare -= 1
-            count = self._extend(request, cached, self._wanted(request, budget, rows))
+            count = self._extend(request, budget, rows)
             assert count > 0, "admitted without room for one token"
             plan.append((request, count))
             budget -= count
-            if request.wants_prompt_rows:
-                rows.take(request, count)
             expected += demand
 
     def _start(self, request: Request, num_computed: int, now: float) -> None:

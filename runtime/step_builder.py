@@ -60,17 +60,20 @@ def build_step(plan: Plan, kv: KvCache) -> Step:
     counts_array = np.array(counts, np.int32)
     query_starts = np.zeros(len(plan) + 1, np.int32)
     np.cumsum(counts_array, out=query_starts[1:])
-    starts_array = np.array(starts, np.int32)
-    sequence = np.repeat(np.arange(len(plan), dtype=np.int32), counts_array)
-    tokens = np.arange(len(token_ids), dtype=np.int32)
-    positions = tokens + (starts_array - query_starts[:-1])[sequence]
-    tables = kv.tables([request.blocks for request, _ in plan])
-    index, offset = positions // size, positions % size
+    positions = starts_array = np.array(starts, np.int32)
+    sequence = np.arange(len(plan), dtype=np.int32)
+    if len(token_ids) > len(plan):  # else each has one token, and that is its position
+        sequence = np.repeat(sequence, counts_array)
+        tokens = np.arange(len(token_ids), dtype=np.int32)
+        positions = tokens + (starts_array - query_starts[:-1])[sequence]
+    context_lengths = starts_array + counts_array
+    tables = kv.tables([request.blocks for request, _ in plan], int(context_lengths.max()))
+    index, offset = np.divmod(positions, np.int32(size))
     return Step(
         token_ids=np.array(token_ids, np.int32),
         positions=positions,
         query_starts=query_starts,
-        context_lengths=starts_array + counts_array,
+        context_lengths=context_lengths,
         block_tables=tables,
         slots=tuple(table[sequence, index] * size + offset for table in tables),
         block_copies=kv.take_copies(),

@@ -78,7 +78,7 @@ class CacheMachine(RuleBasedStateMachine):
         start, size = sequence.num_computed, self.kv.block_size
         before = len(sequence.tokens)
         sequence.tokens += [token] * max(0, start + count - before)
-        count = self.kv.extend(sequence.blocks, start, count)
+        count = self.kv.extend(sequence.blocks, sequence.tokens, start, count)
         if count == 0:
             del sequence.tokens[before:]
             return  # no block was free: nothing is written
@@ -86,10 +86,11 @@ class CacheMachine(RuleBasedStateMachine):
         for g, pool in enumerate(self.kv.pools):
             for index in range(start // size, -(-(start + count) // size)):
                 block = sequence.blocks.ids[g][index]
-                assert not pool.is_shared(block), "it would write where another reads"
+                assert pool.references(block) == 1, "it would write where another reads"
+                promised = (g, block) in self.kv._promised
+                assert promised or not pool.is_shared(block), "it was found by others already"
         sequence.num_computed += count
         del sequence.tokens[max(before, sequence.num_computed) :]
-        self.kv.promise(sequence.blocks, sequence.tokens, sequence.num_computed)
         self.kv.end_step()
         self.kv.advance(sequence.blocks, sequence.num_computed)
 
@@ -123,13 +124,12 @@ def test_a_shorter_hit_must_hold_its_own_window() -> None:
     tokens = [0, 1, 1, 0]
     first, other, again = _Sequence(tokens), _Sequence([1, 1, 1]), _Sequence(tokens)
     assert kv.admit(first.blocks, tokens, 0) == 0
-    assert kv.extend(first.blocks, 0, 4) == 4
-    kv.promise(first.blocks, tokens, 4)
+    assert kv.extend(first.blocks, tokens, 0, 4) == 4
     kv.end_step()
     kv.advance(first.blocks, 4)
     kv.release(first.blocks)
     assert kv.admit(other.blocks, other.tokens, 0) == 0
-    assert kv.extend(other.blocks, 0, 3) == 3
+    assert kv.extend(other.blocks, other.tokens, 0, 3) == 3
     assert kv.pools[0].num_evictions == 1, "the first block, which the window had passed"
     assert kv.admit(again.blocks, tokens, 0) is None
     kv.release(other.blocks)
