@@ -22,11 +22,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from ceilings import ReadBandwidth
 from models import artifact_of, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import infc
+from infc.codegen.cpp.ceilings import build_probe
+from infc.ir.target import resolve_target
 
 PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 32, 64, 512
 
@@ -112,13 +113,13 @@ def main() -> None:
     schemes = options.schemes.split(",")
     ours = {f"infc {one}": Infc(checkpoint, options.threads, one) for one in schemes}
     sides: dict[str, Infc | Eager] = {**ours, "transformers": Eager(checkpoint, options.threads)}
-    ceiling = ReadBandwidth(1 << 29, options.threads)
+    probe = build_probe(resolve_target("native"))
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     bandwidth = []
     for side in sides.values():
         measure(side, 999)  # warm-up
     for round_ in range(options.rounds):
-        bandwidth.append(max(ceiling() for _ in range(3)))
+        bandwidth.append(probe.read_rate(options.threads, 1 << 29) / 1e9)
         for name, side in sides.items():
             rows[name].append(measure(side, round_))
     result: dict[str, Any] = {

@@ -1,4 +1,4 @@
-// Times the kernels from inside one process, beside what the machine gives: see kernels.py.
+// Times the kernels from inside one process: see kernels.py.
 #include <algorithm>
 #include <chrono>
 #include <vector>
@@ -110,90 +110,7 @@ double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t
   });
 }
 
-// Independent accumulators enough to fill the pipeline.
-constexpr int kChains = INFC_AVX512 ? 16 : INFC_AVX2 ? 5 : 3;
-constexpr int64_t kPeakSteps = 20'000'000;
-
 }  // namespace
-
-// Bytes a second that all threads together read from a buffer far larger than the caches.
-EXPORT double read_rate(int64_t threads, int64_t bytes) {
-  ThreadTeam team(static_cast<int>(threads), 0);
-  std::vector<float> data(static_cast<size_t>(bytes) / 4, 1.0f);
-  const double seconds = best_of(5, [&] {
-    on_team(team, [&](const Team& t) {
-      const Share share = share_of(t, bytes / 4, 256);
-      f32x16 acc[8];
-      for (f32x16& a : acc) a = zeros();
-      for (int64_t i = share.begin; i + 128 <= share.end; i += 128) {
-        INFC_UNROLL for (int j = 0; j < 8; ++j) {
-          prefetch(data.data() + i + j * 16 + 1024);
-          acc[j] = acc[j] + load(data.data() + i + j * 16);
-        }
-      }
-      for (int j = 1; j < 8; ++j) acc[0] = acc[0] + acc[j];
-      sink = sum_lanes(acc[0]);
-    });
-  });
-  return static_cast<double>(bytes) / seconds;
-}
-
-// Operations a second of fused multiply-adds on registers; bf16: of pair products.
-EXPORT double peak_rate(int64_t threads, int64_t bf16_pairs) {
-  ThreadTeam team(static_cast<int>(threads), 0);
-  const int64_t steps = kPeakSteps / kChains;
-  const double seconds = best_of(3, [&] {
-    on_team(team, [&](const Team&) {
-      f32x16 acc[kChains];
-      INFC_UNROLL for (int j = 0; j < kChains; ++j) acc[j] = set1(static_cast<float>(j));
-      const f32x16 a = set1(0.5f);
-      for (int64_t i = 0; i < steps; ++i) {
-        INFC_UNROLL for (int j = 0; j < kChains; ++j) {
-#if INFC_DPBF16
-          if (bf16_pairs != 0) {
-            acc[j].v[0] = _mm512_dpbf16_ps(acc[j].v[0], (__m512bh)a.v[0], (__m512bh)a.v[0]);
-            continue;
-          }
-#endif
-          acc[j] = fma(acc[j], a, a);
-        }
-      }
-      for (int j = 1; j < kChains; ++j) acc[0] = acc[0] + acc[j];
-      sink = sum_lanes(acc[0]);
-    });
-  });
-  const double per_step = INFC_DPBF16 && bf16_pairs != 0 ? 64.0 : 32.0;
-  return per_step * static_cast<double>(steps * kChains * threads) / seconds;
-}
-
-// Operations a second of 8-bit products on registers, as the kernels multiply them.
-EXPORT double peak_rate_i8(int64_t threads) {
-  ThreadTeam team(static_cast<int>(threads), 0);
-  constexpr int kRegisters = kChains * kRegs;
-  const int64_t steps = kPeakSteps / kChains;
-  const double seconds = best_of(3, [&] {
-    on_team(team, [&](const Team&) {
-      reg::i32 acc[kRegisters];
-      INFC_UNROLL for (int j = 0; j < kRegisters; ++j) acc[j] = reg::i32{} + j;
-      reg::i32 a = reg::i32{} + 0x01020304;
-      for (int64_t i = 0; i < steps; ++i) {
-        INFC_UNROLL for (int j = 0; j < kRegisters; ++j) {
-#if INFC_VNNI
-          acc[j] = (reg::i32)_mm512_dpbusd_epi32((__m512i)acc[j], (__m512i)a, (__m512i)a);
-#else
-          __asm__ volatile("" : "+x"(a));  // so that the product is not taken once for all
-          acc[j] += reg::add_products((reg::i16)a, (reg::i16)a);
-#endif
-        }
-      }
-      i32x16 sum = splat_int<i32x16>(0);
-      for (int j = 0; j < kRegisters; ++j) sum.v[0] += acc[j];
-      sink = sum_lanes(to_float_value(sum));
-    });
-  });
-  constexpr double per_step = 32.0 * LinearLayout<int8_t>::kKP;
-  return per_step * static_cast<double>(steps * kChains * threads) / seconds;
-}
 
 // `kind`: 0 float, 1 bf16, 2 int8.
 EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N, int64_t K,

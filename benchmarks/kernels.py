@@ -1,8 +1,8 @@
 """How near the CPU kernels come to what this machine gives: bytes read, products a second.
 
 Run: `python benchmarks/kernels.py [--target native] [--threads N]`. Ceilings are measured in the
-same run: a plain read of a large buffer, and multiply-adds on registers alone. Attention of kind
-int8 is bf16 queries over an 8-bit cache.
+same run, as `infc bench --machine` does. Attention of kind int8 is bf16 queries over an 8-bit
+cache.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import infc.codegen.cpp.toolchain as toolchain
+from infc.codegen.cpp.ceilings import KINDS as PEAKS
+from infc.codegen.cpp.ceilings import Probe, build_probe
 from infc.ir.target import resolve_target
 
 SOURCE = Path(__file__).parent / "kernels.cpp"
@@ -33,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         call = build(Path(directory), options.target)
-        report(call, options.threads)
+        report(call, build_probe(resolve_target(options.target)), options.threads)
 
 
 def build(directory: Path, target_name: str) -> Callable[..., float]:
@@ -53,11 +55,10 @@ def build(directory: Path, target_name: str) -> Callable[..., float]:
     return call
 
 
-def report(call: Callable[..., float], threads: int) -> None:
+def report(call: Callable[..., float], probe: Probe, threads: int) -> None:
     """Measure and print."""
-    read = call("read_rate", threads, WEIGHT_BYTES)
-    peaks = [call("peak_rate", threads, is_bf16) for is_bf16 in (0, 1)]
-    peaks.append(call("peak_rate_i8", threads))
+    read = probe.read_rate(threads, 2 * WEIGHT_BYTES)
+    peaks = [probe.product_rate(kind, threads) for kind in PEAKS]
     print(f"threads {threads}: read {read / 1e9:.1f} GB/s, barrier", end=" ")
     print(f"{call('barrier_seconds', threads) * 1e6:.2f} µs")
     for kind, name in enumerate(KINDS):

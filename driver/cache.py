@@ -232,8 +232,8 @@ class ArtifactCache:
 
     def sweep(self) -> int:
         """Removes what killed processes left in the cache; the number of things removed."""
-        places = (self._artifacts, self.directory / "stamps", self.directory / "checkpoints")
-        return sum(sweep(place) for place in places)
+        names = ("artifacts", "stamps", "checkpoints", "machines")
+        return sum(sweep(self.directory / name) for name in names)
 
 
 def _digest_checkpoint(directory: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNLIMITED = 1 << 60  # version 1 writes "no limit" as the largest multiple of a page
 
 
@@ -22,6 +23,26 @@ def available_cpus() -> int:
     count = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return count if quota is None else min(count, max(1, int(quota)))
+
+
+def cpu_model() -> str:
+    """What the processor calls itself, with the numbers that tell its generation."""
+    found: dict[str, str] = {}
+    for line in _read(_PROC / "cpuinfo").partition("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        found[name.strip()] = value.strip()
+    numbers = [found.get(name, "?") for name in ("cpu family", "model", "stepping")]
+    return f"{found.get('model name', 'unknown')} ({'.'.join(numbers)})"
+
+
+def largest_cache_bytes() -> int:
+    """Bytes of the largest cache that the first processor sees; 0 where the system says nothing."""
+    sizes = [_read(place / "size").strip() for place in sorted(_CACHES.glob("index*"))]
+    scales = {"K": 1 << 10, "M": 1 << 20}
+    return max(
+        (int(s[:-1]) * scales[s[-1]] for s in sizes if s[-1:] in scales and s[:-1].isdigit()),
+        default=0,
+    )
 
 
 def available_memory() -> int:

@@ -96,3 +96,20 @@ def test_threads_by_default_respect_the_quota(cgroups: Path) -> None:
     write(cgroups, cpu_max="300000 100000")
     assert plan_runtime(served(), RuntimeOptions()).num_threads == 3
     assert plan_runtime(served(), RuntimeOptions(threads=5)).num_threads == 5
+
+
+def test_the_processor_and_its_largest_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    monkeypatch.setattr(machine, "_CACHES", tmp_path / "cache")
+    assert machine.cpu_model() == "unknown (?.?.?)"
+    assert machine.largest_cache_bytes() == 0
+    first = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A B\nstepping\t: 1\n"
+    (tmp_path / "cpuinfo").write_text(f"{first}\nprocessor\t: 1\nmodel name\t: C\n")
+    assert machine.cpu_model() == "A B (25.17.1)"
+    for index, size in enumerate(("32K", "1024K", "32M", "")):
+        place = tmp_path / f"cache/index{index}"
+        place.mkdir(parents=True)
+        (place / "size").write_text(f"{size}\n")
+    assert machine.largest_cache_bytes() == 32 << 20

@@ -1,0 +1,1 @@
+"""What this machine gives, what an artifact makes of it, and how near the two are."""

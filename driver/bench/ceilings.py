@@ -1,0 +1,135 @@
+"""The ceilings of this machine: measured once, and kept in the cache for its processor."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...ir.errors import UsageError
+from ...ir.files import write_whole
+from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
+from ...ir.target import resolve_target
+from ..cache import cache_directory
+from ..progress import Reporter
+
+if TYPE_CHECKING:
+    from ...codegen.cpp.ceilings import Probe
+
+_READ_BYTES = 512 << 20
+_CACHES_READ = 4  # memory is read when what is read is so many times the largest cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """What so many threads do at best, all together.
+
+    Bytes a second read from memory; operations a second of products and sums, with the widest
+    instructions that kernels of this machine's target use (where it has none for bf16: fp32's).
+    """
+
+    threads: int
+    read: float
+    fp32: float
+    bf16: float
+    int8: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A processor as infc builds for it, and the ceilings that were measured on it."""
+
+    cpu: str
+    target: str
+    cpus: int
+    infc_version: str
+    ceilings: tuple[Ceilings, ...] = ()
+
+    def at(self, threads: int) -> Ceilings | None:
+        """The ceilings of so many threads, where they were measured."""
+        return next((one for one in self.ceilings if one.threads == threads), None)
+
+
+def known_machine() -> Machine:
+    """This machine with what the cache knows of it, which may be nothing."""
+    from ... import __version__
+
+    here = Machine(
+        cpu=cpu_model(),
+        target=resolve_target("native").name,
+        cpus=available_cpus(),
+        infc_version=__version__,
+    )
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        kept = json.loads(_place(here).read_text(encoding="utf-8"))
+        return replace(here, ceilings=tuple(Ceilings(**one) for one in kept["ceilings"]))
+    return here
+
+
+def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) -> Machine:
+    """Measures anew with each number of threads (None: 1, 2, 4 … and all), and keeps it.
+
+    ToolchainError without a compiler, CapacityError without memory to read.
+    """
+    from ...codegen.cpp.ceilings import build_probe
+
+    before = known_machine()
+    counts = sorted(set(_powers(before.cpus) if threads is None else threads))
+    if counts and not 1 <= counts[0] <= counts[-1] <= before.cpus:
+        raise UsageError(f"threads are 1 to {before.cpus} on this machine, not {counts[-1]}")
+    with reporter.stage("build what measures"):
+        probe = build_probe(resolve_target("native"))
+    measured: dict[int, Ceilings] = {}
+    with reporter.stage("measure the machine"):
+        for done, count in enumerate(counts):
+            reporter.advance(done, len(counts), f"{count} of {before.cpus} threads")
+            measured[count] = _measure(probe, count)
+    kept = {one.threads: one for one in before.ceilings} if threads is not None else {}
+    together = sorted((kept | measured).items())
+    machine = replace(before, ceilings=tuple(one for _, one in together))
+    _keep(machine)
+    return machine
+
+
+def ceilings_of(threads: int, reporter: Reporter, *, anew: bool = False) -> Ceilings:
+    """The ceilings of so many threads: from the cache, or measured where it has none."""
+    known = None if anew else known_machine().at(threads)
+    if known is not None:
+        return known
+    found = measure_machine(reporter, [threads]).at(threads)
+    assert found is not None, "it was just measured"
+    return found
+
+
+def _powers(cpus: int) -> Iterable[int]:
+    """1, 2, 4 … and all."""
+    count = 1
+    while count < cpus:
+        yield count
+        count *= 2
+    yield cpus
+
+
+def _measure(probe: Probe, threads: int) -> Ceilings:
+    wanted = max(_READ_BYTES, _CACHES_READ * largest_cache_bytes())
+    num_bytes = min(wanted, available_memory() // 4) & ~0xFFF
+    rates = {kind: probe.product_rate(kind, threads) for kind in ("fp32", "bf16", "int8")}
+    return Ceilings(threads=threads, read=probe.read_rate(threads, num_bytes), **rates)
+
+
+def _place(machine: Machine) -> Path:
+    """One file a processor, number of processors, target and version of infc."""
+    fields = {name: value for name, value in asdict(machine).items() if name != "ceilings"}
+    key = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_directory() / "machines" / f"{key}.json"
+
+
+def _keep(machine: Machine) -> None:
+    with contextlib.suppress(OSError):  # without a cache it is measured again next time
+        place = _place(machine)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, json.dumps(asdict(machine), indent=1) + "\n")

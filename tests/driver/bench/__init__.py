@@ -1,0 +1,1 @@
+"""Tests of what infc tells of programs and artifacts."""
