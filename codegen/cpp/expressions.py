@@ -11,10 +11,10 @@ from ...ir.types import DType
 
 _UNARY = {
     "neg": "-{0}",
-    "abs": "std::abs({0})",
+    "abs": "abs({0})",
     "exp": "exp({0})",
     "log": "log({0})",
-    "sqrt": "std::sqrt({0})",
+    "sqrt": "sqrt({0})",
     "rsqrt": "rsqrt({0})",
     "reciprocal": "(1.0f / {0})",
     "sin": "sin({0})",
@@ -25,7 +25,7 @@ _UNARY = {
     "silu": "silu({0})",
     "erf": "erf({0})",
     "softplus": "softplus({0})",
-    "floor": "std::floor({0})",
+    "floor": "floor({0})",
     "logical_not": "!{0}",
 }
 _BINARY = {

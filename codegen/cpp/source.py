@@ -68,7 +68,7 @@ def source_text(
     )
     parts.append("}\n\n")
     most = "".join(f"    {need},\n" for need in dict.fromkeys(needs))
-    parts.append(f"constexpr int64_t kScratchBytes = std::max({{\n{most}}});\n\n")
+    parts.append(f"constexpr int64_t kScratchBytes = largest({{\n{most}}});\n\n")
     parts.append("}  // namespace\n}  // namespace infc\n\n")
     parts.append(
         f"INFC_ENTRY(infc::run_step, {num_weights}, {arena_bytes}, infc::kScratchBytes, "

@@ -56,6 +56,12 @@ def pointwise(c: Case) -> Value:
     return c.op("clamp", c.op("div", y, c.op("add", c.op("abs", c.x), 1.0)), min=-2.0, max=1.5)
 
 
+def elementary(c: Case) -> Value:
+    y = c.op("sqrt", c.op("abs", c.x))
+    turned = c.op("sub", c.op("sin", c.x), c.op("cos", y))
+    return c.op("add", turned, c.op("pow", y, c.op("floor", c.op("mul", c.x, 2.0))))
+
+
 def row_norm(c: Case) -> Value:
     wide = c.op("cast", c.x, dtype="f32")
     mean = c.op("mean", c.op("mul", wide, wide), dims=(-1,), keepdim=True)
@@ -165,7 +171,7 @@ def middle_reductions(c: Case) -> Value:
 
 def whole_numbers(c: Case) -> Value:
     whole = c.op("cast", c.op("mul", c.x, 100.0), dtype="i64")
-    most = c.op("amax", whole, dims=(1,), keepdim=True)
+    most = c.op("amax", c.op("abs", whole), dims=(1,), keepdim=True)
     return c.op("sub", c.x, c.op("mul", c.op("cast", most, dtype=c.dtype.value), 0.01))
 
 
@@ -192,6 +198,7 @@ def heads_first(c: Case) -> Value:
 
 CASES: list[Callable[[Case], Value]] = [
     pointwise,
+    elementary,
     row_norm,
     reductions,
     views,

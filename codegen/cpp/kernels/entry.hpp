@@ -1,14 +1,13 @@
 // The C entry points of a generated library, over the one function that the emitter wrote.
 #pragma once
 
-#include <algorithm>
+#include <cstring>
 #include <exception>
-#include <memory>
-#include <string>
-#include <vector>
+#include <initializer_list>
 
 #include "abi.hpp"
 #include "activations.hpp"
+#include "array.hpp"
 #include "attention.hpp"
 #include "embedding.hpp"
 #include "kv.hpp"
@@ -45,9 +44,23 @@ inline const T* weight_at(const void* const* weights, int64_t entry) {
   return weight_at<T>(weights, entry >> 40, entry & ((int64_t{1} << 40) - 1));
 }
 
-inline std::string& last_error() {
-  static thread_local std::string message;
+// What infc_error() gives: why this thread's last call failed.
+struct Message {
+  char text[256];
+};
+inline Message& last_error() {
+  static thread_local Message message;
   return message;
+}
+inline void say(const char* text) {
+  Message& message = last_error();
+  std::strncpy(message.text, text, sizeof message.text - 1);
+}
+
+constexpr int64_t largest(std::initializer_list<int64_t> values) {
+  int64_t most = 0;
+  for (const int64_t value : values) most = value > most ? value : most;
+  return most;
 }
 
 inline KvView kv_view(void* base, int64_t bytes_per_block, int64_t layer_offset, int32_t block_size,
@@ -67,11 +80,11 @@ using StepFunction = void (*)(const Team&, const Model&, const infc_step&);
 // An opened model: copies of the caller's tables, and the team of threads.
 class Session {
  public:
-  Session(const infc_config& config, StepFunction step, const std::vector<int64_t>& block_bytes,
+  Session(const infc_config& config, StepFunction step, const int64_t* block_bytes,
           size_t scratch_bytes)
-      : weights_(config.weights, config.weights + config.num_weights),
-        kv_(config.kv, config.kv + config.num_groups),
-        block_bytes_(block_bytes),
+      : weights_(config.weights, static_cast<size_t>(config.num_weights)),
+        kv_(config.kv, static_cast<size_t>(config.num_groups)),
+        block_bytes_(block_bytes, static_cast<size_t>(config.num_groups)),
         step_(step),
         team_(config.num_threads, scratch_bytes, config.pin_threads != 0) {
     model_ = Model{weights_.data(), kv_.data(), static_cast<char*>(config.arena),
@@ -110,9 +123,9 @@ class Session {
     if (any) t.barrier();
   }
 
-  std::vector<const void*> weights_;
-  std::vector<void*> kv_;
-  std::vector<int64_t> block_bytes_;
+  Array<const void*> weights_;
+  Array<void*> kv_;
+  Array<int64_t> block_bytes_;
   StepFunction step_;
   Model model_;
   ThreadTeam team_;
@@ -120,20 +133,20 @@ class Session {
 
 inline void* open_session(const infc_config* config, StepFunction step, int64_t num_weights,
                           int64_t arena_bytes, int64_t scratch_bytes, int64_t num_profile,
-                          int64_t num_groups, const std::vector<int64_t>& block_bytes) {
+                          int64_t num_groups, std::initializer_list<int64_t> block_bytes) {
   if (config->abi != INFC_ABI) {
-    last_error() = "the library speaks another version of the interface";
+    say("the library speaks another version of the interface");
   } else if (config->num_weights != num_weights || config->num_groups != num_groups) {
-    last_error() = "the tables given are not those that the code was made for";
+    say("the tables given are not those that the code was made for");
   } else if (config->profile != nullptr && config->num_profile != num_profile) {
-    last_error() = "the profile given has not the entries that the code marks";
+    say("the profile given has not the entries that the code marks");
   } else if (config->arena_bytes < arena_bytes || config->num_threads < 1) {
-    last_error() = "the arena is too small, or there is no thread";
+    say("the arena is too small, or there is no thread");
   } else {
     try {
-      return new Session(*config, step, block_bytes, static_cast<size_t>(scratch_bytes));
+      return new Session(*config, step, block_bytes.begin(), static_cast<size_t>(scratch_bytes));
     } catch (const std::exception& e) {
-      last_error() = e.what();
+      say(e.what());
     }
   }
   return nullptr;
@@ -144,7 +157,7 @@ inline int32_t run_session(void* session, const infc_step* step) {
     static_cast<Session*>(session)->run(*step);
     return 0;
   } catch (const std::exception& e) {
-    last_error() = e.what();
+    say(e.what());
     return 1;
   }
 }
@@ -166,4 +179,4 @@ inline int32_t run_session(void* session, const infc_step* step) {
     return infc::run_session(model, step);                                                      \
   }                                                                                             \
   INFC_EXPORT void infc_close(void* model) { delete static_cast<infc::Session*>(model); }       \
-  INFC_EXPORT const char* infc_error(void) { return infc::last_error().c_str(); }
+  INFC_EXPORT const char* infc_error(void) { return infc::last_error().text; }

@@ -1,7 +1,6 @@
 // What generated loops are made of: row sums in the written order, strided copies, fills.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>

@@ -6,7 +6,6 @@
 // Scalar forms are branch-free, so a plain loop over them is vectorised by the compiler.
 #pragma once
 
-#include <cmath>
 #include <limits>
 
 #include "simd.hpp"
@@ -163,13 +162,18 @@ INFC_INLINE V softplus(const V& x) {
 INFC_INLINE float rsqrt(float x) { return 1.0f / sqrt(x); }
 INFC_INLINE f32x16 rsqrt(const f32x16& x) { return splat<f32x16>(1.0f) / sqrt(x); }
 
-inline float sin(float x) { return static_cast<float>(std::sin(static_cast<double>(x))); }
-inline float cos(float x) { return static_cast<float>(std::cos(static_cast<double>(x))); }
+INFC_INLINE float floor(float x) { return __builtin_floorf(x); }
+INFC_INLINE int32_t abs(int32_t x) { return x < 0 ? -x : x; }
+INFC_INLINE int64_t abs(int64_t x) { return x < 0 ? -x : x; }
+
+// In double precision. By the compiler's names: <cmath> takes a tenth of a second to read.
+inline float sin(float x) { return static_cast<float>(__builtin_sin(x)); }
+inline float cos(float x) { return static_cast<float>(__builtin_cos(x)); }
 // x**y; squares and cubes are plain products.
 inline float pow(float x, float y) {
   if (y == 2.0f) return x * x;
   if (y == 3.0f) return x * x * x;
-  return static_cast<float>(std::pow(static_cast<double>(x), static_cast<double>(y)));
+  return static_cast<float>(__builtin_pow(x, y));
 }
 
 }  // namespace infc

@@ -4,22 +4,20 @@
 // `tid` and `size`, and returns without waiting; whoever calls it places the barriers.
 #pragma once
 
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
-#include <mutex>
+#include <exception>
 #include <new>
-#include <stdexcept>
-#include <thread>
-#include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include "array.hpp"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -44,6 +42,16 @@ class FlushSubnormals {
 #endif
 };
 
+// Why a team can't be had.
+class TeamError : public std::exception {
+ public:
+  explicit TeamError(const char* message) : message_(message) {}
+  const char* what() const noexcept override { return message_; }
+
+ private:
+  const char* message_;  // a literal
+};
+
 #if defined(__linux__)
 // Keeps the calling thread on one CPU while it lives.
 class StayOn {
@@ -66,34 +74,46 @@ class StayOn {
   bool moved_ = false;
 };
 
-// The first `count` CPUs that the calling thread may use. Throws where there are fewer.
-inline std::vector<int> allowed_cpus(int count) {
+// Fills `cpus` with the first CPUs that the calling thread may use. Throws where there are fewer.
+inline void allowed_cpus(Array<int>& cpus) {
   cpu_set_t allowed;
-  std::vector<int> cpus;
+  size_t found = 0;
   if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-    for (int cpu = 0; cpu < CPU_SETSIZE && static_cast<int>(cpus.size()) < count; ++cpu) {
-      if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+    for (int cpu = 0; cpu < CPU_SETSIZE && found < cpus.size(); ++cpu) {
+      if (CPU_ISSET(cpu, &allowed)) cpus[found++] = cpu;
     }
   }
-  if (static_cast<int>(cpus.size()) < count) {
-    throw std::invalid_argument("more threads are to be pinned than there are CPUs for them");
+  if (found < cpus.size()) {
+    throw TeamError("more threads are to be pinned than there are CPUs for them");
   }
-  return cpus;
 }
 #else
 class StayOn {
  public:
   explicit StayOn(int) {}
 };
-inline std::vector<int> allowed_cpus(int) {
-  throw std::invalid_argument("threads cannot be pinned on this system");
+inline void allowed_cpus(Array<int>&) {
+  throw TeamError("threads cannot be pinned on this system");
 }
 #endif
+
+// Nanoseconds of a clock that only goes forward.
+inline int64_t nanoseconds_now() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000000000 + now.tv_nsec;
+}
 
 // A counter that threads wait on: they spin for a moment, giving way in between, then sleep.
 class Gate {
  public:
-  explicit Gate(std::chrono::nanoseconds spin) : spin_(spin) {}
+  explicit Gate(int64_t spin_ns) : spin_ns_(spin_ns) {}
+  ~Gate() {
+    pthread_cond_destroy(&wake_);
+    pthread_mutex_destroy(&mutex_);
+  }
+  Gate(const Gate&) = delete;
+  Gate& operator=(const Gate&) = delete;
 
   uint32_t now() const { return count_.load(std::memory_order_acquire); }
 
@@ -101,24 +121,26 @@ class Gate {
   void advance() {
     count_.fetch_add(1);
     if (sleepers_.load() > 0) {
-      // Taken and dropped: a sleeper has then either seen the count or is inside wait().
-      { std::lock_guard<std::mutex> lock(mutex_); }
-      wake_.notify_all();
+      // Taken and dropped: a sleeper has then either seen the count or is inside the wait.
+      pthread_mutex_lock(&mutex_);
+      pthread_mutex_unlock(&mutex_);
+      pthread_cond_broadcast(&wake_);
     }
   }
 
   // Returns once the counter differs from `seen`.
   void wait_past(uint32_t seen) {
-    if (spin_.count() > 0 && spin_past(seen)) return;
-    std::unique_lock<std::mutex> lock(mutex_);
+    if (spin_ns_ > 0 && spin_past(seen)) return;
+    pthread_mutex_lock(&mutex_);
     sleepers_.fetch_add(1);
-    wake_.wait(lock, [&] { return count_.load() != seen; });
+    while (count_.load() == seen) pthread_cond_wait(&wake_, &mutex_);
     sleepers_.fetch_sub(1);
+    pthread_mutex_unlock(&mutex_);
   }
 
  private:
   bool spin_past(uint32_t seen) const {
-    const auto deadline = std::chrono::steady_clock::now() + spin_;
+    const int64_t deadline = nanoseconds_now() + spin_ns_;
     do {
       for (int i = 0; i < 64; ++i) {
         if (now() != seen) return true;
@@ -126,21 +148,21 @@ class Gate {
       }
       // Whom we wait for may sit behind us on this very core: another program took the other one,
       // or the system put two of the team on one. Spinning on would hold it up.
-      std::this_thread::yield();
-    } while (std::chrono::steady_clock::now() < deadline);
+      sched_yield();
+    } while (nanoseconds_now() < deadline);
     return now() != seen;
   }
 
   alignas(64) std::atomic<uint32_t> count_{0};
   alignas(64) std::atomic<int> sleepers_{0};
-  std::chrono::nanoseconds spin_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  int64_t spin_ns_;
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t wake_ = PTHREAD_COND_INITIALIZER;
 };
 
 // What the threads of one team share.
 struct TeamState {
-  TeamState(int threads, std::chrono::nanoseconds spin) : size(threads), gate(spin) {}
+  TeamState(int threads, int64_t spin_ns) : size(threads), gate(spin_ns) {}
   int size;
   Gate gate;
   alignas(64) std::atomic<int> arrived{0};
@@ -189,19 +211,16 @@ class ThreadTeam {
 
   // `threads` >= 1 in all, each with `scratch_bytes` of scratch. With `pin` thread i runs on the
   // i-th CPU that the caller may use: the caller itself for as long as a run lasts. Throws
-  // std::bad_alloc, std::system_error or std::invalid_argument if memory, threads or CPUs can't
-  // be had.
+  // std::bad_alloc or TeamError if memory, threads or CPUs can't be had.
   ThreadTeam(int threads, size_t scratch_bytes, bool pin = false)
-      : state_(threads, spin_time(threads)), start_(spin_time(threads)) {
-    cpus_ = pin ? allowed_cpus(threads) : std::vector<int>(static_cast<size_t>(threads), -1);
-    const size_t rounded = (scratch_bytes + 4095) / 4096 * 4096 + 4096;
-    for (int i = 0; i < threads; ++i) {
-      scratch_.emplace_back(static_cast<std::byte*>(std::aligned_alloc(4096, rounded)));
-      if (!scratch_.back()) throw std::bad_alloc();
-    }
-    scratch_bytes_ = rounded;
+      : state_(threads, spin_ns(threads)),
+        start_(spin_ns(threads)),
+        scratch_bytes_((scratch_bytes + 4095) / 4096 * 4096 + 4096),
+        members_(static_cast<size_t>(threads)) {
+    Array<int> cpus(members_.size());
+    if (pin) allowed_cpus(cpus);
     try {
-      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+      for (int tid = 0; tid < threads; ++tid) enlist(tid, pin ? cpus[size_t(tid)] : kAnyCpu);
     } catch (...) {
       stop();
       throw;
@@ -219,7 +238,7 @@ class ThreadTeam {
     job_ = job;
     argument_ = argument;
     if (state_.size > 1) start_.advance();
-    const StayOn stay(cpus_[0]);
+    const StayOn stay(members_[0].cpu);
     const FlushSubnormals flush;
     const Team team = view(0);
     job(team, argument);
@@ -227,24 +246,49 @@ class ThreadTeam {
   }
 
  private:
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
+  static constexpr int kAnyCpu = -1;
+
+  struct Member {
+    ThreadTeam* team;
+    int tid;
+    int cpu;
+    void* scratch;
+    bool started;  // never the caller's own
+    pthread_t thread;
   };
 
   // Spinning helps only if each thread has a core of its own.
-  static std::chrono::nanoseconds spin_time(int threads) {
-    const unsigned cores = std::thread::hardware_concurrency();
-    const bool crowded = cores != 0 && static_cast<unsigned>(threads) > cores;
-    return std::chrono::microseconds(crowded ? 0 : 50);
+  static int64_t spin_ns(int threads) {
+    const int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores > 0 && threads > cores ? 0 : 50000;
+  }
+
+  void enlist(int tid, int cpu) {
+    Member& member = members_[static_cast<size_t>(tid)];
+    member.team = this;
+    member.tid = tid;
+    member.cpu = cpu;
+    member.scratch = std::aligned_alloc(4096, scratch_bytes_);
+    if (member.scratch == nullptr) throw std::bad_alloc();
+    if (tid == 0) return;
+    member.started = pthread_create(&member.thread, nullptr, &ThreadTeam::work, &member) == 0;
+    if (!member.started) throw TeamError("a thread of the team could not be started");
   }
 
   Team view(int tid) {
-    return Team{tid, state_.size, scratch_[static_cast<size_t>(tid)].get(), scratch_bytes_, &state_};
+    const Member& member = members_[static_cast<size_t>(tid)];
+    return Team{tid, state_.size, static_cast<std::byte*>(member.scratch), scratch_bytes_, &state_};
   }
 
-  void work(int tid) {
-    const StayOn stay(cpus_[static_cast<size_t>(tid)]);
+  static void* work(void* argument) {
+    const Member& member = *static_cast<Member*>(argument);
+    const StayOn stay(member.cpu);
     const FlushSubnormals flush;
+    member.team->serve(member.tid);
+    return nullptr;
+  }
+
+  void serve(int tid) {
     const Team team = view(tid);
     for (uint32_t seen = 0;; ++seen) {
       start_.wait_past(seen);
@@ -257,8 +301,10 @@ class ThreadTeam {
   void stop() {
     stopping_ = true;
     start_.advance();
-    for (std::thread& worker : workers_) worker.join();
-    workers_.clear();
+    for (size_t i = 0; i < members_.size(); ++i) {
+      if (members_[i].started) pthread_join(members_[i].thread, nullptr);
+      std::free(members_[i].scratch);
+    }
   }
 
   TeamState state_;
@@ -266,10 +312,8 @@ class ThreadTeam {
   Job job_ = nullptr;
   void* argument_ = nullptr;
   bool stopping_ = false;
-  size_t scratch_bytes_ = 0;
-  std::vector<int> cpus_;  // of each thread; -1 for any
-  std::vector<std::unique_ptr<std::byte, Free>> scratch_;
-  std::vector<std::thread> workers_;
+  size_t scratch_bytes_;
+  Array<Member> members_;
 };
 
 }  // namespace infc
