@@ -2,10 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from infc.codegen.cpp import toolchain
+
+from .compilations import Compilations, sweep
 
 # Two workers that each start a team as wide as the machine only get in each other's way. The
 # variable is read when torch is first imported, and conftest comes before every test module.
@@ -27,6 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
 
 
+def kept_compilations(config: pytest.Config) -> Path:
+    """Where compilations of the tests are kept."""
+    assert config.cache is not None
+    return config.cache.mkdir("compilations")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        sweep(kept_compilations(session.config), max_bytes=1 << 30)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     unmet = {}
     if not Path("/dev/nvidia0").exists():
@@ -37,6 +53,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark, reason in unmet.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilations(pytestconfig: pytest.Config) -> Iterator[Compilations]:
+    """What these processes compile is kept, for all workers and for the next run."""
+    compilations = Compilations(kept_compilations(pytestconfig), toolchain._run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toolchain, "_run", compilations.run)
+        yield compilations
 
 
 @pytest.fixture

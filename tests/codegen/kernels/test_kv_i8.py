@@ -14,7 +14,9 @@ from .test_linear_i8 import build, quantized
 from .test_rope_kv import tables
 
 
-@pytest.fixture(params=[(t, d) for t in TARGETS for d in DTYPES], ids=lambda p: "-".join(p))
+@pytest.fixture(
+    scope="session", params=[(t, d) for t in TARGETS for d in DTYPES], ids=lambda p: "-".join(p)
+)
 def k8(request: pytest.FixtureRequest) -> Kernels:
     return build(*request.param)
 

@@ -35,7 +35,9 @@ def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[(t, d) for t in LEVELS for d in DTYPES], ids=lambda p: "-".join(p))
+@pytest.fixture(
+    scope="session", params=[(t, d) for t in LEVELS for d in DTYPES], ids=lambda p: "-".join(p)
+)
 def k8(request: pytest.FixtureRequest) -> Kernels:
     return build(*request.param)
 

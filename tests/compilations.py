@@ -1,0 +1,138 @@
+"""Compilations that tests share: what was compiled once, from the same text, is copied afterwards.
+
+Half of the time that the tests took went to the compiler. Two things save much of it, and neither
+changes a byte of what comes out: parsed headers are kept, and each library is, under a digest of
+all that it is made of. Only calls inside the tests' own processes come here; commands that tests
+start, to kill them or to compare their bytes, do without.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from infc.codegen.cpp import toolchain
+
+Run = Callable[[list[str], Path], tuple[int, str]]
+"""As `toolchain._run`: a command and where it runs give its status and what it said."""
+
+PARSED = "kernels/entry.hpp"
+"""The header that generated sources begin with."""
+
+LIBRARY = "library.so"
+
+
+@dataclass(frozen=True, slots=True)
+class Compilations:
+    """A directory of libraries and parsed headers, for any number of processes at once."""
+
+    root: Path
+    compile: Run
+
+    def run(self, command: list[str], directory: Path) -> tuple[int, str]:
+        """Compile, or copy what the same compilation gave before."""
+        if command[0] != toolchain.find_toolchain().path or not (directory / "kernels").is_dir():
+            return self.compile(command, directory)
+        *options, source, _, library = command
+        # Maps away the name of the directory, which is what makes libraries equal.
+        options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
+        kept, said = self._once(
+            _digest(repr([*options, source]), *_texts(directory)),
+            lambda place: self._compile([*options, source], directory, place),
+        )
+        if kept is None:
+            return 1, said
+        shutil.copy(kept / LIBRARY, directory / library)
+        return 0, said
+
+    def _compile(self, words: list[str], directory: Path, place: Path) -> tuple[int, str]:
+        *options, source = words
+        shutil.copytree(directory, place / "code", ignore=shutil.ignore_patterns("*.so", ".*"))
+        if f'#include "{PARSED}"' in (directory / source).read_text():
+            kernels = directory / "kernels"
+            headers, _ = self._once(
+                _digest(repr(options), *_texts(kernels)),
+                lambda place: self._parse(options, kernels, place),
+            )
+            if headers is not None:
+                shutil.rmtree(place / "code/kernels")
+                (place / "code/kernels").symlink_to(headers / "kernels")
+                options.append("-Winvalid-pch")
+        prefix = f"-ffile-prefix-map={place / 'code'}=."
+        done = self.compile([*options, prefix, source, "-o", f"../{LIBRARY}"], place / "code")
+        shutil.rmtree(place / "code")
+        return done
+
+    def _parse(self, options: list[str], kernels: Path, place: Path) -> tuple[int, str]:
+        """A copy of the kernels, and beside the first its parsed form, as gcc looks for it."""
+        shutil.copytree(kernels, place / "kernels")
+        parse = [word for word in options if word != "-shared" and not word.startswith("-Wl,")]
+        return self.compile([*parse, "-x", "c++-header", PARSED, "-o", f"{PARSED}.gch"], place)
+
+    def _once(self, key: str, make: Callable[[Path], tuple[int, str]]) -> tuple[Path | None, str]:
+        """The directory of that key, whole, made by the first who needs it; None if that fails."""
+        place, said = self.root / key, ""
+        with FileLock(self.root / f"{key}.lock"):
+            if not place.exists():
+                unfinished = Path(tempfile.mkdtemp(prefix=".", dir=self.root))
+                try:
+                    status, said = make(unfinished)
+                    if status != 0:
+                        return None, said
+                    os.rename(unfinished, place)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            os.utime(place)
+        return place, said
+
+
+def sweep(root: Path, max_bytes: int, spared_s: float = 3600) -> None:
+    """Remove what was not used for longest, until the rest fits; what was just used stays."""
+    now, total = time.time(), 0
+    places = [path for path in root.iterdir() if path.is_dir()]
+    for used, place in sorted(((path.stat().st_mtime, path) for path in places), reverse=True):
+        total += sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        if total > max_bytes and now - used > spared_s:
+            shutil.rmtree(place)
+            (root / f"{place.name}.lock").unlink(missing_ok=True)
+
+
+def _texts(directory: Path) -> list[str]:
+    """Names and texts of all that may be read below a directory, but for comments.
+
+    A line stays a line: the compiler may put its number into what it makes.
+    """
+    paths = sorted(path for path in directory.rglob("*") if path.suffix in (".cpp", ".hpp"))
+    texts = []
+    for path in paths:
+        lines = path.read_text().split("\n")
+        code = ("" if line.lstrip().startswith("//") else line for line in lines)
+        texts += [str(path.relative_to(directory)), "\n".join(code)]
+    return texts
+
+
+@functools.cache
+def _environment() -> str:
+    """The compiler and the system's headers: what else goes into each library."""
+    compiler = toolchain.find_toolchain()
+    room = Path(toolchain.__file__).parent
+    command = [compiler.path, "-std=c++17", f"-I{room}", "-M", "-x", "c++", "-"]
+    source = f'#include "{PARSED}"\n'
+    rule = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    paths = [Path(compiler.path).resolve(), *(Path(word) for word in rule.split()[2:])]
+    stamps = [(str(path), path.stat().st_mtime_ns) for path in paths if path.is_absolute()]
+    return repr((compiler, stamps))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join([_environment(), *parts]).encode()).hexdigest()[:24]

@@ -1,0 +1,102 @@
+"""Compilations that tests share: the bytes are the compiler's own, and nothing stale is used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infc.codegen.cpp import toolchain
+from infc.ir.errors import ToolchainError
+from infc.ir.target import resolve_target
+
+from .compilations import Compilations, sweep
+
+SOURCE = """\
+// One op of a step.
+#include "kernels/entry.hpp"
+namespace infc {
+void step(const Team& t, const Model& m, const infc_step& s) {
+  rms_norm<float, float, true>(t, s.hidden, 8, weight_at<float>(m.weights, 0, 0), s.logits, 8,
+                               s.num_tokens, 1, 8, 1e-5f);
+}
+}
+INFC_ENTRY(infc::step, 1, 64, 64, 1, 64)
+"""
+
+Build = Callable[..., bytes]
+
+
+@pytest.fixture
+def sources() -> list[str]:
+    """What the compiler itself was called for, in order."""
+    return []
+
+
+@pytest.fixture
+def build(
+    compilations: Compilations,
+    sources: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Build:
+    """Compiles a source in a directory of that name: the library's bytes."""
+
+    def count(command: list[str], directory: Path) -> tuple[int, str]:
+        sources.append(next(word for word in command if word.endswith("pp")))
+        status, said = compilations.compile(command, directory)
+        assert "pch" not in said
+        return status, said
+
+    (tmp_path / "kept").mkdir()
+    shared = Compilations(tmp_path / "kept", count)
+
+    def build(name: str, source: str = SOURCE, *, kernels: str = "", share: bool = True) -> bytes:
+        place = tmp_path / name
+        shutil.copytree(Path(toolchain.__file__).parent / "kernels", place / "kernels")
+        with (place / "kernels/norms.hpp").open("a") as file:
+            file.write(kernels)
+        (place / "step.cpp").write_text(source)
+        monkeypatch.setattr(toolchain, "_run", shared.run if share else count)
+        toolchain.compile_library(place / "step.cpp", place / "step.so", resolve_target("native"))
+        assert sorted(os.listdir(place)) == ["kernels", "step.cpp", "step.so"]
+        return (place / "step.so").read_bytes()
+
+    return build
+
+
+def test_the_bytes_are_those_of_the_compiler(build: Build, sources: list[str]) -> None:
+    assert build("shared") == build("elsewhere", share=False)
+    assert sources == ["kernels/entry.hpp", "step.cpp", "step.cpp"]
+
+
+def test_the_same_text_is_compiled_once(build: Build, sources: list[str]) -> None:
+    first = build("first")
+    assert build("second", SOURCE.replace("One op", "Another name")) == first
+    assert sources == ["kernels/entry.hpp", "step.cpp"]
+    assert build("other", SOURCE.replace("1e-5f", "1e-6f")) != first
+    assert sources[2:] == ["step.cpp"]
+    assert build("changed", kernels="inline int more() { return 1; }\n") == first
+    assert sources[3:] == ["kernels/entry.hpp", "step.cpp"]
+
+
+def test_what_fails_is_told_each_time(build: Build, sources: list[str]) -> None:
+    for name in ("first", "second"):
+        with pytest.raises(ToolchainError, match="'stop' was not declared"):
+            build(name, SOURCE.replace("s.num_tokens", "stop"))
+    assert sources == ["kernels/entry.hpp", "step.cpp", "step.cpp"]
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("now", "lately", "long_ago")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "library.so").write_bytes(bytes(100))
+        then = (tmp_path / name).stat().st_mtime - 5000 * age
+        os.utime(tmp_path / name, (then, then))
+    sweep(tmp_path, max_bytes=200)
+    assert sorted(os.listdir(tmp_path)) == ["lately", "now"]
+    sweep(tmp_path, max_bytes=0)
+    assert os.listdir(tmp_path) == ["now"]
