@@ -15,13 +15,13 @@
 #include "loops.hpp"
 #include "math.hpp"
 #include "moe.hpp"
-#include "scaled_moe.hpp"
 #include "norms.hpp"
 #include "profile.hpp"
 #include "quantize.hpp"
 #include "rope.hpp"
 #include "rows.hpp"
 #include "scaled_linear.hpp"
+#include "scaled_moe.hpp"
 #include "team.hpp"
 
 namespace infc {

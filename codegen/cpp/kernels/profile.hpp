@@ -1,7 +1,7 @@
 // Where the time of a step goes, by statement of the generated function.
 #pragma once
-#include <chrono>
-#include <cstdint>
+
+#include "team.hpp"
 
 namespace infc {
 
@@ -11,7 +11,7 @@ class StepClock {
  public:
   // `profile`: [entries, 2], nanoseconds and times; null where nobody asks.
   StepClock(int64_t* profile, int tid) : profile_(tid == 0 ? profile : nullptr) {
-    if (profile_ != nullptr) last_ = std::chrono::steady_clock::now();
+    if (profile_ != nullptr) last_ = nanoseconds_now();
   }
 
   void mark(int64_t entry) {
@@ -21,14 +21,14 @@ class StepClock {
  private:
   // Not inlined: the step has hundreds of marks.
   __attribute__((noinline)) void add(int64_t* entry) {
-    const auto now = std::chrono::steady_clock::now();
-    entry[0] += std::chrono::nanoseconds(now - last_).count();
+    const int64_t now = nanoseconds_now();
+    entry[0] += now - last_;
     entry[1] += 1;
     last_ = now;
   }
 
   int64_t* profile_;
-  std::chrono::steady_clock::time_point last_;
+  int64_t last_ = 0;
 };
 
 }  // namespace infc
