@@ -1,11 +1,15 @@
 // Times the kernels from inside one process: see kernels.py.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/attention.hpp"
-#include "kernels/linear_i8.hpp"
+#include "kernels/linear.hpp"
 #include "kernels/quantize.hpp"
+#include "kernels/scaled_linear.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -33,19 +37,43 @@ double best_of(int repeats, F f) {
 
 volatile float sink;
 
+// Memory for weights as a step reads them: in huge pages where there are any.
+class Weights {
+ public:
+  explicit Weights(int64_t bytes) : bytes_(static_cast<size_t>((bytes + kHuge - 1) / kHuge * kHuge)) {
+    data_ = static_cast<char*>(std::aligned_alloc(kHuge, bytes_));
+    if (data_ == nullptr) throw std::bad_alloc();
+    madvise(data_, bytes_, MADV_HUGEPAGE);
+  }
+  ~Weights() { std::free(data_); }
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  static constexpr int64_t kHuge = 2 << 20;
+  size_t bytes_;
+  char* data_;
+};
+
 template <class T>
 double time_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t matrices,
                    int repeats) {
-  const int64_t elements = packed_elements<T>(N, K);
-  std::vector<T> w(static_cast<size_t>(elements * matrices));
+  const int64_t bytes = packed_bytes<T>(N, K);
+  Weights w(bytes * matrices);
   std::vector<T> x(static_cast<size_t>(M * K));
   std::vector<T> y(static_cast<size_t>(M * N));
-  for (size_t i = 0; i < w.size(); ++i) w[i] = from_float<T>(static_cast<float>(i % 17) - 8.0f);
+  for (int64_t i = 0; i < bytes * matrices / static_cast<int64_t>(sizeof(T)); ++i) {
+    w.as<T>()[i] = from_float<T>(static_cast<float>(i % 17) - 8.0f);
+  }
   for (size_t i = 0; i < x.size(); ++i) x[i] = from_float<T>(static_cast<float>(i % 13) - 6.0f);
   const double seconds = best_of(repeats, [&] {
     on_team(team, [&](const Team& t) {
       for (int64_t i = 0; i < matrices; ++i) {
-        linear<T, T, T>(t, x.data(), K, w.data() + i * elements, static_cast<const T*>(nullptr),
+        linear<T, T, T>(t, x.data(), K, w.as<char>() + i * bytes, static_cast<const T*>(nullptr),
                         y.data(), N, M, N, K);
         t.barrier();
       }
@@ -56,24 +84,25 @@ double time_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t ma
 }
 
 // Rows are quantised before they are multiplied, and that is timed too.
-double time_linear_i8(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t matrices,
-                      int repeats) {
-  const int64_t elements = packed_elements<int8_t>(N, K);
-  std::vector<int8_t> w(static_cast<size_t>(elements * matrices));
+template <class W>
+double time_scaled_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int64_t matrices,
+                          int repeats) {
+  const int64_t bytes = packed_bytes<W>(N, K);
+  Weights w(bytes * matrices);
   std::vector<float> scale(static_cast<size_t>(N), 0.01f);
   std::vector<bf16> x(static_cast<size_t>(M * K));
   std::vector<int8_t> q(x.size());
   std::vector<float> row_scale(static_cast<size_t>(M));
   std::vector<bf16> y(static_cast<size_t>(M * N));
-  for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<int8_t>(i % 251);
+  for (int64_t i = 0; i < bytes * matrices; ++i) w.as<char>()[i] = static_cast<char>(i % 251);
   for (size_t i = 0; i < x.size(); ++i) x[i] = from_float<bf16>(static_cast<float>(i % 13) - 6.0f);
   const double seconds = best_of(repeats, [&] {
     on_team(team, [&](const Team& t) {
       for (int64_t i = 0; i < matrices; ++i) {
         quantize_rows(t, x.data(), K, q.data(), row_scale.data(), M, K);
         t.barrier();
-        scaled_linear<bf16>(t, q.data(), K, row_scale.data(), w.data() + i * elements, scale.data(),
-                            nullptr, y.data(), N, M, N, K);
+        scaled_linear<W, bf16>(t, q.data(), K, row_scale.data(), w.as<char>() + i * bytes,
+                               scale.data(), nullptr, y.data(), N, M, N, K);
         t.barrier();
       }
     });
@@ -112,15 +141,19 @@ double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t
 
 }  // namespace
 
-// `kind`: 0 float, 1 bf16, 2 int8.
+// `kind`: 0 float, 1 bf16, 2 int8, 3 int4.
 EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N, int64_t K,
                              int64_t matrices, int64_t repeats) {
-  ThreadTeam team(static_cast<int>(threads), 0);
+  const int64_t scratch = std::max({product_scratch_bytes<float>(K), product_scratch_bytes<bf16>(K),
+                                    product_scratch_bytes<int8_t>(K),
+                                    product_scratch_bytes<int4x2>(K)});
+  ThreadTeam team(static_cast<int>(threads), static_cast<size_t>(scratch));
   const int r = static_cast<int>(repeats);
   switch (kind) {
     case 0: return time_linear<float>(team, M, N, K, matrices, r);
     case 1: return time_linear<bf16>(team, M, N, K, matrices, r);
-    default: return time_linear_i8(team, M, N, K, matrices, r);
+    case 2: return time_scaled_linear<int8_t>(team, M, N, K, matrices, r);
+    default: return time_scaled_linear<int4x2>(team, M, N, K, matrices, r);
   }
 }
 

@@ -24,7 +24,7 @@ SOURCE = Path(__file__).parent / "kernels.cpp"
 SHAPES = ((4864, 896), (896, 4864), (1152, 896))  # [N, K]
 ROWS = (1, 2, 4, 8, 32, 512)
 WEIGHT_BYTES = 256 << 20
-KINDS = {"float": 4, "bf16": 2, "int8": 1}  # and bytes of a weight
+KINDS = {"float": 4, "bf16": 2, "int8": 1, "int4": 17 / 32}  # and bytes of a weight
 
 
 def main() -> None:
@@ -59,14 +59,15 @@ def report(call: Callable[..., float], probe: Probe, threads: int) -> None:
     """Measure and print."""
     read = probe.read_rate(threads, 2 * WEIGHT_BYTES)
     peaks = [probe.product_rate(kind, threads) for kind in PEAKS]
+    peaks.append(peaks[-1])  # of bytes: int4 may pass it where 16-bit sums take more products
     print(f"threads {threads}: read {read / 1e9:.1f} GB/s, barrier", end=" ")
     print(f"{call('barrier_seconds', threads) * 1e6:.2f} µs")
     for kind, name in enumerate(KINDS):
-        print(f"{name}: peak {peaks[kind] / 1e9:.0f} G{'' if name == 'int8' else 'FL'}OP/s")
+        print(f"{name}: peak {peaks[kind] / 1e9:.0f} G{'' if name.startswith('int') else 'FL'}OP/s")
         for n, k in SHAPES:
             for m in ROWS:
                 print(linear_line(call, threads, name, (m, n, k), read, peaks[kind]))
-        for tokens, context in ((1, 4096), (512, 512), (512, 4096)):
+        for tokens, context in ((1, 4096), (512, 512), (512, 4096)) if name != "int4" else ():
             seconds = call("attention_seconds", threads, kind, tokens, context, 14, 2, 64, 5)
             pairs = tokens * (context - (tokens - 1) / 2)
             rate = pairs * 14 * 4 * 64 / seconds
@@ -86,7 +87,7 @@ def linear_line(
 ) -> str:
     """One line of the table: a product of M rows by [N, K], both rates and shares of ceilings."""
     m, n, k = shape
-    weight_bytes = n * k * KINDS[name]
+    weight_bytes = int(n * k * KINDS[name])
     matrices = max(1, WEIGHT_BYTES // weight_bytes) if m <= 32 else 4
     kind = list(KINDS).index(name)
     seconds = call("linear_seconds", threads, kind, m, n, k, matrices, 3)

@@ -136,22 +136,32 @@ INFC_INLINE void multiply_group(const int8_t* const* x, const int32_t* offset,
   constexpr int kNR = LinearLayout<int4x2>::kNR;
   IntAccumulators<MR, P, kNR> acc;
   INFC_UNROLL for (int m = 0; m < MR; ++m) acc.set_row(m, offset[m]);
-  INFC_UNROLL for (int step = 0; step < 4; ++step) {
-    int32_t low[MR], high[MR];
-    INFC_UNROLL for (int m = 0; m < MR; ++m) {
-      std::memcpy(&low[m], x[m] + 4 * step, 4);
-      std::memcpy(&high[m], x[m] + 16 + 4 * step, 4);
+  // A lone row has many instructions to few bytes, so the processor itself does not look far ahead
+  // (Zen 2, two threads: 35 GB/s without, 42 with).
+  if constexpr (MR == 1) {
+    constexpr int64_t kBytes = LinearLayout<int4x2>::kGroupBytes;
+    for (int p = 0; p < P; ++p) {
+      INFC_UNROLL for (int64_t b = 0; b < kBytes; b += 64) prefetch(group[p] + 2 * kBytes + b);
     }
+  }
+  // Lower halves are 16 elements before the upper ones. Codes wait in registers, not elements: there
+  // is no room for both.
+#pragma GCC unroll 1
+  for (int step = 0; step < 4; ++step) {
     INFC_UNROLL for (int p = 0; p < P; ++p) {
-      INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
-        const reg::u8 codes =
-            reg::load_codes(group[p] + kNR + (step * kNR + j * kRegLanes) * 4);
-        const reg::u8 lower = reg::low_codes(codes), upper = reg::high_codes(codes);
-        INFC_UNROLL for (int m = 0; m < MR; ++m) {
-          acc.v[m][p][j] = reg::add_codes(acc.v[m][p][j], lower, low[m]);
+      const char* bytes = group[p] + kNR + step * kNR * 4;
+      INFC_UNROLL for (int upper = 0; upper < 2; ++upper) {
+        reg::u8 codes[acc.kVectors];
+        INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+          const reg::u8 both = reg::load_codes(bytes + j * kRegLanes * 4);
+          codes[j] = upper ? reg::high_codes(both) : reg::low_codes(both);
         }
         INFC_UNROLL for (int m = 0; m < MR; ++m) {
-          acc.v[m][p][j] = reg::add_codes(acc.v[m][p][j], upper, high[m]);
+          int32_t four;
+          std::memcpy(&four, x[m] + 16 * upper + 4 * step, 4);
+          INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
+            acc.v[m][p][j] = reg::add_codes(acc.v[m][p][j], codes[j], four);
+          }
         }
       }
     }
