@@ -134,11 +134,11 @@ def node_cost(
     if op.paged_cost is None:
         return op.cost(types, node.attrs, bindings)
     load = load or StepLoad(1, bindings.get(ROW_SYMBOLS[0], 1))
-    paged = PagedLoad(load.sequences, load.context, _token_bytes(program, node))
+    paged = PagedLoad(load.sequences, load.context, token_bytes(program, node))
     return op.cost(types, node.attrs, bindings, paged)
 
 
-def _token_bytes(program: Program, node: Node) -> int:
+def token_bytes(program: Program, node: Node) -> int:
     """Bytes that one layer keeps of a token, in the group that the node names."""
     for group in program.resources:
         if group.name == node.attrs.get("group"):

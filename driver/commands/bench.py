@@ -1,33 +1,69 @@
-"""`infc bench`: tokens a second of an artifact on this machine."""
+"""`infc bench`: what this machine gives, and what an artifact makes of it."""
+
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..bench.workloads import Workload
+    from ..progress import Reporter
 
 
 @click.command("bench")
 @click.argument("artifact", required=False)
-@click.option("--machine", is_flag=True, help="Measure this machine's ceilings, and keep them.")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--workload",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="decode, prefill, batch-32, batch-8, shared-prefix or start; may be repeated."
+    "  [default: all]",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A workload of your own: tokens of each prompt.  [default: 128]",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of each answer in it.  [default: 64]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Requests in it, all at once.  [default: 1]",
+)
+@click.option("--ops", is_flag=True, help="Time a decode and a prefill step line by line.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds that count."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; as compiled by default.")
+@click.option("--machine", is_flag=True, help="Measure this machine's ceilings, and keep them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     artifact: str | None,
-    machine: bool,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch: int,
+    names: tuple[str, ...],
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    batch: int | None,
+    ops: bool,
     rounds: int,
     threads: int | None,
+    machine: bool,
     as_json: bool,
 ) -> None:
-    """Measure prefill and decode speed with random prompts.
+    """Measure an artifact's speed beside the ceilings of this machine.
 
     \b
-      infc bench --machine
       infc bench tiny.infc
+      infc bench tiny.infc --workload decode --workload start --rounds 5
       infc bench tiny.infc --batch 16 --prompt-tokens 512 --json
+      infc bench tiny.infc --ops
+      infc bench --machine
     """
     if artifact is None:
         if not machine:
@@ -38,32 +74,74 @@ def command(
     from dataclasses import asdict
 
     from ...ir.artifact import open_artifact
-    from ...ir.sizes import format_count
-    from ..benchmark import measure_speed
+    from ..bench.run import BenchOptions, run_bench
+    from ..bench.text import render_bench
+    from ..bench.workloads import START
+    from ..explain.text import terminal
     from ..sampling_options import print_note
 
-    speed = measure_speed(
-        open_artifact(artifact),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
+    opened = open_artifact(artifact)
+    own = _own_workload(opened.manifest.limits.max_context, prompt_tokens, new_tokens, batch)
+    options = BenchOptions(
+        workloads=_workloads(names, own, ops),
+        start=START in names or not (names or own or ops),
+        steps=ops,
         rounds=rounds,
         threads=threads,
-        on_note=print_note,
+        measure_ceilings=machine,
     )
-    if batch > speed.at_once:
-        print_note(
-            f"{speed.at_once} sequences run at once, so {batch - speed.at_once} wait for their turn"
-        )
+    result = run_bench(opened, options, _reporter(), print_note)
+    for one in options.workloads:
+        wait = min(one.requests, one.concurrency) - result.at_once
+        if wait > 0:
+            print_note(f"{result.at_once} sequences run at once, so {wait} wait for their turn")
     if as_json:
-        click.echo(json.dumps(asdict(speed)))
-        return
-    threads_used = format_count(speed.threads, "thread")
-    click.echo(f"{batch} × ({prompt_tokens} + {new_tokens}) tokens, {threads_used}")
-    click.echo(f"prefill      {speed.prefill_tokens_per_second:10.1f} tokens/s")
-    click.echo(f"decode       {speed.decode_tokens_per_second:10.1f} tokens/s")
-    click.echo(f"first token  {speed.first_token_seconds * 1e3:10.1f} ms")
-    click.echo(f"host         {speed.host_step_microseconds:10.1f} µs a step")
+        click.echo(json.dumps(asdict(result), indent=1))
+    else:
+        click.echo(render_bench(result, **terminal()), nl=False)
+
+
+def _workloads(names: tuple[str, ...], own: "Workload | None", ops: bool) -> "tuple[Workload, ...]":
+    """Those that are named and the user's own; all, where nothing else is asked for."""
+    from ..bench.workloads import START, WORKLOADS, find_workload
+
+    chosen = [find_workload(name) for name in dict.fromkeys(names) if name != START]
+    if own is not None:
+        chosen.append(own)
+    return tuple(chosen) if names or own or ops else WORKLOADS
+
+
+def _own_workload(
+    max_context: int, prompt_tokens: int | None, new_tokens: int | None, batch: int | None
+) -> "Workload | None":
+    from ...ir.errors import UsageError
+    from ..bench.workloads import Workload
+
+    if prompt_tokens is None and new_tokens is None and batch is None:
+        return None
+    own = Workload(
+        name="own",
+        requests=batch or 1,
+        prompt_tokens=prompt_tokens or 128,
+        new_tokens=new_tokens or 64,
+        concurrency=batch or 1,
+    )
+    if own.context > max_context:
+        raise UsageError(
+            f"{own.prompt_tokens} prompt tokens and {own.new_tokens} new ones do not fit into"
+            f" {max_context}",
+            hint="take fewer of either, or compile with a larger runtime.max_context",
+        )
+    return own
+
+
+def _reporter() -> "Reporter":
+    """A bar on a terminal; what is measured is printed in any case, and times of stages are not."""
+    import sys
+
+    from ..progress import make_reporter
+
+    return make_reporter(quiet=not sys.stderr.isatty())
 
 
 def _measure_machine(threads: int | None, as_json: bool) -> None:
@@ -73,9 +151,8 @@ def _measure_machine(threads: int | None, as_json: bool) -> None:
     from ..bench.ceilings import measure_machine
     from ..bench.machine_text import render_machine
     from ..explain.text import terminal
-    from ..progress import make_reporter
 
-    machine = measure_machine(make_reporter(quiet=as_json), None if threads is None else [threads])
+    machine = measure_machine(_reporter(), None if threads is None else [threads])
     if as_json:
         click.echo(json.dumps(asdict(machine), indent=1))
     else:

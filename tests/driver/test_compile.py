@@ -411,21 +411,7 @@ def test_a_prompt_that_leaves_less_than_the_default_length_is_answered(
     assert "ask for at most 5" in capfd.readouterr().err
 
 
-def test_measuring(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--prompt-tokens", "9", "--new-tokens", "4", "--batch", "2", "--rounds", "1"]
-    assert run(["bench", str(fast.path), *sizes, "--json"]) == 0
-    speed = json.loads(capfd.readouterr().out)
-    assert (speed["prompt_tokens"], speed["new_tokens"], speed["batch"]) == (9, 4, 2)
-    assert min(speed[key] for key in speed if "per_second" in key) > 0
-    assert run(["bench", str(fast.path), *sizes, "--threads", "1"]) == 0
-    captured = capfd.readouterr()
-    assert captured.out.startswith("2 × (9 + 4) tokens, 1 thread\n")
-    assert "run at once" not in captured.err
-    most = fast.manifest.limits.max_sequences
-    assert run(["bench", str(fast.path), *sizes, "--batch", str(most + 2)]) == 0
-    assert f"note: {most} sequences run at once, so 2 wait" in capfd.readouterr().err
-    assert run(["bench", str(fast.path), "--new-tokens", "99999"]) == 2
-    assert "128 prompt tokens and 99999 new ones do not fit" in capfd.readouterr().err
+def test_evaluating(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text").write_text("the quick brown fox " * 20)
     options = ["--context", "64", "--stride", "32", "--json"]
     assert run(["eval", str(fast.path), str(tmp_path / "text"), *options]) == 0

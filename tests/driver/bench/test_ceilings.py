@@ -94,7 +94,9 @@ def test_threads_that_the_machine_has_not(probe: CountingProbe) -> None:
         ceilings_of(7, Reporter())
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "_READ_BYTES", 32 << 20)
+    monkeypatch.setattr(ceilings, "largest_cache_bytes", lambda: 0)
     assert run(["bench", "--machine", "--threads", "1", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["cpu"] == machine.cpu_model()

@@ -1,0 +1,116 @@
+"""The roofline: what a node must fetch and compute, counted apart from what caches hold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.driver.bench.ceilings import Ceilings
+from infc.driver.bench.roofline import Demand, Roofline, StepShape, node_demand, product_kind
+from infc.ir.analyses import node_label
+from infc.ir.builder import ProgramBuilder
+from infc.ir.program import Node, Program
+from infc.ir.types import DType, Sym, TensorType
+
+from ...runtime.small_artifact import HEADS, HIDDEN, SIZE, WINDOW, make_program
+
+VOCAB = 300
+PROGRAM = make_program(VOCAB)
+UNIT = Ceilings(threads=1, read=1e3, fp32=2e3, bf16=3e3, int8=4e3)
+TOKEN_BYTES = 2 * HEADS * SIZE * 4
+
+sequences = st.lists(
+    st.integers(1, 8).flatmap(lambda q: st.tuples(st.just(q), st.integers(q, 90))),
+    min_size=1,
+    max_size=6,
+)
+
+
+def nodes(op: str) -> list[Node]:
+    return [node for node in PROGRAM.nodes if node.op == op]
+
+
+def test_a_product_fetches_its_weights_once_and_nothing_else() -> None:
+    shape = StepShape.of([(5, 9), (1, 30)])
+    linear = nodes("linear")[0]
+    asked = node_demand(PROGRAM, linear, shape)
+    assert asked == Demand(HIDDEN * HIDDEN * 4, 2 * 6 * HIDDEN * HIDDEN, "fp32")
+    head = node_demand(PROGRAM, nodes("linear")[-1], shape)
+    assert head == Demand(VOCAB * HIDDEN * 4, 2 * 2 * VOCAB * HIDDEN, "fp32")
+
+
+def test_what_nodes_hand_on_is_no_memory() -> None:
+    shape = StepShape.of([(8, 8)])
+    assert {node_demand(PROGRAM, node, shape).num_bytes for node in nodes("add")} == {0}
+    assert {node_demand(PROGRAM, node, shape).seconds(UNIT) for node in nodes("reshape")} == {0}
+    # Of a table only the rows picked.
+    assert node_demand(PROGRAM, nodes("embedding")[0], shape).num_bytes == 8 * HIDDEN * 4
+
+
+def test_each_sequence_reads_what_it_can_see() -> None:
+    full, windowed = nodes("paged_attention")
+    shape = StepShape.of([(1, 40), (1, 40), (3, 10)])
+    assert node_demand(PROGRAM, full, shape).num_bytes == (40 + 40 + 10) * TOKEN_BYTES
+    seen = 2 * WINDOW + (WINDOW + 3 - 1)
+    assert node_demand(PROGRAM, windowed, shape).num_bytes == seen * TOKEN_BYTES
+    pairs = 40 + 40 + (8 + 9 + 10)
+    products, results = pairs * 4 * HEADS * SIZE, 5 * HEADS * SIZE
+    assert node_demand(PROGRAM, full, shape).operations == products + results
+    written = node_demand(PROGRAM, nodes("kv_write")[0], shape)
+    assert written.num_bytes == 5 * TOKEN_BYTES
+
+
+@given(sequences)
+def test_equal_layers_are_counted_once_and_summed(parts: list[tuple[int, int]]) -> None:
+    shape = StepShape.of(parts)
+    assert (shape.tokens, shape.rows) == (sum(q for q, _ in parts), len(parts))
+    each = {
+        node_label(node): node_demand(PROGRAM, node, shape).seconds(UNIT) for node in PROGRAM.nodes
+    }
+    roofline = Roofline(PROGRAM, UNIT)
+    assert roofline.node_seconds(shape) == each
+    assert roofline.step_seconds(shape) == pytest.approx(sum(each.values()))
+
+
+@given(sequences, st.integers(1, 8))
+def test_more_work_never_takes_less(parts: list[tuple[int, int]], queries: int) -> None:
+    roofline = Roofline(PROGRAM, UNIT)
+    before = roofline.step_seconds(StepShape.of(parts))
+    assert roofline.step_seconds(StepShape.of([*parts, (queries, 50)])) >= before
+
+
+def test_the_slower_of_memory_and_processor() -> None:
+    assert Demand(1000, 10, "fp32").seconds(UNIT) == 1
+    assert Demand(10, 8000, "int8").seconds(UNIT) == 2
+
+
+def product(dtype: DType, op: str) -> tuple[Program, Node]:
+    b = ProgramBuilder("p", phase="planned")
+    b.symbol("T", 1, 8)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    x = b.emit("embedding", b.weight("table", TensorType(dtype, (9, 8))), ids)
+    if op == "scaled_linear":
+        codes, scale = b.add("quantize_rows", (x,), {}).outputs
+        w = b.weight("w", TensorType(DType.I8, (4, 8)))
+        w_scale = b.weight("s", TensorType(DType.F32, (4,)))
+        b.emit(op, codes, scale, w, w_scale, dtype=dtype.value, scheme="int8")
+    elif op == "linear":
+        b.emit(op, x, b.weight("w", TensorType(dtype, (4, 8))))
+    else:
+        b.emit(op, x)
+    program = b.build()
+    return program, program.nodes[-1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "op", "kind"),
+    [
+        (DType.F32, "linear", "fp32"),
+        (DType.BF16, "linear", "bf16"),
+        (DType.BF16, "scaled_linear", "int8"),
+        (DType.BF16, "exp", "fp32"),
+    ],
+)
+def test_what_is_multiplied(dtype: DType, op: str, kind: str) -> None:
+    assert product_kind(*product(dtype, op)) == kind

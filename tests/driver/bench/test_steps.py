@@ -1,0 +1,94 @@
+"""Steps made by hand, and where their time goes line by line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.driver.bench.ceilings import Ceilings
+from infc.driver.bench.ops import measure_steps
+from infc.driver.bench.trial_steps import TrialStep
+from infc.ir.artifact import Artifact
+from infc.ir.errors import UsageError
+from infc.ir.program import KvGroup
+
+from ...codegen.harness import Chunk, make_step
+
+
+def manifest(block_size: int, groups: int) -> Any:
+    group = KvGroup("g", (0,), 1, 8, 8, "f32", block_size)
+    kv = SimpleNamespace(groups=tuple(replace(group, name=str(i)) for i in range(groups)))
+    return SimpleNamespace(kv=kv, model=SimpleNamespace(vocab_size=50))
+
+
+trials = st.integers(1, 40).flatmap(
+    lambda context: st.builds(
+        TrialStep, st.integers(1, 4), st.integers(1, context), st.just(context)
+    )
+)
+
+
+@given(trials, st.sampled_from([4, 16]), st.integers(0, 2))
+def test_steps_are_those_of_sequences_with_blocks_of_their_own(
+    trial: TrialStep, block_size: int, groups: int
+) -> None:
+    step = trial.build(manifest(block_size, groups))
+    each = -(-trial.context // block_size)
+    ids = step.token_ids.reshape(trial.batch, trial.queries).tolist()
+    chunks = [
+        Chunk(row, trial.context - trial.queries, range(1 + b * each, 1 + (b + 1) * each))
+        for b, row in enumerate(ids)
+    ]
+    last = [(b + 1) * trial.queries - 1 for b in range(trial.batch)]
+    expected = make_step(chunks, num_groups=groups, block_size=block_size, rows=last)
+    for name in ("positions", "query_starts", "context_lengths", "logits_index"):
+        assert np.array_equal(getattr(step, name), getattr(expected, name)), name
+    for name in ("block_tables", "slots"):
+        for ours, theirs in zip(getattr(step, name), getattr(expected, name), strict=True):
+            assert np.array_equal(ours, theirs), name
+            assert ours.dtype == np.int32
+    most = max((int(table.max()) for table in step.block_tables), default=0)
+    assert all(most < count for count in trial.num_blocks(manifest(block_size, groups)))
+    assert trial.shape.tokens == step.num_tokens
+    assert trial.shape.rows == len(step.logits_index)
+
+
+def test_lines_are_named_predicted_and_fill_the_step(compiled: Artifact, slow: Ceilings) -> None:
+    heard: list[tuple[int, int]] = []
+    steps = measure_steps(
+        compiled,
+        {"decode": TrialStep(3, 1, 40), "prefill": TrialStep(1, 50, 50)},
+        threads=1,
+        ceilings=slow,
+        repeats=8,
+        on_step=lambda done, total: heard.append((done, total)),
+    )
+    assert heard == [(done, 16) for done in range(1, 17)]
+    for step in steps:
+        assert sum(line.measured for line in step.lines) <= step.measured
+        assert step.predicted is not None
+        # Nodes without a line of their own, views, take no time.
+        predicted = [line.predicted for line in step.lines if line.predicted is not None]
+        assert sum(predicted) == pytest.approx(step.predicted)
+        ops = {line.name: line for line in step.by_name()}
+        assert ops["paged_attention"].runs == ops["paged_attention"].nodes == 2
+        assert sum(line.measured for line in ops.values()) == pytest.approx(
+            sum(line.measured for line in step.lines)
+        )
+    decode, prefill = steps
+    assert prefill.measured > decode.measured / 10
+    (unknown,) = measure_steps(
+        compiled, {"decode": TrialStep(1, 1, 8)}, threads=1, ceilings=None, repeats=1
+    )
+    assert {line.predicted for line in (*unknown.lines, *unknown.by_name())} == {None}
+
+
+def test_a_backend_that_cannot_tell_says_so(small: Artifact) -> None:
+    with pytest.raises(UsageError, match="the backend reference does not tell where the time"):
+        measure_steps(small, {"decode": TrialStep(1, 1, 8)}, threads=1, ceilings=None)
