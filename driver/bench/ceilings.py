@@ -10,15 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...ir.errors import UsageError
+from ...ir.errors import TargetError, UsageError
 from ...ir.files import write_whole
 from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
+from ...ir.sizes import format_count
 from ...ir.target import resolve_target
 from ..cache import cache_directory
 from ..progress import Reporter
 
 if TYPE_CHECKING:
     from ...codegen.cpp.ceilings import Probe
+    from ...ir.manifest import Manifest
 
 _READ_BYTES = 512 << 20
 _CACHES_READ = 4  # memory is read when what is read is so many times the largest cache
@@ -37,6 +39,13 @@ class Ceilings:
     fp32: float
     bf16: float
     int8: float
+
+    def describe(self) -> str:
+        """For people: "35.0 GB/s read; fp32 195, bf16 445, int8 908 Gop/s (2 threads)"."""
+        products = {"fp32": self.fp32, "bf16": self.bf16, "int8": self.int8}
+        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in products.items())
+        threads = format_count(self.threads, "thread")
+        return f"{self.read / 1e9:.1f} GB/s read; {rates} Gop/s ({threads})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +102,20 @@ def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) ->
     machine = replace(before, ceilings=tuple(one for _, one in together))
     _keep(machine)
     return machine
+
+
+def usual_threads(manifest: Manifest) -> int:
+    """How many threads an artifact is opened with, where nobody says."""
+    threads = (manifest.recipe.get("runtime") or {}).get("threads")
+    return threads if isinstance(threads, int) else available_cpus()
+
+
+def known_ceilings(manifest: Manifest) -> Ceilings | None:
+    """What the cache knows of this machine, with the threads that an artifact usually has."""
+    try:
+        return known_machine().at(min(usual_threads(manifest), available_cpus()))
+    except TargetError:  # a machine that infc does not build for can still look into artifacts
+        return None
 
 
 def ceilings_of(threads: int, reporter: Reporter, *, anew: bool = False) -> Ceilings:

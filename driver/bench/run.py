@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...ir.errors import InfcError, ToolchainError
+from ...ir.errors import ToolchainError
 from ...ir.machine import available_cpus, cpu_model
 from ..explain.collect import read_program
 from ..progress import Reporter
-from .ceilings import Ceilings, ceilings_of
+from .ceilings import Ceilings, ceilings_of, usual_threads
 from .engine_rounds import EngineRounds
 from .first_token import PROMPT_TOKENS, measure_start
 from .ops import StepTime, measure_steps
@@ -55,7 +55,7 @@ def run_bench(
     Raises CapacityError where the memory is too little, InfcError where a request fails.
     """
     manifest = artifact.manifest
-    threads = options.threads or _compiled_threads(artifact) or available_cpus()
+    threads = options.threads or usual_threads(manifest)
     start = _measure_start(artifact, options, reporter) if options.start else None
     ceilings = _ceilings(min(threads, available_cpus()), options, reporter, on_note)
     workloads, at_once, peak = _measure_workloads(artifact, options, ceilings, reporter, on_note)
@@ -157,11 +157,3 @@ def _measure_workloads(
                 results.append(runs.measure(workload, options.rounds, reporter.advance))
         at_once = limits.max_running
     return tuple(results), at_once, peak_rss_bytes() if knows_peak else None
-
-
-def _compiled_threads(artifact: Artifact) -> int | None:
-    runtime = artifact.manifest.recipe.get("runtime") or {}
-    threads = runtime.get("threads")
-    if threads is not None and not isinstance(threads, int):
-        raise InfcError(f"runtime.threads is {threads!r} in the artifact's recipe")
-    return threads

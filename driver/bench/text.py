@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ...ir.sizes import format_count, format_size
+from ..explain.amounts import format_seconds
 from ..explain.text import Page
-from .ceilings import Ceilings
 from .ops import LineTime, StepTime
 from .results import BenchResult, Percentiles, Phase, Spread, WorkloadResult
 
@@ -31,19 +31,12 @@ def render_bench(result: BenchResult, *, width: int, color: bool) -> str:
     return page.text()
 
 
-def format_seconds(seconds: float) -> str:
-    """Seconds for people: "1.20 s", "35.1 ms", "7.3 µs"."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
-
-
 def _summary(result: BenchResult) -> Iterator[tuple[str, str]]:
     yield "artifact", f"{result.artifact} ({result.identity[:12]})"
     yield "model", f"{result.model}, backend {result.backend} for {result.target}"
     yield "machine", f"{result.cpu}, {format_count(result.threads, 'thread')}"
     if result.ceilings is not None:
-        yield "ceilings", _ceilings(result.ceilings)
+        yield "ceilings", result.ceilings.describe()
     for one in result.workloads:
         yield one.workload.name, one.workload.describe()
     if result.start is not None:
@@ -59,11 +52,6 @@ def _summary(result: BenchResult) -> Iterator[tuple[str, str]]:
             "peak memory",
             f"{format_size(result.peak_rss_bytes)} resident, mapped weights included",
         )
-
-
-def _ceilings(one: Ceilings) -> str:
-    rates = ", ".join(f"{name} {getattr(one, name) / 1e9:.0f}" for name in ("fp32", "bf16", "int8"))
-    return f"{one.read / 1e9:.1f} GB/s read; {rates} Gop/s ({format_count(one.threads, 'thread')})"
 
 
 def _skipped(results: Sequence[WorkloadResult]) -> Iterator[str]:

@@ -55,6 +55,7 @@ def command(
 
     from ...ir.artifact import Verification, open_artifact
     from ...runtime.limits import parse_bytes
+    from ..bench.ceilings import known_ceilings
     from ..explain.collect import inspect_artifact, program_text
 
     opened = open_artifact(artifact, cast("Verification", verify))
@@ -67,6 +68,7 @@ def command(
         context=context,
         tokens=tokens,
         memory=None if memory is None else parse_bytes(memory),
+        ceilings=known_ceilings(opened.manifest),
     )
     if graph is not None:
         from ..explain.graph import write_graph

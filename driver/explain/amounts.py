@@ -32,12 +32,19 @@ def moved_bytes(cost: Cost) -> int:
     return cost.bytes_read + cost.bytes_written
 
 
-def format_share(part: int, whole: int) -> str:
+def format_share(part: float, whole: float) -> str:
     """A share in percent; a dash for nothing."""
     if not part or not whole:
         return "-"
     share = 100 * part / whole
     return "<0.1 %" if share < 0.05 else f"{share:.1f} %"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people: "1.20 s", "35.1 ms", "7.3 µs"."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
 
 
 def format_change(before: int, after: int) -> str:

@@ -15,6 +15,7 @@ from ...ir.errors import ArtifactError, UsageError
 from ...ir.ops import Cost
 from ...ir.program import Program
 from ...ir.text import parse_program
+from ..bench.ceilings import Ceilings
 from .facts import (
     ArtifactFacts,
     NearMiss,
@@ -24,6 +25,7 @@ from .facts import (
 )
 from .measure import choose_workload, measure_program
 from .memory import plan_memory
+from .predict import predict_steps
 
 STAGES = {"captured": "captured.ir", "final": "program.ir"}
 """The programs that an artifact holds, and their files."""
@@ -42,12 +44,14 @@ def inspect_artifact(
     context: int | None = None,
     tokens: int | None = None,
     memory: int | None = None,
+    ceilings: Ceilings | None = None,
 ) -> ArtifactFacts:
     """Everything that an artifact says of itself; needs neither torch nor the compiler.
 
     Costs are of a decode step of `batch` sequences (one), and of `tokens` of a prompt (a full
     step), with `context` tokens stored (all there may be). `memory` is in bytes; by default what
-    this machine has left. UsageError for more than was compiled in, ArtifactError for damage.
+    this machine has left. With `ceilings` it says what each op would take there. UsageError for
+    more than was compiled in, ArtifactError for damage.
     """
     if not isinstance(artifact, Artifact):
         artifact = open_artifact(artifact)
@@ -56,6 +60,7 @@ def inspect_artifact(
     report = _report(artifact)
     captured = _program_if_there(artifact, "captured")
     passes = tuple(_passes(report, captured))
+    final = None if ceilings is None else _program_if_there(artifact, "final")
     return ArtifactFacts(
         path=str(artifact.path),
         identity=artifact.identity,
@@ -65,6 +70,9 @@ def inspect_artifact(
         passes=passes,
         verification=tuple(report.get("verification", ())),
         memory=plan_memory(manifest, workload.context, memory),
+        predictions=(
+            None if final is None or ceilings is None else predict_steps(final, workload, ceilings)
+        ),
     )
 
 

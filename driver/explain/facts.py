@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...ir.manifest import Manifest
 from ...ir.ops import Cost
+from ..bench.ceilings import Ceilings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,10 +196,31 @@ class MemoryFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedOp:
+    """All nodes of one op: seconds that they must take in each step, at a machine's ceilings."""
+
+    op: str
+    count: int
+    decode: float
+    prefill: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """The roofline of the two steps: seconds by op, and in all."""
+
+    ceilings: Ceilings
+    ops: tuple[PredictedOp, ...]
+    decode: float
+    prefill: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactFacts:
     """Everything that `infc inspect` says; no `program`, no `passes` where none were recorded.
 
     `verification` has a line for each phase of the compilation: what was compared after it.
+    `predictions` are there where the machine's ceilings are known.
     """
 
     path: str
@@ -209,3 +231,4 @@ class ArtifactFacts:
     passes: tuple[PassFacts, ...]
     verification: tuple[str, ...]
     memory: MemoryFacts
+    predictions: Predictions | None = None

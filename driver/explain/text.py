@@ -16,11 +16,12 @@ from .amounts import (
     format_change,
     format_intensity,
     format_operations,
+    format_seconds,
     format_share,
     moved_bytes,
     printable,
 )
-from .facts import ArtifactFacts, Costs, KvGroupFacts, LayerFacts, NearMiss, PassFacts
+from .facts import ArtifactFacts, Costs, KvGroupFacts, LayerFacts, NearMiss, PassFacts, Predictions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,9 @@ def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = F
         page.say(costs_note(facts))
         page.table("layers", LAYER_HEAD, [*_layer_rows(facts)])
         page.table("ops", OP_HEAD, [*op_rows(facts)])
+    if facts.predictions is not None:
+        page.say(f"at this machine's ceilings: {facts.predictions.ceilings.describe()}")
+        page.table("roofline", _ROOFLINE_HEAD, [*_roofline_rows(facts, facts.predictions)])
     if facts.passes:
         page.table("passes", PASS_HEAD, [*pass_rows(facts.passes)])
         page.lines("", _idle(facts.passes))
@@ -280,6 +284,20 @@ def op_rows(facts: ArtifactFacts) -> Iterator[Sequence[str]]:
         )
         yield (op.op, str(op.count), *cost_cells(op.costs, program.total), made or "-")
     yield ("=in all", str(len(program.nodes)), *cost_cells(program.total, program.total), "")
+
+
+_ROOFLINE_HEAD = ("op", ">count", ">decode", ">share", ">prefill", ">share")
+
+
+def _roofline_rows(facts: ArtifactFacts, all_ops: Predictions) -> Iterator[Sequence[str]]:
+    """The least time of each op, of both steps, and the tokens a second that they allow."""
+    for op in all_ops.ops:
+        decode = (format_seconds(op.decode), format_share(op.decode, all_ops.decode))
+        prefill = (format_seconds(op.prefill), format_share(op.prefill, all_ops.prefill))
+        yield (op.op, str(op.count), *decode, *prefill)
+    yield ("=in all", "", format_seconds(all_ops.decode), "", format_seconds(all_ops.prefill), "")
+    rates = (facts.workload.batch / all_ops.decode, facts.workload.tokens / all_ops.prefill)
+    yield ("=tokens/s", "", f"{rates[0]:.1f}", "", f"{rates[1]:.1f}", "")
 
 
 PASS_HEAD = ("pass", ">matches", ">nodes", ">bytes", ">ops", "contract", "verified")

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from infc.driver.bench import ceilings as ceilings_module
+from infc.driver.bench.ceilings import Ceilings
 from infc.driver.cli import run
 from infc.driver.explain.collect import inspect_artifact
 from infc.driver.explain.document import artifact_json, nodes_json
@@ -23,6 +25,7 @@ from infc.driver.explain.memory import kv_bytes
 from infc.driver.explain.narrow import pick_nodes
 from infc.driver.explain.text import near_miss_lines, render_artifact, spell_numbers
 from infc.ir.artifact import open_artifact
+from infc.ir.errors import TargetError
 from infc.ir.manifest import FileDigest, KvLayout
 from infc.ir.ops import Cost
 from infc.ir.program import KvGroup, ModelSpec, Program
@@ -31,7 +34,7 @@ from infc.runtime.kv_groups import blocks_for
 from infc.runtime.limits import RuntimeOptions, plan_runtime
 
 from ...ir.artifacts import manifest
-from .support import SEQUENCES, check_golden, write_explained
+from .support import MEMORY, SEQUENCES, check_golden, write_explained
 
 
 def test_golden(facts: ArtifactFacts, update_golden: bool) -> None:
@@ -81,9 +84,12 @@ def test_folded_layers_stand_for_all_nodes(facts: ArtifactFacts) -> None:
 
 @pytest.mark.parametrize(("name", "low", "high"), [("context", 600, 900), ("batch", 1, 7)])
 def test_more_costs_more(tiny: Path, name: str, low: int, high: int) -> None:
+    sizes = [{"batch": 1, "context": 600} | {name: value} for value in (low, high)]
     small, large = (
-        inspect_artifact(tiny, tokens=64, memory=1, **{name: value}).program
-        for value in (low, high)
+        inspect_artifact(
+            tiny, tokens=64, memory=1, batch=size["batch"], context=size["context"]
+        ).program
+        for size in sizes
     )
     assert small is not None
     assert large is not None
@@ -288,3 +294,48 @@ def test_inspecting_loads_no_compiler(tiny: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.split() == ["0"]
+
+
+def test_where_ceilings_are_known_ops_have_a_least_time(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Ceilings(threads=1, read=1e9, fp32=1e9, bf16=2e9, int8=4e9)
+    facts = inspect_artifact(tiny, batch=2, context=64, tokens=32, memory=MEMORY, ceilings=known)
+    predictions = facts.predictions
+    assert predictions is not None
+    linear = next(op for op in predictions.ops if op.op == "linear")
+    assert facts.program is not None
+    weights = sum(w.num_bytes for n in facts.program.nodes if n.op == "linear" for w in n.weights)
+    assert linear.decode == pytest.approx(weights / 1e9, rel=0.01)  # a few bytes for two sequences
+    assert predictions.decode == pytest.approx(sum(op.decode for op in predictions.ops))
+    assert predictions.prefill == pytest.approx(sum(op.prefill for op in predictions.ops))
+    assert inspect_artifact(tiny, memory=MEMORY).predictions is None
+    monkeypatch.setattr(ceilings_module, "known_machine", lambda: KnownMachine(known))
+    assert run(["inspect", str(tiny)]) == 0
+    text = capsys.readouterr().out
+    assert "at this machine's ceilings: 1.0 GB/s read; fp32 1, bf16 2, int8 4 Gop/s" in text
+    rows = text.partition("\nroofline\n")[2].partition("\npasses\n")[0]
+    assert [line.split()[0] for line in rows.splitlines()[1:3]] == ["linear", "paged_attention"]
+    assert run(["inspect", str(tiny), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"]["ceilings"]["bf16"] == 2e9
+
+
+class KnownMachine:
+    """A machine on which these ceilings were measured, with any number of threads."""
+
+    def __init__(self, ceilings: Ceilings) -> None:
+        self._ceilings = ceilings
+
+    def at(self, threads: int) -> Ceilings:
+        return self._ceilings
+
+
+def test_a_machine_that_nothing_is_built_for_has_no_ceilings(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(target: str) -> None:
+        raise TargetError("infc runs on Linux on x86-64")
+
+    monkeypatch.setattr(ceilings_module, "resolve_target", refuse)
+    assert run(["inspect", str(tiny)]) == 0
+    assert "\nroofline\n" not in capsys.readouterr().out

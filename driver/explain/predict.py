@@ -1,0 +1,36 @@
+"""What the ops of a program would take at the ceilings of a machine."""
+
+from __future__ import annotations
+
+from ...ir.analyses import node_label
+from ...ir.program import Program
+from ..bench.ceilings import Ceilings
+from ..bench.roofline import Roofline, StepShape
+from .facts import PredictedOp, Predictions, Workload
+
+
+def predict_steps(program: Program, workload: Workload, ceilings: Ceilings) -> Predictions:
+    """Seconds of each op in the two steps of a workload, those that take most first."""
+    decode_shape = StepShape.of([(1, workload.context)] * workload.batch)
+    prefill_shape = StepShape.of([(workload.tokens, workload.context)])
+    roofline = Roofline(program, ceilings)
+    decode, prefill = (roofline.node_seconds(shape) for shape in (decode_shape, prefill_shape))
+    labels: dict[str, list[str]] = {}
+    for node in program.nodes:
+        labels.setdefault(node.op, []).append(node_label(node))
+    ops = [
+        PredictedOp(
+            op=op,
+            count=len(members),
+            decode=sum(decode[label] for label in members),
+            prefill=sum(prefill[label] for label in members),
+        )
+        for op, members in labels.items()
+    ]
+    shown = [op for op in ops if op.decode or op.prefill]
+    return Predictions(
+        ceilings=ceilings,
+        ops=tuple(sorted(shown, key=lambda op: -(op.decode + op.prefill))),
+        decode=sum(decode.values()),
+        prefill=sum(prefill.values()),
+    )
