@@ -1,0 +1,1 @@
+"""What benchmarks compute and how they talk to their workers; nothing is timed here."""
