@@ -12,7 +12,7 @@ from ...ir.errors import UsageError
 from ..explain.collect import read_program
 from .ceilings import Ceilings
 from .roofline import Roofline
-from .trial_steps import TrialStep
+from .trial_steps import TrialStep, fill_blocks
 
 if TYPE_CHECKING:
     from ...ir.artifact import Artifact
@@ -75,9 +75,12 @@ def measure_steps(
     UsageError where the artifact's backend cannot tell where the time of a step goes.
     """
     roofline = None if ceilings is None else Roofline(read_program(artifact), ceilings)
-    executor = _open(artifact, list(trials.values()), threads)
+    each = zip(*(trial.num_blocks(artifact.manifest) for trial in trials.values()), strict=True)
+    num_blocks = tuple(max(counts) for counts in each)
+    executor = _open(artifact, num_blocks, threads)
     total, done, results = len(trials) * repeats, 0, []
     try:
+        fill_blocks(executor, artifact.manifest, num_blocks)
         for name, trial in trials.items():
             step = trial.build(artifact.manifest)
             for _ in range(WARM_UP_STEPS):
@@ -97,15 +100,12 @@ def measure_steps(
     return results
 
 
-def _open(artifact: Artifact, trials: Sequence[TrialStep], threads: int) -> ProfiledExecutor:
+def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> ProfiledExecutor:
     from ...runtime.executors import open_executor
     from ...runtime.executors.base import ExecutorConfig, ProfiledExecutor
 
     artifact.verify_weights().result()
-    blocks = zip(*(trial.num_blocks(artifact.manifest) for trial in trials), strict=True)
-    config = ExecutorConfig(
-        num_blocks=tuple(max(counts) for counts in blocks), num_threads=threads, profile=True
-    )
+    config = ExecutorConfig(num_blocks=num_blocks, num_threads=threads, profile=True)
     executor = open_executor(artifact, config)
     if not isinstance(executor, ProfiledExecutor):
         executor.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from ...runtime.kv_groups import blocks_for
 from ...runtime.step import Step
 from .roofline import StepShape
 
+if TYPE_CHECKING:
+    from ...runtime.executors.base import Executor
+
 Int32Array = NDArray[np.int32]
 
 
@@ -21,7 +25,7 @@ Int32Array = NDArray[np.int32]
 class TrialStep:
     """`batch` sequences, each computing `queries` tokens, with `context` stored when it has run.
 
-    What is stored before is whatever the memory held: it costs the same to read.
+    What they find stored is whatever the blocks hold: see `fill_blocks`.
     """
 
     batch: int
@@ -66,5 +70,18 @@ class TrialStep:
         return _ints(1 + np.arange(self.batch * each)).reshape(self.batch, each)
 
 
-def _ints(values: Sequence[int] | NDArray[np.signedinteger]) -> Int32Array:
+def fill_blocks(executor: Executor, manifest: Manifest, num_blocks: Sequence[int]) -> None:
+    """Puts the first tokens of a prompt into every block but the null block.
+
+    Memory that nobody wrote to is one page of zeros wherever it is read, and always in a cache.
+    """
+    sizes = [group.block_size for group in manifest.kv.groups]
+    count = min([*sizes, manifest.limits.step_tokens, manifest.limits.max_context])
+    step = TrialStep(1, count, count).build(manifest)
+    executor.run(step)
+    copies = (np.stack([np.ones(n - 2), np.arange(2, n)], axis=1) for n in num_blocks)
+    executor.run(replace(step, block_copies=tuple(_ints(pairs) for pairs in copies)))
+
+
+def _ints(values: Sequence[int] | NDArray[Any]) -> Int32Array:
     return np.ascontiguousarray(values, dtype=np.int32)

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from infc.driver.bench.ceilings import Ceilings
 from infc.driver.bench.ops import measure_steps
-from infc.driver.bench.trial_steps import TrialStep
+from infc.driver.bench.trial_steps import TrialStep, fill_blocks
 from infc.ir.artifact import Artifact
 from infc.ir.errors import UsageError
 from infc.ir.program import KvGroup
+from infc.runtime.executors import open_executor
+from infc.runtime.executors.base import ExecutorConfig
 
 from ...codegen.harness import Chunk, make_step
 
@@ -92,3 +94,20 @@ def test_lines_are_named_predicted_and_fill_the_step(compiled: Artifact, slow: C
 def test_a_backend_that_cannot_tell_says_so(small: Artifact) -> None:
     with pytest.raises(UsageError, match="the backend reference does not tell where the time"):
         measure_steps(small, {"decode": TrialStep(1, 1, 8)}, threads=1, ceilings=None)
+
+
+def test_filled_blocks_are_what_sequences_find(compiled: Artifact) -> None:
+    trial = TrialStep(2, 1, 70)
+    num_blocks = trial.num_blocks(compiled.manifest)
+    executor = open_executor(compiled, ExecutorConfig(num_blocks=num_blocks))
+    step = trial.build(compiled.manifest)
+    empty = executor.run(step)
+    fill_blocks(executor, compiled.manifest, num_blocks)
+    filled = executor.run(step)
+    # With one token in both sequences and the same behind them, both get the same.
+    same = replace(step, token_ids=np.zeros_like(step.token_ids))
+    first, second = executor.run(same)
+    executor.close()
+    assert np.isfinite(filled).all()
+    assert not np.array_equal(empty, filled)
+    assert np.array_equal(first, second)
