@@ -58,7 +58,6 @@ def asks_for_hidden(step: Step, width: int | None) -> Step:
     return replace(
         step,
         hidden=np.empty((len(step.logits_index), width), np.float32),
-        needs_logits=any(request.pool is None for request in receivers),
     )
 
 

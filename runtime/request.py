@@ -63,6 +63,7 @@ class Request:
         "seed",
         "state",
         "stop_reason",
+        "takes_greatest",
         "token_ids",
         "unforked",
     )
@@ -94,6 +95,10 @@ class Request:
         self.num_logprobs = params.logprobs
         if self.num_logprobs is None and params.num_choices > params.n:
             self.num_logprobs = 0  # the best are chosen by them
+        # Whether its tokens are those of the greatest logits, and nobody wants the logits.
+        self.takes_greatest = (
+            params.temperature == 0.0 and self.adjuster is None and self.num_logprobs is None
+        )
         self.unforked: list[Request] = []
         self.num_prompt_rows = 0
         self.pool: Pool | None = None

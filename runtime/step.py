@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
 
 Int32Array = NDArray[np.int32]
 
+NO_TOKEN = -1
+"""What `Step.tokens` holds for a row of logits with a NaN, or without a finite maximum."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """Rows of logits that belong to a prompt.
+    """Rows of the step's `R` that belong to a prompt.
 
     Row `first_row + i` is what follows position `first_position + i`, for `count` rows.
     """
@@ -34,7 +38,8 @@ class Step:
     The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
     of the manifest. `requests` (one a sequence) say whose step it is, `sampled` who gets a token
     of which row (`sampled_rows`), and `prompt_rows` which rows are of a prompt; executors never
-    look at them.
+    look at them. They write `tokens` and `hidden` where these are given: for each of the rows the
+    id of its greatest logit (the lowest of equals, or `NO_TOKEN`), and what enters the head.
     """
 
     token_ids: Int32Array  # [T]
@@ -45,8 +50,9 @@ class Step:
     slots: tuple[Int32Array, ...]  # [T] each
     block_copies: tuple[Int32Array, ...]  # [C, 2] each, C may differ from group to group
     logits_index: Int32Array  # [R]
+    logits_rows: Int32Array | None = None  # [L] of the R whose logits are wanted; None for all
+    tokens: Int32Array | None = field(default=None, repr=False)  # [R]
     hidden: NDArray[np.float32] | None = field(default=None, repr=False)  # [R, hidden_width]
-    needs_logits: bool = True
     requests: tuple[Request, ...] = field(default=(), repr=False)
     sampled: tuple[Request, ...] = field(default=(), repr=False)
     sampled_rows: tuple[int, ...] = ()
@@ -61,6 +67,21 @@ class Step:
     def num_sequences(self) -> int:
         """Sequences in this step."""
         return len(self.context_lengths)
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits that are wanted."""
+        return len(self.logits_index if self.logits_rows is None else self.logits_rows)
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether anybody wants logits, or what follows from them."""
+        return self.tokens is not None or self.num_logits > 0
+
+    def places(self, rows: Sequence[int]) -> NDArray[np.intp]:
+        """Where these rows, of which logits are wanted, stand among those."""
+        wanted = np.array(rows, np.intp)
+        return wanted if self.logits_rows is None else np.searchsorted(self.logits_rows, wanted)
 
 
 @dataclass(frozen=True, slots=True)

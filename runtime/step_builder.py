@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .kv_cache import KvCache
 from .request import Request
-from .step import PromptRows, Step
+from .step import Int32Array, PromptRows, Step
 
 Plan = Sequence[tuple[Request, int]]
 
 
 class _Rows:
-    """Which tokens of the step give a row of logits, and who waits for it."""
+    """Which tokens of the step give a row, who waits for it, and whether for its logits."""
 
     def __init__(self) -> None:
         self.index: list[int] = []
         self.sampled: list[Request] = []
         self.sampled_rows: list[int] = []
         self.prompts: list[PromptRows] = []
+        self.logits: list[int] = []
+        self.wants_tokens = False
 
     def add_prompt(self, request: Request, first_token: int, start: int, count: int) -> None:
         """The rows of a chunk that a prompt still lacks; `start` is the chunk's position."""
         first = max(start, request.num_prompt_rows)
         wanted = min(start + count, request.num_prompt_tokens - 1) - first
         if wanted > 0:
-            self.prompts.append(PromptRows(request, len(self.index), first, wanted))
+            row = len(self.index)
+            self.prompts.append(PromptRows(request, row, first, wanted))
             begin = first_token + first - start
             self.index.extend(range(begin, begin + wanted))
+            if request.pool is None:
+                self.logits.extend(range(row, row + wanted))
 
     def add_sample(self, request: Request, token: int) -> None:
         """The row that the request's next token comes from, and that of all its choices."""
@@ -37,47 +43,83 @@ class _Rows:
         self.index.append(token)
         self.sampled.append(request)
         self.sampled_rows.append(row)
+        if request.pool is None:
+            if request.takes_greatest:
+                self.wants_tokens = True
+            else:
+                self.logits.append(row)
         if request.unforked:
             self.sampled += request.unforked
             self.sampled_rows += [row] * len(request.unforked)
 
+    @property
+    def with_logits(self) -> Int32Array | None:
+        """`Step.logits_rows`."""
+        return None if len(self.logits) == len(self.index) else np.array(self.logits, np.int32)
+
+    @property
+    def tokens(self) -> Int32Array | None:
+        """`Step.tokens`."""
+        return np.empty(len(self.index), np.int32) if self.wants_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the tokens of a step stand: in which sequence [T], and at which position of it [T]."""
+
+    query_starts: Int32Array
+    context_lengths: Int32Array
+    sequence: Int32Array
+    positions: Int32Array
+
+    @classmethod
+    def of(cls, starts: list[int], counts: list[int]) -> _Places:
+        """Sequence b computes `counts[b]` tokens from position `starts[b]` on."""
+        first, count = np.array(starts, np.int32), np.array(counts, np.int32)
+        query_starts = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(count, out=query_starts[1:])
+        sequence, positions = np.arange(len(counts), dtype=np.int32), first
+        num_tokens = int(query_starts[-1])
+        if num_tokens > len(counts):  # else each has one token, and that is its position
+            sequence = np.repeat(sequence, count)
+            tokens = np.arange(num_tokens, dtype=np.int32)
+            positions = tokens + (first - query_starts[:-1])[sequence]
+        return cls(query_starts, first + count, sequence, positions)
+
+    def slots(self, tables: Sequence[Int32Array], block_size: int) -> tuple[Int32Array, ...]:
+        """Where each token's KV goes, by the block tables of each group."""
+        index, offset = np.divmod(self.positions, np.int32(block_size))
+        return tuple(table[self.sequence, index] * block_size + offset for table in tables)
+
 
 def build_step(plan: Plan, kv: KvCache) -> Step:
     """The arrays of the step in which each request computes that many of its tokens."""
-    size = kv.block_size
     token_ids: list[int] = []
     rows = _Rows()
     starts, counts = [], []
     for request, count in plan:
-        start = request.num_computed
+        start, tokens = request.num_computed, request.token_ids
         if request.wants_prompt_rows:
             rows.add_prompt(request, len(token_ids), start, count)
-        token_ids += request.token_ids[start : start + count]
+        token_ids += tokens[start : start + count]
         starts.append(start)
         counts.append(count)
-        if start + count == len(request.token_ids):
+        if start + count == len(tokens):
             rows.add_sample(request, len(token_ids) - 1)
-    counts_array = np.array(counts, np.int32)
-    query_starts = np.zeros(len(plan) + 1, np.int32)
-    np.cumsum(counts_array, out=query_starts[1:])
-    positions = starts_array = np.array(starts, np.int32)
-    sequence = np.arange(len(plan), dtype=np.int32)
-    if len(token_ids) > len(plan):  # else each has one token, and that is its position
-        sequence = np.repeat(sequence, counts_array)
-        tokens = np.arange(len(token_ids), dtype=np.int32)
-        positions = tokens + (starts_array - query_starts[:-1])[sequence]
-    context_lengths = starts_array + counts_array
-    tables = kv.tables([request.blocks for request, _ in plan], int(context_lengths.max()))
-    index, offset = np.divmod(positions, np.int32(size))
+    places = _Places.of(starts, counts)
+    longest = int(places.context_lengths.max())
+    tables = kv.tables([request.blocks for request, _ in plan], longest)
     return Step(
         token_ids=np.array(token_ids, np.int32),
-        positions=positions,
-        query_starts=query_starts,
-        context_lengths=context_lengths,
+        positions=places.positions,
+        query_starts=places.query_starts,
+        context_lengths=places.context_lengths,
         block_tables=tables,
-        slots=tuple(table[sequence, index] * size + offset for table in tables),
+        slots=places.slots(tables, kv.block_size),
         block_copies=kv.take_copies(),
         logits_index=np.array(rows.index, np.int32),
+        logits_rows=rows.with_logits,
+        tokens=rows.tokens,
         requests=tuple(request for request, _ in plan),
         sampled=tuple(rows.sampled),
         sampled_rows=tuple(rows.sampled_rows),

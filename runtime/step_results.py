@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from .outputs import TokenLogprobs
 from .pooling import pool_rows
 from .sampler import Sample, sample_rows
-from .step import PromptRows, Step
+from .step import NO_TOKEN, PromptRows, Step
 from .token_logprobs import prompt_logprobs
 from .top_tokens import Logits
 
@@ -27,10 +25,10 @@ class StepResults:
 
 
 def read_results(logits: Logits, step: Step) -> StepResults:
-    """Samples and log-probabilities of a step's logits [R, V]."""
+    """Samples and log-probabilities of what a step gave: its logits [L, V], and `step.tokens`."""
     pool_rows(step)
     samples = _samples(logits, step)
-    prompts = [_prompt_logprobs(logits, rows) for rows in step.prompt_rows]
+    prompts = [_prompt_logprobs(logits, step, rows) for rows in step.prompt_rows]
     if None in prompts:
         failed = {
             rows.request.request_id
@@ -46,34 +44,43 @@ def read_results(logits: Logits, step: Step) -> StepResults:
 
 def _samples(logits: Logits, step: Step) -> list[Sample]:
     """One for each of `step.sampled`; those who pool get no token, only whether all is well."""
-    if step.hidden is None:
-        return sample_rows(_sampled(logits, step), step.sampled)
-    others = [
-        pair for pair in zip(step.sampled, step.sampled_rows, strict=True) if pair[0].pool is None
+    greatest = () if step.tokens is None else step.tokens.tolist()
+    drawn = iter(_draw_samples(logits, step))
+    samples = []
+    for request, row in zip(step.sampled, step.sampled_rows, strict=True):
+        if request.pool is not None:
+            samples.append(Sample(0 if request.pool.is_finite else None))
+        elif request.takes_greatest:
+            token = greatest[row]
+            samples.append(Sample(None if token == NO_TOKEN else token))
+        else:
+            samples.append(next(drawn))
+    return samples
+
+
+def _draw_samples(logits: Logits, step: Step) -> list[Sample]:
+    """The samples of those whose logits are wanted; choices share a row."""
+    if len(logits) == 0:
+        return []
+    pairs = [
+        (request, row)
+        for request, row in zip(step.sampled, step.sampled_rows, strict=True)
+        if request.pool is None and not request.takes_greatest
     ]
-    rows = logits[np.array([row for _, row in others], np.intp)]
-    fresh = iter(sample_rows(rows, [request for request, _ in others]))
-    return [
-        next(fresh) if request.pool is None else Sample(0 if request.pool.is_finite else None)
-        for request in step.sampled
-    ]
+    rows = logits
+    if step.prompt_rows or len(pairs) > len(logits):
+        rows = logits[step.places([row for _, row in pairs])]
+    return sample_rows(rows, [request for request, _ in pairs])
 
 
-def _sampled(logits: Logits, step: Step) -> Logits:
-    """One row for each of `step.sampled`: choices share a row, rows of prompts are left out."""
-    if len(step.sampled) == len(logits) and not step.prompt_rows:
-        return logits
-    rows: Logits = logits[list(step.sampled_rows)]
-    return rows
-
-
-def _prompt_logprobs(logits: Logits, rows: PromptRows) -> list[TokenLogprobs] | None:
+def _prompt_logprobs(logits: Logits, step: Step, rows: PromptRows) -> list[TokenLogprobs] | None:
     request, first = rows.request, rows.first_position + 1
     if request.pool is not None:
         return []
     assert request.params.prompt_logprobs is not None
+    (place,) = step.places([rows.first_row])
     return prompt_logprobs(
-        logits[rows.first_row : rows.first_row + rows.count],
+        logits[place : place + rows.count],
         request.token_ids[first : first + rows.count],
         request.params.prompt_logprobs,
     )

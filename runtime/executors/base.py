@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import InfcError
-from ..step import Step
+from ..step import NO_TOKEN, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +29,10 @@ class Executor(Protocol):
     """Runs steps, and keeps the KV cache that they read and write."""
 
     def run(self, step: Step) -> NDArray[np.float32]:
-        """Compute the step's tokens; the logits of the wanted rows, float32 `[R, vocab]`.
+        """Compute the step's tokens; the logits of the wanted rows, float32 `[L, vocab]`.
 
-        `step.hidden` is filled where it is given. A step without `needs_logits` gives
-        `[0, vocab]`, and the head need not be computed.
+        `step.tokens` and `step.hidden` are filled where they are given. For a step without
+        `needs_head` the head need not be computed.
         """
         ...
 
@@ -62,6 +62,18 @@ class ProfiledExecutor(Executor, Protocol):
     def profile(self) -> list[ProfileEntry]:
         """The entries in the order of a step; empty where it was not opened to measure."""
         ...
+
+
+def wanted_rows(step: Step, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """From `logits` of every row, `[R, vocab]`, what `run` gives; fills `step.tokens`.
+
+    For executors whose head makes every row.
+    """
+    if step.tokens is not None:
+        best = logits.argmax(axis=1)  # the first of equals, and the first NaN where there is one
+        finite = np.isfinite(logits[np.arange(len(best)), best])
+        step.tokens[:] = np.where(finite, best, NO_TOKEN)
+    return logits if step.logits_rows is None else logits[step.logits_rows]
 
 
 def check_hidden(step: Step, width: int | None) -> None:

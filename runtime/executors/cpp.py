@@ -15,7 +15,7 @@ from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.target import check_target
 from ..step import Int32Array, Step
-from .base import ExecutorConfig, ProfileEntry, check_hidden
+from .base import ExecutorConfig, ProfileEntry, check_hidden, wanted_rows
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
@@ -69,7 +69,7 @@ class CppExecutor:
         return int(handle)
 
     def run(self, step: Step) -> NDArray[np.float32]:
-        """The logits of the wanted rows, float32 `[R, vocab]`; see `Executor.run`.
+        """The logits of the wanted rows, float32 `[L, vocab]`; see `Executor.run`.
 
         Raises CapacityError for a step beyond the limits that were compiled in, InfcError once
         it is closed and in a forked process.
@@ -89,9 +89,10 @@ class CppExecutor:
                 f"compiled {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
         check_hidden(step, self._hidden_width)
-        result = np.empty((rows if step.needs_logits else 0, self._vocab_size), dtype=np.float32)
+        # The head makes every row or none.
+        logits = np.empty((rows if step.needs_head else 0, self._vocab_size), dtype=np.float32)
         if step.num_tokens == 0:
-            return result
+            return logits
         for index, group in enumerate(self._groups[: len(self._kv)]):
             table, copies = step.block_tables[index], step.block_copies[index]
             group.block_table = _pointer(table)
@@ -110,11 +111,11 @@ class CppExecutor:
             logits_index=_pointer(step.logits_index),
             groups=self._groups,
             hidden=None if step.hidden is None else step.hidden.ctypes.data,
-            logits=result.ctypes.data if step.needs_logits else None,
+            logits=logits.ctypes.data if step.needs_head else None,
         )
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")
-        return result
+        return wanted_rows(step, logits) if step.needs_head else logits
 
     def profile(self) -> list[ProfileEntry]:
         """What each statement of the steps so far took; empty unless opened with `profile`."""

@@ -11,7 +11,7 @@ from ...ir.paged_state import PagedState
 from ...ir.program import Program, hidden_width
 from ...ir.torch_types import to_torch
 from ..step import Step
-from .base import ExecutorConfig, check_hidden
+from .base import ExecutorConfig, check_hidden, wanted_rows
 
 
 class ReferenceExecutor:
@@ -42,7 +42,7 @@ class ReferenceExecutor:
         return cls(program, mapped.tensor, config)
 
     def run(self, step: Step) -> NDArray[np.float32]:
-        """The logits of the wanted rows, float32 `[R, vocab]`; see `Executor.run`."""
+        """The logits of the wanted rows, float32 `[L, vocab]`; see `Executor.run`."""
         import torch
 
         state = self._state
@@ -72,7 +72,7 @@ class ReferenceExecutor:
         if step.hidden is not None:
             step.hidden[:] = results[1].float().numpy()[:rows]
         result: NDArray[np.float32] = results[0].float().numpy()
-        return result[: rows if step.needs_logits else 0]
+        return wanted_rows(step, result[:rows])
 
     def close(self) -> None:
         """Give the memory back."""

@@ -99,7 +99,7 @@ def jobs(draw: st.DrawFn) -> Job:
         seed=None if greedy else draw(st.integers(0, 5)),
         max_tokens=draw(st.integers(1, 40)),
         ignore_eos=True,
-        logprobs=3,
+        logprobs=draw(st.sampled_from([3, 3, None])),
         n=draw(st.sampled_from([1, 1, 2, 3])),
         prompt_logprobs=draw(st.sampled_from([None, None, 0, 2])),
         **draw(st.sampled_from([{}, PENALTIES])),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.ir.program import KvGroup
+from infc.runtime.executors.base import wanted_rows
 from infc.runtime.step import Step
 
 _EMPTY = 1
@@ -80,10 +81,10 @@ class PagedModel:
                 self._check_reads(step, g, b, start, stop)
         if step.hidden is not None:
             self._fill_hidden(step, spans, step.hidden)
-        if not step.needs_logits:
+        if not step.needs_head:
             return np.zeros((0, self.vocab_size), np.float32)
         rows = [self._logits(step, spans, row) for row in step.logits_index.tolist()]
-        return np.array(rows, np.float32).reshape(-1, self.vocab_size)
+        return wanted_rows(step, np.array(rows, np.float32).reshape(-1, self.vocab_size))
 
     def close(self) -> None:
         self.stores = []

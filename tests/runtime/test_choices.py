@@ -140,7 +140,7 @@ def raw(engine: Engine, tokens: Sequence[int]) -> NDArray[np.float64]:
 
     engine.executor = Spy()
     for length in range(1, len(tokens) + 1):
-        engine.add_request("spy", tokens[:length], SamplingParams(max_tokens=1))
+        engine.add_request("spy", tokens[:length], SamplingParams(max_tokens=1, logprobs=0))
         while engine.has_unfinished:
             engine.step()
     engine.executor = real
@@ -201,7 +201,7 @@ def test_a_prompt_without_finite_logits_fails_alone(engine: Engine, at: int) -> 
             logits = real.run(step)
             for rows in step.prompt_rows:
                 if rows.request.request_id == "bad" and rows.first_position >= at:
-                    logits[rows.first_row] = np.nan
+                    logits[step.places([rows.first_row])] = np.nan
             return logits
 
         def close(self) -> None: ...

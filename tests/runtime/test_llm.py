@@ -24,7 +24,7 @@ from infc.ir.errors import (
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import Step
+from infc.runtime.step import NO_TOKEN, Step
 
 from .small_artifact import write_small_artifact
 
@@ -362,10 +362,11 @@ def test_request_with_invalid_logits_fails_alone(artifact: Path) -> None:
 
         class Poisoned:
             def run(self, step: Step) -> NDArray[np.float32]:
-                logits = working.run(step).copy()
+                logits = working.run(step)
+                assert step.tokens is not None
                 for row, request in enumerate(step.sampled):
                     if request.token_ids[0] == 9:
-                        logits[row, 3] = np.nan
+                        step.tokens[row] = NO_TOKEN
                 return logits
 
             def close(self) -> None: ...

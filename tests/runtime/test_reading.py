@@ -37,7 +37,7 @@ class Spy(PagedModel):
     heads: tuple[bool, ...] = ()
 
     def run(self, step: Step) -> NDArray[np.float32]:
-        self.heads += (step.needs_logits,)
+        self.heads += (step.needs_head,)
         return super().run(step)
 
 

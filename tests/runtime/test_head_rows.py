@@ -1,0 +1,115 @@
+"""What comes out of the head: the greatest logit's token for most, logits for whoever asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from infc.runtime.executors.base import wanted_rows
+from infc.runtime.request import Request
+from infc.runtime.sampler import sample_rows
+from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.step import NO_TOKEN, Step
+from infc.runtime.step_results import read_results
+
+from .test_scheduler import add, build, finish_all, run_step
+
+VALUES = st.sampled_from([-1.5, 0.0, 2.0, 2.0, np.inf, -np.inf, np.nan])
+
+
+def request(params: SamplingParams | None = None) -> Request:
+    """A request that has its prompt."""
+    return Request("r", [1, 2, 3], params or SamplingParams())
+
+
+def head_step(num_rows: int, wanted: list[int] | None, **fields: Any) -> Step:
+    """A step of which only the rows matter."""
+    nothing = np.zeros(0, np.int32)
+    return Step(
+        token_ids=nothing,
+        positions=nothing,
+        query_starts=nothing,
+        context_lengths=nothing,
+        block_tables=(),
+        slots=(),
+        block_copies=(),
+        logits_index=np.arange(num_rows, dtype=np.int32),
+        logits_rows=None if wanted is None else np.array(wanted, np.int32),
+        tokens=np.full(num_rows, 7, np.int32),
+        **fields,
+    )
+
+
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(1, 6)), elements=VALUES),
+    st.data(),
+)
+def test_tokens_are_what_the_sampler_gives(logits: Any, data: st.DataObject) -> None:
+    """The lowest id of equals; none for a row with a NaN, or whose greatest is infinite."""
+    rows = list(range(len(logits)))
+    wanted = data.draw(
+        st.none() | st.sets(st.sampled_from(rows)).map(sorted) if rows else st.none()
+    )
+    step = head_step(len(rows), wanted)
+    given = wanted_rows(step, logits)
+    assert np.array_equal(given, logits if wanted is None else logits[wanted], equal_nan=True)
+    assert step.num_logits == len(given)
+    greedy = [request() for _ in rows]
+    expected = [sample.token_id for sample in sample_rows(logits, greedy)] if rows else []
+    assert step.tokens is not None
+    assert [None if t == NO_TOKEN else t for t in step.tokens.tolist()] == expected
+
+
+def test_each_request_finds_its_own_row() -> None:
+    """Among those of prompts, of choices that share one, and of those who want no logits."""
+    sampled = SamplingParams(temperature=1.0, seed=5, n=2)
+    first, second = request(), request(sampled)
+    scored, third = request(SamplingParams(prompt_logprobs=1, logprobs=0)), request()
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((6, 20)).astype(np.float32)
+    twin = second.sibling(1)
+    order = [first, second, twin, scored, third]
+    step = head_step(6, [1, 4], sampled=tuple(order), sampled_rows=(0, 1, 1, 4, 5))
+    results = read_results(wanted_rows(step, logits), step)
+    expected = [
+        sample_rows(logits[[r]], [o])[0] for o, r in zip(order, step.sampled_rows, strict=True)
+    ]
+    assert results.samples == expected
+
+
+WANTED = {
+    "greedy": ({}, 0),
+    "sampled": ({"temperature": 1.0}, 1),
+    "choices": ({"temperature": 1.0, "n": 3}, 1),
+    "greedy choices": ({"n": 2}, 0),
+    "best of": ({"n": 1, "best_of": 2}, 1),
+    "logprobs": ({"logprobs": 0}, 1),
+    "penalty": ({"presence_penalty": 0.5}, 1),
+    "prompt": ({"prompt_logprobs": 0}, 5),
+}
+
+
+@pytest.mark.parametrize(("params", "rows"), WANTED.values(), ids=WANTED)
+def test_logits_are_asked_for_where_they_are_read(params: dict[str, Any], rows: int) -> None:
+    scheduler, model = build(4, [None], [40], logit_rows=12, max_sequences=12, step_tokens=16)
+    add(scheduler, "beside", [1, 2], max_tokens=2)
+    add(scheduler, "r", [0, 1, 2, 2, 1, 0], max_tokens=2, **params)
+    step = run_step(scheduler, model)
+    assert step is not None
+    assert step.num_logits == rows
+    assert step.tokens is not None, "somebody is greedy"
+    finish_all(scheduler, model)
+
+
+def test_a_chunk_inside_a_prompt_needs_no_head() -> None:
+    scheduler, model = build(4, [None], [40], step_tokens=4)
+    add(scheduler, "r", [0, 1, 2, 2, 1, 0], max_tokens=1)
+    heads = []
+    while (step := run_step(scheduler, model)) is not None:
+        heads.append(step.needs_head)
+    assert heads == [False, True]
