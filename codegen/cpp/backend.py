@@ -14,6 +14,7 @@ from ...ir.target import Target
 from ...ir.types import DType, TensorType
 from ..base import Backend, Emission, EmitOptions, Made, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
+from .buffers import Buffer
 from .calls import c_dim, place_barriers
 from .emitter import Emitter, Lowering, pointer
 from .expressions import SCALARS
@@ -26,7 +27,7 @@ from .source import source_text
 from .toolchain import compile_library
 from .weight_table import PACKED_OPS
 
-ABI = 4
+ABI = 5
 """Version of the C interface in `kernels/abi.hpp`."""
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -166,11 +167,11 @@ def emit_calls(emitter: Emitter) -> None:
             _lowering(node.op)(emitter, node)
         emitter.nodes = ()
         if hidden is not None and hidden.name in emitter.buffers:
-            # At once, not at the end: a step that wants no logits is done here.
-            _store_rows(emitter, hidden, "hidden")
-            emitter.call("if (logits == nullptr) return;", (), reads=(), writes=())
+            # At once, not at the end: a step that wants nothing of the head is done here.
+            _store_hidden(emitter, hidden)
+            emitter.call("if (!needs_head(s)) return;", (), reads=(), writes=())
             hidden = None
-    _store_rows(emitter, logits, "logits")
+    _store_logits(emitter, logits)
 
 
 def _lowering(op: str) -> Lowering:
@@ -181,15 +182,39 @@ def _lowering(op: str) -> Lowering:
     return extension.lowering
 
 
-def _store_rows(emitter: Emitter, value: Value, array: str) -> None:
-    """Rows leave as float32 where the step has an array for them."""
-    buffer = emitter.dense(emitter.buffer(value))
-    assert value.type.dtype in (DType.F32, DType.BF16), f"{array} are floating-point"
+def _store_hidden(emitter: Emitter, value: Value) -> None:
+    """What enters the head leaves as float32 where the step has an array for it."""
+    buffer = _floats(emitter, value)
     count = " * ".join(c_dim(dim) for dim in value.type.shape)
     emitter.call(
-        f"if ({array} != nullptr) widen_rows(t, {{0}}, {array}, {count});",
+        f"if (hidden != nullptr) widen_rows(t, {{0}}, hidden, {count});",
         (pointer(buffer),),
         reads=(buffer,),
         writes=(),
-        comment=array,
+        comment="hidden",
     )
+
+
+def _store_logits(emitter: Emitter, value: Value) -> None:
+    """Of each row the greatest as a token, and as float32 those rows that are wanted."""
+    buffer = _floats(emitter, value)
+    rows, width = (c_dim(dim) for dim in value.type.shape)
+    emitter.call(
+        f"if (tokens != nullptr) greatest_rows(t, {{0}}, tokens, {rows}, {width});",
+        (pointer(buffer),),
+        reads=(buffer,),
+        writes=(),
+        comment="tokens",
+    )
+    emitter.call(
+        f"widen_chosen(t, {{0}}, s.logits_rows, s.num_logits, s.logits, {width});",
+        (pointer(buffer),),
+        reads=(buffer,),
+        writes=(),
+        comment="logits",
+    )
+
+
+def _floats(emitter: Emitter, value: Value) -> Buffer:
+    assert value.type.dtype in (DType.F32, DType.BF16), f"%{value.name} is floating-point"
+    return emitter.dense(emitter.buffer(value))

@@ -27,11 +27,11 @@ void run_step(const Team& t, const Model& m, const infc_step& s) {
   const int32_t* const positions = s.positions;
   const int32_t* const logits_index = s.logits_index;
   float* const hidden = s.hidden;
-  float* const logits = s.logits;
+  int32_t* const tokens = s.tokens;
   char* const a = m.arena;
   const void* const* const w = m.weights;
   StepClock clock(m.profile, t.tid);
-  (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden, (void)logits;
+  (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden, (void)tokens;
   (void)a, (void)w;
 """
 

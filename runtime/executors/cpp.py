@@ -15,7 +15,7 @@ from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.target import check_target
 from ..step import Int32Array, Step
-from .base import ExecutorConfig, ProfileEntry, check_hidden, wanted_rows
+from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
@@ -89,8 +89,7 @@ class CppExecutor:
                 f"compiled {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
         check_hidden(step, self._hidden_width)
-        # The head makes every row or none.
-        logits = np.empty((rows if step.needs_head else 0, self._vocab_size), dtype=np.float32)
+        logits = np.empty((step.num_logits, self._vocab_size), dtype=np.float32)
         if step.num_tokens == 0:
             return logits
         for index, group in enumerate(self._groups[: len(self._kv)]):
@@ -111,11 +110,14 @@ class CppExecutor:
             logits_index=_pointer(step.logits_index),
             groups=self._groups,
             hidden=None if step.hidden is None else step.hidden.ctypes.data,
-            logits=logits.ctypes.data if step.needs_head else None,
+            num_logits=step.num_logits,
+            logits_rows=None if step.logits_rows is None else _pointer(step.logits_rows),
+            tokens=None if step.tokens is None else _pointer(step.tokens),
+            logits=logits.ctypes.data,
         )
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")
-        return wanted_rows(step, logits) if step.needs_head else logits
+        return logits
 
     def profile(self) -> list[ProfileEntry]:
         """What each statement of the steps so far took; empty unless opened with `profile`."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 4
+ABI = 5
 
 _Pointer = ctypes.c_void_p
 
@@ -32,7 +32,7 @@ class StepArrays(ctypes.Structure):
         ("num_tokens", ctypes.c_int32),
         ("num_rows", ctypes.c_int32),
         ("num_sequences", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("num_logits", ctypes.c_int32),
         ("token_ids", _Pointer),
         ("positions", _Pointer),
         ("query_starts", _Pointer),
@@ -40,6 +40,8 @@ class StepArrays(ctypes.Structure):
         ("logits_index", _Pointer),
         ("groups", ctypes.POINTER(GroupStep)),
         ("hidden", _Pointer),
+        ("logits_rows", _Pointer),
+        ("tokens", _Pointer),
         ("logits", _Pointer),
     ]
 

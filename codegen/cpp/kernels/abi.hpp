@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 4
+#define INFC_ABI 5
 
 extern "C" {
 
@@ -21,15 +21,17 @@ struct infc_step {
   int32_t num_tokens;
   int32_t num_rows;
   int32_t num_sequences;
-  int32_t reserved;
+  int32_t num_logits;  // L, rows whose logits are wanted
   const int32_t* token_ids;        // [T]
   const int32_t* positions;        // [T]
   const int32_t* query_starts;     // [B + 1]
   const int32_t* context_lengths;  // [B]
   const int32_t* logits_index;     // [R]
   const infc_group_step* groups;
-  float* hidden;  // [R, H], what enters the head, written; null where nobody asks
-  float* logits;  // [R, V], written; null: the step ends in front of the head, if hidden is known
+  float* hidden;                // [R, H], written: what enters the head; null where nobody asks
+  const int32_t* logits_rows;      // [L] of the R rows, ascending; null: all of them
+  int32_t* tokens;  // [R], written: each row's greatest logit; null where nobody asks
+  float* logits;    // [L, V], written; without tokens and rows the step ends in front of the head
 };
 
 struct infc_config {

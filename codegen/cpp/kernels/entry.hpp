@@ -16,6 +16,7 @@
 #include "math.hpp"
 #include "moe.hpp"
 #include "norms.hpp"
+#include "outputs.hpp"
 #include "profile.hpp"
 #include "quantize.hpp"
 #include "rope.hpp"

@@ -112,11 +112,4 @@ inline void matmul_plain(const Team& t, const T* a, const T* b, T* y, int64_t ba
   }
 }
 
-// The logits leave as float32, whatever the model computes in.
-template <class T>
-inline void widen_rows(const Team& t, const T* x, float* y, int64_t count) {
-  const Share s = share_of(t, count);
-  for (int64_t i = s.begin; i < s.end; ++i) y[i] = to_float(x[i]);
-}
-
 }  // namespace infc
