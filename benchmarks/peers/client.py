@@ -95,8 +95,10 @@ class Worker:
         return replace(reply, first=seconds - reply.seconds + reply.first, seconds=seconds)
 
     def pause(self) -> None:
-        """Stop the group. It keeps its memory."""
+        """Stop the group, and wait until the process has stopped or ended. It keeps its memory."""
         self._signal(signal.SIGSTOP)
+        if self._process.returncode is None:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on."""

@@ -53,7 +53,8 @@ class CpuClock:
     def share_of_others(self, end: CpuClock) -> float:
         """Of the machine's CPU time until `end`, what went to anyone but the family."""
         whole = (end.wall - self.wall) * (os.cpu_count() or 1)
-        return max(0.0, (end.busy - self.busy) - (end.own - self.own)) / whole if whole else 0.0
+        others = (end.busy - self.busy) - (end.own - self.own)
+        return min(1.0, max(0.0, others / whole))  # the parts are counted in ticks of 10 ms
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -17,19 +17,9 @@ from benchmarks.peers.worker import serve
 from benchmarks.peers.workloads import Request
 
 from ..runtime.small_artifact import write_small_artifact
+from .scripted import SPINNING, script, spinning
 
 TWO = Request(((1, 2, 3), (1, 2, 4)), 2, 2)
-# Spins in two threads whatever happens, as idle teams of some libraries do.
-SPINNING = """
-import json, sys, threading
-def spin():
-    while True: pass
-threading.Thread(target=spin, daemon=True).start()
-print(json.dumps({"version": "1"}), flush=True)
-for line in sys.stdin:
-    reply = {"first": 0.5, "seconds": 1.0, "tokens": 4, "peak_rss_bytes": 7}
-    print(json.dumps(reply), flush=True)
-"""
 
 
 class Halves:
@@ -44,10 +34,6 @@ class Halves:
         on_tokens(0)  # nothing yet
         on_tokens(1)
         on_tokens(request.new_tokens - 1 - self._missing)
-
-
-def script(text: str, log: Path, timeout_seconds: float = 30.0) -> Worker:
-    return Worker([sys.executable, "-c", text], {}, log, timeout_seconds=timeout_seconds)
 
 
 def replies(engine: Halves, *requests: Request) -> list[dict[str, object]]:
@@ -98,11 +84,9 @@ def test_infc_answers_as_a_contestant(tmp_path: Path) -> None:
 
 
 def test_stopped_worker_uses_no_cpu_though_it_spins(tmp_path: Path) -> None:
-    with script(SPINNING, tmp_path / "log") as worker:
+    with spinning(tmp_path / "log") as worker:
         worker.loaded()
         worker.pause()
-        while Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
-            time.sleep(0.01)
         before = cpu_seconds(worker.pid)
         time.sleep(0.3)
         assert cpu_seconds(worker.pid) == before
@@ -113,7 +97,7 @@ def test_stopped_worker_uses_no_cpu_though_it_spins(tmp_path: Path) -> None:
 
 
 def test_times_from_the_start_count_the_loading(tmp_path: Path) -> None:
-    slow = "import time; time.sleep(0.3)\n" + SPINNING
+    slow = "import time; time.sleep(0.3)\n" + SPINNING.replace("LIMIT", "None")
     with script(slow, tmp_path / "log") as worker:
         reply = worker.ask_from_start(TWO)
     assert reply.seconds >= 0.3
