@@ -7,7 +7,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST := $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format docs clean $(CHECKS)
+.PHONY: help setup demo test sanitize check lint format docs clean $(CHECKS)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -17,6 +17,9 @@ setup: $(STAMP) ## make .venv with everything for development
 $(STAMP):
 	@scripts/setup.sh
 	@rm -f .venv/.setup-* && touch $@
+
+sanitize: setup ## run the kernels under the sanitizers of addresses and undefined behaviour
+	scripts/sanitize.sh $(ARGS)
 
 demo: setup ## compile the bundled model and let it write
 	$(BIN)/infc compile recipes/tiny/model.yaml -o build/tiny

@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from infc.codegen.cpp import toolchain
 
+from . import sanitizers
 from .compilations import Compilations, sweep
 
 # Two workers that each start a team as wide as the machine only get in each other's way. The
@@ -61,6 +62,9 @@ def compilations(pytestconfig: pytest.Config) -> Iterator[Compilations]:
     compilations = Compilations(kept_compilations(pytestconfig), toolchain._run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "_run", compilations.run)
+        if sanitizers.ACTIVE:
+            patch.setattr(toolchain, "FLAGS", sanitizers.sanitized(toolchain.FLAGS))
+            sanitizers.release_children()
         yield compilations
 
 
