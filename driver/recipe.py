@@ -124,6 +124,13 @@ class RuntimeSection(_Section):
         None, "Threads of a step; auto is one a core.", unit="threads", ge=1, le=1024
     )
     pin: bool = _key(False, "Whether each thread stays on one core.")
+    itl_target_ms: int = _key(
+        0,
+        "How long a step may take while answers are being written: prompts of others are cut so"
+        " that it does; 0 is for as long as step_tokens take.",
+        unit="ms",
+        ge=0,
+    )
     weights: Literal["auto", "mapped", "copied"] = _key(
         "auto",
         "Where weights lie: mapped from the file, shared between processes; copied into memory of"

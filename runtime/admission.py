@@ -17,7 +17,8 @@ class SchedulerLimits:
     `step_tokens` tokens and `logit_rows` rows of logits a step, `max_sequences` sequences
     running, `max_context` tokens a sequence (prompt and output), `max_waiting` requests queued.
     `compiled_context` is what `max_context` may be raised to without compiling again, where it
-    was lowered.
+    was lowered. `itl_target_seconds` is how long a step may take that somebody waits for: prompts
+    are cut so that it does (`Pacer`); None for as long as it takes.
     """
 
     step_tokens: int
@@ -26,6 +27,7 @@ class SchedulerLimits:
     max_context: int
     max_waiting: int = 4096
     compiled_context: int | None = None
+    itl_target_seconds: float | None = None
 
     @property
     def max_running(self) -> int:

@@ -223,9 +223,11 @@ class Engine:
             results = self._execute(step)
             outputs = self._publish(step, results)
             self._settled = True
-            if step is not None and self.on_step is not None:
+            if step is not None:
                 seconds = time.perf_counter() - begun
-                self.on_step(StepTimes.of(step, seconds, self._executor_seconds))
+                self.scheduler.observe(step, seconds)
+                if self.on_step is not None:
+                    self.on_step(StepTimes.of(step, seconds, self._executor_seconds))
         except BaseException:
             if not self._settled:
                 self.scheduler, self._streams = _make_scheduler(self.plan), {}

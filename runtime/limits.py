@@ -45,6 +45,8 @@ class RuntimeOptions:
     prefix_reuse: bool = True
     threads: int | None = None
     pin: bool | None = None
+    itl_target_ms: int | None = None
+    """Milliseconds that a step may take which somebody waits for; 0 for as long as it takes."""
     weights: str | None = None
     """"mapped", "copied", or "auto": copied where huge pages are to be had and memory allows."""
 
@@ -70,7 +72,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
     """Sizes everything; raises CapacityError where it does not fit, naming settings that would."""
     groups = manifest.kv.groups
     runtime = _section(manifest.recipe, "runtime")
-    limits = _limits(manifest, options)
+    limits = _limits(manifest, options, runtime.get("itl_target_ms"))
     weights_bytes = manifest.files[manifest.weights.file].bytes
     memory = options.kv_memory
     if memory is None:
@@ -198,7 +200,14 @@ def _section(recipe: Any, name: str) -> dict[str, Any]:
     return dict(section) if section else {}
 
 
-def _limits(manifest: Manifest, options: RuntimeOptions) -> SchedulerLimits:
+def _limits(
+    manifest: Manifest, options: RuntimeOptions, compiled_ms: int | None
+) -> SchedulerLimits:
+    target_ms = compiled_ms if options.itl_target_ms is None else options.itl_target_ms
+    if target_ms is not None and (type(target_ms) is not int or target_ms < 0):
+        raise UsageError(
+            f"itl_target_ms is {target_ms!r}", hint="give milliseconds, or 0 for no target"
+        )
     chosen = {}
     for name in ("max_context", "max_sequences", "step_tokens"):
         compiled, wanted = getattr(manifest.limits, name), getattr(options, name)
@@ -213,6 +222,7 @@ def _limits(manifest: Manifest, options: RuntimeOptions) -> SchedulerLimits:
         logit_rows=manifest.limits.logit_rows,
         max_waiting=options.max_waiting,
         compiled_context=manifest.limits.max_context,
+        itl_target_seconds=target_ms / 1000 if target_ms else None,
     )
 
 

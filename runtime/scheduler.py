@@ -12,6 +12,7 @@ from ..ir.sizes import format_count
 from .admission import SchedulerLimits, max_total_tokens
 from .kv_cache import KvCache
 from .outputs import FinishReason
+from .pacing import Pacer
 from .request import Request, RequestState
 from .step import Step
 from .step_builder import RowBudget, build_step
@@ -47,6 +48,8 @@ class Scheduler:
         self._in_flight: Step | None = None
         self._ended_in_flight: list[Request] = []
         self._arrivals = 0
+        target = limits.itl_target_seconds
+        self._pacer = None if target is None else Pacer(target)
         self.num_preemptions = 0
 
     @property
@@ -157,6 +160,11 @@ class Scheduler:
             if request.state is not RequestState.FINISHED:
                 self._append(request, token, now)
 
+    def observe(self, step: Step, seconds: float) -> None:
+        """Take in what `step` took from its beginning to what it gave."""
+        if self._pacer is not None:
+            self._pacer.observe(step.num_sequences, step.num_tokens, seconds)
+
     def discard(self, step: Step) -> None:
         """Give up a step that did not run to its end: its requests end with an error.
 
@@ -204,7 +212,7 @@ class Scheduler:
     def _plan_running(self, rows: RowBudget) -> tuple[list[tuple[Request, int]], int, bool]:
         """Tokens for each running request, the budget left, and whether one was preempted."""
         plan: list[tuple[Request, int]] = []
-        budget = self.limits.step_tokens
+        budget = self._budget()
         running = self._running
         preempted = False
         while len(plan) < len(running):
@@ -219,6 +227,13 @@ class Scheduler:
             plan.append((request, count))
             budget -= count
         return plan, budget, preempted
+
+    def _budget(self) -> int:
+        """Tokens of the next step: fewer than the limit where somebody waits for a next token."""
+        most = self.limits.step_tokens
+        if self._pacer is None or not any(r.num_output_tokens for r in self._running):
+            return most
+        return self._pacer.budget(len(self._running), most)
 
     def _extend(self, request: Request, budget: int, rows: RowBudget) -> int:
         """Let the request compute what budget, rows and blocks allow; how many tokens that is."""

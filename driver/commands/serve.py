@@ -68,6 +68,11 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
 @click.option("--max-context", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB.")
+@click.option(
+    "--itl-target-ms",
+    type=click.IntRange(min=0),
+    help="Time from a token to the next that prompts of others are cut for; 0: none.",
+)
 @click.option("--log-requests", is_flag=True, help="A line on stderr for each request.")
 @click.option("--log-prompts", is_flag=True, help="What was asked, too.")
 @click.option(
@@ -97,6 +102,7 @@ def command(
     max_context: int | None,
     max_sequences: int | None,
     kv_memory: str | None,
+    itl_target_ms: int | None,
     verify: str,
     log_prompts: bool,
     log_requests: bool,
@@ -128,6 +134,7 @@ def command(
         max_context=max_context,
         max_sequences=max_sequences,
         kv_memory=kv_memory,
+        itl_target_ms=itl_target_ms,
     )
     interrupted = serve(
         artifact,

@@ -83,7 +83,8 @@ def _values(key: Mapping[str, Any]) -> str:
         return f"a multiple of {kinds[0]['multipleOf']}, {low} to {high}"
     if "minimum" in kinds[0] and kinds[0].get("maximum", 2**31 - 1) < 2**31 - 1:
         return f"{kinds[0]['minimum']} to {kinds[0]['maximum']}"
-    words = {"integer": "1 or more", "boolean": "`true` `false`", "string": "text"}
+    least = kinds[0].get("minimum")
+    words = {"integer": f"{least} or more", "boolean": "`true` `false`", "string": "text"}
     return words.get(kind, str(kind))
 
 
