@@ -19,7 +19,7 @@
 #include "array.hpp"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include <xmmintrin.h>
 #endif
 
 namespace infc {
@@ -27,19 +27,36 @@ namespace infc {
 inline void cpu_relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
+
+// What floating-point instructions do beside computing, of the calling thread.
+#if defined(__x86_64__)
+constexpr uint64_t kFlushToZero = 0x8040;  // results, and operands too
+inline uint64_t float_mode() { return _mm_getcsr(); }
+inline void set_float_mode(uint64_t mode) { _mm_setcsr(static_cast<unsigned>(mode)); }
+#elif defined(__aarch64__)
+constexpr uint64_t kFlushToZero = 1u << 24;
+inline uint64_t float_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+inline void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+#error "subnormals must be flushed on every thread: say how this processor does"
+#endif
 
 // Flushes subnormals to zero while it lives, so that every thread computes alike.
 class FlushSubnormals {
  public:
-#if defined(__x86_64__)
-  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040u); }
-  ~FlushSubnormals() { _mm_setcsr(saved_); }
+  FlushSubnormals() : saved_(float_mode()) { set_float_mode(saved_ | kFlushToZero); }
+  ~FlushSubnormals() { set_float_mode(saved_); }
 
  private:
-  unsigned saved_;
-#endif
+  uint64_t saved_;
 };
 
 // Why a team can't be had.

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .harness import DTYPES, TARGETS, Array, Kernels, kernels, same_bits
+from .harness import DTYPES, RUNNABLE, Array, Kernels, kernels, same_bits
 
 SHAPES = [(1, 1, 1), (1, 64, 32), (3, 65, 7), (7, 130, 33), (13, 16, 257), (40, 200, 96)]
 
@@ -52,9 +52,21 @@ def test_linear_matches_float64(k: Kernels) -> None:
             assert (np.abs(k.values(y) - expected) <= bound).all(), (m, n, depth)
 
 
+def test_sums_are_fused_and_subnormals_flushed(float_kernels: Kernels) -> None:
+    """The rounding error of a product, which only a fused sum keeps; and a product of 1e-40."""
+    k = float_kernels
+    a = np.float32(1) + np.float32(2**-12)
+    x, w = np.array([[1, a]]), np.array([[-(a * a), a]])
+    left = run_linear(k, k.array(x), k.pack(k.array(w)), None, 1, 1, False)
+    fused = k.target.has("fma") or k.target.has("neon")
+    assert left[0, 0] == (2.0**-24 if fused else 0)
+    small = k.array(np.array([[1e-20]]))
+    assert run_linear(k, small, k.pack(small), None, 1, 1, False)[0, 0] == 0
+
+
 @settings(max_examples=10)
 @given(
-    st.sampled_from(TARGETS),
+    st.sampled_from(RUNNABLE),
     st.sampled_from(DTYPES),
     st.integers(1, 30),
     st.integers(1, 150),
