@@ -130,7 +130,8 @@ class _Job:
 def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: bool) -> _Job:
     recipe = loaded.recipe
     target = resolve_target(recipe.target)
-    toolchain = _toolchain(recipe)  # a missing compiler is told now, not after minutes of work
+    # A missing compiler is told now, not after minutes of work.
+    toolchain = _toolchain(recipe, target)
     model = find_model(recipe, loaded.directory)
     place = Path(output) if output is not None else Path(f"{_model_name(recipe, model)}.infc")
     place = Path(os.path.abspath(place))
@@ -141,12 +142,12 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
     return _Job(loaded, model, place, target, toolchain, verify)
 
 
-def _toolchain(recipe: Recipe) -> Mapping[str, str]:
+def _toolchain(recipe: Recipe, target: Target) -> Mapping[str, str]:
     if recipe.backend != "cpp":
         return {}
-    from ..codegen.cpp.toolchain import find_toolchain
+    from ..codegen.cpp.toolchain import toolchain_for
 
-    return {"version": find_toolchain().version}
+    return {"version": toolchain_for(target).version}
 
 
 def _model_name(recipe: Recipe, model: Path) -> str:

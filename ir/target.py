@@ -15,6 +15,9 @@ from .errors import TargetError
 _CPUINFO = Path("/proc/cpuinfo")
 
 
+X86, ARM = "x86-64", "aarch64"
+
+
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One instruction-set extension: its name here, to Linux and to the compiler."""
@@ -22,6 +25,7 @@ class Feature:
     name: str
     cpuinfo: str
     flag: str
+    machine: str = X86
 
 
 def _feature(name: str, cpuinfo: str | None = None, flag: str | None = None) -> Feature:
@@ -64,6 +68,7 @@ FEATURES: dict[str, Feature] = {
         _feature("amx-tile", "amx_tile"),
         _feature("amx-int8", "amx_int8"),
         _feature("amx-bf16", "amx_bf16"),
+        Feature("neon", "asimd", "simd", ARM),
     )
 }
 """Every feature that a target may name, in the order in which they are printed."""
@@ -79,8 +84,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "x86-64-v4": _V4,
     "zen4": (*_ICE, "bf16"),
     "sapphirerapids": (*_ICE, "bf16", "avxvnni", "fp16", "amx-tile", "amx-int8", "amx-bf16"),
+    "aarch64": ("neon",),
 }
-"""Named targets. `x86-64-v4` has neither VNNI nor BF16: `x86-64-v4+vnni+bf16` does."""
+"""Named targets. `x86-64-v4` has neither VNNI nor BF16: `x86-64-v4+vnni+bf16` does.
+
+For `aarch64` infc compiles, with a compiler that crosses over; it does not run there yet.
+"""
 
 # What `native` adds to the level of this machine: only what a kernel makes use of, so that two
 # machines that differ in the rest get the same artifact.
@@ -98,8 +107,15 @@ class Target:
         """Whether code for this target may use the feature."""
         return feature in self.features
 
+    @property
+    def machine(self) -> str:
+        """The kind of processor, `x86-64` or `aarch64`."""
+        return FEATURES[self.features[0]].machine
+
     def compiler_flags(self) -> tuple[str, ...]:
         """The flags that let gcc or clang use these features and no other, on any machine."""
+        if self.machine == ARM:
+            return ("+".join(["-march=armv8-a", *(FEATURES[name].flag for name in self.features)]),)
         return ("-march=x86-64", *(FEATURES[name].flag for name in self.features))
 
 
@@ -119,6 +135,8 @@ def resolve_target(text: str) -> Target:
         if extra not in FEATURES:
             raise _unknown("target feature", extra, FEATURES)
     chosen = {*TARGETS[base], *extras}
+    if len({FEATURES[name].machine for name in chosen}) > 1:
+        raise TargetError(f"target {text!r} names features that no one processor has")
     if chosen & {"vnni", "bf16", "fp16"} and "avx512f" not in chosen:
         raise TargetError(
             f"target {text!r} names features that need AVX-512, and {base} has none",
@@ -156,6 +174,8 @@ def check_target(features: Iterable[str], *, where: str | None = None) -> None:
     if unknown:
         raise _unknown("target feature", unknown[0], FEATURES)
     here = host_features()
+    if any(FEATURES[name].machine == ARM for name in features):
+        raise TargetError(f"the artifact was built for {ARM}, and this is {X86}", where=where)
     missing = [name for name in FEATURES if name in set(features) and name not in here]
     if missing:
         raise TargetError(

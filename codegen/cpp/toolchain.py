@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...ir.errors import ToolchainError
-from ...ir.target import Target
+from ...ir.target import ARM, X86, Target
 
 COMPILERS = ("g++", "c++", "clang++")
+CROSS_COMPILERS = {ARM: "aarch64-linux-gnu-g++"}
 MIN_VERSIONS = {"gcc": 12, "clang": 15}
 FLAGS = (
     "-std=c++17",
@@ -66,6 +67,24 @@ def find_toolchain() -> Toolchain:
     )
 
 
+@functools.cache
+def find_cross_toolchain(machine: str) -> Toolchain:
+    """The compiler for another kind of processor; ToolchainError where it is not on the path."""
+    name = CROSS_COMPILERS[machine]
+    path = shutil.which(name)
+    if path is None:
+        raise ToolchainError(
+            f"no C++ compiler for {machine} was found",
+            hint=f"install {name} (Debian, Ubuntu: apt-get install g++-aarch64-linux-gnu)",
+        )
+    return Toolchain(path, _version(path))
+
+
+def toolchain_for(target: Target) -> Toolchain:
+    """The compiler for a target: this machine's own, or one that crosses over."""
+    return find_toolchain() if target.machine == X86 else find_cross_toolchain(target.machine)
+
+
 def _version(path: str) -> str:
     try:
         done = subprocess.run(
@@ -82,7 +101,7 @@ def compile_library(source: Path, library: Path, target: Target) -> Toolchain:
     Runs inside the source's directory, so that no path of this machine gets into the binary.
     Raises ToolchainError with the compiler's first error.
     """
-    toolchain = find_toolchain()
+    toolchain = toolchain_for(target)
     directory = source.parent
     command = [
         toolchain.path,

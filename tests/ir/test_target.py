@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from infc.ir import target as module
 from infc.ir.errors import TargetError
-from infc.ir.target import FEATURES, TARGETS, check_target, host_features, resolve_target
+from infc.ir.target import FEATURES, TARGETS, X86, check_target, host_features, resolve_target
 
 V2_FLAGS = "cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2"
 V3_FLAGS = f"{V2_FLAGS} avx avx2 bmi1 bmi2 f16c fma abm movbe"
@@ -64,6 +64,12 @@ def test_a_missing_feature_is_named(machine) -> None:  # type: ignore[no-untyped
     check_target(resolve_target("x86-64-v4+vnni").features)
 
 
+def test_another_kind_of_processor_is_named(machine) -> None:  # type: ignore[no-untyped-def]
+    machine(V4_FLAGS)
+    with pytest.raises(TargetError, match=r"art: .* built for aarch64, and this is x86-64"):
+        check_target(resolve_target("aarch64").features, where="art")
+
+
 def test_a_machine_without_any_level(machine) -> None:  # type: ignore[no-untyped-def]
     machine("sse2")
     with pytest.raises(TargetError, match="not even the features of x86-64-v2"):
@@ -89,6 +95,7 @@ def test_other_platforms_are_refused(
         ("x86-64-v4+vnn", "unknown target feature 'vnn' .did you mean 'vnni'"),
         ("x86-64-v4+", "unknown target feature ''"),
         ("x86-64-v3+bf16", "need AVX-512"),
+        ("aarch64+avx2", "features that no one processor has"),
         ("", "unknown target ''"),
     ],
 )
@@ -97,7 +104,10 @@ def test_unknown_names(text: str, message: str) -> None:
         resolve_target(text)
 
 
-@given(st.sampled_from(["x86-64-v4", "zen4"]), st.lists(st.sampled_from(sorted(FEATURES))))
+@given(
+    st.sampled_from(["x86-64-v4", "zen4"]),
+    st.lists(st.sampled_from(sorted(f.name for f in FEATURES.values() if f.machine == X86))),
+)
 def test_a_name_says_all_and_its_order_nothing(base: str, extras: list[str]) -> None:
     target = resolve_target("+".join([base, *extras]))
     assert target == resolve_target("+".join([base, *reversed(extras)]))
@@ -107,10 +117,12 @@ def test_a_name_says_all_and_its_order_nothing(base: str, extras: list[str]) -> 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_the_compiler_knows_every_flag(name: str, tmp_path: Path) -> None:
-    compiler = shutil.which("g++") or shutil.which("c++")
+    target = resolve_target(name)
+    names = ("g++", "c++") if target.machine == X86 else ("aarch64-linux-gnu-g++",)
+    compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
-        pytest.skip("no C++ compiler here")
-    flags = resolve_target(name).compiler_flags()
+        pytest.skip(f"no C++ compiler for {target.machine} here")
+    flags = target.compiler_flags()
     source = tmp_path / "a.cpp"
     source.write_text("int f() { return 1; }\n")
     subprocess.run([compiler, *flags, "-c", source, "-o", tmp_path / "a.o"], check=True)
