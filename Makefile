@@ -7,7 +7,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST := $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize check lint format docs clean $(CHECKS)
+.PHONY: help setup demo test test-arm sanitize check lint format docs clean $(CHECKS)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -20,6 +20,9 @@ $(STAMP):
 
 sanitize: setup ## run the kernels under the sanitizers of addresses and undefined behaviour
 	scripts/sanitize.sh $(ARGS)
+
+test-arm: setup ## run the tests of the kernels for aarch64, under qemu
+	INFC_TEST_ARM=1 $(PYTEST) tests/codegen/kernels $(ARGS)
 
 demo: setup ## compile the bundled model and let it write
 	$(BIN)/infc compile recipes/tiny/model.yaml -o build/tiny

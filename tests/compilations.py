@@ -41,13 +41,13 @@ class Compilations:
 
     def run(self, command: list[str], directory: Path) -> tuple[int, str]:
         """Compile, or copy what the same compilation gave before."""
-        if command[0] != toolchain.find_toolchain().path or not (directory / "kernels").is_dir():
+        if not (directory / "kernels").is_dir():
             return self.compile(command, directory)
         *options, source, _, library = command
         # Maps away the name of the directory, which is what makes libraries equal.
         options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
         kept, said = self._once(
-            _digest(repr([*options, source]), *_texts(directory)),
+            _digest(options, source, *_texts(directory)),
             lambda place: self._compile([*options, source], directory, place),
         )
         if kept is None:
@@ -61,7 +61,7 @@ class Compilations:
         if f'#include "{PARSED}"' in (directory / source).read_text():
             kernels = directory / "kernels"
             headers, _ = self._once(
-                _digest(repr(options), *_texts(kernels)),
+                _digest(options, *_texts(kernels)),
                 lambda place: self._parse(options, kernels, place),
             )
             if headers is not None:
@@ -122,17 +122,23 @@ def _texts(directory: Path) -> list[str]:
 
 
 @functools.cache
-def _environment() -> str:
+def _environment(compiler: str) -> str:
     """The compiler and the system's headers: what else goes into each library."""
-    compiler = toolchain.find_toolchain()
     room = Path(toolchain.__file__).parent
-    command = [compiler.path, "-std=c++17", f"-I{room}", "-M", "-x", "c++", "-"]
     source = f'#include "{PARSED}"\n'
-    rule = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
-    paths = [Path(compiler.path).resolve(), *(Path(word) for word in rule.split()[2:])]
+
+    def ask(*words: str) -> str:
+        command = [compiler, *words]
+        return subprocess.run(
+            command, input=source, capture_output=True, text=True, check=True
+        ).stdout
+
+    rule = ask("-std=c++17", f"-I{room}", "-M", "-x", "c++", "-")
+    paths = [Path(compiler).resolve(), *(Path(word) for word in rule.split())]
     stamps = [(str(path), path.stat().st_mtime_ns) for path in paths if path.is_absolute()]
-    return repr((compiler, stamps))
+    return repr((ask("--version"), stamps))
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join([_environment(), *parts]).encode()).hexdigest()[:24]
+def _digest(options: list[str], *parts: str) -> str:
+    everything = [_environment(options[0]), repr(options), *parts]
+    return hashlib.sha256("\0".join(everything).encode()).hexdigest()[:24]

@@ -76,7 +76,7 @@ class Cache:
         h = self.heads
         return np.array(
             [
-                self.memory.ctypes.data,
+                self.k.address(self.memory),
                 2 * self.layer_elements * size,
                 self.layer_elements * size,
                 self.block_size,

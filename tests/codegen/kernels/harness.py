@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -19,38 +20,73 @@ from numpy.typing import NDArray
 
 import infc.codegen.cpp.toolchain as toolchain
 from infc.codegen.cpp.layout import PanelLayout, panel_layout
-from infc.ir.target import Target, host_features, resolve_target
+from infc.ir.target import ARM, Target, host_features, resolve_target
 from infc.ir.types import DType
+
+from .remote import RemoteLibrary, skip_without_tools
 
 Array = NDArray[Any]
 
-TARGETS = ("x86-64-v4+vnni+bf16", "x86-64-v3", "x86-64-v2")
+
+def missing_features(target_name: str) -> set[str]:
+    """What this machine lacks of a target; nothing for one that is emulated."""
+    target = resolve_target(target_name)
+    return set() if target.machine == ARM else set(target.features) - host_features()
+
+
+X86_TARGETS = ("x86-64-v4+vnni+bf16", "x86-64-v4", "x86-64-v3", "x86-64-v2")
+TARGETS = ("aarch64",) if "INFC_TEST_ARM" in os.environ else X86_TARGETS
+RUNNABLE = tuple(t for t in TARGETS if not missing_features(t))
+"""Those whose code this machine runs, or emulates."""
 DTYPES = ("float", "bf16")
 KERNELS = Path(toolchain.__file__).parent / "kernels"
 WRAPPER = Path(__file__).parent / "wrapper.cpp"
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="infc-kernels-")
 
 
+class Library(Protocol):
+    """Kernels that can be called: in this process, or in one that emulates another machine."""
+
+    def call(self, name: str, *args: object) -> int: ...
+
+    def address(self, array: Array) -> int: ...
+
+
+class LocalLibrary:
+    """Kernels for this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+
+    def call(self, name: str, *args: object) -> int:
+        function = getattr(self._library, name)
+        function.restype = ctypes.c_int64
+        return int(function(*(_argument(a) for a in args)))
+
+    def address(self, array: Array) -> int:
+        return array.ctypes.data
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The kernels for one element type; arrays of bf16 are uint16 in numpy."""
 
-    library: ctypes.CDLL
+    library: Library
     target: Target
     dtype: str
 
     def call(self, name: str, *args: object) -> int:
         """Calls an entry point: arrays become addresses, numbers int64 or double."""
-        function = getattr(self.library, name)
-        function.restype = ctypes.c_int64
-        return int(function(*(_argument(a) for a in args)))
+        return self.library.call(name, *args)
+
+    def address(self, array: Array) -> int:
+        """Where the kernels find an array that other arguments point into."""
+        return self.library.address(array)
 
     @contextmanager
-    def team(self, threads: int, scratch: int = 0) -> Iterator[ctypes.c_void_p]:
+    def team(self, threads: int, scratch: int = 0) -> Iterator[int]:
         """A thread team for the calls inside."""
-        function = self.library.team_new
-        function.restype = ctypes.c_void_p
-        team = ctypes.c_void_p(function(ctypes.c_int64(threads), ctypes.c_int64(scratch)))
+        team = self.call("team_new", threads, scratch)
         try:
             yield team
         finally:
@@ -111,8 +147,9 @@ def from_bf16(bits: Array) -> Array:
 def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
     """The kernels built for a target; skips the test where this machine can't run them."""
     target = resolve_target(target_name)
-    missing = set(target.features) - host_features()
-    if missing:
+    if target.machine == ARM:
+        skip_without_tools()
+    if missing := missing_features(target_name):
         pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
     directory = Path(_DIRECTORY.name) / f"{target_name}-{dtype}-{wrapper.stem}"
     shutil.copytree(KERNELS, directory / "kernels")
@@ -123,7 +160,8 @@ def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
     source.write_text(head + alias + wrapper.read_text())
     library = directory / "kernels.so"
     toolchain.compile_library(source, library, target)
-    return Kernels(ctypes.CDLL(str(library)), target, dtype)
+    opened = RemoteLibrary(library) if target.machine == ARM else LocalLibrary(library)
+    return Kernels(opened, target, dtype)
 
 
 def same_bits(left: Array, right: Array) -> bool:

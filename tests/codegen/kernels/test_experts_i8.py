@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from infc.ir.ops import get_op
 from infc.ir.schemes import SCHEMES
 
-from .harness import DTYPES, Array, Kernels, same_bits
-from .test_linear_i8 import LEVELS, Matrix, build
+from .harness import DTYPES, RUNNABLE, Array, Kernels, same_bits
+from .test_linear_i8 import Matrix, build
 
 HIDDEN, INNER = 34, 21
 
@@ -69,7 +69,7 @@ class Experts:
 
 @settings(max_examples=24)
 @given(
-    st.sampled_from(LEVELS),
+    st.sampled_from(RUNNABLE),
     st.sampled_from(DTYPES),
     st.sampled_from(list(SCHEMES)),
     st.tuples(st.integers(1, 70), st.integers(1, 5), st.integers(1, 3)),

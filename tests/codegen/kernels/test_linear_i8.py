@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from infc.codegen.cpp.layout import GroupLayout, Layout, PanelLayout, weight_layout
 from infc.ir.schemes import SCHEMES
 
-from .harness import DTYPES, TARGETS, Array, Kernels, kernels, same_bits
+from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, kernels, same_bits
 
 WRAPPER = Path(__file__).parent / "wrapper_i8.cpp"
-LEVELS = (*TARGETS, "x86-64-v4")
-"""AVX-512 has two ways: with VNNI and without."""
 SHAPES = [(1, 1, 1), (1, 700, 32), (2, 65, 3), (6, 130, 33), (13, 16, 257), (40, 200, 514)]
 
 
@@ -36,7 +34,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(
-    scope="session", params=[(t, d) for t in LEVELS for d in DTYPES], ids=lambda p: "-".join(p)
+    scope="session", params=[(t, d) for t in TARGETS for d in DTYPES], ids=lambda p: "-".join(p)
 )
 def k8(request: pytest.FixtureRequest) -> Kernels:
     return build(*request.param)
@@ -142,7 +140,7 @@ def test_header_and_python_agree_on_the_layout(k8: Kernels) -> None:
     assert sizes == tuple(out.tolist())
 
 
-@pytest.mark.parametrize("target", LEVELS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_pack_and_unpack_are_inverse(target: str) -> None:
     packing = layout(build(target, "float"), "int8")
     assert isinstance(packing, PanelLayout)
@@ -240,7 +238,7 @@ def test_the_largest_sums_of_groups_are_exact(k8: Kernels, sign: int) -> None:
 
 @settings(max_examples=40)
 @given(
-    st.sampled_from(LEVELS),
+    st.sampled_from(RUNNABLE),
     st.sampled_from(DTYPES),
     st.sampled_from(list(SCHEMES)),
     st.tuples(st.integers(1, 40), st.integers(1, 600), st.integers(1, 300)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infc.ir.ops import get_op
 
-from .harness import DTYPES, TARGETS, Array, Kernels, kernels, same_bits
+from .harness import DTYPES, RUNNABLE, Array, Kernels, kernels, same_bits
 
 ACTS = ("silu", "gelu", "gelu_tanh", "relu")
 
@@ -171,7 +171,7 @@ class Experts:
 
 @settings(max_examples=24)
 @given(
-    st.sampled_from(TARGETS),
+    st.sampled_from(RUNNABLE),
     st.sampled_from(DTYPES),
     st.integers(1, 25),
     st.integers(1, 5),
