@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,21 @@ from .kv_groups import blocks_alone, blocks_for, common_block_size, first_visibl
 from .kv_groups import window_blocks as _window_blocks
 from .sequence_blocks import SequenceBlocks
 from .step import Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """Blocks that stay free in each pool for those that run.
+
+    `growth` counts where nothing is given back before the end, which is where there is no window.
+    """
+
+    blocks: int = 0
+    growth: int = 0
+
+    def of(self, group: KvGroup) -> int:
+        """Blocks of that group's pool."""
+        return self.blocks if group.window is not None else max(self.blocks, self.growth)
 
 
 class KvCache:
@@ -61,14 +77,14 @@ class KvCache:
         self,
         blocks: SequenceBlocks,
         tokens: Sequence[int],
-        headroom: int,
+        headroom: Headroom,
         reusable_tokens: int | None = None,
     ) -> int | None:
         """Give a sequence its seat, its reusable prefix and room for the rest of `tokens`.
 
         Returns how many tokens are in the cache already, at most `len(tokens) - 1` and
-        `reusable_tokens`, or None when the pools have too few free blocks (beyond `headroom` in
-        each); then nothing changed.
+        `reusable_tokens`, or None when the pools have too few free blocks (beyond `headroom`);
+        then nothing changed.
         """
         if not self._free_seats:
             return None
@@ -96,6 +112,7 @@ class KvCache:
         twin.ids = [list(ids) for ids in blocks.ids]
         twin.first = list(blocks.first)
         twin.num_registered = blocks.num_registered
+        twin.num_taken = len(blocks.ids[0])
         blocks.steady_tokens = 0  # what both hold is copied before it is written
         for g in self._indices:
             for block in twin.ids[g][twin.first[g] :]:
@@ -137,7 +154,7 @@ class KvCache:
         self._free_seats.append(blocks.seat)
         blocks.seat = None
         blocks.ids, blocks.first = [], []
-        blocks.num_registered = blocks.steady_tokens = 0
+        blocks.num_registered = blocks.num_taken = blocks.steady_tokens = 0
 
     # --- a step's arrays ----------------------------------------------------------------------
 
@@ -225,7 +242,7 @@ class KvCache:
         """Whether some group has that content only once the step has run."""
         return any((g, self.pools[g].lookup(digest)) in self._promised for g in self._indices)
 
-    def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: int) -> bool:
+    def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: Headroom) -> bool:
         """Whether each pool can serve the hit and the rest of the prompt."""
         position = min(hit * self.block_size, num_tokens - 1)
         copied = hit * self.block_size > position
@@ -240,7 +257,7 @@ class KvCache:
                 block = pool.lookup(blocks.digests[index])
                 assert block is not None
                 needed += pool.is_free(block)
-            if needed + headroom > pool.num_free:
+            if needed + headroom.of(group) > pool.num_free:
                 return False
         return True
 
@@ -250,7 +267,7 @@ class KvCache:
         position = min(hit * self.block_size, num_tokens - 1)
         blocks.ids = [[] for _ in self.groups]
         blocks.first = [0] * len(self.groups)
-        blocks.num_registered = hit
+        blocks.num_registered = blocks.num_taken = hit
         for g in self._indices:
             pool, group = self.pools[g], self.groups[g]
             first = first_visible_block(group, position)

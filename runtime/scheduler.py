@@ -10,7 +10,8 @@ from operator import attrgetter
 from ..ir.errors import CapacityError, RequestError
 from ..ir.sizes import format_count
 from .admission import SchedulerLimits, max_total_tokens
-from .kv_cache import KvCache
+from .demand import Demand
+from .kv_cache import Headroom, KvCache
 from .outputs import FinishReason
 from .pacing import Pacer
 from .request import Request, RequestState
@@ -26,7 +27,8 @@ class Scheduler:
     Requests are served by `(priority, arrival)`: smaller priority first, then first come. Nobody
     overtakes the head of the queue. When blocks run out the last of that order is preempted: it
     gives its blocks back and is computed again later, from whatever prefix is still cached.
-    A running request is never preempted for one that only waits.
+    A running request is never preempted for one that only waits, and nobody is admitted as long
+    as those that run are expected to need the blocks (`Demand`); beside nobody, anybody is.
 
     Requests that arrive together compute a prefix that they share once. Who is admitted finds
     also the blocks that those before it in the very same step are about to write. As budget is
@@ -48,6 +50,7 @@ class Scheduler:
         self._in_flight: Step | None = None
         self._ended_in_flight: list[Request] = []
         self._arrivals = 0
+        self._demand = Demand(kv.block_size)
         target = limits.itl_target_seconds
         self._pacer = None if target is None else Pacer(target)
         self.num_preemptions = 0
@@ -114,6 +117,8 @@ class Scheduler:
             del queue[bisect_left(queue, request.order, key=_ORDER)]
         request.state = RequestState.FINISHED
         request.finish_reason = reason
+        is_whole = reason in ("stop", "length")
+        self._demand.note_end(request.num_output_tokens if is_whole else None)
         request.finished_time = time.monotonic()
         if self._in_flight is not None and request.blocks.seat is not None:
             self._ended_in_flight.append(request)
@@ -248,6 +253,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.kv.release(request.blocks)
+        self._demand.note_end(None)
         request.num_computed = 0
         request.num_preemptions += 1
         request.state = RequestState.WAITING
@@ -265,8 +271,12 @@ class Scheduler:
             # More choices than there are seats take turns, with nobody else beside them.
             if expected and expected + demand > self.limits.max_running:
                 return
-            # A free block for each that runs or will, or it would soon preempt this one.
-            headroom = expected + demand - 1 if expected else 0
+            # Without room for those that run or will, they would soon preempt this one.
+            headroom = Headroom()
+            if expected:
+                headroom = Headroom(
+                    expected + demand - 1, self._demand.blocks_beside(self._running, request)
+                )
             cached = self.kv.admit(
                 request.blocks, request.token_ids, headroom, request.reusable_tokens
             )

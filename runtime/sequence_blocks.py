@@ -14,11 +14,21 @@ class SequenceBlocks:
 
     An id is 0 where the window has passed. `seat` is the row of the tables it sits in, None
     while it holds nothing. `digests` is the chain of hashes of its full blocks so far, kept
-    when the blocks are given back. Fewer than `steady_tokens` tokens can be stored without
+    when the blocks are given back. The first `num_taken` blocks were there when it came, and may
+    be others' too. Fewer than `steady_tokens` tokens can be stored without
     further ado: no block is to be got or copied for them, and none becomes full.
     """
 
-    __slots__ = ("digests", "first", "ids", "num_registered", "root", "seat", "steady_tokens")
+    __slots__ = (
+        "digests",
+        "first",
+        "ids",
+        "num_registered",
+        "num_taken",
+        "root",
+        "seat",
+        "steady_tokens",
+    )
 
     def __init__(self, salt: str = "") -> None:
         self.root = blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
@@ -27,6 +37,7 @@ class SequenceBlocks:
         self.ids: list[list[int]] = []
         self.first: list[int] = []
         self.num_registered = 0
+        self.num_taken = 0
         self.steady_tokens = 0
 
     def extend_digests(self, tokens: Sequence[int], num_tokens: int, block_size: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from infc.runtime.kv_cache import KvCache
+from infc.runtime.kv_cache import Headroom, KvCache
 from infc.runtime.sequence_blocks import SequenceBlocks
 
 from .paged_model import make_group
@@ -50,7 +50,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(target=alive, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
     def admit(self, tokens: list[int]) -> _Sequence | None:
         sequence = _Sequence(list(tokens))
-        cached = self.kv.admit(sequence.blocks, tokens, 0)
+        cached = self.kv.admit(sequence.blocks, tokens, Headroom())
         if cached is None:
             return None
         assert 0 <= cached < len(tokens)
@@ -123,14 +123,14 @@ def test_a_shorter_hit_must_hold_its_own_window() -> None:
     kv = KvCache([make_group("g", 2, 2)], [4], max_sequences=2, max_context=20)
     tokens = [0, 1, 1, 0]
     first, other, again = _Sequence(tokens), _Sequence([1, 1, 1]), _Sequence(tokens)
-    assert kv.admit(first.blocks, tokens, 0) == 0
+    assert kv.admit(first.blocks, tokens, Headroom()) == 0
     assert kv.extend(first.blocks, tokens, 0, 4) == 4
     kv.end_step()
     kv.advance(first.blocks, 4)
     kv.release(first.blocks)
-    assert kv.admit(other.blocks, other.tokens, 0) == 0
+    assert kv.admit(other.blocks, other.tokens, Headroom()) == 0
     assert kv.extend(other.blocks, other.tokens, 0, 3) == 3
     assert kv.pools[0].num_evictions == 1, "the first block, which the window had passed"
-    assert kv.admit(again.blocks, tokens, 0) is None
+    assert kv.admit(again.blocks, tokens, Headroom()) is None
     kv.release(other.blocks)
-    assert kv.admit(again.blocks, tokens, 0) == 3
+    assert kv.admit(again.blocks, tokens, Headroom()) == 3

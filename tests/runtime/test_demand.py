@@ -1,0 +1,81 @@
+"""Admission keeps room for what answers are expected to need; nobody starves for it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.runtime import demand
+from infc.runtime.demand import AnswerLengths
+from infc.runtime.request import Request
+from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.scheduler import Scheduler
+
+from .test_scheduler import build
+
+lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
+
+
+@given(lengths, st.integers(0, 60), st.integers(1, 60))
+def test_answers_get_as_many_as_longer_ones_got(ended: list[int], tokens: int, most: int) -> None:
+    known = AnswerLengths()
+    assert known.expected_more(tokens, most) == 0, "nothing is known"
+    for length in ended:
+        known.add(length)
+    longer = [length for length in ended if length > tokens]
+    mean = sum(longer) // len(longer) - tokens if longer else tokens
+    assert known.expected_more(tokens, most) == min(most, max(1, mean))
+
+
+def test_only_the_latest_answers_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "_MEMORY", 3)
+    known = AnswerLengths()
+    for length in (500, 10, 10, 30, 500, 20, 20, 20):
+        known.add(length)
+    assert known.expected_more(0, 1000) == 20
+
+
+SHARE = demand._SHARE_OF_PEAK
+
+
+def serve(seed: int) -> Counter[str]:
+    """Requests over a small pool, of which half write as much as they may."""
+    limits = {"step_tokens": 64, "max_sequences": 16, "logit_rows": 16, "max_context": 200}
+    scheduler, _ = build(4, [None], [100], **limits)
+    draw = random.Random(seed)
+    ends = {str(i): draw.choice([4, 100]) for i in range(100)}
+    for name in ends:
+        prompt = [draw.randrange(1000) for _ in range(draw.randrange(8, 40))]
+        scheduler.add(Request(name, prompt, SamplingParams(max_tokens=100, stop_token_ids=[1])))
+    return play(scheduler, ends)
+
+
+def play(scheduler: Scheduler, ends: dict[str, int]) -> Counter[str]:
+    """Tokens, steps and preemptions until all have ended, each after its number of tokens."""
+    counts: Counter[str] = Counter()
+    while (step := scheduler.schedule()) is not None:
+        counts["tokens"] += step.num_tokens
+        counts["steps"] += 1
+        ending = [r.num_output_tokens + 1 >= ends[r.request_id] for r in step.sampled]
+        scheduler.commit(step, [1 if last else 2 for last in ending])
+        scheduler.check()
+    counts["preemptions"] = scheduler.num_preemptions
+    return counts
+
+
+def test_preemptions_fall_and_throughput_hardly_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In steps that take 16 ms whatever they hold, and 1 ms a token."""
+    careful, careless = [], []
+    for seed in range(3):
+        monkeypatch.setattr(demand, "_SHARE_OF_PEAK", SHARE)
+        careful.append(serve(seed))
+        monkeypatch.setattr(demand, "_SHARE_OF_PEAK", 0.0)
+        careless.append(serve(seed))
+    for what, share in (("preemptions", 0.6), ("tokens", 0.93)):
+        assert sum(c[what] for c in careful) <= share * sum(c[what] for c in careless), what
+    seconds = [sum(c["steps"] * 16 + c["tokens"] for c in runs) for runs in (careful, careless)]
+    assert seconds[0] <= 1.02 * seconds[1]
