@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ir.program import KvGroup
 from .blocks import NULL_BLOCK, BlockPool
@@ -158,11 +159,8 @@ class KvCache:
 
     # --- a step's arrays ----------------------------------------------------------------------
 
-    def tables(
-        self, sequences: Sequence[SequenceBlocks], num_tokens: int
-    ) -> tuple[Int32Array, ...]:
+    def tables(self, seats: NDArray[np.intp], num_tokens: int) -> tuple[Int32Array, ...]:
         """Block tables of sequences of at most `num_tokens` tokens, one array `[B, W]` a group."""
-        seats = np.array([s.seat for s in sequences], np.intp)
         width = blocks_for(num_tokens, self.block_size)
         return tuple(table[seats, :width] for table in self._tables)
 

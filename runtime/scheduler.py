@@ -16,7 +16,7 @@ from .outputs import FinishReason
 from .pacing import Pacer
 from .request import Request, RequestState
 from .step import Step
-from .step_builder import RowBudget, build_step
+from .step_builder import RowBudget, StepBuilder
 
 _ORDER = attrgetter("order")
 
@@ -44,6 +44,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits, kv: KvCache) -> None:
         self.limits = limits
         self.kv = kv
+        self._builder = StepBuilder(kv)
         self._waiting: list[Request] = []  # sorted by order
         self._running: list[Request] = []  # sorted by order
         self._requests: dict[str, list[Request]] = {}  # the unfinished choices of each
@@ -138,7 +139,7 @@ class Scheduler:
         if not preempted:
             self._admit(plan, budget, rows)
         assert plan, "requests are left but none can run"
-        self._in_flight = build_step(plan, self.kv)
+        self._in_flight = self._builder.build(plan)
         return self._in_flight
 
     def commit(self, step: Step, tokens: Sequence[int | None]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .kv_cache import KvCache
 from .request import Request
@@ -92,39 +93,79 @@ class _Places:
         return tuple(table[self.sequence, index] * block_size + offset for table in tables)
 
 
-def build_step(plan: Plan, kv: KvCache) -> Step:
-    """The arrays of the step in which each request computes that many of its tokens."""
-    token_ids: list[int] = []
-    rows = _Rows()
-    starts, counts = [], []
-    for request, count in plan:
-        start, tokens = request.num_computed, request.token_ids
-        if request.wants_prompt_rows:
-            rows.add_prompt(request, len(token_ids), start, count)
-        token_ids += tokens[start : start + count]
-        starts.append(start)
-        counts.append(count)
-        if start + count == len(tokens):
-            rows.add_sample(request, len(token_ids) - 1)
-    places = _Places.of(starts, counts)
-    longest = int(places.context_lengths.max())
-    tables = kv.tables([request.blocks for request, _ in plan], longest)
-    return Step(
-        token_ids=np.array(token_ids, np.int32),
-        positions=places.positions,
-        query_starts=places.query_starts,
-        context_lengths=places.context_lengths,
-        block_tables=tables,
-        slots=places.slots(tables, kv.block_size),
-        block_copies=kv.take_copies(),
-        logits_index=np.array(rows.index, np.int32),
-        logits_rows=rows.with_logits,
-        tokens=rows.tokens,
-        requests=tuple(request for request, _ in plan),
-        sampled=tuple(rows.sampled),
-        sampled_rows=tuple(rows.sampled_rows),
-        prompt_rows=tuple(rows.prompts),
-    )
+class StepBuilder:
+    """Builds one step after the other.
+
+    Most are like the last: the same sequences, each of which got a token then, and computes it
+    now. Such a step takes over what does not change.
+    """
+
+    def __init__(self, kv: KvCache) -> None:
+        self._kv = kv
+        self._last: Step | None = None  # if each of its sequences computed one token and got one
+        self._seats: NDArray[np.intp] = np.zeros(0, np.intp)
+
+    def build(self, plan: Plan) -> Step:
+        """The step in which each request computes that many of its tokens."""
+        requests = tuple([request for request, _ in plan])
+        if self._last is not None and self._last.requests == requests:
+            step = self._next(self._last)
+        else:
+            self._seats = np.array([request.blocks.seat for request in requests], np.intp)
+            step = self._fresh(plan, requests)
+        is_plain = step.num_tokens == len(requests) and step.sampled == requests
+        self._last = step if is_plain else None
+        return step
+
+    def _next(self, last: Step) -> Step:
+        """What follows `last`, whose `logits_index` counts its sequences, with the same ones."""
+        context_lengths = last.context_lengths + np.int32(1)
+        places = _Places(
+            last.query_starts, context_lengths, last.logits_index, last.context_lengths
+        )
+        tables = self._kv.tables(self._seats, int(context_lengths.max()))
+        return replace(
+            last,
+            token_ids=np.array([request.token_ids[-1] for request in last.requests], np.int32),
+            positions=places.positions,
+            context_lengths=context_lengths,
+            block_tables=tables,
+            slots=places.slots(tables, self._kv.block_size),
+            block_copies=self._kv.take_copies(),
+            tokens=None if last.tokens is None else np.empty_like(last.tokens),
+        )
+
+    def _fresh(self, plan: Plan, requests: tuple[Request, ...]) -> Step:
+        token_ids: list[int] = []
+        rows = _Rows()
+        starts, counts = [], []
+        for request, count in plan:
+            start, tokens = request.num_computed, request.token_ids
+            if request.wants_prompt_rows:
+                rows.add_prompt(request, len(token_ids), start, count)
+            token_ids += tokens[start : start + count]
+            starts.append(start)
+            counts.append(count)
+            if start + count == len(tokens):
+                rows.add_sample(request, len(token_ids) - 1)
+        places = _Places.of(starts, counts)
+        tables = self._kv.tables(self._seats, int(places.context_lengths.max()))
+        return Step(
+            token_ids=np.array(token_ids, np.int32),
+            positions=places.positions,
+            query_starts=places.query_starts,
+            context_lengths=places.context_lengths,
+            block_tables=tables,
+            slots=places.slots(tables, self._kv.block_size),
+            block_copies=self._kv.take_copies(),
+            logits_index=np.array(rows.index, np.int32),
+            logits_rows=rows.with_logits,
+            tokens=rows.tokens,
+            requests=requests,
+            sampled=tuple(rows.sampled),
+            sampled_rows=tuple(rows.sampled_rows),
+            prompt_rows=tuple(rows.prompts),
+        )
 
 
 class RowBudget:
