@@ -4,7 +4,7 @@ STAMP := .venv/.setup-$(shell cat pyproject.toml constraints.txt scripts/setup.s
 CHECKS := check-format check-style check-types check-imports check-spelling check-docs
 # Not --quiet: that hides warnings, and --strict counts only those that are shown.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-PYTEST := $(BIN)/pytest -n 2
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-arm sanitize check lint format docs clean $(CHECKS)
