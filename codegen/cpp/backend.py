@@ -198,7 +198,8 @@ def _store_hidden(emitter: Emitter, value: Value) -> None:
 def _store_logits(emitter: Emitter, value: Value) -> None:
     """Of each row the greatest as a token, and as float32 those rows that are wanted."""
     buffer = _floats(emitter, value)
-    rows, width = (c_dim(dim) for dim in value.type.shape)
+    *lead, width = (c_dim(dim) for dim in value.type.shape)
+    rows = " * ".join(lead) or "1"
     emitter.call(
         f"if (tokens != nullptr) greatest_rows(t, {{0}}, tokens, {rows}, {width});",
         (pointer(buffer),),
