@@ -13,13 +13,16 @@ from infc.driver.cli import run
 from infc.driver.rebuild import rebuild_artifact
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.errors import ArtifactError, UsageError
+from infc.ir.target import resolve_target
 
 from ..checkpoints import make_checkpoint
 from ..runtime.small_artifact import write_small_artifact
 from .support import compile_checkpoint, prompts, relative_error, teacher_forced
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny/model.yaml"
-OTHERS = ["x86-64-v3", "x86-64-v2"]
+HERE = resolve_target("native").name
+OTHERS = [name for name in ("x86-64-v3", "x86-64-v2") if name != HERE]
+"""Lesser processors than this one."""
 
 
 def contents(path: Path) -> dict[str, bytes]:
