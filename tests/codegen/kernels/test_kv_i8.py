@@ -10,8 +10,8 @@ from infc.ir.program import KvGroup
 from .cache import CodeCache, Heads, Options, Sequence, random_sequence, reference, step
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, same_bits
 from .test_attention import CASES
-from .test_linear_i8 import build, quantized
 from .test_rope_kv import tables
+from .test_scaled_linear import build, quantized
 
 
 @pytest.fixture(

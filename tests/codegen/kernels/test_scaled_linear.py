@@ -16,7 +16,7 @@ from infc.ir.schemes import SCHEMES
 
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, kernels, same_bits
 
-WRAPPER = Path(__file__).parent / "wrapper_i8.cpp"
+WRAPPER = Path(__file__).parent / "wrapper_codes.cpp"
 SHAPES = [(1, 1, 1), (1, 700, 32), (2, 65, 3), (6, 130, 33), (13, 16, 257), (40, 200, 514)]
 
 

@@ -13,7 +13,7 @@ from infc.ir.ops import get_op
 from infc.ir.schemes import SCHEMES
 
 from .harness import DTYPES, RUNNABLE, Array, Kernels, same_bits
-from .test_linear_i8 import Matrix, build
+from .test_scaled_linear import Matrix, build
 
 HIDDEN, INNER = 34, 21
 
