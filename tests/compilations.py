@@ -112,7 +112,7 @@ def _texts(directory: Path) -> list[str]:
 
     A line stays a line: the compiler may put its number into what it makes.
     """
-    paths = sorted(path for path in directory.rglob("*") if path.suffix in (".cpp", ".hpp"))
+    paths = sorted(path for path in directory.rglob("*") if path.suffix in (".cpp", ".hpp", ".h"))
     texts = []
     for path in paths:
         lines = path.read_text().split("\n")

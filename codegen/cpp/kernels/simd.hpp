@@ -10,25 +10,34 @@
 
 #include "bf16.hpp"
 
+// Given from outside where tests run these paths on a processor that lacks them.
+#ifndef INFC_AVX512
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define INFC_AVX512 1
 #else
 #define INFC_AVX512 0
 #endif
+#endif
+#ifndef INFC_AVX2
 #if defined(__AVX2__) && defined(__FMA__)
 #define INFC_AVX2 1
 #else
 #define INFC_AVX2 0
 #endif
+#endif
+#ifndef INFC_DPBF16
 #if INFC_AVX512 && defined(__AVX512BF16__)
 #define INFC_DPBF16 1
 #else
 #define INFC_DPBF16 0
 #endif
+#endif
+#ifndef INFC_VNNI
 #if INFC_AVX512 && defined(__AVX512VNNI__)
 #define INFC_VNNI 1
 #else
 #define INFC_VNNI 0
+#endif
 #endif
 #if INFC_AVX2 || INFC_AVX512 || defined(__ARM_FEATURE_FMA)
 #define INFC_FMA 1

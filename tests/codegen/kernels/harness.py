@@ -23,6 +23,7 @@ from infc.codegen.cpp.layout import PanelLayout, panel_layout
 from infc.ir.target import ARM, Target, host_features, resolve_target
 from infc.ir.types import DType
 
+from . import emulation
 from .remote import RemoteLibrary, skip_without_tools
 
 Array = NDArray[Any]
@@ -34,9 +35,17 @@ def missing_features(target_name: str) -> set[str]:
     return set() if target.machine == ARM else set(target.features) - host_features()
 
 
-X86_TARGETS = ("x86-64-v4+vnni+bf16", "x86-64-v4", "x86-64-v3", "x86-64-v2")
+def unavailable(target_name: str) -> str:
+    """Why a target's kernels do not run here; empty where they do."""
+    if target_name == emulation.EMULATED:
+        return emulation.unavailable()
+    missing = missing_features(target_name)
+    return f"this machine has no {', '.join(sorted(missing))}" if missing else ""
+
+
+X86_TARGETS = ("x86-64-v4+vnni+bf16", "x86-64-v4", emulation.EMULATED, "x86-64-v3", "x86-64-v2")
 TARGETS = ("aarch64",) if "INFC_TEST_ARM" in os.environ else X86_TARGETS
-RUNNABLE = tuple(t for t in TARGETS if not missing_features(t))
+RUNNABLE = tuple(t for t in TARGETS if not unavailable(t))
 """Those whose code this machine runs, or emulates."""
 DTYPES = ("float", "bf16")
 KERNELS = Path(toolchain.__file__).parent / "kernels"
@@ -146,20 +155,21 @@ def from_bf16(bits: Array) -> Array:
 @cache
 def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
     """The kernels built for a target; skips the test where this machine can't run them."""
-    target = resolve_target(target_name)
+    emulated = target_name == emulation.EMULATED
+    target = emulation.TARGET if emulated else resolve_target(target_name)
     if target.machine == ARM:
         skip_without_tools()
-    if missing := missing_features(target_name):
-        pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
+    if reason := unavailable(target_name):
+        pytest.skip(reason)
     directory = Path(_DIRECTORY.name) / f"{target_name}-{dtype}-{wrapper.stem}"
     shutil.copytree(KERNELS, directory / "kernels")
     head = f"#define ELEMENT infc_element\n#define WITH_{'MATH' if dtype == 'float' else 'OTHER'}\n"
     alias = '#include "kernels/bf16.hpp"\nusing infc_element = '
     alias += "float;\n" if dtype == "float" else "infc::bf16;\n"
     source = directory / "wrapper.cpp"
-    source.write_text(head + alias + wrapper.read_text())
+    source.write_text((emulation.head() if emulated else "") + head + alias + wrapper.read_text())
     library = directory / "kernels.so"
-    toolchain.compile_library(source, library, target)
+    (emulation.compile_library if emulated else toolchain.compile_library)(source, library, target)
     opened = RemoteLibrary(library) if target.machine == ARM else LocalLibrary(library)
     return Kernels(opened, target, dtype)
 
