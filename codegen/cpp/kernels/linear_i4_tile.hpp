@@ -83,6 +83,13 @@ INFC_INLINE u8 load_codes(const char* p) {
 INFC_INLINE u8 low_codes(u8 codes) { return codes & 15; }
 INFC_INLINE u8 high_codes(u8 codes) { return (u8)((u16x2)codes >> 4) & 15; }
 
+// Has the sum in a register here. gcc would first add up products of one accumulator, which takes
+// more registers than there are (Zen 2, one thread: 148 GOP/s without, 182 with).
+template <class R>
+INFC_INLINE void keep_sum(R& sum) {
+  asm("" : "+x"(sum));
+}
+
 // acc + products of unsigned codes by the four signed bytes x: with VNNI four products a lane of 32
 // bits, else two a lane of 16.
 INFC_INLINE i32 add_codes(i32 acc, u8 codes, int32_t x) {
@@ -92,9 +99,13 @@ INFC_INLINE i32 add_codes(i32 acc, u8 codes, int32_t x) {
 #elif INFC_AVX512
   return (i32)_mm512_add_epi16((__m512i)acc, _mm512_maddubs_epi16((__m512i)codes, (__m512i)xs));
 #elif INFC_AVX2
-  return (i32)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)codes, (__m256i)xs));
+  __m256i sum = _mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)codes, (__m256i)xs));
+  keep_sum(sum);
+  return (i32)sum;
 #else
-  return (i32)_mm_add_epi16((__m128i)acc, _mm_maddubs_epi16((__m128i)codes, (__m128i)xs));
+  __m128i sum = _mm_add_epi16((__m128i)acc, _mm_maddubs_epi16((__m128i)codes, (__m128i)xs));
+  keep_sum(sum);
+  return (i32)sum;
 #endif
 }
 
@@ -166,6 +177,8 @@ INFC_INLINE void multiply_group(const int8_t* const* x, const int32_t* offset,
       }
     }
   }
+  // Totals stay in memory: the registers are for the sums.
+  asm volatile("" ::: "memory");
   INFC_UNROLL for (int p = 0; p < P; ++p) {
     INFC_UNROLL for (int j = 0; j < acc.kVectors; ++j) {
       const reg::i32 multipliers = reg::load_multipliers(group[p] + j * kRegLanes);
