@@ -50,6 +50,7 @@ class Request:
         "first_token_time",
         "last_token_time",
         "max_total_tokens",
+        "needs_logits",
         "num_cached_tokens",
         "num_computed",
         "num_logprobs",
@@ -63,7 +64,6 @@ class Request:
         "seed",
         "state",
         "stop_reason",
-        "takes_greatest",
         "token_ids",
         "unforked",
     )
@@ -95,10 +95,8 @@ class Request:
         self.num_logprobs = params.logprobs
         if self.num_logprobs is None and params.num_choices > params.n:
             self.num_logprobs = 0  # the best are chosen by them
-        # Whether its tokens are those of the greatest logits, and nobody wants the logits.
-        self.takes_greatest = (
-            params.temperature == 0.0 and self.adjuster is None and self.num_logprobs is None
-        )
+        # Whether the logits of its tokens must leave the executor, which else draws from them.
+        self.needs_logits = self.adjuster is not None or self.num_logprobs is not None
         self.unforked: list[Request] = []
         self.num_prompt_rows = 0
         self.pool: Pool | None = None

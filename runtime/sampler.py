@@ -1,18 +1,22 @@
-"""The sampler: rows of logits to tokens and log-probabilities, each row by itself (numpy)."""
+"""What it means to take a token from a row of logits, in numpy.
+
+Executors draw most tokens themselves, from `Step.draws`, to this meaning; rows that a request
+adjusts before come here.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .draws import Draw
 from .logits_adjuster import ConstraintError
 from .outputs import TokenLogprobs
 from .request import Request
-from .sampling_params import SamplingParams
 from .token_logprobs import raw_logprobs
 from .top_tokens import Logits, greatest, greatest_values
 
@@ -29,37 +33,55 @@ class Sample:
     error: str | None = None
 
 
-def sample_rows(logits: Logits, requests: Sequence[Request]) -> list[Sample]:
-    """One token a row of `logits` [R, V]; row i belongs to `requests[i]`.
+class Distribution(Protocol):
+    """What shapes the distribution that a token is drawn from, as `SamplingParams` has it."""
 
-    A row depends on its own logits, parameters, tokens, seed, choice and position alone. The
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def min_p(self) -> float: ...
+
+
+def sample(raw: Logits, request: Request) -> Sample:
+    """The request's next token from its row of logits [V], `raw`.
+
+    It depends on the row and on the request's parameters, tokens, seed and choice alone. The
     log-probabilities are of the row as it came.
     """
-    best = logits.argmax(axis=1)  # the first of equals, and the first NaN where there is one
-    # A maximum of NaN or infinity means that the row holds nothing to choose from.
-    valid = np.isfinite(logits[np.arange(len(best)), best])
-    samples = []
-    for raw, token, usable, request in zip(
-        logits, best.tolist(), valid.tolist(), requests, strict=True
-    ):
-        row, params = raw, request.params
-        if usable and request.adjuster is not None:
-            try:
-                row = request.adjuster.apply(raw, request.token_ids)
-            except ConstraintError as error:
-                samples.append(Sample(None, error=str(error)))
-                continue
-            token = int(row.argmax())
-            usable = math.isfinite(row[token])
-        if not usable:
-            samples.append(Sample(None))
-            continue
-        if params.temperature > 0.0:
-            u = uniform(request.seed, choice=request.choice, position=len(request.token_ids))
-            token = draw(row, params, u)
-        count = request.num_logprobs
-        samples.append(Sample(token, None if count is None else raw_logprobs(raw, token, count)))
-    return samples
+    row, params = raw, request.params
+    if greatest_token(row) is None:
+        return Sample(None)
+    if request.adjuster is not None:
+        try:
+            row = request.adjuster.apply(raw, request.token_ids)
+        except ConstraintError as error:
+            return Sample(None, error=str(error))
+    token = greatest_token(row)
+    if token is None:
+        return Sample(None)
+    if params.temperature > 0.0:
+        u = uniform(request.seed, choice=request.choice, position=len(request.token_ids))
+        token = draw(row, params, u)
+    count = request.num_logprobs
+    return Sample(token, None if count is None else raw_logprobs(raw, token, count))
+
+
+def drawn_token(row: Logits, entry: Draw) -> int | None:
+    """What a draw takes from its row of logits [V]; None as in `Sample`."""
+    token = greatest_token(row)
+    if token is None or entry.temperature == 0.0:
+        return token
+    return draw(row, entry, uniform(entry.seed, choice=entry.choice, position=entry.position))
+
+
+def greatest_token(row: Logits) -> int | None:
+    """The id of the greatest logit, the lowest of equals; None where it is not a finite number."""
+    token = int(row.argmax())  # the first NaN where there is one
+    return token if math.isfinite(row[token]) else None
 
 
 def uniform(seed: int, *, choice: int, position: int) -> float:
@@ -70,14 +92,14 @@ def uniform(seed: int, *, choice: int, position: int) -> float:
     return float(bits.random_raw() >> 11) * 2.0**-53
 
 
-def draw(row: Logits, params: SamplingParams, u: float) -> int:
+def draw(row: Logits, shape: Distribution, u: float) -> int:
     """The token at quantile `u` of the distribution that temperature and `support` leave.
 
     Candidates keep the order of their ids, so equal logits are resolved by the lower id.
     """
-    kept = support(row, params)
+    kept = support(row, shape)
     scores = row if kept is None else row[kept]
-    index = _at_quantile(_weights(scores, params.temperature), u)
+    index = _at_quantile(_weights(scores, shape.temperature), u)
     return index if kept is None else int(kept[index])
 
 
@@ -100,7 +122,7 @@ def _first_above(cumulative: NDArray[np.float64], wanted: float) -> int:
     return int(min(index, np.searchsorted(cumulative, cumulative[-1], side="left")))
 
 
-def support(row: Logits, params: SamplingParams) -> NDArray[np.intp] | None:
+def support(row: Logits, shape: Distribution) -> NDArray[np.intp] | None:
     """The ids that top-k, top-p and min-p keep, ascending; None for all of them.
 
     Top-k keeps exactly k, the lower id first among equals. Top-p (Holtzman et al. 2020) keeps
@@ -108,32 +130,32 @@ def support(row: Logits, params: SamplingParams) -> NDArray[np.intp] | None:
     (Nguyen et al. 2024) keeps what is at least `min_p` times as likely as the likeliest.
     """
     size = len(row)
-    count = size if params.top_k == 0 else min(params.top_k, size)
-    if params.top_p < 1.0:
-        count = _nucleus(row, count, params)
+    count = size if shape.top_k == 0 else min(shape.top_k, size)
+    if shape.top_p < 1.0:
+        count = _nucleus(row, count, shape)
     kept = None if count == size else greatest(row, count)
-    if params.min_p > 0.0:
+    if shape.min_p > 0.0:
         scores = row if kept is None else row[kept]
         # A share of the greatest is a distance from it in logits.
-        near = scores >= float(scores.max()) + params.temperature * math.log(params.min_p)
+        near = scores >= float(scores.max()) + shape.temperature * math.log(shape.min_p)
         kept = np.flatnonzero(near) if kept is None else kept[near]
     return kept
 
 
-def _nucleus(row: Logits, count: int, params: SamplingParams) -> int:
+def _nucleus(row: Logits, count: int, shape: Distribution) -> int:
     """How many of the `count` greatest top-p keeps."""
     size = len(row)
     few = min(count, _FEW)
     total = None
     if few < count == size:
-        total = float(_weights(row, params.temperature).sum(dtype=np.float64))
+        total = float(_weights(row, shape.temperature).sum(dtype=np.float64))
     # Few tokens mostly hold the share that is wanted; sorting them all is for flat rows.
     for tried in (few, count) if total is not None else (count,):
         # Sorted by value alone: which of equals are kept is settled by id later.
         top = greatest_values(row, tried)
-        cumulative = _weights(top, params.temperature).cumsum(dtype=np.float64)
+        cumulative = _weights(top, shape.temperature).cumsum(dtype=np.float64)
         whole = cumulative[-1] if total is None else total
-        reached = int(np.searchsorted(cumulative, params.top_p * whole, side="left"))
+        reached = int(np.searchsorted(cumulative, shape.top_p * whole, side="left"))
         if reached < tried:
             return reached + 1
     return count

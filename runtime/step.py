@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .draws import Draws, no_draws
 
 if TYPE_CHECKING:
     from .request import Request
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 Int32Array = NDArray[np.int32]
 
 NO_TOKEN = -1
-"""What `Step.tokens` holds for a row of logits with a NaN, or without a finite maximum."""
+"""What `Step.tokens` holds where a row of logits has a NaN, or no finite maximum."""
+
+
+def _no_tokens() -> Int32Array:
+    return np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,8 @@ class Step:
     The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
     of the manifest. `requests` (one a sequence) say whose step it is, `sampled` who gets a token
     of which row (`sampled_rows`), and `prompt_rows` which rows are of a prompt; executors never
-    look at them. They write `tokens` and `hidden` where these are given: for each of the rows the
-    id of its greatest logit (the lowest of equals, or `NO_TOKEN`), and what enters the head.
+    look at them. They write `tokens`, what each of the `D` draws takes (or `NO_TOKEN`), and
+    `hidden` where it is given: what enters the head.
     """
 
     token_ids: Int32Array  # [T]
@@ -51,7 +56,8 @@ class Step:
     block_copies: tuple[Int32Array, ...]  # [C, 2] each, C may differ from group to group
     logits_index: Int32Array  # [R]
     logits_rows: Int32Array | None = None  # [L] of the R whose logits are wanted; None for all
-    tokens: Int32Array | None = field(default=None, repr=False)  # [R]
+    draws: Draws = field(default_factory=no_draws, repr=False)  # [D]
+    tokens: Int32Array = field(default_factory=_no_tokens, repr=False)  # [D]
     hidden: NDArray[np.float32] | None = field(default=None, repr=False)  # [R, hidden_width]
     requests: tuple[Request, ...] = field(default=(), repr=False)
     sampled: tuple[Request, ...] = field(default=(), repr=False)
@@ -75,13 +81,12 @@ class Step:
 
     @property
     def needs_head(self) -> bool:
-        """Whether anybody wants logits, or what follows from them."""
-        return self.tokens is not None or self.num_logits > 0
+        """Whether anybody wants logits, or tokens from them."""
+        return len(self.draws) > 0 or self.num_logits > 0
 
-    def places(self, rows: Sequence[int]) -> NDArray[np.intp]:
-        """Where these rows, of which logits are wanted, stand among those."""
-        wanted = np.array(rows, np.intp)
-        return wanted if self.logits_rows is None else np.searchsorted(self.logits_rows, wanted)
+    def place(self, row: int) -> int:
+        """Where this row, of which logits are wanted, stands among those."""
+        return row if self.logits_rows is None else int(np.searchsorted(self.logits_rows, row))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .draws import Draws, draws_of, next_draws
 from .kv_cache import KvCache
 from .request import Request
 from .step import Int32Array, PromptRows, Step
@@ -24,7 +25,7 @@ class _Rows:
         self.sampled_rows: list[int] = []
         self.prompts: list[PromptRows] = []
         self.logits: list[int] = []
-        self.wants_tokens = False
+        self.drawn: list[tuple[Request, int]] = []
 
     def add_prompt(self, request: Request, first_token: int, start: int, count: int) -> None:
         """The rows of a chunk that a prompt still lacks; `start` is the chunk's position."""
@@ -44,14 +45,15 @@ class _Rows:
         self.index.append(token)
         self.sampled.append(request)
         self.sampled_rows.append(row)
-        if request.pool is None:
-            if request.takes_greatest:
-                self.wants_tokens = True
-            else:
-                self.logits.append(row)
         if request.unforked:
             self.sampled += request.unforked
             self.sampled_rows += [row] * len(request.unforked)
+        if request.pool is None:
+            if request.needs_logits:
+                self.logits.append(row)
+            if request.adjuster is None:
+                self.drawn.append((request, row))
+                self.drawn += [(choice, row) for choice in request.unforked]
 
     @property
     def with_logits(self) -> Int32Array | None:
@@ -59,9 +61,9 @@ class _Rows:
         return None if len(self.logits) == len(self.index) else np.array(self.logits, np.int32)
 
     @property
-    def tokens(self) -> Int32Array | None:
-        """`Step.tokens`."""
-        return np.empty(len(self.index), np.int32) if self.wants_tokens else None
+    def draws(self) -> Draws:
+        """`Step.draws`."""
+        return draws_of(self.drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ class StepBuilder:
             block_tables=tables,
             slots=places.slots(tables, self._kv.block_size),
             block_copies=self._kv.take_copies(),
-            tokens=None if last.tokens is None else np.empty_like(last.tokens),
+            draws=next_draws(last.draws),
+            tokens=np.empty_like(last.tokens),
         )
 
     def _fresh(self, plan: Plan, requests: tuple[Request, ...]) -> Step:
@@ -160,7 +163,8 @@ class StepBuilder:
             block_copies=self._kv.take_copies(),
             logits_index=np.array(rows.index, np.int32),
             logits_rows=rows.with_logits,
-            tokens=rows.tokens,
+            draws=rows.draws,
+            tokens=np.empty(len(rows.drawn), np.int32),
             requests=requests,
             sampled=tuple(rows.sampled),
             sampled_rows=tuple(rows.sampled_rows),

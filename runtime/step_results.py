@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from .outputs import TokenLogprobs
 from .pooling import pool_rows
-from .sampler import Sample, sample_rows
+from .sampler import Sample, sample
 from .step import NO_TOKEN, PromptRows, Step
-from .token_logprobs import prompt_logprobs
+from .token_logprobs import prompt_logprobs, raw_logprobs
 from .top_tokens import Logits
 
 
@@ -44,33 +44,21 @@ def read_results(logits: Logits, step: Step) -> StepResults:
 
 def _samples(logits: Logits, step: Step) -> list[Sample]:
     """One for each of `step.sampled`; those who pool get no token, only whether all is well."""
-    greatest = () if step.tokens is None else step.tokens.tolist()
-    drawn = iter(_draw_samples(logits, step))
+    drawn = iter(step.tokens.tolist())
     samples = []
     for request, row in zip(step.sampled, step.sampled_rows, strict=True):
         if request.pool is not None:
             samples.append(Sample(0 if request.pool.is_finite else None))
-        elif request.takes_greatest:
-            token = greatest[row]
-            samples.append(Sample(None if token == NO_TOKEN else token))
+        elif request.adjuster is not None:
+            samples.append(sample(logits[step.place(row)], request))
+        elif (token := next(drawn)) == NO_TOKEN:
+            samples.append(Sample(None))
+        elif request.num_logprobs is None:
+            samples.append(Sample(token))
         else:
-            samples.append(next(drawn))
+            raw = logits[step.place(row)]
+            samples.append(Sample(token, raw_logprobs(raw, token, request.num_logprobs)))
     return samples
-
-
-def _draw_samples(logits: Logits, step: Step) -> list[Sample]:
-    """The samples of those whose logits are wanted; choices share a row."""
-    if len(logits) == 0:
-        return []
-    pairs = [
-        (request, row)
-        for request, row in zip(step.sampled, step.sampled_rows, strict=True)
-        if request.pool is None and not request.takes_greatest
-    ]
-    rows = logits
-    if step.prompt_rows or len(pairs) > len(logits):
-        rows = logits[step.places([row for _, row in pairs])]
-    return sample_rows(rows, [request for request, _ in pairs])
 
 
 def _prompt_logprobs(logits: Logits, step: Step, rows: PromptRows) -> list[TokenLogprobs] | None:
@@ -78,7 +66,7 @@ def _prompt_logprobs(logits: Logits, step: Step, rows: PromptRows) -> list[Token
     if request.pool is not None:
         return []
     assert request.params.prompt_logprobs is not None
-    (place,) = step.places([rows.first_row])
+    place = step.place(rows.first_row)
     return prompt_logprobs(
         logits[place : place + rows.count],
         request.token_ids[first : first + rows.count],

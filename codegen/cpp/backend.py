@@ -196,12 +196,12 @@ def _store_hidden(emitter: Emitter, value: Value) -> None:
 
 
 def _store_logits(emitter: Emitter, value: Value) -> None:
-    """Of each row the greatest as a token, and as float32 those rows that are wanted."""
+    """The tokens that are drawn, and as float32 those rows that are wanted."""
     buffer = _floats(emitter, value)
-    *lead, width = (c_dim(dim) for dim in value.type.shape)
-    rows = " * ".join(lead) or "1"
+    width = c_dim(value.type.shape[-1])
+    emitter.thread_scratch[f"draw_scratch_bytes({width})"] = None
     emitter.call(
-        f"if (tokens != nullptr) greatest_rows(t, {{0}}, tokens, {rows}, {width});",
+        f"draw_tokens(t, {{0}}, s.draws, s.tokens, s.num_draws, {width});",
         (pointer(buffer),),
         reads=(buffer,),
         writes=(),

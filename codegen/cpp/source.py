@@ -27,11 +27,10 @@ void run_step(const Team& t, const Model& m, const infc_step& s) {
   const int32_t* const positions = s.positions;
   const int32_t* const logits_index = s.logits_index;
   float* const hidden = s.hidden;
-  int32_t* const tokens = s.tokens;
   char* const a = m.arena;
   const void* const* const w = m.weights;
   StepClock clock(m.profile, t.tid);
-  (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden, (void)tokens;
+  (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden;
   (void)a, (void)w;
 """
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import InfcError
+from ..draws import Draw
+from ..sampler import drawn_token
 from ..step import NO_TOKEN, Step
 
 
@@ -31,7 +33,7 @@ class Executor(Protocol):
     def run(self, step: Step) -> NDArray[np.float32]:
         """Compute the step's tokens; the logits of the wanted rows, float32 `[L, vocab]`.
 
-        `step.tokens` and `step.hidden` are filled where they are given. For a step without
+        `step.tokens` is filled, and `step.hidden` where it is given. For a step without
         `needs_head` the head need not be computed.
         """
         ...
@@ -69,10 +71,10 @@ def wanted_rows(step: Step, logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
     For executors whose head makes every row.
     """
-    if step.tokens is not None:
-        best = logits.argmax(axis=1)  # the first of equals, and the first NaN where there is one
-        finite = np.isfinite(logits[np.arange(len(best)), best])
-        step.tokens[:] = np.where(finite, best, NO_TOKEN)
+    for place, entry in enumerate(step.draws):
+        draw = Draw(*entry.item())
+        token = drawn_token(logits[draw.row], draw)
+        step.tokens[place] = NO_TOKEN if token is None else token
     return logits if step.logits_rows is None else logits[step.logits_rows]
 
 

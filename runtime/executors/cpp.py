@@ -112,7 +112,9 @@ class CppExecutor:
             hidden=None if step.hidden is None else step.hidden.ctypes.data,
             num_logits=step.num_logits,
             logits_rows=None if step.logits_rows is None else _pointer(step.logits_rows),
-            tokens=None if step.tokens is None else _pointer(step.tokens),
+            num_draws=len(step.draws),
+            draws=step.draws.ctypes.data,
+            tokens=_pointer(step.tokens),
             logits=logits.ctypes.data,
         )
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):

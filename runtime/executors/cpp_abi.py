@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 5
+ABI = 6
 
 _Pointer = ctypes.c_void_p
 
@@ -33,6 +33,7 @@ class StepArrays(ctypes.Structure):
         ("num_rows", ctypes.c_int32),
         ("num_sequences", ctypes.c_int32),
         ("num_logits", ctypes.c_int32),
+        ("num_draws", ctypes.c_int32),
         ("token_ids", _Pointer),
         ("positions", _Pointer),
         ("query_starts", _Pointer),
@@ -41,6 +42,7 @@ class StepArrays(ctypes.Structure):
         ("groups", ctypes.POINTER(GroupStep)),
         ("hidden", _Pointer),
         ("logits_rows", _Pointer),
+        ("draws", _Pointer),
         ("tokens", _Pointer),
         ("logits", _Pointer),
     ]

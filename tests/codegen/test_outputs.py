@@ -1,4 +1,4 @@
-"""What leaves a step: the token of each row, and the rows of logits that are wanted."""
+"""What leaves a step: the tokens drawn from its rows, and the rows of logits that are wanted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.program import Program
 from infc.ir.target import resolve_target
 from infc.ir.types import DType, Sym, TensorType
+from infc.runtime.draws import DRAW, Draw
 from infc.runtime.executors.base import wanted_rows
+from infc.runtime.sampler import support, uniform
 from infc.runtime.step import Step
 
 from .harness import Chunk, build, make_step, open_cpp, with_weights
 
 WIDTH = 75
 TARGETS = ("native", "x86-64-v2")
+DTYPES = {DType.F32: torch.float32, DType.BF16: torch.bfloat16}
 
 
 def program(table: torch.Tensor, dtype: DType) -> Program:
@@ -53,32 +56,131 @@ def rows_of(kind: torch.dtype) -> torch.Tensor:
     return table.to(kind)
 
 
-def asking(step: Step, rows: list[int] | None) -> Step:
-    """The step with room for tokens, and logits wanted of `rows`."""
+def asking(step: Step, rows: list[int] | None, draws: list[Draw]) -> Step:
+    """The step with these draws, and logits wanted of `rows`."""
     wanted = None if rows is None else np.array(rows, np.int32)
-    tokens = np.full(len(step.logits_index), 99, np.int32)
-    return replace(step, tokens=tokens, logits_rows=wanted)
+    tokens = np.full(len(draws), 99, np.int32)
+    return replace(step, draws=np.array(draws, DRAW), tokens=tokens, logits_rows=wanted)
+
+
+def rows_step(ids: list[int]) -> Step:
+    """A step with a row for each of four sequences' tokens."""
+    plain = make_step([Chunk(ids, 0, [1] * 4)], num_groups=0, block_size=16)
+    return replace(plain, logits_index=np.arange(len(ids), dtype=np.int32))
+
+
+def greedy(row: int) -> Draw:
+    return Draw(0, 0.0, 1.0, 0.0, 0, row, 0, 0)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=lambda d: d.value)
-def test_tokens_and_wanted_rows(
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.value)
+def test_greatest_and_wanted_rows(
     dtype: DType, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infc.ir.weights.require_finite", lambda *_: None)  # NaN is wanted here
-    table = rows_of({DType.F32: torch.float32, DType.BF16: torch.bfloat16}[dtype])
+    table = rows_of(DTYPES[dtype])
     artifact = build(program(table, dtype), tmp_path / "a", resolve_target(target))
     values: NDArray[np.float32] = table.float().numpy()
     for threads in (1, 2):
         executor = open_cpp(artifact, num_threads=threads)
         for first in (0, WIDTH + 8 - 64):
             ids = list(range(first, first + 64))
-            chunk = Chunk(ids, 0, [1] * 4)
-            plain = make_step([chunk], num_groups=0, block_size=16)
-            plain = replace(plain, logits_index=np.arange(64, dtype=np.int32))
             for rows in (None, [], [0, 5, 63]):
-                step, expected = asking(plain, rows), asking(plain, rows)
+                draws = [greedy(row) for row in (5, *range(64))]
+                step = asking(rows_step(ids), rows, draws)
+                expected = replace(step, tokens=np.zeros_like(step.tokens))
                 logits = executor.run(step)
                 np.testing.assert_array_equal(logits, wanted_rows(expected, values[ids]))
-                assert step.tokens is not None and expected.tokens is not None
                 assert step.tokens.tolist() == expected.tokens.tolist()
+
+
+LONG = 2999
+
+
+def long_rows(kind: torch.dtype) -> torch.Tensor:
+    """Rows of several shapes: peaked, flat, all equal, with many equals, forbidden, negative."""
+    table = torch.randn(16, LONG, generator=torch.Generator().manual_seed(1))
+    table *= torch.tensor([0.01, 1.0, 3.0, 10.0] * 4)[:, None]
+    table[4] = 2.5
+    table[5] = table[5].round()
+    table[6, ::2] = -torch.inf
+    table[7] = -torch.inf
+    table[7, [17, 2998]] = 0.0
+    table[8] = -table[8].abs() - 100
+    table[9, 5] = torch.nan
+    table[10, :1500] = 1.0
+    return table.to(kind)
+
+
+def random_draws(rng: np.random.Generator, count: int) -> list[Draw]:
+    return [
+        Draw(
+            seed=int(rng.integers(2**64, dtype=np.uint64)),
+            temperature=float(rng.choice([0.0, 1e-40, 0.3, 1.0, 20.0])),
+            top_p=float(rng.choice([1.0, 1e-9, 0.5, 0.95, 0.9999])),
+            min_p=float(rng.choice([0.0, 0.0, 0.05, 1.0])),
+            top_k=int(rng.choice([0, 1, 40, 700, LONG, 100_000])),
+            row=int(rng.integers(16)),
+            choice=int(rng.integers(3)),
+            position=int(rng.integers(100_000)),
+        )
+        for _ in range(count)
+    ]
+
+
+def is_possible(row: NDArray[np.float32], draw: Draw, token: int) -> bool:
+    """Whether shares that differ from numpy's in the last bits could lead to this token."""
+    for slack in (0.0, 1e-5, -1e-5):
+        kept = support(row, draw._replace(top_p=min(1.0, max(1e-9, draw.top_p + slack))))
+        ids = np.arange(len(row)) if kept is None else kept
+        wide = row[ids].astype(np.float64)
+        ends = np.exp((wide - wide.max()) / draw.temperature).cumsum()
+        at = np.searchsorted(ids, token)
+        u = uniform(draw.seed, choice=draw.choice, position=draw.position)
+        before = ends[at - 1] / ends[-1] if at else 0.0
+        if at < len(ids) and ids[at] == token and before - 1e-5 <= u <= ends[at] / ends[-1] + 1e-5:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.value)
+def test_draws_are_those_of_the_sampler(
+    dtype: DType, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a last bit of a sum; the same alone, beside others, and on any number of threads."""
+    monkeypatch.setattr("infc.ir.weights.require_finite", lambda *_: None)
+    table = long_rows(DTYPES[dtype])
+    artifact = build(program(table, dtype), tmp_path / "a", resolve_target(target))
+    values: NDArray[np.float32] = table.float().numpy()
+    draws = random_draws(np.random.default_rng(2), 800)
+    step = asking(rows_step(list(range(16))), [], draws)
+    expected = replace(step, tokens=np.zeros_like(step.tokens))
+    wanted_rows(expected, values)
+    executor = open_cpp(artifact, num_threads=2)
+    assert executor.run(step).shape == (0, LONG)
+    apart = np.flatnonzero(step.tokens != expected.tokens)
+    assert len(apart) <= 8
+    for place in apart.tolist():
+        draw = draws[place]
+        assert is_possible(values[draw.row], draw, int(step.tokens[place])), draw
+    with_one = open_cpp(artifact, num_threads=1)
+    for place in range(0, 800, 40):
+        alone = asking(rows_step(list(range(16))), None, [draws[place]])
+        with_one.run(alone)
+        assert alone.tokens[0] == step.tokens[place]
+
+
+def test_the_random_number_is_the_samplers(tmp_path: Path) -> None:
+    """Of equal logits the token is the number itself, in steps of the vocabulary."""
+    table = torch.zeros(16, 4096)
+    artifact = build(program(table, DType.F32), tmp_path / "a", resolve_target("native"))
+    draws = [
+        d._replace(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+        for d in random_draws(np.random.default_rng(3), 200)
+    ]
+    step = asking(rows_step(list(range(16))), [], draws)
+    open_cpp(artifact, num_threads=1).run(step)
+    numbers = [uniform(d.seed, choice=d.choice, position=d.position) for d in draws]
+    assert step.tokens.tolist() == [int(u * 4096) for u in numbers]

@@ -201,7 +201,7 @@ def test_a_prompt_without_finite_logits_fails_alone(engine: Engine, at: int) -> 
             logits = real.run(step)
             for rows in step.prompt_rows:
                 if rows.request.request_id == "bad" and rows.first_position >= at:
-                    logits[step.places([rows.first_row])] = np.nan
+                    logits[step.place(rows.first_row)] = np.nan
             return logits
 
         def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""What comes out of the head: the greatest logit's token for most, logits for whoever asks."""
+"""What comes out of the head: tokens for most, logits for whoever asks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from infc.runtime.draws import draws_of
 from infc.runtime.executors.base import wanted_rows
 from infc.runtime.request import Request
-from infc.runtime.sampler import sample_rows
+from infc.runtime.sampler import sample
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import NO_TOKEN, Step
 from infc.runtime.step_results import read_results
@@ -27,9 +28,10 @@ def request(params: SamplingParams | None = None) -> Request:
     return Request("r", [1, 2, 3], params or SamplingParams())
 
 
-def head_step(num_rows: int, wanted: list[int] | None, **fields: Any) -> Step:
-    """A step of which only the rows matter."""
+def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]) -> Step:
+    """A step of which only the rows matter, and who samples of which."""
     nothing = np.zeros(0, np.int32)
+    drawn = [(request, row) for request, row in order.items() if request.adjuster is None]
     return Step(
         token_ids=nothing,
         positions=nothing,
@@ -40,52 +42,57 @@ def head_step(num_rows: int, wanted: list[int] | None, **fields: Any) -> Step:
         block_copies=(),
         logits_index=np.arange(num_rows, dtype=np.int32),
         logits_rows=None if wanted is None else np.array(wanted, np.int32),
-        tokens=np.full(num_rows, 7, np.int32),
-        **fields,
+        draws=draws_of(drawn),
+        tokens=np.full(len(drawn), 7, np.int32),
+        sampled=tuple(order),
+        sampled_rows=tuple(order.values()),
     )
 
 
 @given(
     arrays.arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(1, 6)), elements=VALUES),
+    st.sampled_from([0.0, 1.0]),
     st.data(),
 )
-def test_tokens_are_what_the_sampler_gives(logits: Any, data: st.DataObject) -> None:
-    """The lowest id of equals; none for a row with a NaN, or whose greatest is infinite."""
+def test_tokens_are_what_the_sampler_gives(
+    logits: Any, temperature: float, data: st.DataObject
+) -> None:
+    """None for a row with a NaN, or whose greatest is infinite."""
     rows = list(range(len(logits)))
     wanted = data.draw(
         st.none() | st.sets(st.sampled_from(rows)).map(sorted) if rows else st.none()
     )
-    step = head_step(len(rows), wanted)
+    order = {request(SamplingParams(temperature=temperature, seed=r)): r for r in rows}
+    step = head_step(len(rows), wanted, order)
     given = wanted_rows(step, logits)
     assert np.array_equal(given, logits if wanted is None else logits[wanted], equal_nan=True)
     assert step.num_logits == len(given)
-    greedy = [request() for _ in rows]
-    expected = [sample.token_id for sample in sample_rows(logits, greedy)] if rows else []
-    assert step.tokens is not None
+    expected = [sample(logits[row], who).token_id for who, row in order.items()]
     assert [None if t == NO_TOKEN else t for t in step.tokens.tolist()] == expected
 
 
 def test_each_request_finds_its_own_row() -> None:
     """Among those of prompts, of choices that share one, and of those who want no logits."""
-    sampled = SamplingParams(temperature=1.0, seed=5, n=2)
-    first, second = request(), request(sampled)
-    scored, third = request(SamplingParams(prompt_logprobs=1, logprobs=0)), request()
-    rng = np.random.default_rng(0)
-    logits = rng.standard_normal((6, 20)).astype(np.float32)
-    twin = second.sibling(1)
-    order = [first, second, twin, scored, third]
-    step = head_step(6, [1, 4], sampled=tuple(order), sampled_rows=(0, 1, 1, 4, 5))
+    second = request(SamplingParams(temperature=1.0, seed=5, n=2, logprobs=2))
+    order = {
+        request(): 0,
+        second: 1,
+        second.sibling(1): 1,
+        request(SamplingParams(temperature=2.0, top_p=0.9, seed=3)): 2,
+        request(SamplingParams(prompt_logprobs=1, logprobs=0)): 4,
+        request(SamplingParams(temperature=1.0, seed=6, presence_penalty=1.0)): 3,
+        request(): 5,
+    }
+    logits = np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32)
+    step = head_step(6, [1, 3, 4], order)
     results = read_results(wanted_rows(step, logits), step)
-    expected = [
-        sample_rows(logits[[r]], [o])[0] for o, r in zip(order, step.sampled_rows, strict=True)
-    ]
-    assert results.samples == expected
+    assert results.samples == [sample(logits[row], who) for who, row in order.items()]
 
 
 WANTED = {
     "greedy": ({}, 0),
-    "sampled": ({"temperature": 1.0}, 1),
-    "choices": ({"temperature": 1.0, "n": 3}, 1),
+    "sampled": ({"temperature": 1.0}, 0),
+    "choices": ({"temperature": 1.0, "n": 3}, 0),
     "greedy choices": ({"n": 2}, 0),
     "best of": ({"n": 1, "best_of": 2}, 1),
     "logprobs": ({"logprobs": 0}, 1),
@@ -102,7 +109,9 @@ def test_logits_are_asked_for_where_they_are_read(params: dict[str, Any], rows: 
     step = run_step(scheduler, model)
     assert step is not None
     assert step.num_logits == rows
-    assert step.tokens is not None, "somebody is greedy"
+    assert len(step.tokens) == 1 + (params.get("best_of") or params.get("n", 1)) - (
+        "presence_penalty" in params
+    )
     finish_all(scheduler, model)
 
 

@@ -363,10 +363,9 @@ def test_request_with_invalid_logits_fails_alone(artifact: Path) -> None:
         class Poisoned:
             def run(self, step: Step) -> NDArray[np.float32]:
                 logits = working.run(step)
-                assert step.tokens is not None
-                for row, request in enumerate(step.sampled):
+                for place, request in enumerate(step.sampled):
                     if request.token_ids[0] == 9:
-                        step.tokens[row] = NO_TOKEN
+                        step.tokens[place] = NO_TOKEN
                 return logits
 
             def close(self) -> None: ...

@@ -26,7 +26,7 @@ from transformers import (
 
 from infc.runtime.logits_adjuster import LogitsAdjuster, TokenCounts
 from infc.runtime.request import Request
-from infc.runtime.sampler import sample_rows, support
+from infc.runtime.sampler import sample, support
 from infc.runtime.sampling_params import SamplingParams
 
 VOCAB = 40
@@ -193,10 +193,10 @@ def test_a_constraint_masks_before_sampling(temperature: float) -> None:
     chosen = SamplingParams(temperature=temperature, seed=1)
     request = Request("r", [5, 6], chosen, constraint=EvenOnly())
     for turn in range(20):
-        (sample,) = sample_rows(row_of(turn)[None], [request])
-        assert sample.token_id is not None
-        assert sample.token_id % 2 == turn % 2
-        request.token_ids.append(sample.token_id)
+        token = sample(row_of(turn), request).token_id
+        assert token is not None
+        assert token % 2 == turn % 2
+        request.token_ids.append(token)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -205,18 +205,18 @@ def test_a_row_with_nothing_left_fails_alone(temperature: float) -> None:
         temperature=temperature, allowed_token_ids=[4], stop_token_ids=[4], min_tokens=1
     )
     requests = [Request("a", [1], chosen), Request("b", [1], SamplingParams())]
-    samples = sample_rows(np.stack([row_of(0)] * 2), requests)
-    assert [sample.token_id for sample in samples] == [None, int(row_of(0).argmax())]
+    tokens = [sample(row_of(0), request).token_id for request in requests]
+    assert tokens == [None, int(row_of(0).argmax())]
 
 
 def test_logprobs_are_of_the_row_as_it_came() -> None:
     row = row_of(3)
     best = int(row.argmax())
     request = Request("r", [1], SamplingParams(banned_token_ids=[best], logprobs=1))
-    (sample,) = sample_rows(row[None], [request])
-    assert sample.logprobs is not None
-    assert sample.logprobs.top[0][0] == best != sample.token_id
-    assert sample.logprobs.rank == 2
+    chosen = sample(row, request)
+    assert chosen.logprobs is not None
+    assert chosen.logprobs.top[0][0] == best != chosen.token_id
+    assert chosen.logprobs.rank == 2
     assert np.array_equal(row, row_of(3)), "the row itself is not touched"
 
 

@@ -1,4 +1,4 @@
-"""The sampler: greedy ties, supports of top-k and top-p, seeds, independence of the batch."""
+"""The sampler: greedy ties, supports of top-k and top-p, seeds, log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.runtime.request import Request
-from infc.runtime.sampler import draw, sample_rows, support, uniform
+from infc.runtime.sampler import draw, sample, support, uniform
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.token_logprobs import prompt_logprobs, raw_logprobs
 from infc.runtime.top_tokens import greatest, greatest_values, ranked
@@ -108,25 +108,6 @@ def test_shares_are_those_of_the_softmax() -> None:
     np.testing.assert_allclose(np.bincount(drawn, minlength=4)[:3] / 4000, expected, atol=0.03)
 
 
-@given(st.lists(st.tuples(rows, params, st.booleans()), min_size=1, max_size=6), st.data())
-def test_a_row_does_not_depend_on_its_neighbours(
-    cases: list[tuple[Row, SamplingParams, bool]], data: st.DataObject
-) -> None:
-    width = 50
-    logits = np.full((len(cases), width), -np.inf, np.float32)
-    requests = []
-    for i, (row, chosen, broken) in enumerate(cases):
-        logits[i, : len(row)] = row
-        if broken:
-            logits[i, 7] = np.nan
-        requests.append(request(chosen, num_tokens=i + 1, seed=i))
-    together = sample_rows(logits, requests)
-    order = data.draw(st.permutations(range(len(cases))))
-    for i in order:
-        assert sample_rows(logits[i : i + 1], [requests[i]]) == [together[i]]
-        assert (together[i].token_id is None) == cases[i][2]
-
-
 @pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-46, 5e-324])
 @pytest.mark.parametrize("rest", [{}, {"top_p": 0.5}, {"top_k": 2}, {"min_p": 0.5}], ids=str)
 def test_a_temperature_of_almost_nothing_is_greedy(
@@ -142,15 +123,14 @@ def test_a_temperature_of_almost_nothing_is_greedy(
 
 def test_greedy_takes_the_lowest_of_equals() -> None:
     logits = np.array([[0, 2, 2, 1], [5, 5, 5, 5]], np.float32)
-    samples = sample_rows(logits, [request(SamplingParams())] * 2)
-    assert [s.token_id for s in samples] == [1, 0]
+    assert [sample(row, request(SamplingParams())).token_id for row in logits] == [1, 0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_rows_without_a_finite_maximum_fail_alone(bad: float) -> None:
+def test_rows_without_a_finite_maximum_fail(bad: float) -> None:
     logits = np.array([[0, 2, 1], [0, bad, 1], [-np.inf] * 3, [3, 2, 1]], np.float32)
-    samples = sample_rows(logits, [request(SamplingParams())] * 4)
-    assert [s.token_id for s in samples] == [1, None, None, 0]
+    for chosen in (SamplingParams(), SamplingParams(temperature=1e-3)):
+        assert [sample(row, request(chosen)).token_id for row in logits] == [1, None, None, 0]
 
 
 # Frozen: other numbers would change what every seed gives.
@@ -165,13 +145,12 @@ def test_random_key_is_written_down() -> None:
 
 
 def test_seeds_repeat_and_differ() -> None:
-    logits = np.zeros((1, 1000), np.float32)
+    logits = np.zeros(1000, np.float32)
     chosen = SamplingParams(temperature=1.0)
 
     def tokens(seed: int) -> list[int | None]:
         return [
-            sample_rows(logits, [request(chosen, num_tokens=n, seed=seed)])[0].token_id
-            for n in range(1, 30)
+            sample(logits, request(chosen, num_tokens=n, seed=seed)).token_id for n in range(1, 30)
         ]
 
     assert tokens(3) == tokens(3)

@@ -22,7 +22,7 @@ from infc.runtime.admission import SchedulerLimits
 from infc.runtime.kv_cache import KvCache
 from infc.runtime.outputs import TokenLogprobs
 from infc.runtime.request import Request, RequestState
-from infc.runtime.sampler import sample_rows
+from infc.runtime.sampler import sample
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.scheduler import Scheduler
 from infc.runtime.step import Step
@@ -44,10 +44,10 @@ def alone(request: Request) -> list[int]:
     twin.seed, twin.choice = request.seed, request.choice
     while len(twin.token_ids) < request.max_total_tokens:
         logits = logits_of(prefix_states(twin.token_ids)[-1], VOCAB)
-        (sample,) = sample_rows(logits[None], [twin])
-        assert sample.token_id is not None
-        twin.token_ids.append(sample.token_id)
-        if sample.token_id in request.end_token_ids:
+        token = sample(logits, twin).token_id
+        assert token is not None
+        twin.token_ids.append(token)
+        if token in request.end_token_ids:
             break
     return twin.token_ids
 

@@ -10,7 +10,7 @@ from infc.runtime.step_builder import StepBuilder
 
 from .test_scheduler import add, alone, build, finish_all
 
-ARRAYS = ("token_ids", "positions", "query_starts", "context_lengths", "logits_index")
+ARRAYS = ("token_ids", "positions", "query_starts", "context_lengths", "logits_index", "draws")
 TUPLES = ("requests", "sampled", "sampled_rows", "prompt_rows")
 
 
@@ -21,7 +21,7 @@ def assert_equal(step: Step, fresh: Step) -> None:
         for ours, theirs in zip(getattr(step, groups), getattr(fresh, groups), strict=True):
             assert np.array_equal(ours, theirs), groups
     assert all(getattr(step, name) == getattr(fresh, name) for name in TUPLES)
-    assert (step.tokens is None) == (fresh.tokens is None)
+    assert len(step.tokens) == len(step.draws)
     assert step.num_logits == fresh.num_logits
 
 
@@ -35,7 +35,7 @@ def test_a_derived_step_is_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
         step = derive(builder, last)
         fresh = builder._fresh([(request, 1) for request in step.requests], step.requests)
         assert_equal(step, fresh)
-        assert step.tokens is None or step.tokens is not last.tokens
+        assert step.tokens is not last.tokens
         return step
 
     monkeypatch.setattr(StepBuilder, "_next", checked)

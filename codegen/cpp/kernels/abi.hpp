@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 5
+#define INFC_ABI 6
 
 extern "C" {
 
@@ -16,12 +16,25 @@ struct infc_group_step {
   int32_t num_copies;
 };
 
+// How a token is taken from a row of logits; runtime/sampler.py says what the parameters mean.
+struct infc_draw {
+  uint64_t seed;
+  double temperature;  // 0: the greatest
+  double top_p;        // 1: all
+  double min_p;        // 0: all
+  int32_t top_k;       // 0: all
+  int32_t row;         // of the R rows
+  int32_t choice;
+  int32_t position;    // of the token in its sequence
+};
+
 // docs/design/step.md says what each array means.
 struct infc_step {
   int32_t num_tokens;
   int32_t num_rows;
   int32_t num_sequences;
   int32_t num_logits;  // L, rows whose logits are wanted
+  int32_t num_draws;   // D
   const int32_t* token_ids;        // [T]
   const int32_t* positions;        // [T]
   const int32_t* query_starts;     // [B + 1]
@@ -30,8 +43,9 @@ struct infc_step {
   const infc_group_step* groups;
   float* hidden;                // [R, H], written: what enters the head; null where nobody asks
   const int32_t* logits_rows;      // [L] of the R rows, ascending; null: all of them
-  int32_t* tokens;  // [R], written: each row's greatest logit; null where nobody asks
-  float* logits;    // [L, V], written; without tokens and rows the step ends in front of the head
+  const infc_draw* draws;  // [D]
+  int32_t* tokens;         // [D], written
+  float* logits;  // [L, V], written; without draws and rows the step ends in front of the head
 };
 
 struct infc_config {

@@ -21,6 +21,7 @@
 #include "quantize.hpp"
 #include "rope.hpp"
 #include "rows.hpp"
+#include "sampling.hpp"
 #include "scaled_linear.hpp"
 #include "scaled_moe.hpp"
 #include "team.hpp"

@@ -1,4 +1,4 @@
-// What leaves a step: hidden states and logits as float32, and the greatest logit of each row.
+// What leaves a step as float32: hidden states and logits; and where the greatest of a row stands.
 #pragma once
 
 #include <limits>
@@ -10,7 +10,7 @@
 namespace infc {
 
 // Whether anybody wants what the head makes.
-inline bool needs_head(const infc_step& s) { return s.tokens != nullptr || s.num_logits > 0; }
+inline bool needs_head(const infc_step& s) { return s.num_draws > 0 || s.num_logits > 0; }
 
 // y[0 .. count) = x as float.
 template <class T>
@@ -56,13 +56,6 @@ inline int32_t greatest(const T* x, int64_t width) {
   }
   const float most = values.x[best];
   return most - most == 0.0f ? bits_of(starts.x[best]) + best : -1;
-}
-
-// tokens[r] = greatest of row r of x [rows, width].
-template <class T>
-void greatest_rows(const Team& t, const T* x, int32_t* tokens, int64_t rows, int64_t width) {
-  const Share share = share_of(t, rows);
-  for (int64_t r = share.begin; r < share.end; ++r) tokens[r] = greatest(x + r * width, width);
 }
 
 }  // namespace infc

@@ -124,6 +124,7 @@ INFC_BINARY(i32x16, +)
 INFC_BINARY(i32x16, -)
 INFC_BINARY(i32x16, &)
 INFC_BINARY(i32x16, |)
+INFC_BINARY(i32x16, ^)
 #undef INFC_BINARY
 
 #define INFC_COMPARE(NAME, OP)                                      \
@@ -138,6 +139,11 @@ INFC_COMPARE(gt, >)
 INFC_COMPARE(eq, ==)
 INFC_COMPARE(ne, !=)
 #undef INFC_COMPARE
+INFC_INLINE i32x16 ge(const i32x16& a, const i32x16& b) {
+  i32x16 r;
+  INFC_EACH(i) r.v[i] = a.v[i] >= b.v[i];
+  return r;
+}
 
 template <class V>
 struct vector_traits;
