@@ -5,7 +5,7 @@
 // sink joins last. None of it depends on which rows share a tile, or on the threads.
 #pragma once
 
-#include "attention_tile.hpp"
+#include "attention_wide.hpp"
 
 namespace infc {
 
@@ -31,8 +31,9 @@ constexpr int64_t round_up(int64_t n, int64_t grain) { return (n + grain - 1) / 
 
 // Bytes of scratch each thread of the team must have for these head sizes.
 constexpr int64_t attention_scratch_bytes(int64_t D, int64_t Dv) {
-  return static_cast<int64_t>(sizeof(float)) * kTileRows *
-         (round_up(D, kLanes) + kChunk + 2 * round_up(Dv, kLanes));
+  const int64_t width = round_up(Dv, kLanes);
+  const int64_t row = round_up(D, kLanes) + kChunk + 2 * width;
+  return static_cast<int64_t>(sizeof(float)) * (kTileRows * row + kChunk * (D > width ? D : width));
 }
 
 // A tile: up to kTileRows (token, head) pairs of one sequence and KV head, token-major.
@@ -83,6 +84,7 @@ class Attention {
     width_ = round_up(kv.Dv, kLanes);
     part_ = scores_ + kTileRows * kChunk;
     total_ = part_ + kTileRows * width_;
+    wide_ = total_ + kTileRows * width_;
   }
 
   // Takes this thread's share of all tiles, by their cost (positions read).
@@ -112,13 +114,14 @@ class Attention {
     }
   }
 
-  // A lone sequence that decodes has few rows: smaller tiles then feed more threads.
+  // Smaller tiles feed more threads, and make shares more equal; larger ones make more of the cache.
   int64_t rows_per_tile(int64_t rows) const {
+    constexpr int64_t kFew = 16;  // of a sequence that decodes, most likely
     const int64_t units = step_.B * kv_.G;
-    if (rows > kTileRows || units >= team_.size) return kTileRows;
-    const int64_t parts = (team_.size + units - 1) / units;
-    const int64_t size = (rows + parts - 1) / parts;
-    return size < 1 ? 1 : size;
+    const int64_t parts = ceil_div(rows > kFew ? 4 * team_.size : team_.size, units);
+    const int64_t least = rows > kFew ? kFew : 1;
+    const int64_t size = ceil_div(rows, parts);
+    return size < least ? least : size < kTileRows ? size : kTileRows;
   }
 
   Span span_of(const AttentionTile& tile, int r) const {
@@ -179,8 +182,16 @@ class Attention {
     }
     if (from >= to) return;
     const int count = to - from;
-    score_rows(cache, wide_q_ + from * kv_.D, count, chunk, first / kLanes * kLanes,
-               round_up(last, kLanes), scores_);
+    const bool wide = count >= kWideRows;
+    const float* q = wide_q_ + from * kv_.D;
+    const int64_t begin = first / kLanes * kLanes;
+    const int64_t end = round_up(last, kLanes);
+    if (wide) {
+      widen_keys(cache, begin, end, wide_);
+      score_wide(cache, wide_, q, count, chunk, begin, end, scores_);
+    } else {
+      score_rows(cache, q, count, chunk, begin, end, scores_);
+    }
     ChunkSums sums[kTileRows];
     for (int r = 0; r < count; ++r) {
       sums[r] = weigh_row(scores_ + r * kChunk, chunk, inside[from + r], options_.scale,
@@ -190,7 +201,14 @@ class Attention {
       }
       for (int64_t i = 0; i < width_; i += kLanes) store(part_ + r * width_ + i, zeros());
     }
-    value_rows(cache, scores_, inside + from, count, chunk, part_, width_);
+    const Span* spans_here = inside + from;
+    if (wide) {
+      const WideValues values = widen_values(cache, first, last, width_, wide_);
+      value_rows<kWideTile>(values, scores_, spans_here, count, chunk, width_, part_, width_);
+    } else {
+      const CachedValues<TC> values{cache};
+      value_rows<kStreamedRows>(values, scores_, spans_here, count, chunk, kv_.Dv, part_, width_);
+    }
     for (int r = 0; r < count; ++r) {
       merge_row(state, from + r, sums[r], part_ + r * width_, total_ + (from + r) * width_, width_);
     }
@@ -229,6 +247,7 @@ class Attention {
   float* scores_;
   float* part_;
   float* total_;
+  float* wide_;  // keys of a chunk, then its values
   int64_t width_;
 };
 

@@ -9,11 +9,14 @@
 
 #include "kv.hpp"
 #include "math.hpp"
+#include "row_tiles.hpp"
 
 namespace infc {
 
 constexpr int64_t kChunk = 256;  // positions; chunks start at multiples of it
-constexpr int kTileRows = 16;    // query rows that share loads of K and V at most
+
+// Rows that meet K and V at once as these come from the cache.
+constexpr int kStreamedRows = INFC_AVX512 ? 4 : 2;
 
 // The positions [first, last) that a row attends to.
 struct Span {
@@ -44,19 +47,20 @@ struct HeadCache {
 
 // P groups of 16 keys: k[p] points at the group's first, with `stride` elements from one d to the
 // next; scale[p] at their scales, where the cache has any.
-template <class TC, int P>
+template <class TK, int P>
 struct KeyGroups {
-  const TC* k[P];
+  const TK* k[P];
   const float* scale[P];
   int64_t stride;
 };
 
-// Scores of R rows at the first P of the groups; out[r] + 16 p receives q · k.
-template <int R, int P, class TC, int Groups>
-INFC_INLINE void score_block(const float* q, int64_t ldq, const KeyGroups<TC, Groups>& keys,
-                             int64_t D, float* out) {
+// Scores of R rows at the first P of the groups; out[r] + 16 p receives q · k, times the key's scale
+// where `Scaled`.
+template <bool Scaled, int R, int P, class TK, int Groups>
+INFC_INLINE void score_block(const float* q, const KeyGroups<TK, Groups>& keys, int64_t D,
+                             float* out) {
   f32x16 acc[R][P];
-  const TC* key[P];
+  const TK* key[P];
   INFC_UNROLL for (int p = 0; p < P; ++p) key[p] = keys.k[p];
   INFC_UNROLL for (int r = 0; r < R; ++r) {
     INFC_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = zeros();
@@ -65,13 +69,13 @@ INFC_INLINE void score_block(const float* q, int64_t ldq, const KeyGroups<TC, Gr
     f32x16 b[P];
     INFC_UNROLL for (int p = 0; p < P; ++p) b[p] = load(key[p] + d * keys.stride);
     INFC_UNROLL for (int r = 0; r < R; ++r) {
-      const f32x16 a = set1(q[r * ldq + d]);
+      const f32x16 a = set1(q[r * D + d]);
       INFC_UNROLL for (int p = 0; p < P; ++p) acc[r][p] = fma(a, b[p], acc[r][p]);
     }
   }
   INFC_UNROLL for (int r = 0; r < R; ++r) {
     INFC_UNROLL for (int p = 0; p < P; ++p) {
-      if constexpr (kHoldsCodes<TC>) acc[r][p] = acc[r][p] * load(keys.scale[p]);
+      if constexpr (Scaled) acc[r][p] = acc[r][p] * load(keys.scale[p]);
       store(out + r * kChunk + p * kLanes, acc[r][p]);
     }
   }
@@ -82,7 +86,7 @@ INFC_INLINE void score_block(const float* q, int64_t ldq, const KeyGroups<TC, Gr
 template <class TC>
 void score_rows(const HeadCache<TC>& cache, const float* q, int rows, int64_t chunk, int64_t begin,
                 int64_t end, float* scores) {
-  constexpr int kR = INFC_AVX512 ? 4 : 2;
+  constexpr int kR = kStreamedRows;
   constexpr int kP = INFC_AVX512 ? 4 : 2;
   const int64_t D = cache.kv->D;
   KeyGroups<TC, kP> keys;
@@ -93,22 +97,15 @@ void score_rows(const HeadCache<TC>& cache, const float* q, int rows, int64_t ch
       keys.k[p] = cache.key(position + p * kLanes);
       if (kHoldsCodes<TC>) keys.scale[p] = cache.key_scale(position + p * kLanes);
     }
-    float* out = scores + (position - chunk);
-    int r = 0;
-    for (; r + kR <= rows; r += kR) {
+    for_each_tile<kR>(rows, [&](int64_t r, auto height) {
+      constexpr int kRows = decltype(height)::value;
+      float* out = scores + r * kChunk + (position - chunk);
       if (groups == kP) {
-        score_block<kR, kP>(q + r * D, D, keys, D, out + r * kChunk);
+        score_block<kHoldsCodes<TC>, kRows, kP>(q + r * D, keys, D, out);
       } else {
-        score_block<kR, 1>(q + r * D, D, keys, D, out + r * kChunk);
+        score_block<kHoldsCodes<TC>, kRows, 1>(q + r * D, keys, D, out);
       }
-    }
-    for (; r < rows; ++r) {
-      if (groups == kP) {
-        score_block<1, kP>(q + r * D, D, keys, D, out + r * kChunk);
-      } else {
-        score_block<1, 1>(q + r * D, D, keys, D, out + r * kChunk);
-      }
-    }
+    });
     position += groups * kLanes;
   }
 }
@@ -157,22 +154,35 @@ INFC_INLINE void scale_weights(const HeadCache<int8_t>& cache, float* weights, i
   }
 }
 
+// The values of a chunk where the cache has them: block by block.
+template <class TC>
+struct CachedValues {
+  HeadCache<TC> cache;
+
+  INFC_INLINE const TC* at(int64_t position) const { return cache.value(position); }
+  INFC_INLINE int64_t stride() const { return cache.kv->Dv; }
+  // Where those that lie behind each other end.
+  INFC_INLINE int64_t run_end(int64_t position, int64_t last) const {
+    const int64_t end = (position / cache.kv->block_size + 1) * cache.kv->block_size;
+    return end < last ? end : last;
+  }
+};
+
 // acc[r][0 .. width) = fma(weights[r][position], V[position], acc) for positions in [first, last),
 // which all R rows attend to; `width` <= 16 C elements from column `column` on.
-template <int R, int C, class TC>
-INFC_INLINE void value_block(const HeadCache<TC>& cache, const float* weights, int64_t chunk,
+template <int R, int C, class Values>
+INFC_INLINE void value_block(const Values& values, const float* weights, int64_t chunk,
                              int64_t first, int64_t last, int64_t column, int64_t width, float* out,
                              int64_t ldo) {
   f32x16 acc[R][C];
   INFC_UNROLL for (int r = 0; r < R; ++r) {
     INFC_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * ldo + c * kLanes);
   }
-  const int64_t bs = cache.kv->block_size;
-  const int64_t Dv = cache.kv->Dv;
+  const int64_t stride = values.stride();
   for (int64_t position = first; position < last;) {
-    const int64_t next = (position / bs + 1) * bs < last ? (position / bs + 1) * bs : last;
-    const TC* v = cache.value(position) + column;
-    for (; position < next; ++position, v += Dv) {
+    const int64_t end = values.run_end(position, last);
+    const auto* v = values.at(position) + column;
+    for (; position < end; ++position, v += stride) {
       f32x16 b[C];
       if (C == 1 && width < kLanes) {
         b[0] = load_partial(v, width);
@@ -190,54 +200,55 @@ INFC_INLINE void value_block(const HeadCache<TC>& cache, const float* weights, i
   }
 }
 
-// All columns of R rows over positions that all of them attend to. out rows are padded to 16.
-template <int R, class TC>
-void add_values(const HeadCache<TC>& cache, const float* weights, int64_t chunk, int64_t first,
-                int64_t last, float* out, int64_t ldo) {
+// All `columns` of R rows over positions that all of them attend to. out rows are padded to 16.
+template <int R, class Values>
+void add_values(const Values& values, const float* weights, int64_t chunk, int64_t first,
+                int64_t last, int64_t columns, float* out, int64_t ldo) {
   if (first >= last) return;
-  constexpr int kC = INFC_AVX512 ? 4 : 2;
-  const int64_t Dv = cache.kv->Dv;
+  constexpr int kC = INFC_AVX512 ? (R <= 4 ? 4 : 2) : R <= 2 ? 2 : 1;
   int64_t column = 0;
-  for (; column + kC * kLanes <= Dv; column += kC * kLanes) {
-    value_block<R, kC>(cache, weights, chunk, first, last, column, kC * kLanes, out + column, ldo);
+  for (; column + kC * kLanes <= columns; column += kC * kLanes) {
+    value_block<R, kC>(values, weights, chunk, first, last, column, kC * kLanes, out + column, ldo);
   }
-  for (; column < Dv; column += kLanes) {
-    const int64_t width = Dv - column < kLanes ? Dv - column : kLanes;
-    value_block<R, 1>(cache, weights, chunk, first, last, column, width, out + column, ldo);
+  for (; column < columns; column += kLanes) {
+    const int64_t width = columns - column < kLanes ? columns - column : kLanes;
+    value_block<R, 1>(values, weights, chunk, first, last, column, width, out + column, ldo);
   }
 }
 
-// Rows whose spans differ: first each row's own positions before those all share, then the shared
+// R rows whose spans differ: first each row's own positions before those all share, then the shared
 // ones together, then the rest, so that each row still takes its positions in ascending order.
-template <class TC>
-void value_rows(const HeadCache<TC>& cache, const float* weights, const Span* spans, int rows,
-                int64_t chunk, float* out, int64_t ldo) {
-  constexpr int kR = INFC_AVX512 ? 4 : 2;
-  int r = 0;
-  for (; r + kR <= rows; r += kR) {
-    int64_t first = spans[r].first;
-    int64_t last = spans[r].last;
-    for (int i = 1; i < kR; ++i) {
-      first = spans[r + i].first > first ? spans[r + i].first : first;
-      last = spans[r + i].last < last ? spans[r + i].last : last;
-    }
-    const bool shared = first < last;
-    for (int i = 0; i < kR; ++i) {
-      const Span& s = spans[r + i];
-      add_values<1>(cache, weights + (r + i) * kChunk, chunk, s.first, shared ? first : s.last,
-                    out + (r + i) * ldo, ldo);
-    }
-    if (!shared) continue;
-    add_values<kR>(cache, weights + r * kChunk, chunk, first, last, out + r * ldo, ldo);
-    for (int i = 0; i < kR; ++i) {
-      add_values<1>(cache, weights + (r + i) * kChunk, chunk, last, spans[r + i].last,
-                    out + (r + i) * ldo, ldo);
-    }
+template <int R, class Values>
+void value_tile(const Values& values, const float* weights, const Span* spans, int64_t chunk,
+                int64_t columns, float* out, int64_t ldo) {
+  int64_t first = spans[0].first;
+  int64_t last = spans[0].last;
+  for (int r = 1; r < R; ++r) {
+    first = spans[r].first > first ? spans[r].first : first;
+    last = spans[r].last < last ? spans[r].last : last;
   }
-  for (; r < rows; ++r) {
-    add_values<1>(cache, weights + r * kChunk, chunk, spans[r].first, spans[r].last, out + r * ldo,
-                  ldo);
+  const bool shared = first < last;
+  const auto alone = [&](int r, int64_t from, int64_t to) {
+    add_values<1>(values, weights + r * kChunk, chunk, from, to, columns, out + r * ldo, ldo);
+  };
+  if constexpr (R > 1) {
+    for (int r = 0; r < R; ++r) alone(r, spans[r].first, shared ? first : spans[r].last);
   }
+  if (!shared) return;
+  add_values<R>(values, weights, chunk, first, last, columns, out, ldo);
+  if constexpr (R > 1) {
+    for (int r = 0; r < R; ++r) alone(r, last, spans[r].last);
+  }
+}
+
+// Any number of rows, at most Most of them at once.
+template <int Most, class Values>
+void value_rows(const Values& values, const float* weights, const Span* spans, int rows,
+                int64_t chunk, int64_t columns, float* out, int64_t ldo) {
+  for_each_tile<Most>(rows, [&](int64_t r, auto height) {
+    value_tile<decltype(height)::value>(values, weights + r * kChunk, spans + r, chunk, columns,
+                                        out + r * ldo, ldo);
+  });
 }
 
 }  // namespace infc

@@ -7,6 +7,7 @@
 // each pair of k; sums of codes are exact.
 #pragma once
 
+#include "row_tiles.hpp"
 #include "simd.hpp"
 
 namespace infc {
@@ -24,8 +25,6 @@ struct LinearLayout<bf16> {
   static constexpr int kKP = INFC_DPBF16 ? 2 : 1;
   static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 6 : 2;
 };
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of one packed panel (kNR outputs), and of a packed [N, K] weight.
 template <class W>

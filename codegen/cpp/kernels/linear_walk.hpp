@@ -2,9 +2,8 @@
 // cache, tiles of them for each panel, and where rows are few several panels side by side.
 #pragma once
 
-#include <type_traits>
-
 #include "linear_i4_tile.hpp"
+#include "row_tiles.hpp"
 #include "team.hpp"
 
 namespace infc {
@@ -43,28 +42,6 @@ constexpr int64_t product_scratch_bytes(int64_t K) {
   const int64_t row = static_cast<int64_t>(sizeof(PreparedRow<char>)) + Rows<W>::made_bytes(K);
   const int64_t wide = kWidensPanels<W> ? panel_bytes<int8_t>(ceil_div(K, kGroup4) * kGroup4) : 0;
   return ceil_div(rows * row, 64) * 64 + 64 + wide;
-}
-
-// Calls f with m as a constant, 1 <= m <= Most.
-template <int Most, class F>
-INFC_INLINE void with_height(int m, F f) {
-  static_assert(Most >= 1 && Most <= 6, "there is a case for each height");
-  if constexpr (Most > 1) {
-    if (m < Most) return with_height<Most - 1>(m, f);
-  }
-  f(std::integral_constant<int, Most>{});
-}
-
-// Calls f(first row, height) for tiles of at most Most rows. They are of nearly equal height, as
-// each costs a pass over the panel.
-template <int Most, class F>
-INFC_INLINE void for_each_tile(int64_t rows, F f) {
-  const int64_t tiles = ceil_div(rows, Most);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t from = rows * tile / tiles;
-    const int64_t to = rows * (tile + 1) / tiles;
-    with_height<Most>(static_cast<int>(to - from), [&](auto height) { f(from, height); });
-  }
 }
 
 // Sums [MR][P][NR] of MR rows by P panels. Not inlined: one function for all that write sums out.
