@@ -70,7 +70,8 @@ class Call:
     """One statement: a template with `{0}`, `{1}` … for its arguments, and what it touches.
 
     Every thread of the team runs it on its own share; `comment` says what it is, and `nodes` are
-    the labels of what it computes.
+    the labels of what it computes. Where `rows` is given, a thread touches only its share of so
+    many rows in whatever the call writes, and in what it reads of these spans.
     """
 
     template: str
@@ -79,6 +80,7 @@ class Call:
     writes: tuple[Span, ...]
     comment: str = ""
     nodes: tuple[str, ...] = ()
+    rows: str = ""
 
     def key(self) -> tuple[object, ...]:
         """What must be equal for two calls to share one line in a loop over layers."""
@@ -108,18 +110,22 @@ def place_barriers(calls: list[Call]) -> list[Call]:
     Also before one that writes what they read: threads do not run in step.
     """
     result: list[Call] = []
-    reads: list[Span] = []
-    writes: list[Span] = []
+    since: list[Call] = []
     for call in calls:
-        hazard = _any_overlap(call.reads, writes) or _any_overlap(call.writes, writes + reads)
-        if hazard:
+        if any(conflicts(earlier, call) for earlier in since):
             result.append(BARRIER)
-            reads, writes = [], []
+            since = []
         result.append(call)
-        reads.extend(call.reads)
-        writes.extend(call.writes)
+        since.append(call)
     return result
 
 
-def _any_overlap(left: tuple[Span, ...], right: list[Span]) -> bool:
-    return any(a.overlaps(b) for a in left for b in right)
+def conflicts(earlier: Call, later: Call) -> bool:
+    """Whether one thread may not begin `later` before all have done their share of `earlier`.
+
+    Where both share out the same rows, a thread finds its own in what both touch alike.
+    """
+    pairs = [(a, b) for a in earlier.writes for b in (*later.reads, *later.writes)]
+    pairs += [(a, b) for a in earlier.reads for b in later.writes]
+    alike = bool(earlier.rows) and earlier.rows == later.rows
+    return any(a.overlaps(b) and not (alike and a == b) for a, b in pairs)

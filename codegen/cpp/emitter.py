@@ -183,8 +183,9 @@ class Emitter:
         reads: Sequence[Buffer | Span],
         writes: Sequence[Buffer | Span],
         comment: str = "",
+        rows: str = "",
     ) -> None:
-        """Append one statement that every thread runs."""
+        """Append one statement that every thread runs; `rows` as in `Call`."""
         self.calls.append(
             Call(
                 template,
@@ -193,6 +194,7 @@ class Emitter:
                 tuple(_span(b) for b in writes),
                 comment,
                 tuple(node_label(node) for node in self.nodes),
+                rows,
             )
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,17 +14,35 @@ spans = st.builds(
     lambda start, size: Span("arena", start, start + size), st.integers(0, 12), st.integers(1, 4)
 )
 touching = st.builds(
-    lambda reads, writes: Call("f();", (), tuple(reads), tuple(writes)),
+    lambda reads, writes, rows: Call("f();", (), tuple(reads), tuple(writes), rows=rows),
     st.lists(spans, max_size=2),
     st.lists(spans, min_size=1, max_size=2),
+    st.sampled_from(["", "3", "6"]),
 )
 
 
+def touched(call: Call, spans: tuple[Span, ...], thread: int) -> set[int]:
+    """The bytes of spans that a thread of two touches: all, or its half of the rows, in units of
+    a sixth of a byte."""
+    found: set[int] = set()
+    for span in spans:
+        units = range(span.start * 6, span.stop * 6)
+        if call.rows:
+            rows = int(call.rows)
+            row = len(units) // rows
+            first, last = thread * rows // 2 * row, (thread + 1) * rows // 2 * row
+            units = units[first:last]
+        found.update(units)
+    return found
+
+
 def conflicts(a: Call, b: Call) -> bool:
-    """Whether two calls may not run at the same time."""
-    pairs = [(x, y) for x in a.writes for y in (*b.reads, *b.writes)]
-    pairs += [(x, y) for x in a.reads for y in b.writes]
-    return any(x.overlaps(y) for x, y in pairs)
+    """Whether one thread's share of two calls may not run beside another's of the first."""
+    for mine, other in ((0, 1), (1, 0)):
+        written, read = touched(a, a.writes, other), touched(a, a.reads, other)
+        if touched(b, b.writes, mine) & (written | read) or touched(b, b.reads, mine) & written:
+            return True
+    return False
 
 
 @given(st.lists(touching, max_size=12))
@@ -37,6 +57,17 @@ def test_calls_between_barriers_never_conflict(calls: list[Call]) -> None:
             continue
         assert not any(conflicts(earlier, call) for earlier in stretch)
         stretch.append(call)
+
+
+def test_rows_that_a_thread_made_itself_need_no_barrier() -> None:
+    x, y, z = (Span("arena", at, at + 64) for at in (0, 64, 128))
+    norm = Call("norm();", (), (x,), (y,), rows="T")
+    quantize = Call("quantize();", (), (y,), (z,), rows="T")
+    assert place_barriers([norm, quantize]) == [norm, quantize]
+    for other in (replace(quantize, rows="R"), replace(quantize, rows="")):
+        assert place_barriers([norm, other]) == [norm, BARRIER, other]
+    elsewhere = replace(quantize, writes=(Span("arena", 8, 40),))
+    assert place_barriers([norm, elsewhere]) == [norm, BARRIER, elsewhere]
 
 
 def unroll(items: list[Item]) -> list[tuple[str, list[object]]]:

@@ -20,6 +20,7 @@ def lower_rms_norm(e: Emitter, node: Node) -> None:
         reads=(x.buffer, w),
         writes=(out,),
         comment=node.op,
+        rows=x.count if x.inner_count == 1 else "",
     )
 
 
@@ -41,6 +42,7 @@ def lower_layer_norm(e: Emitter, node: Node) -> None:
         reads=(x.buffer, w, *bias),
         writes=(out,),
         comment=node.op,
+        rows=x.count,
     )
 
 
@@ -68,6 +70,7 @@ def _add_norm(e: Emitter, node: Node, kernel: str, *, biased: bool) -> None:
         reads=(x, residual, w, *bias),
         writes=(normed, total),
         comment=node.op,
+        rows=rows.count,
     )
 
 
