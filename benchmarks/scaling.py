@@ -29,7 +29,7 @@ from infc.driver.bench.ceilings import Ceilings
 from infc.driver.bench.peak_memory import peak_rss_bytes
 from infc.driver.bench.results import Spread
 from infc.driver.bench.roofline import Roofline
-from infc.driver.bench.trial_steps import TrialStep, fill_blocks
+from infc.driver.bench.trial_steps import TrialStep, copies_by_default, fill_blocks
 from infc.driver.explain.collect import read_program
 from infc.driver.progress import Reporter, make_reporter
 from infc.ir.artifact import Artifact
@@ -168,7 +168,9 @@ def fits(artifact: Artifact, place: Place) -> bool:
 def measure(artifact: Artifact, places: Sequence[Place], threads: int, reporter: Reporter) -> None:
     """One round of some places on an executor of their own."""
     num_blocks = blocks_of(artifact, places)
-    config = ExecutorConfig(num_blocks=num_blocks, num_threads=threads)
+    config = ExecutorConfig(
+        num_blocks=num_blocks, num_threads=threads, copy_weights=copies_by_default(artifact)
+    )
     executor = open_executor(artifact, config)
     try:
         fill_blocks(executor, artifact.manifest, num_blocks)

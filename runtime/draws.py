@@ -28,6 +28,11 @@ class Draw(NamedTuple):
     position: int
 
 
+GREEDY = Draw(
+    seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, row=0, choice=0, position=0
+)
+"""Takes the greatest of the first row."""
+
 _TYPES = (np.uint64, np.float64, np.float64, np.float64, np.int32, np.int32, np.int32, np.int32)
 
 DRAW = np.dtype(list(zip(Draw._fields, _TYPES, strict=True)))

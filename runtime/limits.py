@@ -120,7 +120,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         weights_bytes=weights_bytes,
         num_threads=num_threads,
         pin=pin is True,
-        copy_weights=_copies(
+        copy_weights=copies_weights(
             options.weights or runtime.get("weights") or "auto", weights_bytes, rest
         ),
         prefix_reuse=options.prefix_reuse,
@@ -179,7 +179,7 @@ def _num_threads(wanted: int | None, compiled: int | None) -> int:
     return chosen
 
 
-def _copies(wanted: str, weights_bytes: int, free: int) -> bool:
+def copies_weights(wanted: str, weights_bytes: int, free: int) -> bool:
     """Whether weights are read into memory of their own, of which `free` bytes are left."""
     if wanted not in ("auto", "mapped", "copied"):
         raise UsageError(f"weights is {wanted!r}", hint="take auto, mapped or copied")

@@ -103,9 +103,15 @@ def measure_steps(
 def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> ProfiledExecutor:
     from ...runtime.executors import open_executor
     from ...runtime.executors.base import ExecutorConfig, ProfiledExecutor
+    from .trial_steps import copies_by_default
 
     artifact.verify_weights().result()
-    config = ExecutorConfig(num_blocks=num_blocks, num_threads=threads, profile=True)
+    config = ExecutorConfig(
+        num_blocks=num_blocks,
+        num_threads=threads,
+        copy_weights=copies_by_default(artifact),
+        profile=True,
+    )
     executor = open_executor(artifact, config)
     if not isinstance(executor, ProfiledExecutor):
         executor.close()

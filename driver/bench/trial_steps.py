@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ir.artifact import Artifact
+from ...ir.machine import available_memory
 from ...ir.manifest import Manifest
+from ...runtime.draws import DRAW, GREEDY
 from ...runtime.kv_groups import blocks_for
+from ...runtime.limits import copies_weights
 from ...runtime.step import Step
 from .roofline import StepShape
 
@@ -45,7 +49,10 @@ class TrialStep:
         )
 
     def build(self, manifest: Manifest) -> Step:
-        """The step, with random tokens; sequence b has the b-th run of blocks in every group."""
+        """The step, with random tokens; sequence b has the b-th run of blocks in every group.
+
+        Each takes its greatest logit, and nobody wants the logits themselves.
+        """
         draw = random.Random(self.context)
         count = self.batch * self.queries
         own = np.arange(self.context - self.queries, self.context)
@@ -63,11 +70,20 @@ class TrialStep:
             ),
             block_copies=tuple(np.zeros((0, 2), np.int32) for _ in tables),
             logits_index=_ints(np.arange(1, self.batch + 1) * self.queries - 1),
+            logits_rows=_ints([]),
+            draws=np.array([GREEDY._replace(row=row) for row in range(self.batch)], DRAW),
+            tokens=np.empty(self.batch, np.int32),
         )
 
     def _table(self, block_size: int) -> Int32Array:
         each = blocks_for(self.context, block_size)
         return _ints(1 + np.arange(self.batch * each)).reshape(self.batch, each)
+
+
+def copies_by_default(artifact: Artifact) -> bool:
+    """Whether an engine would read the artifact's weights into memory of its own."""
+    size = artifact.weights_path.stat().st_size
+    return copies_weights("auto", size, available_memory())
 
 
 def fill_blocks(executor: Executor, manifest: Manifest, num_blocks: Sequence[int]) -> None:
