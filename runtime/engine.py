@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,15 @@ class Engine:
             pin=plan.pin,
             copy_weights=plan.copy_weights,
         )
+        # Either may take a good part of a second, and they meet nowhere.
+        with ThreadPoolExecutor(1) as beside:
+            tokenizer = beside.submit(Tokenizer.load, artifact)
+            executor = open_executor(artifact, config)
         engine = cls(
-            open_executor(artifact, config),
+            executor,
             plan,
             vocab_size=artifact.manifest.model.vocab_size,
-            tokenizer=Tokenizer.load(artifact),
+            tokenizer=tokenizer.result(),
             hidden_width=artifact.manifest.hidden_width,
         )
         engine._weights_check = check

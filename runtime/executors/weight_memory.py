@@ -13,8 +13,8 @@ from ...ir.errors import ArtifactError, CapacityError
 from ...ir.safetensors import MappedSafetensors, read_header
 from .reserve import reserve
 
-_CHUNK_BYTES = 16 << 20
 _READERS = 4
+_GRAIN_BYTES = 2 << 20  # a huge page is filled by one reader
 
 
 class WeightMemory(Protocol):
@@ -58,17 +58,19 @@ class CopiedWeights:
 
     def _read(self, size: int) -> None:
         view = memoryview(self._memory)
+        # In few calls: between two of them a reader may have to wait for whoever holds Python.
+        share = -(-size // (_READERS * _GRAIN_BYTES)) * _GRAIN_BYTES
         with open(self.path, "rb") as file, ThreadPoolExecutor(_READERS) as readers:
 
             def fill(start: int) -> None:
-                stop = min(start + _CHUNK_BYTES, size)
+                stop = min(start + share, size)
                 while start < stop:
                     count = os.preadv(file.fileno(), [view[start:stop]], start)
                     if count == 0:
                         raise ArtifactError("was cut short", where=str(self.path))
                     start += count
 
-            list(readers.map(fill, range(0, size, _CHUNK_BYTES)))
+            list(readers.map(fill, range(0, size, share)))
 
     def address(self, name: str) -> int:
         """Where the tensor's first byte lies; ArtifactError where there is none."""

@@ -33,11 +33,11 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("chunk", [64, 1 << 20])
+@pytest.mark.parametrize("grain", [64, 1 << 20])
 def test_a_copy_has_the_bytes_of_the_file(
-    file: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+    file: Path, grain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_memory, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(weight_memory, "_GRAIN_BYTES", grain)
     mapped, copied = (open_weights(file, copied=copy) for copy in (False, True))
     for name, kind in KINDS.items():
         assert copied.address(name) % 64 == 0 and copied.address(name) != mapped.address(name)
@@ -62,7 +62,7 @@ def test_auto_copies_large_weights_where_huge_pages_and_memory_are(
 ) -> None:
     def copies(weights: str, size: int, free: int, setting: str | None) -> bool:
         monkeypatch.setattr(limits, "huge_page_setting", lambda: setting)
-        return limits._copies(weights, size, free)
+        return limits.copies_weights(weights, size, free)
 
     size = limits._LEAST_COPIED_BYTES
     assert copies("auto", size, 2 * size, "madvise") and copies("auto", size, 2 * size, "always")
