@@ -1,9 +1,9 @@
 """Compilations that tests share: what was compiled once, from the same text, is copied afterwards.
 
-Half of the time that the tests took went to the compiler. Two things save much of it, and neither
-changes a byte of what comes out: parsed headers are kept, and each library is, under a digest of
-all that it is made of. Only calls inside the tests' own processes come here; commands that tests
-start, to kill them or to compare their bytes, do without.
+Half of the time that the tests took went to the compiler. Parsed headers are kept, and each library
+is, under a digest of all that it is made of; neither changes a byte of what comes out. Generated
+steps are optimised less than the product's, see `QUICKER`. Only calls inside the tests' own
+processes come here; commands that tests start, to kill them or to compare their bytes, do without.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ PARSED = "kernels/entry.hpp"
 
 LIBRARY = "library.so"
 
+QUICKER = {"-O3": "-O1"}
+"""Generated sources: what they compute does not depend on it (no contraction, no fast-math), and
+compiling takes a third less. Tests of the kernels, and commands that tests start, do without."""
+
 
 @dataclass(frozen=True, slots=True)
 class Compilations:
@@ -46,6 +50,8 @@ class Compilations:
         *options, source, _, library = command
         # Maps away the name of the directory, which is what makes libraries equal.
         options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
+        if is_generated(directory / source):
+            options = [QUICKER.get(word, word) for word in options]
         kept, said = self._once(
             _digest(options, source, *_texts(directory)),
             lambda place: self._compile([*options, source], directory, place),
@@ -58,7 +64,7 @@ class Compilations:
     def _compile(self, words: list[str], directory: Path, place: Path) -> tuple[int, str]:
         *options, source = words
         shutil.copytree(directory, place / "code", ignore=shutil.ignore_patterns("*.so", ".*"))
-        if f'#include "{PARSED}"' in (directory / source).read_text():
+        if is_generated(directory / source):
             kernels = directory / "kernels"
             headers, _ = self._once(
                 _digest(options, *_texts(kernels)),
@@ -94,6 +100,11 @@ class Compilations:
                     shutil.rmtree(unfinished, ignore_errors=True)
             os.utime(place)
         return place, said
+
+
+def is_generated(source: Path) -> bool:
+    """Whether a source is a step that the emitter wrote."""
+    return f'#include "{PARSED}"' in source.read_text()
 
 
 def sweep(root: Path, max_bytes: int, spared_s: float = 3600) -> None:
