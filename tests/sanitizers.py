@@ -6,8 +6,11 @@ import os
 
 ACTIVE = "INFC_SANITIZE" in os.environ
 
+# No check is optimised away at -O0, and the compiler takes two fifths of the time that it takes at
+# -O1. Checks of addresses are calls: fewer instructions than those that stand in line.
 _FLAGS = (
-    "-O1",
+    "-O0",
+    "--param=asan-instrumentation-with-call-threshold=0",
     "-g1",
     "-fno-omit-frame-pointer",
     "-fsanitize=address,undefined",
