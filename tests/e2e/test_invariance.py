@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from infc.codegen.cpp import toolchain
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, RequestError
 from infc.runtime.blocks import BlockPool
@@ -21,6 +22,7 @@ from infc.runtime.outputs import RequestOutput, TokenLogprobs, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.sequence_blocks import SequenceBlocks
 
+from ..compilations import Compilations
 from ..configs import CONFIGS
 from .builds import INT4, INT8, Build, Builds
 from .support import prompts
@@ -169,9 +171,15 @@ SHARED = Run(
 
 
 @pytest.fixture(params=CASES, ids=lambda build: build.name)
-def artifact(request: pytest.FixtureRequest, builds: Builds) -> Artifact:
-    """A compiled model of each case."""
-    return builds.artifact(request.param)
+def artifact(
+    request: pytest.FixtureRequest,
+    builds: Builds,
+    compilations: Compilations,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Artifact:
+    """A compiled model of each case, optimised as the product's are."""
+    monkeypatch.setattr(toolchain, "_run", compilations.compile)
+    return Builds(builds.root / "shipped").artifact(request.param)
 
 
 def block_bytes(artifact: Artifact) -> int:
