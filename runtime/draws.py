@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,9 +29,10 @@ class Draw(NamedTuple):
     position: int
 
 
-GREEDY = Draw(
-    seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, row=0, choice=0, position=0
-)
+_LEAST = sys.float_info.min
+"""Of temperatures: what lies below is zero to threads that flush such numbers."""
+
+GREEDY = Draw(seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, row=0, choice=0, position=0)
 """Takes the greatest of the first row."""
 
 _TYPES = (np.uint64, np.float64, np.float64, np.float64, np.int32, np.int32, np.int32, np.int32)
@@ -62,7 +64,7 @@ def _draw(request: Request, row: int) -> Draw:
     params = request.params
     return Draw(
         seed=request.seed,
-        temperature=params.temperature,
+        temperature=max(params.temperature, _LEAST) if params.temperature else 0.0,
         top_p=params.top_p,
         min_p=params.min_p,
         top_k=params.top_k,

@@ -118,7 +118,7 @@ def random_draws(rng: np.random.Generator, count: int) -> list[Draw]:
         Draw(
             seed=int(rng.integers(2**64, dtype=np.uint64)),
             temperature=float(rng.choice([0.0, 1e-40, 0.3, 1.0, 20.0])),
-            top_p=float(rng.choice([1.0, 1e-9, 0.5, 0.95, 0.9999])),
+            top_p=float(rng.choice([1.0, 1e-310, 1e-9, 0.5, 0.95, 0.9999])),
             min_p=float(rng.choice([0.0, 0.0, 0.05, 1.0])),
             top_k=int(rng.choice([0, 1, 40, 700, LONG, 100_000])),
             row=int(rng.integers(16)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,11 @@ def test_tokens_are_what_the_sampler_gives(
     assert step.num_logits == len(given)
     expected = [sample(logits[row], who).token_id for who, row in order.items()]
     assert [None if t == NO_TOKEN else t for t in step.tokens.tolist()] == expected
+
+
+def test_a_temperature_that_threads_would_flush_is_none() -> None:
+    (entry,) = draws_of([(request(SamplingParams(temperature=5e-324)), 0)])
+    assert entry["temperature"] == sys.float_info.min
 
 
 def test_each_request_finds_its_own_row() -> None:

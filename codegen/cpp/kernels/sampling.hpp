@@ -43,7 +43,10 @@ class Shares {
 
   // Keeps the shortest run of the greatest that has this share of the weight; of equals the first.
   void keep_share(double share) {
-    keep_top(share * sum_from(INT32_MIN).weight, &Sum::weight);
+    // A share that is no normal number reads as zero here, which nothing would reach from below.
+    constexpr double kLeast = std::numeric_limits<double>::min();
+    const double wanted = share * sum_from(INT32_MIN).weight;
+    keep_top(wanted > kLeast ? wanted : kLeast, &Sum::weight);
   }
 
   // Keeps what is at least `least`.
