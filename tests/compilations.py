@@ -32,8 +32,9 @@ PARSED = "kernels/entry.hpp"
 LIBRARY = "library.so"
 
 QUICKER = {"-O3": "-O1"}
-"""Generated sources: what they compute does not depend on it (no contraction, no fast-math), and
-compiling takes a third less. Tests of the kernels, and commands that tests start, do without."""
+"""Of generated steps: what they compute does not depend on it (no contraction, no fast-math), and
+compiling takes a third less. Tests with the fixture `as_shipped`, those of the kernels, and
+commands that tests start have the product's options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,14 @@ class Compilations:
     root: Path
     compile: Run
 
-    def run(self, command: list[str], directory: Path) -> tuple[int, str]:
+    def run(self, command: list[str], directory: Path, *, quicker: bool = True) -> tuple[int, str]:
         """Compile, or copy what the same compilation gave before."""
         if not (directory / "kernels").is_dir():
             return self.compile(command, directory)
         *options, source, _, library = command
         # Maps away the name of the directory, which is what makes libraries equal.
         options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
-        if is_generated(directory / source):
+        if quicker and is_generated(directory / source):
             options = [QUICKER.get(word, word) for word in options]
         kept, said = self._once(
             _digest(options, source, *_texts(directory)),

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def compilations(pytestconfig: pytest.Config) -> Iterator[Compilations]:
             patch.setattr(toolchain, "FLAGS", sanitizers.sanitized(toolchain.FLAGS))
             sanitizers.release_children()
         yield compilations
+
+
+@pytest.fixture
+def as_shipped(compilations: Compilations, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated steps are compiled with the product's options."""
+    monkeypatch.setattr(toolchain, "_run", partial(compilations.run, quicker=False))
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from infc.passes.group_loops import GroupLoops
 
 from .harness import Chunk, build, make_step, open_cpp, random_weights, with_weights
 
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
 T = Sym("T")
 WIDTH = 37
 VOCAB = 50

@@ -21,6 +21,8 @@ from infc.runtime.step import Step
 
 from .harness import Chunk, build, make_step, open_cpp, with_weights
 
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
 WIDTH = 75
 TARGETS = ("native", "x86-64-v2")
 DTYPES = {DType.F32: torch.float32, DType.BF16: torch.bfloat16}

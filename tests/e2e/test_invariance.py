@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from infc.codegen.cpp import toolchain
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, RequestError
 from infc.runtime.blocks import BlockPool
@@ -22,7 +21,6 @@ from infc.runtime.outputs import RequestOutput, TokenLogprobs, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.sequence_blocks import SequenceBlocks
 
-from ..compilations import Compilations
 from ..configs import CONFIGS
 from .builds import INT4, INT8, Build, Builds
 from .support import prompts
@@ -171,14 +169,8 @@ SHARED = Run(
 
 
 @pytest.fixture(params=CASES, ids=lambda build: build.name)
-def artifact(
-    request: pytest.FixtureRequest,
-    builds: Builds,
-    compilations: Compilations,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Artifact:
-    """A compiled model of each case, optimised as the product's are."""
-    monkeypatch.setattr(toolchain, "_run", compilations.compile)
+def artifact(request: pytest.FixtureRequest, builds: Builds, as_shipped: None) -> Artifact:
+    """A compiled model of each case."""
     return Builds(builds.root / "shipped").artifact(request.param)
 
 
