@@ -70,8 +70,8 @@ class Call:
     """One statement: a template with `{0}`, `{1}` … for its arguments, and what it touches.
 
     Every thread of the team runs it on its own share; `comment` says what it is, and `nodes` are
-    the labels of what it computes. Where `rows` is given, a thread touches only its share of so
-    many rows in whatever the call writes, and in what it reads of these spans.
+    the labels of what it computes. Where `rows` is given, all spans consist of so many rows of
+    equal size, one behind the other, and each thread touches its `share_of` them alone.
     """
 
     template: str

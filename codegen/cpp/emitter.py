@@ -190,7 +190,7 @@ class Emitter:
             Call(
                 template,
                 tuple(args),
-                tuple(_span(b) for b in reads if not _is_constant(b)),
+                tuple(_span(b) for b in reads if not is_constant(b)),
                 tuple(_span(b) for b in writes),
                 comment,
                 tuple(node_label(node) for node in self.nodes),
@@ -220,7 +220,8 @@ def _span(touched: Buffer | Span) -> Span:
     return touched if isinstance(touched, Span) else touched.home.span()
 
 
-def _is_constant(touched: Buffer | Span) -> bool:
+def is_constant(touched: Buffer | Span) -> bool:
+    """Whether no call of a step writes there."""
     return isinstance(touched, Buffer) and touched.home.kind in ("weight", "input")
 
 

@@ -84,7 +84,7 @@ INFC_INLINE u8 low_codes(u8 codes) { return codes & 15; }
 INFC_INLINE u8 high_codes(u8 codes) { return (u8)((u16x2)codes >> 4) & 15; }
 
 // Has the sum in a register here. gcc would first add up products of one accumulator, which takes
-// more registers than there are (Zen 2, one thread: 148 GOP/s without, 182 with).
+// more registers than there are (Zen 2, one thread: 148 GOP/s without, 177 with).
 template <class R>
 INFC_INLINE void keep_sum(R& sum) {
   asm("" : "+x"(sum));

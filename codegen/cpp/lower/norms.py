@@ -5,7 +5,7 @@ from __future__ import annotations
 from ....ir.program import Node, Operand
 from ..buffers import Buffer
 from ..calls import Arg
-from ..emitter import Emitter, Lowering, pointer
+from ..emitter import Emitter, Lowering, is_constant, pointer
 
 
 def lower_rms_norm(e: Emitter, node: Node) -> None:
@@ -20,7 +20,7 @@ def lower_rms_norm(e: Emitter, node: Node) -> None:
         reads=(x.buffer, w),
         writes=(out,),
         comment=node.op,
-        rows=x.count if x.inner_count == 1 else "",
+        rows=_own_rows(x.count, x.stride, w) if x.inner_count == 1 else "",
     )
 
 
@@ -42,7 +42,7 @@ def lower_layer_norm(e: Emitter, node: Node) -> None:
         reads=(x.buffer, w, *bias),
         writes=(out,),
         comment=node.op,
-        rows=x.count,
+        rows=_own_rows(x.count, x.stride, w, *bias),
     )
 
 
@@ -70,8 +70,13 @@ def _add_norm(e: Emitter, node: Node, kernel: str, *, biased: bool) -> None:
         reads=(x, residual, w, *bias),
         writes=(normed, total),
         comment=node.op,
-        rows=rows.count,
+        rows=_own_rows(rows.count, rows.stride, w, *bias),
     )
+
+
+def _own_rows(count: str, stride: str, *shared: Buffer) -> str:
+    """`Call.rows`: nothing where rows lie on each other, or all threads read what a call wrote."""
+    return count if stride != "0" and all(map(is_constant, shared)) else ""
 
 
 def _bias(e: Emitter, rest: tuple[Operand, ...]) -> list[Buffer]:

@@ -18,7 +18,7 @@ def lower_quantize_rows(e: Emitter, node: Node) -> None:
         reads=(x.buffer,),
         writes=(codes, scale),
         comment=node.op,
-        rows=x.count,
+        rows=x.count if x.stride != "0" else "",
     )
 
 
