@@ -99,6 +99,8 @@ class Engine:
         with ThreadPoolExecutor(1) as beside:
             tokenizer = beside.submit(Tokenizer.load, artifact)
             executor = open_executor(artifact, config)
+        if tokenizer.exception() is not None:
+            executor.close()
         engine = cls(
             executor,
             plan,

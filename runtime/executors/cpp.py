@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.target import check_target
+from ..draws import DRAW
 from ..step import Int32Array, Step
 from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
@@ -83,6 +84,7 @@ class CppExecutor:
                 hint="open the artifact after the fork",
             )
         rows = len(step.logits_index)
+        assert step.draws.dtype == DRAW and len(step.draws) == len(step.tokens)
         if step.num_tokens > self._limits.step_tokens or rows > self._limits.logit_rows:
             raise CapacityError(
                 f"a step of {step.num_tokens} tokens and {rows} rows of logits is more than the "
