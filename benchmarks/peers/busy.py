@@ -71,8 +71,10 @@ def main() -> None:
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """So many endless loops beside."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    loops: list[subprocess.Popen[bytes]] = []
     try:
+        for _ in range(count):
+            loops.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
         time.sleep(0.3)  # they have started
         yield
     finally:

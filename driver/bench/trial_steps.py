@@ -82,8 +82,11 @@ class TrialStep:
 
 def copies_by_default(artifact: Artifact) -> bool:
     """Whether an engine would read the artifact's weights into memory of its own."""
+    manifest = artifact.manifest
+    recipe = manifest.recipe.get("runtime") or {}
     size = artifact.weights_path.stat().st_size
-    return copies_weights("auto", size, available_memory())
+    free = available_memory() - manifest.arena_bytes
+    return copies_weights(recipe.get("weights") or "auto", size, free)
 
 
 def fill_blocks(executor: Executor, manifest: Manifest, num_blocks: Sequence[int]) -> None:
