@@ -56,7 +56,10 @@ def main() -> None:
             for count in loops:
                 for name, worker in workers.items():
                     with busy(count):
-                        rates[name, count].append(decode(worker, round_))
+                        rate = decode(worker, round_)
+                    rates[name, count].append(rate)
+                    line = f"round {round_}, beside {count}: {name} {rate:.1f} tokens/s"
+                    print(line, file=sys.stderr, flush=True)
     print("| tokens/s beside endless loops |", " | ".join(map(str, loops)), "|")
     print("| --- |" + " --- |" * len(loops))
     for name in workers:
