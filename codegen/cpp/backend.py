@@ -27,10 +27,12 @@ from .source import source_text
 from .toolchain import compile_library
 from .weight_table import PACKED_OPS
 
-ABI = 5
-"""Version of the C interface in `kernels/abi.hpp`."""
-
 KERNELS = Path(__file__).parent / "kernels"
+ABI = int(
+    (KERNELS / "abi.hpp").read_text(encoding="utf-8").split("#define INFC_ABI ")[1].split()[0]
+)
+"""Version of the C interface, which the header has."""
+
 SOURCE = "code/step.cpp"
 PROFILE = "code/profile.json"
 LIBRARY = "code/model.so"

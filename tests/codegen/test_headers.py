@@ -3,8 +3,9 @@
 import subprocess
 from pathlib import Path
 
-from infc.codegen.cpp.backend import KERNELS
+from infc.codegen.cpp.backend import ABI, KERNELS
 from infc.codegen.cpp.toolchain import find_toolchain
+from infc.runtime.executors import cpp_abi
 
 COSTLY = {
     "algorithm",
@@ -22,6 +23,10 @@ COSTLY = {
     "vector",
 }
 """Each takes between 0.07 and 0.3 s, in every `infc compile`."""
+
+
+def test_the_executor_speaks_the_version_of_the_headers() -> None:
+    assert cpp_abi.ABI == ABI
 
 
 def test_no_costly_header_is_read(tmp_path: Path) -> None:
