@@ -49,6 +49,7 @@ class Infc:
         )
         self.weight_bytes = artifact.weights_path.stat().st_size
         self.llm = infc.LLM(artifact, threads=threads, prefix_reuse=False)
+        self.llm.engine.work_ahead()
 
     def run(self, ids: list[int], new: int) -> tuple[float, float]:
         """Seconds to the first token, and to the last."""

@@ -36,7 +36,7 @@ from infc.ir.artifact import Artifact
 from infc.ir.machine import available_cpus, available_memory, cpu_model
 from infc.ir.target import resolve_target
 from infc.runtime.executors import open_executor
-from infc.runtime.executors.base import Executor, ExecutorConfig
+from infc.runtime.executors.base import Executor, ExecutorConfig, work_ahead
 from infc.runtime.kv_groups import planned_bytes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -172,6 +172,7 @@ def measure(artifact: Artifact, places: Sequence[Place], threads: int, reporter:
         num_blocks=num_blocks, num_threads=threads, copy_weights=copies_by_default(artifact)
     )
     executor = open_executor(artifact, config)
+    work_ahead(executor)
     try:
         fill_blocks(executor, artifact.manifest, num_blocks)
         for done, place in enumerate(places):

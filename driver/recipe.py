@@ -133,9 +133,9 @@ class RuntimeSection(_Section):
     )
     weights: Literal["auto", "mapped", "copied"] = _key(
         "auto",
-        "Where weights lie: mapped from the file, shared between processes; copied into memory of"
-        " their own, in huge pages, which is faster; auto copies where there are huge pages and"
-        " memory allows.",
+        "Where weights lie: mapped from the file, shared between processes; copied beside the"
+        " first steps into memory of their own, in huge pages, which is faster; auto copies where"
+        " there are huge pages and memory allows.",
     )
 
 

@@ -24,6 +24,9 @@ _Item = RequestOutput | InfcError
 MAX_UNREAD = 64
 """Outputs that a slow reader may leave lying; what comes beyond them is joined to the last."""
 
+_IDLE_SECONDS = 0.005
+"""How long a request may wait for work that is done while there is nothing to do."""
+
 
 @dataclass(slots=True, eq=False)
 class _Stream:
@@ -240,6 +243,8 @@ class AsyncEngine:
     def _take_commands(self) -> None:
         """Obey what is in the queue; with nothing else to do, wait for it."""
         wait = not self.engine.has_unfinished
+        while wait and self._commands.empty() and self.engine.work_ahead(_IDLE_SECONDS):
+            pass
         while True:
             try:
                 command = self._commands.get(block=wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from ..ir.artifact import Artifact, Verification, open_artifact
 from ..ir.errors import InfcError, RequestError
 from .executors import open_executor
-from .executors.base import Executor, ExecutorConfig
+from .executors.base import Executor, ExecutorConfig, work_ahead
 from .kv_cache import KvCache
 from .limits import RuntimeOptions, RuntimePlan, plan_runtime
 from .logits_adjuster import TokenConstraint
@@ -241,6 +242,13 @@ class Engine:
         finally:
             self._owner = None
         return outputs
+
+    def work_ahead(self, seconds: float = math.inf) -> bool:
+        """Make later steps faster, for about so long, while nobody waits; whether more can be done.
+
+        Steps do it too, beside their own work: here it costs nobody anything.
+        """
+        return not self._closed and work_ahead(self.executor, seconds)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a prompt, checked. Thread-safe."""

@@ -102,7 +102,7 @@ def measure_steps(
 
 def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> ProfiledExecutor:
     from ...runtime.executors import open_executor
-    from ...runtime.executors.base import ExecutorConfig, ProfiledExecutor
+    from ...runtime.executors.base import ExecutorConfig, ProfiledExecutor, work_ahead
     from .trial_steps import copies_by_default
 
     artifact.verify_weights().result()
@@ -120,6 +120,7 @@ def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> Prof
             where=str(artifact.path),
             hint="leave out --ops, or compile for the backend cpp",
         )
+    work_ahead(executor)
     return executor
 
 

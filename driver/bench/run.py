@@ -146,6 +146,7 @@ def _measure_workloads(
     knows_peak = reset_peak()
     results = []
     with LLM(artifact, threads=options.threads, on_note=on_note) as llm:
+        llm.engine.work_ahead()
         limits = llm.engine.plan.limits
         runs = EngineRounds(llm.engine, roofline)
         for workload in options.workloads:

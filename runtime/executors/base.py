@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +23,7 @@ class ExecutorConfig:
     num_threads: int = 1
     pin: bool = False
     copy_weights: bool = False
-    """Read the weights into memory of huge pages instead of mapping the file."""
+    """Copy the weights into memory of huge pages, beside the steps; else they stay mapped."""
     profile: bool = False
     """Measure each statement of a step, where the executor can: see `ProfiledExecutor`."""
 
@@ -64,6 +65,20 @@ class ProfiledExecutor(Executor, Protocol):
     def profile(self) -> list[ProfileEntry]:
         """The entries in the order of a step; empty where it was not opened to measure."""
         ...
+
+
+@runtime_checkable
+class WorksAhead(Executor, Protocol):
+    """An executor that can make later steps faster while there is nothing to run."""
+
+    def work_ahead(self, seconds: float) -> bool:
+        """Do what it can for about so long; whether any of it is left. Not beside `run`."""
+        ...
+
+
+def work_ahead(executor: Executor, seconds: float = math.inf) -> bool:
+    """Let the executor work ahead, if it is one that can; whether any of that is left."""
+    return isinstance(executor, WorksAhead) and executor.work_ahead(seconds)
 
 
 def wanted_rows(step: Step, logits: NDArray[np.float32]) -> NDArray[np.float32]:

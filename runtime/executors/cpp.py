@@ -1,10 +1,11 @@
-"""Executes steps with the generated library: weights mapped, KV cache and arena reserved once."""
+"""Executes steps with the generated library: weights, KV cache and arena in memory of its own."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -20,7 +21,10 @@ from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
-from .weight_memory import open_weights
+from .weight_memory import CopiedWeights, open_weights
+
+_COPIED_SHARE = 1 / 8
+"""Of the time of steps, what copying weights may take beside them until all are copied."""
 
 
 class CppExecutor:
@@ -33,6 +37,7 @@ class CppExecutor:
         self._hidden_width = manifest.hidden_width
         self._limits = manifest.limits
         self._library = load_library(artifact.entry_path)
+        self._step_seconds = 0.0
         self._weights = open_weights(artifact.weights_path, copied=config.copy_weights)
         groups = manifest.kv.groups
         self._kv = [
@@ -119,9 +124,19 @@ class CppExecutor:
             tokens=_pointer(step.tokens),
             logits=logits.ctypes.data,
         )
+        # Never before the first step, which somebody has waited for longest.
+        if self._step_seconds:
+            self.work_ahead(self._step_seconds * _COPIED_SHARE)
+        begun = time.perf_counter()
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")
+        self._step_seconds = time.perf_counter() - begun
         return logits
+
+    def work_ahead(self, seconds: float) -> bool:
+        """Copy weights into huge pages for about so long; whether any are left to copy."""
+        weights = self._weights
+        return isinstance(weights, CopiedWeights) and weights.copy(seconds)
 
     def profile(self) -> list[ProfileEntry]:
         """What each statement of the steps so far took; empty unless opened with `profile`."""

@@ -5,72 +5,61 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Final
 
 from ...ir.errors import ArtifactError, CapacityError
 from ...ir.safetensors import MappedSafetensors, read_header
-from .reserve import reserve
+from .address_space import (
+    advise,
+    map_file_at,
+    map_memory_at,
+    move_pages,
+    reserve_addresses,
+    unmap,
+)
 
-_READERS = 4
-_GRAIN_BYTES = 2 << 20  # a huge page is filled by one reader
-
-
-class WeightMemory(Protocol):
-    """The tensors of a file of weights, at addresses that hold until `close`."""
-
-    def address(self, name: str) -> int:
-        """Where the tensor's first byte lies; CheckpointError where there is none."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
-
-
-def open_weights(path: Path, *, copied: bool) -> WeightMemory:
-    """The weights in `path`, read into memory of their own if `copied`, else mapped.
-
-    A mapped file is shared with other processes and costs no time, and lies in pages of 4 KiB on
-    most systems; two cores read huge pages up to half faster.
-    """
-    return CopiedWeights(path) if copied else MappedSafetensors(path)
+PIECE_BYTES: Final = 2 << 20
+"""What is copied at once: a huge page."""
 
 
 class CopiedWeights:
-    """A safetensors file read into private memory, in huge pages where the kernel gives them."""
+    """A safetensors file that is mapped, and copied piece by piece into memory of huge pages.
+
+    The first step need not wait for the copy. A piece is read into a huge page, which then takes
+    the place of the mapped ones: addresses stay, and so does what is read there. Raises
+    CapacityError where the system promises no memory.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries, _, self._start = read_header(path)
-        size = path.stat().st_size
+        self._size = path.stat().st_size
+        self._copied = 0
+        span = -(-self._size // PIECE_BYTES) * PIECE_BYTES
         try:
-            self._memory = reserve(size)
-            self._read(size)
+            # Twice: where the tensors are, and where pieces are made before they go there.
+            whole = 2 * span + PIECE_BYTES
+            begin = reserve_addresses(whole)
+            self._unmap = _at_the_end_of(self, unmap, begin, whole)
+            self._base = -(-begin // PIECE_BYTES) * PIECE_BYTES
+            self._made = self._base + span
+            with open(path, "rb") as file:
+                map_file_at(self._base, self._size, file.fileno())
+                self._file = os.dup(file.fileno())
+            self._close_file = _at_the_end_of(self, os.close, self._file)
+            map_memory_at(self._made, span)
         except OSError as error:
             raise CapacityError(
-                f"cannot read the weights into memory: {error}",
+                f"cannot find memory for the weights: {error}",
                 where=str(path),
                 hint="take weights=mapped",
             ) from error
-        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-
-    def _read(self, size: int) -> None:
-        view = memoryview(self._memory)
-        # In few calls: between two of them a reader may have to wait for whoever holds Python.
-        share = -(-size // (_READERS * _GRAIN_BYTES)) * _GRAIN_BYTES
-        with open(self.path, "rb") as file, ThreadPoolExecutor(_READERS) as readers:
-
-            def fill(start: int) -> None:
-                stop = min(start + share, size)
-                while start < stop:
-                    count = os.preadv(file.fileno(), [view[start:stop]], start)
-                    if count == 0:
-                        raise ArtifactError("was cut short", where=str(self.path))
-                    start += count
-
-            list(readers.map(fill, range(0, size, share)))
+        # All of it is needed in a moment; a disk reads it faster when told so.
+        advise(self._base, self._size, mmap.MADV_WILLNEED)
 
     def address(self, name: str) -> int:
         """Where the tensor's first byte lies; ArtifactError where there is none."""
@@ -79,6 +68,57 @@ class CopiedWeights:
             raise ArtifactError("is not in the file", where=f"{self.path}: {name}")
         return self._base + self._start + entry.begin
 
+    def copy(self, seconds: float) -> bool:
+        """Copy pieces for about so long, one at least; whether any is left.
+
+        Raises ArtifactError where the file has become shorter.
+        """
+        end = time.perf_counter() + seconds
+        while self._close_file.alive:
+            try:
+                self._copy_piece()
+            except OSError:  # what is mapped stays mapped: slower, and nothing else
+                self._close_file()
+            if time.perf_counter() >= end:
+                break
+        return self._close_file.alive
+
     def close(self) -> None:
         """Give the memory back."""
-        self._memory = mmap.mmap(-1, 1)
+        self._close_file()
+        self._unmap()
+
+    def _copy_piece(self) -> None:
+        at = self._copied
+        count = min(PIECE_BYTES, self._size - at)
+        piece = memoryview((ctypes.c_char * count).from_address(self._made + at)).cast("B")
+        while count:
+            read = os.preadv(self._file, [piece[-count:]], at + len(piece) - count)
+            if read == 0:
+                raise ArtifactError("was cut short", where=str(self.path))
+            count -= read
+        move_pages(self._made + at, self._base + at, PIECE_BYTES)
+        self._copied += PIECE_BYTES
+        if self._copied >= self._size:
+            self._close_file()
+
+
+def open_weights(path: Path, *, copied: bool) -> CopiedWeights | MappedSafetensors:
+    """The weights in `path`, mapped, and to be copied into memory of their own if `copied`.
+
+    A mapped file is shared with other processes, and lies in pages of 4 KiB on most systems; two
+    cores read huge pages up to half faster.
+    """
+    return CopiedWeights(path) if copied else MappedSafetensors(path)
+
+
+def _at_the_end_of(
+    owner: object, call: Callable[..., object], *args: int
+) -> weakref.finalize[..., object]:
+    """`call(*args)`, once: when it is called or the owner goes; not at the end of the process.
+
+    A thread that never ends may be in a step then.
+    """
+    end = weakref.finalize(owner, call, *args)
+    end.atexit = False
+    return end

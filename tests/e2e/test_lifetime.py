@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ import pytest
 import infc
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, InfcError
+from infc.runtime.executors import cpp, weight_memory
+from infc.runtime.executors.address_space import move_pages
 
 from ..checkpoints import make_checkpoint
 from .support import compile_checkpoint
@@ -131,3 +135,30 @@ def test_threads_end_with_the_last_reference(artifact: Artifact) -> None:
     del llm
     gc.collect()
     assert num_threads() == before
+
+
+def test_weights_are_copied_after_the_first_step_and_change_nothing(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_memory, "PIECE_BYTES", mmap.PAGESIZE)
+    monkeypatch.setattr(cpp, "_COPIED_SHARE", 0.0)  # a piece a step
+    copied = []
+
+    def note_and_move(source: int, target: int, num_bytes: int) -> None:
+        copied.append(target)
+        move_pages(source, target, num_bytes)
+
+    monkeypatch.setattr(weight_memory, "move_pages", note_and_move)
+    with infc.LLM(artifact, weights="mapped") as llm:
+        expected = llm.generate([PROMPT], PARAMS)
+        assert not llm.engine.work_ahead()
+    with infc.LLM(artifact, weights="copied") as llm:
+        llm.generate([PROMPT], replace(PARAMS, max_tokens=1))
+        assert not copied
+        assert llm.generate([PROMPT], PARAMS)[0].outputs == expected[0].outputs
+        assert len(copied) == PARAMS.max_tokens
+        assert llm.engine.work_ahead(0.0)
+        assert not llm.engine.work_ahead()
+        assert len(copied) == -(-artifact.weights_path.stat().st_size // mmap.PAGESIZE)
+        assert llm.generate([PROMPT], PARAMS)[0].outputs == expected[0].outputs
+    assert not llm.engine.work_ahead()

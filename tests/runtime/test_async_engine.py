@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -163,6 +164,45 @@ def test_drain_takes_nothing_new_and_waits_for_the_rest() -> None:
         assert (await pending).outputs[0].finish_reason == "length"
 
     run(test)
+
+
+class Foresighted:
+    """Has so many things to do ahead of steps; tells which call was which."""
+
+    def __init__(self, inner: PagedModel, left: int) -> None:
+        self.inner, self.left = inner, left
+        self.calls: list[str] = []
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        self.calls.append("step")
+        return self.inner.run(step)
+
+    def work_ahead(self, seconds: float) -> bool:
+        time.sleep(0.002)
+        self.calls.append("ahead")
+        self.left -= 1
+        return self.left > 0
+
+    def close(self) -> None: ...
+
+
+def test_an_idle_engine_works_ahead_and_requests_do_not_wait_for_all_of_it() -> None:
+    engine = make_engine()
+    assert isinstance(engine.executor, PagedModel)
+    executor = engine.executor = Foresighted(engine.executor, 1000)
+
+    async def test(served: AsyncEngine) -> None:
+        await collect(served.generate([1, 2], SamplingParams(max_tokens=4)))
+        assert executor.left > 0
+        first = executor.calls.index("step")
+        assert executor.calls[first : first + 4] == ["step"] * 4
+        executor.left = 3
+        while executor.left > 0:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert executor.left == 0  # it waits for requests, and does not ask again
+
+    run(test, engine)
 
 
 class Failing:

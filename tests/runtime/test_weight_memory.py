@@ -1,8 +1,12 @@
-"""Weights in memory of their own: the same bytes as in the file, and when they are copied."""
+"""Weights in memory of their own: the same bytes at the same place, and when they are copied."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,28 +37,93 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("grain", [64, 1 << 20])
-def test_a_copy_has_the_bytes_of_the_file(
-    file: Path, grain: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weight_memory, "_GRAIN_BYTES", grain)
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More pieces than one: a page each."""
+    monkeypatch.setattr(weight_memory, "PIECE_BYTES", mmap.PAGESIZE)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_copy_takes_the_place_of_the_file_piece_by_piece(file: Path) -> None:
     mapped, copied = (open_weights(file, copied=copy) for copy in (False, True))
-    for name, kind in KINDS.items():
-        assert copied.address(name) % 64 == 0 and copied.address(name) != mapped.address(name)
-        contents = [ctypes.string_at(w.address(name), kind.num_bytes()) for w in (mapped, copied)]
-        assert contents[0] == contents[1]
+    assert isinstance(copied, CopiedWeights)
+    addresses = [copied.address(name) for name in KINDS]
+    left = []
+    for _ in range(file.stat().st_size // mmap.PAGESIZE + 1):
+        for name, kind in KINDS.items():
+            contents = [
+                ctypes.string_at(w.address(name), kind.num_bytes()) for w in (mapped, copied)
+            ]
+            assert contents[0] == contents[1] and copied.address(name) % 64 == 0
+        left.append(copied.copy(0.0))
+    assert [copied.address(name) for name in KINDS] == addresses
+    assert left == [True] * (len(left) - 1) + [False] and len(left) > 2
+    # Nothing is left of the file: what is written there now is not seen.
+    before = ctypes.string_at(addresses[1], KINDS["b"].num_bytes())
+    with open(file, "r+b") as opened:
+        opened.seek(-100, 2)
+        opened.write(b"\0" * 100)
+    assert ctypes.string_at(addresses[1], len(before)) == before
+    assert ctypes.string_at(mapped.address("b"), len(before)) != before
     with pytest.raises(ArtifactError, match="is not in the file"):
         copied.address("c")
+    copied.close()
+    assert not copied.copy(1.0)
     copied.close()
     mapped.close()
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_a_thread_reads_the_same_while_pieces_move(tmp_path: Path) -> None:
+    size = 400 * mmap.PAGESIZE
+    path = tmp_path / "large.safetensors"
+    kind = TensorType(DType.U8, (size,))
+    contents = np.random.default_rng(1).integers(0, 256, size).astype(np.uint8)
+    write_safetensors(path, [("a", kind)], lambda _: contents)
+    copied = CopiedWeights(path)
+    seen = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(copied.address("a")))
+    done, wrong = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            if not np.array_equal(seen, contents):
+                wrong.append(1)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while copied.copy(0.0):
+        pass
+    done.set()
+    reader.join()
+    assert not wrong
+    copied.close()
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_the_mapped_file_serves_where_the_system_refuses(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    copied = CopiedWeights(file)
+    before = ctypes.string_at(copied.address("a"), 1000)
+    assert copied.copy(0.0)
+    monkeypatch.setattr(weight_memory, "move_pages", refuse)
+    assert not copied.copy(0.0)
+    assert ctypes.string_at(copied.address("a"), 1000) == before
+    copied.close()
+    monkeypatch.setattr(weight_memory, "map_memory_at", refuse)
+    with pytest.raises(CapacityError, match="cannot find memory for the weights"):
+        CopiedWeights(file)
+
+
+@pytest.mark.usefixtures("small_pieces")
 def test_a_file_that_shrinks_meanwhile_is_refused(file: Path) -> None:
     weights = CopiedWeights(file)
-    size = file.stat().st_size
-    file.write_bytes(file.read_bytes()[: size // 2])
+    os.truncate(file, mmap.PAGESIZE)
     with pytest.raises(ArtifactError, match="was cut short"):
-        weights._read(size)
+        weights.copy(math.inf)
 
 
 def test_auto_copies_large_weights_where_huge_pages_and_memory_are(

@@ -18,6 +18,7 @@ class InfcEngine:
 
     def __init__(self, model: Path, threads: int) -> None:
         self._engine = infc.LLM(model, threads=threads).engine
+        self._engine.work_ahead()
         self._names = map(str, itertools.count())
 
     def generate(self, request: Request, on_tokens: OnTokens) -> None:
