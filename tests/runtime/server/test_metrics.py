@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -81,10 +82,12 @@ def test_sums_are_what_was_sent() -> None:
     assert end["infc_step_tokens_sum"] == total("prompt_tokens") - cached + tokens - 96
     assert 0 < end["infc_step_host_time_seconds_sum"] < end["infc_step_time_seconds_sum"]
     assert end["infc_step_time_seconds_sum"] >= 0.002 * steps
-    lately = (
+    latency = end["infc_e2e_request_latency_seconds_sum"]
+    tokens_took = (
         end["infc_time_to_first_token_seconds_sum"] + end["infc_inter_token_latency_seconds_sum"]
     )
-    assert abs(lately - end["infc_e2e_request_latency_seconds_sum"]) < 0.1
+    # The rest is from a request's last token to its end, which takes longer on a busy machine.
+    assert tokens_took == pytest.approx(latency, rel=0.05)
     assert (end["infc_requests_running"], end["infc_requests_waiting"]) == (0, 0)
     assert end["infc_kv_blocks_used"] == 0
     assert end["infc_kv_blocks"] == 199
