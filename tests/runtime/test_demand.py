@@ -15,7 +15,7 @@ from infc.runtime.request import Request
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.scheduler import Scheduler
 
-from .test_scheduler import build
+from .scheduling import build
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 

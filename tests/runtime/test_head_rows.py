@@ -19,7 +19,7 @@ from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import NO_TOKEN, Step
 from infc.runtime.step_results import read_results
 
-from .test_scheduler import add, build, finish_all, run_step
+from .scheduling import add, build, finish_all, run_step
 
 VALUES = st.sampled_from([-1.5, 0.0, 2.0, 2.0, np.inf, -np.inf, np.nan])
 

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from infc.ir.errors import (
-    ArtifactError,
     CapacityError,
-    InfcError,
     RequestError,
     UsageError,
 )
 from infc.runtime.llm import LLM
-from infc.runtime.outputs import RequestOutput, merge_outputs
+from infc.runtime.outputs import merge_outputs
 from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import NO_TOKEN, Step
 
 from .small_artifact import write_small_artifact
 
@@ -327,59 +321,6 @@ def test_what_a_longer_prompt_needs(artifact: Path) -> None:
         assert bool(notes) is ("kv_memory" in limits)
 
 
-def test_damaged_weights_give_no_token(tmp_path: Path) -> None:
-    path = write_small_artifact(tmp_path / "damaged")
-    weights = path / "weights.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with LLM(path) as llm, pytest.raises(ArtifactError):
-        llm.generate("the", SamplingParams(max_tokens=1))
-
-
-def test_failed_step_ends_its_requests_and_no_other(artifact: Path) -> None:
-    class Failing:
-        def run(self, step: Step) -> NDArray[np.float32]:
-            raise InfcError("the step failed")
-
-        def close(self) -> None: ...
-
-    with LLM(artifact) as llm:
-        working = llm.engine.executor
-        llm.engine.executor = Failing()
-        with pytest.raises(InfcError, match="the step failed"):
-            llm.generate(PROMPTS)
-        llm.engine.executor = working
-        assert not llm.engine.has_unfinished
-        assert len(llm.generate("the cat", SamplingParams(max_tokens=2))) == 1
-        stats = llm.engine.stats()
-        assert stats.num_free_blocks == stats.num_blocks
-
-
-def test_request_with_invalid_logits_fails_alone(artifact: Path) -> None:
-    with LLM(artifact) as llm:
-        working = llm.engine.executor
-
-        class Poisoned:
-            def run(self, step: Step) -> NDArray[np.float32]:
-                logits = working.run(step)
-                for place, request in enumerate(step.sampled):
-                    if request.token_ids[0] == 9:
-                        step.tokens[place] = NO_TOKEN
-                return logits
-
-            def close(self) -> None: ...
-
-        params = SamplingParams(max_tokens=5, ignore_eos=True)
-        (good,) = llm.generate([[5, 6]], params)
-        llm.engine.executor = Poisoned()
-        bad, again = llm.generate([[9, 6], [5, 6]], params)
-        llm.engine.executor = working
-    assert bad.outputs[0].finish_reason == "error"
-    assert bad.error == "the logits hold no finite value"
-    assert again.outputs[0].token_ids == good.outputs[0].token_ids
-
-
 def test_runtime_imports_without_torch() -> None:
     script = (
         "import sys, infc, infc.runtime.chat_template, infc.runtime.async_engine;"
@@ -389,29 +330,6 @@ def test_runtime_imports_without_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
-
-
-def test_nothing_runs_after_the_end(artifact: Path) -> None:
-    llm = LLM(artifact)
-    llm.close()
-    llm.close()
-    calls: list[Callable[[], object]] = [
-        lambda: llm.generate("the cat"),
-        lambda: llm.generate([]),
-        lambda: next(llm.stream("the cat")),
-        lambda: llm.chat([{"role": "user", "content": "the hat"}]),
-    ]
-    for call in calls:
-        with pytest.raises(InfcError, match="this LLM is closed"):
-            call()
-
-
-def test_a_stream_does_not_outlive_its_model(artifact: Path) -> None:
-    with LLM(artifact) as llm:
-        stream = llm.stream("the cat", SamplingParams(ignore_eos=True))
-        next(stream)
-    with pytest.raises(InfcError, match="this LLM is closed"):
-        next(stream)
 
 
 @pytest.mark.parametrize("params", [{"max_tokens": 3}, {}, [{"max_tokens": 3}], "greedy", 3])
@@ -438,69 +356,3 @@ def test_more_prompts_than_may_wait_while_some_are_preempted(artifact: Path) -> 
         answers = llm.generate(PROMPTS * 6, params)
         assert llm.engine.stats().num_preemptions > 0
     assert [answer.outputs for answer in answers] == expected
-
-
-def test_an_interrupt_anywhere_in_a_step(artifact: Path) -> None:
-    """Ctrl-C between any two lines of a step: the next request is served as if it never came."""
-    watched = ("engine.py", "scheduler.py", "kv_cache.py", "blocks.py")
-    params = SamplingParams(max_tokens=3, ignore_eos=True)
-    with LLM(artifact) as llm:
-        expected = llm.generate(PROMPTS, params)
-
-        def interrupt_after(lines: int) -> bool:
-            left = lines
-
-            def trace(frame: FrameType, event: str, _: Any) -> Any:
-                nonlocal left
-                if not frame.f_code.co_filename.endswith(watched):
-                    return None
-                if event == "line":
-                    left -= 1
-                    if left == 0:
-                        raise KeyboardInterrupt
-                return trace
-
-            for prompt in PROMPTS:
-                llm.engine.add_request(prompt, prompt, params)
-            sys.settrace(trace)
-            try:
-                llm.engine.step()
-            except KeyboardInterrupt:
-                return True
-            finally:
-                sys.settrace(None)
-                llm.engine.abort_all()
-            return False
-
-        lines = 1
-        while interrupt_after(lines):
-            llm.engine.scheduler.check()
-            assert not llm.engine.has_unfinished
-            lines += 11
-        assert lines > 500
-        answers = llm.generate(PROMPTS, params)
-    assert [a.outputs for a in answers] == [a.outputs for a in expected]
-
-
-def test_a_second_thread_is_kept_out(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with LLM(artifact) as llm:
-        params = SamplingParams(max_tokens=5, ignore_eos=True)
-        expected = llm.generate("the cat", params)
-        inside, leave = threading.Event(), threading.Event()
-        run = llm.engine.executor.run
-
-        def held(step: Step) -> NDArray[np.float32]:
-            inside.set()
-            assert leave.wait(30)
-            return run(step)
-
-        monkeypatch.setattr(llm.engine.executor, "run", held)
-        answers: list[RequestOutput] = []
-        first = threading.Thread(target=lambda: answers.extend(llm.generate("the cat", params)))
-        first.start()
-        assert inside.wait(30)
-        with pytest.raises(InfcError, match="another thread is in this engine"):
-            llm.engine.step()
-        leave.set()
-        first.join(30)
-    assert [a.outputs for a in answers] == [a.outputs for a in expected]

@@ -17,7 +17,7 @@ from infc.runtime.scheduler import Scheduler
 
 from ..ir.artifacts import manifest
 from .paged_model import PagedModel
-from .test_scheduler import add, alone, build, run_step
+from .scheduling import add, alone, build, run_step
 
 TARGET_MS = 100
 MOST = 512

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,103 +15,20 @@ from hypothesis.stateful import (
 )
 
 from infc.ir.errors import CapacityError, RequestError
-from infc.runtime.admission import SchedulerLimits
-from infc.runtime.kv_cache import KvCache
-from infc.runtime.outputs import TokenLogprobs
-from infc.runtime.request import Request, RequestState
-from infc.runtime.sampler import sample
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.scheduler import Scheduler
+from infc.runtime.request import Request
 from infc.runtime.step import Step
-from infc.runtime.step_results import read_results
-from infc.runtime.token_logprobs import raw_logprobs
 
-from .paged_model import PagedModel, logits_of, make_group, prefix_states
-
-VOCAB = 3  # small, so that prompts share prefixes and requests meet their end tokens
-
-
-PromptEntries = dict[Request, list[tuple[int, TokenLogprobs]]]
-
-
-def alone(request: Request) -> list[int]:
-    """What a choice gives by itself, without any cache."""
-    tokens = request.token_ids[: request.num_prompt_tokens]
-    twin = Request(request.request_id, tokens, request.params)
-    twin.seed, twin.choice = request.seed, request.choice
-    while len(twin.token_ids) < request.max_total_tokens:
-        logits = logits_of(prefix_states(twin.token_ids)[-1], VOCAB)
-        token = sample(logits, twin).token_id
-        assert token is not None
-        twin.token_ids.append(token)
-        if token in request.end_token_ids:
-            break
-    return twin.token_ids
-
-
-def build(
-    block_size: int, windows: list[int | None], blocks: list[int], **limits: int
-) -> tuple[Scheduler, PagedModel]:
-    groups = [make_group(f"g{i}", block_size, w) for i, w in enumerate(windows)]
-    full = SchedulerLimits(
-        **{"step_tokens": 8, "max_sequences": 4, "logit_rows": 4, "max_context": 40, **limits}
-    )
-    kv = KvCache(groups, blocks, max_sequences=full.max_running, max_context=full.max_context)
-    return Scheduler(full, kv), PagedModel(groups, blocks, VOCAB)
-
-
-def prompt_alone(request: Request) -> list[tuple[int, TokenLogprobs]]:
-    """The log-probabilities that the prompt of a request has by itself, by position."""
-    assert request.params.prompt_logprobs is not None
-    tokens, count = request.token_ids[: request.num_prompt_tokens], request.params.prompt_logprobs
-    states = prefix_states(tokens[:-1])
-    return [
-        (i, raw_logprobs(logits_of(state, VOCAB), tokens[i + 1], count))
-        for i, state in enumerate(states)
-    ]
-
-
-def run_step(
-    scheduler: Scheduler,
-    model: PagedModel,
-    step: Step | None = None,
-    given: PromptEntries | None = None,
-) -> Step | None:
-    step = step or scheduler.schedule()
-    if step is not None:
-        assert len(step.logits_index) <= scheduler.limits.logit_rows
-        assert step.num_tokens <= scheduler.limits.step_tokens
-        results = read_results(model.run(step), step)
-        for rows, entries in zip(step.prompt_rows, results.prompts, strict=True):
-            if given is not None and rows.request.state is not RequestState.FINISHED:
-                positions = itertools.count(rows.first_position)
-                given.setdefault(rows.request, []).extend(
-                    zip(positions, entries or (), strict=False)
-                )
-        scheduler.commit(step, [sample.token_id for sample in results.samples])
-        scheduler.check()
-    return step
-
-
-def add(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> Request:
-    priority, salt = params.pop("priority", 0), params.pop("salt", "")
-    request = Request(name, prompt, SamplingParams(**params), priority=priority, cache_salt=salt)
-    scheduler.add(request)
-    return request
-
-
-def add_choices(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> list[Request]:
-    """All choices of a new request."""
-    request = add(scheduler, name, prompt, **params)
-    return [request, *request.unforked]
-
-
-def finish_all(scheduler: Scheduler, model: PagedModel, given: PromptEntries | None = None) -> None:
-    steps = 0
-    while run_step(scheduler, model, given=given) is not None:
-        steps += 1
-        assert steps < 5000, "no progress"
-    assert all(pool.num_free == pool.capacity for pool in scheduler.kv.pools)
+from .scheduling import (
+    VOCAB,
+    PromptEntries,
+    add,
+    add_choices,
+    alone,
+    build,
+    finish_all,
+    prompt_alone,
+    run_step,
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -400,157 +314,3 @@ def test_failed_request_leaves_nothing_to_reuse() -> None:
     again = add(scheduler, "again", [0] * 8, max_tokens=1)
     finish_all(scheduler, model)
     assert again.num_cached_tokens == 0
-
-
-def test_choices_compute_the_prompt_once_and_share_its_blocks() -> None:
-    scheduler, model = build(4, [None], [20], step_tokens=16)
-    prompt = [0, 1, 2, 0, 1, 1, 1, 2, 0, 1]  # two blocks and a half
-    choices = add_choices(scheduler, "r", prompt, max_tokens=5, temperature=1.0, seed=3, n=3)
-    run_step(scheduler, model)
-    assert model.num_tokens == len(prompt)
-    tables = [choice.blocks.ids[0] for choice in choices]
-    assert tables[0] == tables[1] == tables[2]
-    assert [scheduler.kv.pools[0].references(block) for block in tables[0]] == [3, 3, 3]
-    run_step(scheduler, model)
-    assert model.num_copies >= 2, (
-        "the block that the prompt ends in was copied before it was written"
-    )
-    assert len({choice.blocks.ids[0][2] for choice in choices}) == 3
-    assert [scheduler.kv.pools[0].references(block) for block in tables[0][:2]] == [3, 3]
-    finish_all(scheduler, model)
-    assert model.num_tokens == len(prompt) + 3 * 4
-    assert [choice.token_ids for choice in choices] == [alone(choice) for choice in choices]
-    assert len({tuple(choice.token_ids) for choice in choices}) > 1, "choices differ by their index"
-
-
-def test_choices_of_a_windowed_model_keep_their_own_window() -> None:
-    scheduler, model = build(2, [None, 5], [60, 24], max_context=40)
-    prompt = [0, 1, 2] * 5
-    choices = add_choices(scheduler, "r", prompt, max_tokens=20, temperature=1.0, seed=3, n=3)
-    finish_all(scheduler, model)
-    assert scheduler.num_preemptions == 0
-    assert [choice.token_ids for choice in choices] == [alone(choice) for choice in choices]
-
-
-def test_more_choices_than_seats_take_turns() -> None:
-    scheduler, model = build(4, [None], [40], max_sequences=2)
-    choices = add_choices(scheduler, "r", [0, 1] * 3, max_tokens=4, temperature=1.0, seed=1, n=5)
-    other = add(scheduler, "other", [2], max_tokens=1)
-    finish_all(scheduler, model)
-    assert [choice.token_ids for choice in choices] == [alone(choice) for choice in choices]
-    assert (other.finished_time or 0) > max(choice.finished_time or 0 for choice in choices[:3])
-
-
-def test_admission_counts_every_choice() -> None:
-    scheduler, model = build(4, [None], [40], max_sequences=4)
-    add(scheduler, "first", [0, 1], max_tokens=8)
-    run_step(scheduler, model)
-    add(scheduler, "many", [1, 2] * 10, max_tokens=8, n=3, temperature=1.0)
-    late = add(scheduler, "late", [2], max_tokens=8)
-    for _ in range(3):
-        run_step(scheduler, model)
-    assert scheduler.num_running == 4
-    assert late.state is RequestState.WAITING
-    # No seat for all of them: none begins.
-    scheduler, model = build(4, [None], [40], max_sequences=3)
-    add(scheduler, "first", [0, 1], max_tokens=8)
-    run_step(scheduler, model)
-    many = add(scheduler, "many", [1, 2], max_tokens=8, n=3)
-    run_step(scheduler, model)
-    assert many.state is RequestState.WAITING
-    finish_all(scheduler, model)
-    assert scheduler.num_preemptions == 0
-
-
-def test_a_choice_is_preempted_alone_and_gives_the_same() -> None:
-    scheduler, model = build(2, [None], [13], max_context=24)
-    choices = add_choices(scheduler, "r", [0, 1, 2, 1, 0], max_tokens=14, temperature=1.0, n=3)
-    finish_all(scheduler, model)
-    assert choices[0].num_preemptions == 0
-    assert choices[2].num_preemptions > 0
-    assert [choice.token_ids for choice in choices] == [alone(choice) for choice in choices]
-
-
-def test_choices_stop_alone_and_are_cancelled_together() -> None:
-    scheduler, model = build(4, [None], [40])
-    choices = add_choices(
-        scheduler, "r", [0, 1], max_tokens=30, temperature=1.0, seed=2, n=4, stop_token_ids=[2]
-    )
-    while not any(choice.finish_reason for choice in choices):
-        run_step(scheduler, model)
-    left = [choice for choice in choices if choice.finish_reason is None]
-    assert 0 < len(left) < 4
-    assert scheduler.get("r") is left[0]
-    assert scheduler.abort("r") == left
-    assert not scheduler.has_unfinished
-    assert scheduler.kv.pools[0].num_free == scheduler.kv.pools[0].capacity
-
-
-@pytest.mark.parametrize("in_flight", [False, True])
-def test_cancelled_before_the_prompt_is_through(in_flight: bool) -> None:
-    scheduler, model = build(4, [None], [40], step_tokens=4)
-    choices = add_choices(scheduler, "r", [0] * 10, max_tokens=5, n=3)
-    run_step(scheduler, model)
-    step = scheduler.schedule() if in_flight else None
-    assert scheduler.abort("r") == choices
-    scheduler.check()
-    if step is not None:
-        run_step(scheduler, model, step)
-    assert not scheduler.has_unfinished
-    assert scheduler.kv.pools[0].num_free == scheduler.kv.pools[0].capacity
-
-
-def test_rows_of_a_prompt_are_bounded_and_leave_the_others_theirs() -> None:
-    scheduler, model = build(4, [None], [60], step_tokens=64, logit_rows=5)
-    other = add(scheduler, "other", [1], max_tokens=30)
-    run_step(scheduler, model)
-    request = add(scheduler, "r", [0, 1, 2] * 7, max_tokens=1, prompt_logprobs=2)
-    given: PromptEntries = {}
-    steps = 0
-    while request.finish_reason is None:
-        before = other.num_output_tokens
-        step = run_step(scheduler, model, given=given)
-        assert step is not None and len(step.logits_index) <= 5
-        assert other.num_output_tokens == before + 1
-        steps += 1
-    assert steps == 6  # 21 rows, four a step beside the other's
-    assert given[request] == prompt_alone(request)
-
-
-def test_a_prompt_with_logprobs_takes_nothing_from_the_cache_but_gives_to_it() -> None:
-    scheduler, model = build(4, [None], [60])
-    prompt = [0, 1, 2, 0, 1, 1, 1, 2, 0]
-    add(scheduler, "first", prompt, max_tokens=1)
-    finish_all(scheduler, model)
-    given: PromptEntries = {}
-    scored = add(scheduler, "scored", [*prompt, 1, 1, 1, 2], max_tokens=1, prompt_logprobs=0)
-    finish_all(scheduler, model, given)
-    assert scored.num_cached_tokens == 0
-    assert given[scored] == prompt_alone(scored)
-    after = add(scheduler, "after", [*prompt, 1, 1, 1, 2], max_tokens=1)
-    finish_all(scheduler, model)
-    assert after.num_cached_tokens == 12
-
-
-def test_preemption_neither_repeats_nor_loses_rows_of_a_prompt() -> None:
-    scheduler, model = build(2, [None], [13], max_context=24, step_tokens=4)
-    add(scheduler, "first", [0, 1], max_tokens=20)
-    for _ in range(3):
-        run_step(scheduler, model)
-    request = add(scheduler, "r", [1, 2, 0] * 5, max_tokens=4, prompt_logprobs=1)
-    given: PromptEntries = {}
-    finish_all(scheduler, model, given)
-    assert request.num_preemptions > 0
-    assert given[request] == prompt_alone(request)
-    assert request.token_ids == alone(request)
-
-
-@pytest.mark.parametrize("length", [1, 7, 40])
-def test_a_prompt_may_be_read_and_nothing_generated(length: int) -> None:
-    scheduler, model = build(4, [None], [11])
-    request = add(scheduler, "r", ([0, 1] * 20)[:length], max_tokens=0, prompt_logprobs=1)
-    given: PromptEntries = {}
-    finish_all(scheduler, model, given)
-    assert request.finish_reason == "length"
-    assert request.num_output_tokens == 0
-    assert given.get(request, []) == prompt_alone(request)

@@ -13,7 +13,7 @@ from infc.runtime.scheduler import Scheduler
 from infc.runtime.step import Step
 
 from .paged_model import PagedModel
-from .test_scheduler import VOCAB, add, alone, build, finish_all, run_step
+from .scheduling import VOCAB, add, alone, build, finish_all, run_step
 
 Owners = dict[tuple[int, ...], set[str]]
 

@@ -8,7 +8,7 @@ import pytest
 from infc.runtime.step import Step
 from infc.runtime.step_builder import StepBuilder
 
-from .test_scheduler import add, alone, build, finish_all
+from .scheduling import add, alone, build, finish_all
 
 ARRAYS = ("token_ids", "positions", "query_starts", "context_lengths", "logits_index", "draws")
 TUPLES = ("requests", "sampled", "sampled_rows", "prompt_rows")

@@ -1,0 +1,104 @@
+"""What tests of the scheduler share: a scheduler over a checked cache, run to its end."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from infc.runtime.admission import SchedulerLimits
+from infc.runtime.kv_cache import KvCache
+from infc.runtime.outputs import TokenLogprobs
+from infc.runtime.request import Request, RequestState
+from infc.runtime.sampler import sample
+from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.scheduler import Scheduler
+from infc.runtime.step import Step
+from infc.runtime.step_results import read_results
+from infc.runtime.token_logprobs import raw_logprobs
+
+from .paged_model import PagedModel, logits_of, make_group, prefix_states
+
+VOCAB = 3  # small, so that prompts share prefixes and requests meet their end tokens
+
+
+PromptEntries = dict[Request, list[tuple[int, TokenLogprobs]]]
+
+
+def alone(request: Request) -> list[int]:
+    """What a choice gives by itself, without any cache."""
+    tokens = request.token_ids[: request.num_prompt_tokens]
+    twin = Request(request.request_id, tokens, request.params)
+    twin.seed, twin.choice = request.seed, request.choice
+    while len(twin.token_ids) < request.max_total_tokens:
+        logits = logits_of(prefix_states(twin.token_ids)[-1], VOCAB)
+        token = sample(logits, twin).token_id
+        assert token is not None
+        twin.token_ids.append(token)
+        if token in request.end_token_ids:
+            break
+    return twin.token_ids
+
+
+def build(
+    block_size: int, windows: list[int | None], blocks: list[int], **limits: int
+) -> tuple[Scheduler, PagedModel]:
+    groups = [make_group(f"g{i}", block_size, w) for i, w in enumerate(windows)]
+    full = SchedulerLimits(
+        **{"step_tokens": 8, "max_sequences": 4, "logit_rows": 4, "max_context": 40, **limits}
+    )
+    kv = KvCache(groups, blocks, max_sequences=full.max_running, max_context=full.max_context)
+    return Scheduler(full, kv), PagedModel(groups, blocks, VOCAB)
+
+
+def prompt_alone(request: Request) -> list[tuple[int, TokenLogprobs]]:
+    """The log-probabilities that the prompt of a request has by itself, by position."""
+    assert request.params.prompt_logprobs is not None
+    tokens, count = request.token_ids[: request.num_prompt_tokens], request.params.prompt_logprobs
+    states = prefix_states(tokens[:-1])
+    return [
+        (i, raw_logprobs(logits_of(state, VOCAB), tokens[i + 1], count))
+        for i, state in enumerate(states)
+    ]
+
+
+def run_step(
+    scheduler: Scheduler,
+    model: PagedModel,
+    step: Step | None = None,
+    given: PromptEntries | None = None,
+) -> Step | None:
+    step = step or scheduler.schedule()
+    if step is not None:
+        assert len(step.logits_index) <= scheduler.limits.logit_rows
+        assert step.num_tokens <= scheduler.limits.step_tokens
+        results = read_results(model.run(step), step)
+        for rows, entries in zip(step.prompt_rows, results.prompts, strict=True):
+            if given is not None and rows.request.state is not RequestState.FINISHED:
+                positions = itertools.count(rows.first_position)
+                given.setdefault(rows.request, []).extend(
+                    zip(positions, entries or (), strict=False)
+                )
+        scheduler.commit(step, [sample.token_id for sample in results.samples])
+        scheduler.check()
+    return step
+
+
+def add(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> Request:
+    priority, salt = params.pop("priority", 0), params.pop("salt", "")
+    request = Request(name, prompt, SamplingParams(**params), priority=priority, cache_salt=salt)
+    scheduler.add(request)
+    return request
+
+
+def add_choices(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> list[Request]:
+    """All choices of a new request."""
+    request = add(scheduler, name, prompt, **params)
+    return [request, *request.unforked]
+
+
+def finish_all(scheduler: Scheduler, model: PagedModel, given: PromptEntries | None = None) -> None:
+    steps = 0
+    while run_step(scheduler, model, given=given) is not None:
+        steps += 1
+        assert steps < 5000, "no progress"
+    assert all(pool.num_free == pool.capacity for pool in scheduler.kv.pools)
