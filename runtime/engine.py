@@ -21,6 +21,7 @@ from .logits_adjuster import TokenConstraint
 from .outputs import FinishReason, RequestOutput
 from .pooling import Pool, Pooling, asks_for_hidden
 from .request import Request
+from .request_checks import check_params, check_place, checked_ids
 from .request_stream import NO_FINITE_VALUE, RequestStream
 from .sampler import Sample
 from .sampling_params import SamplingParams, recommended_sampling
@@ -29,7 +30,6 @@ from .step import Step, StepTimes
 from .step_results import StepResults, read_results
 from .tokenizer import Tokenizer
 
-_MAX_SALT_CHARACTERS = 256
 _READ_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=0)
 
 
@@ -155,7 +155,8 @@ class Engine:
             raise InfcError("the engine is closed")
         params = SamplingParams() if params is None else params
         token_ids = self.encode(prompt)
-        self._check(params, priority, cache_salt)
+        check_params(params, vocab_size=self.vocab_size, has_tokenizer=self.tokenizer is not None)
+        check_place(priority, cache_salt)
         request = Request(
             request_id,
             token_ids,
@@ -185,7 +186,7 @@ class Engine:
         """
         if self._closed:
             raise InfcError("the engine is closed")
-        self._check(_READ_ONLY, priority, cache_salt)
+        check_place(priority, cache_salt)
         request = Request(
             request_id, self.encode(prompt), _READ_ONLY, priority=priority, cache_salt=cache_salt
         )
@@ -257,8 +258,8 @@ class Engine:
                 raise RequestError(
                     "this model has no tokenizer", field="prompt", hint="send token ids"
                 )
-            return self._checked_ids(self.tokenizer.encode(prompt))
-        return self._checked_ids(prompt)
+            return checked_ids(self.tokenizer.encode(prompt), self.vocab_size)
+        return checked_ids(prompt, self.vocab_size)
 
     def close(self) -> None:
         """End every request, and give threads and memory back."""
@@ -267,42 +268,6 @@ class Engine:
         self.executor.close()
 
     # --- inside -------------------------------------------------------------------------------
-
-    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
-        if isinstance(token_ids, bytes) or not isinstance(token_ids, Sequence):
-            raise RequestError("the prompt must be text or token ids", field="prompt")
-        ids = list(token_ids)
-        if not all(type(token) is int and 0 <= token < self.vocab_size for token in ids):
-            wrong = next(t for t in ids if type(t) is not int or not 0 <= t < self.vocab_size)
-            raise RequestError(
-                f"{wrong!r} is no token id, they are 0..{self.vocab_size - 1}", field="prompt"
-            )
-        return ids
-
-    def _check(self, params: Any, priority: Any, cache_salt: str) -> None:
-        if not isinstance(params, SamplingParams):
-            raise RequestError(
-                f"params must be SamplingParams, not {type(params).__name__}",
-                field="params",
-                hint="write SamplingParams(max_tokens=64)",
-            )
-        if type(priority) is not int:
-            raise RequestError(f"priority must be an integer, not {priority!r}", field="priority")
-        for field, tokens in params.token_fields.items():
-            for token in tokens:
-                if token >= self.vocab_size:
-                    raise RequestError(
-                        f"{field}: {token} is no token id, they are 0..{self.vocab_size - 1}",
-                        field=field,
-                    )
-        if params.stop_strings and self.tokenizer is None:
-            raise RequestError(
-                "this model has no tokenizer", field="stop", hint="use stop_token_ids"
-            )
-        if len(cache_salt) > _MAX_SALT_CHARACTERS:
-            raise RequestError(
-                f"cache_salt is longer than {_MAX_SALT_CHARACTERS} characters", field="cache_salt"
-            )
 
     def _queue(self, request: Request, prompt: str | Sequence[int]) -> None:
         self.scheduler.add(request)
