@@ -15,7 +15,7 @@ from ...ir.types import DType, TensorType
 from ..base import Backend, Emission, EmitOptions, Made, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
 from .buffers import Buffer
-from .calls import c_dim, place_barriers
+from .calls import c_dim, place_barriers, read_ahead
 from .emitter import Emitter, Lowering, pointer
 from .expressions import SCALARS
 from .extensions import FOLDER, extension_headers, find_extension
@@ -104,7 +104,7 @@ def generate(program: Program, target: Target) -> Generated:
     """The source for a planned program; nothing is written or compiled."""
     emitter = Emitter(program, target)
     emit_calls(emitter)
-    items = roll(place_barriers(emitter.calls))
+    items = roll(read_ahead(place_barriers(emitter.calls)))
     weights = tuple(emitter.weights.entries.values())
     own = extension_headers([node.op for node in program.nodes])
     text = source_text(

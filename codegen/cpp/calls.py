@@ -66,12 +66,23 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Panels:
+    """The matrix `[outputs, depth]` of elements of `ctype` that a product reads."""
+
+    ctype: str
+    weight: WeightPtr
+    outputs: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One statement: a template with `{0}`, `{1}` … for its arguments, and what it touches.
 
     Every thread of the team runs it on its own share; `comment` says what it is, and `nodes` are
     the labels of what it computes. Where `rows` is given, all spans consist of so many rows of
-    equal size, one behind the other, and each thread touches its `share_of` them alone.
+    equal size, one behind the other, and each thread touches its `share_of` them alone. `panels`
+    are what it reads of a matrix, where it is a product by one.
     """
 
     template: str
@@ -81,6 +92,7 @@ class Call:
     comment: str = ""
     nodes: tuple[str, ...] = ()
     rows: str = ""
+    panels: Panels | None = None
 
     def key(self) -> tuple[object, ...]:
         """What must be equal for two calls to share one line in a loop over layers."""
@@ -101,7 +113,7 @@ def _shape(arg: Arg) -> tuple[str, ...]:
             return ("text", arg)
 
 
-BARRIER = Call("t.barrier();", (), (), ())
+BARRIER = Call("t.barrier(ahead);", (), (), ())
 
 
 def place_barriers(calls: list[Call]) -> list[Call]:
@@ -129,3 +141,27 @@ def conflicts(earlier: Call, later: Call) -> bool:
     pairs += [(a, b) for a in earlier.reads for b in later.writes]
     alike = bool(earlier.rows) and earlier.rows == later.rows
     return any(a.overlaps(b) and not (alike and a == b) for a, b in pairs)
+
+
+def read_ahead(calls: list[Call]) -> list[Call]:
+    """Say at the start and behind each product which panels come next: barriers ask for them.
+
+    Behind the last come those of the first: another step will follow.
+    """
+    products = [call.panels for call in calls if call.panels is not None]
+    if not products:
+        return calls
+    coming = iter([*products[1:], products[0]])
+    result = [_announce(products[0])]
+    for call in calls:
+        result.append(call)
+        if call.panels is not None:
+            result.append(_announce(next(coming)))
+    return result
+
+
+def _announce(panels: Panels) -> Call:
+    # Of T rows, also where the product has R: a step in which these differ has too many to gain.
+    # So that the last layer, before the head, is written like the others.
+    args = (panels.weight, Const(panels.outputs), Const(panels.depth))
+    return Call(f"ahead = panels_ahead<{panels.ctype}>(t, {{0}}, T, {{1}}, {{2}});", args, (), ())

@@ -13,7 +13,7 @@ from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.target import Target
 from ...ir.types import Dim, DType, TensorType
 from .buffers import CTYPES, Buffer, Home, Stride
-from .calls import Arg, Call, Span, c_dim
+from .calls import Arg, Call, Panels, Span, c_dim
 from .layout import PanelLayout, panel_layout
 from .weight_table import WeightTable
 
@@ -184,8 +184,9 @@ class Emitter:
         writes: Sequence[Buffer | Span],
         comment: str = "",
         rows: str = "",
+        panels: Panels | None = None,
     ) -> None:
-        """Append one statement that every thread runs; `rows` as in `Call`."""
+        """Append one statement that every thread runs; `rows` and `panels` as in `Call`."""
         self.calls.append(
             Call(
                 template,
@@ -195,6 +196,7 @@ class Emitter:
                 comment,
                 tuple(node_label(node) for node in self.nodes),
                 rows,
+                panels,
             )
         )
 

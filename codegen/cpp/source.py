@@ -30,8 +30,9 @@ void run_step(const Team& t, const Model& m, const infc_step& s) {
   char* const a = m.arena;
   const void* const* const w = m.weights;
   StepClock clock(m.profile, t.tid);
+  PanelsAhead ahead;
   (void)T, (void)R, (void)ids, (void)positions, (void)logits_index, (void)hidden;
-  (void)a, (void)w;
+  (void)a, (void)w, (void)ahead;
 """
 
 

@@ -7,7 +7,17 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.calls import BARRIER, ArenaPtr, Call, Const, Span, WeightPtr, place_barriers
+from infc.codegen.cpp.calls import (
+    BARRIER,
+    ArenaPtr,
+    Call,
+    Const,
+    Panels,
+    Span,
+    WeightPtr,
+    place_barriers,
+    read_ahead,
+)
 from infc.codegen.cpp.roll import Item, Loop, roll
 
 spans = st.builds(
@@ -68,6 +78,27 @@ def test_rows_that_a_thread_made_itself_need_no_barrier() -> None:
         assert place_barriers([norm, other]) == [norm, BARRIER, other]
     elsewhere = replace(quantize, writes=(Span("arena", 8, 40),))
     assert place_barriers([norm, elsewhere]) == [norm, BARRIER, elsewhere]
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_each_product_is_announced_behind_the_one_before(products: list[bool]) -> None:
+    calls = []
+    for number, is_product in enumerate(products):
+        panels = Panels("bf16", WeightPtr("char", number), 64, 32)
+        calls.append(Call(f"f{number}();", (), (), (), panels=panels if is_product else None))
+    written = read_ahead(calls)
+    assert [call for call in written if call in calls] == calls
+    announced = None
+    for call in written:
+        if call not in calls:
+            assert call.template == "ahead = panels_ahead<bf16>(t, {0}, T, {1}, {2});"
+            announced = call.args[0]
+            assert call.args[1:] == (Const(64), Const(32))
+        elif call.panels is not None:
+            assert announced == call.panels.weight
+            announced = None
+    first = next((call.panels.weight for call in calls if call.panels is not None), None)
+    assert announced == first
 
 
 def unroll(items: list[Item]) -> list[tuple[str, list[object]]]:

@@ -17,6 +17,7 @@
 #include "moe.hpp"
 #include "norms.hpp"
 #include "outputs.hpp"
+#include "panels_ahead.hpp"
 #include "profile.hpp"
 #include "quantize.hpp"
 #include "rope.hpp"

@@ -121,6 +121,11 @@ inline int64_t nanoseconds_now() {
   return int64_t{now.tv_sec} * 1000000000 + now.tv_nsec;
 }
 
+// What a waiting thread does where there is nothing to do.
+struct Nothing {
+  void operator()() const {}
+};
+
 // A counter that threads wait on: they spin for a moment, giving way in between, then sleep.
 class Gate {
  public:
@@ -145,9 +150,10 @@ class Gate {
     }
   }
 
-  // Returns once the counter differs from `seen`.
-  void wait_past(uint32_t seen) {
-    if (spin_ns_ > 0 && spin_past(seen)) return;
+  // Returns once the counter differs from `seen`; calls idle() again and again while it spins.
+  template <class Idle>
+  void wait_past(uint32_t seen, Idle& idle) {
+    if (spin_ns_ > 0 && spin_past(seen, idle)) return;
     pthread_mutex_lock(&mutex_);
     sleepers_.fetch_add(1);
     while (count_.load() == seen) pthread_cond_wait(&wake_, &mutex_);
@@ -156,11 +162,13 @@ class Gate {
   }
 
  private:
-  bool spin_past(uint32_t seen) const {
+  template <class Idle>
+  bool spin_past(uint32_t seen, Idle& idle) const {
     const int64_t deadline = nanoseconds_now() + spin_ns_;
     do {
       for (int i = 0; i < 64; ++i) {
         if (now() != seen) return true;
+        idle();
         cpu_relax();
       }
       // Whom we wait for may sit behind us on this very core: another program took the other one,
@@ -195,13 +203,19 @@ struct Team {
 
   // Returns once all threads have called it; what they wrote before is then visible to all.
   void barrier() const {
+    Nothing nothing;
+    barrier(nothing);
+  }
+  // As above; a thread that waits calls idle() meanwhile, which must be short.
+  template <class Idle>
+  void barrier(Idle& idle) const {
     if (size == 1) return;
     const uint32_t seen = state->gate.now();
     if (state->arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
       state->arrived.store(0, std::memory_order_relaxed);
       state->gate.advance();
     } else {
-      state->gate.wait_past(seen);
+      state->gate.wait_past(seen, idle);
     }
   }
 };
@@ -308,7 +322,8 @@ class ThreadTeam {
   void serve(int tid) {
     const Team team = view(tid);
     for (uint32_t seen = 0;; ++seen) {
-      start_.wait_past(seen);
+      Nothing nothing;
+      start_.wait_past(seen, nothing);
       if (stopping_) return;
       job_(team, argument_);
       team.barrier();

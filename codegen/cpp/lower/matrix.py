@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
 from ..buffers import CTYPES
-from ..calls import Arg, WeightPtr, c_dim
+from ..calls import Arg, Panels, WeightPtr, c_dim
 from ..emitter import Emitter, Lowering, pointer
 
 
@@ -20,13 +20,15 @@ def lower_linear(e: Emitter, node: Node) -> None:
     weight_type = CTYPES[e.program.weights[weight.name].type.dtype]
     types = ", ".join((x.buffer.ctype, weight_type, out.ctype))
     e.need_product_scratch(weight_type, x.length)
+    packed = WeightPtr("char", e.weights.packed(weight.name))
     e.call(
         f"linear<{types}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {y.stride}, "
         f"{x.count}, {y.length}, {x.length});",
-        (x.pointer, WeightPtr("char", e.weights.packed(weight.name)), address, y.pointer),
+        (x.pointer, packed, address, y.pointer),
         reads=(x.buffer, *bias),
         writes=(out,),
         comment=str(node.op),
+        panels=Panels(weight_type, packed, y.length, x.length),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
 from ..buffers import CODES
-from ..calls import Arg, WeightPtr
+from ..calls import Arg, Panels, WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 
 
@@ -34,17 +34,19 @@ def lower_scaled_linear(e: Emitter, node: Node) -> None:
     address: Arg = pointer(bias[0]) if bias else "nullptr"
     codes = CODES[e.program.weights[weight.name].type.dtype]
     e.need_product_scratch(codes, x.length)
+    packed = WeightPtr("char", e.weights.packed(weight.name))
     e.call(
         f"scaled_linear<{codes}, {out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {{4}}, "
         f"{{5}}, {y.stride}, {x.count}, {y.length}, {x.length});",
         (
             *(x.pointer, pointer(row_scale)),
-            *(WeightPtr("char", e.weights.packed(weight.name)), pointer(scale)),
+            *(packed, pointer(scale)),
             *(address, y.pointer),
         ),
         reads=(x.buffer, row_scale, scale, *bias),
         writes=(out,),
         comment=node.op,
+        panels=Panels(codes, packed, y.length, x.length),
     )
 
 

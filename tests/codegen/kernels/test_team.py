@@ -31,6 +31,40 @@ def test_a_barrier_makes_all_writes_visible(team_kernels: Kernels, threads: int)
             assert sums.tolist() == [expected] * threads
 
 
+def test_a_thread_that_waits_at_a_barrier_may_do_something(team_kernels: Kernels) -> None:
+    calls = np.zeros(1, np.int64)
+    with team_kernels.team(2) as team:
+        for _ in range(100):  # the other thread may be late, or ahead, by the system's doing
+            team_kernels.call("team_wait", team, 40, calls)
+            if calls[0] > 0:
+                break
+    assert calls[0] > 0
+    with team_kernels.team(1) as team:
+        team_kernels.call("team_wait", team, 0, calls)
+    assert calls[0] == 0
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 500])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_only_panels_of_the_threads_own_are_asked_for(
+    team_kernels: Kernels, threads: int, rows: int
+) -> None:
+    found = np.zeros(5, np.int64)
+    for outputs, depth in [(1, 1), (40, 7), (896, 896), (4864, 300), (100, 20000)]:
+        end = 0
+        for thread in range(threads):
+            team_kernels.call("ahead", thread, threads, rows, outputs, depth, found)
+            start, apart, num_bytes, streams, whole = found.tolist()
+            if num_bytes <= 0:
+                continue
+            assert threads > 1 and 0 < rows < 4
+            assert end <= start and num_bytes <= apart
+            end = start + apart * (streams - 1) + num_bytes
+            assert end <= whole
+        if outputs >= 896 and threads > 1 and rows == 1:
+            assert end > 0
+
+
 def test_an_idle_team_uses_no_processor(team_kernels: Kernels) -> None:
     cells, sums = np.zeros(24, np.int64), np.zeros(3, np.int64)
     with team_kernels.team(3) as team:

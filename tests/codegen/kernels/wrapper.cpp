@@ -5,6 +5,7 @@
 #include "kernels/linear.hpp"
 #include "kernels/moe.hpp"
 #include "kernels/norms.hpp"
+#include "kernels/panels_ahead.hpp"
 #include "kernels/rows.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -43,6 +44,32 @@ EXPORT void team_count(void* team, i64 rounds, i64* cells, i64* sums) {
       t.barrier();
     }
   });
+}
+
+// As team_count; out[0] counts what thread 0 did while it waited for the others.
+EXPORT void team_wait(void* team, i64 microseconds, i64* out) {
+  on_team(team, [=](const Team& t) {
+    i64 calls = 0;
+    const auto count = [&calls] { ++calls; };
+    const i64 end = nanoseconds_now() + (t.tid == 0 ? 0 : microseconds * 1000);
+    while (nanoseconds_now() < end) {
+    }
+    t.barrier(count);
+    if (t.tid == 0) out[0] = calls;
+  });
+}
+
+// What thread `tid` of `threads` asks for ahead: first byte, bytes between streams, bytes of each,
+// streams; and the bytes of all panels.
+EXPORT void ahead(i64 tid, i64 threads, i64 M, i64 N, i64 K, i64* out) {
+  const Team t{static_cast<int>(tid), static_cast<int>(threads), nullptr, 0, nullptr};
+  const char* packed = reinterpret_cast<const char*>(uintptr_t{1} << 20);
+  const PanelsAhead found = panels_ahead<T>(t, packed, M, N, K);
+  out[0] = found.left > 0 ? found.at - packed : 0;
+  out[1] = found.apart;
+  out[2] = found.left;
+  out[3] = found.streams;
+  out[4] = ceil_div(N, LinearLayout<T>::kNR) * panel_bytes<T>(K);
 }
 
 EXPORT void layout(i64* out) {
