@@ -112,21 +112,27 @@ def diff_programs(before: Program, after: Program) -> ProgramDiff:
         OpChange(op=op, before=counts[0][op], after=counts[1][op])
         for op in sorted({*counts[0], *counts[1]})
     )
+    tokens = min(_most_tokens(before), _most_tokens(after))
     return ProgramDiff(
         nodes_before=len(before.nodes),
         nodes_after=len(after.nodes),
         ops=tuple(change for change in ops if change.before != change.after),
-        costs_before=_costs(before),
-        costs_after=_costs(after),
+        tokens=tokens,
+        costs_before=_costs(before, tokens),
+        costs_after=_costs(after, tokens),
         hunks=tuple(_hunks(a, b)),
         moved=len(set(a.plan) ^ set(b.plan)) if a.plan and b.plan else 0,
     )
 
 
-def _costs(program: Program) -> Costs:
-    """The largest step of one new prompt, and one token after as many."""
+def _most_tokens(program: Program) -> int:
+    """The tokens of the longest prompt that one step takes."""
     largest = program.symbols["T"].high if "T" in program.symbols else 1
-    tokens = min(largest, program.spec.max_context or largest)
+    return min(largest, program.spec.max_context or largest)
+
+
+def _costs(program: Program, tokens: int) -> Costs:
+    """A step of one new prompt of so many tokens, and one token after as many."""
     load = Workload(batch=1, context=tokens, tokens=tokens)
     return sum((node_costs(program, node, load) for node in program.nodes), NO_COSTS)
 

@@ -75,8 +75,8 @@ def _sums(diff: ProgramDiff) -> Iterator[tuple[str, str]]:
     before, after = diff.costs_before, diff.costs_after
     yield "nodes", _arrow(str(diff.nodes_before), str(diff.nodes_after))
     for step, a, b in (
-        ("decode", before.decode, after.decode),
-        ("prefill", before.prefill, after.prefill),
+        (f"decode after {diff.tokens}:", before.decode, after.decode),
+        (f"prefill of {diff.tokens}:", before.prefill, after.prefill),
     ):
         if a == b or Cost() in (a, b):  # a program that is not lowered has no decode step
             continue

@@ -35,11 +35,15 @@ class Hunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramDiff:
-    """Two programs. Names of values do not count; `moved` values lie elsewhere in the arena."""
+    """Two programs. Names of values do not count; `moved` values lie elsewhere in the arena.
+
+    Costs are of one prompt of `tokens` tokens in a step, and of one token after as many.
+    """
 
     nodes_before: int
     nodes_after: int
     ops: tuple[OpChange, ...]
+    tokens: int
     costs_before: Costs
     costs_after: Costs
     hunks: tuple[Hunk, ...]
