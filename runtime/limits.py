@@ -25,6 +25,7 @@ from .kv_groups import (
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _MAX_THREADS = 1024
+_MOST_COPIED = 0.75  # of what memory is left
 _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
@@ -190,7 +191,8 @@ def copies_weights(wanted: str, weights_bytes: int, free: int) -> bool:
             hint=f"take weights=mapped, or lower {_KV_MEMORY}",
         )
     if wanted == "auto":
-        worth = _LEAST_COPIED_BYTES <= weights_bytes < free
+        # Beside the copy, what serves needs some memory, and others of this machine may.
+        worth = _LEAST_COPIED_BYTES <= weights_bytes <= free * _MOST_COPIED
         return worth and huge_page_setting() in ("always", "madvise")
     return wanted == "copied"
 

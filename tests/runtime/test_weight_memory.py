@@ -138,6 +138,7 @@ def test_auto_copies_large_weights_where_huge_pages_and_memory_are(
     assert not copies("auto", size, 2 * size, "never") and not copies("auto", size, 2 * size, None)
     assert not copies("auto", size - 1, 2 * size, "madvise")
     assert not copies("auto", 2 * size, 2 * size, "madvise")
+    assert not copies("auto", 4 * size, 5 * size, "madvise")
     assert copies("copied", 1, size, None) and not copies("mapped", size, 2 * size, "always")
     with pytest.raises(CapacityError, match=r"a copy of the weights takes 128\.0 MiB"):
         copies("copied", 2 * size, size, "madvise")
