@@ -25,18 +25,18 @@ from models import make_checkpoint
 
 import infc
 from infc.codegen.cpp.ceilings import KINDS, build_probe
+from infc.driver.bare_executor import open_bare
 from infc.driver.bench.ceilings import Ceilings
 from infc.driver.bench.peak_memory import peak_rss_bytes
 from infc.driver.bench.results import Spread
 from infc.driver.bench.roofline import Roofline
-from infc.driver.bench.trial_steps import TrialStep, copies_by_default, fill_blocks
+from infc.driver.bench.trial_steps import TrialStep, fill_blocks
 from infc.driver.explain.collect import read_program
 from infc.driver.progress import Reporter, make_reporter
 from infc.ir.artifact import Artifact
 from infc.ir.machine import available_cpus, available_memory, cpu_model
 from infc.ir.target import resolve_target
-from infc.runtime.executors import open_executor
-from infc.runtime.executors.base import Executor, ExecutorConfig, work_ahead
+from infc.runtime.executors.base import Executor, work_ahead
 from infc.runtime.kv_groups import planned_bytes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -168,10 +168,7 @@ def fits(artifact: Artifact, place: Place) -> bool:
 def measure(artifact: Artifact, places: Sequence[Place], threads: int, reporter: Reporter) -> None:
     """One round of some places on an executor of their own."""
     num_blocks = blocks_of(artifact, places)
-    config = ExecutorConfig(
-        num_blocks=num_blocks, num_threads=threads, copy_weights=copies_by_default(artifact)
-    )
-    executor = open_executor(artifact, config)
+    executor = open_bare(artifact, num_blocks, num_threads=threads)
     work_ahead(executor)
     try:
         fill_blocks(executor, artifact.manifest, num_blocks)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.errors import UsageError
+from .bare_executor import open_bare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,16 +193,10 @@ def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def _open(artifact: Artifact, context: int, num_threads: int | None) -> Executor:
-    from ..ir.machine import available_cpus
-    from ..runtime.executors import open_executor
-    from ..runtime.executors.base import ExecutorConfig
-
-    artifact.verify_weights().result()
     groups = artifact.manifest.kv.groups
     # One sequence alone; block 0 is never used.
-    blocks = tuple(-(-context // group.block_size) + 1 for group in groups)
-    threads = num_threads or available_cpus()
-    return open_executor(artifact, ExecutorConfig(num_blocks=blocks, num_threads=threads))
+    blocks = [-(-context // group.block_size) + 1 for group in groups]
+    return open_bare(artifact, blocks, num_threads=num_threads)
 
 
 def _window(

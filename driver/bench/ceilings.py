@@ -15,6 +15,7 @@ from ...ir.files import write_whole
 from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
 from ...ir.sizes import format_count
 from ...ir.target import resolve_target
+from ..bare_executor import usual_threads
 from ..cache import cache_directory
 from ..progress import Reporter
 
@@ -102,12 +103,6 @@ def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) ->
     machine = replace(before, ceilings=tuple(one for _, one in together))
     _keep(machine)
     return machine
-
-
-def usual_threads(manifest: Manifest) -> int:
-    """How many threads an artifact is opened with, where nobody says."""
-    threads = (manifest.recipe.get("runtime") or {}).get("threads")
-    return threads if isinstance(threads, int) else available_cpus()
 
 
 def known_ceilings(manifest: Manifest) -> Ceilings | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...ir.errors import UsageError
+from ..bare_executor import open_bare
 from ..explain.collect import read_program
 from .ceilings import Ceilings
 from .roofline import Roofline
@@ -101,18 +102,9 @@ def measure_steps(
 
 
 def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> ProfiledExecutor:
-    from ...runtime.executors import open_executor
-    from ...runtime.executors.base import ExecutorConfig, ProfiledExecutor, work_ahead
-    from .trial_steps import copies_by_default
+    from ...runtime.executors.base import ProfiledExecutor, work_ahead
 
-    artifact.verify_weights().result()
-    config = ExecutorConfig(
-        num_blocks=num_blocks,
-        num_threads=threads,
-        copy_weights=copies_by_default(artifact),
-        profile=True,
-    )
-    executor = open_executor(artifact, config)
+    executor = open_bare(artifact, num_blocks, num_threads=threads, profile=True)
     if not isinstance(executor, ProfiledExecutor):
         executor.close()
         raise UsageError(

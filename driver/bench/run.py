@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from ...ir.errors import ToolchainError
 from ...ir.machine import available_cpus, cpu_model
+from ..bare_executor import usual_threads
 from ..explain.collect import read_program
 from ..progress import Reporter
-from .ceilings import Ceilings, ceilings_of, usual_threads
+from .ceilings import Ceilings, ceilings_of
 from .engine_rounds import EngineRounds
 from .first_token import PROMPT_TOKENS, measure_start
 from .ops import StepTime, measure_steps

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ir.artifact import Artifact
-from ...ir.machine import available_memory
 from ...ir.manifest import Manifest
 from ...runtime.draws import DRAW, GREEDY
 from ...runtime.kv_groups import blocks_for
-from ...runtime.limits import copies_weights
 from ...runtime.step import Step
 from .roofline import StepShape
 
@@ -78,15 +75,6 @@ class TrialStep:
     def _table(self, block_size: int) -> Int32Array:
         each = blocks_for(self.context, block_size)
         return _ints(1 + np.arange(self.batch * each)).reshape(self.batch, each)
-
-
-def copies_by_default(artifact: Artifact) -> bool:
-    """Whether an engine would read the artifact's weights into memory of its own."""
-    manifest = artifact.manifest
-    recipe = manifest.recipe.get("runtime") or {}
-    size = artifact.weights_path.stat().st_size
-    free = available_memory() - manifest.arena_bytes
-    return copies_weights(recipe.get("weights") or "auto", size, free)
 
 
 def fill_blocks(executor: Executor, manifest: Manifest, num_blocks: Sequence[int]) -> None:

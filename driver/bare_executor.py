@@ -1,0 +1,54 @@
+"""An executor without an engine, opened as an engine would: for steps that are made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..ir.artifact import Artifact
+from ..ir.machine import available_cpus, available_memory
+
+if TYPE_CHECKING:
+    from ..ir.manifest import Manifest
+    from ..runtime.executors.base import Executor
+
+
+def open_bare(
+    artifact: Artifact,
+    num_blocks: Sequence[int],
+    *,
+    num_threads: int | None = None,
+    profile: bool = False,
+) -> Executor:
+    """The executor of an artifact whose weights are whole, with so many blocks a KV group.
+
+    Threads, pinning and where weights lie are as the recipe says, or as they are by default.
+    Raises what opening an engine raises.
+    """
+    from ..runtime.executors import open_executor
+    from ..runtime.executors.base import ExecutorConfig
+
+    artifact.verify_weights().result()
+    config = ExecutorConfig(
+        num_blocks=tuple(num_blocks),
+        num_threads=num_threads or usual_threads(artifact.manifest),
+        pin=(artifact.manifest.recipe.get("runtime") or {}).get("pin") is True,
+        copy_weights=_copies_weights(artifact),
+        profile=profile,
+    )
+    return open_executor(artifact, config)
+
+
+def usual_threads(manifest: Manifest) -> int:
+    """How many threads an artifact is opened with, where nobody says."""
+    threads = (manifest.recipe.get("runtime") or {}).get("threads")
+    return threads if isinstance(threads, int) else available_cpus()
+
+
+def _copies_weights(artifact: Artifact) -> bool:
+    from ..runtime.limits import copies_weights
+
+    manifest = artifact.manifest
+    wanted = (manifest.recipe.get("runtime") or {}).get("weights") or "auto"
+    free = available_memory() - manifest.arena_bytes
+    return copies_weights(wanted, artifact.weights_path.stat().st_size, free)
