@@ -65,6 +65,25 @@ class Divergence:
     same_top: float
 
 
+def window_sizes(
+    artifacts: Sequence[Artifact], context_tokens: int | None, stride_tokens: int | None
+) -> tuple[int, int]:
+    """Context and stride of windows that fit every artifact; by default the longest, half apart.
+
+    Artifacts that are compared must be given the same: the more a token has before it, the better
+    it is predicted. UsageError where what is asked for does not fit.
+    """
+    limit = min(one.manifest.limits.max_context for one in artifacts)
+    context = limit if context_tokens is None else context_tokens
+    stride = max(1, context // 2) if stride_tokens is None else stride_tokens
+    if not 2 <= context <= limit or not 1 <= stride < context:
+        raise UsageError(
+            f"a context of {context} and a stride of {stride} tokens do not fit",
+            hint=f"context is 2..{limit}, and stride is less than context",
+        )
+    return context, stride
+
+
 def evaluate_text(
     artifact: Artifact,
     text: str,
@@ -82,7 +101,7 @@ def evaluate_text(
     fit.
     """
     tokens = _tokenize(artifact, text)
-    context, stride = _sizes((artifact,), context_tokens, stride_tokens)
+    context, stride = window_sizes((artifact,), context_tokens, stride_tokens)
     executor = _open(artifact, context, num_threads)
     rows = _rows(artifact.manifest)
     nats, manifest = 0.0, artifact.manifest
@@ -125,7 +144,7 @@ def compare_on_text(
             hint="compare artifacts of one model, compiled in different ways",
         )
     both = (artifact, other)
-    context, stride = _sizes(both, context_tokens, stride_tokens)
+    context, stride = window_sizes(both, context_tokens, stride_tokens)
     rows = min(_rows(one.manifest) for one in both)
     executors = [_open(one, context, num_threads) for one in both]
     kl: list[Rows] = []
@@ -161,21 +180,6 @@ def _tokenize(artifact: Artifact, text: str) -> list[int]:
     if len(tokens) < 2:
         raise UsageError(f"the text has {len(tokens)} tokens: nothing to predict")
     return tokens
-
-
-def _sizes(
-    artifacts: Sequence[Artifact], context_tokens: int | None, stride_tokens: int | None
-) -> tuple[int, int]:
-    """Context and stride; UsageError where they do not fit every artifact."""
-    limit = min(one.manifest.limits.max_context for one in artifacts)
-    context = limit if context_tokens is None else context_tokens
-    stride = max(1, context // 2) if stride_tokens is None else stride_tokens
-    if not 2 <= context <= limit or not 1 <= stride < context:
-        raise UsageError(
-            f"a context of {context} and a stride of {stride} tokens do not fit",
-            hint=f"context is 2..{limit}, and stride is less than context",
-        )
-    return context, stride
 
 
 def _rows(manifest: Manifest) -> int:

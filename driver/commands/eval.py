@@ -37,16 +37,18 @@ def command(
     from dataclasses import asdict
 
     from ...ir.artifact import open_artifact
-    from ..evaluate import compare_on_text, evaluate_text
+    from ..evaluate import compare_on_text, evaluate_text, window_sizes
     from ..progress import make_reporter
 
     text = read_text(file, max_bytes)
     opened = open_artifact(artifact)
     other = None if against is None else open_artifact(against)
     progress = make_reporter(quiet=not sys.stderr.isatty())
+    both = [opened] if other is None else [opened, other]
+    window, step = window_sizes(both, context, stride)
     sizes: dict[str, Any] = {
-        "context_tokens": context,
-        "stride_tokens": stride,
+        "context_tokens": window,
+        "stride_tokens": step,
         "num_threads": threads,
         "on_tokens": progress.advance,
     }
@@ -72,7 +74,8 @@ def command(
         click.echo(f"KL, mean       {distance.kl_mean:.6f} nats")
         click.echo(f"KL, 99 %, max  {distance.kl_p99:.6f}, {distance.kl_max:.6f}")
         click.echo(f"same top token {distance.same_top:.1%}")
-    click.echo(f"over {result.num_tokens} tokens, {result.num_bytes} bytes")
+    windows = f"windows of {result.context_tokens} tokens, {result.stride_tokens} apart"
+    click.echo(f"over {result.num_tokens} tokens, {result.num_bytes} bytes, in {windows}")
 
 
 def read_text(file: str, max_bytes: int | None) -> str:

@@ -1,5 +1,6 @@
 """Evaluation: every token counts once, and chunks and windows give what one pass gives."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from infc.driver.cli import run
 from infc.driver.commands.eval import read_text
 from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows, evaluate_text
 from infc.ir.artifact import open_artifact
@@ -90,6 +92,24 @@ def test_a_window_is_evaluated_as_the_python_face_scores_it(tmp_path: Path) -> N
     found = evaluate_text(artifact, text)
     assert found.num_predicted == len(score.token_ids)
     assert found.perplexity == pytest.approx(score.perplexity, rel=1e-5)
+
+
+def test_two_artifacts_are_compared_over_the_same_windows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes before a token decides how well it is predicted."""
+    long = write_small_artifact(tmp_path / "long")
+    short = write_small_artifact(tmp_path / "short", max_context=8)
+    file = tmp_path / "text"
+    file.write_text("the hat sat on the mat and the cat sat on the hat " * 3)
+    for one, other in ((long, short), (short, long)):
+        assert run(["eval", str(one), str(file), "--against", str(other), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["context_tokens"] == 8
+        assert found["against"]["perplexity"] == found["perplexity"]
+        assert run(["eval", str(one), str(file), "--against", str(other)]) == 0
+        assert "+0.00%" in (out := capsys.readouterr().out)
+        assert "in windows of 8 tokens, 4 apart" in out
 
 
 def test_only_text_is_evaluated(tmp_path: Path) -> None:

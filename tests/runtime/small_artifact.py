@@ -100,6 +100,7 @@ def write_small_artifact(
     with_tokenizer: bool = True,
     with_template: bool = True,
     generation: Mapping[str, Any] | None = None,
+    max_context: int = CONTEXT,
 ) -> Path:
     """Write the artifact; its weights are random, and spread enough for clear winners."""
     tokenizer = make_tokenizer()
@@ -129,7 +130,7 @@ def write_small_artifact(
                 model=program.spec,
                 backend="reference",
                 target=TargetMachine("native", ()),
-                limits=Limits(CONTEXT, 16, 4, 4),
+                limits=Limits(max_context, 16, 4, 4),
                 kv=KvLayout(program.resources),
                 entry=Entry("program", "program.ir"),
                 arena_bytes=0,
