@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ...ir.manifest import Manifest
 
 _READ_BYTES = 512 << 20
+RATES = ("read", "fp32", "bf16", "int8")
 _CACHES_READ = 4  # memory is read when what is read is so many times the largest cache
 
 
@@ -81,8 +82,9 @@ def known_machine() -> Machine:
 
 
 def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) -> Machine:
-    """Measures anew with each number of threads (None: 1, 2, 4 … and all), and keeps it.
+    """Measures anew with each number of threads (None: 1, 2, 4 … and all): the rates of now.
 
+    The cache keeps the best that was ever measured, as other work only ever takes from it.
     ToolchainError without a compiler, CapacityError without memory to read.
     """
     from ...codegen.cpp.ceilings import build_probe
@@ -101,7 +103,7 @@ def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) ->
     kept = {one.threads: one for one in before.ceilings} if threads is not None else {}
     together = sorted((kept | measured).items())
     machine = replace(before, ceilings=tuple(one for _, one in together))
-    _keep(machine)
+    _keep(replace(machine, ceilings=_best([*before.ceilings, *machine.ceilings])))
     return machine
 
 
@@ -121,6 +123,16 @@ def ceilings_of(threads: int, reporter: Reporter, *, anew: bool = False) -> Ceil
     found = measure_machine(reporter, [threads]).at(threads)
     assert found is not None, "it was just measured"
     return found
+
+
+def _best(measured: Sequence[Ceilings]) -> tuple[Ceilings, ...]:
+    """The best rates of each number of threads; more threads can do what fewer did."""
+    best: list[Ceilings] = []
+    for count in sorted({one.threads for one in measured}):
+        up_to = [one for one in measured if one.threads <= count]
+        rates = {name: max(getattr(one, name) for one in up_to) for name in RATES}
+        best.append(Ceilings(threads=count, **rates))
+    return tuple(best)
 
 
 def _powers(cpus: int) -> Iterable[int]:

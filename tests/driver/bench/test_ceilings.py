@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,22 @@ def test_another_number_of_threads_is_added(probe: CountingProbe) -> None:
     three = ceilings_of(3, Reporter())
     assert [one.threads for one in known_machine().ceilings] == [1, 2, 3, 4, CPUS]
     assert known_machine().at(3) == three
-    assert known_machine().at(4) == before.at(4)
+    assert before.at(4) is not None
+    assert known_machine().at(4) == replace(three, threads=4)  # more can do what fewer did
     assert ceilings_of(3, Reporter(), anew=True).read > three.read
+
+
+def test_the_best_is_kept(probe: CountingProbe, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = measure_machine(Reporter(), [1, 2])
+    assert known_machine() == best
+    with monkeypatch.context() as busy:
+        busy.setattr(CountingProbe, "read_rate", lambda *_: 1.0)
+        busy.setattr(CountingProbe, "product_rate", lambda *_: 2.0)
+        slow = measure_machine(Reporter(), [1, 2, 4])
+    assert {one.read for one in slow.ceilings} == {1.0}
+    assert known_machine().ceilings[:2] == best.ceilings
+    assert known_machine().at(4) == replace(best.ceilings[1], threads=4)
+    assert measure_machine(Reporter(), [1]).at(1) == known_machine().at(1)
 
 
 def test_more_is_read_than_a_cache_holds(
