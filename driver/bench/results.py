@@ -61,11 +61,12 @@ class WorkloadResult:
     `prefill` counts prompt tokens until each has its first token, `decode` new ones from there.
     `tpot` is a request's mean time a token after the first, `itl` from any token to the next,
     `host_step_microseconds` the median of what a step takes outside the executor. A `skipped`
-    workload was not measured, for the reason given.
+    workload was not measured, for the reason given, or `failed` for it.
     """
 
     workload: Workload
     skipped: str | None = None
+    failed: bool = False
     rounds: int = 0
     output: Phase | None = None
     prefill: Phase | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...ir.errors import ToolchainError
+from ...ir.errors import InfcError, ToolchainError
 from ...ir.machine import available_cpus, cpu_model
 from ..bare_executor import usual_threads
 from ..explain.collect import read_program
@@ -25,6 +25,10 @@ from .workloads import START, Workload
 if TYPE_CHECKING:
     from ...ir.artifact import Artifact
     from ...ir.manifest import Limits
+    from ...runtime.llm import LLM
+
+INTERRUPTED = "interrupted"
+"""Why a workload was skipped in which Ctrl-C came; those after it were not begun."""
 
 _OP_CONTEXT = 160
 _OP_PROMPT = 512
@@ -53,15 +57,17 @@ def run_bench(
 ) -> BenchResult:
     """Measures what was asked for. `on_note` hears what had to be decided otherwise.
 
-    Raises CapacityError where the memory is too little, InfcError where a request fails.
+    A workload that fails is skipped, with its reason; Ctrl-C in one ends it and those after it,
+    and what was measured before is given. CapacityError where the memory is too little.
     """
     manifest = artifact.manifest
     threads = options.threads or usual_threads(manifest)
-    start = _measure_start(artifact, options, reporter) if options.start else None
+    start = _measure_start(artifact, options, reporter, on_note) if options.start else None
     ceilings = _ceilings(min(threads, available_cpus()), options, reporter, on_note)
     workloads, at_once, peak = _measure_workloads(artifact, options, ceilings, reporter, on_note)
     steps: list[StepTime] = []
-    if options.steps:
+    interrupted = any(one.skipped == INTERRUPTED for one in workloads)
+    if options.steps and not interrupted:
         with reporter.stage("steps, line by line"):
             steps = measure_steps(
                 artifact,
@@ -103,20 +109,44 @@ def trial_steps(limits: Limits, workloads: tuple[Workload, ...]) -> dict[str, Tr
     }
 
 
-def _measure_start(artifact: Artifact, options: BenchOptions, reporter: Reporter) -> StartResult:
+def _measure_start(
+    artifact: Artifact,
+    options: BenchOptions,
+    reporter: Reporter,
+    on_note: Callable[[str], None] | None,
+) -> StartResult | None:
     # The process is told of no threads where the user told us of none: it decides as always.
     limits = artifact.manifest.limits
     count = max(1, min(PROMPT_TOKENS, limits.max_context - 4))
     draw = random.Random(START)
     prompt = [draw.randrange(artifact.manifest.model.vocab_size) for _ in range(count)]
-    with reporter.stage(START):
-        return measure_start(
-            artifact.path,
-            prompt,
-            rounds=options.rounds,
-            threads=options.threads,
-            on_round=reporter.advance,
-        )
+    try:
+        with reporter.stage(START):
+            return measure_start(
+                artifact.path,
+                prompt,
+                rounds=options.rounds,
+                threads=options.threads,
+                on_round=reporter.advance,
+            )
+    except InfcError as error:
+        if on_note is not None:
+            on_note(f"{START} was not measured: {error}")
+        return None
+
+
+def _measured(
+    llm: LLM, runs: EngineRounds, workload: Workload, rounds: int, reporter: Reporter
+) -> WorkloadResult:
+    """A workload's figures; where it fails or is interrupted, why. Others' figures are kept."""
+    try:
+        return runs.measure(workload, rounds, reporter.advance)
+    except InfcError as error:
+        reason = str(error)
+    except KeyboardInterrupt:
+        reason = INTERRUPTED
+    llm.engine.abort_all()
+    return WorkloadResult(workload=workload, skipped=reason, failed=True)
 
 
 def _ceilings(
@@ -156,6 +186,8 @@ def _measure_workloads(
                 results.append(WorkloadResult(workload=workload, skipped=reason))
                 continue
             with reporter.stage(workload.name):
-                results.append(runs.measure(workload, options.rounds, reporter.advance))
+                results.append(_measured(llm, runs, workload, options.rounds, reporter))
+            if results[-1].skipped == INTERRUPTED:
+                break
         at_once = limits.max_running
     return tuple(results), at_once, peak_rss_bytes() if knows_peak else None

@@ -74,7 +74,7 @@ def command(
     from dataclasses import asdict
 
     from ...ir.artifact import open_artifact
-    from ..bench.run import BenchOptions, run_bench
+    from ..bench.run import INTERRUPTED, BenchOptions, run_bench
     from ..bench.text import render_bench
     from ..bench.workloads import START
     from ..explain.text import terminal
@@ -99,6 +99,10 @@ def command(
         click.echo(json.dumps(asdict(result), indent=1))
     else:
         click.echo(render_bench(result, **terminal()), nl=False)
+    if any(one.skipped == INTERRUPTED for one in result.workloads):
+        raise KeyboardInterrupt
+    if any(one.failed for one in result.workloads):
+        raise click.exceptions.Exit(1)
 
 
 def _workloads(names: tuple[str, ...], own: "Workload | None", ops: bool) -> "tuple[Workload, ...]":

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import mmap
+from typing import Any
 
 import pytest
 
 from infc.codegen.cpp import ceilings as probe_module
 from infc.driver.bench import run as run_module
+from infc.driver.bench import workloads as workloads_module
 from infc.driver.bench.ceilings import Ceilings, ceilings_of
+from infc.driver.bench.engine_rounds import EngineRounds
 from infc.driver.bench.first_token import measure_start
 from infc.driver.bench.peak_memory import peak_rss_bytes, reset_peak
+from infc.driver.bench.results import WorkloadResult
+from infc.driver.bench.workloads import Workload
 from infc.driver.cli import run
 from infc.ir.artifact import Artifact
 from infc.ir.errors import InfcError, ToolchainError
@@ -65,6 +70,34 @@ def test_a_workload_of_ones_own(compiled: Artifact, capsys: pytest.CaptureFixtur
     assert f"note: {most} sequences run at once, so 2 wait" in capsys.readouterr().err
     assert run(["bench", str(compiled.path), "--new-tokens", "99999"]) == 2
     assert "128 prompt tokens and 99999 new ones do not fit" in capsys.readouterr().err
+
+
+def test_what_fails_costs_nothing_but_itself(
+    compiled: Artifact, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = [Workload(name=name, prompt_tokens=9, new_tokens=3) for name in ("a", "b", "c")]
+    monkeypatch.setattr(workloads_module, "WORKLOADS", tuple(tiny))
+    measure = EngineRounds.measure
+    for error, status, names in (
+        (InfcError("a request failed: why"), 1, {"b": "a request failed: why"}),
+        (KeyboardInterrupt(), 130, {"b": "interrupted"}),
+    ):
+
+        def failing(self: EngineRounds, workload: Workload, *rest: Any) -> WorkloadResult:
+            if workload.name != "b":
+                return measure(self, workload, *rest)
+            self._engine.add_request("left", [1, 2, 3])
+            self._engine.step()
+            raise error  # noqa: B023 - called before the next round of the loop
+
+        monkeypatch.setattr(EngineRounds, "measure", failing)
+        words = [word for name in "abc" for word in ("--workload", name)]
+        assert run(["bench", str(compiled.path), *words, "--rounds", "1", "--json"]) == status
+        data = json.loads(capsys.readouterr().out)["workloads"]
+        left = {one["workload"]["name"]: one["skipped"] for one in data if one["failed"]}
+        assert left == names
+        told = [one["workload"]["name"] for one in data if one["output"]]
+        assert told == (["a"] if status == 130 else ["a", "c"])
 
 
 def test_steps_line_by_line(compiled: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
