@@ -20,7 +20,8 @@ GROUP_I4_BYTES: Final = 1 + GROUP_I4 // 2
 LOWEST_I4: Final = -8
 MOST_MULTIPLIER: Final = 15
 """Times a code it stays within -120 .. 120, so that a weight is a signed byte."""
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
+"""Weights at a time: what is made of them on the way stays in the caches."""
 
 
 def quantize_i8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,26 +74,39 @@ def _code_groups(x: torch.Tensor) -> torch.Tensor:
     best, error = None, None
     for step in (0, -1, 1):
         multiplier = sign * (nearest + step).clamp(1, MOST_MULTIPLIER)
-        codes = (x / multiplier).round().clamp(LOWEST_I4, -LOWEST_I4 - 1)
-        wrong = (codes * multiplier - x).square().sum(-1, keepdim=True)
+        wrong = _nearest_codes(x, multiplier).mul_(multiplier).sub_(x).square_()
+        wrong = wrong.sum(-1, keepdim=True)
         if best is None or error is None:
             best, error = multiplier, wrong
         else:
             best = torch.where(wrong < error, multiplier, best)
             error = torch.minimum(wrong, error)
     assert best is not None
-    codes = (x / best).round().clamp(LOWEST_I4, -LOWEST_I4 - 1).to(torch.int16) - LOWEST_I4
+    codes = _nearest_codes(x, best).sub_(LOWEST_I4).to(torch.uint8)
     half = GROUP_I4 // 2
     pairs = codes[:, :half] | (codes[:, half:] << 4)
-    return torch.cat([best.to(torch.int8).view(torch.uint8), pairs.to(torch.uint8)], -1)
+    return torch.cat([best.to(torch.int8).view(torch.uint8), pairs], -1)
+
+
+def _nearest_codes(x: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
+    return (x / multiplier).round_().clamp_(LOWEST_I4, -LOWEST_I4 - 1)
 
 
 def integers_i4(codes: torch.Tensor) -> torch.Tensor:
     """`code * multiplier` (int8) of bytes `[.., groups * 17]`, as `[.., groups * 32]`."""
     import torch
 
-    groups = codes.reshape(*codes.shape[:-1], -1, GROUP_I4_BYTES)
-    multiplier = groups[..., :1].contiguous().view(torch.int8)
-    pairs = groups[..., 1:].to(torch.int8)
-    both = torch.cat([pairs & 15, (pairs >> 4) & 15], -1) + LOWEST_I4
-    return (both * multiplier).flatten(-2)
+    groups = codes.reshape(-1, GROUP_I4_BYTES)
+    parts = [_integers_of_groups(part) for part in groups.split(_CHUNK // GROUP_I4)]
+    width = codes.shape[-1] // GROUP_I4_BYTES * GROUP_I4
+    return torch.cat(parts).reshape(*codes.shape[:-1], width)
+
+
+def _integers_of_groups(groups: torch.Tensor) -> torch.Tensor:
+    """Of bytes [G, 17], as [G, 32]."""
+    import torch
+
+    multiplier = groups[:, :1].contiguous().view(torch.int8)
+    pairs = groups[:, 1:]
+    both = torch.cat([pairs & 15, pairs >> 4], -1).view(torch.int8)
+    return both.add_(LOWEST_I4).mul_(multiplier)
