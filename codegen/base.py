@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..ir.errors import ProgramError, UsageError
 from ..ir.program import Node, Program, Weight
+from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.target import Target
 
 
@@ -38,11 +39,13 @@ class EmitOptions:
     """What emission may be told beside program and target.
 
     `on_weight(done_bytes, total_bytes)` is called after each weight that was written. `stored`
-    gives weights that were made before, as they are to be written (bfloat16 as uint16).
+    gives weights that were made before, as they are to be written (bfloat16 as uint16). `pairs`
+    has codes and scales of matrices.
     """
 
     on_weight: Callable[[int, int], None] | None = None
     stored: Callable[[Weight], NDArray[Any]] | None = None
+    pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,10 @@ def write_weights(
         nonlocal done_bytes
         weight = by_name[name]
         tensor: torch.Tensor | NDArray[Any]
-        tensor = options.stored(weight) if options.stored else evaluate_weight(program, weight)
+        if options.stored is not None:
+            tensor = options.stored(weight)
+        else:
+            tensor = evaluate_weight(program, weight, pairs=options.pairs)
         done_bytes += tensor.nbytes
         if options.on_weight is not None:
             options.on_weight(done_bytes, total_bytes)

@@ -35,6 +35,10 @@ from .recipe import LoadedRecipe, Recipe, load_recipe
 if TYPE_CHECKING:
     from ..codegen.base import Emission
     from ..ir.program import Program
+    from ..ir.quantized_pairs import QuantizedPairs
+
+_MAX_PAIR_BYTES = 1 << 29
+"""How much of the quantised matrices stays in memory from the first run of verification on."""
 
 
 def compile_model(
@@ -199,6 +203,7 @@ def _build(
 ) -> Manifest:
     """Writes every file of the artifact but the manifest, which it returns."""
     from ..codegen.registry import get_backend
+    from ..ir.quantized_pairs import QuantizedPairs
     from ..ir.text import print_program
     from .optimize import build_recipe_pipeline, check_dump_name, optimize
 
@@ -210,6 +215,7 @@ def _build(
         import transformers  # noqa: F401
     with progress.stage("capture the model"):
         captured = _capture(job, progress)
+    pairs = QuantizedPairs(_MAX_PAIR_BYTES)
     with progress.stage("run the passes"):
         program, report = optimize(
             captured,
@@ -219,11 +225,12 @@ def _build(
             dump_ir_after=dump_ir_after,
             dump_dir=dumps,
             progress=progress,
+            pairs=pairs,
         )
     backend = get_backend(job.recipe.backend)
     backend.check(program, job.target)
     with progress.stage("emit code and weights"):
-        emission = _emit(job, program, directory, progress)
+        emission = _emit(job, program, directory, progress, pairs)
     (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
     (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
     report = {**report, "toolchain": dict(emission.toolchain)}
@@ -246,14 +253,16 @@ def _capture(job: _Job, progress: Reporter) -> Program:
     )
 
 
-def _emit(job: _Job, program: Program, directory: Path, progress: Reporter) -> Emission:
+def _emit(
+    job: _Job, program: Program, directory: Path, progress: Reporter, pairs: QuantizedPairs
+) -> Emission:
     from ..codegen.base import EmitOptions
     from ..codegen.registry import get_backend
 
     def advance(done: int, total: int) -> None:
         progress.advance(done, total, f"{format_size(done)} of {format_size(total)} of weights")
 
-    options = EmitOptions(on_weight=advance)
+    options = EmitOptions(on_weight=advance, pairs=pairs)
     return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
 
 

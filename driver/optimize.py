@@ -17,6 +17,7 @@ from .recipe import LoadedRecipe
 
 if TYPE_CHECKING:
     from ..ir.program import Program
+    from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.pass_manager import PassReport
     from ..passes.pipeline import Pipeline
 
@@ -66,6 +67,7 @@ def optimize(
     dump_ir_after: str | None,
     dump_dir: Path,
     progress: Reporter,
+    pairs: QuantizedPairs | None = None,
 ) -> tuple[Program, dict[str, Any]]:
     """The program after every pass, and the report of what each did (no times in it)."""
     from ..passes.base import PassContext
@@ -87,6 +89,7 @@ def optimize(
         dump_directory=dump_dir,
         failure_directory=dump_dir,
         on_pass=on_pass,
+        pairs=pairs,
     )
     for line in _idle_passes(report.passes):
         progress.remark(line)

@@ -10,6 +10,7 @@ from .errors import CheckpointError, InfcError, ProgramError
 from .ops import get_op
 from .ops.base import Attrs
 from .program import Attr, Program, Weight, WeightExpr, WeightLoader
+from .quantized_pairs import PARTS, QuantizedPairs
 from .schemes import get_scheme
 from .torch_types import from_torch, to_torch
 from .types import Dim, DType, TensorType
@@ -117,14 +118,22 @@ def _sizes(shape: Sequence[object]) -> list[int]:
     return sizes
 
 
-def evaluate_expr(expr: WeightExpr, loaders: Mapping[str, WeightLoader]) -> torch.Tensor:
-    """The tensor that an expression stands for; CheckpointError where a leaf cannot be read."""
+def evaluate_expr(
+    expr: WeightExpr, loaders: Mapping[str, WeightLoader], pairs: QuantizedPairs | None = None
+) -> torch.Tensor:
+    """The tensor that an expression stands for; CheckpointError where a leaf cannot be read.
+
+    Codes and scales of matrices are taken from `pairs` where it has them already.
+    """
     if expr.op in LEAVES:
         return _load(expr, loaders)
     op = weight_op(expr.op)
     _check_shape_of(op, expr)
-    parts = [evaluate_expr(part, loaders) for part in expr.inputs]
     try:
+        if pairs is not None and expr.op in PARTS:
+            readers = [loaders[leaf.op] for leaf in leaves(expr) if leaf.op in loaders]
+            return pairs.part(expr, readers, lambda: evaluate_expr(expr.inputs[0], loaders, pairs))
+        parts = [evaluate_expr(part, loaders, pairs) for part in expr.inputs]
         return op.meaning(parts, expr.attrs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ProgramError(f"weight op {op.name} failed: {error}") from error
@@ -152,9 +161,13 @@ def _check_type(tensor: torch.Tensor, kind: TensorType, name: str) -> None:
 
 
 def evaluate_weight(
-    program: Program, weight: Weight | str, *, check_finite: bool = True
+    program: Program,
+    weight: Weight | str,
+    *,
+    check_finite: bool = True,
+    pairs: QuantizedPairs | None = None,
 ) -> torch.Tensor:
-    """The tensor of one entry of the weight table, contiguous.
+    """The tensor of one entry of the weight table, contiguous; see `evaluate_expr` for `pairs`.
 
     CheckpointError names the weight where it cannot be read, is not of its declared type, or
     (with `check_finite`) holds NaN or infinity.
@@ -163,7 +176,7 @@ def evaluate_weight(
     if entry is None:
         raise ProgramError(f"no weight @{weight}", where=program.name)
     try:
-        tensor = evaluate_expr(entry.expr, program.loaders).contiguous()
+        tensor = evaluate_expr(entry.expr, program.loaders, pairs).contiguous()
     except InfcError as error:
         if error.where is None:
             error.where = f"@{entry.name}"

@@ -14,6 +14,7 @@ from ..ir.errors import InfcError, PassError, ProgramError, UsageError
 from ..ir.ops import PHASES
 from ..ir.ops.base import Cost
 from ..ir.program import Program
+from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.text import print_program
 from ..ir.verify import verify as check_program
 from .base import PIPELINE_PHASES, REACHES, Pass, PassContext, PassResult
@@ -89,17 +90,19 @@ def run_pipeline(
     dump_directory: str | Path = ".",
     failure_directory: str | Path = ".",
     on_pass: Callable[[str], None] | None = None,
+    pairs: QuantizedPairs | None = None,
 ) -> tuple[Program, PipelineReport]:
     """The program after every pass, and what they did.
 
     The program is checked after each pass that changed it; with `verify` its numbers too.
     `dump_ir_after` names passes ("all": every one) whose result is written to `dump_directory` as
-    `03-fuse-rope.ir`. `on_pass` is told each pass before it runs. PassError names a pass that
-    failed; the program it received is then in `failure_directory`. UsageError for a wrong order.
+    `03-fuse-rope.ir`. `on_pass` is told each pass before it runs. Runs that compare programs
+    take codes and scales of matrices from `pairs`. PassError names a pass that failed; the program
+    it received is then in `failure_directory`. UsageError for a wrong order.
     """
     manager = _Manager(
         context or PassContext(),
-        verify=Verifier(context.log if context else None) if verify else None,
+        verify=Verifier(context.log if context else None, pairs) if verify else None,
         dumps=_dump_names(dump_ir_after, pipeline),
         dump_directory=Path(dump_directory),
         failure_directory=Path(failure_directory),

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..ir.program import Program, Value, WeightRef
+from ..ir.program import Program, Value, WeightLoader, WeightRef
+from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, Sym, TensorType, evaluate_dim
 from ..ir.weights import LEAVES, evaluate_expr, leaves
@@ -51,8 +52,11 @@ class SampleWeights:
     programs: tuple[Program, ...]
     leaf_types: dict[str, TensorType] = field(default_factory=dict)
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    _pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
+    _read: WeightLoader = field(init=False)
 
     def __post_init__(self) -> None:
+        self._read = self._leaf  # one object: pairs are told apart by who reads them
         for program in self.programs:
             for weight in program.weights.values():
                 if weight.expr.op == "checkpoint":
@@ -66,9 +70,9 @@ class SampleWeights:
             if isinstance(dtype, str) and isinstance(shape, tuple):
                 sizes = tuple(size for size in shape if isinstance(size, int))
                 self.leaf_types[str(leaf.attrs[LEAVES[leaf.op]])] = TensorType(DType(dtype), sizes)
-        constants = program.loaders.get("data", self._leaf)
-        loaders = {"checkpoint": self._leaf, "data": constants}
-        return evaluate_expr(weight.expr, loaders)
+        constants = program.loaders.get("data", self._read)
+        loaders = {"checkpoint": self._read, "data": constants}
+        return evaluate_expr(weight.expr, loaders, self._pairs)
 
     def _leaf(self, name: str) -> torch.Tensor:
         """A random checkpoint tensor, kept for the other side of the region that reads it."""

@@ -10,6 +10,7 @@ from ..ir.analyses import total_cost
 from ..ir.errors import InfcError, PassError
 from ..ir.interpret import Interpreter, describe
 from ..ir.program import Program, Value
+from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.sizes import format_count
 from ..ir.types import evaluate_dim
 from .base import Pass
@@ -35,9 +36,11 @@ def _silent(line: str) -> None:
 class Verifier:
     """Remembers what was checked; one for each run of a pipeline."""
 
-    def __init__(self, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, log: Callable[[str], None] | None = None, pairs: QuantizedPairs | None = None
+    ) -> None:
         self.log = log or _silent
-        self.whole = WholeRuns()
+        self.whole = WholeRuns(pairs or QuantizedPairs())
 
     def check_pass(self, one: Pass, before: Program, after: Program) -> str:
         """PassError unless `after` computes what `before` does, within the pass's contract.

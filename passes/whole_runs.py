@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from ..ir.interpret import Interpreter
 from ..ir.ops.quantized import QUANTIZERS
 from ..ir.paged_state import PagedState
 from ..ir.program import Program
+from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.weights import evaluate_weight
 from .compare import difference
 from .samples import SampleWeights
@@ -44,8 +45,12 @@ HEAVY_CUTS = ((0, 29, 37), (0, 19, 20))
 
 @dataclass(slots=True)
 class WholeRuns:
-    """Compares runs with those of the first program; a lossy pass makes a new first one."""
+    """Compares runs with those of the first program; a lossy pass makes a new first one.
 
+    Each run reads every weight; `pairs` spare later ones the quantising.
+    """
+
+    pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
     first: Program | None = None
     _expected: Outputs | None = None
     _last: Program | None = None
@@ -104,12 +109,13 @@ class WholeRuns:
 
         assert self.first is not None
         if self._expected is None:
-            self._expected = _whole(self.first, lengths, cuts)
+            self._expected = _whole(self.first, self.pairs, lengths, cuts)
         if not program.resources:
-            self._require(phase, self._expected, _whole(program, lengths, cuts), "a whole prompt")
+            found = _whole(program, self.pairs, lengths, cuts)
+            self._require(phase, self._expected, found, "a whole prompt")
             return f"a run of {lengths[0]} tokens agrees"
         rows = _wanted(lengths, cuts)
-        places, found = _paged(program, lengths, cuts)
+        places, found = _paged(program, self.pairs, lengths, cuts)
         order = torch.tensor([rows.index(row) for row in places])
         expected = tuple(output[order] for output in self._expected)
         self._require(phase, expected, found, "paged steps")
@@ -151,21 +157,23 @@ def _wanted(lengths: list[int], cuts: Cuts) -> list[int]:
     return sorted(ends)
 
 
-def _interpreter(program: Program, state: PagedState | None = None) -> Interpreter:
+def _interpreter(
+    program: Program, pairs: QuantizedPairs, state: PagedState | None = None
+) -> Interpreter:
     """In float32, float64 over codes; weights one at a time, random without a checkpoint."""
     # Codes step: float32 sums in another order would make other codes now and then, and hide less.
     wide = "f64" if any(node.op in QUANTIZERS for node in program.nodes) else "f32"
     if "checkpoint" in program.loaders:
 
         def real(name: str) -> torch.Tensor:
-            return evaluate_weight(program, name, check_finite=False)
+            return evaluate_weight(program, name, check_finite=False, pairs=pairs)
 
         return Interpreter(program, real, state, dtype_override=wide)
     sample = SampleWeights((program,))
     return Interpreter(program, lambda name: sample.get(program, name), state, dtype_override=wide)
 
 
-def _whole(program: Program, lengths: list[int], cuts: Cuts) -> Outputs:
+def _whole(program: Program, pairs: QuantizedPairs, lengths: list[int], cuts: Cuts) -> Outputs:
     """The outputs at the wanted positions of the longer sequence, run at once."""
     import torch
 
@@ -174,15 +182,17 @@ def _whole(program: Program, lengths: list[int], cuts: Cuts) -> Outputs:
         "positions": torch.arange(lengths[0]),
         "logits_index": torch.tensor(_wanted(lengths, cuts)),
     }
-    return tuple(_interpreter(program).run(inputs))
+    return tuple(_interpreter(program, pairs).run(inputs))
 
 
-def _paged(program: Program, lengths: list[int], cuts: Cuts) -> tuple[list[int], Outputs]:
+def _paged(
+    program: Program, pairs: QuantizedPairs, lengths: list[int], cuts: Cuts
+) -> tuple[list[int], Outputs]:
     """Positions at the end of each step, both sequences in the same steps, and the outputs."""
     import torch
 
     state = _pages(program, lengths)
-    interpreter = _interpreter(program, state)
+    interpreter = _interpreter(program, pairs, state)
     places: list[int] = []
     results: list[Outputs] = []
     tokens = _tokens(program, lengths[0])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import PassError
 from infc.ir.program import ModelSpec, Program, Value, WeightExpr
+from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.text import parse_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.passes.base import Pass, PassContext, PassResult
@@ -202,6 +203,33 @@ def test_whole_runs_compare_both_outputs(wrong: str) -> None:
     assert "agrees" in runs.check("fuse", step({wrong: 1.00001}))
     with pytest.raises(PassError, match=f"^{wrong} of a whole prompt after phase fuse are off by"):
         runs.check("fuse", step({wrong: 1.001}))
+
+
+def test_whole_runs_quantise_a_matrix_once() -> None:
+    """Each run reads all weights anew, and codes cost more than the run."""
+    read: list[str] = []
+
+    def load(name: str) -> torch.Tensor:
+        read.append(name)
+        return torch.ones(16, 8)
+
+    def quantised(factor: float) -> Program:
+        program = step({"logits": factor})
+        kind = program.weights["embed"].type
+        leaf = WeightExpr("checkpoint", (), {"name": "embed"})
+        codes = WeightExpr("codes", (leaf,), {"scheme": "int8"})
+        weight = replace(
+            program.weights["embed"], expr=WeightExpr("cast", (codes,), {"dtype": "f32"})
+        )
+        weights = {"embed": weight, "head": replace(weight, name="head")}
+        assert kind == program.weights["head"].type
+        return replace(program, weights=weights, loaders={"checkpoint": load})
+
+    runs = WholeRuns(QuantizedPairs(max_bytes=1000))
+    runs.start(quantised(1.0))
+    for factor in (1.00001, 1.00002):
+        assert "agrees" in runs.check("fuse", quantised(factor))
+    assert read == ["embed"]
 
 
 def test_what_stands_before_a_lossy_pass_has_its_whole_run() -> None:

@@ -1,0 +1,67 @@
+"""Codes and scales of matrices, kept from one use of their expressions to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from .program import WeightExpr, WeightLoader
+from .schemes import get_scheme
+from .text import print_expr
+
+if TYPE_CHECKING:
+    import torch
+
+PARTS: Final = {"codes": 0, "scales": 1}
+"""Weight ops that take a part of what a scheme makes of a matrix, and which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """What a scheme made of a matrix, and who read it (held, so that nobody else gets its id)."""
+
+    parts: tuple[torch.Tensor, torch.Tensor]
+    readers: Sequence[WeightLoader]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.parts)
+
+
+@dataclass(slots=True)
+class QuantizedPairs:
+    """Gives codes and scales of matrices; those that fit into `max_bytes` are made once.
+
+    Of a matrix both are wanted, most often one right after the other, so the last pair stays in
+    any case. Others stay for good until the bytes are used up: uses come in rounds, in the order of
+    the program, where giving up the oldest would leave nothing to find again.
+    """
+
+    max_bytes: int = 0
+    _kept: dict[tuple[object, ...], _Pair] = field(default_factory=dict, init=False)
+    _last: tuple[tuple[object, ...], _Pair] | None = field(default=None, init=False)
+    _bytes: int = field(default=0, init=False)
+
+    def part(
+        self, expr: WeightExpr, readers: Sequence[WeightLoader], matrix: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """The codes or scales that `expr` stands for; nobody may write to them.
+
+        `readers` are the loaders behind it: the same name read by another is another matrix.
+        """
+        (inner,) = expr.inputs
+        key = (expr.attrs["scheme"], print_expr(inner), *map(id, readers))
+        pair = self._kept.get(key)
+        if pair is None and self._last is not None and self._last[0] == key:
+            pair = self._last[1]
+        if pair is None:
+            pair = _Pair(get_scheme(expr.attrs["scheme"]).quantize(matrix()), readers)
+            self._keep(key, pair)
+        return pair.parts[PARTS[expr.op]]
+
+    def _keep(self, key: tuple[object, ...], pair: _Pair) -> None:
+        self._last = key, pair
+        if self._bytes + pair.num_bytes <= self.max_bytes:
+            self._kept[key] = pair
+            self._bytes += pair.num_bytes
