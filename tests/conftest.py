@@ -10,8 +10,10 @@ import pytest
 from hypothesis import settings
 
 from infc.codegen.cpp import toolchain
+from infc.frontend import load
 
 from . import sanitizers
+from .captures import Captures
 from .compilations import Compilations, sweep
 
 # Two workers that each start a team as wide as the machine only get in each other's way. The
@@ -34,15 +36,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
 
 
-def kept_compilations(config: pytest.Config) -> Path:
-    """Where compilations of the tests are kept."""
+def kept(config: pytest.Config, what: str) -> Path:
+    """Where compilations, or captures, of the tests are kept."""
     assert config.cache is not None
-    return config.cache.mkdir("compilations")
+    return config.cache.mkdir(what)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        sweep(kept_compilations(session.config), max_bytes=1 << 30)
+        sweep(kept(session.config, "compilations"), max_bytes=1 << 30)
+        sweep(kept(session.config, "captures"), max_bytes=1 << 26)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,13 +63,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def compilations(pytestconfig: pytest.Config) -> Iterator[Compilations]:
     """What these processes compile is kept, for all workers and for the next run."""
-    compilations = Compilations(kept_compilations(pytestconfig), toolchain._run)
+    compilations = Compilations(kept(pytestconfig, "compilations"), toolchain._run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "_run", compilations.run)
         if sanitizers.ACTIVE:
             patch.setattr(toolchain, "FLAGS", sanitizers.sanitized(toolchain.FLAGS))
             sanitizers.release_children()
         yield compilations
+
+
+@pytest.fixture(scope="session", autouse=True)
+def captures(pytestconfig: pytest.Config) -> Iterator[Captures]:
+    """What these processes capture is kept, for all workers and for the next run."""
+    captures = Captures(kept(pytestconfig, "captures"), load._capture)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_capture", captures.run)
+        yield captures
 
 
 @pytest.fixture

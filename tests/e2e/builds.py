@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from infc.ir.artifact import Artifact, open_artifact
 
 from ..checkpoints import make_checkpoint
 from ..configs import CONFIGS
+from ..once import made_once
 from .support import compile_checkpoint
 
 Settings = tuple[tuple[str, Any], ...]
@@ -68,7 +65,7 @@ class Builds:
             changes = dict(build.changes)
             make_checkpoint(build.arch, place, seed=SEED, dtype=build.dtype, **changes)
 
-        return self._once("checkpoints", build.model_name, make)
+        return made_once(self.root / "checkpoints" / build.model_name, make)
 
     def artifact(self, build: Build) -> Artifact:
         """The artifact of a build."""
@@ -78,15 +75,4 @@ class Builds:
             checkpoint = self.checkpoint(build)
             compile_checkpoint(checkpoint, place, backend=build.backend, dtype=build.dtype, **sets)
 
-        return open_artifact(self._once("artifacts", build.name, make), "none")
-
-    def _once(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
-        """The directory of that name, made under another one first: it is whole, or not there."""
-        place = self.root / kind / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f"{name}.lock")):
-            if not place.exists():
-                unfinished = place.with_name(f"{name}.unfinished")
-                make(unfinished)
-                os.rename(unfinished, place)
-        return place
+        return open_artifact(made_once(self.root / "artifacts" / build.name, make), "none")
