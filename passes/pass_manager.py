@@ -186,7 +186,7 @@ class _Manager:
                 result.near_misses,
                 len(after.nodes),
                 dict(sorted(Counter(node.op for node in after.nodes).items())),
-                step_cost(after),
+                self._cost_of(program, after),
                 verified,
             )
         )
@@ -195,6 +195,12 @@ class _Manager:
             path = self.dump_directory / f"{index:02d}-{one.name}.ir"
             path.write_text(print_program(after), encoding="utf-8")
         return after
+
+    def _cost_of(self, before: Program, after: Program) -> Cost:
+        """Of a step; a pass that changed nothing left it as the pass before it did."""
+        if after is before and self.report.passes:
+            return self.report.passes[-1].cost
+        return step_cost(after)
 
     def _note_makers(self, index: int, before: Program, after: Program) -> None:
         """A node is new where its label, or the op behind it, was not there before."""
