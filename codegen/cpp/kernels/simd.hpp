@@ -86,6 +86,33 @@ INFC_INLINE f32 fma(f32 a, f32 b, f32 c) {
 #endif
 }
 
+INFC_INLINE f32 set1(float x) {
+#if INFC_AVX512
+  return _mm512_set1_ps(x);
+#elif INFC_AVX2
+  return _mm256_set1_ps(x);
+#else
+  f32 r;
+  INFC_UNROLL for (int i = 0; i < kRegLanes; ++i) r[i] = x;
+  return r;
+#endif
+}
+
+INFC_INLINE f32 max(f32 a, f32 b) {
+#if INFC_AVX2 && !INFC_AVX512
+  return _mm256_max_ps(a, b);  // gcc makes two instructions of the comparison
+#else
+  return a > b ? a : b;
+#endif
+}
+INFC_INLINE f32 min(f32 a, f32 b) {
+#if INFC_AVX2 && !INFC_AVX512
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 INFC_INLINE f32 sqrt(f32 a) {
 #if INFC_AVX512
   return _mm512_maskz_sqrt_ps(0xffff, a);  // see kAllLanes
@@ -185,13 +212,8 @@ INFC_INLINE i32x16 splat_int<i32x16>(int32_t x) {
 }
 INFC_INLINE f32x16 set1(float x) {
   f32x16 r;
-#if INFC_AVX512
-  r.v[0] = _mm512_set1_ps(x);
-#elif INFC_AVX2
-  r.v[0] = r.v[1] = _mm256_set1_ps(x);
-#else
-  INFC_EACH(i) INFC_UNROLL for (int j = 0; j < kRegLanes; ++j) r.v[i][j] = x;
-#endif
+  const reg::f32 one = reg::set1(x);
+  INFC_EACH(i) r.v[i] = one;
   return r;
 }
 INFC_INLINE f32x16 zeros() {
@@ -231,12 +253,12 @@ INFC_INLINE float max(float a, float b) { return a > b ? a : b; }
 INFC_INLINE float min(float a, float b) { return a < b ? a : b; }
 INFC_INLINE f32x16 max(const f32x16& a, const f32x16& b) {
   f32x16 r;
-  INFC_EACH(i) r.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  INFC_EACH(i) r.v[i] = reg::max(a.v[i], b.v[i]);
   return r;
 }
 INFC_INLINE f32x16 min(const f32x16& a, const f32x16& b) {
   f32x16 r;
-  INFC_EACH(i) r.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  INFC_EACH(i) r.v[i] = reg::min(a.v[i], b.v[i]);
   return r;
 }
 

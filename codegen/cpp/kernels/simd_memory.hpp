@@ -10,29 +10,48 @@ namespace infc {
 constexpr __mmask16 kAllLanes = 0xffff;
 #endif
 
-INFC_INLINE f32x16 load(const float* p) {
-  f32x16 r;
-  // Register by register: gcc copies the whole through the stack.
-  INFC_EACH(i) std::memcpy(&r.v[i], p + i * kRegLanes, sizeof r.v[i]);
+namespace reg {
+// As many elements as a register has lanes, as floats.
+INFC_INLINE f32 load(const float* p) {
+  f32 r;
+  std::memcpy(&r, p, sizeof r);
   return r;
 }
-INFC_INLINE f32x16 load(const bf16* p) {
-  f32x16 r;
+INFC_INLINE f32 load(const bf16* p) {
 #if INFC_AVX512
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  r.v[0] = _mm512_castsi512_ps((__m512i)((reg::u32)_mm512_maskz_cvtepu16_epi32(kAllLanes, h) << 16));
+  return _mm512_castsi512_ps((__m512i)((u32)_mm512_maskz_cvtepu16_epi32(kAllLanes, h) << 16));
 #elif INFC_AVX2
-  INFC_EACH(i) {
-    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * kRegLanes));
-    r.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-  }
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 #else
-  INFC_EACH(i) {
-    reg::u16 h;
-    std::memcpy(&h, p + i * kRegLanes, sizeof h);
-    r.v[i] = (reg::f32)(__builtin_convertvector(h, reg::u32) << 16);
-  }
+  u16 h;
+  std::memcpy(&h, p, sizeof h);
+  return (f32)(__builtin_convertvector(h, u32) << 16);
 #endif
+}
+INFC_INLINE i32 load_ints(const int8_t* p) {
+#if INFC_AVX512
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (i32)_mm512_maskz_cvtepi8_epi32(kAllLanes, bytes);
+#elif INFC_AVX2
+  return (i32)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  i8 bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, i32);
+#endif
+}
+INFC_INLINE f32 load(const int8_t* p) { return __builtin_convertvector(load_ints(p), f32); }
+
+INFC_INLINE void store(float* p, f32 x) { std::memcpy(p, &x, sizeof x); }
+}  // namespace reg
+
+template <class T>
+INFC_INLINE f32x16 load(const T* p) {
+  f32x16 r;
+  // Register by register: gcc copies the whole through the stack.
+  INFC_EACH(i) r.v[i] = reg::load(p + i * kRegLanes);
   return r;
 }
 
@@ -44,27 +63,12 @@ INFC_INLINE i32x16 load_int32(const int32_t* p) {
 // Sixteen bytes, widened.
 INFC_INLINE i32x16 load_ints(const int8_t* p) {
   i32x16 r;
-#if INFC_AVX512
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  r.v[0] = (reg::i32)_mm512_maskz_cvtepi8_epi32(kAllLanes, bytes);
-#elif INFC_AVX2
-  INFC_EACH(i) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i * kRegLanes));
-    r.v[i] = (reg::i32)_mm256_cvtepi8_epi32(bytes);
-  }
-#else
-  INFC_EACH(i) {
-    reg::i8 bytes;
-    std::memcpy(&bytes, p + i * kRegLanes, sizeof bytes);
-    r.v[i] = __builtin_convertvector(bytes, reg::i32);
-  }
-#endif
+  INFC_EACH(i) r.v[i] = reg::load_ints(p + i * kRegLanes);
   return r;
 }
-INFC_INLINE f32x16 load(const int8_t* p) { return to_float_value(load_ints(p)); }
 
 INFC_INLINE void store(float* p, const f32x16& x) {
-  INFC_EACH(i) std::memcpy(p + i * kRegLanes, &x.v[i], sizeof x.v[i]);
+  INFC_EACH(i) reg::store(p + i * kRegLanes, x.v[i]);
 }
 INFC_INLINE void store(bf16* p, const f32x16& x) {
   INFC_EACH(i) {
@@ -170,20 +174,24 @@ INFC_INLINE Lanes lanes_of(const f32x16& v) {
   return l;
 }
 
-// The sum over lanes by the fixed tree 8-4-2-1: lane i takes lane i+8, then i+4, i+2, i+1.
+namespace reg {
+typedef float quad __attribute__((vector_size(16)));
+}
+// f over lanes by the fixed tree 8-4-2-1: lane i takes lane i+8, then i+4, i+2, i+1.
+template <class F>
+INFC_INLINE float reduce_lanes(const f32x16& v, F f) {
+  const Lanes l = lanes_of(v);
+  reg::quad q[4];
+  std::memcpy(q, l.x, sizeof q);
+  const reg::quad four = f(f(q[0], q[2]), f(q[1], q[3]));
+  const reg::quad two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
+}
 INFC_INLINE float sum_lanes(const f32x16& v) {
-  Lanes l = lanes_of(v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) l.x[i] = l.x[i] + l.x[i + half];
-  }
-  return l.x[0];
+  return reduce_lanes(v, [](reg::quad a, reg::quad b) { return a + b; });
 }
 INFC_INLINE float max_lanes(const f32x16& v) {
-  Lanes l = lanes_of(v);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) l.x[i] = max(l.x[i], l.x[i + half]);
-  }
-  return l.x[0];
+  return reduce_lanes(v, [](reg::quad a, reg::quad b) { return a > b ? a : b; });
 }
 
 // A mask of the lanes i with first <= base + i < last.
