@@ -5,7 +5,7 @@
 // sink joins last. None of it depends on which rows share a tile, or on the threads.
 #pragma once
 
-#include "attention_wide.hpp"
+#include "attention_rows.hpp"
 
 namespace infc {
 
@@ -27,13 +27,15 @@ struct AttentionOptions {
   float softcap;    // 0: none
 };
 
+constexpr int kTileRows = 64;  // query rows that share a chunk's keys and values at most
+
 constexpr int64_t round_up(int64_t n, int64_t grain) { return (n + grain - 1) / grain * grain; }
 
 // Bytes of scratch each thread of the team must have for these head sizes.
 constexpr int64_t attention_scratch_bytes(int64_t D, int64_t Dv) {
   const int64_t width = round_up(Dv, kLanes);
   const int64_t row = round_up(D, kLanes) + kChunk + 2 * width;
-  return static_cast<int64_t>(sizeof(float)) * (kTileRows * row + kChunk * (D > width ? D : width));
+  return static_cast<int64_t>(sizeof(float)) * kTileRows * row;
 }
 
 // A tile: up to kTileRows (token, head) pairs of one sequence and KV head, token-major.
@@ -84,7 +86,6 @@ class Attention {
     width_ = round_up(kv.Dv, kLanes);
     part_ = scores_ + kTileRows * kChunk;
     total_ = part_ + kTileRows * width_;
-    wide_ = total_ + kTileRows * width_;
   }
 
   // Takes this thread's share of all tiles, by their cost (positions read).
@@ -147,8 +148,8 @@ class Attention {
       last = spans[r].last > last ? spans[r].last : last;
       widen_query(tile, r);
     }
-    const HeadCache<TC> cache{&kv_, step_.block_table + tile.sequence * step_.table_width,
-                              tile.kv_head};
+    const HeadCache<TC> cache(kv_, step_.block_table + tile.sequence * step_.table_width,
+                              tile.kv_head, last);
     for (int64_t chunk = first / kChunk * kChunk; chunk < last; chunk += kChunk) {
       compute_chunk(cache, spans, tile.rows, chunk, state);
     }
@@ -182,33 +183,18 @@ class Attention {
     }
     if (from >= to) return;
     const int count = to - from;
-    const bool wide = count >= kWideRows;
     const float* q = wide_q_ + from * kv_.D;
     const int64_t begin = first / kLanes * kLanes;
     const int64_t end = round_up(last, kLanes);
-    if (wide) {
-      widen_keys(cache, begin, end, wide_);
-      score_wide(cache, wide_, q, count, chunk, begin, end, scores_);
-    } else {
-      score_rows(cache, q, count, chunk, begin, end, scores_);
-    }
+    score_rows(cache, q, count, chunk, begin, end, scores_);
     ChunkSums sums[kTileRows];
     for (int r = 0; r < count; ++r) {
       sums[r] = weigh_row(scores_ + r * kChunk, chunk, inside[from + r], options_.scale,
                           options_.softcap);
-      if constexpr (kHoldsCodes<TC>) {
-        scale_weights(cache, scores_ + r * kChunk, chunk, inside[from + r]);
-      }
       for (int64_t i = 0; i < width_; i += kLanes) store(part_ + r * width_ + i, zeros());
     }
-    const Span* spans_here = inside + from;
-    if (wide) {
-      const WideValues values = widen_values(cache, first, last, width_, wide_);
-      value_rows<kWideTile>(values, scores_, spans_here, count, chunk, width_, part_, width_);
-    } else {
-      const CachedValues<TC> values{cache};
-      value_rows<kStreamedRows>(values, scores_, spans_here, count, chunk, kv_.Dv, part_, width_);
-    }
+    if constexpr (kHoldsCodes<TC>) scale_weights(cache, scores_, count, chunk, begin, end);
+    value_rows(cache, scores_, inside + from, count, chunk, Sums{part_, width_});
     for (int r = 0; r < count; ++r) {
       merge_row(state, from + r, sums[r], part_ + r * width_, total_ + (from + r) * width_, width_);
     }
@@ -247,7 +233,6 @@ class Attention {
   float* scores_;
   float* part_;
   float* total_;
-  float* wide_;  // keys of a chunk, then its values
   int64_t width_;
 };
 

@@ -97,6 +97,27 @@ def test_a_window_of_one_returns_the_value_itself(k: Kernels) -> None:
     assert not same_bits(wider, s.v)
 
 
+def last_row(cache: Cache, s: Sequence) -> Array:
+    """The last token's heads, decoded after all before it."""
+    step(cache, [s], [(0, s.length - 1)])
+    y: Array = step(cache, [s], [(s.length - 1, s.length)])[0][0]
+    return y
+
+
+@pytest.mark.parametrize("sizes", [(40, 104), (64, 64), (128, 16)])
+def test_heads_that_share_keys_do_not_change_each_other(k: Kernels, sizes: tuple[int, int]) -> None:
+    s = random_sequence(k, np.random.default_rng(4), 90, Heads(13, 1, *sizes))
+
+    def rows(heads: slice) -> Array:
+        q = s.q[:, heads].copy()
+        cache = Cache(k, Heads(q.shape[1], 1, *sizes), [90], 16)
+        return last_row(cache, Sequence(q, s.k, s.v))
+
+    single = np.concatenate([rows(slice(head, head + 1)) for head in range(13)])
+    for count in range(2, 14):
+        assert same_bits(rows(slice(count)), single[:count]), count
+
+
 def test_more_threads_than_heads_share_a_decoding_row(k: Kernels) -> None:
     heads = Heads(7, 1, 32, 32)
     s = random_sequence(k, np.random.default_rng(3), 90, heads)

@@ -9,7 +9,7 @@ from infc.ir.program import KvGroup
 
 from .cache import CodeCache, Heads, Options, Sequence, random_sequence, reference, step
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, same_bits
-from .test_attention import CASES
+from .test_attention import CASES, last_row
 from .test_rope_kv import tables
 from .test_scaled_linear import build, quantized
 
@@ -113,6 +113,20 @@ def test_bits_do_not_depend_on_chunks_neighbours_or_threads(
         done = [b for _, b in spans]
     for s, pieces in zip(sequences, parts, strict=True):
         assert same_bits(np.concatenate(pieces), alone(k, s, heads, options))
+
+
+def test_heads_that_share_codes_do_not_change_each_other(k8: Kernels) -> None:
+    sizes = (40, 104)
+    s = random_sequence(k8, np.random.default_rng(4), 90, Heads(13, 1, *sizes))
+
+    def rows(heads: slice) -> Array:
+        q = s.q[:, heads].copy()
+        cache = CodeCache(k8, Heads(q.shape[1], 1, *sizes), [90], 16)
+        return last_row(cache, Sequence(q, s.k, s.v))
+
+    single = np.concatenate([rows(slice(head, head + 1)) for head in range(13)])
+    for count in range(2, 14):
+        assert same_bits(rows(slice(count)), single[:count]), count
 
 
 @pytest.mark.parametrize("filling", [0xFF, 0x7F, 0x80, 0x00])
