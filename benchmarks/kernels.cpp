@@ -111,14 +111,24 @@ double time_scaled_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int
   return seconds / static_cast<double>(matrices);
 }
 
+struct AttentionShape {
+  int64_t tokens;
+  int64_t context;
+  int64_t H;
+  int32_t G;
+  int32_t D;
+  int64_t layers;  // each with a cache of its own, as a step meets them
+};
+
 // TC is the cache's type.
 template <class T, class TC = T>
-double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t H, int32_t G,
-                      int32_t D, int repeats) {
+double time_attention(ThreadTeam& team, const AttentionShape& shape, int repeats) {
+  const auto [tokens, context, H, G, D, layers] = shape;
   const int32_t bs = 16;
   const int64_t blocks = (context + bs - 1) / bs;
   const int64_t bytes = kv_layer_bytes<TC>(G, D, D, bs);
-  std::vector<char> cache(static_cast<size_t>((blocks + 1) * bytes));
+  Weights cache((blocks + 1) * bytes * layers);
+  std::memset(cache.as<char>(), 0, static_cast<size_t>((blocks + 1) * bytes * layers));
   std::vector<T> q(static_cast<size_t>(tokens * H * D), from_float<T>(0.01f));
   std::vector<T> y(q.size());
   std::vector<int32_t> table(static_cast<size_t>(blocks));
@@ -129,14 +139,18 @@ double time_attention(ThreadTeam& team, int64_t tokens, int64_t context, int64_t
   }
   const int32_t starts[2] = {0, static_cast<int32_t>(tokens)};
   const int32_t length = static_cast<int32_t>(context);
-  const KvView kv{cache.data(), bytes, 0, bs, G, D, D};
   const StepView step{starts, &length, positions.data(), table.data(), blocks, 1, tokens};
-  return best_of(repeats, [&] {
+  const double seconds = best_of(repeats, [&] {
     on_team(team, [&](const Team& t) {
-      paged_attention<T, TC>(t, q.data(), H * D, y.data(), H * D, step, kv, H, 0.125f, 0, 0.0f,
-                            static_cast<const float*>(nullptr));
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        const KvView kv{cache.as<char>(), bytes * layers, bytes * layer, bs, G, D, D};
+        paged_attention<T, TC>(t, q.data(), H * D, y.data(), H * D, step, kv, H, 0.125f, 0, 0.0f,
+                              static_cast<const float*>(nullptr));
+        t.barrier();
+      }
     });
   });
+  return seconds / static_cast<double>(layers);
 }
 
 }  // namespace
@@ -159,15 +173,15 @@ EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N
 
 // `kind`: as above; with int8 the cache holds codes and the queries are bf16.
 EXPORT double attention_seconds(int64_t threads, int64_t kind, int64_t tokens, int64_t context,
-                                int64_t H, int64_t G, int64_t D, int64_t repeats) {
+                                int64_t H, int64_t G, int64_t D, int64_t layers, int64_t repeats) {
   ThreadTeam team(static_cast<int>(threads), static_cast<size_t>(attention_scratch_bytes(D, D)));
   const int r = static_cast<int>(repeats);
-  const auto g = static_cast<int32_t>(G);
-  const auto d = static_cast<int32_t>(D);
+  const AttentionShape shape{tokens, context, H, static_cast<int32_t>(G), static_cast<int32_t>(D),
+                             layers};
   switch (kind) {
-    case 0: return time_attention<float>(team, tokens, context, H, g, d, r);
-    case 1: return time_attention<bf16>(team, tokens, context, H, g, d, r);
-    default: return time_attention<bf16, int8_t>(team, tokens, context, H, g, d, r);
+    case 0: return time_attention<float>(team, shape, r);
+    case 1: return time_attention<bf16>(team, shape, r);
+    default: return time_attention<bf16, int8_t>(team, shape, r);
   }
 }
 

@@ -24,6 +24,8 @@ SOURCE = Path(__file__).parent / "kernels.cpp"
 SHAPES = ((4864, 896), (896, 4864), (1152, 896))  # [N, K]
 ROWS = (1, 2, 4, 8, 32, 512)
 WEIGHT_BYTES = 256 << 20
+CACHE_BYTES = 96 << 20
+ATTENTION = ((1, 4096), (1, 16384), (512, 512), (512, 4096))  # tokens and context
 KINDS = {"float": 4, "bf16": 2, "int8": 1, "int4": 17 / 32}  # and bytes of a weight
 
 
@@ -67,14 +69,25 @@ def report(call: Callable[..., float], probe: Probe, threads: int) -> None:
         for n, k in SHAPES:
             for m in ROWS:
                 print(linear_line(call, threads, name, (m, n, k), read, peaks[kind]))
-        for tokens, context in ((1, 4096), (512, 512), (512, 4096)) if name != "int4" else ():
-            seconds = call("attention_seconds", threads, kind, tokens, context, 14, 2, 64, 5)
-            pairs = tokens * (context - (tokens - 1) / 2)
-            rate = pairs * 14 * 4 * 64 / seconds
-            print(
-                f"  attention {tokens} rows, context {context}: {seconds * 1e6:9.1f} µs,"
-                f" {rate / 1e9:6.1f} GFLOP/s"
-            )
+        for tokens, context in ATTENTION if name != "int4" else ():
+            print(attention_line(call, threads, name, tokens, context))
+
+
+def attention_line(
+    call: Callable[..., float], threads: int, name: str, tokens: int, context: int
+) -> str:
+    """One line of the table: attention of a sequence's last tokens."""
+    heads, kv_heads, size = 14, 2, 64
+    # A row that decodes finds no layer's cache in the processor's.
+    layer_bytes = int(context * kv_heads * 2 * size * KINDS[name])
+    layers = max(1, CACHE_BYTES // layer_bytes) if tokens == 1 else 1
+    shape = (tokens, context, heads, kv_heads, size, layers)
+    seconds = call("attention_seconds", threads, list(KINDS).index(name), *shape, 5)
+    rate = tokens * (context - (tokens - 1) / 2) * heads * 4 * size / seconds
+    return (
+        f"  attention {tokens} rows, context {context}: {seconds * 1e6:9.1f} µs,"
+        f" {rate / 1e9:6.1f} GFLOP/s"
+    )
 
 
 def linear_line(
