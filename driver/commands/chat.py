@@ -56,33 +56,31 @@ def _converse(llm: "LLM", params: "SamplingParams", opening: list[dict[str, Any]
         elif re.fullmatch(r"/\w*", line):
             click.echo("/reset begins anew, /exit or Ctrl-D ends", err=True)
         elif line.strip():
-            turns.append({"role": "user", "content": line})
-            before = len(turns)
-            answer = _answer(llm, params, opening, turns)
-            if len(turns) < before and not told:
+            asked = [*turns, {"role": "user", "content": line}]
+            answered = _answer(llm, params, opening, asked)
+            if answered is None:
+                continue  # what was said before stays as it was
+            turns = answered
+            if len(turns) <= len(asked) and not told:
                 told = True
                 click.echo("note: the context is full: the oldest turns are left out", err=True)
-            if answer is None:
-                turns.pop()
-            else:
-                turns.append({"role": "assistant", "content": answer})
 
 
-def _fitting_ids(
+def _fitting(
     llm: "LLM",
     params: "SamplingParams",
     opening: list[dict[str, Any]],
     turns: list[dict[str, Any]],
-) -> list[int]:
-    """The conversation's tokens; its oldest turns are dropped until an answer fits behind them."""
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The newest turns behind which an answer fits, the last one in any case; and their tokens."""
     assert llm.tokenizer is not None
     limit = llm.engine.plan.limits.max_context
     room = params.max_tokens or min(256, limit // 4)
-    while True:
-        ids = llm.tokenizer.encode_chat([*opening, *turns])
-        if len(ids) + room <= limit or len(turns) < 3:
-            return ids
-        del turns[:2]  # a message and its answer
+    for first in range(0, len(turns), 2):  # a message and its answer
+        ids = llm.tokenizer.encode_chat([*opening, *turns[first:]])
+        if len(ids) + room <= limit:
+            break
+    return turns[first:], ids
 
 
 def _answer(
@@ -90,22 +88,32 @@ def _answer(
     params: "SamplingParams",
     opening: list[dict[str, Any]],
     turns: list[dict[str, Any]],
-) -> str | None:
-    """Writes one answer; None where it was refused or stopped."""
-    from ...ir.errors import CapacityError, RequestError
+) -> list[dict[str, Any]] | None:
+    """Writes one answer; the turns it was given behind, and it. None where there is none.
+
+    It is refused, it failed, or it was stopped: only for a damaged artifact that is an error of
+    the conversation.
+    """
+    from ...ir.errors import ArtifactError, CapacityError, InfcError, RequestError
     from ..generate import write_stream
 
     try:
-        ids = _fitting_ids(llm, params, opening, turns)
+        kept, ids = _fitting(llm, params, opening, turns)
         written = write_stream(llm.stream(ids, params), sys.stdout)
-    except (RequestError, CapacityError) as error:
+    except (RequestError, CapacityError) as error:  # before its first word
+        click.echo(f"error: {error}", err=True)
+        return None
+    except ArtifactError:
+        raise
+    except InfcError as error:
+        click.echo()
         click.echo(f"error: {error}", err=True)
         return None
     except KeyboardInterrupt:
         click.echo(" [stopped]")
         return None
     click.echo()
-    return written.text
+    return [*kept, {"role": "assistant", "content": written.text}]
 
 
 def _read_line() -> str | None:
