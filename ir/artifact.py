@@ -15,13 +15,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Literal
+from typing import Literal, get_args
 
 import platformdirs
 from filelock import FileLock, Timeout
 
 from .digests import StampFile, check_digests, digest_file
-from .errors import ArtifactError
+from .errors import ArtifactError, UsageError
 from .files import exchange, share_file, sync, umask, uninterrupted
 from .leftovers import lock_path, partial_prefix, sweep
 from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
@@ -75,8 +75,10 @@ def open_artifact(
 
     `weights="later"` leaves the file of weights to `Artifact.verify_weights()`.
     Raises ArtifactError where it is missing, damaged, of another version, or holds anything
-    that its manifest does not list.
+    that its manifest does not list, UsageError for another `verify`.
     """
+    if verify not in get_args(Verification):
+        raise UsageError(f"verify is {verify!r}", hint="take stamp, full or none")
     root = Path(path)
     text = _read_manifest(root)
     manifest = parse_manifest(text, where=str(root / MANIFEST_NAME))

@@ -22,9 +22,9 @@ from .kv_groups import (
     planned_blocks,
     planned_bytes,
 )
+from .option_checks import check_types, checked_threads
 
 _SHARE_OF_FREE_MEMORY = 0.5
-_MAX_THREADS = 1024
 _MOST_COPIED = 0.75  # of what memory is left
 _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
@@ -70,7 +70,11 @@ class RuntimePlan:
 
 
 def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
-    """Sizes everything; raises CapacityError where it does not fit, naming settings that would."""
+    """Sizes everything; raises CapacityError where it does not fit, naming settings that would.
+
+    UsageError for an option that is not of its type.
+    """
+    check_types(options)
     groups = manifest.kv.groups
     runtime = _section(manifest.recipe, "runtime")
     limits = _limits(manifest, options, runtime.get("itl_target_ms"))
@@ -120,7 +124,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         arena_bytes=manifest.arena_bytes,
         weights_bytes=weights_bytes,
         num_threads=num_threads,
-        pin=pin is True,
+        pin=bool(pin),
         copy_weights=copies_weights(
             options.weights or runtime.get("weights") or "auto", weights_bytes, rest
         ),
@@ -173,11 +177,7 @@ def parse_bytes(value: int | str) -> int:
 
 def _num_threads(wanted: int | None, compiled: int | None) -> int:
     chosen = compiled if wanted is None else wanted
-    if chosen is None:
-        return available_cpus()
-    if type(chosen) is not int or not 1 <= chosen <= _MAX_THREADS:
-        raise UsageError(f"threads is {chosen!r}, outside 1..{_MAX_THREADS}")
-    return chosen
+    return available_cpus() if chosen is None else checked_threads(chosen)
 
 
 def copies_weights(wanted: str, weights_bytes: int, free: int) -> bool:

@@ -17,7 +17,7 @@ import pytest
 
 from infc.ir import digests
 from infc.ir.artifact import ArtifactWriter, open_artifact
-from infc.ir.errors import ArtifactError
+from infc.ir.errors import ArtifactError, UsageError
 from infc.ir.leftovers import sweep
 from infc.ir.manifest import canonical_json, parse_manifest
 
@@ -417,3 +417,9 @@ def test_opening_needs_no_torch(artifact: Path) -> None:
     )
     run = [sys.executable, "-c", script, str(artifact)]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_a_way_to_verify_that_nobody_knows(artifact: Path) -> None:
+    """Above all not taken for one that reads less than was meant."""
+    with pytest.raises(UsageError, match="verify is 'all'"):
+        open_artifact(artifact, "all")  # type: ignore[arg-type]

@@ -143,6 +143,25 @@ def test_a_number_of_threads_that_cannot_be(threads: Any) -> None:
         plan_runtime(served(), RuntimeOptions(threads=threads))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("max_waiting", value) for value in (0, -1, True, 2.0, "4", None)],
+        *[("pin", value) for value in ("yes", 1, 0)],
+        *[("prefix_reuse", value) for value in ("no", 0, None)],
+        *[
+            (name, value)
+            for name in ("max_context", "max_sequences", "step_tokens")
+            for value in (1.5, True, "8")
+        ],
+    ],
+)
+def test_an_option_of_another_type_is_named(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name} is {re.escape(repr(value))}") as caught:
+        plan_runtime(served(), RuntimeOptions(**{name: value}))
+    assert caught.value.hint is not None
+
+
 def test_more_threads_than_processors_are_not_pinned() -> None:
     usable = len(os.sched_getaffinity(0))
     assert plan_runtime(served(), RuntimeOptions(threads=usable, pin=True)).pin
