@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .threads_option import threads_option
+
 if TYPE_CHECKING:
     from ..ir.artifact import Artifact
     from ..runtime.sampling_params import SamplingParams
@@ -82,9 +84,7 @@ _OPTIONS = (
     _token_ids("--stop-token-ids", "End after one of these tokens."),
     click.option("--min-tokens", type=int, help="Do not end before so many tokens."),
     click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
-    click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads; as the recipe says if not given."
-    ),
+    threads_option("as the recipe says if not given"),
     click.option(
         "--max-context",
         type=click.IntRange(min=1),

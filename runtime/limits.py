@@ -13,7 +13,7 @@ from ..ir.errors import CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import Manifest
 from ..ir.program import KvGroup
-from ..ir.sizes import format_size, parse_size
+from ..ir.sizes import format_count, format_size, parse_size
 from .admission import SchedulerLimits
 from .kv_groups import (
     blocks_alone,
@@ -109,12 +109,11 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
             hint=f"lower {_KV_MEMORY}, or leave it to auto",
         )
     rest = free - kv_bytes - manifest.arena_bytes
-    num_threads = _num_threads(options.threads, runtime.get("threads"))
-    pin = runtime.get("pin") if options.pin is None else options.pin
-    if pin and num_threads > (usable := len(os.sched_getaffinity(0))):
-        raise CapacityError(
-            f"{num_threads} threads cannot be pinned to the {usable} processors there are",
-            hint="lower runtime.threads, or leave runtime.pin out",
+    num_threads, pin = _team(options, runtime)
+    if num_threads > (cpus := available_cpus()):
+        notes.append(
+            f"{num_threads} threads share {format_count(cpus, 'processor')}: more threads than"
+            " processors wait for each other, and are slower than fewer"
         )
     return RuntimePlan(
         limits=limits,
@@ -124,7 +123,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         arena_bytes=manifest.arena_bytes,
         weights_bytes=weights_bytes,
         num_threads=num_threads,
-        pin=bool(pin),
+        pin=pin,
         copy_weights=copies_weights(
             options.weights or runtime.get("weights") or "auto", weights_bytes, rest
         ),
@@ -175,9 +174,17 @@ def parse_bytes(value: int | str) -> int:
     return count
 
 
-def _num_threads(wanted: int | None, compiled: int | None) -> int:
-    chosen = compiled if wanted is None else wanted
-    return available_cpus() if chosen is None else checked_threads(chosen)
+def _team(options: RuntimeOptions, runtime: dict[str, Any]) -> tuple[int, bool]:
+    """How many threads, and whether each stays on one processor."""
+    chosen = runtime.get("threads") if options.threads is None else options.threads
+    num_threads = available_cpus() if chosen is None else checked_threads(chosen)
+    pin = runtime.get("pin") if options.pin is None else options.pin
+    if pin and num_threads > (usable := len(os.sched_getaffinity(0))):
+        raise CapacityError(
+            f"{num_threads} threads cannot be pinned to the {usable} processors there are",
+            hint="lower runtime.threads, or leave runtime.pin out",
+        )
+    return num_threads, bool(pin)
 
 
 def copies_weights(wanted: str, weights_bytes: int, free: int) -> bool:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..threads_option import threads_option
+
 if TYPE_CHECKING:
     from ..bench.workloads import Workload
     from ..progress import Reporter
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds that count."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; as compiled by default.")
+@threads_option("as compiled by default")
 @click.option("--machine", is_flag=True, help="Measure this machine's ceilings, and keep them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

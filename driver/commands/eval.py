@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from ..threads_option import threads_option
+
 
 @click.command("eval")
 @click.argument("artifact")
@@ -14,7 +16,7 @@ import click
 @click.option("--stride", type=int, metavar="TOKENS", help="From window to window; half a window.")
 @click.option("--max-bytes", type=click.IntRange(min=1), help="Only the beginning of the file.")
 @click.option("--against", metavar="ARTIFACT", help="Compare with another build of the model.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; as compiled by default.")
+@threads_option("as compiled by default")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     artifact: str,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ...runtime.server.settings import Limit, limits
+from ..threads_option import threads_option
 
 
 def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,7 +60,7 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
     "--api-key-file", metavar="FILE", callback=_read_key, help="The key is its first line."
 )
 @click.option("--open-metrics", is_flag=True, help="/metrics needs no key.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; as compiled by default.")
+@threads_option("as compiled by default")
 @click.option(
     "--weights",
     type=click.Choice(["auto", "mapped", "copied"]),

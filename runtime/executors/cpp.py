@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import time
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
+from ...ir.sizes import format_count
 from ...ir.target import check_target
 from ..draws import DRAW
 from ..step import Int32Array, Step
@@ -70,6 +72,11 @@ class CppExecutor:
             profile=profile.address if profile else None,
         )
         handle = self._library.infc_open(ctypes.byref(tables))
+        if not handle and ctypes.get_errno() == errno.EAGAIN:
+            raise CapacityError(
+                f"{format_count(config.num_threads, 'thread')} cannot be had: {self._message()}",
+                hint="lower threads (--threads, or runtime.threads in the recipe)",
+            )
         if not handle:
             raise ArtifactError(f"the generated library does not open: {self._message()}")
         return int(handle)

@@ -69,7 +69,7 @@ class Config(ctypes.Structure):
 def load_library(path: Path) -> ctypes.CDLL:
     """The library with its functions typed; ArtifactError where it cannot be loaded."""
     try:
-        library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
+        library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL, use_errno=True)
         library.infc_abi.restype = ctypes.c_int32
         if library.infc_abi() == ABI:  # another version may have other functions
             _declare(library)

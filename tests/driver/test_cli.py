@@ -12,6 +12,7 @@ import pytest
 
 from infc.driver import cli
 from infc.driver.cli import _COMMANDS, run
+from infc.runtime.option_checks import MAX_THREADS
 
 from ..ir.artifacts import write_artifact
 
@@ -39,6 +40,13 @@ def test_help_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> N
     assert run([*([name] if name else []), "--help"]) == 0
     text = capsys.readouterr().out
     assert f"    infc {name}".rstrip() in text
+
+
+def test_threads_are_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("generate", "chat", "serve", "eval", "bench"):
+        for threads in ("0", str(MAX_THREADS + 1)):
+            status, line = refused(capsys, name, "x", "x", "--threads", threads)
+            assert (status, f"{threads} is not in the range 1<=x<=1024" in line) == (2, True), name
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:

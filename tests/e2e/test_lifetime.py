@@ -16,8 +16,9 @@ import pytest
 import infc
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, InfcError
-from infc.runtime.executors import cpp, weight_memory
+from infc.runtime.executors import cpp, open_executor, weight_memory
 from infc.runtime.executors.address_space import move_pages
+from infc.runtime.executors.base import ExecutorConfig
 
 from ..checkpoints import make_checkpoint
 from .support import compile_checkpoint
@@ -67,6 +68,16 @@ def test_pinned_threads_stay_on_one_processor(artifact: Artifact, two_cpus: list
     assert [a.outputs for a in pinned] == [a.outputs for a in free]
     with pytest.raises(CapacityError, match="3 threads cannot be pinned to the 2 processors"):
         infc.LLM(artifact, threads=3, pin=True)
+
+
+def test_a_team_that_cannot_be_had(artifact: Artifact) -> None:
+    """It is no fault of the artifact, and fewer threads would do."""
+    more = len(os.sched_getaffinity(0)) + 1
+    blocks = (2,) * len(artifact.manifest.kv.groups)
+    config = ExecutorConfig(num_blocks=blocks, num_threads=more, pin=True)
+    with pytest.raises(CapacityError, match=f"{more} threads cannot be had: more threads are") as e:
+        open_executor(artifact, config)
+    assert "lower threads" in str(e.value)
 
 
 def test_attention_state_is_private_memory(artifact: Artifact) -> None:
@@ -130,7 +141,7 @@ def test_threads_end_with_the_last_reference(artifact: Artifact) -> None:
         return len(list(Path("/proc/self/task").iterdir()))
 
     before = num_threads()
-    llm = infc.LLM(artifact, threads=3)
+    llm = infc.LLM(artifact, threads=3, on_note=lambda _: None)
     assert num_threads() == before + 2
     del llm
     gc.collect()

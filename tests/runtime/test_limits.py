@@ -170,6 +170,16 @@ def test_more_threads_than_processors_are_not_pinned() -> None:
         plan_runtime(served(), RuntimeOptions(threads=usable + 1, pin=True))
 
 
+def test_more_threads_than_processors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infc.runtime.limits.available_cpus", lambda: 2)
+    (note,) = plan_runtime(served(), RuntimeOptions(threads=3)).notes
+    assert note.startswith("3 threads share 2 processors: ")
+    compiled = replace(served(), recipe={"runtime": {"threads": 3}})
+    assert plan_runtime(compiled, RuntimeOptions()).notes == (note,)
+    for threads in (1, 2, None):
+        assert plan_runtime(served(), RuntimeOptions(threads=threads)).notes == ()
+
+
 def test_memory_beyond_the_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 1 << 30)
     plan = plan_runtime(served(), RuntimeOptions(kv_memory="1000GiB", threads=1))

@@ -62,7 +62,8 @@ struct infc_config {
   int64_t* profile;        // [num_profile, 2], nanoseconds and times, added to; null: not measured
 };
 
-// Each returns null / non-zero on failure and leaves a message in infc_error().
+// Each returns null / non-zero on failure and leaves a message in infc_error(). Where infc_open
+// lacked threads, memory or CPUs, errno is EAGAIN; 0 where the tables are not the code's.
 int32_t infc_abi(void);
 int32_t infc_num_profile(void);  // entries that a profile has; code/profile.json says of what
 void* infc_open(const infc_config* config);

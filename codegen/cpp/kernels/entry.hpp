@@ -1,6 +1,7 @@
 // The C entry points of a generated library, over the one function that the emitter wrote.
 #pragma once
 
+#include <cerrno>
 #include <cstring>
 #include <exception>
 #include <initializer_list>
@@ -137,6 +138,7 @@ class Session {
 inline void* open_session(const infc_config* config, StepFunction step, int64_t num_weights,
                           int64_t arena_bytes, int64_t scratch_bytes, int64_t num_profile,
                           int64_t num_groups, std::initializer_list<int64_t> block_bytes) {
+  errno = 0;
   if (config->abi != INFC_ABI) {
     say("the library speaks another version of the interface");
   } else if (config->num_weights != num_weights || config->num_groups != num_groups) {
@@ -150,6 +152,7 @@ inline void* open_session(const infc_config* config, StepFunction step, int64_t 
       return new Session(*config, step, block_bytes.begin(), static_cast<size_t>(scratch_bytes));
     } catch (const std::exception& e) {
       say(e.what());
+      errno = EAGAIN;  // last: what unwinds may set it, too
     }
   }
   return nullptr;
