@@ -16,7 +16,9 @@ from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..ir.errors import RecipeError
+from ..ir.manifest import LEAST_CONTEXT
 from ..ir.sizes import parse_size
+from ..runtime.option_checks import MAX_THREADS
 from .yaml_tree import KeyPath, YamlTree, read_yaml
 
 
@@ -105,7 +107,8 @@ class RuntimeSection(_Section):
         None,
         "Longest sequence, prompt and answer together; auto is what the model allows.",
         unit="tokens",
-        **_ONE_OR_MORE,
+        ge=LEAST_CONTEXT,
+        le=_ONE_OR_MORE["le"],
     )
     max_sequences: int = _key(
         64, "Sequences in one step at most.", unit="sequences", **_ONE_OR_MORE
@@ -121,7 +124,11 @@ class RuntimeSection(_Section):
         **_ONE_OR_MORE,
     )
     threads: _CountOrAuto = _key(
-        None, "Threads of a step; auto is one a core.", unit="threads", ge=1, le=1024
+        None,
+        "Threads of a step; auto is one a logical processor.",
+        unit="threads",
+        ge=1,
+        le=MAX_THREADS,
     )
     pin: bool = _key(False, "Whether each thread stays on one core.")
     itl_target_ms: int = _key(

@@ -87,7 +87,7 @@ _OPTIONS = (
     threads_option("as the recipe says if not given"),
     click.option(
         "--max-context",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=2),
         help="Longest sequence, at most the compiled one.",
     ),
     click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB."),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..ir.analyses import check_attention_per_layer, check_token_locality
 from ..ir.errors import CapacityError, UnsupportedModelError, UsageError
+from ..ir.manifest import LEAST_CONTEXT
 from ..ir.program import ModelSpec, Node, Program, WeightExpr
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, SymbolRange
@@ -118,8 +119,8 @@ def _choose_context(config: Any, wanted: int | None) -> int:
                 hint="set runtime.max_context",
             )
         return int(limit)
-    if wanted < 1:
-        raise UsageError(f"max_context is {wanted}, expected at least 1")
+    if wanted < LEAST_CONTEXT:
+        raise UsageError(f"max_context is {wanted}, expected at least {LEAST_CONTEXT}")
     longest = None if limit is None else int(limit * _dynamic_factor(config))
     if longest is not None and wanted > longest:
         raise CapacityError(

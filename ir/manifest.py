@@ -26,6 +26,9 @@ class TargetMachine:
     features: tuple[str, ...]
 
 
+LEAST_CONTEXT = 2  # a token to read and one to write
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The bounds that were compiled in: tokens, sequences and rows of logits of one step."""

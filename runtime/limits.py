@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ir.errors import CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
-from ..ir.manifest import Manifest
+from ..ir.manifest import LEAST_CONTEXT, Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_count, format_size, parse_size
 from .admission import SchedulerLimits
@@ -91,7 +91,7 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
     notes = []
     held = longest_context(groups, num_blocks, limits.max_context)
     if held < limits.max_context:
-        if options.max_context is not None or held < 2:
+        if options.max_context is not None or held < LEAST_CONTEXT:
             raise _too_little(groups, limits.max_context, budget, held)
         notes.append(f"max_context is {held}: the KV memory of {format_size(budget)} holds no more")
         limits = _with_context(limits, held)
@@ -220,10 +220,12 @@ def _limits(
     chosen = {}
     for name in ("max_context", "max_sequences", "step_tokens"):
         compiled, wanted = getattr(manifest.limits, name), getattr(options, name)
-        if wanted is not None and not 1 <= wanted <= compiled:
+        least = LEAST_CONTEXT if name == "max_context" else 1
+        if wanted is not None and not least <= wanted <= compiled:
+            more = f"compile with runtime.{name} of at least {wanted}"
             raise CapacityError(
-                f"{name} is {wanted}, outside 1..{compiled}",
-                hint=f"compile with runtime.{name} of at least {wanted}" if wanted > 0 else None,
+                f"{name} is {wanted}, outside {least}..{compiled}",
+                hint=more if wanted > compiled else None,
             )
         chosen[name] = compiled if wanted is None else wanted
     return SchedulerLimits(
@@ -245,7 +247,7 @@ def _too_little(
     alone = [blocks_alone(group, max_context) for group in groups]
     # Groups share one unit, so the least that holds one sequence has the largest of them.
     needed = planned_bytes(groups, [max(alone) + 1] * len(groups))
-    instead = f", or lower max_context to at most {held}" if held >= 2 else ""
+    instead = f", or lower max_context to at most {held}" if held >= LEAST_CONTEXT else ""
     return CapacityError(
         f"a context of {max_context} tokens does not fit into {format_size(budget)} of KV memory",
         hint=f"raise {_KV_MEMORY} to at least {format_size(needed)}{instead}",

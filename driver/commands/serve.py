@@ -66,7 +66,7 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
     type=click.Choice(["auto", "mapped", "copied"]),
     help="Where weights lie; as compiled by default.",
 )
-@click.option("--max-context", type=click.IntRange(min=1), help="At most the compiled one.")
+@click.option("--max-context", type=click.IntRange(min=2), help="At most the compiled one.")
 @click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled one.")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB.")
 @click.option(

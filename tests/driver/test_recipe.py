@@ -85,6 +85,7 @@ def test_values_arrive(tmp_path: Path) -> None:
         ("model: a\nkv_cache: {memory: -3}", r"kv_cache.memory cannot be -3"),
         ("model: a\nruntime:\n  threads: yes", r"yaml:3: runtime.threads cannot be True"),
         ("model: a\nruntime: {step_tokens: 0}", r"step_tokens cannot be 0"),
+        ("model: a\nruntime: {max_context: 1}", r"max_context cannot be 1: .*to 2"),
         ("model: a\nruntime: {step_tokens: 1.5}", r"step_tokens cannot be 1.5"),
         ("model: a\ntrust_remote_code: 1", r"trust_remote_code cannot be 1"),
         ("model: a\nmodel: b", r"yaml:2: the key 'model' stands twice"),

@@ -185,7 +185,7 @@ def test_an_output_that_cannot_be_written(
         (["x", "--max-tokens", "0"], 2, "max_tokens is 0: nothing is asked for"),
         (["x", "--stop", ""], 2, "stop holds an empty string"),
         (["x", "--threads", "100000"], 2, "100000 is not in the range 1<=x<=1024"),
-        (["x", "--max-context", "4096"], 8, "max_context is 4096, outside 1..128"),
+        (["x", "--max-context", "4096"], 8, "max_context is 4096, outside 2..128"),
         (["x", "--kv-memory", "much"], 2, "'much' is no amount of memory"),
         (["x", "--kv-memory", "1"], 8, "does not fit into 1 B of KV memory"),
     ],

@@ -123,8 +123,8 @@ def test_quantised_checkpoint(method: str, llama: Path, tmp_path: Path) -> None:
 def test_context_beyond_the_model(llama: Path) -> None:
     with pytest.raises(CapacityError, match="128 positions"):
         load_model(llama, max_context=129, log=no_log)
-    with pytest.raises(UsageError, match="at least 1"):
-        load_model(llama, max_context=0, log=no_log)
+    with pytest.raises(UsageError, match="at least 2"):
+        load_model(llama, max_context=1, log=no_log)
 
 
 def test_unknown_dtype(llama: Path) -> None:

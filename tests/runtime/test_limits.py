@@ -162,6 +162,22 @@ def test_an_option_of_another_type_is_named(name: str, value: Any) -> None:
     assert caught.value.hint is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("max_context", 2, 64), ("max_sequences", 1, 4), ("step_tokens", 1, 32)],
+)
+def test_a_limit_is_only_lowered(name: str, least: Any, most: Any) -> None:
+    """And a context never below a token to read and one to write."""
+    for value in (least, most):
+        limits = plan_runtime(served(), RuntimeOptions(threads=1, **{name: value})).limits
+        assert getattr(limits, name) == value
+    for value, hint in ((least - 1, None), (most + 1, f"of at least {most + 1}")):
+        with pytest.raises(CapacityError, match=rf"outside {least}\.\.{most}") as caught:
+            plan_runtime(served(), RuntimeOptions(threads=1, **{name: value}))
+        assert (caught.value.hint is None) == (hint is None)
+        assert (hint or "") in (caught.value.hint or "")
+
+
 def test_more_threads_than_processors_are_not_pinned() -> None:
     usable = len(os.sched_getaffinity(0))
     assert plan_runtime(served(), RuntimeOptions(threads=usable, pin=True)).pin
