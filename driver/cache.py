@@ -39,7 +39,7 @@ def cache_directory() -> Path:
 def cache_limit_bytes() -> int:
     """The limit of the cache: `$INFC_CACHE_LIMIT`, else what `set_cache_limit` kept, else 20 GB.
 
-    Written such as `5GB`; 0 keeps nothing at all. UsageError where it is no size.
+    Written such as `5GB`; 0 keeps no artifact. UsageError where it is no size.
     """
     where, text = LIMIT_VARIABLE, os.environ.get(LIMIT_VARIABLE)
     if text is None:

@@ -13,6 +13,7 @@ from infc.driver.cli import run
 from infc.ir.manifest import Manifest
 from infc.ir.ops import all_ops
 from infc.passes.pipeline import OUR_PASSES
+from infc.runtime.limits import RuntimeOptions
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import Step
 
@@ -98,10 +99,12 @@ def test_every_architecture_was_measured() -> None:
     }, update
 
 
-def test_public_names_and_sampling_fields_are_documented() -> None:
+def test_public_names_limits_and_sampling_fields_are_documented() -> None:
     text = (DOCS / "python.md").read_text()
     for name in infc.__all__:
         assert f"infc.{name}" in text or f"`{name}`" in text, f"{name} is missing"
+    for field in RuntimeOptions.__dataclass_fields__:
+        assert f"`{field}`" in text.partition("`limits`: ")[2].partition("\n")[0], field
     for field in SamplingParams.__dataclass_fields__:
         assert f"`{field}`" in text, f"{field} is missing"
 

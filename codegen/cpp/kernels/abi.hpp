@@ -1,5 +1,5 @@
 // The C interface between the runtime's executor and a generated library.
-// runtime/executors/cpp.py mirrors these structs: change both, and INFC_ABI.
+// runtime/executors/cpp_abi.py mirrors these structs: change both, and INFC_ABI.
 #pragma once
 #include <cstdint>
 
