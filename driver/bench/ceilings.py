@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,11 +81,16 @@ def known_machine() -> Machine:
     return here
 
 
-def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) -> Machine:
+def measure_machine(
+    reporter: Reporter,
+    threads: Iterable[int] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Machine:
     """Measures anew with each number of threads (None: 1, 2, 4 … and all): the rates of now.
 
-    The cache keeps the best that was ever measured, as other work only ever takes from it.
-    ToolchainError without a compiler, CapacityError without memory to read.
+    The cache keeps the best that was ever measured, as other work only ever takes from it;
+    `on_note` hears why it could not. ToolchainError without a compiler, CapacityError without
+    memory to read.
     """
     from ...codegen.cpp.ceilings import build_probe
 
@@ -103,7 +108,11 @@ def measure_machine(reporter: Reporter, threads: Iterable[int] | None = None) ->
     kept = {one.threads: one for one in before.ceilings} if threads is not None else {}
     together = sorted((kept | measured).items())
     machine = replace(before, ceilings=tuple(one for _, one in together))
-    _keep(replace(machine, ceilings=_best([*before.ceilings, *machine.ceilings])))
+    try:
+        _keep(replace(machine, ceilings=_best([*before.ceilings, *machine.ceilings])))
+    except OSError as error:  # it is measured again next time
+        if on_note is not None:
+            on_note(f"the ceilings were not kept in {cache_directory()}: {error.strerror}")
     return machine
 
 
@@ -159,7 +168,6 @@ def _place(machine: Machine) -> Path:
 
 
 def _keep(machine: Machine) -> None:
-    with contextlib.suppress(OSError):  # without a cache it is measured again next time
-        place = _place(machine)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, json.dumps(asdict(machine), indent=1) + "\n")
+    place = _place(machine)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place, json.dumps(asdict(machine), indent=1) + "\n")

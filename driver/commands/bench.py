@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ..threads_option import threads_option
 
@@ -70,6 +71,7 @@ def command(
     if artifact is None:
         if not machine:
             raise click.UsageError("name an artifact, or ask for --machine")
+        _refuse_without_artifact()
         _measure_machine(threads, as_json)
         return
     import json
@@ -105,6 +107,16 @@ def command(
         raise KeyboardInterrupt
     if any(one.failed for one in result.workloads):
         raise click.exceptions.Exit(1)
+
+
+def _refuse_without_artifact() -> None:
+    """UsageError for a given option that only says how an artifact is measured."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in ("machine", "threads", "as_json"):
+            raise click.UsageError(f"{option.opts[0]} needs an artifact: --machine measures none")
 
 
 def _workloads(names: tuple[str, ...], own: "Workload | None", ops: bool) -> "tuple[Workload, ...]":
@@ -157,8 +169,10 @@ def _measure_machine(threads: int | None, as_json: bool) -> None:
     from ..bench.ceilings import measure_machine
     from ..bench.machine_text import render_machine
     from ..explain.text import terminal
+    from ..sampling_options import print_note
 
-    machine = measure_machine(_reporter(), None if threads is None else [threads])
+    counts = None if threads is None else [threads]
+    machine = measure_machine(_reporter(), counts, print_note)
     if as_json:
         click.echo(json.dumps(asdict(machine), indent=1))
     else:

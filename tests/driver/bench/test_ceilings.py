@@ -140,3 +140,31 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_neither_artifact_nor_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench"]) == 2
     assert "name an artifact, or ask for --machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ops"],
+        ["--workload", "decode"],
+        ["--batch", "2"],
+        ["--rounds", "3"],
+        ["--new-tokens", "4"],
+    ],
+)
+def test_nothing_of_an_artifact_is_asked_of_a_machine(
+    words: list[str], probe: CountingProbe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "--machine", *words]) == 2
+    assert f"{words[0]} needs an artifact" in capsys.readouterr().err
+    assert probe.asked == []
+
+
+def test_a_cache_that_takes_nothing_is_told(
+    probe: CountingProbe, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_cache.write_text("a file where the directory would be")
+    assert run(["bench", "--machine", "--threads", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"note: the ceilings were not kept in {own_cache}: ")
+    assert machine.cpu_model() in captured.out
