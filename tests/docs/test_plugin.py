@@ -87,6 +87,8 @@ def test_it_is_found_by_name_compiled_in_and_served_without_it(site: Path) -> No
     served = run(Path("/nonexistent"), "-m", "infc", "generate", *words)
     assert served.returncode == 0, served.stderr
     assert served.stdout.strip()
+    read = run(Path("/nonexistent"), "-m", "infc", "inspect", str(output))
+    assert (read.returncode, "unknown op" in read.stderr) == (4, True), read.stderr
 
 
 def test_without_it_the_name_is_unknown_and_a_broken_one_is_named(site: Path) -> None:
