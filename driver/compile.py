@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.errors import ArtifactError
 from ..ir.extras import require_compiler
-from ..ir.files import write_whole
+from ..ir.files import check_writable, write_whole
 from ..ir.manifest import (
     Entry,
     KvLayout,
@@ -88,6 +88,8 @@ def compile_model(
             progress.remark(f"{job.output}: from the cache, which had the same compilation")
             return open_artifact(job.output, "none")  # every digest was right a moment ago
     dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
+    if dump_ir_after is not None:
+        check_writable(dumps, "dumps", hint="name another directory with --dump-dir")
     with ArtifactWriter(job.output) as writer:
         manifest = _build(job, writer.path, dump_ir_after, dumps, progress)
         with progress.stage("digest and move into place"):

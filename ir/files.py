@@ -9,10 +9,12 @@ import fcntl
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import UsageError
 from .leftovers import partial_prefix
 
 _RENAME_EXCHANGE = 2  # renameat2: swap two names in one step
@@ -76,6 +78,21 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def check_writable(directory: Path, what: str, *, hint: str) -> None:
+    """UsageError where `directory` is no place to write to; it need not exist, and is not made."""
+    place = directory
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"cannot write the {what}: {reason}", where=str(directory), hint=hint
+        ) from None
 
 
 @contextlib.contextmanager

@@ -33,4 +33,11 @@ def command(file: str, pipeline: str, output: str | None) -> None:
     if output is None:
         click.echo(result, nl=not result.endswith("\n"))
     else:
-        Path(output).write_text(result)
+        try:
+            Path(output).write_text(result)
+        except OSError as error:
+            raise UsageError(
+                f"cannot be written: {error.strerror}",
+                where=output,
+                hint="name another file with -o",
+            ) from None

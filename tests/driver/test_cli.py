@@ -238,6 +238,12 @@ def test_opt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "b.ir")
     assert run(["opt", str(tmp_path / "a.ir"), "-p", "eliminate-dead-code", "-o", out]) == 0
     assert (tmp_path / "b.ir").read_text() == text
+    out = str(tmp_path / "a.ir" / "c.ir")
+    status, line = refused(
+        capsys, "opt", str(tmp_path / "a.ir"), "-p", "eliminate-dead-code", "-o", out
+    )
+    assert status == 2
+    assert line.startswith(f"{out}: cannot be written: ")
 
 
 def test_opt_points_at_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

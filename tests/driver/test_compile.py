@@ -200,6 +200,18 @@ def test_dumps(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("place", ["/proc/dumps", "file/dumps"])
+def test_dumps_that_cannot_be_written_are_refused_at_once(
+    place: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("infc.driver.compile._build", None)  # nothing was captured by then
+    with pytest.raises(UsageError, match=r"cannot write the dumps: .*--dump-dir"):
+        infc.compile(source / "model.yaml", "out", dump_ir_after="all", dump_dir=place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_pass_of_ones_own(source: Path, tmp_path: Path) -> None:
     """Found beside the recipe, run, reported, and never taken from the cache."""
     shutil.copytree(source, tmp_path / "mine")
