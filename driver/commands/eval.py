@@ -86,12 +86,12 @@ def read_text(file: str, max_bytes: int | None) -> str:
     UsageError for a file that cannot be read, or is not UTF-8: a model's weights would take
     minutes, and mean nothing.
     """
-    from pathlib import Path
-
     from ...ir.errors import UsageError
 
     try:
-        data = Path(file).read_bytes()
+        with open(file, "rb") as opened:
+            # One byte more tells whether the file ends there.
+            data = opened.read(-1 if max_bytes is None else max_bytes + 1)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=file) from None
     part = data[:max_bytes]

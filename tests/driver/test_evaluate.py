@@ -121,6 +121,9 @@ def test_only_text_is_evaluated(tmp_path: Path) -> None:
     assert read_text(str(file), 3) == "ok "
     with pytest.raises(UsageError, match=r"not UTF-8 text .byte 3"):
         read_text(str(file), None)
+    with file.open("r+b") as opened:
+        opened.truncate(1 << 40)  # a hole: more than there is memory for
+    assert read_text(str(file), 2) == "ok"
     file.write_bytes("ñ".encode()[:1])
     with pytest.raises(UsageError, match="not UTF-8"):
         read_text(str(file), None)
