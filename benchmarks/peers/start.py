@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,23 +52,27 @@ def generate_once(artifact: Path, threads: int, request: Request) -> Reply:
     """
     ids = ",".join(map(str, request.prompts[0]))
     command = [sys.executable, "-m", "infc", "generate", str(artifact), "--token-ids", ids]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--max-tokens=8", "--ignore-eos", f"--threads={threads}"],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-    )
-    clock = CpuClock.read(process.pid)
-    assert process.stdout is not None
-    with process.stdout as output:
-        output.read(1)
-        seconds = time.perf_counter() - start
-        others = clock.share_of_others(CpuClock.read(process.pid))
-        output.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--max-tokens=8", "--ignore-eos", f"--threads={threads}"],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            bufsize=0,
+        )
+        clock = CpuClock.read(process.pid)
+        assert process.stdout is not None
+        with process.stdout as output:
+            output.read(1)
+            seconds = time.perf_counter() - start
+            others = clock.share_of_others(CpuClock.read(process.pid))
+            output.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines()
     if process.returncode:
-        raise WorkerError(f"infc generate ended with status {process.returncode}")
+        reason = lines[-1] if lines else "it said nothing"
+        raise WorkerError(f"infc generate ended with status {process.returncode}: {reason}")
     return Reply(seconds, seconds, 1, usage.ru_maxrss * 1024, others)

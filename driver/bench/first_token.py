@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,18 +46,19 @@ def _first_token(artifact: Path, prompt: list[int], threads: int | None) -> tupl
     command = [sys.executable, "-m", "infc", "generate", str(artifact), "--token-ids", ids]
     command += ["--max-tokens", str(_NEW_TOKENS), "--ignore-eos"]
     command += [] if threads is None else ["--threads", str(threads)]
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        first = process.stdout.read(1)
-        seconds = time.perf_counter() - start
-        process.stdout.read()
-        errors = process.stderr.read().decode(errors="replace")
-        _, status, use = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile() as said:  # a pipe that nobody reads meanwhile would fill
+        start = time.perf_counter()
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+        ) as process:
+            assert process.stdout is not None
+            first = process.stdout.read(1)
+            seconds = time.perf_counter() - start
+            process.stdout.read()
+            _, status, use = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        errors = said.read().decode(errors="replace")
     if process.returncode or not first:
         raise InfcError(f"a fresh process gave no token: {errors.strip() or 'it said nothing'}")
     return seconds, use.ru_maxrss * 1024

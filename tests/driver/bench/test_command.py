@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +140,18 @@ def test_a_workload_that_nobody_knows(small: Artifact, capsys: pytest.CaptureFix
 def test_a_process_that_fails_says_why(small: Artifact) -> None:
     with pytest.raises(InfcError, match=r"a fresh process gave no token: error: .*does not exist"):
         measure_start(small.path / "gone", [1, 2], rounds=1)
+
+
+def test_a_process_that_says_much_is_measured_all_the_same(
+    small: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a pipe holds; whoever blocks on it is ended by the time limit."""
+    talker = tmp_path / "talker"
+    much = 'head -c 1000000 /dev/zero | tr "\\0" e >&2; printf x'
+    talker.write_text(f"#!/bin/sh\nexec timeout 20 sh -c '{much}'\n")
+    talker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(talker))
+    assert 0 < measure_start(small.path, [1, 2], rounds=1).seconds.median < 20
 
 
 def test_the_peak_begins_anew() -> None:
