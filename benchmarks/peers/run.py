@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--workloads", default="abcd")
+    parser.add_argument("--workloads", default="abcd", help="letters, or keys such as a,b,c32")
     parser.add_argument("--contestants", default=",".join(c.name for c in CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-rounds", type=int, default=2, help="rounds that do c and d too")

@@ -114,8 +114,12 @@ WORKLOADS: Mapping[str, Workload] = {
 }
 
 
-def choose(letters: str) -> list[Workload]:
-    """The workloads of a string such as `abcd`; ValueError names a letter that is none."""
-    if unknown := sorted(set(letters) - set("abcd")):
-        raise ValueError(f"no workload {unknown[0]!r}: choose from a, b, c and d")
-    return [workload for key, workload in WORKLOADS.items() if key[0] in letters]
+def choose(names: str) -> list[Workload]:
+    """The workloads of letters such as `abcd`, or of keys such as `a,c32`; in their own order.
+
+    The letter c stands for c8 and c32. ValueError names what is none.
+    """
+    asked = names.split(",") if "," in names else [*names]
+    if unknown := sorted(set(asked) - set("abcd") - set(WORKLOADS)):
+        raise ValueError(f"no workload {unknown[0]!r}: choose from a, b, c (c8 and c32) and d")
+    return [workload for key, workload in WORKLOADS.items() if key in asked or key[0] in asked]

@@ -67,3 +67,10 @@ def test_letters_choose() -> None:
     assert [w.key for w in choose("ca")] == ["a", "c8", "c32"]
     with pytest.raises(ValueError, match="no workload 'x'"):
         choose("ax")
+
+
+def test_keys_choose() -> None:
+    assert [w.key for w in choose("c32,d,a")] == ["a", "c32", "d"]
+    assert [w.key for w in choose("c,b")] == ["b", "c8", "c32"]
+    with pytest.raises(ValueError, match="no workload 'c16'"):
+        choose("a,c16")
