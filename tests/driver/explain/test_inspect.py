@@ -113,7 +113,7 @@ def test_every_node_is_captured_or_made_by_a_pass_that_matched(facts: ArtifactFa
 
 @given(
     st.integers(1, 6),
-    st.integers(1, 300),
+    st.integers(2, 300),
     st.lists(st.one_of(st.none(), st.integers(1, 100)), min_size=1, max_size=3, unique=True),
 )
 def test_kv_bytes_are_what_the_runtime_takes(
