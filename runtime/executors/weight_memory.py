@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 import time
@@ -21,6 +22,8 @@ from .address_space import (
     reserve_addresses,
     unmap,
 )
+
+_LOG = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 2 << 20
 """What is copied at once: a huge page."""
@@ -77,7 +80,8 @@ class CopiedWeights:
         while self._close_file.alive:
             try:
                 self._copy_piece()
-            except OSError:  # what is mapped stays mapped: slower, and nothing else
+            except OSError as error:  # what is mapped stays mapped: slower, and nothing else
+                _LOG.warning("weights from %d MiB on stay mapped: %s", self._copied >> 20, error)
                 self._close_file()
             if time.perf_counter() >= end:
                 break

@@ -101,7 +101,7 @@ def test_a_thread_reads_the_same_while_pieces_move(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_pieces")
 def test_the_mapped_file_serves_where_the_system_refuses(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: int) -> None:
         raise OSError(12, "Cannot allocate memory")
@@ -111,6 +111,7 @@ def test_the_mapped_file_serves_where_the_system_refuses(
     assert copied.copy(0.0)
     monkeypatch.setattr(weight_memory, "move_pages", refuse)
     assert not copied.copy(0.0)
+    assert "weights from 0 MiB on stay mapped: [Errno 12]" in caplog.text
     assert ctypes.string_at(copied.address("a"), 1000) == before
     copied.close()
     monkeypatch.setattr(weight_memory, "map_memory_at", refuse)
