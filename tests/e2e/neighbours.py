@@ -37,8 +37,8 @@ class Job:
     prompt: tuple[int, ...]
     params: SamplingParams
     arrival: int
-    cancel_after: int | None
-    priority: int
+    cancel_after: int | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,6 @@ CROWDED = Run(
                 temperature=0.5 * (i % 2), seed=i, max_tokens=60, ignore_eos=True, logprobs=3
             ),
             arrival=i // 3,
-            cancel_after=None,
-            priority=0,
         )
         for i in range(6)
     ),
@@ -133,8 +131,6 @@ SHARED = Run(
                 **PENALTIES,
             ),
             arrival=i,
-            cancel_after=None,
-            priority=0,
         )
         for i in range(3)
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import product
 
 import pytest
@@ -76,13 +77,25 @@ def artifact(request: pytest.FixtureRequest, builds: Builds, as_shipped: None) -
     return Builds(builds.root / "shipped").artifact(request.param)
 
 
+def compare(
+    artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    examples: int,
+    needed: Iterable[str],
+    threads: tuple[int, ...] = (),
+) -> None:
+    """Compares requests beside others with the same alone, in runs that must meet these events."""
+    events = Events(Counter())
+    events.watch(monkeypatch)
+    compare_with_alone(artifact, events, examples, threads)
+    for event in needed:
+        assert events.counts[event] > 0, f"the runs never met: {event}"
+
+
 def test_a_request_gets_what_it_gets_alone(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = Events(Counter())
-    events.watch(monkeypatch)
-    compare_with_alone(artifact, events, 60)
-    for event in (
+    needed = (
         "preemptions",
         "evictions",
         "prefix hits",
@@ -90,8 +103,8 @@ def test_a_request_gets_what_it_gets_alone(
         "copies on write",
         "prompts with logprobs",
         "survivors",
-    ):
-        assert events.counts[event] > 0, f"the runs never met: {event}"
+    )
+    compare(artifact, monkeypatch, 60, needed)
 
 
 @pytest.mark.parametrize("build", OTHERS, ids=lambda build: build.name)
@@ -99,14 +112,10 @@ def test_a_request_gets_what_it_gets_alone_on_every_architecture(
     build: Build, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few examples of one request beside others, of 1 and of 2 threads beside 2."""
-    events = Events(Counter())
-    events.watch(monkeypatch)
     artifact = builds.artifact(build)
-    compare_with_alone(artifact, events, 3)
-    assert events.counts["survivors"] > 0
     # Blocks that leave a window are free again: there such sequences need not grow.
-    if all(window is None for window in artifact.manifest.model.windows):
-        assert events.counts["preemptions"] > 0
+    grow = all(window is None for window in artifact.manifest.model.windows)
+    compare(artifact, monkeypatch, 3, ("survivors", "preemptions") if grow else ("survivors",))
 
 
 @pytest.mark.parametrize("build", PATHS.values(), ids=lambda build: build.name)
@@ -114,12 +123,8 @@ def test_a_request_gets_what_it_gets_alone_on_every_path(
     build: Build, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every scheme of weights and type of cache: the same runs on 1 thread and on 2."""
-    events = Events(Counter())
-    events.watch(monkeypatch)
-    artifact = builds.artifact(build)
-    compare_with_alone(artifact, events, 1, threads=(1, 2))
-    for event in ("survivors", "prefixes of the same step", "copies on write"):
-        assert events.counts[event] > 0, f"the runs never met: {event}"
+    needed = ("survivors", "prefixes of the same step", "copies on write")
+    compare(builds.artifact(build), monkeypatch, 1, needed, threads=(1, 2))
 
 
 def test_every_scheme_meets_every_type_of_cache() -> None:
