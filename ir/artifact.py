@@ -65,6 +65,12 @@ class Artifact:
         return self._weights.begin()
 
 
+def check_verification(verify: object) -> None:
+    """Raises UsageError for what is no `verify`."""
+    if verify not in get_args(Verification):
+        raise UsageError(f"verify is {verify!r}", hint="take stamp, full or none")
+
+
 def open_artifact(
     path: str | os.PathLike[str],
     verify: Verification = "stamp",
@@ -77,8 +83,7 @@ def open_artifact(
     Raises ArtifactError where it is missing, damaged, of another version, or holds anything
     that its manifest does not list, UsageError for another `verify`.
     """
-    if verify not in get_args(Verification):
-        raise UsageError(f"verify is {verify!r}", hint="take stamp, full or none")
+    check_verification(verify)
     root = Path(path)
     text = _read_manifest(root)
     manifest = parse_manifest(text, where=str(root / MANIFEST_NAME))

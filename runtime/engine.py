@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir.artifact import Artifact, Verification, open_artifact
+from ..ir.artifact import Artifact, Verification, check_verification, open_artifact
 from ..ir.errors import InfcError, RequestError
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig, work_ahead
@@ -84,8 +84,10 @@ class Engine:
     ) -> Engine:
         """The engine of an artifact. Its weights are checked while it starts.
 
+        One that is open already is checked as it was opened: `verify` is for a path.
         Raises ArtifactError, TargetError, or CapacityError for what does not fit.
         """
+        check_verification(verify)
         if not isinstance(artifact, Artifact):
             artifact = open_artifact(artifact, verify, weights="later")
         check = artifact.verify_weights()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infc.ir.artifact import open_artifact
 from infc.ir.errors import (
     CapacityError,
     RequestError,
@@ -346,6 +347,12 @@ def test_a_limit_that_nobody_knows(artifact: Path) -> None:
         LLM(artifact, max_contxt=10)
     with pytest.raises(UsageError, match=r"takes no 'foo' \(it takes verify, on_note, max_con"):
         LLM(artifact, foo=1)
+
+
+def test_a_way_to_verify_that_nobody_knows(artifact: Path) -> None:
+    """Of an artifact that is open already, too."""
+    with pytest.raises(UsageError, match="verify is 'all'"):
+        LLM(open_artifact(artifact), verify="all")  # type: ignore[arg-type]
 
 
 def test_more_prompts_than_may_wait_while_some_are_preempted(artifact: Path) -> None:
