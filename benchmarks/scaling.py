@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,15 +77,21 @@ def main() -> None:
         if fits(artifact, place)
     ]
     ceilings, reporter = [], make_reporter(quiet=False)
-    for round_ in range(options.rounds):
-        rates = {kind: probe.product_rate(kind, options.threads) for kind in KINDS}
-        read = probe.read_rate(options.threads, READ_BYTES)
-        ceilings.append(Ceilings(threads=options.threads, read=read, **rates))
-        for scheme, artifact in artifacts.items():
-            ours = [place for place in places if place.scheme == scheme]
-            with reporter.stage(f"round {round_ + 1}, {scheme}"):
-                measure(artifact, ours, options.threads, reporter)
-        print(f"round {round_ + 1} of {options.rounds}: {ceilings[-1].describe()}", flush=True)
+    try:
+        for round_ in range(options.rounds):
+            rates = {kind: probe.product_rate(kind, options.threads) for kind in KINDS}
+            read = probe.read_rate(options.threads, READ_BYTES)
+            ceilings.append(Ceilings(threads=options.threads, read=read, **rates))
+            for scheme, artifact in artifacts.items():
+                ours = [place for place in places if place.scheme == scheme]
+                with reporter.stage(f"round {round_ + 1}, {scheme}"):
+                    measure(artifact, ours, options.threads, reporter)
+            print(f"round {round_ + 1} of {options.rounds}: {ceilings[-1].describe()}", flush=True)
+    except KeyboardInterrupt:
+        places = [place for place in places if place.seconds]
+        if not places:
+            sys.exit("interrupted before anything was measured")
+        print("interrupted: what was measured until then", flush=True)
     best = at_best(ceilings)
     rooflines = {one: Roofline(read_program(artifact), best) for one, artifact in artifacts.items()}
     report(places, rooflines, best, options)
