@@ -25,7 +25,14 @@ SHAPES = ((4864, 896), (896, 4864), (1152, 896))  # [N, K]
 ROWS = (1, 2, 4, 8, 32, 512)
 WEIGHT_BYTES = 256 << 20
 CACHE_BYTES = 96 << 20
-ATTENTION = ((1, 4096), (1, 16384), (512, 512), (512, 4096))  # tokens and context
+# Tokens, context, heads, KV heads.
+ATTENTION = (
+    (1, 4096, 14, 2),
+    (1, 16384, 14, 2),
+    (1, 16384, 7, 1),  # threads share a context
+    (512, 512, 14, 2),
+    (512, 4096, 14, 2),
+)
 KINDS = {"float": 4, "bf16": 2, "int8": 1, "int4": 17 / 32}  # and bytes of a weight
 
 
@@ -69,24 +76,24 @@ def report(call: Callable[..., float], probe: Probe, threads: int) -> None:
         for n, k in SHAPES:
             for m in ROWS:
                 print(linear_line(call, threads, name, (m, n, k), read, peaks[kind]))
-        for tokens, context in ATTENTION if name != "int4" else ():
-            print(attention_line(call, threads, name, tokens, context))
+        for shape in ATTENTION if name != "int4" else ():
+            print(attention_line(call, threads, name, shape))
 
 
 def attention_line(
-    call: Callable[..., float], threads: int, name: str, tokens: int, context: int
+    call: Callable[..., float], threads: int, name: str, shape: tuple[int, int, int, int]
 ) -> str:
     """One line of the table: attention of a sequence's last tokens."""
-    heads, kv_heads, size = 14, 2, 64
+    tokens, context, heads, kv_heads = shape
+    size = 64
     # A row that decodes finds no layer's cache in the processor's.
     layer_bytes = int(context * kv_heads * 2 * size * KINDS[name])
     layers = max(1, CACHE_BYTES // layer_bytes) if tokens == 1 else 1
-    shape = (tokens, context, heads, kv_heads, size, layers)
-    seconds = call("attention_seconds", threads, list(KINDS).index(name), *shape, 5)
+    seconds = call("attention_seconds", threads, list(KINDS).index(name), *shape, size, layers, 5)
     rate = tokens * (context - (tokens - 1) / 2) * heads * 4 * size / seconds
     return (
-        f"  attention {tokens} rows, context {context}: {seconds * 1e6:9.1f} µs,"
-        f" {rate / 1e9:6.1f} GFLOP/s"
+        f"  attention {tokens} rows, context {context}, {heads} heads over {kv_heads}:"
+        f" {seconds * 1e6:9.1f} µs, {rate / 1e9:6.1f} GFLOP/s"
     )
 
 

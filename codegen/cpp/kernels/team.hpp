@@ -104,11 +104,18 @@ inline void allowed_cpus(Array<int>& cpus) {
     throw TeamError("more threads are to be pinned than there are CPUs for them");
   }
 }
+
+// How many CPUs the calling thread may use; 0 if that can't be told.
+inline int64_t num_allowed_cpus() {
+  cpu_set_t allowed;
+  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 0;
+}
 #else
 class StayOn {
  public:
   explicit StayOn(int) {}
 };
+inline int64_t num_allowed_cpus() { return sysconf(_SC_NPROCESSORS_ONLN); }
 inline void allowed_cpus(Array<int>&) {
   throw TeamError("threads cannot be pinned on this system");
 }
@@ -187,10 +194,12 @@ class Gate {
 
 // What the threads of one team share.
 struct TeamState {
-  TeamState(int threads, int64_t spin_ns) : size(threads), gate(spin_ns) {}
+  TeamState(int threads, int64_t spin_ns)
+      : size(threads), gate(spin_ns), scratch(static_cast<size_t>(threads)) {}
   int size;
   Gate gate;
   alignas(64) std::atomic<int> arrived{0};
+  Array<std::byte*> scratch;  // of each thread
 };
 
 // One thread's view of the team, handed to every kernel.
@@ -200,6 +209,9 @@ struct Team {
   std::byte* scratch;  // this thread's own, 64-byte aligned
   size_t scratch_bytes;
   TeamState* state;
+
+  // Another thread's scratch: what it has left there, between barriers.
+  std::byte* scratch_of(int thread) const { return state->scratch[static_cast<size_t>(thread)]; }
 
   // Returns once all threads have called it; what they wrote before is then visible to all.
   void barrier() const {
@@ -283,15 +295,14 @@ class ThreadTeam {
     ThreadTeam* team;
     int tid;
     int cpu;
-    void* scratch;
     bool started;  // never the caller's own
     pthread_t thread;
   };
 
   // Spinning helps only if each thread has a core of its own.
   static int64_t spin_ns(int threads) {
-    const int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return cores > 0 && threads > cores ? 0 : 50000;
+    const int64_t cpus = num_allowed_cpus();
+    return cpus > 0 && threads > cpus ? 0 : 50000;
   }
 
   void enlist(int tid, int cpu) {
@@ -299,16 +310,16 @@ class ThreadTeam {
     member.team = this;
     member.tid = tid;
     member.cpu = cpu;
-    member.scratch = std::aligned_alloc(4096, scratch_bytes_);
-    if (member.scratch == nullptr) throw std::bad_alloc();
+    void* scratch = std::aligned_alloc(4096, scratch_bytes_);
+    if (scratch == nullptr) throw std::bad_alloc();
+    state_.scratch[static_cast<size_t>(tid)] = static_cast<std::byte*>(scratch);
     if (tid == 0) return;
     member.started = pthread_create(&member.thread, nullptr, &ThreadTeam::work, &member) == 0;
     if (!member.started) throw TeamError("a thread of the team could not be started");
   }
 
   Team view(int tid) {
-    const Member& member = members_[static_cast<size_t>(tid)];
-    return Team{tid, state_.size, static_cast<std::byte*>(member.scratch), scratch_bytes_, &state_};
+    return Team{tid, state_.size, state_.scratch[static_cast<size_t>(tid)], scratch_bytes_, &state_};
   }
 
   static void* work(void* argument) {
@@ -335,7 +346,7 @@ class ThreadTeam {
     start_.advance();
     for (size_t i = 0; i < members_.size(); ++i) {
       if (members_[i].started) pthread_join(members_[i].thread, nullptr);
-      std::free(members_[i].scratch);
+      std::free(state_.scratch[i]);
     }
   }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .harness import Array, Kernels
+from .harness import Array, Kernels, same_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +141,30 @@ class CodeCache(Cache):
         )
 
 
-def step(
+def write(
+    cache: Cache, sequences: list[Sequence], spans: list[tuple[int, int]], threads: int = 2
+) -> None:
+    """Writes positions [begin, end) of each sequence into the cache."""
+    k, h = cache.k, cache.heads
+    parts = list(zip(sequences, spans, strict=True))
+    keys = np.concatenate([s.k[a:b] for s, (a, b) in parts])
+    values = np.concatenate([s.v[a:b] for s, (a, b) in parts])
+    slots = np.concatenate([cache.slots(i, a, b) for i, (a, b) in enumerate(spans)])
+    with k.team(threads) as team:
+        view = cache.view()
+        k.call("write_kv", team, keys, h.G * h.D, values, h.G * h.Dv, slots, len(slots), view)
+
+
+def attend(
     cache: Cache,
     sequences: list[Sequence],
     spans: list[tuple[int, int]],
     options: Options = Options(),
     threads: int = 2,
 ) -> list[Array]:
-    """Writes positions [begin, end) of each sequence and attends; y of each, [n, H, Dv]."""
+    """Attends from positions [begin, end) of each sequence; y of each, [n, H, Dv]."""
     k, h = cache.k, cache.heads
-    parts = list(zip(sequences, spans, strict=True))
-    q = np.concatenate([s.q[a:b] for s, (a, b) in parts])
-    keys = np.concatenate([s.k[a:b] for s, (a, b) in parts])
-    values = np.concatenate([s.v[a:b] for s, (a, b) in parts])
-    slots = np.concatenate([cache.slots(i, a, b) for i, (a, b) in enumerate(spans)])
+    q = np.concatenate([s.q[a:b] for s, (a, b) in zip(sequences, spans, strict=True)])
     positions = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans])
     starts = np.cumsum([0, *(b - a for a, b in spans)]).astype(np.int32)
     lengths = np.array([b for _, b in spans], np.int32)
@@ -167,7 +177,6 @@ def step(
     y = k.poison(total, h.H, h.Dv)
     view = cache.view()
     with k.team(threads, k.call("attention_scratch", h.D, h.Dv)) as team:
-        k.call("write_kv", team, keys, h.G * h.D, values, h.G * h.Dv, slots, total, view)
         k.call(
             "attend",
             team,
@@ -176,6 +185,82 @@ def step(
             *(view, h.H, h.D**-0.5, options.window, options.softcap, options.sinks),
         )
     return [y[starts[i] : starts[i + 1]].copy() for i in range(len(spans))]
+
+
+def step(
+    cache: Cache,
+    sequences: list[Sequence],
+    spans: list[tuple[int, int]],
+    options: Options = Options(),
+    threads: int = 2,
+) -> list[Array]:
+    """What a step does: writes these positions, then attends from them."""
+    write(cache, sequences, spans, threads)
+    return attend(cache, sequences, spans, options, threads)
+
+
+def alone(
+    cache_type: type[Cache], k: Kernels, s: Sequence, heads: Heads, options: Options
+) -> Array:
+    """The whole sequence in one step of one thread, by itself."""
+    cache = cache_type(k, heads, [s.length], 16)
+    return step(cache, [s], [(0, s.length)], options, threads=1)[0]
+
+
+def last_row(cache: Cache, s: Sequence) -> Array:
+    """The last token's heads, decoded after all before it."""
+    step(cache, [s], [(0, s.length - 1)])
+    y: Array = step(cache, [s], [(s.length - 1, s.length)])[0][0]
+    return y
+
+
+def in_pieces(
+    cache: Cache,
+    sequences: list[Sequence],
+    rng: np.random.Generator,
+    options: Options,
+    threads: int,
+) -> list[Array]:
+    """All of each sequence in steps that give some a chunk, some one token, some nothing."""
+    done = [0] * len(sequences)
+    parts: list[list[Array]] = [[] for _ in sequences]
+    while any(d < s.length for d, s in zip(done, sequences, strict=True)):
+        takes = rng.choice([0, 1, 7, 200, 600], len(sequences))
+        ends = [min(s.length, d + int(n)) for s, d, n in zip(sequences, done, takes, strict=True)]
+        if ends == done:
+            continue
+        spans = list(zip(done, ends, strict=True))
+        for part, y in zip(parts, step(cache, sequences, spans, options, threads), strict=True):
+            part.append(y)
+        done = ends
+    return [np.concatenate(part) for part in parts]
+
+
+def check_heads_that_share_keys(
+    cache_type: type[Cache], k: Kernels, sizes: tuple[int, int]
+) -> None:
+    """Whatever heads share a KV head, each has the bits that it has alone."""
+    s = random_sequence(k, np.random.default_rng(4), 90, Heads(13, 1, *sizes))
+
+    def rows(heads: slice) -> Array:
+        q = s.q[:, heads].copy()
+        cache = cache_type(k, Heads(q.shape[1], 1, *sizes), [90], 16)
+        return last_row(cache, Sequence(q, s.k, s.v))
+
+    single = np.concatenate([rows(slice(head, head + 1)) for head in range(13)])
+    for count in range(2, 14):
+        assert same_bits(rows(slice(count)), single[:count]), count
+
+
+def check_threads_share_contexts(
+    cache: Cache, sequences: list[Sequence], tokens: int, options: Options, threads: int
+) -> None:
+    """The last tokens have the bits that one thread gives them, however many share the contexts."""
+    spans = [(max(0, s.length - tokens), s.length) for s in sequences]
+    write(cache, sequences, [(0, s.length) for s in sequences])
+    expected = attend(cache, sequences, spans, options, threads=1)
+    for y, x in zip(attend(cache, sequences, spans, options, threads), expected, strict=True):
+        assert same_bits(y, x)
 
 
 def reference(k: Kernels, s: Sequence, heads: Heads, options: Options = Options()) -> Array:

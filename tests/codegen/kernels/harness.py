@@ -49,7 +49,8 @@ RUNNABLE = tuple(t for t in TARGETS if not unavailable(t))
 """Those whose code this machine runs, or emulates."""
 DTYPES = ("float", "bf16")
 KERNELS = Path(toolchain.__file__).parent / "kernels"
-WRAPPER = Path(__file__).parent / "wrapper.cpp"
+WRAPPER = Path(__file__).with_name("wrapper.cpp")
+_WRAPPER_HEAD = Path(__file__).with_name("wrapper_head.hpp")
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="infc-kernels-")
 
 
@@ -163,11 +164,14 @@ def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
         pytest.skip(reason)
     directory = Path(_DIRECTORY.name) / f"{target_name}-{dtype}-{wrapper.stem}"
     shutil.copytree(KERNELS, directory / "kernels")
-    head = f"#define ELEMENT infc_element\n#define WITH_{'MATH' if dtype == 'float' else 'OTHER'}\n"
-    alias = '#include "kernels/bf16.hpp"\nusing infc_element = '
-    alias += "float;\n" if dtype == "float" else "infc::bf16;\n"
+    head = emulation.head() if emulated else ""
+    head += (
+        f"#define ELEMENT infc_element\n#define WITH_{'MATH' if dtype == 'float' else 'OTHER'}\n"
+    )
+    head += '#include "kernels/bf16.hpp"\nusing infc_element = '
+    head += "float;\n" if dtype == "float" else "infc::bf16;\n"
     source = directory / "wrapper.cpp"
-    source.write_text((emulation.head() if emulated else "") + head + alias + wrapper.read_text())
+    source.write_text(head + _WRAPPER_HEAD.read_text() + wrapper.read_text())
     library = directory / "kernels.so"
     (emulation.compile_library if emulated else toolchain.compile_library)(source, library, target)
     opened = RemoteLibrary(library) if target.machine == ARM else LocalLibrary(library)

@@ -5,8 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .cache import Cache, Heads, Options, Sequence, random_sequence, reference, step
-from .harness import DTYPES, RUNNABLE, Array, Kernels, kernels, same_bits
+from .cache import (
+    Cache,
+    Heads,
+    Options,
+    alone,
+    check_heads_that_share_keys,
+    check_threads_share_contexts,
+    in_pieces,
+    random_sequence,
+    reference,
+    step,
+)
+from .harness import DTYPES, RUNNABLE, Kernels, kernels, same_bits
 
 SINKS = np.array([0.5, -1.0, 2.0, 0.0, 1.0, -3.0, 0.25], np.float32)
 CASES = {
@@ -14,17 +25,12 @@ CASES = {
     "gqa": (Heads(14, 2, 64, 64), Options()),
     "odd": (Heads(6, 3, 7, 5), Options()),
     "wide": (Heads(2, 1, 80, 112), Options()),
+    "mqa": (Heads(29, 1, 16, 16), Options()),
     "window": (Heads(4, 2, 16, 32), Options(window=37)),
     "softcap": (Heads(4, 2, 24, 24), Options(softcap=5.0)),
     "sinks": (Heads(7, 1, 32, 17), Options(sinks=SINKS)),
     "all": (Heads(7, 1, 20, 20), Options(window=300, softcap=9.0, sinks=SINKS)),
 }
-
-
-def alone(k: Kernels, s: Sequence, heads: Heads, options: Options, threads: int = 1) -> Array:
-    """The whole sequence in one step, by itself."""
-    cache = Cache(k, heads, [s.length], 16)
-    return step(cache, [s], [(0, s.length)], options, threads)[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -59,29 +65,16 @@ def test_bits_do_not_depend_on_chunks_neighbours_or_threads(
     rng = np.random.default_rng(seed)
     sequences = [random_sequence(k, rng, n, heads) for n in lengths]
     cache = Cache(k, heads, lengths, block, seed % 97)
-    done = [0] * len(lengths)
-    parts: list[list[Array]] = [[] for _ in lengths]
-    while any(d < n for d, n in zip(done, lengths, strict=True)):
-        # Some sequences get a chunk, some one token, some nothing: an empty row range.
-        takes = [
-            min(n - d, int(rng.choice([0, 1, 7, 200, 600])))
-            for d, n in zip(done, lengths, strict=True)
-        ]
-        if not any(takes):
-            continue
-        spans = [(d, d + n) for d, n in zip(done, takes, strict=True)]
-        for i, y in enumerate(step(cache, sequences, spans, options, threads)):
-            parts[i].append(y)
-            done[i] += takes[i]
-    for s, pieces in zip(sequences, parts, strict=True):
-        assert same_bits(np.concatenate(pieces), alone(k, s, heads, options))
+    ys = in_pieces(cache, sequences, rng, options, threads)
+    for s, y in zip(sequences, ys, strict=True):
+        assert same_bits(y, alone(Cache, k, s, heads, options))
 
 
 def test_a_longer_future_changes_nothing(k: Kernels) -> None:
     # The cache beyond a row's position holds another sequence's leftovers: NaN, infinity, numbers.
     heads = Heads(4, 2, 16, 16)
     s = random_sequence(k, np.random.default_rng(1), 70, heads)
-    expected = alone(k, s, heads, Options())[49]
+    expected = alone(Cache, k, s, heads, Options())[49]
     for filling in (np.nan, np.inf, -0.0, 1e30):
         cache = Cache(k, heads, [70], 16)
         cache.memory[:] = k.array(np.float32(filling).reshape(1))
@@ -92,37 +85,100 @@ def test_a_longer_future_changes_nothing(k: Kernels) -> None:
 def test_a_window_of_one_returns_the_value_itself(k: Kernels) -> None:
     heads = Heads(2, 2, 16, 16)
     s = random_sequence(k, np.random.default_rng(2), 40, heads)
-    assert same_bits(alone(k, s, heads, Options(window=1)), s.v)
-    wider = alone(k, s, heads, Options(window=2))
+    assert same_bits(alone(Cache, k, s, heads, Options(window=1)), s.v)
+    wider = alone(Cache, k, s, heads, Options(window=2))
     assert not same_bits(wider, s.v)
-
-
-def last_row(cache: Cache, s: Sequence) -> Array:
-    """The last token's heads, decoded after all before it."""
-    step(cache, [s], [(0, s.length - 1)])
-    y: Array = step(cache, [s], [(s.length - 1, s.length)])[0][0]
-    return y
 
 
 @pytest.mark.parametrize("sizes", [(40, 104), (64, 64), (128, 16)])
 def test_heads_that_share_keys_do_not_change_each_other(k: Kernels, sizes: tuple[int, int]) -> None:
-    s = random_sequence(k, np.random.default_rng(4), 90, Heads(13, 1, *sizes))
-
-    def rows(heads: slice) -> Array:
-        q = s.q[:, heads].copy()
-        cache = Cache(k, Heads(q.shape[1], 1, *sizes), [90], 16)
-        return last_row(cache, Sequence(q, s.k, s.v))
-
-    single = np.concatenate([rows(slice(head, head + 1)) for head in range(13)])
-    for count in range(2, 14):
-        assert same_bits(rows(slice(count)), single[:count]), count
+    check_heads_that_share_keys(Cache, k, sizes)
 
 
 def test_more_threads_than_heads_share_a_decoding_row(k: Kernels) -> None:
     heads = Heads(7, 1, 32, 32)
     s = random_sequence(k, np.random.default_rng(3), 90, heads)
-    whole = alone(k, s, heads, Options())
+    whole = alone(Cache, k, s, heads, Options())
     for threads in (1, 3, 5):
         cache = Cache(k, heads, [90], 16)
         step(cache, [s], [(0, 89)], threads=threads)
         assert same_bits(step(cache, [s], [(89, 90)], threads=threads)[0], whole[89:])
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(RUNNABLE),
+    st.sampled_from(DTYPES),
+    st.sampled_from(sorted(CASES)),
+    st.lists(st.integers(1, 6000), min_size=1, max_size=3),
+    st.integers(1, 3),
+    st.integers(2, 6),
+    st.integers(0, 2**32),
+)
+def test_threads_that_share_long_contexts_change_no_bits(
+    target: str, dtype: str, case: str, lengths: list[int], tokens: int, threads: int, seed: int
+) -> None:
+    k = kernels(target, dtype)
+    heads, options = CASES[case]
+    rng = np.random.default_rng(seed)
+    sequences = [random_sequence(k, rng, n, heads) for n in lengths]
+    cache = Cache(k, heads, lengths, 32, seed % 97)
+    check_threads_share_contexts(cache, sequences, tokens, options, threads)
+
+
+def split_plan(
+    contexts: list[int],
+    threads: int,
+    *,
+    kv_heads: int = 1,
+    heads: int = 7,
+    tokens: int = 1,
+    window: int = 0,
+) -> tuple[int, int, int, int]:
+    """Pieces, rows, rows of a unit and slots of `plan_split`; no pieces where tiles stay whole."""
+    starts = np.arange(len(contexts) + 1, dtype=np.int32) * tokens
+    positions = np.concatenate([np.arange(n - tokens, n, dtype=np.int32) for n in contexts])
+    plan = np.zeros(4, np.int64)
+    count = len(contexts)
+    kernels(RUNNABLE[-1], "float").call(
+        "split_plan", starts, positions, count, kv_heads, heads, window, threads, plan
+    )
+    pieces, rows, unit_rows, slots = plan.tolist()
+    return pieces, rows, unit_rows, slots
+
+
+def test_a_context_is_split_where_threads_would_wait() -> None:
+    assert split_plan([4000], 2) == (16, 7, 7, 8)
+    assert split_plan([16000], 2) == (63, 7, 7, 8)  # in four rounds: nine slots are what there is
+    assert split_plan([4000], 8, kv_heads=2)[0] == 32
+    assert split_plan([9000, 30, 40, 50], 4)[0] == 39
+    assert split_plan([9000], 2, window=4096)[0] == 17
+    for whole in [
+        split_plan([4000], 1),
+        split_plan([4000], 2, kv_heads=2),
+        split_plan([200], 4),
+        split_plan([4000] * 64, 2),
+        split_plan([4000], 2, tokens=500),
+        split_plan([4000] * 4, 4),
+    ]:
+        assert whole[0] == 0
+
+
+@given(
+    st.lists(st.integers(4, 100_000), min_size=1, max_size=40),
+    st.integers(1, 16),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.integers(1, 4),
+)
+def test_a_split_fits_into_the_scratch_of_its_threads(
+    contexts: list[int], threads: int, kv_heads: int, heads: int, tokens: int
+) -> None:
+    pieces, rows, unit_rows, slots = split_plan(
+        contexts, threads, kv_heads=kv_heads, heads=heads, tokens=tokens
+    )
+    if pieces == 0:
+        return
+    assert rows == len(contexts) * kv_heads * unit_rows
+    assert pieces == kv_heads * sum(-(-n // 256) for n in contexts)
+    assert slots >= 1 and slots * unit_rows <= 64 and rows <= 64 * threads

@@ -7,9 +7,21 @@ from hypothesis import strategies as st
 
 from infc.ir.program import KvGroup
 
-from .cache import CodeCache, Heads, Options, Sequence, random_sequence, reference, step
+from .cache import (
+    CodeCache,
+    Heads,
+    Options,
+    Sequence,
+    alone,
+    check_heads_that_share_keys,
+    check_threads_share_contexts,
+    in_pieces,
+    random_sequence,
+    reference,
+    step,
+)
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, same_bits
-from .test_attention import CASES, last_row
+from .test_attention import CASES
 from .test_rope_kv import tables
 from .test_scaled_linear import build, quantized
 
@@ -25,11 +37,6 @@ def codes_of(k: Kernels, x: Array) -> tuple[Array, Array]:
     """Codes and scales of x [n, G, D], a row a token and head."""
     codes, scale = quantized(k.values(x).reshape(-1, x.shape[-1]))
     return codes.reshape(x.shape), scale.reshape(x.shape[:2])
-
-
-def alone(k: Kernels, s: Sequence, heads: Heads, options: Options, threads: int = 1) -> Array:
-    cache = CodeCache(k, heads, [s.length], 16)
-    return step(cache, [s], [(0, s.length)], options, threads)[0]
 
 
 def test_header_and_program_agree_on_the_bytes_of_a_block(k8: Kernels) -> None:
@@ -101,32 +108,24 @@ def test_bits_do_not_depend_on_chunks_neighbours_or_threads(
     rng = np.random.default_rng(seed)
     sequences = [random_sequence(k, rng, n, heads) for n in lengths]
     cache = CodeCache(k, heads, lengths, block, seed % 97)
-    done = [0] * len(lengths)
-    parts: list[list[Array]] = [[] for _ in lengths]
-    while any(d < n for d, n in zip(done, lengths, strict=True)):
-        chunks = rng.choice([0, 1, 7, 200, 600], len(lengths))
-        spans = [(d, min(n, d + int(c))) for d, n, c in zip(done, lengths, chunks, strict=True)]
-        if all(a == b for a, b in spans):
-            continue
-        for i, y in enumerate(step(cache, sequences, spans, options, threads)):
-            parts[i].append(y)
-        done = [b for _, b in spans]
-    for s, pieces in zip(sequences, parts, strict=True):
-        assert same_bits(np.concatenate(pieces), alone(k, s, heads, options))
+    ys = in_pieces(cache, sequences, rng, options, threads)
+    for s, y in zip(sequences, ys, strict=True):
+        assert same_bits(y, alone(CodeCache, k, s, heads, options))
 
 
 def test_heads_that_share_codes_do_not_change_each_other(k8: Kernels) -> None:
-    sizes = (40, 104)
-    s = random_sequence(k8, np.random.default_rng(4), 90, Heads(13, 1, *sizes))
+    check_heads_that_share_keys(CodeCache, k8, (40, 104))
 
-    def rows(heads: slice) -> Array:
-        q = s.q[:, heads].copy()
-        cache = CodeCache(k8, Heads(q.shape[1], 1, *sizes), [90], 16)
-        return last_row(cache, Sequence(q, s.k, s.v))
 
-    single = np.concatenate([rows(slice(head, head + 1)) for head in range(13)])
-    for count in range(2, 14):
-        assert same_bits(rows(slice(count)), single[:count]), count
+@pytest.mark.parametrize("case", ["gqa", "mqa", "all"])
+def test_threads_that_share_long_contexts_change_no_bits(k8: Kernels, case: str) -> None:
+    heads, options = CASES[case]
+    rng = np.random.default_rng(5)
+    lengths = [5100, 300]
+    sequences = [random_sequence(k8, rng, n, heads) for n in lengths]
+    for threads in (3, 5):
+        cache = CodeCache(k8, heads, lengths, 32)
+        check_threads_share_contexts(cache, sequences, 2, options, threads)
 
 
 @pytest.mark.parametrize("filling", [0xFF, 0x7F, 0x80, 0x00])
@@ -134,7 +133,7 @@ def test_what_lies_beside_a_span_changes_nothing(k8: Kernels, filling: int) -> N
     # As scales the fillings are NaN, a huge number, a tiny one and zero.
     heads, options = Heads(4, 2, 16, 16), Options(window=21)
     s = random_sequence(k8, np.random.default_rng(1), 70, heads)
-    expected = alone(k8, s, heads, options)
+    expected = alone(CodeCache, k8, s, heads, options)
     cache = CodeCache(k8, heads, [70], 16)
     cache.memory[:] = filling
     step(cache, [s], [(0, 49)], options)

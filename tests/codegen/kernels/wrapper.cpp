@@ -1,38 +1,11 @@
 // C entry points over the kernel templates, for one element type, ELEMENT.
 // Every argument is a pointer, an int64_t or a double: harness.py calls them without signatures.
-#include "kernels/attention.hpp"
 #include "kernels/embedding.hpp"
 #include "kernels/linear.hpp"
 #include "kernels/moe.hpp"
 #include "kernels/norms.hpp"
 #include "kernels/panels_ahead.hpp"
 #include "kernels/rows.hpp"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-using namespace infc;
-using T = ELEMENT;
-using i64 = int64_t;
-
-namespace {
-
-template <class F>
-void on_team(void* team, F f) {
-  static_cast<ThreadTeam*>(team)->run([](const Team& t, void* g) { (*static_cast<F*>(g))(t); }, &f);
-}
-
-// The cache of one group of layers as the tests lay it out.
-KvView view(const i64* v) {
-  return {reinterpret_cast<void*>(v[0]), v[1], v[2], static_cast<int32_t>(v[3]),
-          static_cast<int32_t>(v[4]), static_cast<int32_t>(v[5]), static_cast<int32_t>(v[6])};
-}
-
-}  // namespace
-
-EXPORT void* team_new(i64 threads, i64 scratch) {
-  return new ThreadTeam(static_cast<int>(threads), static_cast<size_t>(scratch));
-}
-EXPORT void team_free(void* team) { delete static_cast<ThreadTeam*>(team); }
 
 // Each thread adds its number to a cell of its own, waits, and sums all cells, `rounds` times.
 EXPORT void team_count(void* team, i64 rounds, i64* cells, i64* sums) {
@@ -155,7 +128,6 @@ EXPORT void copy_kv(void* team, const i64* kv, const int32_t* pairs, i64 count) 
   on_team(team, [=](const Team& t) { copy_blocks(t, view(kv), pairs, count); });
 }
 
-EXPORT i64 attention_scratch(i64 D, i64 Dv) { return attention_scratch_bytes(D, Dv); }
 EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t* query_starts,
                    const int32_t* context_lengths, const int32_t* positions,
                    const int32_t* block_table, i64 table_width, i64 B, i64 tokens, const i64* kv,
@@ -165,6 +137,18 @@ EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t
     paged_attention<T, T>(t, q, ldq, y, ldy, step, view(kv), H, static_cast<float>(scale), window,
                           static_cast<float>(softcap), sinks);
   });
+}
+
+// What plan_split makes of a step: pieces, rows, rows of a unit, slots.
+EXPORT void split_plan(const int32_t* query_starts, const int32_t* positions, i64 B, i64 G,
+                       i64 heads, i64 window, i64 threads, i64* out) {
+  const StepView step{query_starts, nullptr, positions, nullptr, 0, B, query_starts[B]};
+  const AttentionLayout layout(step, G, heads, window);
+  const SplitPlan plan = plan_split(layout, static_cast<int>(threads));
+  out[0] = plan.pieces;
+  out[1] = plan.rows;
+  out[2] = plan.unit_rows;
+  out[3] = plan.slots;
 }
 
 EXPORT void gate(void* team, i64 act, const T* x, i64 ldx, T* y, i64 ldy, i64 rows, i64 I) {

@@ -1,35 +1,9 @@
 // C entry points over the kernel templates for codes, for one element type, ELEMENT: see wrapper.cpp.
 #include <algorithm>
 
-#include "kernels/attention.hpp"
 #include "kernels/quantize.hpp"
 #include "kernels/scaled_linear.hpp"
 #include "kernels/scaled_moe.hpp"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-using namespace infc;
-using T = ELEMENT;
-using i64 = int64_t;
-
-namespace {
-
-template <class F>
-void on_team(void* team, F f) {
-  static_cast<ThreadTeam*>(team)->run([](const Team& t, void* g) { (*static_cast<F*>(g))(t); }, &f);
-}
-
-KvView view(const i64* v) {
-  return {reinterpret_cast<void*>(v[0]), v[1], v[2], static_cast<int32_t>(v[3]),
-          static_cast<int32_t>(v[4]), static_cast<int32_t>(v[5]), static_cast<int32_t>(v[6])};
-}
-
-}  // namespace
-
-EXPORT void* team_new(i64 threads, i64 scratch) {
-  return new ThreadTeam(static_cast<int>(threads), static_cast<size_t>(scratch));
-}
-EXPORT void team_free(void* team) { delete static_cast<ThreadTeam*>(team); }
 
 EXPORT void layout(i64* out) {
   out[0] = LinearLayout<int8_t>::kNR;
@@ -83,7 +57,6 @@ EXPORT void rope_write_kv(void* team, const T* q, i64 ldq, T* q_out, i64 ldq_out
   });
 }
 
-EXPORT i64 attention_scratch(i64 D, i64 Dv) { return attention_scratch_bytes(D, Dv); }
 EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t* query_starts,
                    const int32_t* context_lengths, const int32_t* positions,
                    const int32_t* block_table, i64 table_width, i64 B, i64 tokens, const i64* kv,
