@@ -279,6 +279,8 @@ def _validate(tree: YamlTree) -> Recipe:
         return Recipe.model_validate(tree.data)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
+        # A key that is mistyped is both unknown and missing: what stands there says more.
+        details.sort(key=lambda one: one["type"] != "extra_forbidden")
         raise _explain(tree, details[0]) from None
 
 

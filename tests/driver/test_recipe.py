@@ -57,6 +57,7 @@ def test_values_arrive(tmp_path: Path) -> None:
     [
         ("", r"yaml: the key 'model' is missing"),
         ("dtype: float32", r"the key 'model' is missing"),
+        ("mode: a", r"yaml:1: unknown key .mode. .did you mean .model."),
         ("model: a\nbakend: cpp", r"yaml:2: unknown key 'bakend' .did you mean 'backend'"),
         (
             "model: a\nkv_cache:\n  blocksize: 3",
