@@ -141,11 +141,11 @@ def test_every_scheme_meets_every_type_of_cache() -> None:
     )
 
 
-def test_threads_do_not_matter(artifact: Artifact) -> None:
-    sequence = prompts(320, (100,))[0]
+def check_threads(artifact: Artifact, prompt: list[int], blocks: int) -> None:
+    """One request gets the same on 1, 2 and 3 threads."""
     answers = []
     for threads in (1, 2, 3):
-        options = RuntimeOptions(kv_memory=40 * block_bytes(artifact), threads=threads)
+        options = RuntimeOptions(kv_memory=blocks * block_bytes(artifact), threads=threads)
         engine = Engine.open(artifact, options)
         params = SamplingParams(
             max_tokens=20,
@@ -156,10 +156,21 @@ def test_threads_do_not_matter(artifact: Artifact) -> None:
             temperature=1.0,
             seed=1,
         )
-        engine.add_request("only", sequence, params)
+        engine.add_request("only", prompt, params)
         parts: list[RequestOutput] = []
         while engine.has_unfinished:
             parts.extend(engine.step())
         engine.close()
         answers.append(answer_of(parts))
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_threads_do_not_matter(artifact: Artifact) -> None:
+    check_threads(artifact, prompts(320, (100,))[0], 40)
+
+
+def test_threads_that_share_a_long_context_do_not_matter(builds: Builds) -> None:
+    """Of one KV head and several chunks: threads take these, where others take heads."""
+    changes = (("num_key_value_heads", 1), ("max_position_embeddings", 2048))
+    build = Build("llama", changes=changes, sets=(("runtime.max_context", 2048),))
+    check_threads(builds.artifact(build), prompts(320, (1500,))[0], 200)

@@ -40,12 +40,12 @@ struct AttentionScratch {
   int64_t width;    // of a row of parts or totals
   float* q;         // [rows, D]
   float* scores;    // [rows, kChunk]: of a chunk, then its weights
-  float* parts;     // [rows, width]: weighted values of a chunk
+  float* parts;     // [rows, width]: weighted values of a chunk, or of several pieces
   float* totals;    // [rows, width]: of the chunks merged so far
-  ChunkSums* sums;  // [rows]: of a chunk, beside `parts`
+  ChunkSums* sums;  // [rows]: what goes with `parts`
 };
 
-// What rows have beside their totals.
+// The maximum and the sum of the weights of rows so far, beside their totals.
 struct RunningRows {
   float max[kTileRows];
   float sum[kTileRows];
@@ -143,7 +143,7 @@ class Attention {
       if (first >= last) return;
       const Loaded loaded = load_tile(unit.tile);
       for (int64_t p = first; p < last; ++p) {
-        compute_chunk(loaded, unit.chunk_of(p), (p - begin) * plan.unit_rows);
+        compute_chunk(loaded, unit.start_of(p), (p - begin) * plan.unit_rows);
       }
     });
   }
@@ -162,7 +162,7 @@ class Attention {
         const int64_t slot = (p - begin) % plan.slots * plan.unit_rows;
         for (int64_t row = first_row; row < last_row; ++row) {
           const int r = static_cast<int>(row - unit.row);
-          const Span inside = part_of(layout_.span(unit.tile, r), unit.chunk_of(p));
+          const Span inside = part_of(layout_.span(unit.tile, r), unit.start_of(p));
           if (inside.first >= inside.last) continue;
           merge(running, static_cast<int>(row - rows.begin), from, slot + r);
         }

@@ -31,7 +31,7 @@ struct SplitUnit {
   int64_t row;    // rows before its own
 
   // The first position of a piece's chunk.
-  int64_t chunk_of(int64_t p) const { return (chunks.first + p - piece) * kChunk; }
+  int64_t start_of(int64_t p) const { return (chunks.first + p - piece) * kChunk; }
 };
 
 template <class F>
@@ -60,8 +60,9 @@ void deal_tiles(const AttentionLayout& layout, int threads, F f) {
   layout.for_each_tile(threads, [&](const AttentionTile& tile) { total += layout.cost(tile); });
   int64_t at = 0;
   int thread = 0;
+  int64_t end = total / threads;
   layout.for_each_tile(threads, [&](const AttentionTile& tile) {
-    while (at >= total * (thread + 1) / threads) ++thread;
+    for (; at >= end; end = total * (thread + 1) / threads) ++thread;
     f(tile, thread);
     at += layout.cost(tile);
   });
@@ -88,8 +89,13 @@ inline SplitPlan plan_split(const AttentionLayout& layout, int threads) {
   if (threads == 1 || rows == 0 || rows > threads * kTileRows) return kWhole;
   const int64_t unit_rows = layout.most_rows();
   if (unit_rows > kTileRows / 2) return kWhole;
+  int64_t units = 0;
   int64_t pieces = 0;
-  for_each_split_unit(layout, [&](const SplitUnit& unit) { pieces += unit.chunks.count; });
+  for_each_split_unit(layout, [&](const SplitUnit& unit) {
+    ++units;
+    pieces += unit.chunks.count;
+  });
+  if (pieces == units) return kWhole;  // as the contexts are short
   const int64_t share = ceil_div(pieces, threads);
   // Barriers, merging and chunks that are not whole must not cost more than is won.
   const int64_t cost = AttentionLayout::cost(share * kChunk, unit_rows);

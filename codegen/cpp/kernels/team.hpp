@@ -1,7 +1,8 @@
 // The team of threads that runs a step: the caller is thread 0, the others sleep between steps.
 //
 // Every kernel is called by all threads with the same arguments, takes its share of the work from
-// `tid` and `size`, and returns without waiting; whoever calls it places the barriers.
+// `tid` and `size`, and returns without waiting, or says that it has barriers inside; whoever calls
+// it places the others.
 #pragma once
 
 #include <pthread.h>
@@ -195,11 +196,11 @@ class Gate {
 // What the threads of one team share.
 struct TeamState {
   TeamState(int threads, int64_t spin_ns)
-      : size(threads), gate(spin_ns), scratch(static_cast<size_t>(threads)) {}
+      : size(threads), scratch(static_cast<size_t>(threads)), gate(spin_ns) {}
   int size;
+  Array<std::byte*> scratch;  // of each thread
   Gate gate;
   alignas(64) std::atomic<int> arrived{0};
-  Array<std::byte*> scratch;  // of each thread
 };
 
 // One thread's view of the team, handed to every kernel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -252,10 +253,57 @@ def check_heads_that_share_keys(
         assert same_bits(rows(slice(count)), single[:count]), count
 
 
-def check_threads_share_contexts(
+class SplitPlan(NamedTuple):
+    """What the threads share of contexts; no pieces where they take whole tiles."""
+
+    pieces: int
+    rows: int
+    unit_rows: int
+    slots: int
+
+
+def split_plan(
+    k: Kernels, heads: Heads, spans: list[tuple[int, int]], threads: int, window: int = 0
+) -> SplitPlan:
+    """The plan for rows at positions [begin, end) of each sequence."""
+    starts = np.cumsum([0, *(b - a for a, b in spans)]).astype(np.int32)
+    positions = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans])
+    plan = np.zeros(4, np.int64)
+    shape = (len(spans), heads.G, heads.H // heads.G, window)
+    k.call("split_plan", starts, positions, *shape, threads, plan)
+    return SplitPlan(*plan.tolist())
+
+
+SHARED = {
+    "gqa": (Heads(14, 2, 64, 64), Options(), 1, 5),
+    "mqa": (Heads(29, 1, 16, 16), Options(), 1, 3),
+    # The first row sees nothing of the last chunk, and the second nothing of the first one.
+    "window": (
+        Heads(7, 1, 20, 20),
+        Options(2817, 9.0, np.array([1, -1, 2, 0, 3, -3, 0], np.float32)),
+        2,
+        6,
+    ),
+}
+"""Heads, options, tokens and threads that share a context of `SHARED_LENGTH` tokens."""
+
+SHARED_LENGTH = 5121
+
+
+def check_shared_context(cache_type: type[Cache], k: Kernels, case: str) -> None:
+    """Threads that share a context give the bits that one thread gives."""
+    heads, options, tokens, threads = SHARED[case]
+    span = (SHARED_LENGTH - tokens, SHARED_LENGTH)
+    assert split_plan(k, heads, [span], threads, options.window).pieces > threads
+    sequence = random_sequence(k, np.random.default_rng(5), SHARED_LENGTH, heads)
+    cache = cache_type(k, heads, [SHARED_LENGTH], 32)
+    check_threads_change_no_bits(cache, [sequence], tokens, options, threads)
+
+
+def check_threads_change_no_bits(
     cache: Cache, sequences: list[Sequence], tokens: int, options: Options, threads: int
 ) -> None:
-    """The last tokens have the bits that one thread gives them, however many share the contexts."""
+    """The last tokens have the bits that one thread gives them, whatever is shared."""
     spans = [(max(0, s.length - tokens), s.length) for s in sequences]
     write(cache, sequences, [(0, s.length) for s in sequences])
     expected = attend(cache, sequences, spans, options, threads=1)

@@ -6,15 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .cache import (
+    SHARED,
     Cache,
     Heads,
     Options,
     alone,
     check_heads_that_share_keys,
-    check_threads_share_contexts,
+    check_shared_context,
+    check_threads_change_no_bits,
     in_pieces,
     random_sequence,
     reference,
+    split_plan,
     step,
 )
 from .harness import DTYPES, RUNNABLE, Kernels, kernels, same_bits
@@ -105,12 +108,16 @@ def test_more_threads_than_heads_share_a_decoding_row(k: Kernels) -> None:
         assert same_bits(step(cache, [s], [(89, 90)], threads=threads)[0], whole[89:])
 
 
+LENGTHS = st.one_of(st.integers(1, 6000), st.integers(1, 23).map(lambda n: 256 * n + 1))
+SHARING = CASES | {name: case[:2] for name, case in SHARED.items()}
+
+
 @settings(max_examples=25)
 @given(
     st.sampled_from(RUNNABLE),
     st.sampled_from(DTYPES),
-    st.sampled_from(sorted(CASES)),
-    st.lists(st.integers(1, 6000), min_size=1, max_size=3),
+    st.sampled_from(sorted(SHARING)),
+    st.lists(LENGTHS, min_size=1, max_size=3),
     st.integers(1, 3),
     st.integers(2, 6),
     st.integers(0, 2**32),
@@ -119,66 +126,58 @@ def test_threads_that_share_long_contexts_change_no_bits(
     target: str, dtype: str, case: str, lengths: list[int], tokens: int, threads: int, seed: int
 ) -> None:
     k = kernels(target, dtype)
-    heads, options = CASES[case]
+    heads, options = SHARING[case]
     rng = np.random.default_rng(seed)
     sequences = [random_sequence(k, rng, n, heads) for n in lengths]
     cache = Cache(k, heads, lengths, 32, seed % 97)
-    check_threads_share_contexts(cache, sequences, tokens, options, threads)
+    check_threads_change_no_bits(cache, sequences, tokens, options, threads)
 
 
-def split_plan(
-    contexts: list[int],
-    threads: int,
-    *,
-    kv_heads: int = 1,
-    heads: int = 7,
-    tokens: int = 1,
-    window: int = 0,
-) -> tuple[int, int, int, int]:
-    """Pieces, rows, rows of a unit and slots of `plan_split`; no pieces where tiles stay whole."""
-    starts = np.arange(len(contexts) + 1, dtype=np.int32) * tokens
-    positions = np.concatenate([np.arange(n - tokens, n, dtype=np.int32) for n in contexts])
-    plan = np.zeros(4, np.int64)
-    count = len(contexts)
-    kernels(RUNNABLE[-1], "float").call(
-        "split_plan", starts, positions, count, kv_heads, heads, window, threads, plan
-    )
-    pieces, rows, unit_rows, slots = plan.tolist()
-    return pieces, rows, unit_rows, slots
+@pytest.mark.parametrize("case", SHARED)
+def test_a_shared_context_has_the_bits_of_one_thread(k: Kernels, case: str) -> None:
+    check_shared_context(Cache, k, case)
+
+
+def pieces(contexts: list[int], threads: int, kv_heads: int = 1, tokens: int = 1) -> int:
+    """How many pieces the contexts make, of 7 heads to a KV head."""
+    k = kernels(RUNNABLE[-1], "float")
+    spans = [(n - tokens, n) for n in contexts]
+    return split_plan(k, Heads(7 * kv_heads, kv_heads, 64, 64), spans, threads).pieces
 
 
 def test_a_context_is_split_where_threads_would_wait() -> None:
-    assert split_plan([4000], 2) == (16, 7, 7, 8)
-    assert split_plan([16000], 2) == (63, 7, 7, 8)  # in four rounds: nine slots are what there is
-    assert split_plan([4000], 8, kv_heads=2)[0] == 32
-    assert split_plan([9000, 30, 40, 50], 4)[0] == 39
-    assert split_plan([9000], 2, window=4096)[0] == 17
+    assert pieces([4000], 2) == 16
+    assert pieces([4000], 8, kv_heads=2) == 32
+    assert pieces([9000, 30, 40, 50], 4) == 39
     for whole in [
-        split_plan([4000], 1),
-        split_plan([4000], 2, kv_heads=2),
-        split_plan([200], 4),
-        split_plan([4000] * 64, 2),
-        split_plan([4000], 2, tokens=500),
-        split_plan([4000] * 4, 4),
+        pieces([4000], 1),
+        pieces([4000], 2, kv_heads=2),
+        pieces([200], 4),
+        pieces([4000] * 64, 2),
+        pieces([4000], 2, tokens=500),
+        pieces([4000] * 4, 4),
     ]:
-        assert whole[0] == 0
+        assert whole == 0
 
 
 @given(
-    st.lists(st.integers(4, 100_000), min_size=1, max_size=40),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(4, 100_000)), min_size=1, max_size=40),
     st.integers(1, 16),
     st.integers(1, 4),
     st.integers(1, 40),
-    st.integers(1, 4),
+    st.sampled_from([0, 100, 5000]),
 )
 def test_a_split_fits_into_the_scratch_of_its_threads(
-    contexts: list[int], threads: int, kv_heads: int, heads: int, tokens: int
+    rows: list[tuple[int, int]], threads: int, kv_heads: int, heads: int, window: int
 ) -> None:
-    pieces, rows, unit_rows, slots = split_plan(
-        contexts, threads, kv_heads=kv_heads, heads=heads, tokens=tokens
-    )
-    if pieces == 0:
+    k = kernels(RUNNABLE[-1], "float")
+    spans = [(end - tokens, end) for tokens, end in rows]
+    plan = split_plan(k, Heads(kv_heads * heads, kv_heads, 64, 64), spans, threads, window)
+    if plan.pieces == 0:
         return
-    assert rows == len(contexts) * kv_heads * unit_rows
-    assert pieces == kv_heads * sum(-(-n // 256) for n in contexts)
-    assert slots >= 1 and slots * unit_rows <= 64 and rows <= 64 * threads
+    assert plan.rows == sum(tokens for tokens, _ in rows) * kv_heads * heads <= 64 * threads
+    assert plan.unit_rows == max(tokens for tokens, _ in rows) * heads
+    assert plan.slots >= 1 and plan.slots * plan.unit_rows <= 64
+    if window == 0:
+        chunks = [-(-end // 256) for tokens, end in rows if tokens]
+        assert plan.pieces == kv_heads * sum(chunks)

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from infc.ir.program import KvGroup
 
 from .cache import (
+    SHARED,
     CodeCache,
     Heads,
     Options,
     Sequence,
     alone,
     check_heads_that_share_keys,
-    check_threads_share_contexts,
+    check_shared_context,
     in_pieces,
     random_sequence,
     reference,
@@ -117,15 +118,9 @@ def test_heads_that_share_codes_do_not_change_each_other(k8: Kernels) -> None:
     check_heads_that_share_keys(CodeCache, k8, (40, 104))
 
 
-@pytest.mark.parametrize("case", ["gqa", "mqa", "all"])
-def test_threads_that_share_long_contexts_change_no_bits(k8: Kernels, case: str) -> None:
-    heads, options = CASES[case]
-    rng = np.random.default_rng(5)
-    lengths = [5100, 300]
-    sequences = [random_sequence(k8, rng, n, heads) for n in lengths]
-    for threads in (3, 5):
-        cache = CodeCache(k8, heads, lengths, 32)
-        check_threads_share_contexts(cache, sequences, 2, options, threads)
+@pytest.mark.parametrize("case", SHARED)
+def test_a_shared_context_has_the_bits_of_one_thread(k8: Kernels, case: str) -> None:
+    check_shared_context(CodeCache, k8, case)
 
 
 @pytest.mark.parametrize("filling", [0xFF, 0x7F, 0x80, 0x00])

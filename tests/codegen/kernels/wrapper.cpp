@@ -139,18 +139,6 @@ EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t
   });
 }
 
-// What plan_split makes of a step: pieces, rows, rows of a unit, slots.
-EXPORT void split_plan(const int32_t* query_starts, const int32_t* positions, i64 B, i64 G,
-                       i64 heads, i64 window, i64 threads, i64* out) {
-  const StepView step{query_starts, nullptr, positions, nullptr, 0, B, query_starts[B]};
-  const AttentionLayout layout(step, G, heads, window);
-  const SplitPlan plan = plan_split(layout, static_cast<int>(threads));
-  out[0] = plan.pieces;
-  out[1] = plan.rows;
-  out[2] = plan.unit_rows;
-  out[3] = plan.slots;
-}
-
 EXPORT void gate(void* team, i64 act, const T* x, i64 ldx, T* y, i64 ldy, i64 rows, i64 I) {
   on_team(team, [=](const Team& t) {
     switch (static_cast<Act>(act)) {
