@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -146,7 +147,7 @@ def _environment(compiler: str) -> str:
         ).stdout
 
     rule = ask("-std=c++17", f"-I{room}", "-M", "-x", "c++", "-")
-    paths = [Path(compiler).resolve(), *(Path(word) for word in rule.split())]
+    paths = [Path(compiler).resolve(), *(Path(word) for word in shlex.split(rule))]
     stamps = [(str(path), path.stat().st_mtime_ns) for path in paths if path.is_absolute()]
     return repr((ask("--version"), stamps))
 

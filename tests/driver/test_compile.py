@@ -186,7 +186,7 @@ def test_a_recipe_object_and_a_checkpoint_directory(
     assert contents(given.path) == contents(artifact.path)
     monkeypatch.chdir(tmp_path)
     found = infc.compile(source / "checkpoint", overrides=overrides)
-    assert found.path == tmp_path / "source0.infc"
+    assert found.path == tmp_path / f"{source.name}.infc"
     assert contents(found.path) == contents(artifact.path)
 
 
