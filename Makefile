@@ -7,7 +7,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-arm sanitize check lint format docs clean $(CHECKS)
+.PHONY: help setup demo test test-arm places sanitize check lint format docs clean $(CHECKS)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -17,6 +17,9 @@ setup: $(STAMP) ## make .venv with everything for development
 $(STAMP):
 	@scripts/setup.sh
 	@rm -f .venv/.setup-* && touch $@
+
+places: ## set up a clone with a space in its path, and one behind a link, and run some tests there
+	scripts/places.sh
 
 sanitize: setup ## run the kernels under the sanitizers of addresses and undefined behaviour
 	scripts/sanitize.sh $(ARGS)
