@@ -19,6 +19,7 @@ from ..ir.errors import RecipeError
 from ..ir.manifest import LEAST_CONTEXT
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
+from .bundled import bundled_recipes, nearest_name
 from .yaml_tree import KeyPath, YamlTree, read_yaml
 
 
@@ -71,14 +72,14 @@ class QuantizationSection(_Section):
 
     scheme: Literal["none", "int8", "int4"] = _key(
         "none",
-        "int8: weights in int8 with a scale an output channel, activations in int8 with one a"
-        " token, products summed exactly; int4: the same with weights in 4 bits, groups of 32"
-        " with a multiplier each.",
+        "int8: int8 weights with one scale per output channel and int8 activations with one scale"
+        " per token, with exact integer sums; int4: the same with 4-bit weights in groups of 32"
+        " that have a multiplier each.",
     )
     skip: list[str] = _key(
-        [], "Names of matrices that stay as they are; `*` stands for any text.", unit="patterns"
+        [], "Names of matrices that are not quantized; `*` stands for any text.", unit="patterns"
     )
-    head: bool = _key(True, "Whether the matrix that gives the logits is quantised too.")
+    head: bool = _key(True, "Whether the output head, which computes the logits, is quantized.")
 
 
 class KvCacheSection(_Section):
@@ -86,15 +87,13 @@ class KvCacheSection(_Section):
 
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = _key(
         "auto",
-        "Element type of the cache; auto follows `dtype`, so that nothing is lost; int8 has a"
-        " scale a token and KV head.",
+        "Element type of the cache; auto is the same as `dtype`; int8 has one scale per token and"
+        " KV head.",
     )
-    block_size: int = _key(
-        32, "Positions a block holds.", unit="tokens", multiple_of=16, ge=16, le=4096
-    )
+    block_size: int = _key(32, "Size of a block.", unit="tokens", multiple_of=16, ge=16, le=4096)
     memory: _SizeOrAuto = _key(
         None,
-        "Memory of the cache; auto is what all sequences can use, at most half of the free.",
+        "Memory for the cache; auto is what all sequences need, at most half of the free memory.",
         unit="bytes",
         ge=1,
     )
@@ -105,44 +104,44 @@ class RuntimeSection(_Section):
 
     max_context: _CountOrAuto = _key(
         None,
-        "Longest sequence, prompt and answer together; auto is what the model allows.",
+        "Maximum length of prompt and answer together; auto is the maximum of the model.",
         unit="tokens",
         ge=LEAST_CONTEXT,
         le=_ONE_OR_MORE["le"],
     )
     max_sequences: int = _key(
-        64, "Sequences in one step at most.", unit="sequences", **_ONE_OR_MORE
+        64, "Maximum number of sequences in a step.", unit="sequences", **_ONE_OR_MORE
     )
     step_tokens: int = _key(
-        512, "Tokens in one step at most; longer prompts go in chunks.", unit="tokens",
+        512, "Maximum number of tokens in a step; longer prompts are split.", unit="tokens",
         **_ONE_OR_MORE,
     )  # fmt: skip
     logit_rows: _CountOrAuto = _key(
         None,
-        "Rows of logits in one step at most; auto is max_sequences.",
+        "Maximum number of rows of logits in a step; auto is max_sequences.",
         unit="rows",
         **_ONE_OR_MORE,
     )
     threads: _CountOrAuto = _key(
         None,
-        "Threads of a step; auto is one a logical processor.",
+        "Number of threads; auto is one per logical processor.",
         unit="threads",
         ge=1,
         le=MAX_THREADS,
     )
-    pin: bool = _key(False, "Whether each thread stays on one core.")
+    pin: bool = _key(False, "Whether each thread is pinned to a core.")
     itl_target_ms: int = _key(
         0,
-        "How long a step may take while answers are being written: prompts of others are cut so"
-        " that it does; 0 is for as long as step_tokens take.",
+        "Target for the inter-token latency: while answers are being generated, prompts are split"
+        " so that a step takes no longer; 0 for no target.",
         unit="ms",
         ge=0,
     )
     weights: Literal["auto", "mapped", "copied"] = _key(
         "auto",
-        "Where weights lie: mapped from the file, shared between processes; copied beside the"
-        " first steps into memory of their own, in huge pages, which is faster; auto copies where"
-        " there are huge pages and memory allows.",
+        "mapped: use the weights in the file, shared between processes; copied: copy them into"
+        " huge pages in the background, which is faster; auto: copy them if there are huge pages"
+        " and enough memory.",
     )
 
 
@@ -153,27 +152,27 @@ class Recipe(_Section):
         description="The checkpoint: a directory, relative to this file, or a hub id.",
         min_length=1,
     )
-    revision: str | None = _key(None, "Branch, tag or commit of a hub id.", min_length=1)
+    revision: str | None = _key(None, "Branch, tag or commit on the hub.", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = _key(
-        "auto", "Type of weights and activations; auto is the checkpoint's."
+        "auto", "Type of weights and activations; auto is the type of the checkpoint."
     )
-    backend: Literal["cpp", "reference"] = _key("cpp", "What executes the program.")
+    backend: Literal["cpp", "reference"] = _key("cpp", "Backend that generates the code.")
     target: str = _key(
-        "native", "Machine to compile for: native, x86-64-v3, x86-64-v4+vnni+bf16, zen4, ..."
+        "native",
+        "Instruction set to compile for: native, x86-64-v3, x86-64-v4+vnni+bf16, zen4, ...",
     )
     quantization: Annotated[QuantizationSection, BeforeValidator(_scheme_alone)] = Field(
-        default=QuantizationSection(), description="Matrices in fewer bits."
+        default=QuantizationSection(), description="Quantization of weights."
     )
-    kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The attention state.")
+    kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The KV cache.")
     passes: Annotated[Any, BeforeValidator(_check_passes)] = _key(
         {},
-        "Changes to the pipeline: NAME: false switches off, NAME: {option: value} sets,"
-        " my_module:MyPass: {after: NAME} adds; in order as a list; whole as one text.",
+        "Changes to the pipeline: NAME: false disables a pass, NAME: {option: value} configures it,"
+        " my_module:MyPass: {after: NAME} adds a pass; a list is applied in order, and a string"
+        " replaces the pipeline.",
     )
-    runtime: RuntimeSection = Field(default=RuntimeSection(), description="Bounds and defaults.")
-    trust_remote_code: bool = _key(
-        False, "Whether Python code that came with the checkpoint may run."
-    )
+    runtime: RuntimeSection = Field(default=RuntimeSection(), description="Limits and defaults.")
+    trust_remote_code: bool = _key(False, "Whether Python code from the checkpoint may run.")
 
     @property
     def logit_rows(self) -> int:
@@ -202,15 +201,17 @@ class LoadedRecipe:
 def load_recipe(
     source: str | os.PathLike[str] | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> LoadedRecipe:
-    """Reads a recipe from a file, or for a checkpoint directory makes the default one.
+    """Reads a recipe from a file, or makes the default one for a checkpoint directory or hub id.
 
-    `overrides` are assignments `a.b=c`, as given to `--set`, or a mapping of `a.b` to values.
+    `source` is a file, a directory with a `model.yaml` or a checkpoint in it, the name of a
+    bundled recipe, or a hub id `org/name`; a file or directory goes before a name. `overrides`
+    are assignments `a.b=c`, as given to `--set`, or a mapping of `a.b` to values.
     Raises RecipeError.
     """
     if isinstance(source, Recipe):
         tree, directory = YamlTree(source.model_dump(exclude_unset=True)), Path.cwd()
     else:
-        tree, directory = _read(Path(source))
+        tree, directory = _find(os.fspath(source))
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     for assignment in [overrides] if isinstance(overrides, str) else overrides:
@@ -249,6 +250,29 @@ _RECIPE_FILES = frozenset({".yaml", ".yml", ".json"})
 _MODEL_FILES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx"})
 
 
+def _find(source: str) -> tuple[YamlTree, Path]:
+    path = Path(source)
+    if path.exists() or path.suffix in _RECIPE_FILES:
+        return _read(path)
+    if source in bundled_recipes():
+        return _read(bundled_recipes()[source].path)
+    if is_hub_id(source):
+        return YamlTree({"model": source}), Path.cwd()
+    near = nearest_name(path.name)
+    suggestion = f"did you mean {near!r}? " if near else ""
+    raise RecipeError(
+        "no such file, directory or bundled recipe",
+        where=source,
+        hint=f"{suggestion}`infc recipe list` shows the recipes, and a hub id reads org/name",
+    )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether text that names no file here is the id of a model on the hub."""
+    ending = Path(text).suffix
+    return bool(HUB_ID.fullmatch(text)) and ending not in _RECIPE_FILES | _MODEL_FILES | {".infc"}
+
+
 def _read(path: Path) -> tuple[YamlTree, Path]:
     if path.is_file() and (path.suffix in _MODEL_FILES or path.name == "config.json"):
         raise RecipeError(
@@ -256,22 +280,30 @@ def _read(path: Path) -> tuple[YamlTree, Path]:
             where=str(path),
             hint="give a model.yaml, or a checkpoint's directory of config.json and safetensors",
         )
-    if not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix not in _RECIPE_FILES:
-        raise RecipeError(
-            "no such file or directory",
-            where=str(path),
-            hint=f"a hub id goes into a recipe, a file that says `model: {path}`",
-        )
     if not path.is_dir():
         return read_yaml(path), path.resolve().parent
     if (path / "model.yaml").is_file():
         return _read(path / "model.yaml")
     if (path / "config.json").is_file():
         return YamlTree({"model": "."}), path.resolve()
+    if (path / "manifest.json").is_file():
+        raise RecipeError(
+            "this is an artifact, compiled already", where=str(path), hint=f"`infc run {path}`"
+        )
     raise RecipeError(
-        "this directory holds neither a model.yaml nor a checkpoint's config.json",
+        "this directory holds neither a model.yaml nor a checkpoint's config.json, and is no"
+        " artifact either",
         where=str(path),
+        hint=_below(path),
     )
+
+
+def _below(path: Path) -> str | None:
+    """What to name instead of a directory that only holds the one that was meant."""
+    if (path / "snapshots").is_dir():
+        return f"name one of the directories in {path / 'snapshots'}"
+    inner = [one.parent for name in ("config.json", "model.yaml") for one in path.glob(f"*/{name}")]
+    return f"did you mean {inner[0]}?" if len(inner) == 1 else None
 
 
 def _validate(tree: YamlTree) -> Recipe:
