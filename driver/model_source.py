@@ -8,6 +8,8 @@ from ..ir.errors import CheckpointError, RecipeError
 from .recipe import HUB_ID, Recipe
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
+# The same weights in another layout, beside those that are read.
+_DUPLICATES = ["original/*", "consolidated*", "metal/*", "onnx/*"]
 
 
 def find_model(recipe: Recipe, directory: Path) -> Path:
@@ -46,12 +48,40 @@ def _download(recipe: Recipe, path: Path) -> Path:
         ) from None
     patterns = [*_PATTERNS, *(["*.py"] if recipe.trust_remote_code else [])]
     try:
-        found = snapshot_download(recipe.model, revision=recipe.revision, allow_patterns=patterns)
+        found = snapshot_download(
+            recipe.model,
+            revision=recipe.revision,
+            allow_patterns=patterns,
+            ignore_patterns=_DUPLICATES,
+        )
     except Exception as error:  # a dozen kinds, from many layers, all of them final here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason, hint = _reason(recipe, error)
         raise CheckpointError(
             f"no such directory, and the hub does not give {recipe.model!r}: {reason}",
             where=str(path),
-            hint="check the name, the revision, the network, or HF_TOKEN",
+            hint=hint,
         ) from error
     return Path(found)
+
+
+def _reason(recipe: Recipe, error: Exception) -> tuple[str, str]:
+    """Why the hub gave nothing, and what to do about it."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{recipe.model}"
+    if isinstance(error, GatedRepoError):
+        return "access must be granted first", f"ask for it at {page}, and set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {recipe.revision!r}", f"see {page}/tree/main"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such model, or a private one", "check the name, or set HF_TOKEN"
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return "it is not in the cache, and HF_HUB_OFFLINE is set", "unset it to download the model"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason, "check the network, the name and HF_TOKEN"
