@@ -22,6 +22,7 @@ from ..ir.errors import ArtifactError, UsageError
 from ..ir.files import write_whole
 from ..ir.leftovers import partial_prefix, sweep
 from ..ir.sizes import parse_size
+from .workplaces import WORKPLACES
 
 DEFAULT_LIMIT_BYTES = 20 * 10**9
 LIMIT_VARIABLE = "INFC_CACHE_LIMIT"
@@ -160,8 +161,12 @@ class ArtifactCache:
                 writer.commit_copy(artifact)
         except ArtifactError as error:
             return str(error)
-        self._evict()
+        self.evict()
         return None
+
+    def place(self, key: str) -> Path:
+        """Where the artifact of a key lies, or would lie."""
+        return self._artifacts / key
 
     def use(self) -> CacheUse:
         """What the cache holds now."""
@@ -186,7 +191,7 @@ class ArtifactCache:
     def prune(self) -> CacheUse:
         """Removes what the limit does not allow, and what killed processes left; what went."""
         before = self.use()
-        self._evict()
+        self.evict()
         after = self.use()
         return CacheUse(
             self.directory,
@@ -206,10 +211,11 @@ class ArtifactCache:
         self.sweep()
         with contextlib.suppress(OSError):
             for path in self.directory.iterdir():
-                if path != self._artifacts:
+                if path.name not in (self._artifacts.name, *WORKPLACES):
                     shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):  # where another process has just begun to write
-            self._artifacts.rmdir()
+        for name in (self._artifacts.name, *WORKPLACES):
+            with contextlib.suppress(OSError):  # where another process has just begun to write
+                (self.directory / name).rmdir()
         with contextlib.suppress(OSError):
             self.directory.rmdir()
         return before
@@ -218,13 +224,16 @@ class ArtifactCache:
         with contextlib.suppress(OSError):
             yield from (p for p in self._artifacts.iterdir() if not p.name.startswith("."))
 
-    def _evict(self) -> None:
-        """Removes artifacts, the longest unused first, and what killed runs left behind."""
-        entries = sorted(self._entries(), key=_mtime)
+    def evict(self, spare: str | None = None) -> None:
+        """Removes artifacts, the longest unused first, and what killed runs left behind.
+
+        `spare` is the key of one that is about to be used: it stays, however large it is.
+        """
+        entries = sorted(self._entries(), key=lambda path: (path.name == spare, _mtime(path)))
         sizes = {path: _size_bytes(path) for path in entries}
         total = sum(sizes.values())
         for path in entries:
-            if total <= self.limit_bytes:
+            if total <= self.limit_bytes or path.name == spare:
                 break
             _remove(path)
             total -= sizes[path]
@@ -232,7 +241,7 @@ class ArtifactCache:
 
     def sweep(self) -> int:
         """Removes what killed processes left in the cache; the number of things removed."""
-        names = ("artifacts", "stamps", "checkpoints", "machines")
+        names = ("artifacts", "stamps", "checkpoints", "machines", *WORKPLACES)
         return sum(sweep(self.directory / name) for name in names)
 
 

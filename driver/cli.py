@@ -17,6 +17,7 @@ from ..ir.extras import COMPILE_LIBRARIES, missing_library
 
 # In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
 _COMMANDS = (
+    "run",
     "compile",
     "rebuild",
     "generate",
@@ -97,16 +98,18 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="Print the version.",
 )
 def infc() -> None:
-    """Compiles a language model into one artifact, and serves it.
+    """Compile and run large language models.
 
     \b
-      infc compile recipes/tiny/model.yaml -o tiny.infc
-      infc generate tiny.infc "def fibonacci(n):"
+      infc run tiny "Write a class for a stack."
+      infc run Qwen/Qwen2.5-0.5B-Instruct
+      infc compile tiny -o tiny.infc
+      infc serve tiny.infc
     """
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line; returns its exit status, having printed at most one line of error."""
+    """Runs one command line and returns its exit status; prints at most one line for an error."""
     try:
         status = infc.main(arguments, prog_name="infc", standalone_mode=False)
         return status if isinstance(status, int) else 0

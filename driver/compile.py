@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,12 @@ from ..ir.manifest import (
 from ..ir.program import hidden_width
 from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
-from .cache import ArtifactCache, cache_key, checkpoint_identity
+from .cache import LIMIT_VARIABLE, ArtifactCache, cache_key, checkpoint_identity
 from .default_output import keep_another_checkpoint
 from .model_source import find_model
 from .progress import LineReporter, Reporter
 from .recipe import LoadedRecipe, Recipe, load_recipe
+from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
     from ..codegen.base import Emission
@@ -55,11 +56,11 @@ def compile_model(
 ) -> Artifact:
     """Compiles a model into an artifact, and opens it.
 
-    `recipe` is a `model.yaml`, a checkpoint directory, or a Recipe; `output` the artifact's
-    directory (by default named after the model, in the working directory); `overrides` are
-    assignments such as `runtime.max_context=2048`, or a mapping of them. Where no output was
-    named, an artifact of another checkpoint is replaced with `force` alone. `verify`
-    checks what each pass did by running the program before and after it.
+    `recipe` is a `model.yaml`, a checkpoint directory, a hub id, the name of a bundled recipe, or
+    a Recipe; `output` the artifact's directory (by default named after the model, in the working
+    directory); `overrides` are assignments such as `runtime.max_context=2048`, or a mapping of
+    them. Where no output was named, an artifact of another checkpoint is replaced with `force`
+    alone. `verify` checks what each pass did by running the program before and after it.
     `dump_ir_after` names a pass, or `all`: the program after it is written into `dump_dir`.
     `progress` hears of stages and of every choice that was made for you; by default both go to
     stderr as lines.
@@ -90,15 +91,64 @@ def compile_model(
     dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
     if dump_ir_after is not None:
         check_writable(dumps, "dumps", hint="name another directory with --dump-dir")
+    artifact = _write(job, progress, dump_ir_after, dumps)
+    _write_timings(job.output, progress)
+    if key is not None and (reason := store.add(key, artifact)):
+        progress.remark(f"not kept in the cache: {reason}")
+    return artifact
+
+
+def compile_cached(
+    model: str | os.PathLike[str] | Recipe,
+    *,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    progress: Reporter | None = None,
+) -> Artifact:
+    """The artifact of a model in the cache, compiled into it where it is not there yet.
+
+    Arguments are those of `compile_model`. What the cache does not keep (it is switched off, or
+    the recipe brings a pass of its own) is compiled for this process alone, and removed when it
+    ends. Nothing is said of an artifact that was found. Raises InfcError as `compile_model` does.
+    """
+    check_platform()
+    loaded = load_recipe(model, overrides)
+    require_compiler(f"{loaded.recipe.model} is no artifact, and compiling it")
+    progress = progress or LineReporter()
+    store = ArtifactCache()
+    job = _plan(loaded, store.place("new"), verify=True)
+    name = _recorded(job)["model"]
+    key = _key(job, progress)
+    if key is not None and store.limit_bytes == 0:
+        progress.remark(f"not cached: the cache keeps nothing ({LIMIT_VARIABLE})")
+        key = None
+    if key is None:
+        progress.remark(f"compiling {name} for this process alone")
+        return _write(replace(job, output=temporary_output(store.directory)), progress)
+    if found := store.find(key):
+        return found
+
+    def wait() -> None:
+        progress.remark(f"another process is compiling {name}: waiting for it")
+
+    with one_at_a_time(store.directory, key, wait):
+        store.sweep()
+        if found := store.find(key):
+            return found
+        progress.remark(f"compiling {name}; the next time it comes from the cache")
+        artifact = _write(replace(job, output=store.place(key)), progress)
+    store.evict(spare=key)
+    return artifact
+
+
+def _write(
+    job: _Job, progress: Reporter, dump_ir_after: str | None = None, dumps: Path = Path()
+) -> Artifact:
+    """Compiles, whatever the cache holds, and moves the artifact to the job's output."""
     with ArtifactWriter(job.output) as writer:
         manifest = _build(job, writer.path, dump_ir_after, dumps, progress)
         with progress.stage("digest and move into place"):
             writer.commit(manifest)
-    _write_timings(job.output, progress)
-    artifact = open_artifact(job.output, "none")  # its digests are of what was just written
-    if key is not None and (reason := store.add(key, artifact)):
-        progress.remark(f"not kept in the cache: {reason}")
-    return artifact
+    return open_artifact(job.output, "none")  # its digests are of what was just written
 
 
 def _take(store: ArtifactCache, key: str, job: _Job) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
@@ -9,11 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+import click
+
 from ..ir.errors import InfcError
 from ..ir.sizes import format_count
 
 if TYPE_CHECKING:
+    from ..runtime.llm import LLM
     from ..runtime.outputs import RequestOutput
+    from ..runtime.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,28 @@ def write_choices(
     )
 
 
+def write_answer(llm: LLM, ids: list[int], params: SamplingParams, *, stats: bool) -> None:
+    """Writes what follows a prompt to stdout, and with `stats` its speed to stderr."""
+    begun = seconds_since_process_start()
+    stream = llm.stream(ids, params)
+    write = write_stream if params.n == 1 else write_choices
+    written = write(stream, sys.stdout, as_ids=llm.tokenizer is None)
+    click.echo()
+    if stats:
+        click.echo(written.summary(begun + written.first_token_seconds), err=True)
+
+
+def encode_message(llm: LLM, text: str, system: str | None = None) -> list[int]:
+    """A prompt as a message of a user, in the model's chat template; `system` goes before it.
+
+    RequestError where the model has no tokenizer or no template.
+    """
+    from ..runtime.prompts import encode_conversation
+
+    opening = [{"role": "system", "content": system}] if system else []
+    return encode_conversation(llm.tokenizer, [*opening, {"role": "user", "content": text}])
+
+
 def seconds_since_process_start() -> float:
     """Wall seconds since the system started this process, to a hundredth."""
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
@@ -115,15 +142,49 @@ def seconds_since_process_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def read_prompt(prompt: str | None) -> str:
-    """The prompt: the argument, or what is piped in where it is `-` or absent."""
+def read_prompt(prompt: str | None, file: str | None = None) -> str:
+    """The prompt: the argument, a whole file, or what is piped in where it is `-` or absent.
+
+    UsageError where there is none, where there are two, or where it is not UTF-8 text.
+    """
     from ..ir.errors import UsageError
 
+    if file is not None:
+        if prompt is not None:
+            raise UsageError("there are two prompts", hint="pass either PROMPT or --file")
+        return read_file(file) if file != "-" else _read_stdin()
     if prompt is not None and prompt != "-":
         return prompt
     if prompt is None and sys.stdin.isatty():
-        raise UsageError("no prompt", hint="give one, pipe one in, or try `infc chat`")
+        raise UsageError("no prompt", hint="pass one, pipe one in, or use `infc chat`")
+    return _read_stdin()
+
+
+def _read_stdin() -> str:
+    from ..ir.errors import UsageError
+
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"the prompt is not UTF-8 text (byte {error.start})") from None
+
+
+def read_file(file: str, max_bytes: int | None = None) -> str:
+    """The file as text, byte for byte; a character that `max_bytes` cuts is left out.
+
+    UsageError for a file that cannot be read, or is not UTF-8: a model's weights would take
+    minutes, and mean nothing.
+    """
+    from ..ir.errors import UsageError
+
+    try:
+        with open(file, "rb") as opened:
+            # One byte more tells whether the file ends there.
+            data = opened.read(-1 if max_bytes is None else max_bytes + 1)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=file) from None
+    part = data[:max_bytes]
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(part, final=len(part) == len(data))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 text (byte {error.start})", where=file) from None

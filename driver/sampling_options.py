@@ -38,7 +38,7 @@ def parse_token_ids(
 def _parse_bias(
     context: click.Context, option: click.Parameter, texts: tuple[str, ...]
 ) -> tuple[tuple[int, float], ...]:
-    """Pairs of a token id and what is added to its logit, each written as 42=-1.5."""
+    """Pairs of a token id and a bias for its logit, each written as 42=-1.5."""
     pairs = []
     for text in texts:
         token, _, bias = text.partition("=")
@@ -55,53 +55,67 @@ def _token_ids(name: str, text: str) -> Callable[[_Function], _Function]:
 
 
 _OPTIONS = (
-    click.option("--temperature", type=float, help="0 always takes the likeliest token."),
-    click.option("--top-p", type=float, help="Keep the likeliest tokens of this total."),
-    click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all."),
+    click.option("--temperature", type=float, help="0 always selects the most likely token."),
     click.option(
-        "--min-p", type=float, help="Keep tokens at least this many times as likely as the best."
+        "--top-p",
+        type=float,
+        help="Sample from the most likely tokens with this total probability.",
+    ),
+    click.option("--top-k", type=int, help="Sample from this many most likely tokens; 0 for all."),
+    click.option(
+        "--min-p",
+        type=float,
+        help="Minimum probability of a token, relative to the most likely one.",
     ),
     click.option(
-        "--repetition-penalty", type=float, help="Above 1 shuns tokens of prompt and answer."
+        "--repetition-penalty",
+        type=float,
+        help="Above 1: reduce the probability of tokens in prompt and answer.",
     ),
     click.option(
-        "--presence-penalty", type=float, help="Taken from every token that the answer holds."
+        "--presence-penalty", type=float, help="Subtracted from the logits of tokens in the answer."
     ),
     click.option(
-        "--frequency-penalty", type=float, help="Taken from a token each time the answer holds it."
+        "--frequency-penalty",
+        type=float,
+        help="Subtracted from the logit of a token for each occurrence in the answer.",
     ),
     click.option(
         "--logit-bias",
         callback=_parse_bias,
         multiple=True,
         metavar="ID=NUMBER",
-        help="Added to a token's logit; repeatable.",
+        help="Add to the logit of a token; repeatable.",
     ),
-    _token_ids("--allowed-token-ids", "Choose among these tokens only."),
-    _token_ids("--banned-token-ids", "Never choose these tokens."),
+    _token_ids("--allowed-token-ids", "Sample only from these tokens."),
+    _token_ids("--banned-token-ids", "Never sample these tokens."),
     click.option("--seed", type=int, help="The same seed gives the same text."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
-    _token_ids("--stop-token-ids", "End after one of these tokens."),
-    click.option("--min-tokens", type=int, help="Do not end before so many tokens."),
-    click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
-    threads_option("as the recipe says if not given"),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeatable."
+    ),
+    _token_ids("--stop-token-ids", "Stop after any of these tokens."),
+    click.option(
+        "--min-tokens", type=int, help="Minimum number of tokens before the answer can end."
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Continue after the end-of-text token."),
+    threads_option("by default as in the recipe"),
     click.option(
         "--max-context",
         type=click.IntRange(min=2),
-        help="Longest sequence, at most the compiled one.",
+        help="Maximum length of prompt and answer; at most the compiled value.",
     ),
-    click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB."),
+    click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache, such as 1GiB."),
     click.option(
         "--weights",
         type=click.Choice(["auto", "mapped", "copied"]),
-        help="Where weights lie; as the recipe says if not given.",
+        help="Use weights in the file or copy them; by default as in the recipe.",
     ),
     click.option(
         "--verify",
         type=click.Choice(["stamp", "full", "none"]),
         default="stamp",
         show_default=True,
-        help="Which files are read whole first: changed ones, all, none.",
+        help="Which files to check first: changed ones, all, or none.",
     ),
 )
 
@@ -112,7 +126,7 @@ def generation_options(default_length: str) -> Callable[[_Function], _Function]:
     `default_length` says in words how long an answer may be where --max-tokens is not given.
     """
     length = click.option(
-        "--max-tokens", type=int, help=f"Longest answer, in tokens.  [default: {default_length}]"
+        "--max-tokens", type=int, help=f"Maximum length of the answer.  [default: {default_length}]"
     )
 
     def add(function: _Function) -> _Function:
@@ -123,18 +137,18 @@ def generation_options(default_length: str) -> Callable[[_Function], _Function]:
 
 
 def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of `options` what the engine is opened with, beside the artifact."""
+    """Removes the arguments of the engine from `options`, and returns them."""
     names = ("threads", "max_context", "kv_memory", "weights")
     return {"on_note": print_note, **{name: options.pop(name) for name in names}}
 
 
 def print_note(note: str) -> None:
-    """Say on stderr what had to be decided otherwise than asked."""
+    """Reports on stderr a setting that had to be changed."""
     click.echo(f"note: {note}", err=True)
 
 
 def sampling_params(options: Mapping[str, Any], artifact: Artifact) -> SamplingParams:
-    """The parameters of a request: what was given, else what the checkpoint recommends.
+    """The parameters of a request: what was given, otherwise what the checkpoint recommends.
 
     Raises RequestError where a value is out of range.
     """

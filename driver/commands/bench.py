@@ -1,10 +1,11 @@
-"""`infc bench`: what this machine gives, and what an artifact makes of it."""
+"""`infc bench`: what this machine gives, and what a model makes of it."""
 
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
+from ..set_option import set_option
 from ..threads_option import threads_option
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("artifact", required=False)
+@click.argument("model", required=False)
+@set_option
 @click.option(
     "--workload",
     "names",
@@ -26,29 +28,34 @@ if TYPE_CHECKING:
     "--prompt-tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="A workload of your own: tokens of each prompt.  [default: 128]",
+    help="Custom workload: tokens per prompt.  [default: 128]",
 )
 @click.option(
     "--new-tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tokens of each answer in it.  [default: 64]",
+    help="Custom workload: tokens per answer.  [default: 64]",
 )
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Requests in it, all at once.  [default: 1]",
+    help="Custom workload: concurrent requests.  [default: 1]",
 )
-@click.option("--ops", is_flag=True, help="Time a decode and a prefill step line by line.")
+@click.option("--ops", is_flag=True, help="Measure each line of a decode step and a prefill step.")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds that count."
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of measured rounds.",
 )
-@threads_option("as compiled by default")
-@click.option("--machine", is_flag=True, help="Measure this machine's ceilings, and keep them.")
+@threads_option("by default as compiled")
+@click.option("--machine", is_flag=True, help="Measure the limits of this machine, and store them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    artifact: str | None,
+    model: str | None,
+    overrides: tuple[str, ...],
     names: tuple[str, ...],
     prompt_tokens: int | None,
     new_tokens: int | None,
@@ -59,7 +66,10 @@ def command(
     machine: bool,
     as_json: bool,
 ) -> None:
-    """Measure an artifact's speed beside the ceilings of this machine.
+    """Measure the speed of a model, and compare it with the limits of this machine.
+
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
+    id. A model that is not compiled yet is compiled first and stored in the cache.
 
     \b
       infc bench tiny.infc
@@ -68,23 +78,23 @@ def command(
       infc bench tiny.infc --ops
       infc bench --machine
     """
-    if artifact is None:
+    if model is None:
         if not machine:
-            raise click.UsageError("name an artifact, or ask for --machine")
-        _refuse_without_artifact()
+            raise click.UsageError("no model (name one, or use --machine)")
+        _refuse_without_model()
         _measure_machine(threads, as_json)
         return
     import json
     from dataclasses import asdict
 
-    from ...ir.artifact import open_artifact
     from ..bench.run import INTERRUPTED, BenchOptions, run_bench
     from ..bench.text import render_bench
     from ..bench.workloads import START
     from ..explain.text import terminal
+    from ..open_model import open_model
     from ..sampling_options import print_note
 
-    opened = open_artifact(artifact)
+    opened = open_model(model, overrides)
     own = _own_workload(opened.manifest.limits.max_context, prompt_tokens, new_tokens, batch)
     options = BenchOptions(
         workloads=_workloads(names, own, ops),
@@ -98,7 +108,7 @@ def command(
     for one in options.workloads:
         wait = min(one.requests, one.concurrency) - result.at_once
         if wait > 0:
-            print_note(f"{result.at_once} sequences run at once, so {wait} wait for their turn")
+            print_note(f"{result.at_once} sequences run at once, so {wait} have to wait")
     if as_json:
         click.echo(json.dumps(asdict(result), indent=1))
     else:
@@ -109,14 +119,14 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _refuse_without_artifact() -> None:
-    """UsageError for a given option that only says how an artifact is measured."""
+def _refuse_without_model() -> None:
+    """UsageError for a given option that only says how a model is measured."""
     context = click.get_current_context()
     for option in context.command.params:
         name = option.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if given and name not in ("machine", "threads", "as_json"):
-            raise click.UsageError(f"{option.opts[0]} needs an artifact: --machine measures none")
+            raise click.UsageError(f"{option.opts[0]} needs a model: --machine measures none")
 
 
 def _workloads(names: tuple[str, ...], own: "Workload | None", ops: bool) -> "tuple[Workload, ...]":

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @click.group("cache")
 def command() -> None:
-    """Show, bound or clear the cache of compiled artifacts.
+    """Show, limit or clear the cache of compiled artifacts.
 
     \b
       infc cache list
@@ -22,7 +22,7 @@ def command() -> None:
 
 @command.command()
 def path() -> None:
-    """Print where the cache lies."""
+    """Print the directory of the cache."""
     from ..cache import cache_directory
 
     click.echo(cache_directory())
@@ -31,7 +31,7 @@ def path() -> None:
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_entries(as_json: bool) -> None:
-    """List what is kept, the last used first.
+    """List the artifacts in the cache, most recently used first.
 
     \b
       infc cache list --json
@@ -55,7 +55,7 @@ def list_entries(as_json: bool) -> None:
 
 @command.command()
 def size() -> None:
-    """Print how much the cache holds, and its limit."""
+    """Print the size of the cache and its limit."""
     from ..cache import ArtifactCache
 
     use = ArtifactCache().use()
@@ -65,7 +65,7 @@ def size() -> None:
 @command.command()
 @click.argument("size", required=False)
 def limit(size: str | None) -> None:
-    """Print the limit, or keep another one for this user; $INFC_CACHE_LIMIT goes before it.
+    """Print the limit, or set it for this user; $INFC_CACHE_LIMIT takes precedence.
 
     \b
       infc cache limit 5GB
@@ -87,7 +87,7 @@ def limit(size: str | None) -> None:
 
 @command.command()
 def prune() -> None:
-    """Remove what is beyond the limit, and what killed compilations left."""
+    """Remove artifacts that exceed the limit, and leftovers of killed compilations."""
     from ..cache import ArtifactCache
 
     click.echo(f"removed {_amount(ArtifactCache().prune())}")

@@ -1,135 +1,45 @@
 """`infc chat`: a conversation in the terminal."""
 
-import re
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..sampling_options import generation_options
-
-if TYPE_CHECKING:
-    from ...runtime.llm import LLM
-    from ...runtime.sampling_params import SamplingParams
+from ..set_option import set_option
 
 
 @click.command("chat")
-@click.argument("artifact")
-@click.option("--system", metavar="TEXT", help="The system message.")
-@generation_options("what the context leaves")
-def command(artifact: str, system: str | None, **options: Any) -> None:
-    """Talk with a model.
+@click.argument("model")
+@set_option
+@click.option("--system", metavar="TEXT", help="System message.")
+@generation_options("the rest of the context")
+def command(model: str, overrides: tuple[str, ...], system: str | None, **options: Any) -> None:
+    """Chat with a model in the terminal.
 
-    A line is a message; /reset begins anew, /exit or Ctrl-D ends. Ctrl-C stops an answer, or
-    drops the line. Where the context is full, the oldest turns are left out.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
+    id. A model that is not compiled yet is compiled first and stored in the cache.
+
+    Each line is a message. /reset starts a new chat, /exit or Ctrl-D ends it, and Ctrl-C stops the
+    answer or discards the line. When the context is full, the oldest turns are dropped.
 
     \b
-      infc chat tiny.infc
+      infc chat Qwen/Qwen2.5-0.5B-Instruct
       infc chat tiny.infc --system "You write Python." --temperature 0.7
     """
-    from ...ir.artifact import open_artifact
     from ...ir.errors import UsageError
     from ...runtime.llm import LLM
+    from ..conversation import converse
+    from ..open_model import open_model
     from ..sampling_options import engine_arguments, sampling_params
 
-    verify = options.pop("verify")
-    opened = open_artifact(artifact, verify, weights="later")
+    opened = open_model(model, overrides, options.pop("verify"))
     arguments = engine_arguments(options)
     params = sampling_params(options, opened)
     with LLM(opened, **arguments) as llm:
         if llm.tokenizer is None or not llm.tokenizer.has_chat_template:
             raise UsageError(
-                "this model has no chat template", where=artifact, hint="try `infc generate`"
+                "this model has no chat template",
+                where=model,
+                hint="continue a text with `infc generate`",
             )
-        _converse(llm, params, [{"role": "system", "content": system}] if system else [])
-
-
-def _converse(llm: "LLM", params: "SamplingParams", opening: list[dict[str, Any]]) -> None:
-    turns: list[dict[str, Any]] = []
-    told = False
-    while (line := _read_line()) is not None:
-        if line in ("/exit", "/quit"):
-            return
-        if line == "/reset":
-            turns, told = [], False
-            click.echo("[begun anew]", err=True)
-        elif re.fullmatch(r"/\w*", line):
-            click.echo("/reset begins anew, /exit or Ctrl-D ends", err=True)
-        elif line.strip():
-            asked = [*turns, {"role": "user", "content": line}]
-            answered = _answer(llm, params, opening, asked)
-            if answered is None:
-                continue  # what was said before stays as it was
-            turns = answered
-            if len(turns) <= len(asked) and not told:
-                told = True
-                click.echo("note: the context is full: the oldest turns are left out", err=True)
-
-
-def _fitting(
-    llm: "LLM",
-    params: "SamplingParams",
-    opening: list[dict[str, Any]],
-    turns: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[int]]:
-    """The newest turns behind which an answer fits, the last one in any case; and their tokens."""
-    assert llm.tokenizer is not None
-    limit = llm.engine.plan.limits.max_context
-    room = params.max_tokens or min(256, limit // 4)
-    for first in range(0, len(turns), 2):  # a message and its answer
-        ids = llm.tokenizer.encode_chat([*opening, *turns[first:]])
-        if len(ids) + room <= limit:
-            break
-    return turns[first:], ids
-
-
-def _answer(
-    llm: "LLM",
-    params: "SamplingParams",
-    opening: list[dict[str, Any]],
-    turns: list[dict[str, Any]],
-) -> list[dict[str, Any]] | None:
-    """Writes one answer; the turns it was given behind, and it. None where there is none.
-
-    It is refused, it failed, or it was stopped: only for a damaged artifact that is an error of
-    the conversation.
-    """
-    from ...ir.errors import ArtifactError, CapacityError, InfcError, RequestError
-    from ..generate import write_stream
-
-    try:
-        kept, ids = _fitting(llm, params, opening, turns)
-        written = write_stream(llm.stream(ids, params), sys.stdout)
-    except (RequestError, CapacityError) as error:  # before its first word
-        click.echo(f"error: {error}", err=True)
-        return None
-    except ArtifactError:
-        raise
-    except InfcError as error:
-        click.echo()
-        click.echo(f"error: {error}", err=True)
-        return None
-    except KeyboardInterrupt:
-        click.echo(" [stopped]")
-        return None
-    click.echo()
-    return [*kept, {"role": "assistant", "content": written.text}]
-
-
-def _read_line() -> str | None:
-    """One line, with editing and history on a terminal; None at the end."""
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
-    import contextlib
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - importing it is what gives `input` its editing
-    try:
-        return input("> ")
-    except EOFError:
-        click.echo()
-        return None
-    except KeyboardInterrupt:
-        click.echo("\n(Ctrl-D or /exit ends)")
-        return ""
+        converse(llm, params, system)

@@ -1,27 +1,37 @@
-"""`infc compile`: a recipe or a checkpoint directory in, an artifact out."""
+"""`infc compile`: a recipe, a checkpoint directory or a hub id in, an artifact out."""
 
 import click
 
 
 @click.command("compile")
 @click.argument("recipe")
-@click.option("-o", "--output", metavar="DIR", help="The artifact; MODEL.infc if not given.")
+@click.option("-o", "--output", metavar="DIR", help="Output directory.  [default: MODEL.infc]")
 @click.option(
-    "--force", is_flag=True, help="Replace MODEL.infc also where another checkpoint gave it."
+    "--force", is_flag=True, help="Replace MODEL.infc even if it was made from another checkpoint."
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe; repeatable.",
 )
 @click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Run the program before and after each pass, and compare.",
+    help="Compare the outputs of the model before and after each pass.",
 )
-@click.option("--cache/--no-cache", default=True, show_default=True, help="Reuse equal artifacts.")
-@click.option("--dump-ir-after", metavar="PASS|all", help="Write the program after a pass.")
-@click.option("--dump-dir", metavar="DIR", help="Where dumps go; OUTPUT.dumps if not given.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Reuse an artifact from the cache."
+)
+@click.option(
+    "--dump-ir-after", metavar="PASS|all", help="Write the program after a pass to a file."
+)
+@click.option(
+    "--dump-dir", metavar="DIR", help="Directory for these files.  [default: OUTPUT.dumps]"
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def command(
     recipe: str,
     output: str | None,
@@ -35,10 +45,13 @@ def command(
 ) -> None:
     """Compile a model into an artifact.
 
-    RECIPE is a model.yaml, or a checkpoint directory for the default recipe.
+    RECIPE is a recipe file, the name of a bundled recipe (see `infc recipe list`), or a checkpoint
+    directory or hub id, which are compiled with default settings.
 
     \b
-      infc compile recipes/tiny/model.yaml -o tiny.infc
+      infc compile tiny -o tiny.infc
+      infc compile Qwen/Qwen2.5-0.5B-Instruct --set quantization=int8
+      infc compile path/to/checkpoint
       infc compile model.yaml --set dtype=float32 --set runtime.max_context=2048
       infc compile model.yaml --no-cache --dump-ir-after all
     """

@@ -6,8 +6,8 @@ import click
 @click.command("diff")
 @click.argument("before")
 @click.argument("after")
-@click.option("--stat", is_flag=True, help="Leave out the lines of IR.")
-@click.option("--json", "as_json", is_flag=True, help="Print the difference as a document.")
+@click.option("--stat", is_flag=True, help="Print only the statistics, without lines of IR.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(before: str, after: str, stat: bool, as_json: bool) -> None:
     """Show how two programs or artifacts differ, pass by pass.
 

@@ -6,9 +6,9 @@ import click
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Show what this machine offers: instruction set, compiler, libraries, huge pages, backends.
+    """Check this machine: instruction set, compiler, libraries, huge pages, backends.
 
-    The status is 1 where no artifact could run here at all.
+    The exit status is 1 if no artifact could run on this machine.
 
     \b
       infc doctor

@@ -1,53 +1,64 @@
-"""`infc generate`: a prompt in, text out as it comes."""
+"""`infc generate`: continues a text."""
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..sampling_options import generation_options, parse_token_ids
-
-if TYPE_CHECKING:
-    from ...runtime.llm import LLM
+from ..set_option import set_option
 
 
 @click.command("generate")
-@click.argument("artifact")
+@click.argument("model")
 @click.argument("prompt", required=False)
+@set_option
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file.")
 @click.option(
     "--token-ids", callback=parse_token_ids, metavar="1,2,3", help="The prompt as token ids."
 )
 @click.option(
     "--chat/--raw",
     default=False,
-    help="Whether the prompt is a message for the chat template, or the text itself (default).",
+    help="Send the prompt as a chat message, or continue it as it is (default).",
 )
-@click.option("-n", "n", type=int, help="Answers; more than one come numbered, at the end.")
-@click.option("--best-of", type=int, help="Generate so many, and keep the likeliest.")
-@click.option("--stats/--no-stats", default=True, show_default=True, help="Speed, on stderr.")
-@generation_options("256, or what the context leaves")
+@click.option(
+    "-n", "n", type=int, help="Number of answers; several are numbered and printed at the end."
+)
+@click.option(
+    "--best-of", type=int, help="Generate this many answers and keep the most likely ones."
+)
+@click.option(
+    "--stats/--no-stats", default=True, show_default=True, help="Report the speed on stderr."
+)
+@generation_options("256 tokens")
 def command(
-    artifact: str,
+    model: str,
     prompt: str | None,
+    overrides: tuple[str, ...],
+    file: str | None,
     token_ids: tuple[int, ...] | None,
     chat: bool,
     stats: bool,
     **options: Any,
 ) -> None:
-    """Write what follows a prompt.
+    """Continue a text.
 
-    The prompt is read from stdin where it is - or left out.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
+    id. A model that is not compiled yet is compiled first and stored in the cache.
+
+    If the prompt is - or missing, it is read from stdin.
 
     \b
-      infc generate tiny.infc "def fibonacci(n):" --max-tokens 64
+      infc generate tiny "def fibonacci(n):" --max-tokens 64
       echo "Once upon a time" | infc generate tiny.infc --temperature 0.8 --seed 7
+      infc generate tiny.infc -f prompt.txt
       infc generate tiny.infc --chat "Write a class for a stack."
       infc generate tiny.infc --token-ids 1,15,27
       infc generate tiny.infc "import" -n 3 --temperature 0.8 --min-p 0.05
     """
-    from ...ir.artifact import open_artifact
     from ...runtime.llm import LLM
-    from ..generate import read_prompt, seconds_since_process_start, write_choices, write_stream
+    from ..generate import encode_message, read_prompt, write_answer
+    from ..open_model import open_model
     from ..sampling_options import (
         engine_arguments,
         print_note,
@@ -55,30 +66,17 @@ def command(
         with_default_length,
     )
 
-    if token_ids is not None and (prompt is not None or chat):
-        raise click.UsageError("--token-ids stands alone: no prompt and no --chat beside it")
-    what = list(token_ids) if token_ids is not None else read_prompt(prompt)
-    verify = options.pop("verify")
-    opened = open_artifact(artifact, verify, weights="later")
+    if token_ids is not None and (prompt is not None or file is not None or chat):
+        raise click.UsageError(
+            "--token-ids stands alone: it cannot be combined with a prompt or --chat"
+        )
+    text = read_prompt(prompt, file) if token_ids is None else ""
+    opened = open_model(model, overrides, options.pop("verify"))
     arguments = engine_arguments(options)
     params = sampling_params(options, opened)
     if params.num_choices > 1 and params.temperature == 0:
-        print_note("temperature 0 takes the likeliest token, so all answers are equal")
+        print_note("with temperature 0 all answers are the same")
     with LLM(opened, **arguments) as llm:
-        begun = seconds_since_process_start()
-        ids = llm.engine.encode(what) if not chat else _encode_message(llm, what)
+        ids = encode_message(llm, text) if chat else llm.engine.encode(token_ids or text)
         fitting = with_default_length(params, len(ids), llm.engine.plan.limits.max_context)
-        stream = llm.stream(ids, fitting)
-        write = write_stream if params.n == 1 else write_choices
-        written = write(stream, sys.stdout, as_ids=llm.tokenizer is None)
-    click.echo()
-    if stats:
-        click.echo(written.summary(begun + written.first_token_seconds), err=True)
-
-
-def _encode_message(llm: "LLM", text: str | list[int]) -> list[int]:
-    from ...ir.errors import RequestError
-
-    if llm.tokenizer is None:
-        raise RequestError("this model has no tokenizer", field="messages")
-    return llm.tokenizer.encode_chat([{"role": "user", "content": text}])
+        write_answer(llm, ids, fitting, stats=stats)

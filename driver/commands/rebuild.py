@@ -11,14 +11,16 @@ import click
     show_default=True,
     help="Such as x86-64-v3, x86-64-v4+vnni, zen4; native is this machine.",
 )
-@click.option("-o", "--output", metavar="DIR", help="The new artifact; NAME-TARGET.infc if absent.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option(
+    "-o", "--output", metavar="DIR", help="Output directory.  [default: NAME-TARGET.infc]"
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def command(artifact: str, target: str, output: str | None, quiet: bool) -> None:
-    """Build an artifact again for another processor.
+    """Rebuild an artifact for another processor.
 
-    It takes a C++ compiler, and neither the model nor torch: source and weights are in the
-    artifact. The result is what compiling the model for that target gives. Without -o, an
-    artifact of another checkpoint is not replaced.
+    This needs a C++ compiler, but neither the original model nor torch, since the artifact contains
+    the source code and the weights. The result is the same as compiling the model for this target.
+    Without -o, an artifact of another checkpoint is never replaced.
 
     \b
       infc rebuild tiny.infc

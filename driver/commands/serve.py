@@ -1,14 +1,16 @@
-"""`infc serve`: an artifact behind the OpenAI API."""
+"""`infc serve`: a model behind the OpenAI API."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ...runtime.server.settings import Limit, limits
+from ..set_option import set_option
 from ..threads_option import threads_option
 
 
@@ -45,7 +47,8 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
 
 
 @click.command("serve")
-@click.argument("artifact")
+@click.argument("model")
+@set_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(
@@ -53,46 +56,52 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
     "--served-model-name",
     metavar="NAME",
     multiple=True,
-    help="Name in the API, once or more; the artifact's by default.",
+    help="Name of the model in the API; repeatable.  [default: its own]",
 )
-@click.option("--api-key", envvar="INFC_API_KEY", help="Required of clients; or $INFC_API_KEY.")
 @click.option(
-    "--api-key-file", metavar="FILE", callback=_read_key, help="The key is its first line."
+    "--api-key", envvar="INFC_API_KEY", help="API key that clients must send; or $INFC_API_KEY."
 )
-@click.option("--open-metrics", is_flag=True, help="/metrics needs no key.")
-@threads_option("as compiled by default")
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    callback=_read_key,
+    help="Read the API key from the first line of a file.",
+)
+@click.option("--open-metrics", is_flag=True, help="Allow /metrics without the API key.")
+@threads_option("by default as compiled")
 @click.option(
     "--weights",
     type=click.Choice(["auto", "mapped", "copied"]),
-    help="Where weights lie; as compiled by default.",
+    help="Use weights in the file or copy them; by default as compiled.",
 )
-@click.option("--max-context", type=click.IntRange(min=2), help="At most the compiled one.")
-@click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled one.")
-@click.option("--kv-memory", metavar="SIZE", help="Memory for attention state, such as 1GiB.")
+@click.option("--max-context", type=click.IntRange(min=2), help="At most the compiled value.")
+@click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled value.")
+@click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache, such as 1GiB.")
 @click.option(
     "--itl-target-ms",
     type=click.IntRange(min=0),
-    help="Time from a token to the next that prompts of others are cut for; 0: none.",
+    help="Target for the inter-token latency, by splitting prompts; 0 for none.",
 )
-@click.option("--log-requests", is_flag=True, help="A line on stderr for each request.")
-@click.option("--log-prompts", is_flag=True, help="What was asked, too.")
+@click.option("--log-requests", is_flag=True, help="Log a line for each request on stderr.")
+@click.option("--log-prompts", is_flag=True, help="Include the prompts in the log.")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="For people, or an object a line.",
+    help="Plain text, or one JSON object per line.",
 )
 @click.option(
     "--verify",
     type=click.Choice(["stamp", "full", "none"]),
     default="stamp",
     show_default=True,
-    help="Which files are read whole first: changed ones, all, none.",
+    help="Which files to check first: changed ones, all, or none.",
 )
 @_limit_options
 def command(
-    artifact: str,
+    model: str,
+    overrides: tuple[str, ...],
     host: str,
     port: int,
     model_name: tuple[str, ...],
@@ -109,10 +118,14 @@ def command(
     log_requests: bool,
     **settings: Any,
 ) -> None:
-    """Serve completions and chat over HTTP.
+    """Serve a model over HTTP, compatible with the OpenAI API.
+
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
+    id. A model that is not compiled yet is compiled first and stored in the cache.
 
     \b
-      infc serve tiny.infc
+      infc serve tiny
+      infc serve Qwen/Qwen2.5-0.5B-Instruct --set quantization=int8
       infc serve tiny.infc --host 0.0.0.0 --port 80 --api-key-file key.txt
       curl localhost:8000/v1/completions -d '{"model": "tiny", "prompt": "def"}' \\
            -H 'Content-Type: application/json'
@@ -137,11 +150,12 @@ def command(
         kv_memory=kv_memory,
         itl_target_ms=itl_target_ms,
     )
+    path, names = _artifact_and_names(model, overrides)
     interrupted = serve(
-        artifact,
+        path,
         host=host,
         port=port,
-        model_name=model_name,
+        model_name=model_name or names,
         api_key=api_key_file or api_key,
         options=options,
         verify=cast("Verification", verify),
@@ -151,3 +165,15 @@ def command(
     )
     if interrupted:  # as shells expect it; that it stopped cleanly is no error to print
         raise click.exceptions.Exit(128 + signal.SIGINT)
+
+
+def _artifact_and_names(model: str, overrides: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """Where the artifact lies, compiled if need be; names of its model, none for an artifact's."""
+    from ...ir.artifact import open_artifact
+    from ..open_model import artifact_path, is_artifact
+
+    path = artifact_path(model, overrides)
+    if is_artifact(model):
+        return path, ()
+    recorded = str(open_artifact(path, "none").manifest.recipe["model"])
+    return path, (recorded,) if Path(model).exists() else tuple(dict.fromkeys((model, recorded)))

@@ -53,7 +53,7 @@ def test_a_message_that_is_refused_leaves_the_conversation(
     result = say(artifact, "the cat", "the hat " * 200, "the mat")
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("error: the prompt has ")
-    assert "left out" not in result.stderr
+    assert "dropped" not in result.stderr
     assert prompts[2].startswith(prompts[0]), "what was said before is still there"
     assert "hat" not in prompts[2]
 
@@ -82,7 +82,7 @@ def test_the_oldest_turns_give_way_to_a_message_that_is_answered(
 ) -> None:
     result = say(artifact, "the cat", *["on the hat"] * 6)
     assert result.exit_code == 0, result.output
-    assert result.stderr == "note: the context is full: the oldest turns are left out\n"
+    assert result.stderr == "note: the context is full, so the oldest turns are dropped\n"
     assert "cat" in prompts[1]
     assert "cat" not in prompts[-1]
     assert len(prompts) == 7

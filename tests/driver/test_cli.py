@@ -43,7 +43,7 @@ def test_help_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_threads_are_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("generate", "chat", "serve", "eval", "bench"):
+    for name in ("run", "generate", "chat", "serve", "eval", "bench"):
         for threads in ("0", str(MAX_THREADS + 1)):
             status, line = refused(capsys, name, "x", "x", "--threads", threads)
             assert (status, f"{threads} is not in the range 1<=x<=1024" in line) == (2, True), name
@@ -73,7 +73,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["compile"], 2, "missing argument 'RECIPE'"),
         (["compile", "--frobnicate", "x"], 2, "no such option"),
         (["compile", "gone.yaml"], 2, "gone.yaml: no such file"),
-        (["compile", "Qwen/Qwen2-0.5B"], 2, "a file that says `model: Qwen/Qwen2-0.5B`"),
+        (["compile", "Qwen/Qwen2-0.5B"], 3, "the hub does not give 'Qwen/Qwen2-0.5B'"),
+        (["compile", "tinny"], 2, "tinny: no such file, directory or bundled recipe (did you mean"),
         (["compile", "recipes/gone.yaml"], 2, "recipes/gone.yaml: no such file"),
         (["compile", "some.gguf"], 2, "some.gguf: this is not a recipe"),
         (["compile", "config.json"], 2, "config.json: this is not a recipe"),
@@ -82,7 +83,16 @@ def test_help_imports_nothing_heavy() -> None:
         (["compile", "good.yaml"], 3, "checkpoint: no such model directory"),
         (["compile", "remote.yaml"], 3, "the hub does not give 'nobody/nothing'"),
         (["compile", "good.yaml", "--set", "model=good.yaml"], 3, "the model is a file"),
-        (["generate", "nowhere", "x"], 7, "nowhere: the artifact does not exist"),
+        (["generate", "nowhere.infc", "x"], 7, "nowhere.infc: the artifact does not exist"),
+        (["run", "nowhere", "x"], 2, "nowhere: no such file, directory or bundled recipe"),
+        (
+            ["run", "empty", "x"],
+            2,
+            "empty: this directory holds neither a model.yaml nor a checkpoint's",
+        ),
+        (["serve", "bad.yaml"], 2, "bad.yaml:2: unknown key 'bakend'"),
+        (["bench", "remote.yaml"], 3, "the hub does not give 'nobody/nothing'"),
+        (["run", "art", "x", "--set", "dtype=float32"], 2, "this is compiled already"),
         (["inspect", "corrupt"], 7, "its 5120 bytes do not match their digest"),
         (["generate", "version2", "x"], 7, "it has format version 2, and this infc reads 1"),
         (["generate", "art", "x", "--token-ids", "1"], 2, "--token-ids stands alone"),
@@ -115,6 +125,7 @@ def test_bad_input_is_one_line_and_a_status(
     (tmp_path / "bad.yaml").write_text("model: x\nbakend: cpp\n")
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "empty").mkdir()
     write_artifact(tmp_path / "art")
     weights = write_artifact(tmp_path / "corrupt") / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[::-1])

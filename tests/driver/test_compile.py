@@ -390,7 +390,7 @@ def test_a_conversation_through_a_pipe(fast: Artifact) -> None:
     )
     first, second = done.stdout[: len(done.stdout) // 2], done.stdout[len(done.stdout) // 2 :]
     assert first == second != b""  # /reset forgot the first, so the second is answered alike
-    assert done.stderr == b"[begun anew]\n"
+    assert done.stderr == b"[new chat]\n"
     block = fast.manifest.kv.groups[0].bytes_per_block()
     tight = subprocess.run(
         [*command, "--kv-memory", str(4 * block)], input=b"/exit\n", capture_output=True, check=True
@@ -407,7 +407,7 @@ def test_a_conversation_that_fills_the_context_goes_on(fast: Artifact) -> None:
     assert done.returncode == 0
     help_line, note = done.stderr.decode().splitlines()
     assert help_line == "/reset begins anew, /exit or Ctrl-D ends"
-    assert note == "note: the context is full: the oldest turns are left out"
+    assert note == "note: the context is full, so the oldest turns are dropped"
     assert done.stdout.count(b"\n") >= 9
 
 
@@ -418,7 +418,7 @@ def test_a_prompt_that_leaves_less_than_the_default_length_is_answered(
     assert run(["generate", *few]) == 0
     assert "3 prompt tokens, 5 tokens, " in capfd.readouterr().err
     assert run(["generate", *few, "-n", "2"]) == 0
-    assert "note: temperature 0 takes the likeliest token" in capfd.readouterr().err
+    assert "note: with temperature 0 all answers are the same" in capfd.readouterr().err
     assert run(["generate", *few, "--max-tokens", "6"]) == 2
     assert "ask for at most 5" in capfd.readouterr().err
 

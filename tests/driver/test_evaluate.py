@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.driver.cli import run
-from infc.driver.commands.eval import read_text
 from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows, evaluate_text
+from infc.driver.generate import read_file
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import UsageError
 from infc.ir.manifest import Limits
@@ -115,15 +115,15 @@ def test_two_artifacts_are_compared_over_the_same_windows(
 def test_only_text_is_evaluated(tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_bytes("añb".encode())
-    assert read_text(str(file), None) == "añb"
-    assert read_text(str(file), 2) == "a"  # a character cut in two is left out
+    assert read_file(str(file), None) == "añb"
+    assert read_file(str(file), 2) == "a"  # a character cut in two is left out
     file.write_bytes(b"ok \xff\xfe")
-    assert read_text(str(file), 3) == "ok "
+    assert read_file(str(file), 3) == "ok "
     with pytest.raises(UsageError, match=r"not UTF-8 text .byte 3"):
-        read_text(str(file), None)
+        read_file(str(file), None)
     with file.open("r+b") as opened:
         opened.truncate(1 << 40)  # a hole: more than there is memory for
-    assert read_text(str(file), 2) == "ok"
+    assert read_file(str(file), 2) == "ok"
     file.write_bytes("ñ".encode()[:1])
     with pytest.raises(UsageError, match="not UTF-8"):
-        read_text(str(file), None)
+        read_file(str(file), None)

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from infc.driver.commands.chat import _read_line
+from infc.driver.conversation import _read_line
 from infc.driver.generate import Written, read_prompt, write_choices, write_stream
 from infc.driver.sampling_options import (
     generation_options,

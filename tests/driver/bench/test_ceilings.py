@@ -139,7 +139,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 def test_neither_artifact_nor_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench"]) == 2
-    assert "name an artifact, or ask for --machine" in capsys.readouterr().err
+    assert "no model (name one, or use --machine)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_nothing_of_an_artifact_is_asked_of_a_machine(
     words: list[str], probe: CountingProbe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["bench", "--machine", *words]) == 2
-    assert f"{words[0]} needs an artifact" in capsys.readouterr().err
+    assert f"{words[0]} needs a model" in capsys.readouterr().err
     assert probe.asked == []
 
 

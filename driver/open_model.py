@@ -1,0 +1,57 @@
+"""Whatever stands for a model on a command line, as an artifact: opened, or compiled first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..ir.artifact import Artifact, Verification, open_artifact
+from ..ir.errors import UsageError
+
+if TYPE_CHECKING:
+    from .progress import Reporter
+
+
+def is_artifact(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is given as an artifact, be it one that does not exist."""
+    path = Path(model)
+    if path.suffix == ".infc":
+        return not path.is_file()
+    return (path / "manifest.json").exists() and not (path / "config.json").exists()
+
+
+def artifact_path(
+    model: str | os.PathLike[str],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    progress: Reporter | None = None,
+) -> Path:
+    """Where the artifact of a model lies, which is compiled through the cache if it is none yet.
+
+    `overrides` are keys of the recipe, as for `compile_model`. `progress` hears of a compilation;
+    by default both stages and remarks go to stderr. Raises UsageError for overrides of an
+    artifact, and whatever compiling raises.
+    """
+    if not is_artifact(model):
+        from .compile import compile_cached
+        from .progress import make_reporter
+
+        progress = progress or make_reporter(quiet=False)
+        return compile_cached(model, overrides=overrides, progress=progress).path
+    for override in [overrides] if isinstance(overrides, str) else overrides:
+        raise UsageError(
+            f"--set {override} says how to compile, and this is compiled already",
+            where=os.fspath(model),
+            hint="compile the model anew with it, or name the model instead of the artifact",
+        )
+    return Path(model)
+
+
+def open_model(
+    model: str | os.PathLike[str],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    verify: Verification = "stamp",
+) -> Artifact:
+    """Opens the artifact of a model as `artifact_path` finds it; its weights are checked later."""
+    return open_artifact(artifact_path(model, overrides), verify, weights="later")

@@ -1,0 +1,74 @@
+"""Where compilations into the cache take place: one at a time for each key, or in passing."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..ir.errors import UsageError
+from ..ir.leftovers import lock_path, partial_prefix
+
+WORKPLACES = ("compiling", "temporary")
+"""Folders of the cache that hold locks, and what only one process uses."""
+
+
+@contextlib.contextmanager
+def one_at_a_time(cache: Path, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Brackets the compilation of a key: other processes that begin it wait for the end.
+
+    `on_wait` is called before waiting. Raises UsageError where the cache cannot be written.
+    """
+    path = lock_path(cache / "compiling" / key)
+    with contextlib.ExitStack() as stack:
+        with _explained(cache):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                on_wait()
+                lock.acquire(timeout=-1)
+            stack.callback(_unlock, lock)
+        yield
+
+
+def temporary_output(cache: Path) -> Path:
+    """Where to put an artifact for this process alone; it is removed when the process ends.
+
+    Raises UsageError where the cache cannot be written.
+    """
+    name = cache / "temporary" / uuid.uuid4().hex
+    with _explained(cache):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        # Named as leftovers are, and locked: what a kill leaves is swept by another process.
+        lock = FileLock(lock_path(name))
+        lock.acquire()
+        made = Path(tempfile.mkdtemp(prefix=partial_prefix(name), dir=name.parent))
+    atexit.register(_unlock, lock)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made / "model.infc"
+
+
+@contextlib.contextmanager
+def _explained(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the cache cannot be written: {error.strerror or error}",
+            where=str(cache),
+            hint="compile with `infc compile MODEL -o DIR`, or set $XDG_CACHE_HOME",
+        ) from None
+
+
+def _unlock(lock: FileLock) -> None:
+    # Removed while still held: whoever opened it meanwhile sees that it has no name, and retries.
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
