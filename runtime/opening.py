@@ -25,7 +25,7 @@ def open_engine(
 
     What had to be decided otherwise is told to `on_note`, or is a warning at the caller's caller.
     """
-    engine = Engine.open(artifact, _as_options(limits), verify=verify)
+    engine = Engine.open(artifact, as_options(limits), verify=verify)
     for note in engine.plan.notes:
         if on_note is None:
             warnings.warn(note, stacklevel=3)
@@ -34,7 +34,8 @@ def open_engine(
     return engine
 
 
-def _as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
+def as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
+    """The options of these names and values; UsageError for a name that is none."""
     known = [field.name for field in fields(RuntimeOptions)]
     if wrong := [name for name in limits if name not in known]:
         near = difflib.get_close_matches(wrong[0], known, 1)

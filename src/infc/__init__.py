@@ -7,12 +7,11 @@ if TYPE_CHECKING:
     from .driver.compile import compile_model as compile
     from .driver.explain.collect import inspect_artifact as inspect
     from .driver.explain.compare import diff_paths as diff
+    from .driver.llm import LLM, AsyncLLM
     from .ir.artifact import Artifact
     from .ir.errors import CapacityError, InfcError, RequestError
     from .passes.registry import register_pass
     from .passes.rewrite import ops, rewrite
-    from .runtime.async_llm import AsyncLLM
-    from .runtime.llm import LLM
     from .runtime.outputs import CompletionOutput, RequestOutput, TokenLogprobs
     from .runtime.reading import Embedding, Score
     from .runtime.sampling_params import SamplingParams
@@ -43,9 +42,9 @@ __all__ = [
 
 # Each name is imported when first asked for: a serving process must never pay for the compiler.
 _HOMES = {
-    "LLM": ("runtime.llm", "LLM"),
+    "LLM": ("driver.llm", "LLM"),
     "Artifact": ("ir.artifact", "Artifact"),
-    "AsyncLLM": ("runtime.async_llm", "AsyncLLM"),
+    "AsyncLLM": ("driver.llm", "AsyncLLM"),
     "CapacityError": ("ir.errors", "CapacityError"),
     "CompletionOutput": ("runtime.outputs", "CompletionOutput"),
     "Embedding": ("runtime.reading", "Embedding"),
