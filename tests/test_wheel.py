@@ -230,6 +230,20 @@ def test_without_torch_what_needs_it_says_how_to_get_it(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_bundled_recipes_are_known_by_name(
+    machine: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    listed = run_there(machine, environment, tmp_path, "recipe", "list")
+    assert listed.returncode == 0, listed.stderr
+    names = {path.stem for path in (ROOT / "recipes").glob("*.yaml")} | {"tiny"}
+    assert {line.split()[0] for line in listed.stdout.splitlines()} == names
+    shown = run_there(machine, environment, tmp_path, "recipe", "show", "qwen3-0.6b")
+    assert yaml.safe_load(shown.stdout)["model"] == "Qwen/Qwen3-0.6B"
+    done = run_there(machine, environment, tmp_path, "run", "tiny", "x")
+    assert done.returncode == 5
+    assert "is not an artifact, and compiling it needs torch" in done.stderr
+
+
 def test_without_torch_doctor_finds_no_fault(
     machine: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from infc.driver.bundled import BundledRecipe, bundled_recipes
 from infc.driver.cache import ArtifactCache
 from infc.driver.cli import run
 from infc.driver.compile import compile_cached
@@ -46,13 +47,36 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def hub_cache(checkpoint: Path, home: Path) -> None:
-    """The cache of the hub as its client leaves it, holding one model."""
+def hub_cache(checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the hub as its client leaves it, with one model, and no way to the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = home / "hub/models--someone--small-llama"
     snapshot = repository / "snapshots" / ("0123abcd" * 5)
     shutil.copytree(checkpoint, snapshot)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("0123abcd" * 5)
+
+
+def test_a_server_names_what_was_asked_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infc.driver.commands.serve import _artifact_and_names
+
+    def names(model: str) -> tuple[str, ...]:
+        return _artifact_and_names(model, tuple(QUICK))[1]
+
+    hub_cache(source / "checkpoint", tmp_path, monkeypatch)
+    monkeypatch.setitem(bundled_recipes(), "small", BundledRecipe("small", tmp_path / "hub.yaml"))
+    (tmp_path / "hub.yaml").write_text("model: someone/small-llama\n")
+    monkeypatch.chdir(tmp_path)
+    assert names(str(source / "checkpoint")) == (source.name,)
+    assert names("someone/small-llama") == ("someone/small-llama",)
+    assert names("small") == ("small", "someone/small-llama")
+    made = write_artifact(tmp_path / "a")
+    assert _artifact_and_names(str(made), ()) == (made, ()), "the server takes its directory's"
 
 
 def test_a_model_is_compiled_once(source: Path, tmp_path: Path) -> None:
@@ -72,12 +96,8 @@ def test_a_model_is_compiled_once(source: Path, tmp_path: Path) -> None:
 def test_a_hub_id_is_compiled_from_the_hub_s_cache(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import constants
-
-    hub_cache(source / "checkpoint", tmp_path)
+    hub_cache(source / "checkpoint", tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert run(["compile", "someone/small-llama", "-q", "--set", QUICK[0], "--no-verify"]) == 0
     made = open_artifact(tmp_path / "small-llama.infc")
     assert made.manifest.recipe["model"] == "someone/small-llama"
@@ -88,7 +108,7 @@ def test_a_hub_id_is_compiled_from_the_hub_s_cache(
 def test_only_what_is_no_artifact_takes_keys_of_a_recipe(tmp_path: Path) -> None:
     made = write_artifact(tmp_path / "a")
     assert open_model(made).path == made
-    with pytest.raises(UsageError, match=r"a: --set dtype=float32 .* compiled already"):
+    with pytest.raises(UsageError, match=r"a: --set dtype=float32 .* compiled artifact"):
         open_model(made, ["dtype=float32"])
 
 
@@ -110,7 +130,7 @@ def test_what_is_an_artifact(tmp_path: Path) -> None:
         (
             "empty",
             RecipeError,
-            "neither a model.yaml nor a checkpoint's config.json, and is no art",
+            "neither a model.yaml nor the config.json of a checkpoint, and is no",
         ),
         ("above", RecipeError, "(did you mean above/below?)"),
         ("a/b/c", RecipeError, "no such file, directory or bundled recipe"),
@@ -134,7 +154,7 @@ def test_what_is_no_model(
 
 def test_compiling_an_artifact_says_that_it_is_one(tmp_path: Path) -> None:
     made = write_artifact(tmp_path / "made")
-    with pytest.raises(RecipeError, match="this is an artifact, compiled already"):
+    with pytest.raises(RecipeError, match="this is a compiled artifact, not a recipe"):
         compile_cached(made)
 
 
