@@ -112,7 +112,7 @@ def compile_cached(
     """
     check_platform()
     loaded = load_recipe(model, overrides)
-    require_compiler(f"{loaded.recipe.model} is no artifact, and compiling it")
+    require_compiler(f"{loaded.recipe.model} is not an artifact, and compiling it")
     progress = progress or LineReporter()
     store = ArtifactCache()
     job = _plan(loaded, store.place("new"), verify=True)
@@ -193,7 +193,9 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
     place = Path(os.path.abspath(place))
     if model == place or model in place.parents or place in model.parents:
         raise ArtifactError(
-            "the output lies in the checkpoint, or holds it", where=str(place), hint="-o elsewhere"
+            "the output is inside the checkpoint, or contains it",
+            where=str(place),
+            hint="choose another directory with -o",
         )
     return _Job(loaded, model, place, target, toolchain, verify)
 

@@ -23,9 +23,9 @@ def find_model(recipe: Recipe, directory: Path) -> Path:
             raise CheckpointError("the model is a file", where=str(path), hint="name its directory")
         if recipe.revision is not None:
             raise RecipeError(
-                f"revision is {recipe.revision!r}, and the model is a directory, which has none",
+                f"the model is a directory, which has no revision {recipe.revision!r}",
                 where=str(path),
-                hint="leave revision out, or name a hub id",
+                hint="remove revision, or use a hub id",
             )
         return path.resolve()
     if not HUB_ID.fullmatch(recipe.model):

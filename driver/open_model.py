@@ -41,9 +41,9 @@ def artifact_path(
         return compile_cached(model, overrides=overrides, progress=progress).path
     for override in [overrides] if isinstance(overrides, str) else overrides:
         raise UsageError(
-            f"--set {override} says how to compile, and this is compiled already",
+            f"--set {override} has no effect, because this is a compiled artifact",
             where=os.fspath(model),
-            hint="compile the model anew with it, or name the model instead of the artifact",
+            hint="compile the model again with it, or pass the model instead of the artifact",
         )
     return Path(model)
 

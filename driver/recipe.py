@@ -35,7 +35,7 @@ def _auto_is_none(value: Any) -> Any:
 
 def _check_passes(value: Any) -> Any:
     if not isinstance(value, (dict, list, str)):
-        raise PydanticCustomError("passes", "a mapping, a list or pipeline text belongs here")
+        raise PydanticCustomError("passes", "expected a mapping, a list or a pipeline string")
     return value
 
 
@@ -222,18 +222,15 @@ def load_recipe(
 
 
 def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
-    """What narrows a scheme says nothing without one."""
+    """RecipeError for options of a scheme where there is none."""
     if section.scheme != "none":
         return
-    for name, given, meaning in (
-        ("skip", section.skip, "what is left out"),
-        ("head", not section.head, "that the head is left out"),
-    ):
+    for name, given in (("skip", section.skip), ("head", not section.head)):
         if given:
             raise RecipeError(
-                f"quantization.{name} says {meaning}, and the scheme is none",
+                f"quantization.{name} has no effect, because the scheme is none",
                 where=tree.place(("quantization", name)),
-                hint="take scheme: int8, or leave the key out",
+                hint="set scheme: int8, or remove the key",
             )
 
 
@@ -278,7 +275,7 @@ def _read(path: Path) -> tuple[YamlTree, Path]:
         raise RecipeError(
             "this is not a recipe",
             where=str(path),
-            hint="give a model.yaml, or a checkpoint's directory of config.json and safetensors",
+            hint="use a model.yaml, or a checkpoint directory with config.json and safetensors",
         )
     if not path.is_dir():
         return read_yaml(path), path.resolve().parent
@@ -288,11 +285,11 @@ def _read(path: Path) -> tuple[YamlTree, Path]:
         return YamlTree({"model": "."}), path.resolve()
     if (path / "manifest.json").is_file():
         raise RecipeError(
-            "this is an artifact, compiled already", where=str(path), hint=f"`infc run {path}`"
+            "this is a compiled artifact, not a recipe", where=str(path), hint=f"`infc run {path}`"
         )
     raise RecipeError(
-        "this directory holds neither a model.yaml nor a checkpoint's config.json, and is no"
-        " artifact either",
+        "this directory contains neither a model.yaml nor the config.json of a checkpoint, and is"
+        " no artifact either",
         where=str(path),
         hint=_below(path),
     )
@@ -331,7 +328,7 @@ def _explain(tree: YamlTree, error: ErrorDetails) -> RecipeError:
         known = error["ctx"]["expected"]
         return RecipeError(f"{name} cannot be {value!r}", where=where, hint=f"choose {known}")
     if error["type"] in ("model_type", "dict_type"):
-        return RecipeError(f"{name} cannot be {value!r}: keys and values belong here", where=where)
+        return RecipeError(f"{name} cannot be {value!r}: expected a mapping", where=where)
     problem = error["msg"][:1].lower() + error["msg"][1:]
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
     return RecipeError(f"{name} cannot be {shown}: {problem}", where=where)

@@ -124,7 +124,7 @@ class _Builder:
         assert isinstance(node, ScalarNode)
         if node.tag not in _SCALARS:
             kind = node.tag.rpartition(":")[2]
-            raise RecipeError(f"a value of type {kind!r} has no place here", where=self.at(line))
+            raise RecipeError(f"values of type {kind!r} are not supported", where=self.at(line))
         try:
             return self._scalars.construct_object(node)
         except (ValueError, yaml.YAMLError):
@@ -138,7 +138,7 @@ class _Builder:
             if not isinstance(key, str):
                 raise RecipeError(f"the key {key!r} is not text", where=place, hint="quote it")
             if key in result:
-                raise RecipeError(f"the key {key!r} stands twice", where=place)
+                raise RecipeError(f"duplicate key {key!r}", where=place)
             self.places[(*path, key)] = place
             result[key] = self.build(value_node, (*path, key), depth + 1)
         return result

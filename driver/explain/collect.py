@@ -119,7 +119,7 @@ def _report(artifact: Artifact) -> Mapping[str, Any]:
     path = artifact.path / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(report, dict):
-        raise ArtifactError("not a report: an object belongs here", where=str(path))
+        raise ArtifactError("not a report: expected an object", where=str(path))
     return report
 
 

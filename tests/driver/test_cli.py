@@ -88,11 +88,11 @@ def test_help_imports_nothing_heavy() -> None:
         (
             ["run", "empty", "x"],
             2,
-            "empty: this directory holds neither a model.yaml nor a checkpoint's",
+            "empty: this directory contains neither a model.yaml nor the config.json",
         ),
         (["serve", "bad.yaml"], 2, "bad.yaml:2: unknown key 'bakend'"),
         (["bench", "remote.yaml"], 3, "the hub does not give 'nobody/nothing'"),
-        (["run", "art", "x", "--set", "dtype=float32"], 2, "this is compiled already"),
+        (["run", "art", "x", "--set", "dtype=float32"], 2, "this is a compiled artifact"),
         (["inspect", "corrupt"], 7, "its 5120 bytes do not match their digest"),
         (["generate", "version2", "x"], 7, "it has format version 2, and this infc reads 1"),
         (["generate", "art", "x", "--token-ids", "1"], 2, "--token-ids stands alone"),

@@ -292,7 +292,9 @@ def test_what_is_recommended_and_not_built_is_said(source: Path, tmp_path: Path)
 
 def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
     for place in (source, source / "checkpoint", source / "checkpoint/out"):
-        with pytest.raises(ArtifactError, match="the output lies in the checkpoint, or holds it"):
+        with pytest.raises(
+            ArtifactError, match="the output is inside the checkpoint, or contains it"
+        ):
             infc.compile(source / "model.yaml", place)
 
 

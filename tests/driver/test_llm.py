@@ -50,7 +50,7 @@ def test_a_checkpoint_is_compiled_into_the_cache(
 def test_an_artifact_takes_no_overrides(kind: Any, tmp_path: Path) -> None:
     path = write_small_artifact(tmp_path / "small")
     for model in (path, str(path), open_artifact(path)):
-        with pytest.raises(UsageError, match="compiled already"):
+        with pytest.raises(UsageError, match="this is a compiled artifact"):
             kind(model, overrides=QUICK)
 
 
@@ -81,6 +81,6 @@ def test_without_torch_it_says_that_nothing_was_compiled(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
     )
-    expected = r"build/gone is no artifact, and compiling it needs torch, .*'infc\[compile\]'"
+    expected = r"build/gone is not an artifact, and compiling it needs torch, .*'infc\[compile\]'"
     with pytest.raises(ToolchainError, match=expected):
         infc.LLM("build/gone")
