@@ -1,4 +1,4 @@
-"""Every error that infc raises on purpose: one tree, each with what, where and what to do.
+"""The exceptions of infc. Each says what is wrong, where, and what to do.
 
 InfcError
 ├── UsageError            a bad argument, recipe, option or pipeline                    exit 2
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class InfcError(Exception):
-    """What went wrong, where, and the next step; printed as one line, never as a traceback."""
+    """An error with a message, a place and a hint; the command line prints it as one line."""
 
     exit_code = 1
 
@@ -36,27 +36,27 @@ class InfcError(Exception):
 
 
 class UsageError(InfcError):
-    """An argument, option or pipeline text that cannot be used."""
+    """An invalid argument, option or pipeline."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe that cannot be used; `where` is `FILE:LINE`."""
+    """An invalid recipe; `where` is `FILE:LINE`."""
 
 
 class CheckpointError(InfcError):
-    """A checkpoint directory that cannot be read or contradicts itself."""
+    """A checkpoint that is missing, damaged or inconsistent."""
 
     exit_code = 3
 
 
 class UnsupportedModelError(CheckpointError):
-    """A model that was understood and is refused, with the layer and the reason."""
+    """A model that is not supported, with the layer and the reason."""
 
 
 class ProgramError(InfcError):
-    """A program that is malformed, or holds an op that its phase does not allow."""
+    """A program that is malformed, or contains an op that is not allowed in its phase."""
 
     exit_code = 4
 
@@ -71,39 +71,39 @@ class ParseError(ProgramError):
 
 
 class PassError(ProgramError):
-    """A pass that failed, or whose result is not what its numeric contract promises."""
+    """A pass that failed or broke its numeric contract."""
 
 
 class ToolchainError(InfcError):
-    """The C++ compiler is missing, or it failed."""
+    """The C++ compiler or a library is missing, or the compiler failed."""
 
     exit_code = 5
 
 
 class TargetError(InfcError):
-    """An instruction set or platform that is unknown, or that this machine lacks."""
+    """An instruction set or platform that is unknown, or not available on this machine."""
 
     exit_code = 6
 
 
 class ArtifactError(InfcError):
-    """An artifact that is missing, damaged, locked, unwritable or of another version."""
+    """An artifact that is missing, damaged, locked, of another version, or cannot be written."""
 
     exit_code = 7
 
 
 class CapacityError(InfcError):
-    """Something that does not fit into the memory, context or pool it was given."""
+    """The memory, context or block pool is too small."""
 
     exit_code = 8
 
 
 class DrainingError(CapacityError):
-    """A request that came while the engine shuts down; trying again does not help."""
+    """A request that arrived during shutdown; it is not worth retrying."""
 
 
 class RequestError(InfcError):
-    """One request that is refused; `field` names the offending field of the request."""
+    """A request that is rejected; `field` names the field that is wrong."""
 
     exit_code = 2
 
