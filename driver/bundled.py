@@ -1,4 +1,4 @@
-"""The recipes that come with infc, each known by its name."""
+"""The recipes that are part of infc, by name."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _DIRECTORY = Path(__file__).resolve().parents[1] / "recipes"
 
 @dataclass(frozen=True, slots=True)
 class BundledRecipe:
-    """One recipe: its name, its file, and the comment that the file opens with."""
+    """A recipe with its name and file."""
 
     name: str
     path: Path
 
     def summary(self) -> str:
-        """What the recipe is for, in one line: the first line of the file, a comment."""
+        """A description of one line: the comment at the beginning of the file."""
         with self.path.open(encoding="utf-8") as file:
             return file.readline().lstrip("# ").rstrip(".\n")
 
 
 @functools.cache
 def bundled_recipes() -> dict[str, BundledRecipe]:
-    """Every bundled recipe by name: `NAME.yaml`, or `NAME/model.yaml` where files belong to it."""
+    """All bundled recipes by name: `NAME.yaml`, or `NAME/model.yaml` for those with more files."""
     paths = {path.stem: path for path in _DIRECTORY.glob("*.yaml")}
     paths.update((path.parent.name, path) for path in _DIRECTORY.glob("*/model.yaml"))
     return {name: BundledRecipe(name, paths[name]) for name in sorted(paths)}
 
 
 def nearest_name(word: str) -> str | None:
-    """The name of a bundled recipe that is spelt most like `word`; None where none is close."""
+    """The most similar name of a bundled recipe; None if there is none."""
     close = difflib.get_close_matches(word.lower(), bundled_recipes(), n=1, cutoff=0.7)
     return close[0] if close else None

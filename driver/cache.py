@@ -165,7 +165,7 @@ class ArtifactCache:
         return None
 
     def place(self, key: str) -> Path:
-        """Where the artifact of a key lies, or would lie."""
+        """The path of the artifact of a key, whether it exists or not."""
         return self._artifacts / key
 
     def use(self) -> CacheUse:
@@ -227,7 +227,7 @@ class ArtifactCache:
     def evict(self, spare: str | None = None) -> None:
         """Removes artifacts, the longest unused first, and what killed runs left behind.
 
-        `spare` is the key of one that is about to be used: it stays, however large it is.
+        `spare` is the key of an artifact that is about to be used, which is never removed.
         """
         entries = sorted(self._entries(), key=lambda path: (path.name == spare, _mtime(path)))
         sizes = {path: _size_bytes(path) for path in entries}

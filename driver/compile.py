@@ -104,11 +104,11 @@ def compile_cached(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     progress: Reporter | None = None,
 ) -> Artifact:
-    """The artifact of a model in the cache, compiled into it where it is not there yet.
+    """Finds the artifact of a model in the cache, or compiles it into the cache.
 
-    Arguments are those of `compile_model`. What the cache does not keep (it is switched off, or
-    the recipe brings a pass of its own) is compiled for this process alone, and removed when it
-    ends. Nothing is said of an artifact that was found. Raises InfcError as `compile_model` does.
+    The arguments are those of `compile_model`. If the artifact cannot be cached (the cache is
+    disabled, or the recipe has a custom pass), it is compiled into a temporary directory that is
+    removed when this process ends. Raises the errors of `compile_model`.
     """
     check_platform()
     loaded = load_recipe(model, overrides)
@@ -122,7 +122,7 @@ def compile_cached(
         progress.remark(f"not cached: the cache keeps nothing ({LIMIT_VARIABLE})")
         key = None
     if key is None:
-        progress.remark(f"compiling {name} for this process alone")
+        progress.remark(f"compiling {name} for this process only")
         return _write(replace(job, output=temporary_output(store.directory)), progress)
     if found := store.find(key):
         return found
@@ -134,7 +134,7 @@ def compile_cached(
         store.sweep()
         if found := store.find(key):
             return found
-        progress.remark(f"compiling {name}; the next time it comes from the cache")
+        progress.remark(f"compiling {name} (next time, it is taken from the cache)")
         artifact = _write(replace(job, output=store.place(key)), progress)
     store.evict(spare=key)
     return artifact
@@ -143,7 +143,7 @@ def compile_cached(
 def _write(
     job: _Job, progress: Reporter, dump_ir_after: str | None = None, dumps: Path = Path()
 ) -> Artifact:
-    """Compiles, whatever the cache holds, and moves the artifact to the job's output."""
+    """Compiles without looking into the cache, and writes the artifact to the output."""
     with ArtifactWriter(job.output) as writer:
         manifest = _build(job, writer.path, dump_ir_after, dumps, progress)
         with progress.stage("digest and move into place"):

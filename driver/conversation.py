@@ -1,4 +1,4 @@
-"""A conversation in the terminal: the loop of `infc chat`, and of `infc run` without a prompt."""
+"""A chat in the terminal, for `infc chat` and for `infc run` without a prompt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def converse(llm: LLM, params: SamplingParams, system: str | None = None) -> None:
-    """Reads messages line by line from stdin, and writes the answers to stdout as they come.
+    """Reads messages from stdin line by line, and streams the answers to stdout.
 
-    `system` is the system message. Ends with /exit, or where the input does.
+    `system` is the system message. Ends at /exit or at the end of the input.
     """
     opening = [{"role": "system", "content": system}] if system else []
     turns: list[dict[str, Any]] = []

@@ -112,7 +112,7 @@ def write_choices(
 
 
 def write_answer(llm: LLM, ids: list[int], params: SamplingParams, *, stats: bool) -> None:
-    """Writes what follows a prompt to stdout, and with `stats` its speed to stderr."""
+    """Writes the answer to a prompt to stdout and, with `stats`, the speed to stderr."""
     begun = seconds_since_process_start()
     stream = llm.stream(ids, params)
     write = write_stream if params.n == 1 else write_choices
@@ -123,9 +123,9 @@ def write_answer(llm: LLM, ids: list[int], params: SamplingParams, *, stats: boo
 
 
 def encode_message(llm: LLM, text: str, system: str | None = None) -> list[int]:
-    """A prompt as a message of a user, in the model's chat template; `system` goes before it.
+    """The tokens of a chat with an optional system message and one user message.
 
-    RequestError where the model has no tokenizer or no template.
+    RequestError if the model has no tokenizer or no chat template.
     """
     from ..runtime.prompts import encode_conversation
 
@@ -143,9 +143,9 @@ def seconds_since_process_start() -> float:
 
 
 def read_prompt(prompt: str | None, file: str | None = None) -> str:
-    """The prompt: the argument, a whole file, or what is piped in where it is `-` or absent.
+    """The prompt from the argument, a file, or stdin (if it is `-` or missing).
 
-    UsageError where there is none, where there are two, or where it is not UTF-8 text.
+    UsageError if there is no prompt, if there are two, or if it is not UTF-8 text.
     """
     from ..ir.errors import UsageError
 
@@ -170,10 +170,9 @@ def _read_stdin() -> str:
 
 
 def read_file(file: str, max_bytes: int | None = None) -> str:
-    """The file as text, byte for byte; a character that `max_bytes` cuts is left out.
+    """The contents of a text file, or its first `max_bytes` without a partial last character.
 
-    UsageError for a file that cannot be read, or is not UTF-8: a model's weights would take
-    minutes, and mean nothing.
+    UsageError if it cannot be read or is not UTF-8 text.
     """
     from ..ir.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""`infc.LLM` and `infc.AsyncLLM`: those of the runtime, opened with whatever stands for a model."""
+"""`infc.LLM` and `infc.AsyncLLM`: they also accept models that are not compiled yet."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Overrides = Iterable[str] | Mapping[str, Any]
 class LLM(llm.LLM):
     """Generates text with a model. Not thread-safe; a context manager, or call `close`.
 
-    `model` is an artifact, a recipe or the name of a bundled one, a checkpoint directory, or a hub
-    id `org/name`. What is not compiled is compiled first, with progress on stderr, and kept in the
-    cache; `overrides` are keys of its recipe, such as `{"quantization": "int8"}`.
+    `model` is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
+    id `org/name`. A model that is not compiled yet is compiled first, with progress on stderr, and
+    stored in the cache. `overrides` are keys of the recipe, such as `{"quantization": "int8"}`.
 
     Other keyword arguments are the fields of `RuntimeOptions`: `max_context`, `max_sequences`,
     `step_tokens`, `kv_memory`, `threads`, ... A setting that had to be changed, such as a shorter
     context because of little memory, is reported to `on_note`, or as a warning.
 
-    Raises whatever `infc.compile` raises, ArtifactError, TargetError, CapacityError, and UsageError
-    for an unknown keyword, or overrides of what is compiled already.
+    Raises the errors of `infc.compile`, ArtifactError, TargetError, CapacityError, and UsageError
+    for an unknown keyword or for overrides of an artifact.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class LLM(llm.LLM):
 class AsyncLLM(async_llm.AsyncLLM):
     """Serves many asyncio tasks with one model; an async context manager, or await `close`.
 
-    Arguments are those of `LLM`. Opening, and compiling where that is needed, takes place on the
-    calling thread; the engine then runs on a thread of its own.
+    The arguments are the same as for `LLM`. The model is opened, and compiled if necessary, on the
+    calling thread; the engine then runs on its own thread.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AsyncLLM(async_llm.AsyncLLM):
 def _artifact_of(
     model: Model, overrides: Overrides, verify: Verification, limits: Mapping[str, Any]
 ) -> Artifact | Path:
-    """What the runtime opens; arguments that it would refuse are refused before compiling."""
+    """The artifact to open; invalid arguments are rejected before anything is compiled."""
     from .open_model import artifact_path
 
     check_verification(verify)

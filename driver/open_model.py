@@ -1,4 +1,4 @@
-"""Whatever stands for a model on a command line, as an artifact: opened, or compiled first."""
+"""Opens models given as artifacts, recipes, checkpoints or hub ids; compiles them if necessary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_artifact(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given as an artifact, be it one that does not exist."""
+    """Whether `model` is the path of an artifact, existing or not."""
     path = Path(model)
     if path.suffix == ".infc":
         return not path.is_file()
@@ -27,11 +27,11 @@ def artifact_path(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     progress: Reporter | None = None,
 ) -> Path:
-    """Where the artifact of a model lies, which is compiled through the cache if it is none yet.
+    """The path of the artifact of a model, which is compiled into the cache if necessary.
 
-    `overrides` are keys of the recipe, as for `compile_model`. `progress` hears of a compilation;
-    by default both stages and remarks go to stderr. Raises UsageError for overrides of an
-    artifact, and whatever compiling raises.
+    `overrides` are keys of the recipe, as in `compile_model`. `progress` is told about the
+    compilation; by default it is shown on stderr. Raises UsageError for overrides of an artifact,
+    and the errors of `compile_model`.
     """
     if not is_artifact(model):
         from .compile import compile_cached
@@ -53,5 +53,5 @@ def open_model(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     verify: Verification = "stamp",
 ) -> Artifact:
-    """Opens the artifact of a model as `artifact_path` finds it; its weights are checked later."""
+    """Opens the artifact that `artifact_path` returns; its weights are verified later."""
     return open_artifact(artifact_path(model, overrides), verify, weights="later")

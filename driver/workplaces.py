@@ -1,4 +1,4 @@
-"""Where compilations into the cache take place: one at a time for each key, or in passing."""
+"""Directories and locks for compilations: one at a time for each cache key, or temporary."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..ir.errors import UsageError
 from ..ir.leftovers import lock_path, partial_prefix
 
 WORKPLACES = ("compiling", "temporary")
-"""Folders of the cache that hold locks, and what only one process uses."""
+"""Directories in the cache for locks, and for artifacts that only one process uses."""
 
 
 @contextlib.contextmanager
 def one_at_a_time(cache: Path, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Brackets the compilation of a key: other processes that begin it wait for the end.
+    """Holds the lock of a cache key; other processes that compile the same key wait for it.
 
-    `on_wait` is called before waiting. Raises UsageError where the cache cannot be written.
+    `on_wait` is called before waiting. Raises UsageError if the cache cannot be written.
     """
     path = lock_path(cache / "compiling" / key)
     with contextlib.ExitStack() as stack:
@@ -40,14 +40,14 @@ def one_at_a_time(cache: Path, key: str, on_wait: Callable[[], None]) -> Iterato
 
 
 def temporary_output(cache: Path) -> Path:
-    """Where to put an artifact for this process alone; it is removed when the process ends.
+    """The path of a temporary artifact, which is removed when the process ends.
 
-    Raises UsageError where the cache cannot be written.
+    Raises UsageError if the cache cannot be written.
     """
     name = cache / "temporary" / uuid.uuid4().hex
     with _explained(cache):
         name.parent.mkdir(parents=True, exist_ok=True)
-        # Named as leftovers are, and locked: what a kill leaves is swept by another process.
+        # Named and locked like a partial artifact: if this process is killed, another removes it.
         lock = FileLock(lock_path(name))
         lock.acquire()
         made = Path(tempfile.mkdtemp(prefix=partial_prefix(name), dir=name.parent))
@@ -69,6 +69,6 @@ def _explained(cache: Path) -> Iterator[None]:
 
 
 def _unlock(lock: FileLock) -> None:
-    # Removed while still held: whoever opened it meanwhile sees that it has no name, and retries.
+    # Removed while still held: a process that has just opened it notices, and tries again.
     Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()

@@ -33,7 +33,7 @@ def test_a_checkpoint_is_compiled_into_the_cache(
 ) -> None:
     with infc.LLM(checkpoint, overrides=QUICK) as llm:
         (answer,) = llm.generate([[1, 2, 3]], PARAMS)
-    assert "compiling llama; the next time" in capsys.readouterr().err
+    assert "compiling llama (next time, " in capsys.readouterr().err
     (kept,) = ArtifactCache().entries()
 
     async def again() -> list[int]:

@@ -84,7 +84,7 @@ def test_a_model_is_compiled_once(source: Path, tmp_path: Path) -> None:
     told = Listener()
     first = artifact_path(source / "checkpoint", QUICK, told)
     assert first.parent == ArtifactCache().place("x").parent
-    assert told.said[0] == f"compiling {source.name}; the next time it comes from the cache"
+    assert told.said[0] == f"compiling {source.name} (next time, it is taken from the cache)"
     again = Listener()
     for model in (source / "checkpoint", tmp_path / "model.yaml", tmp_path):
         assert artifact_path(model, QUICK, again).name == first.name
@@ -186,7 +186,7 @@ def test_what_the_cache_does_not_keep_lasts_as_long_as_the_process(
         environment["INFC_CACHE_LIMIT"] = "0"
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "for this process alone" in done.stderr
+    assert "for this process only" in done.stderr
     assert list((own_cache / "temporary").iterdir()) == []
     assert not (own_cache / "artifacts").exists()
 
