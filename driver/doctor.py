@@ -91,8 +91,8 @@ def _processors() -> Iterator[Finding]:
     usable, all_of_them, team = len(os.sched_getaffinity(0)), os.cpu_count() or 1, available_cpus()
     quota = cpu_quota()
     allowed = "no quota" if quota is None else f"a quota of {quota:g} from the control group"
-    yield Finding("processors", True, f"{usable} of {all_of_them} may be used, {allowed}")
-    yield Finding("threads", True, f"{team} by default, a team of infc's own (no OpenMP)")
+    yield Finding("processors", True, f"{usable} of {all_of_them} can be used, {allowed}")
+    yield Finding("threads", True, f"{team} by default (a thread pool of its own, no OpenMP)")
 
 
 def _memory() -> Iterator[Finding]:
@@ -111,7 +111,7 @@ def _huge_pages() -> Iterator[Finding]:
         yield Finding("huge pages", False, "this kernel has no transparent huge pages")
         return
     anonymous = anonymous_in_huge_pages()
-    measured = "taken where asked for" if anonymous else "not given where asked for"
+    measured = "available" if anonymous else "not available"
     yield Finding("huge pages", anonymous, f"transparent, set to {setting}: {measured}")
     place = _existing(Path.cwd())
     try:
@@ -119,7 +119,7 @@ def _huge_pages() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("huge pages, files", False, f"not measured in {place}: {error.strerror}")
         return
-    measured = "taken for mapped files" if mapped else "not given for mapped files"
+    measured = "available for mapped files" if mapped else "not available for mapped files"
     yield Finding("huge pages, files", mapped, f"{measured} in {place}")
 
 
@@ -181,12 +181,16 @@ def _existing(place: Path) -> Path:
 
 def _backends(machine: Finding, compiler: Finding, compiling: list[Finding]) -> Iterator[Finding]:
     lacking = [found.subject for found in (compiler, *compiling) if not found.fine]
-    without = f"compiles none without {', '.join(lacking)}" if lacking else "compiles them"
+    does = (
+        f"runs artifacts; compiling needs {', '.join(lacking)}"
+        if lacking
+        else "compiles and runs artifacts"
+    )
     if machine.fine:
-        yield Finding("backend cpp", True, f"runs artifacts, and {without}")
+        yield Finding("backend cpp", True, does)
     else:
         yield Finding("backend cpp", False, "no kernel is built for this instruction set")
     torch = compiling[0].fine
-    yield Finding("backend reference", torch, "runs, slowly" if torch else "needs torch")
+    yield Finding("backend reference", torch, "works, but is slow" if torch else "needs torch")
     for name in _NOT_BUILT:
-        yield Finding(f"backend {name}", False, "a later version's", lacking="not built")
+        yield Finding(f"backend {name}", False, "not supported yet", lacking="not built")
