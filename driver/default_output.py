@@ -1,4 +1,4 @@
-"""What an output that nobody named may replace."""
+"""Protects existing artifacts when no output is given."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..ir.errors import ArtifactError
 
 
 def keep_another_checkpoint(output: Path, identity: Callable[[], str | None], hint: str) -> None:
-    """ArtifactError where `output` was made from another checkpoint than that of `identity`.
+    """Raises ArtifactError if `output` was made from a checkpoint other than that of `identity`.
 
-    Two models may have one name, and who names no output means to replace neither. `identity`
-    is asked only where there is something to lose; `hint` says what to do instead.
+    Two models may have the same name, and a default output must not replace the other one.
+    `identity` is called only if the output exists. `hint` is part of the error.
     """
     if not output.is_dir():
         return

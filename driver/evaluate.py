@@ -1,4 +1,4 @@
-"""How well an artifact predicts a text, and how far it is from another: every row's logits."""
+"""Evaluates an artifact on a text: perplexity, and the divergence from another artifact."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 OnTokens = Callable[[int, int], None]
-"""Told how many tokens of how many are done."""
+"""Called with the number of processed tokens and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How well a text was predicted. `nats` is the sum over the predicted tokens."""
+    """The result of an evaluation. `nats` is the sum of -log p over the predicted tokens."""
 
     num_bytes: int
     num_tokens: int
@@ -39,7 +39,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Of the predicted tokens; infinite where that is beyond a float."""
+        """The perplexity of the predicted tokens; infinity if it exceeds the range of a float."""
         try:
             return math.exp(self.nats / self.num_predicted)
         except OverflowError:
@@ -47,16 +47,16 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of the predicted tokens over the bytes of the whole text."""
+        """The information of the predicted tokens in bits, divided by the bytes of the text."""
         return self.nats / math.log(2) / self.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """How far an artifact's predictions are from those of another of the same model, in nats.
+    """The difference between the predictions of two artifacts of the same model, in nats.
 
-    `kl` is KL(other || this), of which the mean over the predicted tokens is what a scheme of
-    fewer bits is judged by; `same_top` the share of tokens whose likeliest one is the same.
+    `kl` is KL(other || this) per predicted token: its mean, 99th percentile and maximum.
+    `same_top` is the fraction of tokens for which both predict the same most likely token.
     """
 
     kl_mean: float
@@ -68,10 +68,10 @@ class Divergence:
 def window_sizes(
     artifacts: Sequence[Artifact], context_tokens: int | None, stride_tokens: int | None
 ) -> tuple[int, int]:
-    """Context and stride of windows that fit every artifact; by default the longest, half apart.
+    """The context and stride of windows for all artifacts; by default the maximum, and half of it.
 
-    Artifacts that are compared must be given the same: the more a token has before it, the better
-    it is predicted. UsageError where what is asked for does not fit.
+    Artifacts that are compared need the same windows, since longer contexts improve predictions.
+    Raises UsageError if the sizes do not fit.
     """
     limit = min(one.manifest.limits.max_context for one in artifacts)
     context = limit if context_tokens is None else context_tokens
@@ -95,10 +95,10 @@ def evaluate_text(
 ) -> Evaluation:
     """Evaluates a text in windows of `context_tokens` that start `stride_tokens` apart.
 
-    Each token counts once, in the first window that predicts it; the first of the text counts
-    only where the model begins a text with a token of its own. `on_tokens(done, total)` is called
-    before each window. Raises UsageError for a text of fewer than two tokens, or sizes that do not
-    fit.
+    Each token is counted once, in the first window that predicts it. The first token of the text
+    is counted only if the tokenizer adds a token in front of it. `on_tokens(done, total)` is called
+    before each window. Raises UsageError if the text has fewer than two tokens, or if the sizes do
+    not fit.
     """
     tokens = _tokenize(artifact, text)
     context, stride = window_sizes((artifact,), context_tokens, stride_tokens)
@@ -129,9 +129,9 @@ def compare_on_text(
     num_threads: int | None = None,
     on_tokens: OnTokens | None = None,
 ) -> Divergence:
-    """How far `artifact` is from `other` over the windows that `evaluate_text` takes.
+    """Compares the predictions of two artifacts, over the same windows as `evaluate_text`.
 
-    Raises UsageError also where the two do not have the same vocabulary and tokens.
+    Raises UsageError if they have different vocabularies or tokenize the text differently.
     """
     import numpy as np
 
@@ -183,12 +183,12 @@ def _tokenize(artifact: Artifact, text: str) -> list[int]:
 
 
 def _rows(manifest: Manifest) -> int:
-    """Tokens, all of whose logits one step gives."""
+    """The number of tokens for which one step can return all logits."""
     return min(manifest.limits.step_tokens, manifest.limits.logit_rows)
 
 
 def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first token that counts, end) of each window; every token but 0 counts once."""
+    """(start, first counted token, end) of each window; every token except 0 is counted once."""
     start, first = 0, 1
     while first < count:
         end = min(start + context, count)
@@ -206,9 +206,9 @@ def _open(artifact: Artifact, context: int, num_threads: int | None) -> Executor
 def _window(
     executor: Executor, manifest: Manifest, tokens: Sequence[int], first: int, rows: int
 ) -> Iterator[tuple[Rows, Sequence[int]]]:
-    """Logits and targets of tokens[first:], each given all before it in the window.
+    """Yields logits and targets for tokens[first:], given the previous tokens in the window.
 
-    `rows` tokens a step; float64 `[n, vocab]` and n token ids.
+    Each step processes `rows` tokens and yields float64 `[n, vocab]` and n token ids.
     """
     import numpy as np
 
@@ -237,7 +237,7 @@ def _nats(logits: Rows, targets: Sequence[int]) -> float:
 
 
 def _step(manifest: Manifest, tokens: Sequence[int], start: int, end: int, wanted: range) -> Step:
-    """One sequence's chunk tokens[start:end], whose blocks are 1, 2, 3, ... in every group."""
+    """A step with tokens[start:end] of one sequence, with blocks 1, 2, 3, ... in all groups."""
     import numpy as np
 
     from ..runtime.step import Step

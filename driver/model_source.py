@@ -1,4 +1,4 @@
-"""Where a recipe's model lies: a directory beside the recipe, or a snapshot from the hub."""
+"""Finds the checkpoint of a recipe: a local directory, or a snapshot from the hub."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from ..ir.errors import CheckpointError, RecipeError
 from .recipe import HUB_ID, Recipe
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
-# The same weights in another layout, beside those that are read.
+# Other copies of the same weights that some repositories contain.
 _DUPLICATES = ["original/*", "consolidated*", "metal/*", "onnx/*"]
 
 
 def find_model(recipe: Recipe, directory: Path) -> Path:
-    """The checkpoint's directory; a hub id that is no such path is downloaded (or found cached).
+    """The checkpoint directory; a hub id is downloaded, unless it is in the hub's cache.
 
-    Raises CheckpointError where it is neither, RecipeError for a revision of a directory.
+    A directory of that name takes precedence. Raises CheckpointError if there is no such model,
+    and RecipeError if a revision is given for a directory.
     """
     path = directory / Path(recipe.model).expanduser()
     if path.exists():
@@ -65,7 +66,7 @@ def _download(recipe: Recipe, path: Path) -> Path:
 
 
 def _reason(recipe: Recipe, error: Exception) -> tuple[str, str]:
-    """Why the hub gave nothing, and what to do about it."""
+    """The reason why the download failed, and a hint."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -1,4 +1,4 @@
-"""The recipe's pipeline: built before anything heavy is imported, run with its report."""
+"""Builds the pipeline of a recipe, before anything slow is imported, and runs it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _CACHE_DTYPES = {
 
 
 def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
-    """The default pipeline as the recipe changes it.
+    """The default pipeline with the changes of the recipe.
 
-    Modules that the recipe names are looked for in its own directory and the working one.
-    Raises UsageError that says what cannot be done, and in which line of the recipe.
+    Modules named in the recipe are imported from its directory or from the working directory.
+    Raises UsageError with the line of the recipe.
     """
     from ..passes.pipeline import build_pipeline, with_kv_options, with_quantization
 
@@ -50,7 +50,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
 
 
 def check_dump_name(name: str | None, pipeline: Pipeline) -> None:
-    """UsageError unless `name` is None, `all` or a pass of the pipeline: before minutes of work."""
+    """Raises UsageError unless `name` is None, `all` or a pass of the pipeline."""
     names = [*pipeline.names(), "all"]
     if name is not None and name not in names:
         close = difflib.get_close_matches(name, names, n=1)
@@ -69,7 +69,7 @@ def optimize(
     progress: Reporter,
     pairs: QuantizedPairs | None = None,
 ) -> tuple[Program, dict[str, Any]]:
-    """The program after every pass, and the report of what each did (no times in it)."""
+    """Runs the pipeline; returns the program and a report about each pass, without times."""
     from ..passes.base import PassContext
     from ..passes.pass_manager import run_pipeline
 

@@ -1,4 +1,4 @@
-"""Another target for an artifact, from the source and the weights inside it: no torch, no model."""
+"""Rebuilds an artifact for another target, from the source code and weights that it contains."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def rebuild_artifact(
     *,
     progress: Reporter | None = None,
 ) -> Artifact:
-    """Builds the library of an artifact again, for `target`, and opens the result.
+    """Compiles an artifact for another target, and opens the result.
 
-    Every file of the old one is read and checked first. `output` is by default named after the
-    old one and the target, in the working directory, where an artifact of another checkpoint is
-    kept; it may be the old one itself. The new one is what compiling the same model for that
-    target gives, byte for byte.
+    All files of the artifact are verified first. By default, `output` is named after the artifact
+    and the target, in the working directory, and does not replace an artifact of another
+    checkpoint. It can be the artifact itself. The result is byte for byte the same as compiling
+    the model for this target.
 
     Raises TargetError for an unknown target, ToolchainError where there is no compiler or it
     fails, UsageError for a backend that knows no targets, ArtifactError where the source is not

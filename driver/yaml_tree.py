@@ -1,4 +1,4 @@
-"""YAML as plain data plus the line of every key, so that an error can point at it."""
+"""YAML as plain data, with the line of each key for error messages."""
 
 from __future__ import annotations
 
