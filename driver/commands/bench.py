@@ -108,7 +108,7 @@ def command(
     for one in options.workloads:
         wait = min(one.requests, one.concurrency) - result.at_once
         if wait > 0:
-            print_note(f"{result.at_once} sequences run at once, so {wait} have to wait")
+            print_note(f"{result.at_once} sequences run at once, so {wait} must wait")
     if as_json:
         click.echo(json.dumps(asdict(result), indent=1))
     else:

@@ -299,7 +299,7 @@ def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
 
 
 def test_a_directory_has_no_revision(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="revision is 'main', and the model is a directory"):
+    with pytest.raises(RecipeError, match="the model is a directory, which has no revision 'main'"):
         infc.compile(source / "model.yaml", tmp_path / "a", overrides=["revision=main"])
     assert os.listdir(tmp_path) == []
 
@@ -408,7 +408,7 @@ def test_a_conversation_that_fills_the_context_goes_on(fast: Artifact) -> None:
     )
     assert done.returncode == 0
     help_line, note = done.stderr.decode().splitlines()
-    assert help_line == "/reset begins anew, /exit or Ctrl-D ends"
+    assert help_line == "/reset starts a new chat, /exit or Ctrl-D ends it"
     assert note == "note: the context is full, so the oldest turns are dropped"
     assert done.stdout.count(b"\n") >= 9
 
