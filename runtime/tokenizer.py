@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from ..ir.artifact import Artifact
 from ..ir.errors import ArtifactError, RequestError
 from .control_tokens import ControlTokens
-from .detokenizer import TextDecoder, TokenTexts, open_decoder
+from .text_decoders import TextDecoder, texts_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -46,7 +46,7 @@ class Tokenizer:
             index for index, token in backend.get_added_tokens_decoder().items() if token.special
         )
         self._control_tokens = _control_tokens(backend)
-        self._texts = TokenTexts(backend)
+        self._texts = texts_of(backend)
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
 
@@ -89,15 +89,17 @@ class Tokenizer:
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def text_parts(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token of a prompt adds to its text, special tokens too: whole characters.
+
+        What an unfinished character at the end becomes, the answer has.
+        """
+        return list(map(self.stream_decoder(skip_special_tokens=False, context=()).push, token_ids))
+
     def stream_decoder(self, *, skip_special_tokens: bool, context: Sequence[int]) -> TextDecoder:
         """Turns the tokens that follow `context` (a prompt, or its end) into text one by one."""
-        return open_decoder(
-            self.backend,
-            self.special_ids,
-            skip_special_tokens=skip_special_tokens,
-            context=context,
-            texts=self._texts,
-        )
+        skipped = self.special_ids if skip_special_tokens else frozenset[int]()
+        return self._texts.open(skipped, context)
 
     def chat_pieces(
         self, messages: Sequence[Message], **options: Unpack[RenderOptions]

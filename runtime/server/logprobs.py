@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ..detokenizer import token_bytes
 from ..outputs import TokenLogprobs
+from ..text_decoders import token_bytes
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ...ir.errors import RequestError
+from ..text_decoders import REPLACEMENT
 from .errors import ApiError
 from .logprobs import TokenTexts
 from .metrics import ServerMetrics
@@ -126,7 +127,9 @@ class Service:
         """The text of a prompt that came as token ids; empty without a tokenizer."""
         if self.tokenizer is None:
             return ""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=False)
+        # An unfinished character at the end belongs to the answer.
+        return text if text[-1:] != REPLACEMENT else "".join(self.tokenizer.text_parts(token_ids))
 
     def wants_token_ids(self, request: GenerationRequest) -> bool:
         """Whether choices carry `token_ids`: where asked for, and where nothing else tells."""

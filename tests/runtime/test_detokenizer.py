@@ -1,140 +1,32 @@
-"""Streaming text: equal to whole decode, whole characters, stop strings wherever they split."""
+"""Text and stop strings, wherever the pieces of the text begin and end."""
 
 from __future__ import annotations
 
-import time
 from functools import cache
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
 
-from infc.runtime.detokenizer import (
-    ByteLevelDecoder,
-    Detokenizer,
-    StopMatcher,
-    TextDecoder,
-    TokenTexts,
-    WindowDecoder,
-    open_decoder,
-)
+from infc.runtime.detokenizer import Detokenizer, StopMatcher
+from infc.runtime.text_decoders import TextDecoder
+from infc.runtime.tokenizer import Tokenizer
 
 from .small_artifact import make_tokenizer
 
 
 @cache
 def byte_level() -> Tokenizer:
-    return make_tokenizer()
+    return Tokenizer(make_tokenizer())
 
 
-@cache
-def shared() -> TokenTexts:
-    return TokenTexts(byte_level())
+def opened() -> TextDecoder:
+    return byte_level().stream_decoder(skip_special_tokens=True, context=())
 
 
-@cache
-def sentencepiece_like() -> Tokenizer:
-    """As Llama 2: a mark for blanks, bytes as a fallback, the first blank taken away."""
-    words = ["<unk>", "<s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "▁the", "▁cat", "s", "é"]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={word: i for i, word in enumerate(words)},
-            merges=[],
-            unk_token="<unk>",
-            byte_fallback=True,
-        )
-    )
-    tokenizer.add_special_tokens(["<s>"])
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return tokenizer
-
-
-def token_id(backend: Tokenizer, token: str) -> int:
-    found = backend.token_to_id(token)
+def token_id(token: str) -> int:
+    found = byte_level().backend.token_to_id(token)
     assert found is not None, token
     return found
-
-
-def stream(decoder: TextDecoder, tokens: list[int]) -> list[str]:
-    return [*(decoder.push(token) for token in tokens), decoder.flush()]
-
-
-tokens = st.lists(st.integers(0, byte_level().get_vocab_size() - 1), max_size=40)
-
-
-@given(tokens, st.booleans())
-def test_byte_level_equals_whole_decode(ids: list[int], skip: bool) -> None:
-    """Whatever the tokens, also where their bytes are no UTF-8 at all."""
-    backend = byte_level()
-    decoder = open_decoder(backend, frozenset({0, 1}), skip_special_tokens=skip, texts=shared())
-    assert isinstance(decoder, ByteLevelDecoder)
-    assert "".join(stream(decoder, ids)) == backend.decode(ids, skip_special_tokens=skip)
-
-
-@given(st.text(max_size=20))
-def test_byte_level_never_gives_half_a_character(text: str) -> None:
-    backend = byte_level()
-    ids = backend.encode(text).ids
-    parts = stream(open_decoder(backend, frozenset(), skip_special_tokens=True), ids)
-    assert "".join(parts) == text
-    assert all("\ufffd" not in part for part in parts) or "\ufffd" in text
-
-
-@given(st.lists(st.sampled_from(["▁the", "▁cat", "s", "é", "▁", "好", "🙂", "x"]), max_size=20))
-def test_window_decoder_equals_whole_decode(words: list[str]) -> None:
-    backend = sentencepiece_like()
-    ids: list[int] = []
-    for word in words:
-        known = backend.token_to_id(word)
-        if known is not None:
-            ids.append(known)
-        else:
-            ids += [token_id(backend, f"<0x{byte:02X}>") for byte in word.encode()]
-    decoder = open_decoder(backend, frozenset(), skip_special_tokens=True)
-    assert isinstance(decoder, WindowDecoder)
-    parts = stream(decoder, ids)
-    assert "".join(parts) == backend.decode(ids)
-    assert all("\ufffd" not in part for part in parts)
-
-
-def test_window_decoder_keeps_the_blank_after_a_prompt() -> None:
-    backend = sentencepiece_like()
-    the, cat = token_id(backend, "▁the"), token_id(backend, "▁cat")
-    after = open_decoder(backend, frozenset(), skip_special_tokens=True, context=[the])
-    assert "".join(stream(after, [cat])) == " cat"
-    first = open_decoder(backend, frozenset(), skip_special_tokens=True, context=[1])
-    assert "".join(stream(first, [cat])) == "cat"
-
-
-@given(st.lists(st.integers(0, 260), max_size=40))
-def test_window_decoder_takes_any_tokens(ids: list[int]) -> None:
-    decoder = WindowDecoder(sentencepiece_like(), skip_special_tokens=True)
-    for token in ids:
-        decoder.push(token)
-        assert len(decoder._held) < 6
-    decoder.flush()
-
-
-def test_cost_does_not_grow_with_the_length() -> None:
-    backend = sentencepiece_like()
-    bad = token_id(backend, "<0xFF>")
-
-    def seconds(count: int) -> float:
-        decoder = WindowDecoder(backend, skip_special_tokens=True)
-        start = time.perf_counter()
-        for _ in range(count):
-            decoder.push(bad)
-        return time.perf_counter() - start
-
-    # A quadratic one would take a hundred times as long.
-    assert seconds(10_000) < 50 * max(seconds(1000), 1e-4)
 
 
 letters = st.text(alphabet="ab", max_size=12)
@@ -182,10 +74,9 @@ def test_no_more_is_held_back_than_a_stop_string_may_need(
 
 
 def test_stop_string_inside_a_character_and_at_the_end() -> None:
-    backend = byte_level()
-    ids = backend.encode("the cat 你好 sat").ids
+    ids = byte_level().encode("the cat 你好 sat")
     for stop, expected in (("好", "the cat 你"), ("t 你", "the ca"), ("sat", "the cat 你好 ")):
-        decoder = open_decoder(backend, frozenset(), skip_special_tokens=True)
+        decoder = opened()
         detokenizer, text = Detokenizer(decoder, (stop,)), ""
         for token in ids:
             text += detokenizer.push(token)
@@ -196,22 +87,20 @@ def test_stop_string_inside_a_character_and_at_the_end() -> None:
 
 
 def test_unfinished_character_and_held_text_come_at_the_end() -> None:
-    backend = byte_level()
-    first = token_id(backend, "ä")  # the byte E4, which begins a character of three
-    decoder = open_decoder(backend, frozenset(), skip_special_tokens=True)
+    first = token_id("ä")  # the byte E4, which begins a character of three
+    decoder = opened()
     detokenizer = Detokenizer(decoder, ("atx",))
-    ids = [*backend.encode("cat").ids, first]
+    ids = [*byte_level().encode("cat"), first]
     assert "".join(detokenizer.push(token) for token in ids) == "c"
     assert detokenizer.flush() == "at\ufffd"
     assert detokenizer.matched_stop is None
 
 
 def test_stop_strings_are_looked_for_after_the_least_number_of_tokens() -> None:
-    backend = byte_level()
-    ids = [token_id(backend, character) for character in "abcabc"]
+    ids = [token_id(character) for character in "abcabc"]
 
     def text_of(least: int) -> str:
-        decoder = open_decoder(backend, frozenset(), skip_special_tokens=True)
+        decoder = opened()
         detokenizer, text = Detokenizer(decoder, ("bc",), least), ""
         for token in ids:
             text += detokenizer.push(token)
@@ -221,3 +110,14 @@ def test_stop_strings_are_looked_for_after_the_least_number_of_tokens() -> None:
 
     # The first stop string counts only where it begins after that number.
     assert [text_of(least) for least in range(6)] == ["a", "a", "abca", "abca", "abca", "abcabc"]
+
+
+def test_another_answer_to_the_same_prompt() -> None:
+    """A fork has the state of the prompt, and shares nothing that changes."""
+    half = [token_id("ä"), token_id("½")]  # E4 BD, which A0 completes
+    whole = Detokenizer(byte_level().stream_decoder(skip_special_tokens=True, context=half), ("b",))
+    twin = whole.fork()
+    assert whole.push(token_id("ł")) + whole.push(token_id("b")) == "\u4f60"
+    assert whole.matched_stop == "b"
+    assert twin.push(token_id("ł")) + twin.push(token_id("a")) == "\u4f60a"
+    assert (twin.matched_stop, whole.num_characters, twin.num_characters) == (None, 2, 2)
