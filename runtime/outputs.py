@@ -56,7 +56,9 @@ class CompletionOutput:
     `index` says which of the request's completions it is. `stop_reason` is the stop string or
     the token id that ended it (None for any other end). `logprobs` is None unless asked for,
     else one entry a token; `cumulative_logprob` is then their sum up to here, and also there
-    where the best were chosen by it.
+    where the best were chosen by it. `text_offsets` are there with `logprobs`: where in the whole
+    text of the completion each token begins. One whose text is held back, as it may become part
+    of a stop string, has its own in a later step; the whole completion has one a token.
     """
 
     index: int = 0
@@ -66,6 +68,7 @@ class CompletionOutput:
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     cumulative_logprob: float | None = None
+    text_offsets: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,7 +111,9 @@ def merge_outputs(parts: Sequence[RequestOutput]) -> RequestOutput:
 
 def merge_completions(pieces: Sequence[CompletionOutput]) -> CompletionOutput:
     """One completion from what steps added to it, in their order; at least one piece."""
-    logprobs = None
+    logprobs = offsets = None
+    if any(piece.text_offsets is not None for piece in pieces):
+        offsets = tuple(offset for piece in pieces for offset in piece.text_offsets or ())
     if any(piece.logprobs is not None for piece in pieces):
         logprobs = tuple(entry for piece in pieces for entry in piece.logprobs or ())
     sums = [p.cumulative_logprob for p in pieces if p.cumulative_logprob is not None]
@@ -118,4 +123,5 @@ def merge_completions(pieces: Sequence[CompletionOutput]) -> CompletionOutput:
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
         logprobs=logprobs,
         cumulative_logprob=sums[-1] if sums else None,
+        text_offsets=offsets,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -28,12 +29,14 @@ Finish = Callable[[Request], None]
 class _Choice:
     """One completion on its way."""
 
-    __slots__ = ("_detokenizer", "_logprob", "pieces", "request")
+    __slots__ = ("_begins", "_detokenizer", "_logprob", "_num_given", "pieces", "request")
 
     def __init__(self, request: Request, detokenizer: Detokenizer | None) -> None:
         self.request = request
         self._detokenizer = detokenizer
         self._logprob = 0.0
+        self._begins: tuple[int, ...] = ()  # of tokens, where that is not certain yet
+        self._num_given = 0  # characters of text
         self.pieces: list[CompletionOutput] = []  # held back until the best are known
 
     def add(self, sample: Sample | None, finish: Finish) -> CompletionOutput:
@@ -51,7 +54,13 @@ class _Choice:
             if sample.logprobs is not None:
                 self._logprob += sample.logprobs.logprob
                 logprobs = (sample.logprobs,)
-        text = "" if self._detokenizer is None else self._text(self._detokenizer, tokens, finish)
+        text, begin = "", 0
+        if self._detokenizer is not None:
+            begin = self._detokenizer.num_characters
+            text = self._text(self._detokenizer, tokens, finish)
+        offsets = None
+        if request.params.logprobs is not None:
+            offsets = self._settled((begin,) * len(tokens), text)
         return CompletionOutput(
             index=request.choice,
             text=text,
@@ -60,7 +69,22 @@ class _Choice:
             stop_reason=request.stop_reason,
             logprobs=None if request.params.logprobs is None else logprobs,
             cumulative_logprob=None if request.num_logprobs is None else self._logprob,
+            text_offsets=offsets,
         )
+
+    def _settled(self, begins: tuple[int, ...], text: str) -> tuple[int, ...]:
+        """Where tokens begin, as far as that is certain now that `text` has been added.
+
+        One whose text is held back may still turn out to lie behind the end, in a stop string.
+        """
+        self._num_given += len(text)
+        begins = self._begins + begins
+        if self.request.finish_reason is not None:
+            self._begins = ()
+            return tuple(min(begin, self._num_given) for begin in begins)
+        count = bisect_right(begins, self._num_given)
+        self._begins = begins[count:]
+        return begins[:count]
 
     def _text(self, detokenizer: Detokenizer, tokens: tuple[int, ...], finish: Finish) -> str:
         """The text that is certain now. A stop string ends the choice here."""

@@ -79,7 +79,7 @@ def parse_prompts(value: Any, limit: int) -> list[Prompt]:
 
 
 class _Choices:
-    """Writes choices, and remembers how far the text of each has come."""
+    """Writes choices, and keeps log-probabilities back until it is known where they belong."""
 
     prefix = "cmpl"
     whole_kind = chunk_kind = "text_completion"
@@ -91,7 +91,8 @@ class _Choices:
         self._request = request
         self._prompts = prompts
         self._with_ids = service.wants_token_ids(request)
-        self._offsets: dict[int, int] = {}
+        self._begins: dict[int, int] = {}  # of answers behind a prompt that is echoed
+        self._held: dict[int, list[TokenLogprobs]] = {}
         self._entries: dict[int, Sequence[TokenLogprobs | None]] = {}  # by prompt
 
     def whole(self, index: int, output: RequestOutput, part: CompletionOutput) -> dict[str, Any]:
@@ -121,8 +122,8 @@ class _Choices:
             text = prompt if isinstance(prompt, str) else self._service.text_of(prompt)
             if request.logprobs is not None:
                 ids, entries = output.prompt_token_ids, self._entries[number]
-                logprobs = echoed_logprobs(ids, entries, texts, request.logprobs)
-                self._offsets[index] = sum(map(len, logprobs["tokens"]))
+                logprobs = echoed_logprobs(ids, entries, text, texts, request.logprobs)
+                self._begins[index] = len(text)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
         if (top := request.prompt_logprobs) is not None:
             choice["prompt_logprobs"] = prompt_logprobs(self._entries[number], texts, top)
@@ -130,21 +131,29 @@ class _Choices:
 
     def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         """What a step added to a choice."""
-        if part.text or part.logprobs or part.finish_reason or self._with_ids:
-            return self._choice(index, part)
-        return None
+        choice = self._choice(index, part)
+        tells = part.text or part.finish_reason or self._with_ids
+        return choice if tells or (choice["logprobs"] or {}).get("tokens") else None
 
     def _choice(self, index: int, part: CompletionOutput) -> dict[str, Any]:
-        logprobs = None
-        if part.logprobs is not None:
-            offset, top = self._offsets.get(index, 0), self._request.logprobs or 0
-            texts = self._service.token_texts
-            logprobs = completion_logprobs(part.logprobs, texts, top, offset)
-            self._offsets[index] = offset + sum(map(len, logprobs["tokens"]))
         choice = {
             "index": index,
             "text": part.text,
-            "logprobs": logprobs,
+            "logprobs": self._logprobs(index, part),
             "finish_reason": part.finish_reason,
         }
         return {**choice, "token_ids": part.token_ids} if self._with_ids else choice
+
+    def _logprobs(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
+        if part.text_offsets is None or (part.logprobs is None and not part.text_offsets):
+            return None
+        entries = [*self._held.get(index, ()), *(part.logprobs or ())]
+        count = len(part.text_offsets)
+        self._held[index] = entries[count:]
+        begin = self._begins.get(index, 0)
+        return completion_logprobs(
+            entries[:count],
+            [begin + offset for offset in part.text_offsets],
+            self._service.token_texts,
+            self._request.logprobs or 0,
+        )

@@ -105,6 +105,7 @@ class Serving:
 def serving(
     *,
     with_tokenizer: bool = True,
+    tokenizer: Tokenizer | None = None,
     num_blocks: int = 400,
     max_waiting: int = 256,
     max_context: int = MAX_CONTEXT,
@@ -131,9 +132,11 @@ def serving(
         copy_weights=False,
         prefix_reuse=True,
     )
-    tokenizer = tiny_tokenizer() if with_tokenizer else None
-    model = PacedModel(groups, (num_blocks,), VOCAB_SIZE)
-    engine = AsyncEngine(Engine(model, plan, vocab_size=VOCAB_SIZE, tokenizer=tokenizer))
+    vocab_size = VOCAB_SIZE if tokenizer is None else tokenizer.backend.get_vocab_size()
+    if tokenizer is None and with_tokenizer:
+        tokenizer = tiny_tokenizer()
+    model = PacedModel(groups, (num_blocks,), vocab_size)
+    engine = AsyncEngine(Engine(model, plan, vocab_size=vocab_size, tokenizer=tokenizer))
     chosen = ServerSettings(**{"model_names": ("toy",), **settings})
     config = server_config(create_app(engine, tokenizer, chosen), chosen)
     server = uvicorn.Server(config)

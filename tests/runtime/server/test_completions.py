@@ -149,6 +149,7 @@ def test_logprobs(server: Serving) -> None:
         assert len(top) == 3
         assert sum(map(math.exp, top.values())) < 1
     ends = [len("".join(logprobs.tokens[:count])) for count in range(12)]
+    assert "".join(logprobs.tokens) == whole.choices[0].text, "no special tokens, nor parts of any"
     assert logprobs.text_offset == ends
     streamed: dict[str, list[Any]] = {"tokens": [], "text_offset": [], "token_logprobs": []}
     for chunk in client.completions.create(prompt=PROMPT, logprobs=3, stream=True, **GREEDY):
