@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,8 @@ from .sampling_params import SamplingParams
 from .top_tokens import Logits
 
 _Ids = NDArray[np.intp]
+_DENSE = 16
+"""A list of more than one in so many tokens is kept as a whole row."""
 
 
 class TokenConstraint(Protocol):
@@ -38,11 +40,12 @@ class ConstraintError(InfcError):
 class TokenCounts:
     """The distinct tokens of a growing list and how often each is in it; reads each token once."""
 
-    __slots__ = ("_counts", "_ids", "_places", "_taken")
+    __slots__ = ("_counts", "_ids", "_left_out", "_places", "_taken")
 
-    def __init__(self, start: int = 0) -> None:
-        """Counts from index `start` of the list on."""
+    def __init__(self, start: int = 0, left_out: Collection[int] = frozenset()) -> None:
+        """Counts from index `start` of the list on, but not the tokens `left_out`."""
         self._taken = start
+        self._left_out = left_out
         self._places: dict[int, int] = {}
         self._ids = np.zeros(16, np.intp)
         self._counts = np.zeros(16, np.float32)
@@ -50,6 +53,8 @@ class TokenCounts:
     def update(self, token_ids: Sequence[int]) -> tuple[_Ids, Logits]:
         """Take in what was added to the list; its distinct ids, and their counts."""
         for token in token_ids[self._taken :]:
+            if token in self._left_out:
+                continue
             place = self._places.setdefault(token, len(self._places))
             if place == len(self._ids):
                 self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
@@ -61,21 +66,58 @@ class TokenCounts:
         return self._ids[:size], self._counts[:size]
 
 
+class _Edits:
+    """What parameters and prompt do to every row, as arrays: one for all choices of a request."""
+
+    __slots__ = ("_allowed", "_banned", "_bias", "_bias_ids", "_dense_bias", "_masked", "ends",
+                 "prompt", "prompt_ids")  # fmt: skip
+
+    def __init__(self, params: SamplingParams, end_token_ids: Iterable[int]) -> None:
+        pairs = params.bias_pairs
+        self._bias_ids = np.fromiter((token for token, _ in pairs), np.intp, len(pairs))
+        self._bias = np.fromiter((bias for _, bias in pairs), np.float32, len(pairs))
+        allowed = params.allowed_token_ids
+        self._allowed = None if allowed is None else np.array(allowed, np.intp)
+        self._banned = np.array(params.banned_token_ids, np.intp)
+        self.ends = np.array(sorted(end_token_ids), np.intp)
+        self.prompt: frozenset[int] | None = None
+        self.prompt_ids: _Ids = np.zeros(0, np.intp)
+        # Long lists are much faster as what they do to a whole row, whose length a row says.
+        self._dense_bias: Logits | None = None
+        self._masked: NDArray[np.bool_] | None = None
+
+    def take_prompt(self, token_ids: Sequence[int]) -> None:
+        """Take in the distinct tokens of the prompt."""
+        self.prompt = frozenset(token_ids)
+        self.prompt_ids = np.array(sorted(self.prompt), np.intp)
+
+    def add_bias(self, row: Logits) -> None:
+        """Add the bias to a row [V]."""
+        if len(self._bias) * _DENSE < len(row):
+            row[self._bias_ids] += self._bias
+            return
+        if self._dense_bias is None:
+            self._dense_bias = np.zeros(len(row), np.float32)
+            self._dense_bias[self._bias_ids] = self._bias
+        row += self._dense_bias
+
+    def mask(self, row: Logits) -> None:
+        """Keep what is allowed of a row [V], and nothing that is banned."""
+        if self._allowed is None and len(self._banned) * _DENSE < len(row):
+            row[self._banned] = -np.inf
+            return
+        if self._masked is None:
+            self._masked = np.full(len(row), self._allowed is not None)
+            if self._allowed is not None:
+                self._masked[self._allowed] = False
+            self._masked[self._banned] = True
+        np.putmask(row, self._masked, -np.inf)
+
+
 class LogitsAdjuster:
     """Steps 1 to 4 of `SamplingParams`, for one completion. Its state follows from its tokens."""
 
-    __slots__ = (
-        "_all",
-        "_allowed",
-        "_banned",
-        "_bias",
-        "_bias_ids",
-        "_ends",
-        "_num_prompt_tokens",
-        "_output",
-        "_params",
-        "constraint",
-    )
+    __slots__ = ("_edits", "_new", "_num_prompt_tokens", "_output", "_params", "constraint")
 
     def __init__(
         self,
@@ -83,18 +125,27 @@ class LogitsAdjuster:
         num_prompt_tokens: int,
         end_token_ids: Iterable[int],
         constraint: TokenConstraint | None = None,
+        *,
+        edits: _Edits | None = None,
     ) -> None:
         self._params = params
         self._num_prompt_tokens = num_prompt_tokens
-        self._bias_ids = np.array([token for token, _ in params.bias_pairs], np.intp)
-        self._bias = np.array([bias for _, bias in params.bias_pairs], np.float32)
-        allowed = params.allowed_token_ids
-        self._allowed = None if allowed is None else np.array(allowed, np.intp)
-        self._banned = np.array(params.banned_token_ids, np.intp)
-        self._ends = np.array(sorted(end_token_ids), np.intp)
-        self._all = TokenCounts()
+        self._edits = _Edits(params, end_token_ids) if edits is None else edits
+        self._new: TokenCounts | None = None  # of the output, what the prompt has not
         self._output = TokenCounts(num_prompt_tokens)
         self.constraint = constraint
+
+    def fork(self) -> LogitsAdjuster:
+        """One for another completion of the request, of which nothing has been generated."""
+        constraint = None if self.constraint is None else self.constraint.fork()
+        return LogitsAdjuster(
+            self._params, self._num_prompt_tokens, (), constraint, edits=self._edits
+        )
+
+    def take_prompt(self, token_ids: Sequence[int]) -> None:
+        """Prepare for the tokens of a request, prompt first, as the first row would else."""
+        if self._params.repetition_penalty != 1.0:
+            self._edits.take_prompt(token_ids[: self._num_prompt_tokens])
 
     @staticmethod
     def is_needed(params: SamplingParams, constraint: TokenConstraint | None = None) -> bool:
@@ -122,25 +173,28 @@ class LogitsAdjuster:
 
     def _penalise(self, row: Logits, token_ids: Sequence[int]) -> None:
         params = self._params
-        row[self._bias_ids] += self._bias
+        self._edits.add_bias(row)
         if params.repetition_penalty != 1.0:
-            ids, _ = self._all.update(token_ids)
-            scores, penalty = row[ids], params.repetition_penalty
-            row[ids] = np.where(scores < 0, scores * penalty, scores / penalty)
+            self._penalise_repeated(row, token_ids, params.repetition_penalty)
         if params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
             ids, counts = self._output.update(token_ids)
             row[ids] -= counts * params.frequency_penalty
             row[ids] -= params.presence_penalty
 
+    def _penalise_repeated(self, row: Logits, token_ids: Sequence[int], penalty: float) -> None:
+        if self._edits.prompt is None:
+            self.take_prompt(token_ids)
+        assert self._edits.prompt is not None
+        if self._new is None:
+            self._new = TokenCounts(self._num_prompt_tokens, self._edits.prompt)
+        for ids in (self._edits.prompt_ids, self._new.update(token_ids)[0]):
+            scores = row[ids]
+            row[ids] = np.where(scores < 0, scores * penalty, scores / penalty)
+
     def _mask(self, row: Logits, token_ids: Sequence[int]) -> None:
-        params = self._params
-        if self._allowed is not None:
-            kept = row[self._allowed]
-            row.fill(-np.inf)
-            row[self._allowed] = kept
-        row[self._banned] = -np.inf
-        if len(token_ids) - self._num_prompt_tokens < params.min_tokens:
-            row[self._ends] = -np.inf
+        self._edits.mask(row)
+        if len(token_ids) - self._num_prompt_tokens < self._params.min_tokens:
+            row[self._edits.ends] = -np.inf
         if self.constraint is not None:
             output_ids = token_ids[self._num_prompt_tokens :]
             row[~_checked_mask(self.constraint, output_ids, len(row))] = -np.inf

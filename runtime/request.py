@@ -78,6 +78,7 @@ class Request:
         cache_salt: str = "",
         eos_token_ids: tuple[int, ...] = (),
         constraint: TokenConstraint | None = None,
+        adjuster: LogitsAdjuster | None = None,
     ) -> None:
         self.request_id = request_id
         self.token_ids = list(prompt_token_ids)
@@ -87,11 +88,12 @@ class Request:
         self.choice = 0
         ends = params.stop_token_ids
         self.end_token_ids = frozenset(ends if params.ignore_eos else (*ends, *eos_token_ids))
-        self.adjuster: LogitsAdjuster | None = None
-        if LogitsAdjuster.is_needed(params, constraint):
+        self.adjuster = adjuster
+        if adjuster is None and LogitsAdjuster.is_needed(params, constraint):
             self.adjuster = LogitsAdjuster(
                 params, self.num_prompt_tokens, self.end_token_ids, constraint
             )
+            self.adjuster.take_prompt(self.token_ids)
         self.num_logprobs = params.logprobs
         if self.num_logprobs is None and params.num_choices > params.n:
             self.num_logprobs = 0  # the best are chosen by them
@@ -119,27 +121,42 @@ class Request:
         self.last_token_time: float | None = None
         self.finished_time: float | None = None
 
+    def make_choices(self) -> None:
+        """Make its further choices, unless there are all; before it is queued, on any thread."""
+        missing = range(1 + len(self.unforked), self.params.num_choices)
+        self.unforked += [self.sibling(choice) for choice in missing]
+
     def sibling(self, choice: int) -> Request:
         """Another choice of the same request, not yet begun."""
-        constraint = None if self.adjuster is None else self.adjuster.constraint
         twin = Request(
             self.request_id,
             self.token_ids,
             self.params,
             priority=self.priority,
             cache_salt=self.cache_salt,
-            eos_token_ids=tuple(self.end_token_ids),
-            constraint=None if constraint is None else constraint.fork(),
+            adjuster=None if self.adjuster is None else self.adjuster.fork(),
         )
+        twin.end_token_ids = self.end_token_ids
         twin.choice, twin.seed, twin.state = choice, self.seed, RequestState.UNFORKED
-        twin.arrival, twin.arrival_time = self.arrival, self.arrival_time
-        twin.max_total_tokens = self.max_total_tokens
+        twin.arrival_time = self.arrival_time
         return twin
+
+    def restart(self) -> None:
+        """Forget what was computed and where: everything is computed again."""
+        self.blocks = SequenceBlocks(self.cache_salt)
+        self.num_computed = 0
+        if self.state is RequestState.RUNNING:
+            self.state = RequestState.WAITING
 
     @property
     def order(self) -> tuple[int, int, int]:
         """Sort key: who is served first, and who is preempted last."""
         return (self.priority, self.arrival, self.choice)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether only its prompt is wanted: it gets no token, and is no answer of any length."""
+        return self.params.max_tokens == 0
 
     @property
     def wants_prompt_rows(self) -> bool:

@@ -87,17 +87,32 @@ class Scheduler:
             raise RequestError(
                 f"request id {request.request_id!r} is in use already", field="request_id"
             )
-        request.max_total_tokens = max_total_tokens(request, self.limits, self.kv)
+        total = max_total_tokens(request, self.limits, self.kv)
         if len(self._waiting) >= self.limits.max_waiting:
             raise CapacityError(
                 f"{format_count(len(self._waiting), 'request')} waiting already",
                 hint="try again later",
             )
         self._arrivals += 1
-        request.arrival = self._arrivals
-        request.unforked = [request.sibling(i) for i in range(1, request.params.num_choices)]
-        self._requests[request.request_id] = [request, *request.unforked]
+        request.make_choices()
+        choices = [request, *request.unforked]
+        for choice in choices:
+            choice.arrival, choice.max_total_tokens = self._arrivals, total
+        self._requests[request.request_id] = choices
         insort(self._waiting, request, key=_ORDER)
+
+    def take_over(self, other: Scheduler) -> None:
+        """Begin anew with the requests of one that failed as it was to make a step.
+
+        Whatever it left of its blocks: the requests are computed again, as the preempted are.
+        """
+        self._arrivals, self.num_preemptions = other._arrivals, other.num_preemptions
+        self._requests, self._demand = other._requests, other._demand
+        queued = [request for choices in self._requests.values() for request in choices]
+        for request in queued:
+            request.restart()
+        waiting = (request for request in queued if request.state is RequestState.WAITING)
+        self._waiting = sorted(waiting, key=_ORDER)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> list[Request]:
         """End all choices of a request at any moment, also during its step.
@@ -118,8 +133,8 @@ class Scheduler:
             del queue[bisect_left(queue, request.order, key=_ORDER)]
         request.state = RequestState.FINISHED
         request.finish_reason = reason
-        is_whole = reason in ("stop", "length")
-        self._demand.note_end(request.num_output_tokens if is_whole else None)
+        is_answer = reason in ("stop", "length")
+        self._demand.note_end(request.num_output_tokens if is_answer else None)
         request.finished_time = time.monotonic()
         if self._in_flight is not None and request.blocks.seat is not None:
             self._ended_in_flight.append(request)
@@ -203,8 +218,7 @@ class Scheduler:
             assert request.num_computed == 0
         for request in self._running:
             assert 0 <= request.num_computed < len(request.token_ids)
-            more = request.params.max_tokens != 0
-            assert len(request.token_ids) + more <= request.max_total_tokens
+            assert len(request.token_ids) + (not request.is_read_only) <= request.max_total_tokens
         assert len(self._running) <= self.limits.max_running
 
     # --- inside -------------------------------------------------------------------------------
@@ -330,7 +344,7 @@ class Scheduler:
         if token is None:
             self.finish(request, "error")
             return
-        if len(request.token_ids) >= request.max_total_tokens:  # only its prompt was wanted
+        if request.is_read_only:
             self.finish(request, "length")
             return
         request.token_ids.append(token)
