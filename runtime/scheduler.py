@@ -133,7 +133,7 @@ class Scheduler:
             del queue[bisect_left(queue, request.order, key=_ORDER)]
         request.state = RequestState.FINISHED
         request.finish_reason = reason
-        is_answer = reason in ("stop", "length")
+        is_answer = reason in ("stop", "length") and not request.is_read_only
         self._demand.note_end(request.num_output_tokens if is_answer else None)
         request.finished_time = time.monotonic()
         if self._in_flight is not None and request.blocks.seat is not None:

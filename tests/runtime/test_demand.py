@@ -15,7 +15,7 @@ from infc.runtime.request import Request
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.scheduler import Scheduler
 
-from .scheduling import build
+from .scheduling import add, build, finish_all
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -79,3 +79,17 @@ def test_preemptions_fall_and_throughput_hardly_changes(monkeypatch: pytest.Monk
         assert sum(c[what] for c in careful) <= share * sum(c[what] for c in careless), what
     seconds = [sum(c["steps"] * 16 + c["tokens"] for c in runs) for runs in (careful, careless)]
     assert seconds[0] <= 1.02 * seconds[1]
+
+
+def test_prompts_that_are_only_read_are_no_answers() -> None:
+    """Embeddings and scores end with no token at all, however long the next answer will be."""
+    scheduler, model = build(4, [None], [100], max_context=60)
+    for index in range(5):
+        add(scheduler, f"answer {index}", [0, 1, 2], max_tokens=30)
+    finish_all(scheduler, model)
+    lengths = scheduler._demand._lengths
+    assert lengths.expected_more(0, 100) == 30
+    for index in range(300):
+        add(scheduler, f"read {index}", [0, 1, 2], max_tokens=0, prompt_logprobs=0)
+    finish_all(scheduler, model)
+    assert lengths.expected_more(0, 100) == 30
