@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import queue
 import threading
 from collections import deque
@@ -13,8 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..ir.errors import DrainingError, InfcError
-from .engine import Engine, EngineStats
+from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
+from .engine import Engine, EngineStats, PreparedRequest
+from .faults import note_fault
 from .outputs import RequestOutput, merge_outputs
 from .pooling import Pooling
 from .sampling_params import SamplingParams
@@ -28,15 +30,38 @@ _IDLE_SECONDS = 0.005
 """How long a request may wait for work that is done while there is nothing to do."""
 
 
+_LONG = 4096
+"""Characters or tokens: building a request with more takes a thread of its own."""
+
+_MANY = 8
+"""Choices: as above."""
+
+_UNDELIVERED = "an output of this request could not be handed over"
+
+_PATROL_SECONDS = 0.5
+"""How long a caller may wait whom nobody told that nothing more will come."""
+
+_MAX_FAILED_STEPS = 3
+"""After so many steps in a row that failed the engine is lost."""
+
+
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One caller: its request, and its outputs that nobody has read yet."""
+    """One caller: its request, and its outputs that nobody has read yet.
 
-    request_id: str
-    queue: Callable[[str], None]
+    `is_lost` is set where an output cannot be handed over: the next patrol tells the caller.
+    """
+
+    request: PreparedRequest
     loop: asyncio.AbstractEventLoop
+    is_lost: bool = False
     unread: deque[_Item] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def request_id(self) -> str:
+        """The name of the request."""
+        return self.request.request.request_id
 
     def put(self, item: _Item) -> None:
         """Take an output in; on the loop's thread."""
@@ -46,6 +71,11 @@ class _Stream:
         else:
             self.unread.append(item)
         self.arrived.set()
+
+    def fail(self, error: InfcError) -> None:
+        """Take an error in, where nothing else is left to read."""
+        if not self.unread:
+            self.put(error)
 
     async def get(self) -> _Item:
         """The next output, as soon as there is one."""
@@ -67,16 +97,25 @@ _Command = _Stream | _Abort | None  # None wakes the thread up
 class AsyncEngine:
     """Runs an engine on a thread of its own; commands go in by one queue, outputs out by another.
 
-    The thread starts with the object. Should it die, `healthy` turns false, and every pending and
-    later request fails with the reason: nobody waits for ever.
+    The thread starts with the object. A step that fails ends the requests in it, and no others.
+    After several in a row, or of an error that is neither ours nor one of memory, the thread ends:
+    `healthy` turns false, and every pending and later request fails with the reason. Nobody waits
+    for ever.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
-        self._lock = threading.Lock()  # guards _num_pending, _draining, _error against the thread
-        self._num_pending = 0
+        self._waiting: dict[asyncio.AbstractEventLoop, set[_Stream]] = {}  # whom patrols look after
+        self._process = os.getpid()
+        self._num_failed_steps = 0
+        self._works_ahead = True
+        self._pending: set[_Stream] = set()
+        # Kept until it is done with: what fails on the way is not lost from sight.
+        self._command: _Command = None
+        self._unsent: Sequence[RequestOutput] = ()
+        self._lock = threading.Lock()  # guards _draining and _error against the thread
         self._draining = False
         self._stopping = False
         self._error: BaseException | None = None
@@ -89,7 +128,7 @@ class AsyncEngine:
     @property
     def healthy(self) -> bool:
         """Whether the engine's thread lives."""
-        return self._error is None and not self._stopping
+        return self._error is None and not self._stopping and self._thread.is_alive()
 
     @property
     def error(self) -> BaseException | None:
@@ -99,7 +138,7 @@ class AsyncEngine:
     @property
     def num_pending(self) -> int:
         """Requests that were taken and have not ended."""
-        return self._num_pending
+        return len(self._pending)
 
     def stats(self) -> EngineStats:
         """Counts of about now."""
@@ -121,16 +160,18 @@ class AsyncEngine:
         and CapacityError (DrainingError after `drain`) before the first output, InfcError when
         the engine stops.
         """
-        # Tokenization is done here: it may take long, and the engine's thread never waits for it.
-        token_ids = await self._encode(prompt)
-        queue = partial(
-            self.engine.add_request,
-            prompt=token_ids,
-            params=params,
-            priority=priority,
-            cache_salt=cache_salt,
+        prepared = await self._prepared(
+            partial(
+                self.engine.prepare,
+                self._name(request_id),
+                prompt,
+                params,
+                priority,
+                cache_salt=cache_salt,
+            ),
+            _is_long(prompt) or _is_long_list(params),
         )
-        async with aclosing(self._outputs(queue, request_id)) as outputs:
+        async with aclosing(self._outputs(prepared)) as outputs:
             async for output in outputs:
                 yield output
 
@@ -147,27 +188,26 @@ class AsyncEngine:
 
         Cancelling the call ends the request; it raises what `generate` raises.
         """
-        queue = partial(
-            self.engine.read_prompt,
-            prompt=await self._encode(prompt),
-            pooling=pooling,
-            first_scored=first_scored,
-            priority=priority,
-            cache_salt=cache_salt,
+        prepared = await self._prepared(
+            partial(
+                self.engine.prepare_reading,
+                self._name(None),
+                prompt,
+                pooling=pooling,
+                first_scored=first_scored,
+                priority=priority,
+                cache_salt=cache_salt,
+            ),
+            _is_long(prompt),
         )
-        async with aclosing(self._outputs(queue, None)) as outputs:
+        async with aclosing(self._outputs(prepared)) as outputs:
             return merge_outputs([output async for output in outputs])
 
-    async def _outputs(
-        self, queue: Callable[[str], None], request_id: str | None
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """What each step adds to the request that `queue` adds to the engine."""
-        stream = _Stream(
-            request_id=request_id if request_id is not None else f"infc-{next(self._ids)}",
-            queue=queue,
-            loop=asyncio.get_running_loop(),
-        )
+    async def _outputs(self, prepared: PreparedRequest) -> AsyncGenerator[RequestOutput, None]:
+        """What each step adds to the request."""
+        stream = _Stream(prepared, asyncio.get_running_loop())
         self._submit(stream)
+        self._look_after(stream)
         finished = False
         try:
             while not finished:
@@ -177,6 +217,8 @@ class AsyncEngine:
                     raise item
                 yield item
         finally:
+            if (waiting := self._waiting.get(stream.loop)) is not None:
+                waiting.discard(stream)
             if not finished:
                 self._commands.put(_Abort(stream.request_id, stream))
 
@@ -190,11 +232,11 @@ class AsyncEngine:
             self._draining = True
         loop = asyncio.get_running_loop()
         deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
-        while self._num_pending and self._thread.is_alive():
+        while self._pending and self._thread.is_alive():
             if deadline is not None and loop.time() >= deadline:
                 return False
             await asyncio.sleep(0.01)
-        return self._num_pending == 0
+        return not self._pending
 
     def stop(self) -> None:
         """Let the thread end after its current step, and fail what is pending; returns at once.
@@ -206,6 +248,9 @@ class AsyncEngine:
 
     def shutdown(self, timeout_seconds: float = 30.0) -> None:
         """Stop the thread after its current step, fail what is pending, and close the engine."""
+        if os.getpid() != self._process:  # whatever state it was in, the thread is not here
+            self.engine.executor.close()
+            return
         with self._lock:
             self._draining = True
         self.stop()
@@ -215,56 +260,142 @@ class AsyncEngine:
 
     # --- inside -------------------------------------------------------------------------------
 
-    async def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str) and len(prompt) > 4096:
-            return await asyncio.to_thread(self.engine.encode, prompt)
-        return self.engine.encode(prompt)
+    def _name(self, request_id: str | None) -> str:
+        return request_id if request_id is not None else f"infc-{next(self._ids)}"
+
+    async def _prepared(
+        self, prepare: Callable[[], PreparedRequest], is_long: bool
+    ) -> PreparedRequest:
+        """The request, checked and built: never on the engine's thread, and no long one here."""
+        return await asyncio.to_thread(prepare) if is_long else prepare()
+
+    def _look_after(self, stream: _Stream) -> None:
+        """Have patrols on the stream's loop as long as anybody waits there."""
+        if stream.loop in self._waiting:
+            self._waiting[stream.loop].add(stream)
+            return
+        for loop in list(self._waiting):
+            if loop.is_closed():
+                self._waiting.pop(loop, None)
+        self._waiting[stream.loop] = {stream}
+        stream.loop.call_later(_PATROL_SECONDS, self._patrol, stream.loop)
+
+    def _patrol(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell those who wait for what will never come; else the thread has told them."""
+        waiting = self._waiting[loop]
+        lives = self._thread.is_alive()
+        for stream in waiting:
+            if stream.is_lost or not lives:
+                # Behind whatever the thread may have handed over as its last.
+                error = InfcError(_UNDELIVERED) if lives else _stopped(self._error)
+                loop.call_soon(stream.fail, error)
+        if waiting:
+            loop.call_later(_PATROL_SECONDS, self._patrol, loop)
+        else:
+            del self._waiting[loop]
 
     def _submit(self, stream: _Stream) -> None:
+        if os.getpid() != self._process:
+            raise InfcError(
+                "the engine was opened before this process was forked, and its thread stayed"
+                " behind",
+                hint="open the artifact after the fork",
+            )
         with self._lock:
             if self._error is not None:
                 raise _stopped(self._error)
             if self._draining:
                 raise DrainingError("no more requests are taken: shutting down")
-            self._num_pending += 1
+            self._pending.add(stream)
             self._commands.put(stream)
 
     def _run(self) -> None:
         """The engine's thread."""
         try:
             while not self._stopping:
-                self._take_commands()
-                self._send([(out.request_id, out) for out in self.engine.step()])
+                try:
+                    self._take_commands()
+                    self._step()
+                except Exception as error:
+                    self._survive(error)
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._die(error)
         else:
             self._die(None)
 
+    def _step(self) -> None:
+        before = self.engine.num_steps
+        self._unsent = self.engine.step()
+        if self.engine.num_steps > before:
+            self._num_failed_steps = 0
+        self._send(self._unsent)
+        self._unsent = ()
+
+    def _survive(self, error: Exception) -> None:
+        """Fail those whom the engine gave up; raises the error where it is the end of all."""
+        self._num_failed_steps += 1
+        # Of any other error nobody knows what it leaves behind.
+        is_known = isinstance(error, (MemoryError, InfcError))
+        is_final = isinstance(error, ArtifactError) or self._num_failed_steps >= _MAX_FAILED_STEPS
+        if is_final or not is_known:
+            raise error
+        note_fault("a step", error)
+        for output in self._unsent:
+            self.engine.abort(output.request_id)
+        command = self._command
+        lost = [s for s in self._streams.values() if not self.engine.knows(s.request_id)]
+        if isinstance(command, _Stream) and command not in self._streams.values():
+            lost.append(command)
+        if isinstance(command, _Abort):
+            self._commands.put(command)
+        self._unsent, self._command = (), None
+        reason = InfcError(f"the step failed: {type(error).__name__}: {error}")
+        self._put([(stream, reason) for stream in lost])
+        self._close(lost)
+
     def _take_commands(self) -> None:
         """Obey what is in the queue; with nothing else to do, wait for it."""
         wait = not self.engine.has_unfinished
-        while wait and self._commands.empty() and self.engine.work_ahead(_IDLE_SECONDS):
+        while wait and self._commands.empty() and self._work_ahead():
             pass
         while True:
             try:
-                command = self._commands.get(block=wait)
+                self._command = self._commands.get(block=wait)
             except queue.Empty:
                 return
             wait = False
-            if isinstance(command, _Stream):
-                self._add(command)
-            elif isinstance(command, _Abort):
-                self._abort(command)
+            if isinstance(self._command, _Stream):
+                self._add(self._command)
+            elif isinstance(self._command, _Abort):
+                self._abort(self._command)
+            self._command = None
+
+    def _work_ahead(self) -> bool:
+        """Whether there is more to do ahead of steps, which are right without it as well."""
+        try:
+            return self._works_ahead and self.engine.work_ahead(_IDLE_SECONDS)
+        except ArtifactError:
+            raise
+        except Exception as error:
+            self._works_ahead = False
+            note_fault("working ahead of steps", error)
+            return False
 
     def _add(self, stream: _Stream) -> None:
+        request_id = stream.request_id
+        if request_id in self._streams:
+            error = RequestError(f"request id {request_id!r} is in use already", field="request_id")
+            self._refuse(stream, error)
+            return
+        self._streams[request_id] = stream
         try:
-            stream.queue(stream.request_id)
-        except Exception as error:  # of this request alone, its neighbours never notice
-            refused = error if isinstance(error, InfcError) else _stopped(error)
-            self._put([(stream, refused)])
-            self._ended(1)
-        else:
-            self._streams[stream.request_id] = stream
+            self.engine.submit(stream.request)
+        except InfcError as error:
+            self._refuse(stream, error)
+
+    def _refuse(self, stream: _Stream, error: InfcError) -> None:
+        self._put([(stream, error)])
+        self._close([stream])
 
     def _abort(self, command: _Abort) -> None:
         stream = self._streams.get(command.request_id)
@@ -272,37 +403,59 @@ class AsyncEngine:
             return  # it has ended; or its id belongs to somebody else by now
         output = self.engine.abort(command.request_id)
         if output is not None:
-            self._send([(command.request_id, output)])
+            self._send([output])
 
-    def _send(self, outputs: list[tuple[str, RequestOutput]]) -> None:
+    def _send(self, outputs: Sequence[RequestOutput]) -> None:
         """Hand outputs to their streams, and forget those that ended."""
         if not outputs:
             return
-        self._put([(self._streams[name], output) for name, output in outputs])
-        ended = [name for name, output in outputs if output.finished]
-        for name in ended:
-            del self._streams[name]
-        self._ended(len(ended))
+        self._put([(self._streams[output.request_id], output) for output in outputs])
+        self._close([self._streams[o.request_id] for o in outputs if o.finished])
 
-    def _ended(self, count: int) -> None:
-        with self._lock:
-            self._num_pending -= count
+    def _close(self, streams: Sequence[_Stream]) -> None:
+        """Forget streams that have been told of their end."""
+        for stream in streams:
+            self._pending.discard(stream)
+            if self._streams.get(stream.request_id) is stream:
+                del self._streams[stream.request_id]
 
-    @staticmethod
-    def _put(items: Sequence[tuple[_Stream, _Item]]) -> None:
-        """One wake-up a loop, however many streams it has."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Item]]] = {}
-        for stream, item in items:
-            by_loop.setdefault(stream.loop, []).append((stream, item))
+    def _put(self, items: Sequence[tuple[_Stream, _Item]]) -> None:
+        """One wake-up a loop, however many streams it has. Nothing that goes wrong is raised."""
+        try:
+            by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Item]]] = {}
+            for stream, item in items:
+                if not stream.is_lost:  # what it lacks would be missing in its middle
+                    by_loop.setdefault(stream.loop, []).append((stream, item))
+        except MemoryError:
+            self._lose(items)
+            return
         for loop, part in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # a closed loop: nobody listens any more
+            try:
                 loop.call_soon_threadsafe(_deliver, part)
+            except Exception:  # a closed loop, where nobody listens any more; or no memory
+                self._lose(part)
+
+    def _lose(self, items: Sequence[tuple[_Stream, _Item]]) -> None:
+        """Give up requests of which an output could not be handed over."""
+        for stream, _ in items:
+            stream.is_lost = True
+            if self._streams.get(stream.request_id) is stream and not self._stopping:
+                self._commands.put(_Abort(stream.request_id, stream))
 
     def _die(self, error: BaseException | None) -> None:
         """Fail everything that is pending, also what nobody has read from the queue yet."""
         with self._lock:
             self._error = error
             self._draining = self._stopping = True
+        try:
+            self._fail_all(_stopped(error))
+        except Exception as late:  # then patrols tell them
+            note_fault("telling that the engine stopped", late)
+        self._pending.clear()
+        if error is None:
+            self.engine.abort_all()
+
+    def _fail_all(self, reason: InfcError) -> None:
         pending = list(self._streams.values())
         self._streams.clear()
         with contextlib.suppress(queue.Empty):
@@ -310,10 +463,20 @@ class AsyncEngine:
                 command = self._commands.get_nowait()
                 if isinstance(command, _Stream):
                     pending.append(command)
-        self._put([(stream, _stopped(error)) for stream in pending])
-        self._ended(len(pending))
-        if error is None:
-            self.engine.abort_all()
+        self._put([(stream, reason) for stream in pending])
+
+
+def _is_long(prompt: str | Sequence[int]) -> bool:
+    """Whether it takes longer to tokenize or check than others shall wait."""
+    return not isinstance(prompt, Sequence) or len(prompt) > _LONG
+
+
+def _is_long_list(params: SamplingParams | None) -> bool:
+    """Whether the parameters name so many tokens, or ask for so many choices."""
+    if not isinstance(params, SamplingParams):
+        return False
+    lists = (params.logit_bias, params.allowed_token_ids or (), params.banned_token_ids)
+    return params.num_choices > _MANY or any(len(ids) > _LONG for ids in lists)
 
 
 def _deliver(items: Sequence[tuple[_Stream, _Item]]) -> None:

@@ -167,7 +167,11 @@ class AsyncLLM:
         """End open requests, stop the thread, give memory back; a second call does nothing."""
         if not self._closed:
             self._closed = True
-            await asyncio.to_thread(self.engine.shutdown)
+            self.engine.stop()
+            try:
+                await asyncio.to_thread(self.engine.shutdown)
+            except (RuntimeError, MemoryError):  # no more threads can be had
+                self.engine.shutdown()
 
     async def __aenter__(self) -> AsyncLLM:
         return self

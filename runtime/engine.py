@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,11 @@ from ..ir.artifact import Artifact, Verification, check_verification, open_artif
 from ..ir.errors import InfcError, RequestError
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig, work_ahead
+from .faults import is_fault, note_fault
 from .kv_cache import KvCache
 from .limits import RuntimeOptions, RuntimePlan, plan_runtime
 from .logits_adjuster import TokenConstraint
-from .outputs import FinishReason, RequestOutput
+from .outputs import FinishReason, RequestOutput, TokenLogprobs
 from .pooling import Pool, Pooling, asks_for_hidden
 from .request import Request
 from .request_checks import check_params, check_place, checked_ids
@@ -43,6 +44,14 @@ class EngineStats:
     num_blocks: int
     num_preemptions: int
     num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that was checked and built, and waits to be queued."""
+
+    request: Request
+    stream: RequestStream
 
 
 class Engine:
@@ -153,11 +162,41 @@ class Engine:
         before each token which may come. Raises RequestError for what can never be served,
         CapacityError when the queue is full, InfcError once the engine is closed.
         """
-        if self._closed:
-            raise InfcError("the engine is closed")
+        self.submit(
+            self.prepare(
+                request_id,
+                prompt,
+                params,
+                priority,
+                cache_salt=cache_salt,
+                constraint=constraint,
+            )
+        )
+
+    def prepare(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        priority: int = 0,
+        *,
+        cache_salt: str = "",
+        constraint: TokenConstraint | None = None,
+    ) -> PreparedRequest:
+        """Check and build a request, on any thread: long prompts and lists take a while.
+
+        Raises RequestError as `add_request`, whose arguments these are.
+        """
         params = SamplingParams() if params is None else params
         token_ids = self.encode(prompt)
-        check_params(params, vocab_size=self.vocab_size, has_tokenizer=self.tokenizer is not None)
+        known = self.tokenizer.eos_token_ids if self.tokenizer else ()
+        ends = tuple(token for token in known if token < self.vocab_size)
+        check_params(
+            params,
+            vocab_size=self.vocab_size,
+            eos_token_ids=ends,
+            has_tokenizer=self.tokenizer is not None,
+        )
         check_place(priority, cache_salt)
         request = Request(
             request_id,
@@ -165,10 +204,26 @@ class Engine:
             params,
             priority=priority,
             cache_salt=cache_salt,
-            eos_token_ids=self.tokenizer.eos_token_ids if self.tokenizer else (),
+            eos_token_ids=ends,
             constraint=constraint,
         )
-        self._queue(request, prompt)
+        return self._prepared(request, prompt)
+
+    def submit(self, prepared: PreparedRequest) -> None:
+        """Queue what `prepare` or `prepare_reading` gave.
+
+        Raises RequestError for what can never be served, CapacityError when the queue is full,
+        InfcError once the engine is closed.
+        """
+        if self._closed:
+            raise InfcError("the engine is closed")
+        request = prepared.request
+        self.scheduler.add(request)
+        self._streams[request.request_id] = prepared.stream
+
+    def knows(self, request_id: str) -> bool:
+        """Whether the request was queued and has not ended."""
+        return request_id in self._streams
 
     def read_prompt(
         self,
@@ -186,8 +241,28 @@ class Engine:
         `first_scored` on. Raises what `add_request` does, and RequestError where the artifact
         gives no hidden states to pool.
         """
-        if self._closed:
-            raise InfcError("the engine is closed")
+        self.submit(
+            self.prepare_reading(
+                request_id,
+                prompt,
+                pooling=pooling,
+                first_scored=first_scored,
+                priority=priority,
+                cache_salt=cache_salt,
+            )
+        )
+
+    def prepare_reading(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        *,
+        pooling: Pooling | None = None,
+        first_scored: int = 1,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> PreparedRequest:
+        """Check and build what `read_prompt` queues, on any thread; its errors and arguments."""
         check_place(priority, cache_salt)
         request = Request(
             request_id, self.encode(prompt), _READ_ONLY, priority=priority, cache_salt=cache_salt
@@ -202,7 +277,7 @@ class Engine:
             request.pool = Pool(pooling, self.hidden_width)
         # What comes before is not wanted, and may be taken from a cached prefix.
         request.num_prompt_rows = first_scored - 1
-        self._queue(request, prompt)
+        return self._prepared(request, prompt)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request at any moment; its last output, None if it is unknown or has finished."""
@@ -229,15 +304,12 @@ class Engine:
         self._settled = False
         begun = time.perf_counter()
         try:
-            step = self.scheduler.schedule()
+            step = self._schedule()
             results = self._execute(step)
             outputs = self._publish(step, results)
             self._settled = True
             if step is not None:
-                seconds = time.perf_counter() - begun
-                self.scheduler.observe(step, seconds)
-                if self.on_step is not None:
-                    self.on_step(StepTimes.of(step, seconds, self._executor_seconds))
+                self._observe(step, time.perf_counter() - begun)
         except BaseException:
             if not self._settled:
                 self.scheduler, self._streams = _make_scheduler(self.plan), {}
@@ -271,11 +343,29 @@ class Engine:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _queue(self, request: Request, prompt: str | Sequence[int]) -> None:
-        self.scheduler.add(request)
+    def _prepared(self, request: Request, prompt: str | Sequence[int]) -> PreparedRequest:
+        request.make_choices()
         text = prompt if isinstance(prompt, str) else None
-        stream = RequestStream(request, text, self.tokenizer, self._stop)
-        self._streams[request.request_id] = stream
+        return PreparedRequest(request, RequestStream(request, text, self.tokenizer, self._stop))
+
+    def _schedule(self) -> Step | None:
+        """The next step. Where it cannot be made, all requests begin anew, and none is lost."""
+        try:
+            return self.scheduler.schedule()
+        except Exception:
+            fresh = _make_scheduler(self.plan)
+            fresh.take_over(self.scheduler)
+            self.scheduler, self._settled = fresh, True
+            raise
+
+    def _observe(self, step: Step, seconds: float) -> None:
+        """Take in how long a step took. Whatever that meets, the step was made."""
+        try:
+            self.scheduler.observe(step, seconds)
+            if self.on_step is not None:
+                self.on_step(StepTimes.of(step, seconds, self._executor_seconds))
+        except Exception as error:
+            note_fault("a measurement of a step", error)
 
     def _execute(self, step: Step | None) -> StepResults:
         """Run and commit the step; where that fails, all of its requests end with an error."""
@@ -305,12 +395,7 @@ class Engine:
             return []
         outputs = []
         for rows, entries in zip(step.prompt_rows, results.prompts, strict=True):
-            request_id = rows.request.request_id
-            if entries is not None:
-                self._streams[request_id].add_prompt_logprobs(entries)
-                continue
-            rows.request.error = NO_FINITE_VALUE
-            if (output := self._end(request_id, "error")) is not None:
+            if output := self._tell_prompt(rows.request, entries, results.faults):
                 outputs.append(output)
         several: dict[str, list[tuple[Request, Sample | None]]] = {}
         for request, sample in zip(step.sampled, results.samples, strict=True):
@@ -326,6 +411,25 @@ class Engine:
                 outputs.append(output)
         return outputs
 
+    def _tell_prompt(
+        self,
+        request: Request,
+        entries: Sequence[TokenLogprobs] | None,
+        faults: Mapping[str, str],
+    ) -> RequestOutput | None:
+        """Take in log-probabilities of a prompt; the last output of one that has none."""
+        request_id = request.request_id
+        if (stream := self._streams.get(request_id)) is None:
+            return None
+        if entries is not None:
+            try:
+                stream.add_prompt_logprobs(entries)
+            except Exception as error:
+                return self._give_up(request_id, stream, error)
+            return None
+        request.error = faults.get(request_id, NO_FINITE_VALUE)
+        return self._end(request_id, "error")
+
     def _end(self, request_id: str, reason: FinishReason) -> RequestOutput | None:
         """End all that is left of a request; its last output, None where nothing is."""
         ended = self.scheduler.abort(request_id, reason)
@@ -340,11 +444,27 @@ class Engine:
         stream: RequestStream,
         samples: Sequence[tuple[Request, Sample | None]],
     ) -> RequestOutput | None:
-        """What to say of a request now; it is forgotten once that is all."""
-        output = stream.add(samples)
+        """What to say of a request now; it is forgotten once that is all.
+
+        Where that fails, be it in its text, so does the request, and no other.
+        """
+        try:
+            output = stream.add(samples)
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            return self._give_up(request_id, stream, error)
         if stream.finished:
             del self._streams[request_id]
         return output
+
+    def _give_up(
+        self, request_id: str, stream: RequestStream, error: BaseException
+    ) -> RequestOutput:
+        """End a request of which nothing more can be told but that."""
+        self.scheduler.abort(request_id, "error")
+        del self._streams[request_id]
+        return stream.failure(note_fault("the output of a request", error))
 
     def _stop(self, request: Request) -> None:
         self.scheduler.finish(request, "stop")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.errors import RequestError
+from .faults import note_fault
 
 if TYPE_CHECKING:
     from .step import Step
@@ -61,16 +62,23 @@ def asks_for_hidden(step: Step, width: int | None) -> Step:
     )
 
 
-def pool_rows(step: Step) -> None:
-    """Hand the rows of hidden states that a step gave to the requests that pool them."""
+def pool_rows(step: Step) -> dict[str, str]:
+    """Hand the rows of hidden states that a step gave to the requests that pool them.
+
+    What failed of those that cannot take them, by the id of the request.
+    """
+    faults: dict[str, str] = {}
     if step.hidden is None:
-        return
-    for rows in step.prompt_rows:
-        if rows.request.pool is not None:
-            rows.request.pool.add(step.hidden[rows.first_row : rows.first_row + rows.count])
-    for request, row in zip(step.sampled, step.sampled_rows, strict=True):
+        return faults
+    places = [(rows.request, rows.first_row, rows.count) for rows in step.prompt_rows]
+    places += [(who, row, 1) for who, row in zip(step.sampled, step.sampled_rows, strict=True)]
+    for request, first, count in places:
         if request.pool is not None:
-            request.pool.add(step.hidden[row : row + 1])
+            try:
+                request.pool.add(step.hidden[first : first + count])
+            except Exception as error:
+                faults[request.request_id] = note_fault("pooling", error)
+    return faults
 
 
 def unit(vector: Vector) -> Vector:

@@ -29,7 +29,15 @@ Finish = Callable[[Request], None]
 class _Choice:
     """One completion on its way."""
 
-    __slots__ = ("_begins", "_detokenizer", "_logprob", "_num_given", "pieces", "request")
+    __slots__ = (
+        "_begins",
+        "_detokenizer",
+        "_logprob",
+        "_num_given",
+        "is_over",
+        "pieces",
+        "request",
+    )
 
     def __init__(self, request: Request, detokenizer: Detokenizer | None) -> None:
         self.request = request
@@ -37,6 +45,7 @@ class _Choice:
         self._logprob = 0.0
         self._begins: tuple[int, ...] = ()  # of tokens, where that is not certain yet
         self._num_given = 0  # characters of text
+        self.is_over = False  # and whoever waits for it has been told
         self.pieces: list[CompletionOutput] = []  # held back until the best are known
 
     def add(self, sample: Sample | None, finish: Finish) -> CompletionOutput:
@@ -109,9 +118,10 @@ class RequestStream:
         self, request: Request, prompt: str | None, tokenizer: Tokenizer | None, finish: Finish
     ) -> None:
         self.request = request
-        self.choices = [
-            _Choice(each, _detokenizer(each, tokenizer)) for each in (request, *request.unforked)
-        ]
+        first = _detokenizer(request, tokenizer)
+        self.choices = [_Choice(request, first)]
+        for each in request.unforked:
+            self.choices.append(_Choice(each, None if first is None else first.fork()))
         self._num_unfinished = len(self.choices)
         self.finished = False
         """Whether every choice has ended, and that has been told."""
@@ -151,7 +161,7 @@ class RequestStream:
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
         # One that was aborted may have seen some of its rows, or none.
         pool = self.request.pool if self.request.finish_reason == "length" else None
-        return RequestOutput(
+        output = RequestOutput(
             request_id=self.request.request_id,
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
@@ -161,6 +171,32 @@ class RequestStream:
             prompt_logprobs=prompt_logprobs if self.request.pool is None else None,
             embedding=None if pool is None else pool.vector,
             error=self._error(pieces) if ended else None,
+        )
+        if ended and not finished:
+            for piece in pieces:
+                self.choices[piece.index].is_over = piece.finish_reason is not None
+        return output
+
+    def failure(self, error: str) -> RequestOutput:
+        """The last output of a request that fails here: every choice that had not ended has.
+
+        Of those held back until the best are known, the first `n` have.
+        """
+        open_choices = [choice for choice in self.choices if not choice.is_over]
+        if self._holds_back:
+            open_choices = self.choices[: self.request.params.n]
+        self.finished = True
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_token_ids,
+            outputs=tuple(
+                CompletionOutput(index=choice.request.choice, finish_reason="error")
+                for choice in open_choices
+            ),
+            metrics=self._metrics(True),
+            finished=True,
+            error=error,
         )
 
     def _error(self, pieces: Sequence[CompletionOutput]) -> str | None:

@@ -129,9 +129,10 @@ class PieceTexts:
         self._known: dict[int, str | bytes | None] = {}
         kinds = [stage["type"] for stage in stages]
         self._has_bytes = "ByteFallback" in kinds
-        strip = stages[-1] if kinds and kinds[-1] == "Strip" else {"content": "", "start": 0}
-        self.stripped: tuple[str, int] = (strip["content"], strip["start"])
+        self.stripped: tuple[str, int] = ("", 0)
         """The character that the whole text loses at its beginning, and how many times at most."""
+        if kinds and kinds[-1] == "Strip":
+            self.stripped = (stages[-1]["content"], stages[-1]["start"])
         self.first_differs = not kinds or kinds[0] in ("Metaspace", "WordPiece")
 
     def get(self, token_id: int) -> str | bytes | None:

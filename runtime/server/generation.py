@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from ...ir.errors import CapacityError, DrainingError
+from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from ..outputs import RequestOutput, merge_outputs
 from .errors import ApiError
 
 if TYPE_CHECKING:
     from ..sampling_params import SamplingParams
     from .service import Service
+
+_LOG = logging.getLogger("infc.server")
 
 Prompt = str | list[int]
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
@@ -103,6 +106,12 @@ async def _outputs(
             raise  # coming again, here at least, is no use
         wait = service.metrics.retry_seconds()
         raise ApiError(429, str(error), code="queue_full", retry_seconds=wait) from None
+    except InfcError as error:
+        if isinstance(error, RequestError) or not engine.healthy:
+            raise
+        _LOG.error("a request failed: %s", error)  # it alone: the engine goes on
+        message = "the step that this answer was in failed"
+        raise ApiError(500, message, code="generation_failed") from None
     finally:
         timer.cancel()
         meter.close()

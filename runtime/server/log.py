@@ -14,7 +14,7 @@ LogFormat = Literal["text", "json"]
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that the current task serves."""
 
-_LOGGERS = ("infc.server", "uvicorn.error", "asyncio")
+_LOGGERS = ("infc.server", "infc.runtime", "uvicorn.error", "asyncio")
 
 
 class ServerLog:

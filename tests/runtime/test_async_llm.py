@@ -192,13 +192,13 @@ def test_every_call_has_a_priority_and_a_salt(artifact: Path) -> None:
         assert await talk(cache_salt="a") > 0
 
         seen = []
-        add = llm.engine.engine.read_prompt
+        add = llm.engine.engine.prepare_reading
 
-        def spy(request_id: str, **options: Any) -> None:
+        def spy(request_id: str, *prompt: Any, **options: Any) -> Any:
             seen.append((options["priority"], options["cache_salt"]))
-            add(request_id, **options)
+            return add(request_id, *prompt, **options)
 
-        llm.engine.engine.read_prompt = spy  # type: ignore[method-assign, assignment]
+        llm.engine.engine.prepare_reading = spy  # type: ignore[method-assign]
         await llm.score(text, priority=3, cache_salt="a")
         await llm.embed(text, priority=4, cache_salt="b")
         assert seen == [(3, "a"), (4, "b")]

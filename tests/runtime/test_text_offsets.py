@@ -8,15 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.runtime.admission import SchedulerLimits
-from infc.runtime.engine import Engine
-from infc.runtime.limits import RuntimePlan
 from infc.runtime.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.server.logprobs import TokenTexts
 from infc.runtime.tokenizer import Tokenizer
 
-from .paged_model import PagedModel, make_group
+from .engines import make_engine
 from .test_text_decoders import as_sentencepiece, with_decoder
 
 PROMPT = [3, 4, 5]
@@ -29,24 +26,12 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def answer(seed: int, stop: str = "", **params: int) -> tuple[RequestOutput, ...]:
+def answer(
+    seed: int, stop: str = "", n: int = 1, best_of: int | None = None
+) -> tuple[RequestOutput, ...]:
     """What each step gives."""
-    groups = (make_group("full", 4, None),)
-    limits = SchedulerLimits(step_tokens=16, max_sequences=4, logit_rows=4, max_context=64)
-    plan = RuntimePlan(
-        limits=limits,
-        groups=groups,
-        num_blocks=(80,),
-        kv_bytes=0,
-        arena_bytes=0,
-        weights_bytes=0,
-        num_threads=1,
-        pin=False,
-        copy_weights=False,
-        prefix_reuse=True,
-    )
     size = tokenizer().backend.get_vocab_size()
-    engine = Engine(PagedModel(groups, (80,), size), plan, vocab_size=size, tokenizer=tokenizer())
+    engine = make_engine(size, tokenizer())
     chosen = SamplingParams(
         temperature=1.0,
         seed=seed,
@@ -55,7 +40,8 @@ def answer(seed: int, stop: str = "", **params: int) -> tuple[RequestOutput, ...
         stop=stop or (),
         # Words and a few bytes, of which some make characters.
         allowed_token_ids=[*range(257, size), 1 + 0x61, 1 + 0xC3, 1 + 0xA9],
-        **params,
+        n=n,
+        best_of=best_of,
     )
     engine.add_request("r", PROMPT, chosen)
     parts = []

@@ -398,6 +398,17 @@ def test_dead_engine_fails_everybody_and_health() -> None:
         assert response.status_code == 503
 
 
+def test_a_step_that_fails_ends_its_answers_alone() -> None:
+    with serving() as server:
+        server.model.failure = MemoryError("secret internals")
+        error = refusal(server.post("/v1/completions", COMPLETION), 500)
+        assert error["code"] == "generation_failed" and "secret" not in error["message"]
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        server.model.failure = None
+        assert server.post("/v1/completions", COMPLETION).status_code == 200
+        server.wait_until_empty()
+
+
 def test_error_in_the_middle_of_a_stream_is_an_event() -> None:
     with serving() as server:
         server.model.delay_seconds = 0.02
