@@ -11,20 +11,34 @@ from .sampling_params import SamplingParams
 _MAX_SALT_CHARACTERS = 256
 
 
-def checked_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
+class CheckedIds(list[int]):
+    """Token ids that were found to be of a vocabulary of `vocab_size`; never changed."""
+
+    __slots__ = ("vocab_size",)
+
+    def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
+        super().__init__(token_ids)
+        self.vocab_size = vocab_size
+
+
+def checked_ids(token_ids: Sequence[int], vocab_size: int) -> CheckedIds:
     """Token ids as a list; RequestError for what is none of this vocabulary."""
+    if isinstance(token_ids, CheckedIds) and token_ids.vocab_size == vocab_size:
+        return token_ids  # they may be many, and come through several hands
     if isinstance(token_ids, bytes) or not isinstance(token_ids, Sequence):
         raise RequestError("the prompt must be text or token ids", field="prompt")
-    ids = list(token_ids)
-    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+    ids = CheckedIds(token_ids, vocab_size)
+    if ids and not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(t for t in ids if type(t) is not int or not 0 <= t < vocab_size)
         raise RequestError(
-            f"{wrong!r} is no token id, they are 0..{vocab_size - 1}", field="prompt"
+            f"{wrong!r:.80} is no token id, they are 0..{vocab_size - 1}", field="prompt"
         )
     return ids
 
 
-def check_params(params: Any, *, vocab_size: int, has_tokenizer: bool) -> None:
+def check_params(
+    params: Any, *, vocab_size: int, eos_token_ids: Sequence[int] = (), has_tokenizer: bool
+) -> None:
     """RequestError for what is no SamplingParams, or asks for what the model has not."""
     if not isinstance(params, SamplingParams):
         raise RequestError(
@@ -33,13 +47,34 @@ def check_params(params: Any, *, vocab_size: int, has_tokenizer: bool) -> None:
             hint="write SamplingParams(max_tokens=64)",
         )
     for field, tokens in params.token_fields.items():
-        for token in tokens:
-            if token >= vocab_size:
-                raise RequestError(
-                    f"{field}: {token} is no token id, they are 0..{vocab_size - 1}", field=field
-                )
+        if (token := max(tokens, default=0)) >= vocab_size:
+            raise RequestError(
+                f"{field}: {token} is no token id, they are 0..{vocab_size - 1}", field=field
+            )
     if params.stop_strings and not has_tokenizer:
         raise RequestError("this model has no tokenizer", field="stop", hint="use stop_token_ids")
+    ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
+    _check_choosable(params, ends if params.min_tokens else set(), vocab_size)
+
+
+def _check_choosable(params: SamplingParams, ends: set[int], vocab_size: int) -> None:
+    """RequestError where nothing may be chosen; `ends` may not, before `min_tokens` tokens."""
+    banned = set(params.banned_token_ids)
+    if params.allowed_token_ids is not None:
+        if set(params.allowed_token_ids) <= banned | ends:
+            raise RequestError(
+                "allowed_token_ids leaves only tokens that end the answer, and min_tokens"
+                f" ({params.min_tokens}) wants others first",
+                field="allowed_token_ids",
+                hint="allow another token, or leave out min_tokens",
+            )
+    elif len(banned | ends) >= vocab_size:
+        wanted = f", or end the answer before min_tokens ({params.min_tokens})" if ends else ""
+        raise RequestError(
+            f"all {vocab_size} tokens of the vocabulary are banned{wanted}",
+            field="banned_token_ids" if banned else "stop_token_ids",
+            hint="leave one that may be chosen",
+        )
 
 
 def check_place(priority: Any, cache_salt: str) -> None:

@@ -207,6 +207,8 @@ def test_fields_that_contradict_each_other_are_named(server: Serving) -> None:
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"allowed_token_ids": [5], "banned_token_ids": [5]}, "allowed_token_ids"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"allowed_token_ids": [0, 2], "min_tokens": 3}, "allowed_token_ids"),
+        ({"banned_token_ids": list(range(4096))}, "banned_token_ids"),
     ):
         body = {**BASE, "prompt": PROMPT, **change}
         assert refusal(server.post("/v1/completions", body))["param"] == param
