@@ -118,7 +118,7 @@ class RuntimeSection(_Section):
     )  # fmt: skip
     logit_rows: _CountOrAuto = _key(
         None,
-        "Maximum number of rows of logits in a step; auto is max_sequences.",
+        "Maximum number of rows of logits in a step; auto is max_sequences; never more than step_tokens.",
         unit="rows",
         **_ONE_OR_MORE,
     )
@@ -176,8 +176,9 @@ class Recipe(_Section):
 
     @property
     def logit_rows(self) -> int:
-        """Rows of logits in one step at most."""
-        return self.runtime.logit_rows or self.runtime.max_sequences
+        """Rows of logits in one step at most: no token gives more than one."""
+        wanted = self.runtime.logit_rows or self.runtime.max_sequences
+        return min(wanted, self.runtime.step_tokens)
 
 
 # What later versions will take: refused by name, so that nobody wonders about the spelling.

@@ -27,6 +27,7 @@ from .option_checks import check_types, checked_threads
 _SHARE_OF_FREE_MEMORY = 0.5
 _MOST_COPIED = 0.75  # of what memory is left
 _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
+_FLOAT32_BYTES = 4
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
 
@@ -54,7 +55,10 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimePlan:
-    """What a running engine takes. `num_blocks` counts the null block of each group."""
+    """What a running engine takes. `num_blocks` counts the null block of each group.
+
+    `logits_bytes` are those of the most rows that one step hands over, see `handed_over_bytes`.
+    """
 
     limits: SchedulerLimits
     groups: tuple[KvGroup, ...]
@@ -67,6 +71,7 @@ class RuntimePlan:
     copy_weights: bool
     prefix_reuse: bool
     notes: tuple[str, ...] = ()
+    logits_bytes: int = 0
 
 
 def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
@@ -79,11 +84,13 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
     runtime = _section(manifest.recipe, "runtime")
     limits = _limits(manifest, options, runtime.get("itl_target_ms"))
     weights_bytes = manifest.files[manifest.weights.file].bytes
+    logits_bytes = handed_over_bytes(manifest, limits.step_tokens)
+    step_bytes = manifest.arena_bytes + logits_bytes
     memory = options.kv_memory
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
     if memory is None or memory == "auto":
-        free = available_memory() - weights_bytes - manifest.arena_bytes
+        free = available_memory() - weights_bytes - step_bytes
         budget = int(max(0, free) * _SHARE_OF_FREE_MEMORY)
     else:
         budget = parse_bytes(memory)
@@ -103,12 +110,13 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
             f" {format_size(kv_bytes)} are taken, all that {limits.max_running} sequences of"
             f" {limits.max_context} tokens can use"
         )
-    if kv_bytes + manifest.arena_bytes > free:
+    if kv_bytes + step_bytes > free:
         raise CapacityError(
-            f"KV memory of {format_size(kv_bytes)} is more than the {format_size(free)} free here",
+            f"KV memory of {format_size(kv_bytes)} is more than the {format_size(free)} free here,"
+            f" of which a step takes {format_size(step_bytes)}",
             hint=f"lower {_KV_MEMORY}, or leave it to auto",
         )
-    rest = free - kv_bytes - manifest.arena_bytes
+    rest = free - kv_bytes - step_bytes
     num_threads, pin = _team(options, runtime)
     if num_threads > (cpus := available_cpus()):
         notes.append(
@@ -129,7 +137,17 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         ),
         prefix_reuse=options.prefix_reuse,
         notes=tuple(notes),
+        logits_bytes=logits_bytes,
     )
+
+
+def handed_over_bytes(manifest: Manifest, step_tokens: int) -> int:
+    """Of the rows that a step of so many tokens hands over: logits and hidden states, in float32.
+
+    No token gives more than one row.
+    """
+    rows = min(manifest.limits.logit_rows, step_tokens)
+    return rows * (manifest.model.vocab_size + (manifest.hidden_width or 0)) * _FLOAT32_BYTES
 
 
 def plan_blocks(groups: Sequence[KvGroup], limits: SchedulerLimits, budget: int) -> tuple[int, ...]:
@@ -230,7 +248,7 @@ def _limits(
         chosen[name] = compiled if wanted is None else wanted
     return SchedulerLimits(
         **chosen,
-        logit_rows=manifest.limits.logit_rows,
+        logit_rows=min(manifest.limits.logit_rows, chosen["step_tokens"]),
         max_waiting=options.max_waiting,
         compiled_context=manifest.limits.max_context,
         itl_target_seconds=target_ms / 1000 if target_ms else None,

@@ -176,7 +176,8 @@ class KvGroupFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFacts:
-    """What serving takes. `logits_bytes` are those of the most rows that a step may ask for.
+    """What serving takes. `logits_bytes` are those of the most rows that a step may ask for, with
+    their hidden states, in float32.
 
     `largest_batch` is how many sequences of `context` tokens `budget` bytes hold beside weights,
     arena and logits, at most `max_batch`, which was compiled in; 0 where not even one fits. Their

@@ -8,10 +8,8 @@ from ...ir.machine import available_memory
 from ...ir.manifest import Limits, Manifest
 from ...ir.program import KvGroup
 from ...runtime.kv_groups import blocks_for, planned_blocks, planned_bytes
+from ...runtime.limits import handed_over_bytes
 from .facts import KvGroupFacts, MemoryFacts
-
-_LOGITS_BYTES = 4
-"""An executor hands logits over in float32."""
 
 
 def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> MemoryFacts:
@@ -20,7 +18,7 @@ def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> 
     groups = tuple(_group(group) for group in manifest.kv.groups)
     weights = manifest.files[manifest.weights.file].bytes
     limits = manifest.limits
-    logits = limits.logit_rows * manifest.model.vocab_size * _LOGITS_BYTES
+    logits = handed_over_bytes(manifest, limits.step_tokens)
     left = budget - weights - manifest.arena_bytes - logits
     most = min(limits.max_sequences, limits.logit_rows, limits.step_tokens)
     batch = _largest_batch(manifest.kv.groups, limits, context, left, most)

@@ -195,8 +195,10 @@ def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     memory = facts.memory
     yield "weights", format_size(memory.weights_bytes)
     yield "arena", f"{format_size(memory.arena_bytes)}, all that a step needs between its ops"
-    rows = facts.manifest.limits.logit_rows
-    yield "logits", f"{format_size(memory.logits_bytes)} at most, {format_count(rows, 'row')}"
+    limits = facts.manifest.limits
+    rows = format_count(min(limits.logit_rows, limits.step_tokens), "row")
+    hidden = ", hidden states included" if facts.manifest.hidden_width else ""
+    yield "logits", f"{format_size(memory.logits_bytes)} at most, {rows}{hidden}"
     for group in memory.groups:
         yield f"kv {group.name}", _group(group)
     yield "kv in all", f"{format_size(memory.kv_token_bytes)} a token"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from infc.driver.recipe import Recipe, load_recipe, recipe_schema, size_or_auto
+from infc.driver.recipe import Recipe, RuntimeSection, load_recipe, recipe_schema, size_or_auto
 from infc.ir.errors import RecipeError
 
 
@@ -32,6 +32,12 @@ def test_everything_but_the_model_has_a_default(tmp_path: Path) -> None:
     assert loaded.recipe == Recipe(model="here")
     assert loaded.directory == tmp_path
     assert loaded.recipe.logit_rows == loaded.recipe.runtime.max_sequences
+
+
+def test_rows_of_logits_are_no_more_than_tokens_of_a_step() -> None:
+    for rows, tokens, expected in ((None, 16, 16), (10**9, 512, 512), (7, 512, 7), (None, 512, 64)):
+        runtime = RuntimeSection(logit_rows=rows, step_tokens=tokens)
+        assert Recipe(model="here", runtime=runtime).logit_rows == expected
 
 
 def test_values_arrive(tmp_path: Path) -> None:

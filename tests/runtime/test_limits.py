@@ -211,9 +211,39 @@ def test_memory_beyond_the_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """An amount that was asked for is found too large now, not by a kill under load."""
     plan = plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
-    free = plan.kv_bytes + plan.arena_bytes
+    free = plan.kv_bytes + plan.arena_bytes + plan.logits_bytes
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free)
     assert plan_runtime(served(), RuntimeOptions(kv_memory=plan.kv_bytes, threads=1)) == plan
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free - 1)
     with pytest.raises(CapacityError, match=r"is more than the .* free here"):
         plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "step_tokens", "rows"), [(4, None, 4), (1000, None, 32), (1000, 8, 8), (4, 8, 4)]
+)
+def test_what_a_step_hands_over_is_planned(
+    compiled: int, step_tokens: int | None, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits and hidden states in float32, of no more rows than a step has tokens."""
+    base = served()
+    wide = replace(
+        base,
+        hidden_width=48,
+        model=replace(base.model, vocab_size=100_000),
+        limits=replace(base.limits, logit_rows=compiled),
+    )
+    options = RuntimeOptions(threads=1, step_tokens=step_tokens)
+    plan = plan_runtime(wide, options)
+    assert plan.logits_bytes == rows * (100_000 + 48) * 4
+    assert plan.limits.logit_rows == rows
+    # What is left for KV by itself, and what is refused, leave room for it.
+    fixed = plan.weights_bytes + plan.arena_bytes + plan.logits_bytes
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed + 2 * plan.kv_bytes)
+    assert plan_runtime(wide, options).kv_bytes == plan.kv_bytes
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed + plan.kv_bytes)
+    assert plan_runtime(wide, options).kv_bytes <= plan.kv_bytes // 2
+    least = replace(options, kv_memory=plan.kv_bytes)
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed - 100 + 1)
+    with pytest.raises(CapacityError, match="of which a step takes"):
+        plan_runtime(wide, least)

@@ -21,7 +21,7 @@ from infc.driver.explain.collect import inspect_artifact
 from infc.driver.explain.document import artifact_json, nodes_json
 from infc.driver.explain.facts import NO_COSTS, ArtifactFacts, Costs, NearMiss
 from infc.driver.explain.measure import choose_workload, measure_program
-from infc.driver.explain.memory import kv_bytes
+from infc.driver.explain.memory import kv_bytes, plan_memory
 from infc.driver.explain.narrow import pick_nodes
 from infc.driver.explain.text import near_miss_lines, render_artifact, spell_numbers
 from infc.ir.artifact import open_artifact
@@ -148,6 +148,16 @@ def test_the_largest_batch_is_the_most_that_fits(tiny: Path, facts: ArtifactFact
         assert exact.largest_batch == batch
         if batch:
             assert inspect_artifact(tiny, context=700, memory=need - 1).memory.largest_batch < batch
+
+
+def test_rows_of_logits_are_no_more_than_tokens_of_a_step(facts: ArtifactFacts) -> None:
+    """An artifact may have been compiled for more rows than a step can ever have."""
+    base = facts.manifest
+    many = replace(base, hidden_width=48, limits=replace(base.limits, logit_rows=1 << 30))
+    memory = plan_memory(many, 700, 1 << 30)
+    rows = base.limits.step_tokens
+    assert memory.logits_bytes == rows * (base.model.vocab_size + 48) * 4
+    assert memory.largest_batch > 0
 
 
 def test_the_settings_beside_the_largest_batch_reach_it(tiny: Path) -> None:
