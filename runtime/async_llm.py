@@ -15,7 +15,7 @@ from ..ir.artifact import Artifact, Verification
 from ..ir.errors import InfcError
 from .async_engine import AsyncEngine
 from .engine import EngineStats
-from .opening import open_engine
+from .opening import Unpicklable, open_engine
 from .outputs import RequestOutput, merge_outputs
 from .pooling import Pooling
 from .prompts import Prompt, encode_conversation, one_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .prompts import TemplateOptions
 
 
-class AsyncLLM:
+class AsyncLLM(Unpicklable):
     """Serves many tasks at once with an artifact; an async context manager, or await `close`.
 
     The engine runs on one thread of its own, whatever the number of callers and event loops.

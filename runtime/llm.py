@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..ir.artifact import Artifact, Verification
 from ..ir.errors import InfcError, RequestError
-from .opening import open_engine
+from .opening import Unpicklable, open_engine
 from .outputs import RequestOutput, merge_outputs
 from .pooling import Pooling
 from .progress_bar import ProgressBar
@@ -36,7 +36,7 @@ _Add = Callable[[str], None]
 """Queues a request under the name that it is given."""
 
 
-class LLM:
+class LLM(Unpicklable):
     """Generates with an artifact. Not thread-safe; a context manager, or call `close`.
 
     Keyword arguments are the fields of `RuntimeOptions`: `max_context`, `max_sequences`,

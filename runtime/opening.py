@@ -15,6 +15,17 @@ from .engine import Engine
 from .limits import RuntimeOptions
 
 
+class Unpicklable:
+    """What holds threads and memory of its own: no copy of it could work."""
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise UsageError(
+            f"{type(self).__name__} cannot be pickled or copied: it has threads and memory of its"
+            " own",
+            hint="open the artifact again, in each process that needs it",
+        )
+
+
 def open_engine(
     artifact: Artifact | str | os.PathLike[str],
     verify: Verification,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -16,7 +19,9 @@ from numpy.typing import NDArray
 from infc.ir.errors import (
     ArtifactError,
     InfcError,
+    UsageError,
 )
+from infc.runtime.async_llm import AsyncLLM
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import RequestOutput
 from infc.runtime.sampling_params import SamplingParams
@@ -172,3 +177,16 @@ def test_a_second_thread_is_kept_out(artifact: Path, monkeypatch: pytest.MonkeyP
         leave.set()
         first.join(30)
     assert [a.outputs for a in answers] == [a.outputs for a in expected]
+
+
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+@pytest.mark.parametrize("act", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_cannot_be_sent_to_other_processes(
+    artifact: Path, kind: type[LLM | AsyncLLM], act: Callable[[object], object]
+) -> None:
+    """As spawned workers, Ray and Spark do; the error is ours, and says what to do."""
+    llm = kind(artifact)
+    with pytest.raises(UsageError, match=f"^{kind.__name__} cannot be pickled or copied") as caught:
+        act(llm)
+    assert "in each process" in (caught.value.hint or "")
+    llm.close() if isinstance(llm, LLM) else asyncio.run(llm.close())
