@@ -118,7 +118,7 @@ class RuntimeSection(_Section):
     )  # fmt: skip
     logit_rows: _CountOrAuto = _key(
         None,
-        "Maximum number of rows of logits in a step; auto is max_sequences; never more than step_tokens.",
+        "Maximum number of rows of logits in a step, at most step_tokens; auto is max_sequences.",
         unit="rows",
         **_ONE_OR_MORE,
     )

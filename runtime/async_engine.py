@@ -17,6 +17,7 @@ from functools import partial
 from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
 from .engine import Engine, EngineStats, PreparedRequest
 from .faults import note_fault
+from .memory_reserve import RESERVE
 from .outputs import RequestOutput, merge_outputs
 from .pooling import Pooling
 from .sampling_params import SamplingParams
@@ -35,6 +36,9 @@ _LONG = 4096
 
 _MANY = 8
 """Choices: as above."""
+
+_KEEP_STEPS = 256
+"""After so many steps memory is kept back again, where it had to be freed."""
 
 _UNDELIVERED = "an output of this request could not be handed over"
 
@@ -325,6 +329,7 @@ class AsyncEngine:
 
     def _step(self) -> None:
         before = self.engine.num_steps
+        RESERVE.ease()
         self._unsent = self.engine.step()
         if self.engine.num_steps > before:
             self._num_failed_steps = 0
@@ -356,6 +361,8 @@ class AsyncEngine:
     def _take_commands(self) -> None:
         """Obey what is in the queue; with nothing else to do, wait for it."""
         wait = not self.engine.has_unfinished
+        if wait or self.engine.num_steps % _KEEP_STEPS == 0:
+            RESERVE.keep()
         while wait and self._commands.empty() and self._work_ahead():
             pass
         while True:
@@ -427,12 +434,15 @@ class AsyncEngine:
                 if not stream.is_lost:  # what it lacks would be missing in its middle
                     by_loop.setdefault(stream.loop, []).append((stream, item))
         except MemoryError:
+            RESERVE.free()
             self._lose(items)
             return
         for loop, part in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_deliver, part)
-            except Exception:  # a closed loop, where nobody listens any more; or no memory
+            except Exception as error:  # a closed loop, where nobody listens any more; no memory
+                if isinstance(error, MemoryError):
+                    RESERVE.free()
                 self._lose(part)
 
     def _lose(self, items: Sequence[tuple[_Stream, _Item]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 
+from .memory_reserve import RESERVE
+
 _LOG = logging.getLogger("infc.runtime")
 
 
@@ -18,6 +20,8 @@ def is_fault(error: BaseException) -> bool:
 
 def note_fault(what: str, error: BaseException) -> str:
     """Log that `what` failed; what whoever waits for it is told."""
+    if isinstance(error, MemoryError):
+        RESERVE.free()
     with contextlib.suppress(Exception):  # where memory is short, logging fails as well
         _LOG.error("%s failed", what, exc_info=error)
     return f"{what} failed: {type(error).__name__}"

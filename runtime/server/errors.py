@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ...ir.errors import CapacityError, InfcError, RequestError
+from ..memory_reserve import RESERVE
 
 _LOG = logging.getLogger("infc.server")
 _MAX_MESSAGE = 500  # characters: an error never sends a request back to whoever made it
@@ -70,6 +71,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, InfcError):
         _LOG.error("a request failed: %s", error)
         return ApiError(503, "the engine has stopped", code="engine_stopped")
+    if isinstance(error, MemoryError):
+        RESERVE.free()
     _LOG.error("a request failed", exc_info=error)
     return ApiError(500, "the server made a mistake; its log says which", code="internal_error")
 

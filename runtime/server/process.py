@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from ...ir.sizes import format_count
 from .connections import bounded_protocol
+from .event_loop import SturdyEventLoop
 from .log import ServerLog
 from .settings import ServerSettings
 
@@ -85,6 +86,11 @@ class _Server(uvicorn.Server):
         self._engine = engine
         self._settings = settings
         self._log = ServerLog(settings.log_format)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end, on a loop that outlives moments without memory."""
+        with asyncio.Runner(loop_factory=SturdyEventLoop) as runner:
+            runner.run(self.serve(sockets=sockets))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal. Not remembered as uvicorn does, which would die of it at last."""
