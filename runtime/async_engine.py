@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import queue
 import threading
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
+from .async_streams import Item, Stream, hand_over
 from .engine import Engine, EngineStats, PreparedRequest
 from .faults import note_fault
 from .memory_reserve import RESERVE
@@ -22,14 +21,8 @@ from .outputs import RequestOutput, merge_outputs
 from .pooling import Pooling
 from .sampling_params import SamplingParams
 
-_Item = RequestOutput | InfcError
-
-MAX_UNREAD = 64
-"""Outputs that a slow reader may leave lying; what comes beyond them is joined to the last."""
-
 _IDLE_SECONDS = 0.005
 """How long a request may wait for work that is done while there is nothing to do."""
-
 
 _LONG = 4096
 """Characters or tokens: building a request with more takes a thread of its own."""
@@ -49,53 +42,13 @@ _MAX_FAILED_STEPS = 3
 """After so many steps in a row that failed the engine is lost."""
 
 
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """One caller: its request, and its outputs that nobody has read yet.
-
-    `is_lost` is set where an output cannot be handed over: the next patrol tells the caller.
-    """
-
-    request: PreparedRequest
-    loop: asyncio.AbstractEventLoop
-    is_lost: bool = False
-    unread: deque[_Item] = field(default_factory=deque)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def request_id(self) -> str:
-        """The name of the request."""
-        return self.request.request.request_id
-
-    def put(self, item: _Item) -> None:
-        """Take an output in; on the loop's thread."""
-        last = self.unread[-1] if len(self.unread) >= MAX_UNREAD else None
-        if isinstance(last, RequestOutput) and isinstance(item, RequestOutput):
-            self.unread[-1] = merge_outputs([last, item])
-        else:
-            self.unread.append(item)
-        self.arrived.set()
-
-    def fail(self, error: InfcError) -> None:
-        """Take an error in, where nothing else is left to read."""
-        if not self.unread:
-            self.put(error)
-
-    async def get(self) -> _Item:
-        """The next output, as soon as there is one."""
-        while not self.unread:
-            self.arrived.clear()
-            await self.arrived.wait()
-        return self.unread.popleft()
-
-
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
-    stream: _Stream | None = None
+    stream: Stream | None = None
 
 
-_Command = _Stream | _Abort | None  # None wakes the thread up
+_Command = Stream | _Abort | None  # None wakes the thread up
 
 
 class AsyncEngine:
@@ -110,12 +63,12 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._streams: dict[str, _Stream] = {}
-        self._waiting: dict[asyncio.AbstractEventLoop, set[_Stream]] = {}  # whom patrols look after
+        self._streams: dict[str, Stream] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, set[Stream]] = {}  # whom patrols look after
         self._process = os.getpid()
         self._num_failed_steps = 0
         self._works_ahead = True
-        self._pending: set[_Stream] = set()
+        self._pending: set[Stream] = set()
         # Kept until it is done with: what fails on the way is not lost from sight.
         self._command: _Command = None
         self._unsent: Sequence[RequestOutput] = ()
@@ -209,7 +162,7 @@ class AsyncEngine:
 
     async def _outputs(self, prepared: PreparedRequest) -> AsyncGenerator[RequestOutput, None]:
         """What each step adds to the request."""
-        stream = _Stream(prepared, asyncio.get_running_loop())
+        stream = Stream(prepared, asyncio.get_running_loop())
         self._submit(stream)
         self._look_after(stream)
         finished = False
@@ -273,7 +226,7 @@ class AsyncEngine:
         """The request, checked and built: never on the engine's thread, and no long one here."""
         return await asyncio.to_thread(prepare) if is_long else prepare()
 
-    def _look_after(self, stream: _Stream) -> None:
+    def _look_after(self, stream: Stream) -> None:
         """Have patrols on the stream's loop as long as anybody waits there."""
         if stream.loop in self._waiting:
             self._waiting[stream.loop].add(stream)
@@ -298,7 +251,7 @@ class AsyncEngine:
         else:
             del self._waiting[loop]
 
-    def _submit(self, stream: _Stream) -> None:
+    def _submit(self, stream: Stream) -> None:
         if os.getpid() != self._process:
             raise InfcError(
                 "the engine was opened before this process was forked, and its thread stayed"
@@ -349,7 +302,7 @@ class AsyncEngine:
             self.engine.abort(output.request_id)
         command = self._command
         lost = [s for s in self._streams.values() if not self.engine.knows(s.request_id)]
-        if isinstance(command, _Stream) and command not in self._streams.values():
+        if isinstance(command, Stream) and command not in self._streams.values():
             lost.append(command)
         if isinstance(command, _Abort):
             self._commands.put(command)
@@ -371,7 +324,7 @@ class AsyncEngine:
             except queue.Empty:
                 return
             wait = False
-            if isinstance(self._command, _Stream):
+            if isinstance(self._command, Stream):
                 self._add(self._command)
             elif isinstance(self._command, _Abort):
                 self._abort(self._command)
@@ -388,7 +341,7 @@ class AsyncEngine:
             note_fault("working ahead of steps", error)
             return False
 
-    def _add(self, stream: _Stream) -> None:
+    def _add(self, stream: Stream) -> None:
         request_id = stream.request_id
         if request_id in self._streams:
             error = RequestError(f"request id {request_id!r} is in use already", field="request_id")
@@ -400,7 +353,7 @@ class AsyncEngine:
         except InfcError as error:
             self._refuse(stream, error)
 
-    def _refuse(self, stream: _Stream, error: InfcError) -> None:
+    def _refuse(self, stream: Stream, error: InfcError) -> None:
         self._put([(stream, error)])
         self._close([stream])
 
@@ -419,41 +372,21 @@ class AsyncEngine:
         self._put([(self._streams[output.request_id], output) for output in outputs])
         self._close([self._streams[o.request_id] for o in outputs if o.finished])
 
-    def _close(self, streams: Sequence[_Stream]) -> None:
+    def _close(self, streams: Sequence[Stream]) -> None:
         """Forget streams that have been told of their end."""
         for stream in streams:
             self._pending.discard(stream)
             if self._streams.get(stream.request_id) is stream:
                 del self._streams[stream.request_id]
 
-    def _put(self, items: Sequence[tuple[_Stream, _Item]]) -> None:
-        """One wake-up a loop, however many streams it has. Nothing that goes wrong is raised."""
-        try:
-            by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Item]]] = {}
-            for stream, item in items:
-                if not stream.is_lost:  # what it lacks would be missing in its middle
-                    by_loop.setdefault(stream.loop, []).append((stream, item))
-        except MemoryError:
-            RESERVE.free()
-            self._lose(items)
-            return
-        for loop, part in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, part)
-            except Exception as error:  # a closed loop, where nobody listens any more; no memory
-                if isinstance(error, MemoryError):
-                    RESERVE.free()
-                self._lose(part)
-
-    def _lose(self, items: Sequence[tuple[_Stream, _Item]]) -> None:
-        """Give up requests of which an output could not be handed over."""
-        for stream, _ in items:
-            stream.is_lost = True
+    def _put(self, items: Sequence[tuple[Stream, Item]]) -> None:
+        """Hand outputs over, and give up requests of which one cannot be."""
+        for stream in hand_over(items):
             if self._streams.get(stream.request_id) is stream and not self._stopping:
                 self._commands.put(_Abort(stream.request_id, stream))
 
     def _die(self, error: BaseException | None) -> None:
-        """Fail everything that is pending, also what nobody has read from the queue yet."""
+        """Fail everything that is pending, whether it waits in the queue or has begun."""
         with self._lock:
             self._error = error
             self._draining = self._stopping = True
@@ -466,13 +399,8 @@ class AsyncEngine:
             self.engine.abort_all()
 
     def _fail_all(self, reason: InfcError) -> None:
-        pending = list(self._streams.values())
+        pending = list(self._pending)
         self._streams.clear()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                command = self._commands.get_nowait()
-                if isinstance(command, _Stream):
-                    pending.append(command)
         self._put([(stream, reason) for stream in pending])
 
 
@@ -487,11 +415,6 @@ def _is_long_list(params: SamplingParams | None) -> bool:
         return False
     lists = (params.logit_bias, params.allowed_token_ids or (), params.banned_token_ids)
     return params.num_choices > _MANY or any(len(ids) > _LONG for ids in lists)
-
-
-def _deliver(items: Sequence[tuple[_Stream, _Item]]) -> None:
-    for stream, item in items:
-        stream.put(item)
 
 
 def _stopped(error: BaseException | None) -> InfcError:

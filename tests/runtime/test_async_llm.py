@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from infc.ir.errors import CapacityError, InfcError, RequestError, UsageError
-from infc.runtime.async_engine import MAX_UNREAD
 from infc.runtime.async_llm import AsyncLLM
+from infc.runtime.async_streams import MAX_UNREAD
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling_params import SamplingParams
