@@ -413,5 +413,10 @@ def token_bytes(token: str) -> bytes:
 
 def byte_spelling(data: bytes) -> str:
     """How a byte-level vocabulary writes a token of these bytes."""
-    characters = {byte: character for character, byte in _byte_of_character().items()}
+    characters = _character_of_byte()
     return "".join(characters[byte] for byte in data)
+
+
+@lru_cache(maxsize=1)
+def _character_of_byte() -> dict[int, str]:
+    return {byte: character for character, byte in _byte_of_character().items()}

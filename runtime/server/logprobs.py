@@ -31,7 +31,8 @@ class TokenTexts:
         self._byte_level = is_byte_level(stages)
         self.describe = lru_cache(maxsize=4096)(self._describe)
         """`describe(token_id)` is (name, bytes): its text, where that is whole characters and no
-        other token's; else `bytes:\\xe2`; else `token_id:7`."""
+        other token's; else `bytes:\\xe2`; else `token_id:7`. Special tokens have no bytes, as an
+        answer has none of them."""
 
     def _describe(self, token_id: int) -> tuple[str, bytes | None]:
         names = []
@@ -41,6 +42,8 @@ class TokenTexts:
                 names.append(data.decode())
             names.append("bytes:" + "".join(f"\\x{byte:02x}" for byte in data))
             names = names[self._place(token_id, data) :]
+        if self.tokenizer is not None and token_id in self.tokenizer.special_ids:
+            data = None
         return names[0] if names else f"token_id:{token_id}", data
 
     def _place(self, token_id: int, data: bytes) -> int:

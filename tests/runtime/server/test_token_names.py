@@ -86,3 +86,19 @@ def test_text_offsets_index_the_text(
             for name, values in (part["logprobs"] or {}).items():
                 streamed[name] += values
     assert (parts, streamed) == (text, logprobs)
+
+
+def test_bytes_of_tokens_are_those_of_the_text(server: Serving) -> None:
+    """Special tokens have a name and no bytes: the text leaves them out."""
+    body = {
+        **{"model": "toy", "messages": [{"role": "user", "content": "a"}], "max_tokens": 20},
+        **{"logprobs": True, "top_logprobs": 1, "ignore_eos": True, "seed": 1},
+        "allowed_token_ids": [0, 1, 2, 70, 80, 90],
+    }
+    choice = server.post("/v1/chat/completions", body).json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    special = [entry for entry in entries if entry["bytes"] is None]
+    assert 0 < len(special) < len(entries)
+    assert all(entry["token"].startswith("<|") for entry in special)
+    data = b"".join(bytes(entry["bytes"] or []) for entry in entries)
+    assert data.decode(errors="replace") == choice["message"]["content"]
