@@ -168,7 +168,7 @@ def test_memory_runs_out_at_any_line_of_the_engines_thread() -> None:
         try:
             served = AsyncEngine(engine())
         finally:
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
         try:
             answers = asyncio.run(ask_all(served))
             if not hits:

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,71 @@ def test_an_open_door_is_warned_of(artifact: Path) -> None:
         str(artifact / "none"), "--host", "0.0.0.0", "--port", "0", "--api-key", "sesame"
     )
     assert "warning" not in key.stderr and "sesame" not in key.stderr
+
+
+def address_space(pid: int | str) -> int:
+    """Bytes that a process has mapped."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmSize"))
+    return int(line.split()[1]) << 10
+
+
+def test_everybody_is_answered_where_memory_gets_tight(artifact: Path) -> None:
+    """No more may be mapped than there is. The process lives, and serves as before afterwards."""
+    body = {**LONG, **LONG["extra_body"], "prompt": "x =", "max_tokens": 200, "n": 2}
+    del body["extra_body"]
+
+    def ask(url: str) -> int:
+        return httpx.post(
+            f"{url}/completions", json={**body, "logprobs": 5}, timeout=60
+        ).status_code
+
+    with process(artifact) as server, ThreadPoolExecutor(29) as pool:
+        assert ask(server.url) == 200
+        answers = [pool.submit(ask, server.url) for _ in range(29)]
+        time.sleep(0.3)
+        pid = server.popen.pid
+        before = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + (1 << 20), before[1]))
+        statuses = [answer.result() for answer in answers]
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        assert set(statuses) <= {200, 500, 503}
+        assert statuses.count(200) > 20
+        assert ask(server.url) == 200
+        assert httpx.get(server.url.removesuffix("v1") + "health").status_code == 200
+        server.popen.terminate()
+        assert server.end()[0] == 0
+
+
+TIGHT = """
+import asyncio, resource, sys
+import infc
+
+def address_space():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmSize")).split()[1]) << 10
+
+async def ask(llm):
+    params = infc.SamplingParams(max_tokens=200, ignore_eos=True, logprobs=5, n=2)
+    return [output async for output in llm.generate("x =", params)][-1].finished
+
+async def main():
+    async with infc.AsyncLLM(sys.argv[1], threads=1) as llm:
+        assert await ask(llm)
+        tasks = [asyncio.ensure_future(ask(llm)) for _ in range(29)]
+        await asyncio.sleep(0.3)
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (address_space(), hard))
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        assert all(a is True or isinstance(a, infc.InfcError) for a in answers), answers
+        assert sum(a is True for a in answers) > 20, answers
+        assert await ask(llm)
+
+asyncio.run(main())
+"""
+
+
+def test_an_async_llm_returns_where_memory_gets_tight(artifact: Path) -> None:
+    command = [sys.executable, "-c", TIGHT, str(artifact)]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 0
