@@ -118,14 +118,19 @@ class Pipeline:
         )
 
     def placed(self, added: Pass) -> Pipeline:
-        """With `added` at the end of its own phase, but before the memory plan."""
-        rank = PIPELINE_PHASES.index
-        index = len(self.passes)
-        while index and (
-            rank(self.passes[index - 1].phase) > rank(added.phase)
-            or isinstance(self.passes[index - 1], PlanMemory)
-        ):
-            # A pass that stands again in a later phase does not mark the end of its own.
+        """With `added` at the end of its own phase, but before the memory plan.
+
+        A phase ends where infc's own passes of later phases begin, so that passes which stand
+        again in a later phase, or that somebody has put somewhere else, do not move its end.
+        """
+        rank = PIPELINE_PHASES.index(added.phase)
+
+        def is_later(one: Pass) -> bool:
+            return PIPELINE_PHASES.index(one.phase) > rank or isinstance(one, PlanMemory)
+
+        ours = [i for i, one in enumerate(self.passes) if type(one) in OUR_PASSES and is_later(one)]
+        index = ours[0] if ours else len(self.passes)
+        while index and is_later(self.passes[index - 1]):
             index -= 1
         return Pipeline((*self.passes[:index], added, *self.passes[index:]))
 

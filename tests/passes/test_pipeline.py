@@ -23,6 +23,7 @@ from infc.passes.lower_kv import LowerKv
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import (
     OUR_PASSES,
+    STAGES,
     Pipeline,
     build_pipeline,
     default_pipeline,
@@ -128,6 +129,58 @@ def test_edits_by_name() -> None:
     assert placed[placed.index("nothing") + 1] == "lower-kv"
     with pytest.raises(UsageError, match="did you mean fuse-rope"):
         pipeline.without("fuse-rop")
+
+
+@dataclass(frozen=True)
+class Anywhere(Pass):
+    """A pass whose phase a test chooses."""
+
+    name: ClassVar[str] = "anywhere"
+    phase: ClassVar[str] = "fuse"
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        return PassResult(program)
+
+
+@pytest.mark.parametrize("phase", PIPELINE_PHASES)
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_added_pass_stands_at_the_end_of_its_phase(phase: str, moved: bool) -> None:
+    """Also where passes of its phase stand again in a later one, or a later one's in front."""
+
+    class Added(Anywhere):
+        pass
+
+    Added.phase = phase
+    pipeline = default_pipeline()
+    if moved:
+        pipeline = pipeline.before("squeeze-unit-batch", Anywhere())
+    passes = list(pipeline.placed(Added()))
+    at = next(i for i, one in enumerate(passes) if isinstance(one, Added))
+    stages = {id(one): stage for stage, ours in STAGES.items() for one in ours}
+    rank = PIPELINE_PHASES.index
+    around = [(stages.get(id(one), ""), i) for i, one in enumerate(passes)]
+    before = [stage for stage, i in around if stage and i < at]
+    behind = [stage for stage, i in around if stage and i > at]
+    assert all(rank(stage) <= rank(phase) for stage in before)
+    if phase == "plan":
+        assert behind == ["plan"], "nothing stands behind the memory plan"
+    else:
+        assert all(rank(stage) > rank(phase) for stage in behind)
+
+
+def test_added_passes_keep_the_order_of_phases_and_of_arrival() -> None:
+    class Shard(Anywhere):
+        name = "shard-it"
+        phase = "shard"
+
+    class Early(Anywhere):
+        name = "early"
+        phase = "canonicalize"
+
+    names = default_pipeline().placed(Shard()).placed(Early()).placed(Anywhere()).names()
+    at = names.index("early")
+    assert names[at : at + 3] == ["early", "shard-it", "quantize-weights"]
+    assert names[names.index("anywhere") + 1] == "lower-kv"
 
 
 def test_a_recipes_edits() -> None:
