@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,30 @@ Operand = Value | WeightRef | Literal
 """What a node may read: a value, a weight, or a literal scalar."""
 
 
+def exact_key(thing: Operand | Attr) -> Hashable:
+    """A key that two operands or attributes share only where they are the same thing.
+
+    Python holds 1, 1.0 and True for equal, and 0.0 and -0.0; programs tell them apart. NaN is
+    equal to itself.
+    """
+    if isinstance(thing, tuple):
+        return ("tuple", *map(exact_key, thing))
+    if isinstance(thing, float):
+        return ("float", thing.hex())
+    return (type(thing).__name__, thing)
+
+
+def exact_attrs(attrs: Mapping[str, Attr]) -> Hashable:
+    """The same for attributes by name; their order counts for nothing."""
+    return frozenset((name, exact_key(value)) for name, value in attrs.items())
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation. `layer` is the decoder layer it came from, `source` where in the model."""
+    """One operation. `layer` is the decoder layer it came from, `source` where in the model.
+
+    Nodes are equal where all but their sources are, literals and attributes by `exact_key`.
+    """
 
     op: str
     inputs: tuple[Operand, ...]
@@ -51,6 +72,15 @@ class Node:
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     layer: int | None = None
     source: str | None = field(default=None, compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Node):
+            return NotImplemented
+        return (
+            (self.op, self.outputs, self.layer) == (other.op, other.outputs, other.layer)
+            and tuple(map(exact_key, self.inputs)) == tuple(map(exact_key, other.inputs))
+            and exact_attrs(self.attrs) == exact_attrs(other.attrs)
+        )
 
     @property
     def output(self) -> Value:
@@ -79,6 +109,12 @@ class WeightExpr:
     op: str
     inputs: tuple[WeightExpr, ...] = ()
     attrs: Mapping[str, Attr] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WeightExpr):
+            return NotImplemented
+        same = self.op == other.op and self.inputs == other.inputs
+        return same and exact_attrs(self.attrs) == exact_attrs(other.attrs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..ir.builder import ProgramBuilder
 from ..ir.ops import get_op
-from ..ir.program import Operand, Program, Value
+from ..ir.program import Program, Value, exact_attrs, exact_key
 from .base import Pass, PassContext, PassResult, finish
 
 
@@ -30,9 +30,11 @@ class CommonSubexpressions(Pass):
         replaced: dict[str, Value] = {}
         matches = 0
         for node in program.nodes:
-            inputs = tuple(_key(replaced.get(v.name, v) if isinstance(v, Value) else v)
-                           for v in node.inputs)  # fmt: skip
-            key = (node.op, inputs, _frozen(node.attrs))
+            inputs = tuple(
+                exact_key(replaced.get(v.name, v) if isinstance(v, Value) else v)
+                for v in node.inputs
+            )
+            key = (node.op, inputs, exact_attrs(node.attrs))
             first = None if get_op(node.op).effects else seen.setdefault(key, node.outputs)
             if first is None or first is node.outputs:
                 builder.copy(node)
@@ -42,16 +44,3 @@ class CommonSubexpressions(Pass):
                 replaced[old.name] = new
                 builder.replace(old, new)
         return finish(program, builder.build(), matches)
-
-
-def _key(operand: Operand) -> object:
-    """An operand as part of a key; 1, 1.0 and True are three different literals."""
-    return (type(operand).__name__, operand)
-
-
-def _frozen(attrs: object) -> object:
-    if isinstance(attrs, tuple):
-        return tuple(_frozen(value) for value in attrs)
-    if isinstance(attrs, dict):
-        return tuple((name, _frozen(value)) for name, value in attrs.items())
-    return (type(attrs).__name__, attrs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.analyses import depends_only_on
 from ..ir.ops import get_op
@@ -92,12 +92,7 @@ class _Finder:
 
     def _same(self, name: str) -> bool:
         old, new = self.old[name], self.new[name]
-        if (old.op, old.inputs, old.outputs, old.attrs) != (
-            new.op,
-            new.inputs,
-            new.outputs,
-            new.attrs,
-        ):
+        if replace(old, layer=new.layer) != new:
             return False
         weights = [ref.name for ref in new.weights()]
         return all(self.before.weights[w] == self.after.weights[w] for w in weights)
