@@ -1,114 +1,43 @@
-"""Patterns as data, the matcher, and the one walker that rewrites a program by them."""
+"""The matcher, and the one walker that rewrites a program by patterns."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.interpret import describe
 from ..ir.ops import get_op
 from ..ir.ops.base import REQUIRED
-from ..ir.program import Attr, Node, Operand, Program, Value, WeightRef
+from ..ir.program import Attr, Node, Operand, Program, Value, WeightRef, exact_key
+from .patterns import AnyOf, Maybe, OpPattern, Pattern, PatternLike, Var, optional_cast, shared
+
+__all__ = [
+    "AnyOf",
+    "Emitter",
+    "Match",
+    "Matcher",
+    "Maybe",
+    "OpPattern",
+    "Pattern",
+    "PatternLike",
+    "Rule",
+    "Sweep",
+    "Var",
+    "adopt_name",
+    "optional_cast",
+    "rewrite_all",
+    "shared",
+    "sweep_once",
+]
 
 COMMUTATIVE = frozenset(
     {"add", "mul", "maximum", "minimum", "eq", "ne", "logical_and", "logical_or"}
 )
 """Ops whose two operands may stand in either order."""
-
-
-class Pattern:
-    """Anything that matches an operand; arithmetic on patterns makes bigger ones."""
-
-    __slots__ = ()
-
-    def __add__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("add", (self, other))
-
-    def __radd__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("add", (other, self))
-
-    def __mul__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("mul", (self, other))
-
-    def __rmul__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("mul", (other, self))
-
-    def __sub__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("sub", (self, other))
-
-    def __rsub__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("sub", (other, self))
-
-    def __truediv__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("div", (self, other))
-
-    def __rtruediv__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("div", (other, self))
-
-    def __pow__(self, other: PatternLike) -> OpPattern:
-        return OpPattern("pow", (self, other))
-
-    def __neg__(self) -> OpPattern:
-        return OpPattern("neg", (self,))
-
-
-@dataclass(frozen=True, slots=True)
-class Var(Pattern):
-    """Captures an operand or an attribute under a name; the same name must meet the same thing.
-
-    `kind` limits operands: "any", "value", "weight" or "literal".
-    """
-
-    name: str
-    kind: str = "any"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpPattern(Pattern):
-    """A node of that op. Where one object stands twice in a pattern it is one and the same value.
-
-    Attributes that are not mentioned must have their default; those without one, or with none
-    as their default, match anything.
-    With `any_attrs` they may be whatever they are. A node inside a match may be read only within
-    it, unless it is `shared`. Without `inputs` any operands will do.
-    """
-
-    op: str
-    inputs: tuple[PatternLike, ...] | None
-    attrs: Mapping[str, Attr | Var] = field(default_factory=dict)
-    shared: bool = False
-    any_attrs: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Maybe(Pattern):
-    """The inner pattern, or a node of `op` (say a cast) around it."""
-
-    op: str
-    inner: PatternLike
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AnyOf(Pattern):
-    """The first of several patterns that matches."""
-
-    choices: tuple[PatternLike, ...]
-
-
-PatternLike = Pattern | int | float | bool
-"""A pattern, or a literal that must be met as such."""
-
-
-def shared(pattern: OpPattern) -> OpPattern:
-    """The pattern, whose node may also be read outside the match (it then stays)."""
-    return replace(pattern, shared=True)
-
-
-def optional_cast(pattern: PatternLike) -> Maybe:
-    """The pattern, with or without a cast around it."""
-    return Maybe("cast", pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +83,15 @@ class Matcher:
         self.consumers = program.consumers()
         self.outputs = {value.name for value in program.outputs}
 
+    @cached_property
+    def heights(self) -> Mapping[str, int]:
+        """How far each value is from the inputs, by the longest way."""
+        heights = {value.name: 0 for value in self.program.inputs}
+        for node in self.program.nodes:
+            height = _height(node, heights)
+            heights.update((value.name, height) for value in node.outputs)
+        return heights
+
     def match(self, pattern: PatternLike, node: Node) -> Iterator[tuple[Match, str | None]]:
         """Every way `pattern` meets the node as its root, and what forbids it (None: nothing)."""
         if len(node.outputs) != 1:
@@ -190,7 +128,7 @@ class Matcher:
             return
         known = state.met.get(id(pattern))
         if known is not None:
-            if known == operand:
+            if exact_key(known) == exact_key(operand):
                 yield state
             return
         for found in self._compound(pattern, operand, state):
@@ -240,10 +178,18 @@ class Matcher:
             yield from self._inputs(patterns[1:], operands[1:], found)
 
 
-def _equal_literal(wanted: object, found: object) -> bool:
+def _equal_literal(wanted: Attr, found: Attr | Operand) -> bool:
+    """Whether a pattern's constant met its like: 2 meets 2.0, but not True, nor 0.0 the -0.0."""
     if isinstance(found, (Value, WeightRef)):
         return False
-    return isinstance(wanted, bool) == isinstance(found, bool) and wanted == found
+    if isinstance(wanted, tuple) and isinstance(found, tuple):
+        same = len(wanted) == len(found)
+        return same and all(map(_equal_literal, wanted, found))
+    if isinstance(wanted, bool) or isinstance(found, bool):
+        return wanted is found
+    if wanted == 0 and found == 0:
+        return math.copysign(1, wanted) == math.copysign(1, found)
+    return wanted == found or (wanted != wanted and found != found)
 
 
 def _bind(var: Var, thing: Any, state: _State) -> _State | None:
@@ -253,10 +199,10 @@ def _bind(var: Var, thing: Any, state: _State) -> _State | None:
         "weight": (WeightRef,),
         "literal": (bool, int, float),
     }
+    if var.name in state.captures:
+        return state if exact_key(state.captures[var.name]) == exact_key(thing) else None
     if not isinstance(thing, kinds[var.kind]):
         return None
-    if var.name in state.captures:
-        return state if state.captures[var.name] == thing else None
     return replace(state, captures={**state.captures, var.name: thing})
 
 
@@ -266,7 +212,9 @@ def _match_attrs(pattern: OpPattern, node: Node, state: _State) -> _State | None
         actual = node.attrs.get(name)
         if name not in pattern.attrs:
             # None stands for "whatever follows from the operands" where an op fills it in.
-            if spec.default in (None, REQUIRED) or actual == spec.default:
+            if spec.default is None or spec.default is REQUIRED:
+                continue
+            if _equal_literal(spec.default, actual):
                 continue
             return None
         wanted = pattern.attrs[name]
@@ -281,7 +229,7 @@ def _match_attrs(pattern: OpPattern, node: Node, state: _State) -> _State | None
 
 
 def _same_attr(wanted: Attr, actual: Attr, name: str, node: Node) -> bool:
-    if wanted == actual:
+    if _equal_literal(wanted, actual):
         return True
     # Stored axes count from the front; a pattern may write them from the back.
     first = next((v for v in node.values()), None)
@@ -342,54 +290,117 @@ class Sweep:
     near_misses: tuple[str, ...] = ()
 
 
-MAX_SWEEPS = 64
-"""A set of rules that still finds something after so many sweeps rewrites its own results."""
-
-
 def rewrite_all(program: Program, rules: Sequence[Rule]) -> Sweep:
     """Apply rules wherever they match, sweep after sweep until none does; dead code goes.
+
+    What a rule made is not matched by it again, unless that makes the program smaller: a rule
+    whose replacement holds its own pattern is applied once to each place. That is why this ends:
+    let the rank of a node be the number of rules that had no part in making it. An application
+    replaces nodes by nodes of lower rank; or by fewer of no higher rank; or one by one of the same
+    rank that stands nearer to the inputs (a view of a view, say, becomes a view).
 
     A replaced value keeps its name, so that dumps and verification can compare programs.
     """
     total = 0
     misses: dict[str, None] = {}
-    for _ in range(MAX_SWEEPS):
-        swept = sweep_once(program, rules)
+    makers: Makers = {}
+    while True:
+        swept = sweep_once(program, rules, makers)
         misses.update(dict.fromkeys(swept.near_misses))
         if swept.matches == 0:
-            break
+            return Sweep(program, total, tuple(misses))
         total += swept.matches
         program = swept.program
-    return Sweep(program, total, tuple(misses))
 
 
-def sweep_once(program: Program, rules: Sequence[Rule]) -> Sweep:
-    """Apply rules to matches that do not overlap, once through the program."""
-    matcher = Matcher(program)
-    by_op: dict[str, list[Rule]] = {}
-    for rule in rules:
-        for op in _root_ops(rule.pattern):
-            by_op.setdefault(op, []).append(rule)
-    builder = ProgramBuilder.from_program(program)
-    claimed: set[int] = set()
-    misses: list[str] = []
-    count = 0
+Makers = dict[str, frozenset[int]]
+"""By the name of a value: which rules had a part in making it, by their places in the list."""
+
+
+def sweep_once(program: Program, rules: Sequence[Rule], makers: Makers | None = None) -> Sweep:
+    """Apply rules to matches that do not overlap, once through the program.
+
+    `makers` says what earlier sweeps made, and is brought up to date.
+    """
+    sweeper = _Sweeper(program, rules, {} if makers is None else makers)
     for node in program.nodes:
-        done = False
-        for rule in by_op.get(node.op, ()):
-            match, reason = _first(matcher, rule, node, claimed)
+        if not sweeper.rewrite(node):
+            sweeper.builder.copy(node)
+    if sweeper.matches == 0:
+        return Sweep(program, 0, tuple(sweeper.misses))
+    result = remove_dead_code(sweeper.builder.build())
+    return Sweep(result, sweeper.matches, tuple(sweeper.misses))
+
+
+class _Sweeper:
+    """One sweep: what it has built so far, and the nodes that matches have taken."""
+
+    def __init__(self, program: Program, rules: Sequence[Rule], makers: Makers) -> None:
+        self.program = program
+        self.rules = rules
+        self.makers = makers
+        self.matcher = Matcher(program)
+        self.builder = ProgramBuilder.from_program(program)
+        self.by_op: dict[str, list[int]] = {}
+        for place, rule in enumerate(rules):
+            for op in _root_ops(rule.pattern):
+                self.by_op.setdefault(op, []).append(place)
+        self.claimed: set[int] = set()
+        self.misses: list[str] = []
+        self.matches = 0
+
+    def rewrite(self, node: Node) -> bool:
+        """Whether a rule replaced the node."""
+        for place in self.by_op.get(node.op, ()):
+            match, reason = _first(self.matcher, self.rules[place], node, self.claimed)
             if reason:
-                misses.append(f"{describe(node)}: {reason}")
-            if match is not None and _apply(program, builder, rule, match, misses):
-                claimed.update(id(inner) for inner in match.nodes)
-                count += 1
-                done = True
-                break
-        if not done:
-            builder.copy(node)
-    if count == 0:
-        return Sweep(program, 0, tuple(misses))
-    return Sweep(remove_dead_code(builder.build()), count, tuple(misses))
+                self.misses.append(f"{describe(node)}: {reason}")
+            if match is not None and self._apply(place, match):
+                self.claimed.update(id(inner) for inner in match.nodes)
+                self.matches += 1
+                return True
+        return False
+
+    def _apply(self, place: int, match: Match) -> bool:
+        """Whether the rule's replacement was put in the place of the match."""
+        builder, mark = self.builder, len(self.builder.nodes)
+        old = match.root.output
+        result = self.rules[place].replacement(Emitter(self.program, builder, match.root), match)
+        if result is None:
+            del builder.nodes[mark:]
+            return False
+        kind = builder.operand_type(result)
+        if isinstance(result, Value) and kind != old.type:
+            del builder.nodes[mark:]
+            self.misses.append(
+                f"{describe(match.root)}: its replacement would be {kind}, not {old.type}"
+            )
+            return False
+        made = builder.nodes[mark:]
+        behind = [self.makers.get(v.name, _NONE) for node in match.nodes for v in node.outputs]
+        if any(place in rules for rules in behind) and not self._shrinks(match, made):
+            del builder.nodes[mark:]
+            return False
+        adopt_name(builder, mark, old, result)
+        rules = frozenset({place}).union(*behind)
+        for node in builder.nodes[mark:]:
+            self.makers.update((value.name, rules) for value in node.outputs)
+        return True
+
+    def _shrinks(self, match: Match, made: Sequence[Node]) -> bool:
+        """Whether fewer nodes come than go, or one that stands nearer to the inputs."""
+        if len(made) != 1 or len(match.nodes) != 1:
+            return len(made) < len(match.nodes)
+        heights = self.matcher.heights
+        return _height(made[0], heights) < _height(match.root, heights)
+
+
+_NONE: frozenset[int] = frozenset()
+
+
+def _height(node: Node, heights: Mapping[str, int]) -> int:
+    """The longest way from an input to the node's results."""
+    return 1 + max((heights[value.name] for value in node.values()), default=0)
 
 
 def _first(
@@ -407,24 +418,6 @@ def _first(
             return match, None
         reason = reason or problem
     return None, reason
-
-
-def _apply(
-    program: Program, builder: ProgramBuilder, rule: Rule, match: Match, misses: list[str]
-) -> bool:
-    mark = len(builder.nodes)
-    old = match.root.output
-    result = rule.replacement(Emitter(program, builder, match.root), match)
-    if result is None:
-        del builder.nodes[mark:]
-        return False
-    kind = builder.operand_type(result)
-    if isinstance(result, Value) and kind != old.type:
-        del builder.nodes[mark:]
-        misses.append(f"{describe(match.root)}: its replacement would be {kind}, not {old.type}")
-        return False
-    adopt_name(builder, mark, old, result)
-    return True
 
 
 def adopt_name(builder: ProgramBuilder, mark: int, old: Value, result: Operand) -> None:
