@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from .ops import get_op
+from .ops.base import REQUIRED
 from .parser import parse_expr, parse_program
 from .program import (
     EMPTY_SPEC,
@@ -17,8 +19,10 @@ from .program import (
     Operand,
     Program,
     Value,
+    Weight,
     WeightExpr,
     WeightRef,
+    exact_key,
 )
 
 __all__ = ["parse_expr", "parse_program", "print_expr", "print_node", "print_program"]
@@ -28,7 +32,12 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def print_program(program: Program) -> str:
-    """The program as text; `parse_program` gives back an equal one."""
+    """The program as text; `parse_program` gives back an equal one.
+
+    What the parser fills in is left out: attributes at their defaults, and what a weight is made
+    from where that is the tensor of its name. Weights stand in the order in which nodes read them,
+    those that nothing reads behind.
+    """
     lines = [f"program {_string(program.name)} phase {program.phase} {{"]
     for name, bounds in program.symbols.items():
         lines.append(f"  symbol {name}: {bounds.low}..{bounds.high}")
@@ -38,9 +47,10 @@ def print_program(program: Program) -> str:
         lines.append(f"  attr {_attrs(program.attrs)}")
     for group in program.resources:
         lines.append(f"  resource {_key(group.name)} {_attrs(_group_attrs(group))}")
-    for weight in program.weights.values():
-        ref = WeightRef(weight.name)
-        lines.append(f"  weight {_operand(ref)}: {weight.type} = {print_expr(weight.expr)}")
+    for weight in _by_use(program):
+        text = f"  weight {_operand(WeightRef(weight.name))}: {weight.type}"
+        its_own = weight.expr == WeightExpr("checkpoint", (), {"name": weight.name})
+        lines.append(text if its_own else f"{text} = {print_expr(weight.expr)}")
     for value in program.inputs:
         lines.append(f"  input {_operand(value)}: {value.type}")
     lines.extend(f"  {print_node(node)}" for node in program.nodes)
@@ -54,8 +64,8 @@ def print_node(node: Node) -> str:
     results = ", ".join(_operand(value) for value in node.outputs)
     text = f"{results} = " if node.outputs else ""
     text += f"{node.op}({', '.join(_operand(operand) for operand in node.inputs)})"
-    if node.attrs:
-        text += f" {_attrs(node.attrs)}"
+    if attrs := spoken_attrs(node):
+        text += f" {_attrs(attrs)}"
     if node.outputs:
         text += f" : {', '.join(str(value.type) for value in node.outputs)}"
     if node.layer is not None:
@@ -63,6 +73,24 @@ def print_node(node: Node) -> str:
     if node.source is not None:
         text += f"  from {_string(node.source)}"
     return text
+
+
+def spoken_attrs(node: Node) -> dict[str, Attr]:
+    """The attributes of a node that are not at their op's defaults, which readers fill in."""
+    defaults = {spec.name: spec.default for spec in get_op(node.op).attrs}
+    return {
+        name: value
+        for name, value in node.attrs.items()
+        if (default := defaults.get(name, REQUIRED)) is REQUIRED
+        or exact_key(value) != exact_key(default)
+    }
+
+
+def _by_use(program: Program) -> list[Weight]:
+    used = dict.fromkeys(ref.name for node in program.nodes for ref in node.weights())
+    names = [name for name in used if name in program.weights]
+    names += [name for name in program.weights if name not in used]
+    return [program.weights[name] for name in names]
 
 
 def print_expr(expr: WeightExpr) -> str:

@@ -24,8 +24,9 @@ class ReferenceBackend(Backend):
         self, program: Program, target: Target, directory: Path, options: EmitOptions
     ) -> Emission:
         """Write the weights as the program types them; `program.ir` is the code."""
-        used = {ref.name for node in program.nodes for ref in node.weights()}
-        weights = tuple(weight for name, weight in program.weights.items() if name in used)
+        # In the order of use, as in the program's text: one that was read back emits the same.
+        used = dict.fromkeys(ref.name for node in program.nodes for ref in node.weights())
+        weights = tuple(program.weights[name] for name in used)
         write_weights(program, weights, directory / WEIGHTS_FILE, options)
         return Emission(
             entry={"kind": "program", "file": "program.ir"},

@@ -146,3 +146,32 @@ def test_errors_say_where(text: str, line: int, column: int, match: str) -> None
 def test_any_text_gives_a_parse_error_at_worst(text: str) -> None:
     with pytest.raises(ParseError):
         parse_program(text)
+
+
+def test_what_the_parser_fills_in_is_left_out() -> None:
+    text = """program "short" phase captured {
+  symbol T: 1..64
+  weight @b: f32[8]
+  weight @a: f32[8] = checkpoint{name = "elsewhere"}
+  weight @unused: f32[8]
+  input %x: f32[T, 8]
+  %0 = rms_norm(%x, @b) {eps = 1e-06} : f32[T, 8]
+  %1 = rms_norm(%0, @a) {eps = 0.5} : f32[T, 8]
+  %2 = slice(%1) {dim = 1, start = 0, stop = 4} : f32[T, 4]
+  output %2
+}
+"""
+    shuffled = """program "short" phase captured {
+  symbol T: 1..64
+  weight @unused: f32[8] = checkpoint{name = "unused"}
+  weight @a: f32[8] = checkpoint{name = "elsewhere"}
+  weight @b: f32[8] = checkpoint{name = "b"}
+  input %x: f32[T, 8]
+  %0 = rms_norm(%x, @b) {eps = 1e-06, round_before_scale = true} : f32[T, 8]
+  %1 = rms_norm(%0, @a) {eps = 0.5, round_before_scale = true} : f32[T, 8]
+  %2 = slice(%1) {dim = 1, start = 0, stop = 4, step = 1} : f32[T, 4]
+  output %2
+}
+"""
+    assert print_program(parse_program(shuffled)) == text.replace("start = 0, ", "")
+    assert parse_program(shuffled) == parse_program(text)
