@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import ProgramError
-from .ops import get_op
+from .ops import Kind, get_op
 from .paged_state import PagedState
 from .program import Node, Operand, Program, Value, WeightRef
 from .shapes import bind_shape
@@ -148,11 +148,20 @@ class Interpreter:
         if op.effects and self.state is None:
             raise ProgramError("needs paged state, and none is given", where=describe(node))
         try:
-            operands = [self._operand(operand) for operand in node.inputs]
+            # Only the rows that are looked up are widened: a whole table may take gigabytes.
+            looks_up = _looks_up_weight(node)
+            operands = [
+                self.weights(operand.name)
+                if looks_up and isinstance(operand, WeightRef)
+                else self._operand(operand)
+                for operand in node.inputs
+            ]
             attrs = op.resolve(node.attrs, self.bindings, self._override)
             if op.effects:
                 attrs["state"] = self.state
             result = op.meaning(*operands, **attrs)
+            if looks_up and not isinstance(result, tuple) and result is not None:
+                result = self._cast(result)
         except (ProgramError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             raise ProgramError(
                 f"its meaning failed: {type(error).__name__}: {error}", where=describe(node)
@@ -160,6 +169,14 @@ class Interpreter:
         if result is None:
             return ()
         return result if isinstance(result, tuple) else (result,)
+
+
+def _looks_up_weight(node: Node) -> bool:
+    """Whether a node only gathers elements of a weight, by indices."""
+    if get_op(node.op).kind is not Kind.GATHER or not isinstance(node.inputs[0], WeightRef):
+        return False
+    rest = node.inputs[1:]
+    return all(isinstance(v, Value) and not v.type.dtype.is_float for v in rest)
 
 
 def describe(node: Node) -> str:

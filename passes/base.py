@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from typing import Any, ClassVar, Final
 
 from ..ir.errors import UsageError
@@ -87,6 +88,18 @@ class Pass:
         return f"{self.name}{{{','.join(changed)}}}" if changed else self.name
 
 
+def phases_ending(passes: Sequence[Pass]) -> list[str | None]:
+    """For each pass the phase of the pipeline that is over after it, if any.
+
+    A pass that stands again in a later phase does not end that phase.
+    """
+    ranks = list(accumulate((PIPELINE_PHASES.index(one.phase) for one in passes), max))
+    return [
+        PIPELINE_PHASES[rank] if rank != later else None
+        for rank, later in zip(ranks, [*ranks[1:], None], strict=False)
+    ]
+
+
 def spell_option(value: Any) -> str:
     """An option's value as pipeline text."""
     if value is None:
@@ -107,7 +120,13 @@ def make_pass(kind: type[Pass], options: Mapping[str, Any]) -> Pass:
             hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known) or 'none'}"
             raise UsageError(f"pass {kind.name} has no option {name}", hint=hint)
         _check_option(kind.name, name, str(known[name].type), value)
-    return kind(**options)
+    return kind(**{name: _as_declared(known[name].type, value) for name, value in options.items()})
+
+
+def _as_declared(annotation: Any, value: Any) -> Any:
+    """A whole number for a float option is that float, however somebody wrote it."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and annotation == "float" else value
 
 
 _OPTION_TYPES: Final[Mapping[str, tuple[type, ...]]] = {

@@ -1,4 +1,4 @@
-"""How far two results are apart, row by row."""
+"""How far two results are apart: row by row, and as distributions over tokens."""
 
 from __future__ import annotations
 
@@ -17,6 +17,52 @@ class Difference:
     row: int
     rows: int
     bad_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far a lossy pass moved a model's predictions, in float64 on random tokens.
+
+    `kl` is the mean over `rows` positions of the Kullback-Leibler divergence (in nats) of the
+    predictions after the pass from those before it, `top1` the share of positions whose likeliest
+    token stayed the same, `error` the largest error of a logit, relative to the largest of its
+    row. `what` says what ran: "the whole model", or the layers of a cut one.
+    """
+
+    kl: float
+    top1: float
+    error: float
+    rows: int
+    what: str
+
+    def text(self) -> str:
+        """In one line."""
+        return (
+            f"KL {self.kl:.3g}, top-1 {100 * self.top1:.1f} %, error {self.error:.3g} "
+            f"against the program before it ({self.rows} tokens, {self.what})"
+        )
+
+    def as_data(self) -> dict[str, float | int | str]:
+        """As plain data; so many digits as are the same on every machine."""
+        return {
+            "kl": _rounded(self.kl),
+            "top1": _rounded(self.top1),
+            "error": _rounded(self.error),
+            "rows": self.rows,
+            "what": self.what,
+        }
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.3g}")
+
+
+def distance(before: torch.Tensor, after: torch.Tensor, what: str) -> Distance:
+    """The distance of logits `[R, V]` from those before a pass."""
+    old, new = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    kl = float((old.exp() * (old - new)).sum(-1).mean())
+    top1 = float((old.argmax(-1) == new.argmax(-1)).double().mean())
+    return Distance(max(kl, 0.0), top1, difference(before, after).error, len(before), what)
 
 
 def difference(expected: torch.Tensor, actual: torch.Tensor) -> Difference:

@@ -4,80 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from ..ir.analyses import node_label, total_cost
-from ..ir.errors import InfcError, PassError, ProgramError, UsageError
+from ..ir.analyses import node_label
+from ..ir.errors import PassError, ProgramError, UsageError
 from ..ir.ops import PHASES
 from ..ir.ops.base import Cost
 from ..ir.program import Program
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.text import print_program
 from ..ir.verify import verify as check_program
-from .base import PIPELINE_PHASES, REACHES, Pass, PassContext, PassResult
+from .base import REACHES, Pass, PassContext, PassResult, phases_ending
+from .compare import Distance
+from .pass_report import PassReport, PipelineReport, step_cost
 from .pipeline import Pipeline
-from .verification import Verifier
-
-
-@dataclass(frozen=True, slots=True)
-class PassReport:
-    """What one pass did. `cost` is of one step at the upper bounds of all symbols.
-
-    `ops` counts the nodes of the program it left by op.
-    """
-
-    name: str
-    phase: str
-    contract: str
-    options: Mapping[str, Any]
-    matches: int
-    near_misses: tuple[str, ...]
-    nodes: int
-    ops: Mapping[str, int]
-    cost: Cost
-    verified: str
-
-    def as_data(self) -> dict[str, Any]:
-        """As plain data, for `report.json`."""
-        return {
-            "name": self.name,
-            "phase": self.phase,
-            "contract": self.contract,
-            "options": dict(self.options),
-            "matches": self.matches,
-            "near_misses": list(self.near_misses),
-            "nodes": self.nodes,
-            "ops": dict(self.ops),
-            "bytes_read": self.cost.bytes_read,
-            "bytes_written": self.cost.bytes_written,
-            "operations": self.cost.flops,
-            "verified": self.verified,
-        }
-
-
-@dataclass(slots=True)
-class PipelineReport:
-    """What a whole pipeline did; times (seconds by pass, in order) are kept apart.
-
-    `makers` says of each node that is left, by its label, which pass (its place in `passes`)
-    made it; nodes that are not in it were captured.
-    """
-
-    passes: list[PassReport] = field(default_factory=list)
-    phases: list[str] = field(default_factory=list)
-    times: list[tuple[str, float]] = field(default_factory=list)
-    makers: dict[str, int] = field(default_factory=dict)
-
-    def as_data(self) -> dict[str, Any]:
-        """As plain data without times, so that equal compiles report equally."""
-        made: dict[int, list[str]] = {}
-        for label, index in self.makers.items():
-            made.setdefault(index, []).append(label)
-        passes = [{**one.as_data(), "made": made.get(i, [])} for i, one in enumerate(self.passes)]
-        return {"passes": passes, "verification": self.phases}
+from .user_code import pass_title, run_guarded
+from .verification import Checked, Verifier
 
 
 def run_pipeline(
@@ -102,19 +47,45 @@ def run_pipeline(
     """
     manager = _Manager(
         context or PassContext(),
-        verify=Verifier(context.log if context else None, pairs) if verify else None,
+        verify=Verifier(pairs) if verify else None,
         dumps=_dump_names(dump_ir_after, pipeline),
         dump_directory=Path(dump_directory),
         failure_directory=Path(failure_directory),
     )
     pipeline.check(known_facts(program))
     passes = list(pipeline)
-    for index, one in enumerate(passes):
+    if manager.verify is not None:
+        manager.verify.start(program)
+    for index, (one, phase) in enumerate(zip(passes, phases_ending(passes), strict=True)):
         if on_pass is not None:
             on_pass(one.name)
         program = manager.run(index, one, program)
-        if index + 1 == len(passes) or _rank(passes[index + 1]) > manager.rank:
-            program = manager.end_phase(program, final=index + 1 == len(passes))
+        if phase is not None:
+            program = manager.end_phase(phase, program)
+    if on_pass is not None and manager.verify is not None and manager.verify.is_heavy:
+        on_pass("whole runs of a few layers")
+    manager.check_cut(program, passes)
+    return program, manager.report
+
+
+def run_passes(
+    program: Program, pipeline: Pipeline, *, verify: bool = False
+) -> tuple[Program, PipelineReport]:
+    """The program after these passes, which stays in the phase it was in, and what they did.
+
+    As `run_pipeline`, but for programs that stand for themselves: no order is required, nothing
+    is written to files, and whole runs are compared once, at the end.
+    """
+    verifier = Verifier() if verify else None
+    manager = _Manager(PassContext(), verifier, frozenset(), Path(), None)
+    if verifier is not None:
+        verifier.start(program)
+    for index, one in enumerate(pipeline):
+        program = manager.run(index, one, program)
+    if verifier is not None:
+        line = verifier.check_phase("in all", program)
+        manager.report.phases.extend(() if line is None else (line,))
+        manager.check_cut(program, list(pipeline))
     return program, manager.report
 
 
@@ -130,10 +101,6 @@ def known_facts(program: Program) -> frozenset[str]:
     if program.phase == "planned":
         facts.add("planned")
     return frozenset(facts)
-
-
-def _rank(one: Pass) -> int:
-    return PIPELINE_PHASES.index(one.phase)
 
 
 def _dump_names(spec: str | Iterable[str] | None, pipeline: Pipeline) -> frozenset[str]:
@@ -157,19 +124,16 @@ class _Manager:
     verify: Verifier | None
     dumps: frozenset[str]
     dump_directory: Path
-    failure_directory: Path
+    failure_directory: Path | None
     report: PipelineReport = field(default_factory=PipelineReport)
-    rank: int = 0
     done: list[str] = field(default_factory=list)
 
     def run(self, index: int, one: Pass, program: Program) -> Program:
         """One pass, checked, reported and dumped."""
         started = time.perf_counter()
-        # A pass that stands again in a later phase does not end that phase.
-        self.rank = max(self.rank, _rank(one))
         try:
-            result = self._guarded(one, program)
-            verified = self._check(one, program, result)
+            result = run_guarded(one, program, self.context)
+            checked = self._check(one, program, result)
         except PassError as error:
             raise self._failed(index, one, program, error) from error
         self.report.times.append((one.name, time.perf_counter() - started))
@@ -187,9 +151,11 @@ class _Manager:
                 len(after.nodes),
                 dict(sorted(Counter(node.op for node in after.nodes).items())),
                 self._cost_of(program, after),
-                verified,
+                checked.text,
             )
         )
+        if checked.distance is not None:
+            self._measured(index, checked.distance)
         if one.name in self.dumps:
             self.dump_directory.mkdir(parents=True, exist_ok=True)
             path = self.dump_directory / f"{index:02d}-{one.name}.ir"
@@ -214,50 +180,61 @@ class _Manager:
             if (label := node_label(node)) in makers or (label, node.op) not in old
         }
 
-    def _guarded(self, one: Pass, program: Program) -> PassResult:
-        try:
-            result = one.run(program, self.context)
-        except UsageError:
-            raise
-        except PassError:
-            raise
-        except InfcError as error:
-            raise PassError(str(error)) from error
-        except Exception as error:  # a user's pass may raise anything; its name must not be lost
-            raise PassError(f"{type(error).__name__}: {error}") from error
-        if (result.matches == 0) != (result.program is program):
-            raise PassError("says that nothing matched, and changed the program (or the reverse)")
-        return result
-
-    def _check(self, one: Pass, before: Program, result: PassResult) -> str:
+    def _check(self, one: Pass, before: Program, result: PassResult) -> Checked:
         if result.matches == 0:
-            return "unchanged"
+            return Checked("unchanged")
         try:
             check_program(result.program)
         except ProgramError as error:
             raise PassError(f"its result is malformed: {error}") from error
         if self.verify is None:
-            return "not verified"
+            return Checked("not verified")
         return self.verify.check_pass(one, before, result.program)
 
-    def end_phase(self, program: Program, *, final: bool) -> Program:
+    def _measured(self, index: int, distance: Distance) -> None:
+        """Note and print how far a lossy pass went."""
+        reports = self.report.passes
+        reports[index] = replace(reports[index], distance=distance)
+        self.context.log(f"{reports[index].name} is lossy: {distance.text()}")
+
+    def end_phase(self, phase: str, program: Program) -> Program:
         """Move the program to the phase it has reached, and compare whole runs."""
-        reached = REACHES[PIPELINE_PHASES[self.rank]]
+        reached = REACHES[phase]
         if PHASES.index(program.phase) < PHASES.index(reached):
             program = replace(program, phase=reached)
             check_program(program)
         if self.verify is not None:
-            started = time.perf_counter()
-            line = self.verify.check_phase(PIPELINE_PHASES[self.rank], program, final=final)
-            self.report.times.append(
-                (f"verify {PIPELINE_PHASES[self.rank]}", time.perf_counter() - started)
-            )
+            with self._timed(f"verify {phase}"):
+                line = self.verify.check_phase(phase, program)
+            self._say(() if line is None else (line,))
+        return program
+
+    def check_cut(self, final: Program, passes: Sequence[Pass]) -> None:
+        """Compare runs of a few layers where those of all would take too long."""
+        if self.verify is None:
+            return
+        with self._timed("verify layers"):
+            found = self.verify.check_cut(final, passes, self.context)
+        for index, distance in found.distances.items():
+            self._measured(index, distance)
+        self._say(found.lines)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.report.times.append((name, time.perf_counter() - started))
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
             self.report.phases.append(line)
             self.context.log(line)
-        return program
 
     def _failed(self, index: int, one: Pass, program: Program, error: PassError) -> PassError:
         """The error with the pass, those before it, and where the program it received lies."""
+        before = f"passes before: {', '.join(self.done) or 'none'}"
+        if self.failure_directory is None:
+            return PassError(str(error), where=pass_title(one), hint=before)
         path = self.failure_directory / f"{index:02d}-before-{one.name}.ir"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,12 +242,4 @@ class _Manager:
             kept = f"the program it received is in {path}"
         except OSError as problem:
             kept = f"the program it received could not be written: {problem}"
-        before = ", ".join(self.done) or "none"
-        return PassError(
-            str(error), where=f"pass {one.name}", hint=f"{kept}; passes before: {before}"
-        )
-
-
-def step_cost(program: Program) -> Cost:
-    """What one step costs at the upper bounds of all symbols."""
-    return total_cost(program, {name: bound.high for name, bound in program.symbols.items()})
+        return PassError(str(error), where=pass_title(one), hint=f"{kept}; {before}")

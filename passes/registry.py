@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import traceback
 
-from ..ir.errors import UsageError
+from ..ir.errors import InfcError, UsageError
 from ..ir.plugins import load_plugins
 from .base import PIPELINE_PHASES, Pass
+from .user_code import failed_at
 
 _REGISTRY: dict[str, type[Pass]] = {}
 
@@ -69,8 +69,9 @@ def load(path: str) -> type[Pass]:
             hint=_import_hint(error, module_name),
         ) from error
     except Exception as error:
+        what = str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"{module_name} does not run: {type(error).__name__}: {error}{_line_of(error)}",
+            f"{module_name} does not run: {what}{_line_of(error)}",
             where=path,
             hint=f"`python -c 'import {module_name}'` shows how it came to that",
         ) from error
@@ -89,11 +90,8 @@ def load(path: str) -> type[Pass]:
 
 
 def _line_of(error: Exception) -> str:
-    """Where a module failed, as ` (FILE, line N)`; a SyntaxError says so itself."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) or not frames:
-        return ""
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    place = failed_at(error)
+    return "" if place is None or isinstance(error, SyntaxError) else f" ({place})"
 
 
 def _import_hint(error: ImportError, module_name: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..ir.program import Program, Value, WeightLoader, WeightRef
+from ..ir.program import Program, Value, Weight, WeightLoader, WeightRef
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, Sym, TensorType, evaluate_dim
 from ..ir.weights import LEAVES, evaluate_expr, leaves
+from .widened_weights import widened
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class SampleWeights:
     _read: WeightLoader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._read = self._leaf  # one object: pairs are told apart by who reads them
+        self._read = self.leaf  # one object: pairs are told apart by who reads them
         for program in self.programs:
             for weight in program.weights.values():
                 if weight.expr.op == "checkpoint":
@@ -65,16 +66,20 @@ class SampleWeights:
     def get(self, program: Program, name: str) -> torch.Tensor:
         """The tensor of one entry of a program's weight table."""
         weight = program.weights[name]
+        self.learn_types(weight)
+        constants = program.loaders.get("data", self._read)
+        loaders = {"checkpoint": self._read, "data": constants}
+        return evaluate_expr(widened(weight.expr), loaders, self._pairs)
+
+    def learn_types(self, weight: Weight) -> None:
+        """Remember the types that the leaves of a weight's expression give."""
         for leaf in leaves(weight.expr):
             dtype, shape = leaf.attrs.get("dtype"), leaf.attrs.get("shape")
             if isinstance(dtype, str) and isinstance(shape, tuple):
                 sizes = tuple(size for size in shape if isinstance(size, int))
                 self.leaf_types[str(leaf.attrs[LEAVES[leaf.op]])] = TensorType(DType(dtype), sizes)
-        constants = program.loaders.get("data", self._read)
-        loaders = {"checkpoint": self._read, "data": constants}
-        return evaluate_expr(weight.expr, loaders, self._pairs)
 
-    def _leaf(self, name: str) -> torch.Tensor:
+    def leaf(self, name: str) -> torch.Tensor:
         """A random checkpoint tensor, kept for the other side of the region that reads it."""
         if name not in self._kept:
             tensor = self._make(name)
@@ -99,6 +104,16 @@ class SampleWeights:
             assert isinstance(width, int)
             tensor = tensor / math.sqrt(max(width, 1))
         return tensor.to(to_torch(kind.dtype))
+
+
+def with_random_weights(program: Program) -> Program:
+    """The program with a checkpoint of random tensors, where it has none."""
+    if "checkpoint" in program.loaders:
+        return program
+    sample = SampleWeights((program,))
+    for weight in program.weights.values():
+        sample.learn_types(weight)
+    return replace(program, loaders={**program.loaders, "checkpoint": sample.leaf})
 
 
 def sample_inputs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,12 @@ from ..ir.program import Program, Value
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.sizes import format_count
 from ..ir.types import evaluate_dim
-from .base import Pass
-from .compare import difference
+from .base import Pass, PassContext
+from .compare import Distance, difference
+from .cut_runs import CutReport, check_cut
 from .regions import Region, Side, find_regions, signature
 from .samples import SampleWeights, bindings_of, sample_inputs
-from .whole_runs import WholeRuns
+from .whole_runs import HEAVY_FLOPS, WholeRuns, not_runnable, run_flops
 
 if TYPE_CHECKING:
     import torch
@@ -29,26 +30,38 @@ MAX_REGION_ELEMENTS = 400_000_000
 MAX_REGION_FLOPS = 200_000_000_000
 
 
-def _silent(line: str) -> None:
-    """The log where nobody listens."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What of a pass was checked, in a few words; of a lossy one also how far it went."""
+
+    text: str
+    distance: Distance | None = None
 
 
 class Verifier:
     """Remembers what was checked; one for each run of a pipeline."""
 
-    def __init__(
-        self, log: Callable[[str], None] | None = None, pairs: QuantizedPairs | None = None
-    ) -> None:
-        self.log = log or _silent
-        self.whole = WholeRuns(pairs or QuantizedPairs())
+    def __init__(self, pairs: QuantizedPairs | None = None) -> None:
+        self.pairs = pairs or QuantizedPairs()
+        self.whole = WholeRuns(self.pairs)
+        self.first: Program | None = None
+        self.is_heavy = False
+        """Whether whole runs are left to `check_cut`, since one of all layers takes too long."""
 
-    def check_pass(self, one: Pass, before: Program, after: Program) -> str:
+    def start(self, program: Program) -> None:
+        """Take the first program that is seen as the one that whole runs are compared with."""
+        if self.first is None:
+            self.first = program
+            self.whole.start(program)
+            runs = not program.resources and not_runnable(program) is None
+            self.is_heavy = runs and run_flops(program) > HEAVY_FLOPS
+
+    def check_pass(self, one: Pass, before: Program, after: Program) -> Checked:
         """PassError unless `after` computes what `before` does, within the pass's contract.
 
-        Every distinct region that the pass changed runs in float32 on random inputs. Returns in a
-        few words what was checked.
+        Every distinct region that the pass changed runs in float32 on random inputs.
         """
-        self.whole.start(before)
+        self.start(before)
         checked = _Checked()
         weights = SampleWeights((before, after))
         for region in find_regions(before, after):
@@ -64,15 +77,24 @@ class Verifier:
                 checked.large += 1
                 continue
             _check_region(one, region, weights)
-        if one.contract != "lossy":
-            return checked.text()
+        if one.contract != "lossy" or self.is_heavy:
+            return Checked(checked.text())
         # What came before it has its whole run first: afterwards there is nothing to compare with.
-        text = self.whole.rebase(before, after, one.name)
-        return f"{checked.text()}; {text}" if text else checked.text()
+        found = self.whole.rebase(before, after, one.name)
+        return Checked(checked.text(), found)
 
-    def check_phase(self, phase: str, program: Program, *, final: bool) -> str:
-        """PassError unless whole runs of the program agree with those of the first one."""
-        return self.whole.check(phase, program, final=final)
+    def check_phase(self, phase: str, program: Program) -> str | None:
+        """What whole runs were compared; PassError unless they agree with those of the first.
+
+        None where that is left to `check_cut`.
+        """
+        return None if self.is_heavy else self.whole.check(phase, program)
+
+    def check_cut(self, final: Program, passes: Sequence[Pass], context: PassContext) -> CutReport:
+        """Whole runs of a few layers of a heavy program; see `cut_runs`."""
+        if self.first is None or not self.is_heavy:
+            return CutReport([])
+        return check_cut(self.first, final, passes, context, self.pairs)
 
 
 @dataclass(slots=True)

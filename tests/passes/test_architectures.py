@@ -10,7 +10,8 @@ import pytest
 from infc.frontend.load import load_model
 from infc.ir.program import Program
 from infc.ir.text import parse_program, print_program
-from infc.passes.pass_manager import PipelineReport, run_pipeline
+from infc.passes.pass_manager import run_pipeline
+from infc.passes.pass_report import PipelineReport
 from infc.passes.pipeline import build_pipeline
 
 from ..checkpoints import make_checkpoint

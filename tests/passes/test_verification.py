@@ -17,7 +17,7 @@ from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.text import parse_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.passes.base import Pass, PassContext, PassResult
-from infc.passes.compare import difference
+from infc.passes.compare import difference, distance
 from infc.passes.merge_linears import MergeQkv
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import OUR_PASSES, Pipeline
@@ -111,7 +111,7 @@ def test_equal_layers_are_verified_once() -> None:
     regions = list(find_regions(program, after))
     assert len(regions) == 2 * LAYERS
     assert len({signature(region) for region in regions}) == 2
-    assert "2 distinct" in Verifier().check_pass(merged, program, after)
+    assert "2 distinct" in Verifier().check_pass(merged, program, after).text
 
 
 def test_swapped_results_are_caught(tmp_path: Path) -> None:
@@ -155,7 +155,10 @@ def test_a_pass_that_raises_is_named_with_what_it_received(tmp_path: Path) -> No
         def run(self, program: Program, context: PassContext) -> PassResult:
             raise ZeroDivisionError("of a user's pass")
 
-    with pytest.raises(PassError, match="pass raises: ZeroDivisionError"):
+    with pytest.raises(
+        PassError,
+        match=r"pass raises \(.*, line \d+\): ZeroDivisionError: of a user.s pass \(.*, line",
+    ):
         run(model(), Raises, tmp_path)
     assert list(tmp_path.glob("00-before-raises.ir"))
 
@@ -220,11 +223,45 @@ def test_what_stands_before_a_lossy_pass_has_its_whole_run() -> None:
     runs.start(step({}))
     with pytest.raises(PassError, match=r"^logits of a whole prompt after phase before round"):
         runs.rebase(step({"logits": 1.001}), step({"logits": 1.5}), "round")
-    assert "agrees" in runs.rebase(step({"logits": 1.00001}), step({"logits": 1.5}), "round")
-    assert runs.check("fuse", step({"logits": 1.5})).startswith("fuse: round is lossy")
+    found = runs.rebase(step({"logits": 1.00001}), step({"logits": 1.5}), "round")
+    assert found is not None
+    assert found.error == pytest.approx(0.5, rel=1e-3)
+    assert found.kl > 0
+    assert found.top1 == 1
+    assert found.rows == 37
     assert "nothing changed" in runs.check("plan", step({"logits": 1.5}))
+    assert "agrees with the result of round" in runs.check("plan", step({"logits": 1.50001}))
     with pytest.raises(PassError, match="off by"):
         runs.check("plan", step({}))
+
+
+def test_a_lossy_pass_says_how_far_it_went(tmp_path: Path) -> None:
+    """Of exact passes behind it `agrees` is not the whole truth."""
+    kind = rewrite(
+        "round-head",
+        lambda x, w: ops.linear(x, w),
+        lambda x, w: ops.linear(x, w) * 1.01,
+        contract="lossy",
+    )
+    said: list[str] = []
+    _, report = run_pipeline(
+        step({}), Pipeline((kind(),)), PassContext(log=said.append), failure_directory=tmp_path
+    )
+    (one,) = report.as_data()["passes"]
+    assert one["distance"].keys() == {"kl", "top1", "error", "rows", "what"}
+    assert one["distance"]["error"] == 0.01
+    assert one["distance"]["top1"] == 1
+    assert 0 < one["distance"]["kl"] < 1e-4
+    assert any("round-head is lossy: KL" in line and "error 0.01 against" in line for line in said)
+
+
+def test_the_distance_of_predictions() -> None:
+    before = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    after = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
+    found = distance(before, after, "two rows")
+    p = float(torch.sigmoid(torch.tensor(4.0, dtype=torch.float64)))
+    assert found.kl == pytest.approx((p * 4 - (1 - p) * 4) / 2)
+    assert (found.top1, found.error, found.rows) == (0.5, 1.0, 2)
 
 
 def test_a_malformed_result_is_caught(tmp_path: Path) -> None:
