@@ -59,7 +59,7 @@ def inspect_artifact(
     workload = choose_workload(manifest.limits, batch, context, tokens)
     report = _report(artifact)
     captured = _program_if_there(artifact, "captured")
-    passes = tuple(_passes(report, captured))
+    passes = tuple(pass_facts(report, captured))
     final = None if ceilings is None else _program_if_there(artifact, "final")
     return ArtifactFacts(
         path=str(artifact.path),
@@ -123,7 +123,8 @@ def _report(artifact: Artifact) -> Mapping[str, Any]:
     return report
 
 
-def _passes(report: Mapping[str, Any], captured: Program | None) -> Iterable[PassFacts]:
+def pass_facts(report: Mapping[str, Any], captured: Program | None) -> Iterable[PassFacts]:
+    """What each pass did, from a report's plain data; `captured` is what the first was given."""
     nodes = cost = ops = None
     if captured is not None:
         nodes = len(captured.nodes)
@@ -145,6 +146,7 @@ def _passes(report: Mapping[str, Any], captured: Program | None) -> Iterable[Pas
             before=cost,
             after=after,
             verified=entry["verified"],
+            distance=entry.get("distance"),
         )
         nodes, cost, ops = entry["nodes"], after, left
 

@@ -124,10 +124,33 @@ class SchemeFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionFacts:
+    """Layers whose attention has one form: query heads of `head_dim` over KV heads, a window."""
+
+    layers: tuple[int, ...]
+    heads: int
+    head_dim: int
+    kv_heads: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeFacts:
+    """What the program's nodes say of the model; parameters are those of tensors that are read."""
+
+    num_layers: int
+    width: int
+    vocabulary: int
+    num_parameters: int
+    attention: tuple[AttentionFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramFacts:
     """The program that the artifact runs, node by node and summed up."""
 
     phase: str
+    shape: ShapeFacts
     nodes: tuple[NodeFacts, ...]
     ops: tuple[OpFacts, ...]
     layers: tuple[LayerFacts, ...]
@@ -141,7 +164,9 @@ class PassFacts:
     """What one pass of the compilation did; costs are of the largest step there may be.
 
     `op_changes` says how many nodes of each op it added or took away; None where the artifact
-    does not record it.
+    does not record it. `distance` is how far a lossy pass moved the model's predictions: `kl`
+    (nats), `top1` (a share), `error` (relative to a row's largest logit), over `rows` tokens of
+    `what`.
     """
 
     name: str
@@ -156,6 +181,7 @@ class PassFacts:
     before: Cost | None
     after: Cost
     verified: str
+    distance: Mapping[str, float | str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from .facts import (
     Workload,
 )
 from .listing import fold_layers, list_program, relative_module, run_title
+from .shape import model_shape
 
 
 def choose_workload(
@@ -77,6 +78,7 @@ def measure_program(
     outside = _sum(node.costs for node in nodes if node.layer is None)
     return ProgramFacts(
         phase=program.phase,
+        shape=model_shape(program),
         nodes=nodes,
         ops=tuple(_ops(nodes)),
         layers=tuple(_layers(program, nodes)),

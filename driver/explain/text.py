@@ -21,7 +21,16 @@ from .amounts import (
     moved_bytes,
     printable,
 )
-from .facts import ArtifactFacts, Costs, KvGroupFacts, LayerFacts, NearMiss, PassFacts, Predictions
+from .facts import (
+    ArtifactFacts,
+    Costs,
+    KvGroupFacts,
+    LayerFacts,
+    NearMiss,
+    PassFacts,
+    Predictions,
+    ShapeFacts,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,14 +54,41 @@ def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = F
     if facts.predictions is not None:
         page.say(f"at this machine's ceilings: {facts.predictions.ceilings.describe()}")
         page.table("roofline", _ROOFLINE_HEAD, [*_roofline_rows(facts, facts.predictions)])
-    if facts.passes:
-        page.table("passes", PASS_HEAD, [*pass_rows(facts.passes)])
-        page.lines("", _idle(facts.passes))
-        page.lines("why not (near misses)", near_miss_lines(_all_misses(facts.passes)))
-        page.lines("verified", facts.verification)
+    _say_passes(page, facts.passes, facts.verification)
     page.pairs("files", _files(facts))
     page.pairs("recipe", _flatten(facts.manifest.recipe))
     return page.text()
+
+
+def render_passes(passes: Sequence[PassFacts], verification: Sequence[str]) -> str:
+    """What passes did, and what was verified, as in the whole report."""
+    page = Page(WIDTH, color=False)
+    _say_passes(page, passes, verification)
+    return page.text()
+
+
+def _say_passes(page: Page, passes: Sequence[PassFacts], verification: Sequence[str]) -> None:
+    if not passes:
+        return
+    page.table("passes", PASS_HEAD, [*pass_rows(passes)])
+    page.lines("", _idle(passes))
+    page.lines("why not (near misses)", near_miss_lines(_all_misses(passes)))
+    page.lines("lost by lossy passes, against the program before each", _losses(passes))
+    page.lines("verified", verification)
+
+
+def _losses(passes: Sequence[PassFacts]) -> Iterator[str]:
+    for one in passes:
+        far = one.distance
+        if one.contract != "lossy" or not one.matches:
+            continue
+        if far is None:
+            yield f"{one.name}: not measured on a whole run"
+            continue
+        numbers = (
+            f"KL {far['kl']:.3g}, top-1 {100 * float(far['top1']):.1f} %, error {far['error']:.3g}"
+        )
+        yield f"{one.name}: {numbers} ({far['rows']} tokens, {far['what']})"
 
 
 class Terminal(TypedDict):
@@ -155,11 +191,10 @@ def _summary(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     model, limits = manifest.model, manifest.limits
     yield "artifact", f"{facts.path} ({facts.identity[:12]})"
     yield "made by", f"infc {manifest.infc_version}"
-    yield "model", f"{model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters"
-    heads = f"{model.num_heads} heads of {model.head_dim} over {model.num_kv_heads}"
-    yield "shape", f"{model.num_layers} layers of {model.hidden_size}, {heads}"
-    yield "windows", _windows(model.windows)
-    yield "vocabulary", f"{model.vocab_size}"
+    if facts.program is None:
+        yield "model", f"{model.architecture}, {model.num_parameters / 1e6:,.1f} M parameters"
+    else:
+        yield from _shape(model.architecture, facts.program.shape)
     yield "weights", "; ".join(_schemes(facts)) or f"{manifest.recipe.get('dtype', '?')}"
     yield "backend", f"{manifest.backend}: {manifest.entry.file} ({manifest.entry.kind})"
     yield "target", manifest.target.name
@@ -173,8 +208,26 @@ def _summary(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
         yield "tokenizer", f"ends at {list(manifest.tokenizer.eos)}, {chat} a chat template"
 
 
-def _windows(windows: Sequence[int | None]) -> str:
-    counts = Counter(windows)
+def _shape(architecture: str, shape: ShapeFacts) -> Iterator[tuple[str, str]]:
+    """What the program is, whatever the checkpoint's configuration was."""
+    yield "model", f"{architecture}, {shape.num_parameters / 1e6:,.1f} M parameters"
+    kinds: dict[str, int] = {}
+    for one in shape.attention:
+        heads = f"{one.heads} heads of {one.head_dim} over {one.kv_heads}"
+        kinds[heads] = kinds.get(heads, 0) + len(one.layers)
+    said = [
+        heads if len(kinds) == 1 else f"{format_count(count, 'layer')} with {heads}"
+        for heads, count in kinds.items()
+    ]
+    yield "shape", ", ".join([f"{shape.num_layers} layers of {shape.width}", *said])
+    yield "windows", _windows(shape)
+    yield "vocabulary", f"{shape.vocabulary}"
+
+
+def _windows(shape: ShapeFacts) -> str:
+    """Layers by their windows, in the order of the first of each."""
+    layers = sorted((layer, one.window) for one in shape.attention for layer in one.layers)
+    counts = Counter(window for _, window in layers)
     if set(counts) <= {None}:
         return "none: every layer sees the whole context"
     return ", ".join(

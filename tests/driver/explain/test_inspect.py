@@ -23,7 +23,8 @@ from infc.driver.explain.facts import NO_COSTS, ArtifactFacts, Costs, NearMiss
 from infc.driver.explain.measure import choose_workload, measure_program
 from infc.driver.explain.memory import kv_bytes, plan_memory
 from infc.driver.explain.narrow import pick_nodes
-from infc.driver.explain.text import near_miss_lines, render_artifact, spell_numbers
+from infc.driver.explain.shape import model_shape
+from infc.driver.explain.text import _shape, near_miss_lines, render_artifact, spell_numbers
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import TargetError
 from infc.ir.manifest import FileDigest, KvLayout
@@ -217,6 +218,36 @@ program "nearly" phase captured {
   output %y
 }
 """
+
+
+def test_the_summary_is_of_the_program(captured: Program, facts: ArtifactFacts) -> None:
+    """Not of what the checkpoint's configuration says."""
+    for shape in (model_shape(captured), facts.program.shape if facts.program else None):
+        assert shape is not None
+        spec = captured.spec
+        assert (shape.num_layers, shape.width) == (spec.num_layers, spec.hidden_size)
+        assert (shape.vocabulary, shape.num_parameters) == (spec.vocab_size, spec.num_parameters)
+        (one,) = shape.attention
+        assert (one.heads, one.head_dim, one.kv_heads) == (8, 32, 2)
+    text = """program "other" phase captured {
+  symbol T: 1..64
+  spec {architecture = "x", num_layers = 9, hidden_size = 8, num_heads = 7, vocab_size = 3}
+  weight @w: f32[5, 8] = checkpoint{name = "w", dtype = "f32", shape = (5, 8)}
+  input %q: f32[T, 4, 2]
+  input %k: f32[T, 1, 2]
+  %0 = attention(%q, %k, %k) {layer = 0, scale = 1.0, window = 6} : f32[T, 4, 2]  layer 0
+  %1 = attention(%0, %q, %q) {layer = 1, scale = 1.0} : f32[T, 4, 2]  layer 1
+  %2 = reshape(%1) {shape = ("T", 8)} : f32[T, 8]
+  %3 = linear(%2, @w) : f32[T, 5]
+  output %3
+}"""
+    found = model_shape(parse_program(text))
+    assert (found.num_layers, found.vocabulary, found.num_parameters) == (2, 5, 40)
+    kinds = [(one.layers, one.kv_heads, one.window) for one in found.attention]
+    assert kinds == [((0,), 1, 6), ((1,), 4, None)]
+    lines = dict(_shape("x", found))
+    assert lines["windows"] == "1 layer of 6, 1 layer of full attention"
+    assert "1 layer with 4 heads of 2 over 1, 1 layer with 4 heads of 2 over 4" in lines["shape"]
 
 
 def test_equal_near_misses_are_one_line() -> None:

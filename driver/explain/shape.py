@@ -1,0 +1,66 @@
+"""What a program shows of its model's shape: whatever passes made of it, not what was captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...ir.program import Node, Program, hidden_width
+from ...ir.weights import leaves
+from .facts import AttentionFacts, ShapeFacts
+
+_ATTENTION = frozenset({"attention", "paged_attention"})
+
+
+def model_shape(program: Program) -> ShapeFacts:
+    """Layers, heads, windows, width, vocabulary and parameters as the program has them."""
+    kinds: dict[tuple[int, int, int, int | None], list[int]] = {}
+    for node in program.nodes:
+        layer = node.attrs.get("layer")
+        if node.op in _ATTENTION and isinstance(layer, int):
+            kinds.setdefault(_attention(program, node), []).append(layer)
+    vocabulary = program.outputs[0].type.shape[-1] if program.outputs else None
+    return ShapeFacts(
+        num_layers=len({node.layer for node in program.nodes} - {None}),
+        width=hidden_width(program) or program.spec.hidden_size,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else program.spec.vocab_size,
+        num_parameters=sum(_parameters(program).values()) or program.spec.num_parameters,
+        attention=tuple(
+            AttentionFacts(
+                layers=tuple(layers), heads=heads, head_dim=dim, kv_heads=kv, window=window
+            )
+            for (heads, dim, kv, window), layers in kinds.items()
+        ),
+    )
+
+
+def _attention(program: Program, node: Node) -> tuple[int, int, int, int | None]:
+    """Heads, their size, KV heads and window of an attention op."""
+    _, heads, dim = node.values()[0].type.shape[-3:]
+    groups = {group.name: group.num_kv_heads for group in program.resources}
+    kv = groups.get(str(node.attrs.get("group")))
+    if kv is None:
+        kv = node.values()[1].type.shape[-2] if len(node.values()) > 1 else heads  # type: ignore[assignment]
+    window = node.attrs["window"]
+    assert isinstance(heads, int)
+    assert isinstance(dim, int)
+    assert isinstance(kv, int)
+    return heads, dim, kv, window if isinstance(window, int) else None
+
+
+def _parameters(program: Program) -> dict[str, int]:
+    """Elements of each checkpoint tensor that a node reads."""
+    return dict(_leaf_sizes(program))
+
+
+def _leaf_sizes(program: Program) -> Iterator[tuple[str, int]]:
+    for node in program.nodes:
+        for ref in node.weights():
+            for leaf in leaves(program.weights[ref.name].expr):
+                shape = leaf.attrs.get("shape")
+                if leaf.op != "checkpoint" or not isinstance(shape, tuple):
+                    continue
+                count = 1
+                for size in shape:
+                    assert isinstance(size, int)
+                    count *= size
+                yield str(leaf.attrs["name"]), count
