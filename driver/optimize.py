@@ -18,7 +18,7 @@ from .recipe import LoadedRecipe
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
-    from ..passes.pass_manager import PassReport
+    from ..passes.pass_report import PassReport
     from ..passes.pipeline import Pipeline
 
 _SHOWN_NEAR_MISSES = 3
@@ -116,15 +116,23 @@ def _idle_passes(reports: Iterable[PassReport]) -> Iterator[str]:
         yield f"{one.name} matched nothing (near misses: {near}{more_text})"
 
 
-def optimize_text(text: str, pipeline: str, *, source: str = "<text>") -> str:
-    """IR text after the passes that `pipeline` spells, verified as a program, not in its numbers.
+def optimize_text(
+    text: str, pipeline: str, *, source: str = "<text>", verify: bool = False
+) -> tuple[str, str]:
+    """IR text after the passes that `pipeline` spells, and a table of what each of them did.
 
-    What a pass requires is taken for granted. Raises ParseError, UsageError, or ProgramError.
+    Each result is checked as a program, with `verify` in its numbers too. What a pass requires is
+    taken for granted. Raises ParseError, UsageError, PassError, or ProgramError.
     """
-    from ..passes.commands import opt
+    from ..ir.text import print_program
+    from ..passes.commands import opt_report
+    from .explain.collect import pass_facts
+    from .explain.text import render_passes
 
     with importable(Path.cwd()):
-        return opt(text, pipeline, source=source)
+        result, before, report = opt_report(text, pipeline, source=source, verify_numbers=verify)
+    facts = tuple(pass_facts(report.as_data(), before))
+    return print_program(result), render_passes(facts, report.phases)
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .errors import CheckpointError, InfcError, ProgramError
 from .ops import get_op
 from .ops.base import Attrs
-from .program import Attr, Program, Weight, WeightExpr, WeightLoader
+from .program import Attr, Literal, Program, Weight, WeightExpr, WeightLoader
 from .quantized_pairs import PARTS, QuantizedPairs
 from .schemes import get_scheme
 from .torch_types import from_torch, to_torch
@@ -17,6 +17,8 @@ from .types import Dim, DType, TensorType
 
 if TYPE_CHECKING:
     import torch
+
+_T = TypeVar("_T")
 
 LEAVES: Final = {"checkpoint": "name", "data": "key"}
 """Expressions that are read by a loader of the program, and the attribute that names the tensor."""
@@ -299,7 +301,61 @@ def _matrix(kinds: Sequence[TensorType]) -> TensorType:
     return kinds[0]
 
 
+def compute_expr(op: str, operands: Sequence[WeightExpr | Literal], attrs: Attrs) -> WeightExpr:
+    """What an op of the dialect makes of weights and literals, computed when compiling.
+
+    `literals` holds the latter with their places among the operands, `attrs` the op's attributes.
+    """
+    parts = tuple(operand for operand in operands if isinstance(operand, WeightExpr))
+    literals = tuple(
+        (place, operand)
+        for place, operand in enumerate(operands)
+        if not isinstance(operand, WeightExpr)
+    )
+    said: dict[str, Attr] = {"op": op}
+    if literals:
+        said["literals"] = literals
+    if attrs:
+        said["attrs"] = tuple((name, value) for name, value in attrs.items())
+    return WeightExpr("compute", parts, said)
+
+
+def _operands(parts: Sequence[_T], attrs: Attrs) -> list[_T | Literal]:
+    """The parts with the literals of a computed weight in their places."""
+    literals: Any = attrs.get("literals", ())
+    operands: list[_T | Literal] = list(parts)
+    for place, literal in literals:
+        operands.insert(place, literal)
+    return operands
+
+
+def _computed_attrs(attrs: Attrs) -> dict[str, Attr]:
+    pairs: Any = attrs.get("attrs", ())
+    return dict(pairs)
+
+
+def _computed_rule(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    results = get_op(str(attrs["op"])).infer(_operands(kinds, attrs), _computed_attrs(attrs))
+    if len(results) != 1:
+        raise ProgramError(f"compute: {attrs['op']} has {len(results)} results")
+    return results[0]
+
+
+def _computed(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    """With `wide` (an element type) all is computed in it, as the interpreter's override does."""
+    op, wide = get_op(str(attrs["op"])), attrs.get("wide")
+    override = None if wide is None else DType(wide)
+    if override is not None:
+        parts = [p.to(to_torch(override)) if p.is_floating_point() else p for p in parts]
+    kinds = [TensorType(from_torch(part.dtype), tuple(part.shape)) for part in parts]
+    full = op.complete(_computed_attrs(attrs), _operands(kinds, attrs))
+    result: Any = op.meaning(*_operands(parts, attrs), **op.resolve(full, {}, override))
+    tensor: torch.Tensor = result
+    return tensor
+
+
 BUILTIN: Final = (
+    WeightOp("compute", _computed, _computed_rule, ("op",), None),
     WeightOp("concat", _concat, _like("concat"), ("dim",), None),
     WeightOp("stack", _stack, _stack_rule, ("dim",), None),
     WeightOp("slice", _slice, _like("slice"), ("dim", "start", "stop")),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.builder import ProgramBuilder
 from ..ir.errors import CheckpointError
 from ..ir.ops import get_op
 from ..ir.program import Node, Operand, Program, Value, WeightExpr, WeightLoader, WeightRef
 from ..ir.torch_types import from_torch, to_torch
-from ..ir.types import TensorType
-from ..ir.weights import evaluate_weight
+from ..ir.types import Sym, TensorType
+from ..ir.weights import compute_expr, evaluate_weight
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,35 @@ def _operand(program: Program, operand: Operand, values: Mapping[str, torch.Tens
     if isinstance(operand, WeightRef):
         return read_constant(program, operand)
     return operand
+
+
+def computed_weight(
+    builder: ProgramBuilder, op: str, inputs: Sequence[Operand], attrs: Mapping[str, Any]
+) -> WeightRef | None:
+    """A weight that is made when the model is compiled, by this op from these weights.
+
+    None where an operand is a value, none is a weight, or the result has no fixed shape.
+    """
+    refs = [operand for operand in inputs if isinstance(operand, WeightRef)]
+    known = get_op(op)
+    if not refs or known.effects or any(isinstance(operand, Value) for operand in inputs):
+        return None
+    types = [builder.operand_type(operand) for operand in inputs]
+    full = known.complete(attrs, types)
+    kinds = known.infer(types, full)
+    if len(kinds) != 1 or any(isinstance(dim, Sym) for dim in kinds[0].shape):
+        return None
+    operands = [
+        builder.weights[one.name].expr if isinstance(one, WeightRef) else one
+        for one in inputs
+        if not isinstance(one, Value)
+    ]
+    expr = compute_expr(op, operands, full)
+    hint = f"{refs[0].name}.{op}"
+    same = builder.weights.get(hint)
+    if same is not None and same.expr == expr:
+        return WeightRef(hint)
+    return builder.weight(builder.fresh_weight_name(hint), kinds[0], expr)
 
 
 def literal_of(tensor: torch.Tensor) -> bool | int | float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..ir.interpret import describe
 from ..ir.ops import get_op
 from ..ir.ops.base import REQUIRED
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightRef, exact_key
+from .constants import computed_weight
 from .patterns import AnyOf, Maybe, OpPattern, Pattern, PatternLike, Var, optional_cast, shared
 
 __all__ = [
@@ -42,10 +43,14 @@ COMMUTATIVE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a pattern met: captures by name, and the nodes that go away, the root first."""
+    """What a pattern met: captures by name, and the nodes that go away, the root first.
+
+    `producers` say which node made a value of the program.
+    """
 
     captures: Mapping[str, Any]
     nodes: tuple[Node, ...]
+    producers: Mapping[str, Node] = field(default_factory=dict, repr=False)
 
     @property
     def root(self) -> Node:
@@ -101,7 +106,7 @@ class Matcher:
             if not state.nodes or state.nodes[0][0] is not node:
                 continue
             owned = tuple(inner for inner, is_shared in state.nodes if not is_shared)
-            match = Match(state.captures, owned)
+            match = Match(state.captures, owned, self.producers)
             yield match, self._leak(state)
 
     def _leak(self, state: _State) -> str | None:
@@ -153,11 +158,10 @@ class Matcher:
             return
         if pattern.inputs is not None and len(node.inputs) != len(pattern.inputs):
             return
-        if not pattern.any_attrs:
-            with_attrs = _match_attrs(pattern, node, state)
-            if with_attrs is None:
-                return
-            state = with_attrs
+        with_attrs = _match_attrs(pattern, node, state)
+        if with_attrs is None:
+            return
+        state = with_attrs
         state = replace(state, nodes=(*state.nodes, (node, pattern.shared)))
         if pattern.inputs is None:
             yield state
@@ -211,6 +215,8 @@ def _match_attrs(pattern: OpPattern, node: Node, state: _State) -> _State | None
     for name, spec in get_op(node.op).attr_specs.items():
         actual = node.attrs.get(name)
         if name not in pattern.attrs:
+            if pattern.any_attrs:
+                continue
             # None stands for "whatever follows from the operands" where an op fills it in.
             if spec.default is None or spec.default is REQUIRED:
                 continue
@@ -218,6 +224,8 @@ def _match_attrs(pattern: OpPattern, node: Node, state: _State) -> _State | None
                 continue
             return None
         wanted = pattern.attrs[name]
+        if wanted is ...:
+            continue
         if isinstance(wanted, Var):
             assert current is not None
             current = _bind(wanted, actual, current)
@@ -275,6 +283,11 @@ class Emitter:
             op, inputs, attrs, names=(hint,), layer=self.root.layer, source=self.root.source
         )
         return node.output
+
+    def compute(self, op: str, *inputs: Operand, **attrs: Any) -> Operand:
+        """The same, but what depends on weights alone is a weight, computed when compiling."""
+        folded = computed_weight(self.builder, op, inputs, attrs)
+        return self(op, *inputs, **attrs) if folded is None else folded
 
     def type_of(self, operand: Operand) -> Any:
         """The type of an operand; a literal is its own."""
@@ -370,7 +383,7 @@ class _Sweeper:
             del builder.nodes[mark:]
             return False
         kind = builder.operand_type(result)
-        if isinstance(result, Value) and kind != old.type:
+        if isinstance(result, (Value, WeightRef)) and kind != old.type:
             del builder.nodes[mark:]
             self.misses.append(
                 f"{describe(match.root)}: its replacement would be {kind}, not {old.type}"

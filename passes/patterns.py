@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import EllipsisType
 
 from ..ir.program import Attr
 
@@ -61,13 +62,14 @@ class OpPattern(Pattern):
 
     Attributes that are not mentioned must have their default; those without one, or with none
     as their default, match anything.
-    With `any_attrs` they may be whatever they are. A node inside a match may be read only within
+    With `any_attrs` they may be whatever they are; a mentioned one that is `...` may be anything. A
+    node inside a match may be read only within
     it, unless it is `shared`. Without `inputs` any operands will do.
     """
 
     op: str
     inputs: tuple[PatternLike, ...] | None
-    attrs: Mapping[str, Attr | Var] = field(default_factory=dict)
+    attrs: Mapping[str, Attr | Var | EllipsisType] = field(default_factory=dict)
     shared: bool = False
     any_attrs: bool = False
 

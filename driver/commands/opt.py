@@ -9,7 +9,11 @@ import click
     "-p", "--passes", "pipeline", required=True, metavar="TEXT", help='Such as "a,b{k=v}".'
 )
 @click.option("-o", "--output", metavar="FILE", help="Where the result goes; stdout if not given.")
-def command(file: str, pipeline: str, output: str | None) -> None:
+@click.option("--stats", is_flag=True, help="Print to stderr what each pass did.")
+@click.option(
+    "--verify", is_flag=True, help="Hold each pass to its contract, on random inputs and weights."
+)
+def command(file: str, pipeline: str, output: str | None, stats: bool, verify: bool) -> None:
     """Run passes over a program and print the result.
 
     FILE.ir is IR text; - reads it from stdin.
@@ -17,6 +21,7 @@ def command(file: str, pipeline: str, output: str | None) -> None:
     \b
       infc opt captured.ir -p "squeeze-unit-batch,eliminate-dead-code"
       infc opt layer.ir -p "fuse-rms-norm,merge-qkv" -o fused.ir
+      infc opt layer.ir -p my_module:MyPass --stats --verify
     """
     import sys
     from pathlib import Path
@@ -29,7 +34,10 @@ def command(file: str, pipeline: str, output: str | None) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot be read: {reason}", where=file) from None
-    result = optimize_text(text, pipeline, source="<stdin>" if file == "-" else file)
+    name = "<stdin>" if file == "-" else file
+    result, table = optimize_text(text, pipeline, source=name, verify=verify)
+    if stats:
+        click.echo(table, err=True, nl=False)
     if output is None:
         click.echo(result, nl=not result.endswith("\n"))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -34,7 +35,6 @@ def before(x, positions, cos, sin, n):
 def after(x, positions, cos, sin, n):
     p = ops.cast(positions, dtype="f32")
     late = ops.eq(p - 64.0 * ops.floor(p / 64.0), 41.0)
-    # From its parts: `rope` itself would match again.
     low = ops.slice(x, dim=2, start=0, stop=n // 2)
     high = ops.slice(x, dim=2, start=n // 2, stop=n)
     c, s = (row(ops.take(t, positions), n) for t in (cos, sin))
@@ -113,10 +113,32 @@ def test_the_rewrite_is_compiled_in_verified_and_reported_as_shown(
 def test_the_wrong_one_is_caught_named_and_its_input_kept(tmp_path: Path) -> None:
     recipe = tutorial(tmp_path, TINY, "wrong_by_one_row")
     text = refused(recipe, tmp_path, "silu-wrong-once").replace(f"{tmp_path}/out", "build/wrong")
+    text = text.replace(str(tmp_path), "…")
     shown = printed("infc compile model.yaml -o build/wrong").removeprefix("error: ")
-    first, last = shown.split("…, ")
+    first, last = shown.split(" eliminate-dead-code, …,")
+    first, last = f"{first} eliminate-dead-code", last.strip()
     assert text.startswith(first)
     assert text.endswith(last)
+
+
+def test_the_cap_is_a_rewrite_with_an_option(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "cap_logits.py").write_text(listing("cap_logits.py"))
+    recipe = write_recipe(tmp_path, checkpoint, {"cap_logits:CapLogits": {"cap": 20.0}})
+    artifact = infc.compile(recipe, tmp_path / "out", overrides=["backend=reference"])
+    report = json.loads((artifact.path / "report.json").read_text())
+    mine = next(one for one in report["passes"] if one["name"] == "cap-logits")
+    assert (mine["matches"], mine["options"], mine["near_misses"]) == (1, {"cap": 20.0}, [])
+    assert mine["distance"]["kl"] > 0
+    program = parse_program((artifact.path / "program.ir").read_text())
+    assert [node.inputs[1] for node in program.nodes if node.op == "div"] == [20.0]
+
+
+def test_the_shown_test_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "silu_by_tanh.py").write_text(listing("silu_by_tanh.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    space: dict[str, Any] = {}
+    exec(compile(listing("test_silu_by_tanh.py"), "test_silu_by_tanh.py", "exec"), space)
+    space["test_silu_by_tanh"]()
 
 
 def test_a_fault_by_position_is_caught_too(tmp_path: Path, checkpoint: Path) -> None:

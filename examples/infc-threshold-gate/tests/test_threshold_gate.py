@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infc.driver.testing import check_golden, check_kernel
+from infc.testing import check_golden, check_kernel
 
 GOLDEN = Path(__file__).parent / "golden"
 
