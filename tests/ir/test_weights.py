@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import CheckpointError, InfcError, ProgramError
 from infc.ir.program import Program, Weight, WeightExpr
-from infc.ir.text import parse_expr
+from infc.ir.text import parse_expr, print_expr
 from infc.ir.torch_types import from_torch
 from infc.ir.types import DType, TensorType
 from infc.ir.weights import (
@@ -150,3 +150,42 @@ def test_a_backend_can_add_an_op_once() -> None:
     assert torch.equal(evaluate('test_flip(checkpoint{name = "a"})'), TENSORS["a"].flip(0))
     with pytest.raises(ProgramError, match="twice"):
         register_weight_op(op)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('compute{op = "add"}(A, B)', "f32[4, 6]"),
+        ('compute{op = "sub", literals = ((0, 1.0),)}(A)', "f32[4, 6]"),
+        ('compute{op = "linear"}(A, B)', "f32[4, 4]"),
+        ('compute{op = "sum", attrs = (("dims", (0,)), ("keepdim", false))}(A)', "f32[6]"),
+        ('compute{op = "where", literals = ((2, 0.5),)}(compute{op = "lt"}(A, B), A)', "f32[4, 6]"),
+    ],
+)
+def test_any_op_computes_a_weight(text: str, kind: str) -> None:
+    leaf = 'checkpoint{{name = "{}", dtype = "f32", shape = (4, 6)}}'
+    expr = parse_expr(text.replace("A", leaf.format("a")).replace("B", leaf.format("b")))
+    assert str(infer_weight(expr)) == kind
+    a, b = torch.randn(4, 6), torch.randn(4, 6)
+    found = evaluate_expr(expr, {"checkpoint": {"a": a, "b": b}.__getitem__})
+    wanted = {
+        "add": lambda: a + b,
+        "sub": lambda: 1.0 - a,
+        "linear": lambda: a @ b.T,
+        "sum": lambda: a.sum(0),
+        "where": lambda: torch.where(a < b, a, 0.5),
+    }[str(expr.attrs["op"])]()
+    assert torch.allclose(found, wanted, atol=1e-6)
+    assert parse_expr(print_expr(expr)) == expr
+
+
+def test_a_weight_that_cannot_be_computed_is_refused() -> None:
+    leaf = 'checkpoint{name = "a", dtype = "f32", shape = (4, 6)}'
+    for text, words in (
+        (f'compute{{op = "ad"}}({leaf})', "unknown op ad"),
+        (f'compute{{op = "add"}}({leaf})', r"takes \(a, b\)"),
+        (f"compute({leaf})", "attribute op is missing"),
+        (f'compute{{op = "quantize_rows"}}({leaf})', "has 2 results"),
+    ):
+        with pytest.raises(ProgramError, match=words):
+            infer_weight(parse_expr(text))
