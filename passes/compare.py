@@ -39,7 +39,7 @@ class Distance:
         """In one line."""
         return (
             f"KL {self.kl:.3g}, top-1 {100 * self.top1:.1f} %, error {self.error:.3g} "
-            f"against the program before it ({self.rows} tokens, {self.what})"
+            f"against the program before it ({self.rows} random tokens, {self.what})"
         )
 
     def as_data(self) -> dict[str, float | int | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from ..ir.errors import InfcError
 from ..ir.ops import PHASES
@@ -13,6 +14,9 @@ from .base import REACHES, Pass, PassContext, phases_ending
 from .compare import Distance
 from .cut_program import choose_layers, cut_program, layer_keys, layers_of
 from .whole_runs import MAX_FLOPS, WholeRuns, run_flops
+
+MAX_CUT_FLOPS: Final = 1_500_000_000_000
+"""Runs of a few layers that take more are not made: most of a minute each on two cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,9 @@ def check_cut(
         if run_flops(captured) > MAX_FLOPS:
             return CutReport([f"not compared as a whole, {what} cannot run alone: {cut}"])
         cut, what = captured, "the whole model"
+    if run_flops(cut) > MAX_CUT_FLOPS:
+        flops = f"{run_flops(cut) / 1e9:.0f} GFLOP"
+        return CutReport([f"not compared as a whole, a run of {what} takes {flops}"])
     try:
         steps = _rewrite(cut, passes, context)
     except Exception as error:  # a user's pass may raise anything where layers are missing

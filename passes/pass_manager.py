@@ -62,8 +62,6 @@ def run_pipeline(
         program = manager.run(index, one, program)
         if phase is not None:
             program = manager.end_phase(phase, program)
-    if on_pass is not None and manager.verify is not None and manager.verify.is_heavy:
-        on_pass("whole runs of a few layers")
     manager.check_cut(program, passes)
     return program, manager.report
 

@@ -88,7 +88,7 @@ def _losses(passes: Sequence[PassFacts]) -> Iterator[str]:
         numbers = (
             f"KL {far['kl']:.3g}, top-1 {100 * float(far['top1']):.1f} %, error {far['error']:.3g}"
         )
-        yield f"{one.name}: {numbers} ({far['rows']} tokens, {far['what']})"
+        yield f"{one.name}: {numbers} ({far['rows']} random tokens, {far['what']})"
 
 
 class Terminal(TypedDict):

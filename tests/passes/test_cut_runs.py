@@ -15,7 +15,7 @@ from infc.ir.program import ModelSpec, Node, Operand, Program, Value
 from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
-from infc.passes import sample_runs, verification, whole_runs
+from infc.passes import cut_runs, sample_runs, verification, whole_runs
 from infc.passes.base import Pass, PassContext, PassResult
 from infc.passes.compare import difference
 from infc.passes.cut_program import MAX_KINDS, choose_layers, cut_program, layer_keys, layers_of
@@ -237,6 +237,15 @@ def test_a_pass_that_fails_on_few_layers_is_told(tmp_path: Path) -> None:
     (line,) = report.phases
     assert line.startswith("not compared as a whole, a pass fails on layers 0, 1, 3, 7 of 8")
     assert "no layer 2" in line
+
+
+@pytest.mark.usefixtures("heavy")
+def test_a_run_that_takes_too_long_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut_runs, "MAX_CUT_FLOPS", 1)
+    (line,) = through(stack(), None, tmp_path).phases
+    assert line.startswith("not compared as a whole, a run of layers 0, 1, 3, 7 of 8 and the head")
 
 
 def test_matrices_in_parts_are_the_same_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
