@@ -56,8 +56,10 @@ class PanelLayout:
         """A contiguous tensor of `packed_shape(weight.shape)`; leading dimensions are kept."""
         *lead, n, k = weight.shape
         panels, steps, nr, kp = self.packed_shape((n, k))
-        padded = weight.new_zeros((*lead, panels * nr, steps * kp))
-        padded[..., :n, :k] = weight
+        padded = weight
+        if (n, k) != (panels * nr, steps * kp):
+            padded = weight.new_zeros((*lead, panels * nr, steps * kp))
+            padded[..., :n, :k] = weight
         tiles = padded.reshape(*lead, panels, nr, steps, kp).transpose(-3, -2).contiguous()
         return self._flip(tiles)
 
@@ -106,8 +108,10 @@ class GroupLayout:
         """The same with numpy. Outputs that pad the last panel have multipliers of 0."""
         *lead, n, width = codes.shape
         panels, groups, _ = self.packed_shape((n, width))
-        padded = np.zeros((*lead, panels * self.nr, width), codes.dtype)
-        padded[..., :n, :] = codes
+        padded = codes
+        if n != panels * self.nr:
+            padded = np.zeros((*lead, panels * self.nr, width), codes.dtype)
+            padded[..., :n, :] = codes
         rows = padded.reshape(*lead, panels, self.nr, groups, GROUP_I4_BYTES).swapaxes(-3, -2)
         quads = rows[..., 1:].reshape(*lead, panels, groups, self.nr, -1, 4).swapaxes(-3, -2)
         codes_of = quads.reshape(*lead, panels, groups, -1)

@@ -32,6 +32,8 @@ SCHEME = AttrSpec("scheme", AttrKind.STR, choices=tuple(SCHEMES))
 QUANTIZERS = frozenset({"quantize_rows", "scaled_moe"})
 """Ops that round values to codes: a difference in the last bit may become one of a whole step."""
 _WIDENED_ELEMENTS = 1 << 24
+_EXACT_DEPTH = 1024
+"""So many products of two codes of 8 bits sum up to 2^24 at most: a whole number in float32."""
 
 
 def _need(kind: TensorType, dtype: DType, what: str) -> None:
@@ -112,15 +114,22 @@ def scaled_linear_meaning(
 
 
 def _exact_products(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x @ w.T of codes, in float64: it holds every such sum exactly, and torch multiplies it fast.
+    """x @ w.T of codes, in float64, which holds every such sum exactly.
 
-    Some rows of w at a time, as all of them would take eight times their bytes.
+    In float32, which torch multiplies twice as fast, sums of `_EXACT_DEPTH` products are exact, in
+    any order. Some rows of w at a time, as all of them would take four times their bytes.
     """
     import torch
 
-    rows = max(1, _WIDENED_ELEMENTS // w.shape[1])
-    wide = x.double()
-    return torch.cat([wide @ part.double().T for part in w.split(rows)], -1)
+    rows = max(1, _WIDENED_ELEMENTS // max(1, w.shape[1]))
+    slices = x.split(_EXACT_DEPTH, -1)
+    parts = []
+    for part in w.split(rows):
+        total = x.new_zeros((*x.shape[:-1], len(part)), dtype=torch.float64)
+        for left, right in zip(slices, part.split(_EXACT_DEPTH, -1), strict=True):
+            total += left.float() @ right.float().T
+        parts.append(total)
+    return torch.cat(parts, -1)
 
 
 def _scaled_linear_cost(

@@ -97,6 +97,21 @@ def test_products_sum_exactly(seed: int, rows: int, width: int, depth: int) -> N
     assert torch.equal(y.long(), x @ w.T)
 
 
+@pytest.mark.parametrize("depth", [1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("low", [-128, 1, 100])
+def test_long_products_sum_exactly(depth: int, low: int) -> None:
+    """Codes that are all large and of one sign make the largest sums that there are."""
+    generator = torch.Generator().manual_seed(depth)
+    x = torch.randint(low, 128, (3, depth), generator=generator)
+    w = torch.randint(low, 128, (7, depth), generator=generator)
+    one = torch.ones(7)
+    run = get_op("scaled_linear").meaning
+    y = run(x.to(torch.int8), one[:3], w.to(torch.int8), one, dtype="f64", scheme="int8")
+    assert isinstance(y, torch.Tensor)
+    exact = (x @ w.T).to(torch.float32)  # the scales are float32, and what they multiply becomes so
+    assert torch.equal(y, exact.double())
+
+
 def test_the_longest_row_of_largest_codes_is_exact() -> None:
     codes = torch.full((1, MAX_EXACT_DEPTH), 127, dtype=torch.int8)
     one = torch.ones(1)
