@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..codegen.base import Emission
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
+    from ..passes.pipeline import Pipeline
 
 _MAX_PAIR_BYTES = 1 << 29
 """How much of the quantised matrices stays in memory from the first run of verification on."""
@@ -88,10 +90,10 @@ def compile_model(
         if found:
             progress.remark(f"{job.output}: from the cache, which had the same compilation")
             return open_artifact(job.output, "none")  # every digest was right a moment ago
-    dumps = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
+    place = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
     if dump_ir_after is not None:
-        check_writable(dumps, "dumps", hint="name another directory with --dump-dir")
-    artifact = _write(job, progress, dump_ir_after, dumps)
+        check_writable(place, "dumps", hint="name another directory with --dump-dir")
+    artifact = _write(job, progress, _Dumps(dump_ir_after, place))
     _write_timings(job.output, progress)
     if key is not None and (reason := store.add(key, artifact)):
         progress.remark(f"not kept in the cache: {reason}")
@@ -140,12 +142,10 @@ def compile_cached(
     return artifact
 
 
-def _write(
-    job: _Job, progress: Reporter, dump_ir_after: str | None = None, dumps: Path = Path()
-) -> Artifact:
+def _write(job: _Job, progress: Reporter, dumps: _Dumps | None = None) -> Artifact:
     """Compiles without looking into the cache, and writes the artifact to the output."""
     with ArtifactWriter(job.output) as writer:
-        manifest = _build(job, writer.path, dump_ir_after, dumps, progress)
+        manifest = _build(job, writer.path, dumps or _Dumps(None, Path()), progress)
         with progress.stage("digest and move into place"):
             writer.commit(manifest)
     return open_artifact(job.output, "none")  # its digests are of what was just written
@@ -164,6 +164,14 @@ def _take(store: ArtifactCache, key: str, job: _Job) -> bool:
             raise
         return False  # another process has just evicted it
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Dumps:
+    """The pass after which the program is written (`all`: after each; None: after none), where."""
+
+    after: str | None
+    directory: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,32 +260,49 @@ def _recorded(job: _Job) -> dict[str, Any]:
     return {**data, "model": name, "target": job.target.name}
 
 
-def _build(
-    job: _Job, directory: Path, dump_ir_after: str | None, dumps: Path, progress: Reporter
-) -> Manifest:
+def _build(job: _Job, directory: Path, dumps: _Dumps, progress: Reporter) -> Manifest:
     """Writes every file of the artifact but the manifest, which it returns."""
-    from ..codegen.registry import get_backend
+    from ..ir.freed_memory import kept_for_reuse
     from ..ir.quantized_pairs import QuantizedPairs
-    from ..ir.text import print_program
-    from .optimize import build_recipe_pipeline, check_dump_name, optimize
+    from ..ir.torch_threads import one_torch_thread
+    from .optimize import build_recipe_pipeline, check_dump_name
 
-    with progress.stage("load the compiler"):
-        # First what may be refused at once, then seconds of import, shown for what they are.
-        pipeline = build_recipe_pipeline(job.loaded)
-        check_dump_name(dump_ir_after, pipeline)
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
+    with contextlib.ExitStack() as stack:
+        with progress.stage("load the compiler"):
+            # First what may be refused at once, then seconds of import, shown for what they are.
+            pipeline = build_recipe_pipeline(job.loaded)
+            check_dump_name(dumps.after, pipeline)
+            import torch  # noqa: F401
+            import transformers  # noqa: F401
+        stack.enter_context(one_torch_thread())
+        stack.enter_context(kept_for_reuse())
+        pairs = QuantizedPairs(_MAX_PAIR_BYTES)
+        return _build_files(job, pipeline, directory, dumps, pairs, progress)
+
+
+def _build_files(
+    job: _Job,
+    pipeline: Pipeline,
+    directory: Path,
+    dumps: _Dumps,
+    pairs: QuantizedPairs,
+    progress: Reporter,
+) -> Manifest:
+    """As `_build`, once everything is imported."""
+    from ..codegen.registry import get_backend
+    from ..ir.text import print_program
+    from .optimize import optimize
+
     with progress.stage("capture the model"):
         captured = _capture(job, progress)
-    pairs = QuantizedPairs(_MAX_PAIR_BYTES)
     with progress.stage("run the passes"):
         program, report = optimize(
             captured,
             pipeline,
             job.target,
             verify=job.verify,
-            dump_ir_after=dump_ir_after,
-            dump_dir=dumps,
+            dump_ir_after=dumps.after,
+            dump_dir=dumps.directory,
             progress=progress,
             pairs=pairs,
         )

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import infc
 from infc.driver.cache import ArtifactCache
@@ -111,6 +112,31 @@ def test_two_compilations_give_the_same_bytes(
     )
     assert done.stderr == ""
     assert contents(tmp_path / "again") == contents(artifact.path)
+
+
+class Threads(Reporter):
+    """Notes how many threads torch may use when each stage begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: dict[str, int] = {}
+
+    def _begin(self, name: str) -> None:
+        self.threads[name] = torch.get_num_threads()
+
+
+def test_torch_computes_on_one_thread(source: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        threads = Threads()
+        infc.compile(source / "model.yaml", tmp_path / "one", cache=False, progress=threads)
+        assert threads.threads["capture the model"] == 1
+        assert threads.threads["run the passes"] == 1
+        assert threads.threads["emit code and weights"] == 1
+        assert torch.get_num_threads() == 3  # what the caller had set
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_again_from_the_cache(source: Path, tmp_path: Path) -> None:
