@@ -38,12 +38,14 @@ class Verdict:
 class EmitOptions:
     """What emission may be told beside program and target.
 
-    `on_weight(done_bytes, total_bytes)` is called after each weight that was written. `stored`
+    `on_weight(done_bytes, total_bytes)` is called before the first weight and after each that was
+    written, `on_wait(what)` before waiting for something else that goes on meanwhile. `stored`
     gives weights that were made before, as they are to be written (bfloat16 as uint16). `pairs`
     has codes and scales of matrices.
     """
 
     on_weight: Callable[[int, int], None] | None = None
+    on_wait: Callable[[str], None] | None = None
     stored: Callable[[Weight], NDArray[Any]] | None = None
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
 

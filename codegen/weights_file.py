@@ -30,17 +30,18 @@ def write_weights(
     total_bytes = sum(weight.type.num_bytes() for weight in weights)
     done_bytes = 0
 
-    def produce(name: str) -> torch.Tensor | NDArray[Any]:
-        nonlocal done_bytes
-        weight = by_name[name]
-        tensor: torch.Tensor | NDArray[Any]
-        if options.stored is not None:
-            tensor = options.stored(weight)
-        else:
-            tensor = evaluate_weight(program, weight, pairs=options.pairs)
-        done_bytes += tensor.nbytes
+    def advance() -> None:
         if options.on_weight is not None:
             options.on_weight(done_bytes, total_bytes)
-        return tensor
+
+    def produce(name: str) -> torch.Tensor | NDArray[Any]:
+        nonlocal done_bytes
+        advance()  # whatever was asked for before has been written
+        weight = by_name[name]
+        done_bytes += weight.type.num_bytes()
+        if options.stored is not None:
+            return options.stored(weight)
+        return evaluate_weight(program, weight, pairs=options.pairs)
 
     write_safetensors(path, [(weight.name, weight.type) for weight in weights], produce)
+    advance()

@@ -341,7 +341,10 @@ def _emit(
     def advance(done: int, total: int) -> None:
         progress.advance(done, total, f"{format_size(done)} of {format_size(total)} of weights")
 
-    options = EmitOptions(on_weight=advance, pairs=pairs)
+    def wait(what: str) -> None:
+        progress.advance(1, 1, f"all weights are written, waiting for {what}")
+
+    options = EmitOptions(on_weight=advance, on_wait=wait, pairs=pairs)
     return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
 
 

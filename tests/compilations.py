@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from filelock import FileLock
 
 from infc.codegen.cpp import toolchain
 
-Run = Callable[[list[str], Path], tuple[int, str]]
+Run = Callable[[list[str], Path, threading.Event | None], tuple[int, str]]
 """As `toolchain._run`: a command and where it runs give its status and what it said."""
 
 PARSED = "kernels/entry.hpp"
@@ -45,10 +46,18 @@ class Compilations:
     root: Path
     compile: Run
 
-    def run(self, command: list[str], directory: Path, *, quicker: bool = True) -> tuple[int, str]:
-        """Compile, or copy what the same compilation gave before."""
+    def run(
+        self,
+        command: list[str],
+        directory: Path,
+        stop: threading.Event | None = None,
+        *,
+        quicker: bool = True,
+    ) -> tuple[int, str]:
+        """Compile, or copy what the same compilation gave before. What others wait for as well does
+        not stop."""
         if not (directory / "kernels").is_dir():
-            return self.compile(command, directory)
+            return self.compile(command, directory, stop)
         *options, source, _, library = command
         # Maps away the name of the directory, which is what makes libraries equal.
         options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
@@ -77,7 +86,7 @@ class Compilations:
                 (place / "code/kernels").symlink_to(headers / "kernels")
                 options.append("-Winvalid-pch")
         prefix = f"-ffile-prefix-map={place / 'code'}=."
-        done = self.compile([*options, prefix, source, "-o", f"../{LIBRARY}"], place / "code")
+        done = self.compile([*options, prefix, source, "-o", f"../{LIBRARY}"], place / "code", None)
         shutil.rmtree(place / "code")
         return done
 
@@ -85,7 +94,9 @@ class Compilations:
         """A copy of the kernels, and beside the first its parsed form, as gcc looks for it."""
         shutil.copytree(kernels, place / "kernels")
         parse = [word for word in options if word != "-shared" and not word.startswith("-Wl,")]
-        return self.compile([*parse, "-x", "c++-header", PARSED, "-o", f"{PARSED}.gch"], place)
+        return self.compile(
+            [*parse, "-x", "c++-header", PARSED, "-o", f"{PARSED}.gch"], place, None
+        )
 
     def _once(self, key: str, make: Callable[[Path], tuple[int, str]]) -> tuple[Path | None, str]:
         """The directory of that key, whole, made by the first who needs it; None if that fails."""

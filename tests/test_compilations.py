@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def build(
 ) -> Build:
     """Compiles a source in a directory of that name: the library's bytes."""
 
-    def count(command: list[str], directory: Path) -> tuple[int, str]:
+    def count(command: list[str], directory: Path, stop: threading.Event | None) -> tuple[int, str]:
         sources.append(next(word for word in command if word.endswith("pp")))
-        status, said = compilations.compile(command, directory)
+        status, said = compilations.compile(command, directory, stop)
         assert "pch" not in said
         return status, said
 

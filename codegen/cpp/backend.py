@@ -24,7 +24,7 @@ from .lower import LOWERINGS
 from .profile import profile_text
 from .roll import roll
 from .source import source_text
-from .toolchain import compile_library
+from .toolchain import LibraryBuild
 from .weight_table import PACKED_OPS
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -68,8 +68,8 @@ class CppBackend(Backend):
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        compile_library(directory / SOURCE, directory / LIBRARY, target)
-        write_weights(program, made.weights, directory / WEIGHTS_FILE, options)
+        with LibraryBuild(directory / SOURCE, directory / LIBRARY, target) as library:
+            _write_beside(library, program, made.weights, directory / WEIGHTS_FILE, options)
         return Emission(
             entry={"kind": "cpp-shared-library", "file": LIBRARY, "abi": ABI},
             weight_names=tuple(weight.name for weight in made.weights),
@@ -119,6 +119,26 @@ def generate(program: Program, target: Target) -> Generated:
     headers |= {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
     files = {SOURCE: text.encode(), PROFILE: profile_text(items).encode(), **headers}
     return Generated(files, weights, emitter.arena_bytes)
+
+
+def _write_beside(
+    library: LibraryBuild,
+    program: Program,
+    weights: tuple[Weight, ...],
+    path: Path,
+    options: EmitOptions,
+) -> None:
+    """Write the weights while the library is compiled, then wait for it."""
+
+    def on_weight(done: int, total: int) -> None:
+        library.check()  # what the compiler refuses is told before minutes of writing
+        if options.on_weight is not None:
+            options.on_weight(done, total)
+
+    write_weights(program, weights, path, replace(options, on_weight=on_weight))
+    if options.on_wait is not None:
+        options.on_wait("the C++ compiler")
+    library.wait()
 
 
 def _check_source(files: Mapping[str, bytes], directory: Path) -> None:

@@ -9,8 +9,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ...ir.errors import ToolchainError
 from ...ir.target import ARM, X86, Target
@@ -38,6 +42,8 @@ FLAGS = (
     "-frandom-seed=infc",
 )
 TIMEOUT_S = 600
+_STOP_S = 0.1
+"""How often a compilation beside other work looks whether it is still wanted."""
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large", "File size limit")
 
 
@@ -95,11 +101,13 @@ def _version(path: str) -> str:
     return done.stdout.splitlines()[0] if done.stdout else "unknown"
 
 
-def compile_library(source: Path, library: Path, target: Target) -> Toolchain:
+def compile_library(
+    source: Path, library: Path, target: Target, stop: threading.Event | None = None
+) -> Toolchain:
     """Compile one translation unit into a shared library.
 
     Runs inside the source's directory, so that no path of this machine gets into the binary.
-    Raises ToolchainError with the compiler's first error.
+    Raises ToolchainError with the compiler's first error, or once another thread sets `stop`.
     """
     toolchain = toolchain_for(target)
     directory = source.parent
@@ -114,7 +122,7 @@ def compile_library(source: Path, library: Path, target: Target) -> Toolchain:
         os.path.relpath(library, directory),
     ]
     try:
-        status, errors = _run(command, directory)
+        status, errors = _run(command, directory, stop)
     except subprocess.TimeoutExpired as error:
         raise ToolchainError(
             f"{toolchain.path} took more than {TIMEOUT_S} s", where=source.name
@@ -145,7 +153,9 @@ _GUARDED = (
 )
 
 
-def _run(command: list[str], directory: Path) -> tuple[int, str]:
+def _run(
+    command: list[str], directory: Path, stop: threading.Event | None = None
+) -> tuple[int, str]:
     """Exit status and stderr. However it ends, no process and no temporary file stays."""
     watched, held = os.pipe()
     try:
@@ -163,7 +173,7 @@ def _run(command: list[str], directory: Path) -> tuple[int, str]:
                 start_new_session=True,  # a group that can be killed
             ) as process:
                 try:
-                    errors = process.communicate(timeout=TIMEOUT_S)[1]
+                    errors = _wait(process, stop)
                 except BaseException:
                     with contextlib.suppress(ProcessLookupError):  # it had just ended
                         os.killpg(process.pid, signal.SIGKILL)
@@ -172,6 +182,49 @@ def _run(command: list[str], directory: Path) -> tuple[int, str]:
         os.close(watched)
         os.close(held)
     return process.returncode, errors
+
+
+def _wait(process: subprocess.Popen[str], stop: threading.Event | None) -> str:
+    """What the process said on stderr; ToolchainError once `stop` is set."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return process.communicate(timeout=left if stop is None else min(left, _STOP_S))[1]
+        except subprocess.TimeoutExpired:
+            if stop is not None and stop.is_set():
+                raise ToolchainError("the compiler was stopped") from None
+            if time.monotonic() >= deadline:
+                raise
+
+
+class LibraryBuild:
+    """`compile_library` beside other work of this process; on leaving the block it has ended."""
+
+    def __init__(self, source: Path, library: Path, target: Target) -> None:
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="infc-compiler")
+        self._done = self._pool.submit(compile_library, source, library, target, self._stop)
+
+    def check(self) -> None:
+        """ToolchainError where the compiler has failed already."""
+        if self._done.done():
+            self._done.result()
+
+    def wait(self) -> None:
+        """Returns when the library is there; ToolchainError where it could not be compiled."""
+        self._done.result()
+
+    def stop(self) -> None:
+        """Ends the compiler where it still runs; returns when it and its files are gone."""
+        self._stop.set()
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
 
 
 def _first_error(text: str) -> str:

@@ -99,6 +99,43 @@ def test_no_compiler_outlives_this_process(compiler: Compiler, place: Path) -> N
     assert comes_true(lambda: has_ended(int(child.read_text()))), "the compiler still runs"
 
 
+def test_beside_other_work_it_ends_with_the_block(compiler: Compiler, place: Path) -> None:
+    compiler("touch $TMPDIR/half.s; sleep 300 & echo $! > ../part; mv ../part ../child; wait")
+    child = place.parent / "child"
+    with in_background(place) as build:
+        assert comes_true(child.exists)
+        build.check()  # it is at work, and has not failed
+    assert os.listdir(place) == ["step.cpp"]
+    assert comes_true(lambda: has_ended(int(child.read_text()))), "the compiler still runs"
+
+
+def test_beside_other_work_its_failure_is_told(compiler: Compiler, place: Path) -> None:
+    """As soon as it is known, not when the other work is done."""
+    compiler("echo 'step.cpp:1:2: error: no' >&2; exit 1")
+    with in_background(place) as build:
+
+        def has_failed() -> bool:
+            try:
+                build.check()
+            except ToolchainError as error:
+                return "step.cpp:1:2: error: no" in str(error)
+            return False
+
+        assert comes_true(has_failed)
+
+
+def test_beside_other_work_it_is_waited_for(compiler: Compiler, place: Path) -> None:
+    compiler("sleep 0.3; for last; do :; done; echo made > $last")
+    with in_background(place) as build:
+        build.wait()
+        assert (place / "step.so").read_text() == "made\n"
+
+
+def in_background(place: Path) -> toolchain.LibraryBuild:
+    target = resolve_target("x86-64-v2")
+    return toolchain.LibraryBuild(place / "step.cpp", place / "step.so", target)
+
+
 def test_an_interrupt_that_comes_as_it_ends_stays_one(
     compiler: Compiler, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
