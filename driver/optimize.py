@@ -77,7 +77,7 @@ def optimize(
 
     def on_pass(name: str) -> None:
         nonlocal done
-        progress.advance(done, count, name)
+        progress.advance(done, count, f"{name} ({done + 1} of {count} passes)")
         done += 1
 
     result, report = run_pipeline(

@@ -42,14 +42,38 @@ class Reporter:
     def _end(self, name: str, finished: bool) -> None: ...
 
 
+LINE_INTERVAL_S = 15.0
+"""How long a stage goes on before a line says how far it is, and after each such line."""
+
+
 class LineReporter(Reporter):
-    """One line on stderr for each finished stage and each remark."""
+    """One line on stderr for each finished stage and each remark.
+
+    Of a stage that takes long there are more, each with what was really done.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = ""
+        self._said = 0.0
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """Prints how far the stage is, where nothing was printed for some time."""
+        now = time.perf_counter()
+        if self._name and now - self._said >= LINE_INTERVAL_S:
+            self._said = now
+            parts = [f"{100 * done // total} %" if total else "", detail]
+            self.remark(f"{self._name}: {', '.join(part for part in parts if part)}")
 
     def remark(self, text: str) -> None:
         """Prints the remark."""
         print(text, file=sys.stderr, flush=True)
 
+    def _begin(self, name: str) -> None:
+        self._name, self._said = name, time.perf_counter()
+
     def _end(self, name: str, finished: bool) -> None:
+        self._name = ""
         if finished:
             self.remark(f"{name}: {self.seconds[name]:.1f} s")
 

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from infc.driver.progress import LineReporter
+
 SCRIPT = """
 import sys, time
 from infc.driver.progress import make_reporter
@@ -61,6 +63,29 @@ def test_what_is_interrupted_is_not_called_done() -> None:
     shown = on_a_terminal("fail")
     assert not re.search(r"emit: \d\.\d s", shown)
     assert shown.count("\x1b[?25h") == shown.count("\x1b[?25l") > 0  # the cursor is back
+
+
+def test_a_long_stage_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no terminal: a line in a while, each of what was done by then."""
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    reporter = LineReporter()
+    reporter.advance(1, 2, "of no stage")
+    with reporter.stage("emit"):
+        for done in range(31):
+            reporter.advance(done, 31, f"{done} MiB of 31 MiB of weights")
+            now += 2
+    with reporter.stage("digest"):
+        now += 60
+    assert capsys.readouterr().err.splitlines() == [
+        "emit: 25 %, 8 MiB of 31 MiB of weights",
+        "emit: 51 %, 16 MiB of 31 MiB of weights",
+        "emit: 77 %, 24 MiB of 31 MiB of weights",
+        "emit: 62.0 s",
+        "digest: 60.0 s",
+    ]
 
 
 @pytest.mark.parametrize("quiet", [False, True])
