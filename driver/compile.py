@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..codegen.base import Emission
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
+    from ..ir.schemes import Quantizer
     from ..passes.pipeline import Pipeline
 
 _MAX_PAIR_BYTES = 1 << 29
@@ -272,12 +273,22 @@ def _build(job: _Job, directory: Path, dumps: _Dumps, progress: Reporter) -> Man
             # First what may be refused at once, then seconds of import, shown for what they are.
             pipeline = build_recipe_pipeline(job.loaded)
             check_dump_name(dumps.after, pipeline)
+            quantizers = _quantizers(job, stack)
             import torch  # noqa: F401
             import transformers  # noqa: F401
         stack.enter_context(one_torch_thread())
         stack.enter_context(kept_for_reuse())
-        pairs = QuantizedPairs(_MAX_PAIR_BYTES)
+        pairs = QuantizedPairs(_MAX_PAIR_BYTES, quantizers)
         return _build_files(job, pipeline, directory, dumps, pairs, progress)
+
+
+def _quantizers(job: _Job, stack: contextlib.ExitStack) -> Mapping[str, Quantizer]:
+    """Compiled quantisers, where there is a compiler and something to quantise."""
+    if job.recipe.backend != "cpp" or job.recipe.quantization.scheme == "none":
+        return {}
+    from ..codegen.cpp.quantizers import compiled_quantizers
+
+    return stack.enter_context(compiled_quantizers()).table()
 
 
 def _build_files(

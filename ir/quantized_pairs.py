@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .program import WeightExpr, WeightLoader
-from .schemes import get_scheme
+from .schemes import Quantizer, get_scheme
 from .text import print_expr
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class QuantizedPairs:
 
     Of a matrix both are wanted, most often one right after the other, so the last pair stays in
     any case. Others stay for good until the bytes are used up: uses come in rounds, in the order of
-    the program, where giving up the oldest would leave nothing to find again.
+    the program, where giving up the oldest would leave nothing to find again. `quantizers` do by
+    scheme what the scheme's own quantiser does, bit for bit, in less time.
     """
 
     max_bytes: int = 0
+    quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
     _kept: dict[tuple[object, ...], _Pair] = field(default_factory=dict, init=False)
     _last: tuple[tuple[object, ...], _Pair] | None = field(default=None, init=False)
     _bytes: int = field(default=0, init=False)
@@ -56,7 +58,9 @@ class QuantizedPairs:
         if pair is None and self._last is not None and self._last[0] == key:
             pair = self._last[1]
         if pair is None:
-            pair = _Pair(get_scheme(expr.attrs["scheme"]).quantize(matrix()), readers)
+            scheme = get_scheme(expr.attrs["scheme"])
+            quantize = self.quantizers.get(scheme.name, scheme.quantize)
+            pair = _Pair(quantize(matrix()), readers)
             self._keep(key, pair)
         return pair.parts[PARTS[expr.op]]
 

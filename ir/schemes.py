@@ -13,6 +13,9 @@ from .types import Dim, DType, TensorType
 if TYPE_CHECKING:
     import torch
 
+Quantizer = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
+"""Makes codes and scales of a matrix `[.., N, K]`."""
+
 MAX_EXACT_DEPTH: Final = 65536
 """Products that one int32 sum holds, even where one side is shifted to 0 .. 255."""
 
@@ -33,7 +36,7 @@ class Scheme:
     name: str
     bits: int
     code_dtype: DType
-    quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    quantize: Quantizer
     integers: Callable[[torch.Tensor], torch.Tensor]
     tolerance: float
     group: int = 1

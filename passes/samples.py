@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.program import Program, Value, Weight, WeightLoader, WeightRef
 from ..ir.quantized_pairs import QuantizedPairs
+from ..ir.schemes import Quantizer
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, Sym, TensorType, evaluate_dim
 from ..ir.weights import LEAVES, evaluate_expr, leaves
@@ -48,15 +49,20 @@ def random_tensor(name: str, kind: TensorType, bindings: Mapping[str, int]) -> t
 
 @dataclass(slots=True)
 class SampleWeights:
-    """Weights of both programs: random checkpoint tensors by name, constants as they are."""
+    """Weights of both programs: random checkpoint tensors by name, constants as they are.
+
+    `quantizers` are those of the scheme in less time, as in `QuantizedPairs`.
+    """
 
     programs: tuple[Program, ...]
+    quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
     leaf_types: dict[str, TensorType] = field(default_factory=dict)
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
-    _pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
+    _pairs: QuantizedPairs = field(init=False)
     _read: WeightLoader = field(init=False)
 
     def __post_init__(self) -> None:
+        self._pairs = QuantizedPairs(quantizers=self.quantizers)
         self._read = self.leaf  # one object: pairs are told apart by who reads them
         for program in self.programs:
             for weight in program.weights.values():

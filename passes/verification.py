@@ -63,7 +63,7 @@ class Verifier:
         """
         self.start(before)
         checked = _Checked()
-        weights = SampleWeights((before, after))
+        weights = SampleWeights((before, after), self.whole.pairs.quantizers)
         for region in find_regions(before, after):
             checked.total += 1
             if region.has_effects:

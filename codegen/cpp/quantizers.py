@@ -1,0 +1,115 @@
+"""Matrices to codes in compiled code: bit for bit what the schemes say, and much faster."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...ir.machine import available_cpus
+from ...ir.schemes import SCHEMES, Quantizer, get_scheme
+from ...ir.target import resolve_target
+from ...ir.torch_types import to_torch
+from .toolchain import LibraryBuild
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE = Path(__file__).parent / "quantizer" / "quantize.cpp"
+_PART_ELEMENTS = 1 << 20
+"""Weights that a thread takes at a time: some milliseconds of work."""
+
+
+@contextlib.contextmanager
+def compiled_quantizers() -> Iterator[Quantizers]:
+    """The quantisers, compiled for this machine beside whatever is done until they are used."""
+    with tempfile.TemporaryDirectory(prefix="infc-quantizers-") as place:
+        source = Path(shutil.copy(SOURCE, place))
+        library = source.with_suffix(".so")
+        with LibraryBuild(source, library, resolve_target("native")) as build:
+            yield Quantizers(build, library)
+
+
+class Quantizers:
+    """Quantisers by scheme, over one library that is perhaps being compiled still.
+
+    A matrix of float32 or bfloat16 is cut into rows that threads take in turn; each row is
+    computed alone, so neither threads nor cuts show in the result. Anything else, and a matrix with
+    NaN or infinity, is left to the scheme itself.
+    """
+
+    def __init__(self, build: LibraryBuild, library: Path) -> None:
+        self._build = build
+        self._path = library
+        self._library: ctypes.CDLL | None = None
+
+    def table(self) -> dict[str, Quantizer]:
+        """A quantiser for each scheme, by its name."""
+        return {name: _Bound(self, name) for name in SCHEMES}
+
+    def quantize(self, scheme: str, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scales of a matrix, as `Scheme.quantize` makes them."""
+        import torch
+
+        plain = get_scheme(scheme)
+        depth = matrix.shape[-1]
+        if matrix.dtype not in (torch.float32, torch.bfloat16) or not matrix.numel():
+            return plain.quantize(matrix)
+        width = -(-depth // plain.group) * plain.group_bytes
+        rows = matrix.contiguous().reshape(-1, depth)
+        codes = torch.empty((rows.shape[0], width), dtype=to_torch(plain.code_dtype))
+        scales = torch.empty(rows.shape[0], dtype=torch.float32)
+        if not self._run(scheme, rows, codes, scales):
+            return plain.quantize(matrix)
+        return codes.reshape(*matrix.shape[:-1], width), scales.reshape(matrix.shape[:-1])
+
+    def _run(
+        self, scheme: str, rows: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor
+    ) -> bool:
+        """Whether all rows were finite, and are codes now."""
+        import torch
+
+        function = getattr(self._open(), f"quantize_{scheme}")
+        narrow = int(rows.dtype == torch.bfloat16)
+        count, depth = rows.shape
+        step = max(1, _PART_ELEMENTS // depth)
+
+        def part(first: int) -> bool:
+            done: int = function(
+                ctypes.c_void_p(rows.data_ptr() + first * depth * rows.element_size()),
+                ctypes.c_int32(narrow),
+                ctypes.c_int64(min(step, count - first)),
+                ctypes.c_int64(depth),
+                ctypes.c_void_p(codes.data_ptr() + first * codes.shape[1]),
+                ctypes.c_void_p(scales.data_ptr() + first * scales.element_size()),
+            )
+            return bool(done)
+
+        starts = range(0, count, step)
+        if len(starts) == 1:
+            return part(0)
+        with ThreadPoolExecutor(min(available_cpus(), len(starts))) as pool:
+            return all(pool.map(part, starts))
+
+    def _open(self) -> ctypes.CDLL:
+        if self._library is None:
+            self._build.wait()
+            self._library = ctypes.CDLL(str(self._path))
+        return self._library
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """One scheme's quantiser."""
+
+    quantizers: Quantizers
+    scheme: str
+
+    def __call__(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.quantizers.quantize(self.scheme, matrix)

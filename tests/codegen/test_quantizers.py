@@ -1,0 +1,104 @@
+"""Compiled quantisers: the codes and scales that the schemes say, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from infc.codegen.cpp.quantizers import compiled_quantizers
+from infc.ir.program import WeightExpr
+from infc.ir.quantized_pairs import QuantizedPairs
+from infc.ir.schemes import SCHEMES, Quantizer
+from infc.ir.weights import checkpoint, evaluate_expr
+
+
+@pytest.fixture(scope="module")
+def quantizers() -> Iterator[Mapping[str, Quantizer]]:
+    with compiled_quantizers() as compiled:
+        yield compiled.table()
+
+
+def matrix(seed: int, shape: tuple[int, ...], spread: float, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of very different size; of the first ones one is zeros, one too small for a scale."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(shape, generator=generator)
+    rows *= torch.exp(spread * torch.randn(*shape[:-1], 1, generator=generator))
+    if len(rows) > 2:
+        rows[1] = 0
+        rows[2] *= 1e-33
+    return rows.to(dtype)
+
+
+def same(quantizer: Quantizer, scheme: str, weight: torch.Tensor) -> None:
+    for expected, made in zip(SCHEMES[scheme].quantize(weight), quantizer(weight), strict=True):
+        assert made.dtype == expected.dtype and made.shape == expected.shape
+        assert torch.equal(made.nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    depth=st.integers(1, 200),
+    spread=st.sampled_from([0.0, 8.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+@example(seed=450, shape=[5], depth=70, spread=0.0, dtype=torch.float32)  # as large, both signs
+def test_they_make_the_codes_of_the_schemes(
+    quantizers: Mapping[str, Quantizer],
+    scheme: str,
+    seed: int,
+    shape: list[int],
+    depth: int,
+    spread: float,
+    dtype: torch.dtype,
+) -> None:
+    same(quantizers[scheme], scheme, matrix(seed, (*shape, depth), spread, dtype))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_many_rows_in_parts_and_from_another_layout(
+    quantizers: Mapping[str, Quantizer], scheme: str
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        same(quantizers[scheme], scheme, matrix(1, (3000, 700), 1.0, dtype))
+        same(quantizers[scheme], scheme, matrix(2, (96, 40), 1.0, dtype).T)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_shows_as_it_did(
+    quantizers: Mapping[str, Quantizer], scheme: str, value: float
+) -> None:
+    for place in (0, 39, 69):
+        weight = matrix(3, (4, 70), 0.0, torch.bfloat16)
+        weight[3, place] = value
+        same(quantizers[scheme], scheme, weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_other_element_types_and_empty_matrices(
+    quantizers: Mapping[str, Quantizer], scheme: str
+) -> None:
+    same(quantizers[scheme], scheme, matrix(4, (4, 70), 0.0, torch.float16))
+    same(quantizers[scheme], scheme, torch.zeros(0, 70))
+
+
+def test_pairs_are_made_by_them() -> None:
+    asked = []
+
+    def mine(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(weight)
+        return SCHEMES["int4"].quantize(weight)
+
+    pairs = QuantizedPairs(quantizers={"int4": mine})
+    weight = matrix(5, (4, 70), 0.0, torch.bfloat16)
+    loaders = {"checkpoint": lambda _: weight}
+    for part in ("codes", "scales"):
+        expr = WeightExpr(part, (checkpoint("w"),), {"scheme": "int4"})
+        evaluate_expr(expr, loaders, pairs)
+    assert len(asked) == 1
