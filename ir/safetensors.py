@@ -27,6 +27,8 @@ PAD_PREFIX: Final = "__pad."
 """Names of the filler tensors between ours; readers refuse files with gaps."""
 
 _MAX_HEADER = 100_000_000
+_MAX_TOUCHED_BYTES = 1 << 29
+"""How much of a mapped file may count as this process's memory before it is handed back."""
 _NAMES: Final = {
     DType.F64: "F64",
     DType.F32: "F32",
@@ -163,6 +165,7 @@ class MappedSafetensors:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot be mapped: {error}", where=str(path)) from error
         self._bytes: NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
+        self._touched_bytes = 0
 
     def names(self) -> list[str]:
         """The tensors' names in file order, without filler."""
@@ -207,6 +210,7 @@ class MappedSafetensors:
         entry = self.entry(name)
         dtype = to_torch(entry.type.dtype)
         view = self._view(entry)
+        self._touch(view.nbytes)
         if not view.size:
             return torch.empty(entry.shape, dtype=dtype)
         if view.ctypes.data % entry.type.dtype.size_bytes:
@@ -215,6 +219,14 @@ class MappedSafetensors:
             # Torch warns that a read-only buffer must not be written to: nobody does.
             warnings.simplefilter("ignore", UserWarning)
             return torch.from_numpy(view).view(dtype).reshape(entry.shape)
+
+    def _touch(self, num_bytes: int) -> None:
+        """Hands back what was read before, where that with this is much: a model that is read from
+        end to end would count as memory, all of it. Views stay valid, and are read again."""
+        self._touched_bytes += num_bytes
+        if self._touched_bytes > _MAX_TOUCHED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched_bytes = num_bytes
 
     def close(self) -> None:
         """Unmap the file; where views are still held, when the last of them goes."""

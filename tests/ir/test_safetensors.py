@@ -160,6 +160,31 @@ def test_missing_files_and_tensors_are_named(tmp_path: Path) -> None:
         mapped.array("a")
 
 
+def test_what_was_read_does_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infc.ir.safetensors._MAX_TOUCHED_BYTES", 3 << 20)
+    path = tmp_path / "x.safetensors"
+    tensors = {f"t{i}": torch.full((1 << 20,), i, dtype=torch.uint8) for i in range(12)}
+    write(path, tensors)
+    with_views = MappedSafetensors(path)
+    views = []
+    most = 0
+    for name, expected in tensors.items():
+        views.append(with_views.tensor(name))
+        assert torch.equal(views[-1], expected)
+        most = max(most, mapped_bytes(path))
+    assert (1 << 20) <= most <= (5 << 20)
+    # What was handed back is read again where somebody still looks at it.
+    assert all(torch.equal(view, tensors[f"t{i}"]) for i, view in enumerate(views))
+
+
+def mapped_bytes(path: Path) -> int:
+    """Bytes of a mapped file that count as memory of this process."""
+    regions = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+    return sum(int(region.split("Rss:")[1].split()[0]) for region in regions) * 1024
+
+
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     write(tmp_path / "x", {"a": torch.tensor([1.0, 2.0])})
     code = (
