@@ -1,6 +1,6 @@
 """Random-weight checkpoints of known shapes, for measuring speed where weights do not matter.
 
-python benchmarks/models.py OUTDIR [--shape 0.5b|1b]
+python benchmarks/models.py OUTDIR [--shape 135m|0.5b|1b|8b]
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
+from infc.ir.safetensors import write_safetensors
+from infc.ir.types import DType, TensorType
+
 VOCAB_SIZE = 32_000
+SHAPES = ("135m", "0.5b", "1b", "8b")
+"""Those of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B and Llama-3.1-8B, but for the vocabulary."""
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -50,19 +55,18 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build(shape: str) -> torch.nn.Module:
-    """The model of a shape, weights drawn from seed 0, in bfloat16."""
-    torch.manual_seed(0)
+def config_of(shape: str) -> PretrainedConfig:
+    """The configuration of a shape."""
     common = {
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": 4096,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape != "8b",
         "bos_token_id": 0,
         "eos_token_id": 0,
         "dtype": torch.bfloat16,
     }
     if shape == "0.5b":
-        qwen = Qwen2Config(
+        return Qwen2Config(
             hidden_size=896,
             num_hidden_layers=24,
             num_attention_heads=14,
@@ -72,18 +76,51 @@ def build(shape: str) -> torch.nn.Module:
             use_sliding_window=False,
             **common,
         )
-        return Qwen2ForCausalLM(qwen).to(torch.bfloat16)
-    llama = LlamaConfig(
-        hidden_size=2048,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        intermediate_size=8192,
+    hidden, layers, heads, groups, intermediate = {
+        "135m": (576, 30, 9, 3, 1536),
+        "1b": (2048, 16, 32, 8, 8192),
+        "8b": (4096, 32, 32, 8, 14336),
+    }[shape]
+    return LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=hidden // heads,
+        intermediate_size=intermediate,
         rope_theta=5e5,
         **common,
     )
-    return LlamaForCausalLM(llama).to(torch.bfloat16)
+
+
+def build(shape: str) -> torch.nn.Module:
+    """The model of a shape, weights drawn from seed 0, in bfloat16."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config_of(shape)).to(torch.bfloat16)
+
+
+def write_large(shape: str, place: Path) -> None:
+    """A checkpoint as `build` would give it, but for the numbers; one tensor at a time."""
+    config = config_of(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tensors = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(name: str) -> torch.Tensor:
+        shape = tensors[name]
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=torch.bfloat16)
+        rows = torch.empty(shape, dtype=torch.bfloat16)
+        for part in rows.split(1024):
+            part.copy_(0.02 * torch.randn(part.shape, generator=generator))
+        return rows
+
+    place.mkdir(parents=True, exist_ok=True)
+    kinds = [(name, TensorType(DType.BF16, tuple(shape))) for name, shape in tensors.items()]
+    write_safetensors(place / "model.safetensors", kinds, draw, {"format": "pt"})
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(place)
 
 
 def artifact_of(checkpoint: Path, scheme: str = "none") -> Path:
@@ -96,7 +133,10 @@ def make_checkpoint(shape: str, directory: Path) -> Path:
     """Write the checkpoint of a shape into `directory`, unless it is there already."""
     place = directory / f"random-{shape}"
     if not (place / "model.safetensors").exists():
-        build(shape).save_pretrained(place)
+        if shape == "8b":
+            write_large(shape, place)
+        else:
+            build(shape).save_pretrained(place)
         train_tokenizer().save_pretrained(place)
     (place / "model.yaml").write_text("model: .\ndtype: bfloat16\n", encoding="utf-8")
     return place
@@ -106,7 +146,7 @@ def main() -> None:
     """Make the checkpoints that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--shape", choices=["0.5b", "1b"], default="0.5b")
+    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     options = parser.parse_args()
     print(make_checkpoint(options.shape, options.directory))
 
