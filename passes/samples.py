@@ -23,6 +23,9 @@ TOKENS = 67
 """Rows of a sample: odd, more than one tile of any kernel, and past position 16."""
 ROWS = 19
 OTHER_SIZE = 17
+BLOCK = 1_000_003
+"""Numbers that are drawn for a large weight, which holds them again and again: drawing all of them
+would take longer than what they are drawn for. A prime, so that no two rows are the same."""
 MAX_KEPT_ELEMENTS = 40_000_000
 """How many elements of random weights are kept for the next use."""
 
@@ -45,6 +48,16 @@ def random_tensor(name: str, kind: TensorType, bindings: Mapping[str, int]) -> t
 
     shape = [evaluate_dim(dim, bindings) for dim in kind.shape]
     return torch.randn(shape, generator=_generator(name))
+
+
+def _repeated(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` numbers: those given, as often as they fit."""
+    if len(numbers) == count:
+        return numbers
+    result = numbers.new_empty(count)
+    for part in result.split(len(numbers)):
+        part.copy_(numbers[: len(part)])
+    return result
 
 
 @dataclass(slots=True)
@@ -96,20 +109,21 @@ class SampleWeights:
 
     def _make(self, name: str) -> torch.Tensor:
         """Random rows of about unit length, or a vector around 1."""
+        import torch
+
         kind = self.leaf_types.get(name)
         if kind is None:
             for program in self.programs:
                 if "checkpoint" in program.loaders:
                     return program.loaders["checkpoint"](name)
             raise KeyError(f"the type of the checkpoint tensor {name} is not known")
-        tensor = random_tensor(name, kind, {})
-        if kind.rank == 1:
-            tensor = 1 + 0.3 * tensor
-        elif kind.rank >= 2:
-            width = kind.shape[-1]
-            assert isinstance(width, int)
-            tensor = tensor / math.sqrt(max(width, 1))
-        return tensor.to(to_torch(kind.dtype))
+        shape = [evaluate_dim(dim, {}) for dim in kind.shape]
+        numbers = torch.randn(min(math.prod(shape), BLOCK), generator=_generator(name))
+        if len(shape) == 1:
+            numbers = 1 + 0.3 * numbers
+        elif len(shape) >= 2:
+            numbers = numbers / math.sqrt(max(shape[-1], 1))
+        return _repeated(numbers.to(to_torch(kind.dtype)), math.prod(shape)).reshape(shape)
 
 
 def with_random_weights(program: Program) -> Program:
