@@ -10,7 +10,7 @@ from ..ir.machine import available_cpus, available_memory
 
 if TYPE_CHECKING:
     from ..ir.manifest import Manifest
-    from ..runtime.executors.base import Executor
+    from ..runtime.executors.base import Executor, WeightPlacement
 
 
 def open_bare(
@@ -33,7 +33,7 @@ def open_bare(
         num_blocks=tuple(num_blocks),
         num_threads=num_threads or usual_threads(artifact.manifest),
         pin=(artifact.manifest.recipe.get("runtime") or {}).get("pin") is True,
-        copy_weights=_copies_weights(artifact),
+        weights=_place_weights(artifact),
         profile=profile,
     )
     return open_executor(artifact, config)
@@ -45,10 +45,11 @@ def usual_threads(manifest: Manifest) -> int:
     return threads if isinstance(threads, int) else available_cpus()
 
 
-def _copies_weights(artifact: Artifact) -> bool:
-    from ..runtime.limits import copies_weights
+def _place_weights(artifact: Artifact) -> WeightPlacement:
+    from ..runtime.limits import place_weights
 
     manifest = artifact.manifest
     wanted = (manifest.recipe.get("runtime") or {}).get("weights") or "auto"
     free = available_memory() - manifest.arena_bytes
-    return copies_weights(wanted, artifact.weights_path.stat().st_size, free)
+    size = manifest.files[manifest.weights.file].bytes
+    return place_weights(wanted, size, free, ours=artifact.weights_are_ours())

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -21,10 +22,12 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from .digests import StampFile, check_digests, digest_file
+from .directory import OpenDirectory
 from .errors import ArtifactError, UsageError
-from .files import exchange, share_file, sync, umask, uninterrupted
+from .files import exchange, is_ours, protect, share_file, sync, umask, uninterrupted
 from .leftovers import lock_path, partial_prefix, sweep
 from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
+from .sizes import format_size
 
 Verification = Literal["stamp", "full", "none"]
 """`full` reads every file; `stamp` leaves out those whose stamp says they were; `none` trusts."""
@@ -34,12 +37,17 @@ _MAX_MANIFEST_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An opened artifact. Its weights are checked once `verify_weights().result()` returned."""
+    """An opened artifact. Its weights are checked once `verify_weights().result()` returned.
+
+    Its directory was opened once: where another artifact takes its place, this one is not mixed
+    with files of that.
+    """
 
     path: Path
     manifest: Manifest
     identity: str
     """SHA-256 of the manifest's text, in hex: equal for equal artifacts wherever they lie."""
+    directory: OpenDirectory = field(repr=False, compare=False)
     _weights: _WeightsCheck = field(repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -56,6 +64,49 @@ class Artifact:
     def entry_path(self) -> Path:
         """The shared library, or the program to interpret."""
         return self.path / self.manifest.entry.file
+
+    def read_text(self, name: str) -> str:
+        """One of its files; ArtifactError where it cannot be read."""
+        try:
+            return self.directory.read(name).decode("utf-8")
+        except OSError as error:
+            raise self.unreadable(name, error) from None
+        except UnicodeDecodeError:
+            raise ArtifactError("is not UTF-8", where=str(self.path / name)) from None
+
+    def open_file(self, name: str) -> int:
+        """A descriptor of one of its files, for the caller to close; ArtifactError without it."""
+        try:
+            return self.directory.open(name)
+        except OSError as error:
+            raise self.unreadable(name, error) from None
+
+    def weights_are_ours(self) -> bool:
+        """Whether nobody else can write to the file of weights."""
+        name = self.manifest.weights.file
+        try:
+            return is_ours(self.directory.state(name))
+        except OSError as error:
+            raise self.unreadable(name, error) from None
+
+    def check_in_place(self, name: str) -> None:
+        """ArtifactError where another file than the one that was checked has its name now."""
+        try:
+            now, opened = os.stat(self.path / name), self.directory.state(name)
+        except OSError as error:
+            raise self.unreadable(name, error) from None
+        if not os.path.samestat(now, opened):
+            raise self.unreadable(name, FileNotFoundError())
+
+    def unreadable(self, name: str, error: OSError) -> ArtifactError:
+        """The error for a file that could not be read, though it was there."""
+        if isinstance(error, FileNotFoundError):
+            return ArtifactError(
+                "another artifact took its place while it was opened",
+                where=str(self.path),
+                hint="open it again",
+            )
+        return ArtifactError(f"cannot be read: {error.strerror}", where=str(self.path / name))
 
     def verify_weights(self) -> Future[None]:
         """Begins to check the weights in the background, if nobody has; the same future each time.
@@ -85,26 +136,28 @@ def open_artifact(
     """
     check_verification(verify)
     root = Path(path)
-    text = _read_manifest(root)
+    directory = _open_directory(root)
+    text = _read_manifest(directory)
     manifest = parse_manifest(text, where=str(root / MANIFEST_NAME))
     identity = hashlib.sha256(text.encode()).hexdigest()
-    _check_names(root, manifest)
+    _check_names(directory, manifest)
     names = [name for name in manifest.files if name != manifest.weights.file]
     stamps = StampFile(_stamp_path(root), identity)
-    _check_files(root, manifest, names, stamps, verify)
-    later = _WeightsCheck(root, manifest, stamps, verify)
+    _check_files(directory, manifest, names, stamps, verify)
+    later = _WeightsCheck(directory, manifest, stamps, verify)
     if weights == "now":
         later.begin().result()
-    return Artifact(root, manifest, identity, later)
+    return Artifact(root, manifest, identity, directory, later)
 
 
 class _WeightsCheck:
     """Checks the file of weights once, on a thread of its own."""
 
     def __init__(
-        self, root: Path, manifest: Manifest, stamps: StampFile, verify: Verification
+        self, directory: OpenDirectory, manifest: Manifest, stamps: StampFile, verify: Verification
     ) -> None:
-        self._root, self._manifest, self._stamps, self._verify = root, manifest, stamps, verify
+        self._directory, self._manifest = directory, manifest
+        self._stamps, self._verify = stamps, verify
         self._lock = threading.Lock()
         self._future: Future[None] | None = None
 
@@ -119,37 +172,56 @@ class _WeightsCheck:
     def _run(self, future: Future[None]) -> None:
         try:
             names = [self._manifest.weights.file]
-            _check_files(self._root, self._manifest, names, self._stamps, self._verify)
+            _check_files(self._directory, self._manifest, names, self._stamps, self._verify)
             future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
 
 
 def _check_files(
-    root: Path, manifest: Manifest, names: list[str], stamps: StampFile, verify: Verification
+    directory: OpenDirectory,
+    manifest: Manifest,
+    names: list[str],
+    stamps: StampFile,
+    verify: Verification,
 ) -> None:
     if verify == "none":
         return
-    if verify == "stamp":
-        names = [name for name in names if not stamps.is_fresh(root, name)]
+    try:
+        if verify == "stamp":
+            names = [name for name in names if not stamps.is_fresh(directory, name)]
+        keep = stamps.watch(directory, names)
+    except OSError as error:  # removed since its names were checked
+        where = str(directory.path)
+        raise ArtifactError(f"cannot be read: {error.strerror}", where=where) from None
     if names:
-        keep = stamps.watch(root, names)
-        check_digests(root, {name: manifest.files[name] for name in names})
+        check_digests(directory, {name: manifest.files[name] for name in names})
         keep()
 
 
-def _read_manifest(root: Path) -> str:
-    path = root / MANIFEST_NAME
-    if not root.is_dir():
+def _open_directory(root: Path) -> OpenDirectory:
+    try:
+        return OpenDirectory(root)
+    except (FileNotFoundError, NotADirectoryError):
         problem = "is not a directory" if root.exists() else "does not exist"
         raise ArtifactError(
             f"the artifact {problem}", where=str(root), hint="`infc compile` makes one"
-        )
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"cannot be read: {reason}", where=str(root)) from None
+
+
+def _read_manifest(directory: OpenDirectory) -> str:
+    root, path = directory.path, directory.path / MANIFEST_NAME
     try:
-        state = path.lstat()
-        if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_MANIFEST_BYTES:
-            raise ArtifactError("not a manifest: not a file, or far too large", where=str(path))
-        return path.read_bytes().decode("utf-8")
+        state = directory.state(MANIFEST_NAME)
+        if problem := _no_file(state):
+            raise _refused(root, MANIFEST_NAME, problem)
+        if state.st_size > _MAX_MANIFEST_BYTES:
+            size = format_size(state.st_size)
+            raise ArtifactError(f"far too large for a manifest: {size}", where=str(path))
+        return directory.read(MANIFEST_NAME).decode("utf-8")
     except FileNotFoundError:
         raise ArtifactError(
             f"no {MANIFEST_NAME} here: not an infc artifact",
@@ -162,12 +234,27 @@ def _read_manifest(root: Path) -> str:
         raise ArtifactError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
-def _check_names(root: Path, manifest: Manifest) -> None:
+def _no_file(state: os.stat_result) -> str:
+    """What it is instead of a file; empty for a file."""
+    if stat.S_ISREG(state.st_mode):
+        return ""
+    return "a symbolic link" if stat.S_ISLNK(state.st_mode) else "neither a file nor a directory"
+
+
+def _refused(root: Path, name: str, problem: str) -> ArtifactError:
+    hint = None
+    if "link" in problem:
+        hint = f"`cp -rL {shlex.quote(str(root))} COPY` makes an artifact of the files themselves"
+    return ArtifactError(f"{name!r} is {problem}", where=str(root), hint=hint)
+
+
+def _check_names(directory: OpenDirectory, manifest: Manifest) -> None:
     """Every listed name is a plain relative one and there; nothing else is; sizes agree."""
+    root = directory.path
     for name in manifest.files:
         if not _is_plain_name(name):
             raise ArtifactError(f"the manifest lists the unsafe name {name!r}", where=str(root))
-    found = dict(_walk(root))
+    found = dict(_walk(directory))
     found.pop(MANIFEST_NAME, None)
     if missing := sorted(set(manifest.files) - set(found)):
         raise ArtifactError(f"the file {missing[0]!r} is missing", where=str(root))
@@ -199,21 +286,16 @@ def _is_plain_name(name: str) -> bool:
     return plain and not PurePosixPath(name).is_absolute() and name != MANIFEST_NAME
 
 
-def _walk(root: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """The files under `root` as (name, bytes); a link or a device is an error."""
+def _walk(directory: OpenDirectory) -> Iterator[tuple[str, int]]:
+    """The files in it as (name, bytes); a link or a device is an error."""
     try:
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                name = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _walk(root, name + "/")
-                elif entry.is_file(follow_symlinks=False):
-                    yield name, entry.stat(follow_symlinks=False).st_size
-                else:
-                    kind = "a link" if entry.is_symlink() else "neither a file nor a directory"
-                    raise ArtifactError(f"{name!r} is {kind}", where=str(root))
+        for name, state in directory.walk():
+            if problem := _no_file(state):
+                raise _refused(directory.path, name, problem)
+            yield name, state.st_size
     except OSError as error:
-        raise ArtifactError(f"cannot be read: {error.strerror}", where=str(root)) from None
+        where = str(directory.path)
+        raise ArtifactError(f"cannot be read: {error.strerror}", where=where) from None
 
 
 def _stamp_path(root: Path) -> Path:
@@ -268,11 +350,12 @@ class ArtifactWriter:
     def commit(self, manifest: Manifest) -> Manifest:
         """Lists and digests every file, writes the manifest, and moves all to the destination."""
         with self._explained():
-            names = sorted(name for name, _ in _walk(self.path))
+            directory = OpenDirectory(self.path)
+            names = sorted(name for name, _ in _walk(directory))
             files = {name: digest_file(self.path / name) for name in names}
             complete = replace(manifest, files=files)
             (self.path / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
-            _check_names(self.path, complete)
+            _check_names(directory, complete)
             self._move([*names, MANIFEST_NAME])
         return complete
 
@@ -286,11 +369,12 @@ class ArtifactWriter:
             for name in names:
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 share_file(artifact.path / name, self.path / name)
-            _check_names(self.path, artifact.manifest)
+            _check_names(OpenDirectory(self.path), artifact.manifest)
             self._move(names)
 
     def _move(self, names: list[str]) -> None:
         for name in names:
+            protect(self.path / name)
             sync(self.path / name)
         self._check_replaceable()
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .directory import OpenDirectory
 from .errors import ArtifactError
 from .files import write_whole
 from .machine import available_cpus
@@ -23,39 +24,50 @@ CHUNK_BYTES = 16 << 20
 _READ_BYTES = 1 << 20  # small enough to stay in a core's own cache between the copy and the hash
 _SETTLED_NS = 50_000_000  # a file changed this recently may change again under the same time stamp
 
-_Job = tuple[Path, int, int, str]
+_Job = tuple[str, int, int, str]
 """A file, where a chunk of it starts, how many bytes it has, and its expected digest."""
 
 
 def digest_file(path: Path) -> FileDigest:
     """The size and digest, or digests, of one file."""
-    size = path.stat().st_size
-    if size <= CHUNK_BYTES:
-        return FileDigest(bytes=size, sha256=_sha256(path, 0, size))
-    starts = range(0, size, CHUNK_BYTES)
-    with ThreadPoolExecutor(_num_threads()) as pool:
-        chunks = tuple(pool.map(lambda at: _sha256(path, at, min(CHUNK_BYTES, size - at)), starts))
+    with open(path, "rb", buffering=0) as file:
+        handle = file.fileno()
+        size = os.fstat(handle).st_size
+        if size <= CHUNK_BYTES:
+            return FileDigest(bytes=size, sha256=_sha256(handle, 0, size))
+        starts = range(0, size, CHUNK_BYTES)
+
+        def digest(at: int) -> str:
+            return _sha256(handle, at, min(CHUNK_BYTES, size - at))
+
+        with ThreadPoolExecutor(_num_threads()) as pool:
+            chunks = tuple(pool.map(digest, starts))
     return FileDigest(bytes=size, chunk_bytes=CHUNK_BYTES, chunks=chunks)
 
 
-def check_digests(root: Path, files: Mapping[str, FileDigest]) -> None:
-    """Reads each file under `root` whole; raises ArtifactError naming the first that differs."""
+def check_digests(directory: OpenDirectory, files: Mapping[str, FileDigest]) -> None:
+    """Reads each of these files whole; raises ArtifactError naming the first that differs."""
+    root = directory.path
     jobs = [job for name, digest in files.items() for job in _jobs(root, name, digest)]
-    sizes = {root / name: digest.bytes for name, digest in files.items()}
     stop = threading.Event()
 
     def check(job: _Job) -> None:
-        path, start, length, expected = job
+        name, start, length, expected = job
+        path = root / name
         if stop.is_set():
             return
         try:
-            actual = _sha256(path, start, length)
+            handle = directory.open(name)
+            try:
+                actual = _sha256(handle, start, length)
+            finally:
+                os.close(handle)
         except OSError as error:
             stop.set()
             raise ArtifactError(f"cannot be read: {error.strerror}", where=str(path)) from None
         if actual != expected:
             stop.set()
-            whole = length == sizes[path]
+            whole = length == files[name].bytes
             part = f"{length} bytes" if whole else f"bytes {start} to {start + length - 1}"
             raise ArtifactError(
                 f"its {part} do not match their digest",
@@ -72,33 +84,28 @@ def check_digests(root: Path, files: Mapping[str, FileDigest]) -> None:
 
 
 def _jobs(root: Path, name: str, digest: FileDigest) -> Iterable[_Job]:
-    path = root / name
     if digest.sha256 is not None and digest.chunks is None:
-        return [(path, 0, digest.bytes, digest.sha256)]
+        return [(name, 0, digest.bytes, digest.sha256)]
     step, chunks = digest.chunk_bytes, digest.chunks
     if not step or step < 0 or not chunks or -(-digest.bytes // step) != len(chunks):
         raise ArtifactError(f"the digests of {name!r} do not cover it", where=str(root))
     return [
-        (path, at, min(step, digest.bytes - at), chunk)
+        (name, at, min(step, digest.bytes - at), chunk)
         for at, chunk in zip(range(0, digest.bytes, step), chunks, strict=True)
     ]
 
 
-def _sha256(path: Path, start: int, length: int) -> str:
+def _sha256(handle: int, start: int, length: int) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(min(_READ_BYTES, max(length, 1)))
     view = memoryview(buffer)
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        while length > 0:
-            # Read, not mapped: a file cut short meanwhile is then an error, not a signal.
-            count = os.preadv(handle, [view[: min(len(buffer), length)]], start)
-            if count == 0:
-                break
-            digest.update(view[:count])
-            start, length = start + count, length - count
-    finally:
-        os.close(handle)
+    while length > 0:
+        # Read, not mapped: a file cut short meanwhile is then an error, not a signal.
+        count = os.preadv(handle, [view[: min(len(buffer), length)]], start)
+        if count == 0:
+            break
+        digest.update(view[:count])
+        start, length = start + count, length - count
     return digest.hexdigest()
 
 
@@ -119,15 +126,15 @@ class StampFile:
         self._lock = threading.Lock()
         self._stamps = self._load()
 
-    def is_fresh(self, root: Path, name: str) -> bool:
+    def is_fresh(self, directory: OpenDirectory, name: str) -> bool:
         """Whether the file was checked before and has not changed since."""
         known = self._stamps.get(name)
-        return known is not None and known == _stamp(root / name)
+        return known is not None and known == _stamp(directory, name)
 
-    def watch(self, root: Path, names: Iterable[str]) -> Callable[[], None]:
+    def watch(self, directory: OpenDirectory, names: Iterable[str]) -> Callable[[], None]:
         """Takes the stamps of files about to be read; call the result once they proved right."""
         now_ns = time.time_ns()
-        before = {name: _stamp(root / name) for name in names}
+        before = {name: _stamp(directory, name) for name in names}
         settled = {k: v for k, v in before.items() if max(v[3:]) < now_ns - _SETTLED_NS}
 
         def keep() -> None:
@@ -153,7 +160,7 @@ class StampFile:
             write_whole(self._path, text)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(directory: OpenDirectory, name: str) -> tuple[int, ...]:
     """Device, inode, size, time of the last change of content, and of content or attributes."""
-    state = path.stat()
+    state = directory.state(name)
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

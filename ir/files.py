@@ -22,6 +22,22 @@ _AT_FDCWD = -100
 _FICLONE = 0x40049409  # ioctl: share the blocks of another file until one is written to
 
 
+def is_ours(state: os.stat_result) -> bool:
+    """Whether nobody but this user, and root, can write to a file or into a directory."""
+    return state.st_uid in (0, os.geteuid()) and not state.st_mode & 0o022
+
+
+def protect(path: Path) -> None:
+    """Leaves writing to a file, or into a directory, to its owner alone, whatever the umask says.
+
+    Nothing happens where it belongs to somebody else.
+    """
+    mode = path.stat().st_mode
+    if mode & 0o022:
+        with contextlib.suppress(PermissionError):
+            path.chmod(mode & 0o7777 & ~0o022)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Swaps two names in one step, so that no reader ever finds nothing."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -73,20 +74,35 @@ class Entry:
         return TensorType(_DTYPES[self.dtype], self.shape)
 
 
-def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str], int]:
-    """Entries by name, metadata, and the offset of the data; CheckpointError for a damaged file."""
+def read_header(
+    path: Path, handle: int | None = None
+) -> tuple[dict[str, Entry], dict[str, str], int]:
+    """Entries by name, metadata, and the offset of the data; CheckpointError for a damaged file.
+
+    `handle` is a descriptor of the file where it is open already; `path` then only names it.
+    """
     try:
-        size = os.stat(path).st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+        with _opened(path, handle) as file:
+            size = os.fstat(file).st_size
+            length = int.from_bytes(os.pread(file, 8, 0), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError("is cut short: the header is not all there", where=str(path))
-            raw = file.read(length)
+            raw = os.pread(file, length, 8)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from error
     entries, metadata = _parse_header(raw, path)
     _check_layout(entries, size - 8 - length, path)
     return entries, metadata, 8 + length
+
+
+@contextlib.contextmanager
+def _opened(path: Path, handle: int | None) -> Iterator[int]:
+    """The descriptor given, or one of its own for as long as the block takes."""
+    if handle is not None:
+        yield handle
+        return
+    with open(path, "rb", buffering=0) as file:
+        yield file.fileno()
 
 
 def _refuse(path: Path, message: str, name: str | None = None) -> NoReturn:
@@ -154,18 +170,26 @@ def _check_layout(entries: Mapping[str, Entry], data_bytes: int, path: Path) -> 
 
 
 class MappedSafetensors:
-    """A safetensors file mapped read-only; tensors are views, read when touched."""
+    """A safetensors file mapped read-only; tensors are views, read when touched.
 
-    def __init__(self, path: Path | str) -> None:
+    `handle` is a descriptor of the file where it is open already; it may be closed afterwards.
+    """
+
+    def __init__(self, path: Path | str, handle: int | None = None) -> None:
         self.path = Path(path)
-        self.entries, self.metadata, self._start = read_header(self.path)
         try:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot be mapped: {error}", where=str(path)) from error
+            with _opened(self.path, handle) as file:
+                self.entries, self.metadata, self._start = read_header(self.path, file)
+                self._map = self._take(file)
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from error
         self._bytes: NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
+        self._bytes.flags.writeable = False
         self._touched_bytes = 0
+
+    def _take(self, handle: int) -> mmap.mmap:
+        """The memory in which the file's bytes are seen, from its first on."""
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
 
     def names(self) -> list[str]:
         """The tensors' names in file order, without filler."""

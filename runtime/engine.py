@@ -100,12 +100,16 @@ class Engine:
         if not isinstance(artifact, Artifact):
             artifact = open_artifact(artifact, verify, weights="later")
         check = artifact.verify_weights()
-        plan = plan_runtime(artifact.manifest, options or RuntimeOptions())
+        plan = plan_runtime(
+            artifact.manifest,
+            options or RuntimeOptions(),
+            weights_are_ours=artifact.weights_are_ours(),
+        )
         config = ExecutorConfig(
             num_blocks=plan.num_blocks,
             num_threads=plan.num_threads,
             pin=plan.pin,
-            copy_weights=plan.copy_weights,
+            weights=plan.weights,
         )
         # Either may take a good part of a second, and they meet nowhere.
         with ThreadPoolExecutor(1) as beside:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..ir.errors import CapacityError, UsageError
+from ..ir.errors import ArtifactError, CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import LEAST_CONTEXT, Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_count, format_size, parse_size
 from .admission import SchedulerLimits
+from .executors.base import WeightPlacement
 from .kv_groups import (
     blocks_alone,
     blocks_for,
@@ -50,7 +51,8 @@ class RuntimeOptions:
     itl_target_ms: int | None = None
     """Milliseconds that a step may take which somebody waits for; 0 for as long as it takes."""
     weights: str | None = None
-    """"mapped", "copied", or "auto": copied where huge pages are to be had and memory allows."""
+    """"mapped", "copied", or "auto": small weights are read into memory before the first step,
+    large ones copied where huge pages are to be had and memory allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +70,19 @@ class RuntimePlan:
     weights_bytes: int
     num_threads: int
     pin: bool
-    copy_weights: bool
+    weights: WeightPlacement
     prefix_reuse: bool
     notes: tuple[str, ...] = ()
     logits_bytes: int = 0
 
 
-def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
+def plan_runtime(
+    manifest: Manifest, options: RuntimeOptions, *, weights_are_ours: bool = True
+) -> RuntimePlan:
     """Sizes everything; raises CapacityError where it does not fit, naming settings that would.
 
-    UsageError for an option that is not of its type.
+    UsageError for an option that is not of its type, ArtifactError where the weights would have
+    to be mapped from a file that is not ours.
     """
     check_types(options)
     groups = manifest.kv.groups
@@ -132,8 +137,11 @@ def plan_runtime(manifest: Manifest, options: RuntimeOptions) -> RuntimePlan:
         weights_bytes=weights_bytes,
         num_threads=num_threads,
         pin=pin,
-        copy_weights=copies_weights(
-            options.weights or runtime.get("weights") or "auto", weights_bytes, rest
+        weights=place_weights(
+            options.weights or runtime.get("weights") or "auto",
+            weights_bytes,
+            rest,
+            ours=weights_are_ours,
         ),
         prefix_reuse=options.prefix_reuse,
         notes=tuple(notes),
@@ -205,8 +213,12 @@ def _team(options: RuntimeOptions, runtime: dict[str, Any]) -> tuple[int, bool]:
     return num_threads, bool(pin)
 
 
-def copies_weights(wanted: str, weights_bytes: int, free: int) -> bool:
-    """Whether weights are read into memory of their own, of which `free` bytes are left."""
+def place_weights(wanted: str, weights_bytes: int, free: int, *, ours: bool) -> WeightPlacement:
+    """Where weights lie, of whose memory `free` bytes are left.
+
+    A file that others can write to is never mapped: they could change weights under the steps,
+    and end the process by cutting the file short. Nor are small weights, whose copy costs little.
+    """
     if wanted not in ("auto", "mapped", "copied"):
         raise UsageError(f"weights is {wanted!r}", hint="take auto, mapped or copied")
     if wanted == "copied" and weights_bytes > free:
@@ -215,11 +227,22 @@ def copies_weights(wanted: str, weights_bytes: int, free: int) -> bool:
             " left beside the KV memory",
             hint=f"take weights=mapped, or lower {_KV_MEMORY}",
         )
-    if wanted == "auto":
-        # Beside the copy, what serves needs some memory, and others of this machine may.
-        worth = _LEAST_COPIED_BYTES <= weights_bytes <= free * _MOST_COPIED
-        return worth and huge_page_setting() in ("always", "madvise")
-    return wanted == "copied"
+    # Beside the copy, what serves needs some memory, and others of this machine may.
+    fits = weights_bytes <= free * _MOST_COPIED
+    small = weights_bytes < _LEAST_COPIED_BYTES
+    if wanted == "copied":
+        return "copied" if ours else "loaded"
+    if wanted == "auto" and fits and (small or not ours):
+        return "loaded"
+    if not ours:
+        raise ArtifactError(
+            "the file of weights belongs to another user, or others may write to it: it is not"
+            " safe to map",
+            hint="copy the artifact to a directory of yours (cp -r), or take weights=copied",
+        )
+    if wanted == "auto" and fits and huge_page_setting() in ("always", "madvise"):
+        return "copied"
+    return "mapped"
 
 
 def _section(recipe: Any, name: str) -> dict[str, Any]:

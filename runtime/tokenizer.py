@@ -59,13 +59,14 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         path = artifact.path / files.file
+        text = artifact.read_text(files.file)
         try:
-            backend = Backend.from_file(str(path))
+            backend = Backend.from_str(text)
         except Exception as error:  # the library raises plain Exception for whatever is wrong
             raise ArtifactError(f"the tokenizer cannot be read: {error}", where=str(path)) from None
         template = None
         if files.chat_template is not None:
-            template = (artifact.path / files.chat_template).read_text(encoding="utf-8")
+            template = artifact.read_text(files.chat_template)
         return cls(backend, bos_token_id=files.bos, eos_token_ids=files.eos, chat_template=template)
 
     @property

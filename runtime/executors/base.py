@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from ..draws import Draw
 from ..sampler import drawn_token
 from ..step import NO_TOKEN, Step
 
+WeightPlacement = Literal["mapped", "copied", "loaded"]
+"""Where weights lie: in the mapped file; there at first, and copied into memory of huge pages
+beside the steps; read into memory before the first step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorConfig:
@@ -22,8 +26,7 @@ class ExecutorConfig:
     num_blocks: tuple[int, ...]
     num_threads: int = 1
     pin: bool = False
-    copy_weights: bool = False
-    """Copy the weights into memory of huge pages, beside the steps; else they stay mapped."""
+    weights: WeightPlacement = "loaded"
     profile: bool = False
     """Measure each statement of a step, where the executor can: see `ProfiledExecutor`."""
 

@@ -23,7 +23,7 @@ from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
-from .weight_memory import CopiedWeights, open_weights
+from .weight_memory import CopiedWeights, open_artifact_weights
 
 _COPIED_SHARE = 1 / 8
 """Of the time of steps, what copying weights may take beside them until all are copied."""
@@ -39,8 +39,9 @@ class CppExecutor:
         self._hidden_width = manifest.hidden_width
         self._limits = manifest.limits
         self._library = load_library(artifact.entry_path)
+        artifact.check_in_place(manifest.entry.file)
         self._step_seconds = 0.0
-        self._weights = open_weights(artifact.weights_path, copied=config.copy_weights)
+        self._weights = open_artifact_weights(artifact, config.weights)
         groups = manifest.kv.groups
         self._kv = [
             reserve(count * group.bytes_per_block())

@@ -9,9 +9,11 @@ from ...ir.artifact import Artifact
 from ...ir.interpret import Interpreter, WeightSource
 from ...ir.paged_state import PagedState
 from ...ir.program import Program, hidden_width
+from ...ir.safetensors import MappedSafetensors
 from ...ir.torch_types import to_torch
 from ..step import Step
-from .base import ExecutorConfig, check_hidden, wanted_rows
+from .base import ExecutorConfig, WeightPlacement, check_hidden, wanted_rows
+from .weight_memory import open_artifact_weights
 
 
 class ReferenceExecutor:
@@ -32,14 +34,16 @@ class ReferenceExecutor:
         """The executor of an artifact compiled with the backend `reference`."""
         import torch
 
-        from ...ir.safetensors import MappedSafetensors
         from ...ir.text import parse_program
 
         torch.set_num_threads(config.num_threads)
-        text = artifact.entry_path.read_text(encoding="utf-8")
+        text = artifact.read_text(artifact.manifest.entry.file)
         program = parse_program(text, source=str(artifact.entry_path))
-        mapped = MappedSafetensors(artifact.weights_path)
-        return cls(program, mapped.tensor, config)
+        # What is copied beside the steps has no tensors; reading all of it first is as safe.
+        placement: WeightPlacement = "mapped" if config.weights == "mapped" else "loaded"
+        weights = open_artifact_weights(artifact, placement)
+        assert isinstance(weights, MappedSafetensors)
+        return cls(program, weights.tensor, config)
 
     def run(self, step: Step) -> NDArray[np.float32]:
         """The logits of the wanted rows, float32 `[L, vocab]`; see `Executor.run`."""

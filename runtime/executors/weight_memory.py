@@ -1,4 +1,4 @@
-"""Where the kernels read weights: mapped from the file, or copied into memory of huge pages."""
+"""Where the kernels read weights: mapped from the file, or in memory of the process's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError
 from ...ir.safetensors import MappedSafetensors, read_header
 from .address_space import (
@@ -22,6 +23,8 @@ from .address_space import (
     reserve_addresses,
     unmap,
 )
+from .base import WeightPlacement
+from .reserve import reserve
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,13 +37,14 @@ class CopiedWeights:
 
     The first step need not wait for the copy. A piece is read into a huge page, which then takes
     the place of the mapped ones: addresses stay, and so does what is read there. Raises
-    CapacityError where the system promises no memory.
+    CapacityError where the system promises no memory. `handle` is a descriptor of the file, which
+    may be closed afterwards.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, handle: int) -> None:
         self.path = path
-        self._entries, _, self._start = read_header(path)
-        self._size = path.stat().st_size
+        self._entries, _, self._start = read_header(path, handle)
+        self._size = os.fstat(handle).st_size
         self._copied = 0
         span = -(-self._size // PIECE_BYTES) * PIECE_BYTES
         try:
@@ -50,9 +54,8 @@ class CopiedWeights:
             self._unmap = _at_the_end_of(self, unmap, begin, whole)
             self._base = -(-begin // PIECE_BYTES) * PIECE_BYTES
             self._made = self._base + span
-            with open(path, "rb") as file:
-                map_file_at(self._base, self._size, file.fileno())
-                self._file = os.dup(file.fileno())
+            map_file_at(self._base, self._size, handle)
+            self._file = os.dup(handle)
             self._close_file = _at_the_end_of(self, os.close, self._file)
             map_memory_at(self._made, span)
         except OSError as error:
@@ -96,24 +99,63 @@ class CopiedWeights:
         at = self._copied
         count = min(PIECE_BYTES, self._size - at)
         piece = memoryview((ctypes.c_char * count).from_address(self._made + at)).cast("B")
-        while count:
-            read = os.preadv(self._file, [piece[-count:]], at + len(piece) - count)
-            if read == 0:
-                raise ArtifactError("was cut short", where=str(self.path))
-            count -= read
+        _read_into(piece, self._file, at, self.path)
         move_pages(self._made + at, self._base + at, PIECE_BYTES)
         self._copied += PIECE_BYTES
         if self._copied >= self._size:
             self._close_file()
 
 
-def open_weights(path: Path, *, copied: bool) -> CopiedWeights | MappedSafetensors:
-    """The weights in `path`, mapped, and to be copied into memory of their own if `copied`.
+class LoadedWeights(MappedSafetensors):
+    """A safetensors file read into memory before the first step: nothing of it stays mapped.
+
+    What is written to the file later is never seen, and a file cut short is no signal. Raises
+    ArtifactError where it becomes shorter while it is read, CapacityError without memory.
+    """
+
+    def _take(self, handle: int) -> mmap.mmap:
+        size = os.fstat(handle).st_size
+        memory = reserve(size)
+        _read_into(memoryview(memory)[:size], handle, 0, self.path)
+        return memory
+
+
+def open_weights(
+    path: Path, handle: int, placement: WeightPlacement
+) -> CopiedWeights | MappedSafetensors:
+    """The weights in the file of that descriptor, which may be closed afterwards.
 
     A mapped file is shared with other processes, and lies in pages of 4 KiB on most systems; two
     cores read huge pages up to half faster.
     """
-    return CopiedWeights(path) if copied else MappedSafetensors(path)
+    match placement:
+        case "mapped":
+            return MappedSafetensors(path, handle)
+        case "copied":
+            return CopiedWeights(path, handle)
+        case "loaded":
+            return LoadedWeights(path, handle)
+
+
+def open_artifact_weights(
+    artifact: Artifact, placement: WeightPlacement
+) -> CopiedWeights | MappedSafetensors:
+    """The weights of an artifact."""
+    handle = artifact.open_file(artifact.manifest.weights.file)
+    try:
+        return open_weights(artifact.weights_path, handle, placement)
+    finally:
+        os.close(handle)
+
+
+def _read_into(memory: memoryview, handle: int, at: int, path: Path) -> None:
+    """Fills `memory` with the file's bytes from `at` on."""
+    done = 0
+    while done < len(memory):
+        read = os.preadv(handle, [memory[done:]], at + done)
+        if read == 0:
+            raise ArtifactError("was cut short", where=str(path))
+        done += read
 
 
 def _at_the_end_of(

@@ -121,9 +121,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     inner = digests._sha256
 
-    def counted(path: Path, start: int, length: int) -> str:
-        read.append(path.name)
-        return inner(path, start, length)
+    def counted(handle: int, start: int, length: int) -> str:
+        read.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        return inner(handle, start, length)
 
     monkeypatch.setattr(digests, "_sha256", counted)
     return read
@@ -199,6 +199,19 @@ def shorten(path: Path) -> None:
     (path / "weights.safetensors").write_bytes(WEIGHTS[:-1])
 
 
+def link_manifest(path: Path) -> None:
+    (path / "manifest.json").rename(path.parent / "elsewhere")
+    (path / "manifest.json").symlink_to(path.parent / "elsewhere")
+
+
+def enlarge_manifest(path: Path) -> None:
+    os.truncate(path / "manifest.json", (256 << 20) + 1)
+
+
+def nest(path: Path) -> None:
+    (path / "/".join("d" * 100)).mkdir(parents=True)
+
+
 def lose_manifest(path: Path) -> None:
     (path / "manifest.json").unlink()
 
@@ -217,9 +230,12 @@ def become_file(path: Path) -> None:
     [
         (remove, "'tokenizer/tokenizer.json' is missing"),
         (add, "'code/extra.so' is not listed"),
-        (link, "'code/model.so' is a link"),
-        (link_directory, "'code' is a link"),
+        (link, "'code/model.so' is a symbolic link"),
+        (link_directory, "'code' is a symbolic link"),
         (pipe, "'pipe' is neither a file nor a directory"),
+        (link_manifest, "'manifest.json' is a symbolic link"),
+        (enlarge_manifest, "manifest.json: far too large for a manifest: 256.0 MiB"),
+        (nest, "cannot be read: directories nest too deeply"),
         (shorten, "has 5119 bytes instead of 5120"),
         (lose_manifest, "no manifest.json here"),
         (lose_all, "does not exist"),
@@ -230,6 +246,53 @@ def test_refused(artifact: Path, spoil: Callable[[Path], None], message: str) ->
     spoil(artifact)
     with pytest.raises(ArtifactError, match=message):
         open_artifact(artifact)
+
+
+def test_an_artifact_of_links_is_refused_with_what_to_do(artifact: Path) -> None:
+    snapshot = artifact.parent / "of links"
+    for path in files_of(artifact):
+        place = snapshot / path.relative_to(artifact)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path)
+    with pytest.raises(ArtifactError, match=r"'manifest\.json' is a symbolic link") as caught:
+        open_artifact(snapshot)
+    assert f"cp -rL '{snapshot}' COPY" in str(caught.value.hint)
+    shutil.copytree(snapshot, artifact.parent / "copy", symlinks=False)
+    assert open_artifact(artifact.parent / "copy") is not None
+    # The directory itself may be reached through one.
+    (artifact.parent / "linked").symlink_to(artifact)
+    assert open_artifact(artifact.parent / "linked").identity == open_artifact(artifact).identity
+
+
+def test_one_that_is_replaced_while_it_is_open_is_not_mixed_with_the_other(artifact: Path) -> None:
+    opened = open_artifact(artifact, weights="later")
+    name = "tokenizer/tokenizer.json"
+    before = opened.read_text(name)
+    opened.check_in_place(name)
+    artifact.rename(artifact.with_name("aside"))
+    with ArtifactWriter(artifact) as writer:
+        fill(writer.path)
+        (writer.path / name).write_text('{"model": {"another": 1}}')
+        (writer.path / "weights.safetensors").write_bytes(WEIGHTS[::-1])
+        writer.commit(manifest())
+    assert opened.read_text(name) == before
+    opened.verify_weights().result()
+    with pytest.raises(ArtifactError, match="another artifact took its place"):
+        opened.check_in_place(name)
+    shutil.rmtree(artifact.with_name("aside"))
+    for read in (opened.read_text, opened.open_file):
+        with pytest.raises(ArtifactError, match="another artifact took its place"):
+            read(name)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o000])
+def test_nobody_else_may_write_to_the_files_of_an_artifact(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        files = files_of(write_artifact(tmp_path / "a"))
+    finally:
+        os.umask(before)
+    assert [oct(path.stat().st_mode & 0o777) for path in files] == ["0o644"] * len(files)
 
 
 def rewritten(path: Path, **changes: object) -> None:

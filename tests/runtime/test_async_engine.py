@@ -43,7 +43,7 @@ def make_engine(max_waiting: int = 100) -> Engine:
         weights_bytes=0,
         num_threads=1,
         pin=False,
-        copy_weights=False,
+        weights="loaded",
         prefix_reuse=True,
     )
     return Engine(PagedModel(groups, plan.num_blocks, VOCAB), plan, vocab_size=VOCAB)

@@ -53,7 +53,7 @@ def make_engine(num_blocks: int = 60, logit_rows: int = 5) -> Engine:
         weights_bytes=0,
         num_threads=1,
         pin=False,
-        copy_weights=False,
+        weights="loaded",
         prefix_reuse=True,
     )
     executor = Spy(groups, plan.num_blocks, VOCAB)

@@ -9,6 +9,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from infc.ir.safetensors import write_safetensors
 from infc.ir.types import DType, TensorType
 from infc.runtime import limits
 from infc.runtime.executors import weight_memory
-from infc.runtime.executors.weight_memory import CopiedWeights, open_weights
+from infc.runtime.executors.base import WeightPlacement
+from infc.runtime.executors.reserve import reserve
+from infc.runtime.executors.weight_memory import CopiedWeights, LoadedWeights, open_weights
 from infc.runtime.limits import RuntimeOptions, plan_runtime
 
 from ..ir.artifacts import manifest
@@ -37,6 +40,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def opened(path: Path, placement: WeightPlacement) -> Any:
+    """The weights; the descriptor that they were opened with is closed again."""
+    with open(path, "rb") as file:
+        return open_weights(path, file.fileno(), placement)
+
+
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """More pieces than one: a page each."""
@@ -45,7 +54,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_pieces")
 def test_a_copy_takes_the_place_of_the_file_piece_by_piece(file: Path) -> None:
-    mapped, copied = (open_weights(file, copied=copy) for copy in (False, True))
+    mapped, copied = opened(file, "mapped"), opened(file, "copied")
     assert isinstance(copied, CopiedWeights)
     addresses = [copied.address(name) for name in KINDS]
     left = []
@@ -60,9 +69,9 @@ def test_a_copy_takes_the_place_of_the_file_piece_by_piece(file: Path) -> None:
     assert left == [True] * (len(left) - 1) + [False] and len(left) > 2
     # Nothing is left of the file: what is written there now is not seen.
     before = ctypes.string_at(addresses[1], KINDS["b"].num_bytes())
-    with open(file, "r+b") as opened:
-        opened.seek(-100, 2)
-        opened.write(b"\0" * 100)
+    with open(file, "r+b") as written:
+        written.seek(-100, 2)
+        written.write(b"\0" * 100)
     assert ctypes.string_at(addresses[1], len(before)) == before
     assert ctypes.string_at(mapped.address("b"), len(before)) != before
     with pytest.raises(ArtifactError, match="is not in the file"):
@@ -80,7 +89,7 @@ def test_a_thread_reads_the_same_while_pieces_move(tmp_path: Path) -> None:
     kind = TensorType(DType.U8, (size,))
     contents = np.random.default_rng(1).integers(0, 256, size).astype(np.uint8)
     write_safetensors(path, [("a", kind)], lambda _: contents)
-    copied = CopiedWeights(path)
+    copied = opened(path, "copied")
     seen = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(copied.address("a")))
     done, wrong = threading.Event(), []
 
@@ -106,7 +115,7 @@ def test_the_mapped_file_serves_where_the_system_refuses(
     def refuse(*_: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    copied = CopiedWeights(file)
+    copied = opened(file, "copied")
     before = ctypes.string_at(copied.address("a"), 1000)
     assert copied.copy(0.0)
     monkeypatch.setattr(weight_memory, "move_pages", refuse)
@@ -116,33 +125,89 @@ def test_the_mapped_file_serves_where_the_system_refuses(
     copied.close()
     monkeypatch.setattr(weight_memory, "map_memory_at", refuse)
     with pytest.raises(CapacityError, match="cannot find memory for the weights"):
-        CopiedWeights(file)
+        opened(file, "copied")
 
 
 @pytest.mark.usefixtures("small_pieces")
 def test_a_file_that_shrinks_meanwhile_is_refused(file: Path) -> None:
-    weights = CopiedWeights(file)
+    weights = opened(file, "copied")
     os.truncate(file, mmap.PAGESIZE)
     with pytest.raises(ArtifactError, match="was cut short"):
         weights.copy(math.inf)
 
 
-def test_auto_copies_large_weights_where_huge_pages_and_memory_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def copies(weights: str, size: int, free: int, setting: str | None) -> bool:
-        monkeypatch.setattr(limits, "huge_page_setting", lambda: setting)
-        return limits.copies_weights(weights, size, free)
+def test_loaded_weights_know_nothing_of_what_becomes_of_the_file(file: Path) -> None:
+    mapped, loaded = opened(file, "mapped"), opened(file, "loaded")
+    assert isinstance(loaded, LoadedWeights)
+    for name in KINDS:
+        assert np.array_equal(loaded.array(name), mapped.array(name))
+        assert loaded.address(name) % 64 == 0
+    before = loaded.array("b").copy()
+    with open(file, "r+b") as written:
+        written.write(bytes(file.stat().st_size))
+    assert np.array_equal(loaded.array("b"), before)
+    os.truncate(file, 0)
+    assert np.array_equal(loaded.array("b"), before)
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.array("b")[0] = 1
+    loaded.close()
+    mapped.close()
 
-    size = limits._LEAST_COPIED_BYTES
-    assert copies("auto", size, 2 * size, "madvise") and copies("auto", size, 2 * size, "always")
-    assert not copies("auto", size, 2 * size, "never") and not copies("auto", size, 2 * size, None)
-    assert not copies("auto", size - 1, 2 * size, "madvise")
-    assert not copies("auto", 2 * size, 2 * size, "madvise")
-    assert not copies("auto", 4 * size, 5 * size, "madvise")
-    assert copies("copied", 1, size, None) and not copies("mapped", size, 2 * size, "always")
+
+def test_a_file_that_shrinks_while_it_is_loaded_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(size: int) -> mmap.mmap:
+        os.truncate(file, 100)
+        return reserve(size)
+
+    monkeypatch.setattr(weight_memory, "reserve", cut)
+    with pytest.raises(ArtifactError, match="was cut short"):
+        opened(file, "loaded")
+
+
+SMALL = limits._LEAST_COPIED_BYTES - 1
+LARGE = limits._LEAST_COPIED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "free", "huge_pages", "ours", "placement"),
+    [
+        ("auto", LARGE, 2 * LARGE, "madvise", True, "copied"),
+        ("auto", LARGE, 2 * LARGE, "always", True, "copied"),
+        ("auto", LARGE, 2 * LARGE, "never", True, "mapped"),
+        ("auto", LARGE, 2 * LARGE, None, True, "mapped"),
+        ("auto", 2 * LARGE, 2 * LARGE, "madvise", True, "mapped"),
+        ("auto", 4 * LARGE, 5 * LARGE, "madvise", True, "mapped"),
+        ("auto", SMALL, 2 * LARGE, "madvise", True, "loaded"),
+        ("auto", SMALL, 2 * LARGE, None, False, "loaded"),
+        ("auto", SMALL, SMALL, None, True, "mapped"),
+        ("auto", LARGE, 2 * LARGE, "madvise", False, "loaded"),
+        ("copied", 1, LARGE, None, True, "copied"),
+        ("copied", LARGE, LARGE, "always", False, "loaded"),
+        ("mapped", LARGE, 2 * LARGE, "always", True, "mapped"),
+        ("mapped", 1, 2 * LARGE, "always", True, "mapped"),
+    ],
+)
+def test_where_weights_lie(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    size: int,
+    free: int,
+    huge_pages: str | None,
+    ours: bool,
+    placement: str,
+) -> None:
+    monkeypatch.setattr(limits, "huge_page_setting", lambda: huge_pages)
+    assert limits.place_weights(wanted, size, free, ours=ours) == placement
+
+
+def test_weights_that_cannot_lie_anywhere() -> None:
     with pytest.raises(CapacityError, match=r"a copy of the weights takes 128\.0 MiB"):
-        copies("copied", 2 * size, size, "madvise")
+        limits.place_weights("copied", 2 * LARGE, LARGE, ours=True)
+    for wanted, free in (("mapped", 9 * LARGE), ("auto", LARGE)):
+        with pytest.raises(ArtifactError, match="belongs to another user, or others may write"):
+            limits.place_weights(wanted, LARGE, free, ours=False)
 
 
 def test_the_option_wins_over_the_recipe() -> None:
@@ -151,7 +216,9 @@ def test_the_option_wins_over_the_recipe() -> None:
         recipe={"runtime": {"weights": "copied"}},
         files={"weights.safetensors": FileDigest(bytes=100, sha256="0")},
     )
-    assert plan_runtime(compiled, RuntimeOptions()).copy_weights
-    assert not plan_runtime(compiled, RuntimeOptions(weights="mapped")).copy_weights
+    assert plan_runtime(compiled, RuntimeOptions()).weights == "copied"
+    plan = plan_runtime(compiled, RuntimeOptions(), weights_are_ours=False)
+    assert plan.weights == "loaded"
+    assert plan_runtime(compiled, RuntimeOptions(weights="mapped")).weights == "mapped"
     with pytest.raises(UsageError, match="weights is 'mmap'"):
         plan_runtime(compiled, RuntimeOptions(weights="mmap"))

@@ -129,7 +129,7 @@ def serving(
         weights_bytes=0,
         num_threads=1,
         pin=False,
-        copy_weights=False,
+        weights="loaded",
         prefix_reuse=True,
     )
     vocab_size = VOCAB_SIZE if tokenizer is None else tokenizer.backend.get_vocab_size()
