@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import platformdirs
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.digests import digest_file
 from ..ir.errors import ArtifactError, UsageError
-from ..ir.files import write_whole
+from ..ir.files import is_ours, write_whole
 from ..ir.leftovers import partial_prefix, sweep
 from ..ir.sizes import parse_size
+from ..ir.user_cache import cache_directory, make_private, read_private, refusal, write_private
 from .workplaces import WORKPLACES
 
 DEFAULT_LIMIT_BYTES = 20 * 10**9
@@ -30,11 +31,6 @@ _ROOMS = ("ir", "frontend", "passes", "codegen", "driver")  # whatever shapes an
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 # What a checkpoint directory often holds beside the model: other formats, and prose.
 _IGNORED = frozenset({".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".png"})
-
-
-def cache_directory() -> Path:
-    """Where the cache lies: `$XDG_CACHE_HOME/infc`, or its usual place."""
-    return platformdirs.user_cache_path("infc")
 
 
 def cache_limit_bytes() -> int:
@@ -137,10 +133,17 @@ class ArtifactCache:
         self.limit_bytes = cache_limit_bytes() if limit_bytes is None else limit_bytes
         self._artifacts = self.directory / "artifacts"
 
-    def find(self, key: str) -> Artifact | None:
-        """The artifact of that key with every digest right, or None; a damaged one is dropped."""
+    def find(self, key: str, on_remark: Callable[[str], None] | None = None) -> Artifact | None:
+        """The artifact of that key with every digest right, or None; a damaged one is dropped.
+
+        One that others could have written is left alone, and `on_remark` hears why.
+        """
         path = self._artifacts / key
         if not path.is_dir():
+            return None
+        if reason := self._refusal(path):
+            if on_remark is not None:
+                on_remark(f"the cache is not used: {reason}")
             return None
         try:
             found = open_artifact(path)
@@ -157,8 +160,12 @@ class ArtifactCache:
         if size > self.limit_bytes:
             return f"it is larger than the cache may be ({LIMIT_VARIABLE})"
         try:
+            make_private(self.directory)
+            make_private(self._artifacts)
             with ArtifactWriter(self._artifacts / key) as writer:
                 writer.commit_copy(artifact)
+        except OSError as error:
+            return f"cannot write {error.filename}: {error.strerror}"
         except ArtifactError as error:
             return str(error)
         self.evict()
@@ -220,6 +227,13 @@ class ArtifactCache:
             self.directory.rmdir()
         return before
 
+    def _refusal(self, path: Path) -> str | None:
+        """Why an entry is not used; None where nobody else can have written it."""
+        for place in (self.directory, self._artifacts):
+            if not is_ours(place.stat()):
+                return f"{place} belongs to another user, or others can write to it"
+        return refusal(path)
+
     def _entries(self) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             yield from (p for p in self._artifacts.iterdir() if not p.name.startswith("."))
@@ -275,7 +289,7 @@ def _digest_checkpoint(directory: Path) -> dict[str, Any]:
 
 def _read_memory(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(read_private(path))
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -283,8 +297,7 @@ def _read_memory(path: Path) -> dict[str, Any]:
 
 def _write_memory(path: Path, data: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(data))
+        write_private(path, json.dumps(data))
 
 
 def _digest_sources() -> str:

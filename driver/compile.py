@@ -87,7 +87,7 @@ def compile_model(
         with progress.stage("look into the cache"):
             store.sweep()
             key = _key(job, progress)
-            found = key is not None and _take(store, key, job)
+            found = key is not None and _take(store, key, job, progress)
         if found:
             progress.remark(f"{job.output}: from the cache, which had the same compilation")
             return open_artifact(job.output, "none")  # every digest was right a moment ago
@@ -152,9 +152,9 @@ def _write(job: _Job, progress: Reporter, dumps: _Dumps | None = None) -> Artifa
     return open_artifact(job.output, "none")  # its digests are of what was just written
 
 
-def _take(store: ArtifactCache, key: str, job: _Job) -> bool:
+def _take(store: ArtifactCache, key: str, job: _Job, progress: Reporter) -> bool:
     """Whether the cache had the artifact, and a copy is in place."""
-    cached = store.find(key)
+    cached = store.find(key, progress.remark)
     if cached is None:
         return False
     try:

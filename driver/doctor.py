@@ -165,7 +165,7 @@ def _library(name: str, *, optional: bool = False) -> Finding:
 
 
 def _disk() -> Finding:
-    from .cache import cache_directory
+    from ..ir.user_cache import cache_directory
 
     place = cache_directory()
     present = _existing(place)

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Literal, get_args
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from .digests import StampFile, check_digests, digest_file
@@ -28,6 +27,7 @@ from .files import exchange, is_ours, protect, share_file, sync, umask, uninterr
 from .leftovers import lock_path, partial_prefix, sweep
 from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
 from .sizes import format_size
+from .user_cache import cache_directory
 
 Verification = Literal["stamp", "full", "none"]
 """`full` reads every file; `stamp` leaves out those whose stamp says they were; `none` trusts."""
@@ -300,7 +300,7 @@ def _walk(directory: OpenDirectory) -> Iterator[tuple[str, int]]:
 
 def _stamp_path(root: Path) -> Path:
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
-    return platformdirs.user_cache_path("infc") / "stamps" / f"{place[:32]}.json"
+    return cache_directory() / "stamps" / f"{place[:32]}.json"
 
 
 class ArtifactWriter:
@@ -376,6 +376,8 @@ class ArtifactWriter:
         for name in names:
             protect(self.path / name)
             sync(self.path / name)
+        for parent in {parent for name in names for parent in Path(name).parents}:
+            protect(self.path / parent)
         self._check_replaceable()
         try:
             self.path.rename(self.destination)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from .directory import OpenDirectory
 from .errors import ArtifactError
-from .files import write_whole
 from .machine import available_cpus
 from .manifest import FileDigest
+from .user_cache import read_private, write_private
 
 CHUNK_BYTES = 16 << 20
 """A larger file is digested in chunks of this many bytes, each on whatever thread is free."""
@@ -146,7 +146,7 @@ class StampFile:
 
     def _load(self) -> dict[str, tuple[int, ...]]:
         try:
-            data = json.loads(self._path.read_text())
+            data = json.loads(read_private(self._path))
             if data["manifest"] != self._identity:
                 return {}
             return {str(k): tuple(map(int, v)) for k, v in data["stamps"].items()}
@@ -155,9 +155,8 @@ class StampFile:
 
     def _store(self) -> None:
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"manifest": self._identity, "stamps": self._stamps})
-            write_whole(self._path, text)
+            write_private(self._path, text)
 
 
 def _stamp(directory: OpenDirectory, name: str) -> tuple[int, ...]:

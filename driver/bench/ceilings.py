@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ir.errors import TargetError, UsageError
-from ...ir.files import write_whole
 from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
 from ...ir.sizes import format_count
 from ...ir.target import resolve_target
+from ...ir.user_cache import cache_directory, read_private, write_private
 from ..bare_executor import usual_threads
-from ..cache import cache_directory
 from ..progress import Reporter
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def known_machine() -> Machine:
         infc_version=__version__,
     )
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        kept = json.loads(_place(here).read_text(encoding="utf-8"))
+        kept = json.loads(read_private(_place(here)))
         return replace(here, ceilings=tuple(Ceilings(**one) for one in kept["ceilings"]))
     return here
 
@@ -168,6 +167,4 @@ def _place(machine: Machine) -> Path:
 
 
 def _keep(machine: Machine) -> None:
-    place = _place(machine)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place, json.dumps(asdict(machine), indent=1) + "\n")
+    write_private(_place(machine), json.dumps(asdict(machine), indent=1) + "\n")

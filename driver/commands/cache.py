@@ -23,7 +23,7 @@ def command() -> None:
 @command.command()
 def path() -> None:
     """Print the directory of the cache."""
-    from ..cache import cache_directory
+    from ...ir.user_cache import cache_directory
 
     click.echo(cache_directory())
 

@@ -1,6 +1,9 @@
 """The cache: found by what went in, never wrong, bounded, and costs nothing but a compilation."""
 
+import hashlib
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,92 @@ def test_a_damaged_entry_is_dropped(tmp_path: Path, own_cache: Path) -> None:
     (own_cache / "artifacts/k/weights.safetensors").write_bytes(WEIGHTS[::-1])
     assert cache.find("k") is None
     assert cache.use().num_artifacts == 0
+
+
+@pytest.fixture
+def give_away(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a file or directory another user's."""
+    if os.geteuid() == 0:
+        return lambda path: os.chown(path, 12345, -1, follow_symlinks=False)
+    return lambda path: monkeypatch.setattr("os.geteuid", lambda: 12345)
+
+
+def modes(root: Path) -> dict[str, str]:
+    """The permissions of a directory, and of those below it down to the artifacts."""
+    places = (root, *(path for path in root.glob("*") if path.is_dir()))
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in places}
+
+
+def test_nobody_else_looks_into_the_cache(
+    tmp_path: Path, own_cache: Path, checkpoint: Path
+) -> None:
+    own_cache.mkdir(exist_ok=True)
+    own_cache.chmod(0o777)  # as an older infc left it under another umask
+    cache_key({}, checkpoint)
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    assert ArtifactCache().add("k", artifact) is None
+    names = {own_cache.name, "artifacts", "checkpoints", "stamps"}
+    assert modes(own_cache) == dict.fromkeys(names, "0o700")
+    assert ArtifactCache().find("k") is not None
+
+
+@pytest.mark.parametrize("name", ["", "code", "code/model.so", "manifest.json"])
+@pytest.mark.parametrize("how", ["writable", "given away"])
+def test_an_entry_that_others_could_have_written_is_refused(
+    tmp_path: Path, own_cache: Path, give_away: Callable[[Path], None], name: str, how: str
+) -> None:
+    cache = ArtifactCache()
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    cache.add("k", artifact)
+    place = own_cache / "artifacts/k" / name
+    if how == "writable":
+        place.chmod(place.stat().st_mode | 0o002)
+    else:
+        give_away(place)
+    remarks: list[str] = []
+    assert cache.find("k", remarks.append) is None
+    (remark,) = remarks
+    assert remark.startswith("the cache is not used: ")
+    assert remark.endswith("belongs to another user, or others can write to it")
+    if how == "writable":  # the next compilation puts its own in the place
+        assert str(place) in remark
+        assert cache.add("k", artifact) is None
+        assert cache.find("k", remarks.append) is not None and len(remarks) == 1
+
+
+def test_the_cache_of_another_user_is_not_used(
+    tmp_path: Path, own_cache: Path, give_away: Callable[[Path], None], checkpoint: Path
+) -> None:
+    cache = ArtifactCache()
+    artifact = open_artifact(write_artifact(tmp_path / "a"))
+    cache.add("k", artifact)
+    give_away(own_cache)
+    remarks: list[str] = []
+    assert cache.find("k", remarks.append) is None
+    assert f"{own_cache} belongs to another user" in remarks[0]
+    assert cache.add("k2", artifact) == f"cannot write {own_cache}: belongs to another user"
+    assert cache_key({}, checkpoint)  # without its memory
+
+
+def test_what_others_could_have_remembered_is_not_believed(
+    own_cache: Path, checkpoint: Path
+) -> None:
+    for path in checkpoint.iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    place = hashlib.sha256(os.fsencode(checkpoint.resolve())).hexdigest()[:32]
+    stamps = {}
+    for path in checkpoint.iterdir():
+        state = path.stat()
+        stamp = [state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        stamps[path.name] = {"stamp": stamp, "digest": "planted"}
+    right = cache_key({}, checkpoint)
+    memory = own_cache / "checkpoints" / f"{place}.json"
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(json.dumps(stamps))
+    assert cache_key({}, checkpoint) != right
+    memory.write_text(json.dumps(stamps))
+    memory.chmod(0o666)
+    assert cache_key({}, checkpoint) == right
 
 
 def test_the_longest_unused_goes_first(tmp_path: Path, own_cache: Path) -> None:
