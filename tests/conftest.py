@@ -16,11 +16,6 @@ from . import sanitizers
 from .captures import Captures
 from .compilations import Compilations, sweep
 
-# Two workers that each start a team as wide as the machine only get in each other's way. The
-# variable is read when torch is first imported, and conftest comes before every test module.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 # A shell ignores Ctrl-C in what it starts in the background, and children inherit that: tests that
 # interrupt one would wait for nothing.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -34,6 +29,17 @@ settings.load_profile("infc")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hf", action="store_true", help="also run tests that download checkpoints")
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker one thread of torch and numpy: teams that share processors spin.
+
+    Before the workers are started, which then have it before they import anything, and give it to
+    what they start.
+    """
+    if config.getoption("numprocesses", None):
+        for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
 
 
 def kept(config: pytest.Config, what: str) -> Path:
