@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .errors import ArtifactError
+from .manifest_values import check_values
 from .program import KvGroup, ModelSpec
 
 FORMAT = "infc-artifact"
@@ -116,27 +117,30 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     character from what its digest stands for.
     """
     try:
-        data = json.loads(text)
-    except ValueError as error:
+        data = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise _damaged(f"not valid JSON: {error}", where) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _damaged("not the manifest of an infc artifact", where)
-    if data.get("version") != VERSION:
-        raise ArtifactError(
-            f"it has format version {data.get('version')!r}, and this infc reads {VERSION}",
-            where=where,
-            hint="compile the model again with this version of infc",
-        )
+    if type(data.get("version")) is not int or data["version"] != VERSION:
+        raise _of_another_infc(data, f"it has format version {data.get('version')!r}", where)
     digest = data.pop("digest", None)
-    # The text itself must be the canonical one: a changed blank is a change too.
-    if digest != _digest_of(data) or canonical_json({**data, "digest": digest}) != text:
+    try:
+        # The text itself must be the canonical one: a changed blank is a change too.
+        intact = digest == _digest_of(data) and canonical_json({**data, "digest": digest}) == text
+    except (ValueError, RecursionError) as error:  # numbers beyond all bounds, lists in lists ...
+        raise _damaged(f"not valid JSON: {error}", where) from None
+    if not intact:
         raise _damaged("the text does not match its digest", where)
     del data["format"], data["version"]
+    if strange := sorted(_unknown_keys(Manifest, data)):
+        raise _of_another_infc(data, f"it has the key {strange[0]!r}", where)
     try:
         manifest = _decode(Manifest, data, "manifest")
-    except (TypeError, ValueError) as error:
+        assert isinstance(manifest, Manifest)
+        check_values(manifest)
+    except (TypeError, ValueError, RecursionError) as error:
         raise _damaged(str(error), where) from None
-    assert isinstance(manifest, Manifest)
     return manifest
 
 
@@ -147,6 +151,41 @@ def canonical_json(data: Any) -> str:
 
 def _digest_of(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _of_another_infc(data: Mapping[str, Any], what: str, where: str) -> ArtifactError:
+    """What is whole and cannot be read was written by an infc that knows more, or other things."""
+    version = data.get("infc_version")
+    writer = f"infc {version}" if isinstance(version, str) else "an infc of another version"
+    return ArtifactError(
+        f"{what}, which this version of infc does not read: {writer} wrote it",
+        where=where,
+        hint="open it with that version of infc, or compile the model again with this one",
+    )
+
+
+def _unknown_keys(kind: Any, value: Any, where: str = "") -> Iterator[str]:
+    """Keys, anywhere in it, that are no fields: "limits.speed"."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        for key, item in value.items():
+            if key in hints:
+                yield from _unknown_keys(hints[key], item, f"{where}{key}.")
+            else:
+                yield f"{where}{key}"
+    elif get_origin(kind) in (Union, types.UnionType) and value is not None:
+        for choice in get_args(kind):
+            yield from _unknown_keys(choice, value, where)
+    elif get_origin(kind) is tuple and isinstance(value, list):
+        for item in value:
+            yield from _unknown_keys(get_args(kind)[0], item, where)
+    elif get_origin(kind) is Mapping and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unknown_keys(get_args(kind)[1], item, f"{where}{key}.")
 
 
 def _damaged(message: str, where: str) -> ArtifactError:

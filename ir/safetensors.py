@@ -74,6 +74,11 @@ class Entry:
         return TensorType(_DTYPES[self.dtype], self.shape)
 
 
+def element_type(dtype: DType) -> str:
+    """How a file spells an element type."""
+    return _NAMES[dtype]
+
+
 def read_header(
     path: Path, handle: int | None = None
 ) -> tuple[dict[str, Entry], dict[str, str], int]:

@@ -29,6 +29,7 @@ _SHARE_OF_FREE_MEMORY = 0.5
 _MOST_COPIED = 0.75  # of what memory is left
 _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
 _FLOAT32_BYTES = 4
+_MOST_MS = 24 * 3600 * 1000
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
 
@@ -254,7 +255,7 @@ def _limits(
     manifest: Manifest, options: RuntimeOptions, compiled_ms: int | None
 ) -> SchedulerLimits:
     target_ms = compiled_ms if options.itl_target_ms is None else options.itl_target_ms
-    if target_ms is not None and (type(target_ms) is not int or target_ms < 0):
+    if target_ms is not None and (type(target_ms) is not int or not 0 <= target_ms <= _MOST_MS):
         raise UsageError(
             f"itl_target_ms is {target_ms!r}", hint="give milliseconds, or 0 for no target"
         )

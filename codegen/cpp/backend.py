@@ -10,6 +10,7 @@ from typing import ClassVar
 from ...ir.errors import ArtifactError
 from ...ir.plan import loop_groups
 from ...ir.program import Node, Program, Value, Weight, WeightRef
+from ...ir.step_facts import step_facts
 from ...ir.target import Target
 from ...ir.types import DType, TensorType
 from ..base import Backend, Emission, EmitOptions, Made, Verdict
@@ -112,6 +113,7 @@ def generate(program: Program, target: Target) -> Generated:
         items,
         num_weights=len(weights),
         arena_bytes=emitter.arena_bytes,
+        facts=step_facts(program, [(weight.name, weight.type) for weight in weights]),
         scratch=list(emitter.thread_scratch),
         includes=[f"{FOLDER}/{name}" for name in sorted(own)],
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 
 from ...ir.program import Program
+from ...ir.step_facts import StepFacts
 from .calls import ArenaPtr, Arg, Call, Const, InputPtr, WeightPtr
 from .profile import is_timed, num_entries
 from .roll import Item, Loop
@@ -42,12 +44,14 @@ def source_text(
     *,
     num_weights: int,
     arena_bytes: int,
+    facts: StepFacts | None = None,
     scratch: Sequence[str] = (),
     includes: Sequence[str] = (),
 ) -> str:
     """The whole file: headers and tables first, then the step, then the C entry points.
 
-    `scratch` are expressions of the bytes that calls need on each thread.
+    `facts` are what the library says of itself, `scratch` expressions of the bytes that calls
+    need on each thread.
     """
     loops = [item for item in items if isinstance(item, Loop)]
     parts = [_HEAD.format(name=_quoted(program.name), includes=_includes(includes))]
@@ -70,11 +74,18 @@ def source_text(
     most = "".join(f"    {need},\n" for need in dict.fromkeys(needs))
     parts.append(f"constexpr int64_t kScratchBytes = largest({{\n{most}}});\n\n")
     parts.append("}  // namespace\n}  // namespace infc\n\n")
+    told = json.dumps(facts or {}, sort_keys=True)
+    parts.append(f"INFC_FACTS({_c_string(told)})\n")
     parts.append(
         f"INFC_ENTRY(infc::run_step, {num_weights}, {arena_bytes}, infc::kScratchBytes, "
         f"{num_entries(items)}, {groups})\n"
     )
     return "".join(parts)
+
+
+def _c_string(text: str) -> str:
+    """A literal of ASCII text."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _includes(names: Sequence[str]) -> str:

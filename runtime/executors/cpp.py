@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import mmap
 import os
 import time
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.sizes import format_count
+from ...ir.step_facts import check_step_facts
 from ...ir.target import check_target
 from ..draws import DRAW
 from ..step import Int32Array, Step
@@ -42,6 +44,9 @@ class CppExecutor:
         artifact.check_in_place(manifest.entry.file)
         self._step_seconds = 0.0
         self._weights = open_artifact_weights(artifact, config.weights)
+        facts = json.loads(self._library.infc_facts())
+        where = str(artifact.path)
+        check_step_facts(facts, manifest, self._weights.entries, where=where)
         groups = manifest.kv.groups
         self._kv = [
             reserve(count * group.bytes_per_block())

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 6
+ABI = 7
 
 _Pointer = ctypes.c_void_p
 
@@ -88,6 +88,7 @@ def load_library(path: Path) -> ctypes.CDLL:
 
 
 def _declare(library: ctypes.CDLL) -> None:
+    library.infc_facts.restype = ctypes.c_char_p
     library.infc_num_profile.restype = ctypes.c_int32
     library.infc_open.argtypes = [ctypes.POINTER(Config)]
     library.infc_open.restype = _Pointer

@@ -10,6 +10,7 @@ from ...ir.interpret import Interpreter, WeightSource
 from ...ir.paged_state import PagedState
 from ...ir.program import Program, hidden_width
 from ...ir.safetensors import MappedSafetensors
+from ...ir.step_facts import check_step_facts, step_facts
 from ...ir.torch_types import to_torch
 from ..step import Step
 from .base import ExecutorConfig, WeightPlacement, check_hidden, wanted_rows
@@ -37,12 +38,18 @@ class ReferenceExecutor:
         from ...ir.text import parse_program
 
         torch.set_num_threads(config.num_threads)
-        text = artifact.read_text(artifact.manifest.entry.file)
+        manifest = artifact.manifest
+        names = manifest.weights.tensors
+        text = artifact.read_text(manifest.entry.file)
         program = parse_program(text, source=str(artifact.entry_path))
         # What is copied beside the steps has no tensors; reading all of it first is as safe.
         placement: WeightPlacement = "mapped" if config.weights == "mapped" else "loaded"
         weights = open_artifact_weights(artifact, placement)
         assert isinstance(weights, MappedSafetensors)
+        kinds = [(name, program.weights[name].type) for name in names if name in program.weights]
+        check_step_facts(
+            step_facts(program, kinds), manifest, weights.entries, where=str(artifact.path)
+        )
         return cls(program, weights.tensor, config)
 
     def run(self, step: Step) -> NDArray[np.float32]:

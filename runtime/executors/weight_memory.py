@@ -43,7 +43,7 @@ class CopiedWeights:
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
-        self._entries, _, self._start = read_header(path, handle)
+        self.entries, _, self._start = read_header(path, handle)
         self._size = os.fstat(handle).st_size
         self._copied = 0
         span = -(-self._size // PIECE_BYTES) * PIECE_BYTES
@@ -69,7 +69,7 @@ class CopiedWeights:
 
     def address(self, name: str) -> int:
         """Where the tensor's first byte lies; ArtifactError where there is none."""
-        entry = self._entries.get(name)
+        entry = self.entries.get(name)
         if entry is None:
             raise ArtifactError("is not in the file", where=f"{self.path}: {name}")
         return self._base + self._start + entry.begin

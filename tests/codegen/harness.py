@@ -48,8 +48,10 @@ def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Progr
 def build(program: Program, directory: Path, target: Target | None = None) -> Artifact:
     """Emit a lowered program as an artifact of the cpp backend."""
     target = target or resolve_target("native")
+    width = program.outputs[0].type.shape[-1]
+    assert isinstance(width, int)
     limits = Limits(
-        max_context=4096,
+        max_context=program.spec.max_context or 4096,
         step_tokens=program.symbols["T"].high,
         max_sequences=64,
         logit_rows=program.symbols["R"].high if "R" in program.symbols else 4096,
@@ -60,7 +62,7 @@ def build(program: Program, directory: Path, target: Target | None = None) -> Ar
             Manifest(
                 infc_version="0",
                 recipe={},
-                model=program.spec,
+                model=replace(program.spec, vocab_size=width),
                 backend="cpp",
                 target=TargetMachine(target.name, target.features),
                 limits=limits,

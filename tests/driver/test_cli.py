@@ -94,7 +94,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["bench", "remote.yaml"], 3, "the hub does not give 'nobody/nothing'"),
         (["run", "art", "x", "--set", "dtype=float32"], 2, "this is a compiled artifact"),
         (["inspect", "corrupt"], 7, "its 5120 bytes do not match their digest"),
-        (["generate", "version2", "x"], 7, "it has format version 2, and this infc reads 1"),
+        (["generate", "version2", "x"], 7, "it has format version 2, which this version"),
         (["generate", "art", "x", "--token-ids", "1"], 2, "--token-ids stands alone"),
         (["generate", "art", "--token-ids", "one"], 2, "takes numbers such as 1,2,3"),
         (["generate", "art", "x", "--temperature", "nan"], 2, "temperature"),

@@ -309,7 +309,12 @@ def rewritten(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "format version 2, and this infc reads 1"),
+        (
+            {"version": 2},
+            "it has format version 2, which this version of infc .*: infc 0.1.0 wrote it",
+        ),
+        ({"version": True}, "it has format version True"),
+        ({"version": 2, "infc_version": None}, "an infc of another version wrote it"),
         ({"format": "zip"}, "not the manifest of an infc artifact"),
         ({"files": {"../x": {"bytes": 1, "sha256": "0"}}}, r"unsafe name '\.\./x'"),
         ({"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
@@ -317,7 +322,11 @@ def rewritten(path: Path, **changes: object) -> None:
         ({"arena_bytes": "many"}, "manifest.arena_bytes: 'many' where int belongs"),
         ({"arena_bytes": True}, "manifest.arena_bytes: True where int belongs"),
         ({"limits": {"max_context": 3}}, r"manifest.limits: .*missing 3 required"),
-        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"surprise": 1}, "it has the key 'surprise', which this version of infc"),
+        ({"kv": {"groups": [{"speed": 1}]}}, "it has the key 'kv.groups.speed', which"),
+        ({"tokenizer": {"pieces": 1}}, "it has the key 'tokenizer.pieces', which"),
+        ({"recipe": {"runtime": "fast"}}, "manifest.recipe.runtime: 'fast' where a mapping"),
+        ({"arena_bytes": 10**4000}, "arena_bytes: a number of more than twenty digits is outside"),
         ({"entry": {"kind": "exe", "file": "a"}}, "manifest.entry.kind: 'exe'"),
         ({"weights": {"file": "w", "tensors": []}}, "uses 'w' and does not list it"),
     ],

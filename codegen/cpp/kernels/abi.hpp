@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 6
+#define INFC_ABI 7
 
 extern "C" {
 
@@ -65,6 +65,7 @@ struct infc_config {
 // Each returns null / non-zero on failure and leaves a message in infc_error(). Where infc_open
 // lacked threads, memory or CPUs, errno is EAGAIN; 0 where the tables are not the code's.
 int32_t infc_abi(void);
+const char* infc_facts(void);    // JSON: the sizes that the code counts on, ir/step_facts.py
 int32_t infc_num_profile(void);  // entries that a profile has; code/profile.json says of what
 void* infc_open(const infc_config* config);
 int32_t infc_run(void* model, const infc_step* step);

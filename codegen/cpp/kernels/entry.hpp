@@ -172,6 +172,10 @@ inline int32_t run_session(void* session, const infc_step* step) {
 
 #define INFC_EXPORT extern "C" __attribute__((visibility("default")))
 
+// TEXT is what ir/step_facts.py says of the step.
+#define INFC_FACTS(TEXT) \
+  INFC_EXPORT const char* infc_facts(void) { return TEXT; }
+
 // SCRATCH_BYTES is each thread's own, NUM_PROFILE the entries that the step marks; last come the
 // bytes of a block of each KV group.
 #define INFC_ENTRY(STEP, NUM_WEIGHTS, ARENA_BYTES, SCRATCH_BYTES, NUM_PROFILE, NUM_GROUPS, ...) \

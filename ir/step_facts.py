@@ -1,0 +1,72 @@
+"""What the code of a step was made for, kept with the code: no manifest may say otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import ArtifactError
+from .manifest import Manifest
+from .program import KvGroup, Program, hidden_width
+from .safetensors import Entry, element_type
+from .types import TensorType
+
+StepFacts = Mapping[str, Any]
+"""Plain JSON. `vocab_size`, `hidden_width` (or null) and the groups of `kv` are those of the
+program. `max_context`, `step_tokens` and `logit_rows` are the most that it can take, or null where
+that does not matter. `weights` stands for names, element types and shapes in their order."""
+
+_LIMITS = ("max_context", "step_tokens", "logit_rows")
+
+
+def step_facts(program: Program, weights: Iterable[tuple[str, TensorType]]) -> StepFacts:
+    """The facts of a lowered program, whose code reads `weights` in this order."""
+    bounds = {name: bound.high for name, bound in program.symbols.items()}
+    width = program.outputs[0].type.shape[-1] if program.outputs else None
+    return {
+        "vocab_size": width if isinstance(width, int) else None,
+        "hidden_width": hidden_width(program),
+        "max_context": program.spec.max_context or None,
+        "step_tokens": bounds.get("T"),
+        "logit_rows": bounds.get("R"),
+        "kv": _groups(program.resources),
+        "weights": _digest((name, element_type(kind.dtype), kind.shape) for name, kind in weights),
+    }
+
+
+def check_step_facts(
+    facts: StepFacts, manifest: Manifest, entries: Mapping[str, Entry], *, where: str
+) -> None:
+    """ArtifactError where the manifest, or the file of weights, is not that of this code.
+
+    Code that is run with other sizes than its own reads and writes where nothing is.
+    """
+    names = [name for name in manifest.weights.tensors if name in entries]
+    found = (entries[name] for name in names)
+    said: dict[str, Any] = {
+        "vocab_size": manifest.model.vocab_size,
+        "hidden_width": manifest.hidden_width or facts["hidden_width"],
+        "kv": _groups(manifest.kv.groups),
+        "weights": _digest((entry.name, entry.dtype, entry.shape) for entry in found),
+    }
+    wrong = [name for name, value in said.items() if facts.get(name) != value]
+    limits = {name: facts.get(name) for name in _LIMITS}
+    wrong += [n for n, most in limits.items() if most and getattr(manifest.limits, n) > most]
+    if wrong:
+        raise ArtifactError(
+            f"the code of the step was made for other sizes than the manifest's: {wrong[0]}",
+            where=where,
+            hint="the artifact is damaged: compile it again",
+        )
+
+
+def _groups(groups: Iterable[KvGroup]) -> list[dict[str, Any]]:
+    return [{**dataclasses.asdict(group), "layers": list(group.layers)} for group in groups]
+
+
+def _digest(weights: Iterable[tuple[str, str, Iterable[Any]]]) -> str:
+    lines = [json.dumps([name, kind, list(shape)]) for name, kind, shape in weights]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
