@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,11 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """Gives each worker one thread of torch and numpy: teams that share processors spin.
 
     Before the workers are started, which then have it before they import anything, and give it to
-    what they start.
+    what they start. Where a test asks for more threads, these wait without spinning.
     """
     if config.getoption("numprocesses", None):
-        for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
-            os.environ.setdefault(name, "1")
+        wanted = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "RAYON_NUM_THREADS": "1"}
+        for name, value in wanted.items():
+            os.environ.setdefault(name, value)
+
+
+def pytest_runtest_setup() -> None:
+    """An executor of the backend reference sets torch's threads for the whole process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(1)
 
 
 def kept(config: pytest.Config, what: str) -> Path:

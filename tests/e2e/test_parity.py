@@ -26,6 +26,7 @@ from .support import (
     prompts,
     relative_error,
     teacher_forced,
+    threads_for,
 )
 
 BOUND = 1e-5
@@ -41,8 +42,7 @@ def test_logits_hidden_states_and_greedy_tokens_are_those_of_transformers(
     artifact = builds.artifact(build)
     eager = Eager.load(builds.checkpoint(build))
     sequences = parity_prompts(arch)
-    threads = 2 if backend == "cpp" else 1  # torch's spin where tests share the cores
-    forced = forced_rows(artifact, sequences, threads=threads)
+    forced = forced_rows(artifact, sequences)
     errors = [
         tuple(map(relative_error, rows, eager.rows(sequence)))
         for *rows, sequence in zip(*forced, sequences, strict=True)
@@ -50,7 +50,7 @@ def test_logits_hidden_states_and_greedy_tokens_are_those_of_transformers(
     of_logits, of_hidden = map(max, zip(*errors, strict=True))
     assert of_logits < BOUND and of_hidden < BOUND
     params = infc.SamplingParams(max_tokens=GREEDY_TOKENS, ignore_eos=True)
-    with infc.LLM(artifact, kv_memory="8MiB", threads=threads) as llm:
+    with infc.LLM(artifact, kv_memory="8MiB", threads=threads_for(backend)) as llm:
         outputs = llm.generate(sequences, params)
     for output, sequence in zip(outputs, sequences, strict=True):
         tokens = output.outputs[0].token_ids
