@@ -27,6 +27,7 @@ from ..ir.manifest import (
 from ..ir.program import hidden_width
 from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
+from ..ir.user_cache import make_private
 from .cache import LIMIT_VARIABLE, ArtifactCache, cache_key, checkpoint_identity
 from .default_output import keep_another_checkpoint
 from .model_source import find_model
@@ -127,7 +128,7 @@ def compile_cached(
     if key is None:
         progress.remark(f"compiling {name} for this process only")
         return _write(replace(job, output=temporary_output(store.directory)), progress)
-    if found := store.find(key):
+    if found := store.find(key, progress.remark):
         return found
 
     def wait() -> None:
@@ -138,6 +139,7 @@ def compile_cached(
         if found := store.find(key):
             return found
         progress.remark(f"compiling {name} (next time, it is taken from the cache)")
+        make_private(store.place(key).parent)
         artifact = _write(replace(job, output=store.place(key)), progress)
     store.evict(spare=key)
     return artifact

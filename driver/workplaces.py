@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ..ir.errors import UsageError
 from ..ir.leftovers import lock_path, partial_prefix
+from ..ir.user_cache import make_private
 
 WORKPLACES = ("compiling", "temporary")
 """Directories in the cache for locks, and for artifacts that only one process uses."""
@@ -28,7 +29,7 @@ def one_at_a_time(cache: Path, key: str, on_wait: Callable[[], None]) -> Iterato
     path = lock_path(cache / "compiling" / key)
     with contextlib.ExitStack() as stack:
         with _explained(cache):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
             lock = FileLock(path, timeout=0)
             try:
                 lock.acquire()
@@ -46,7 +47,7 @@ def temporary_output(cache: Path) -> Path:
     """
     name = cache / "temporary" / uuid.uuid4().hex
     with _explained(cache):
-        name.parent.mkdir(parents=True, exist_ok=True)
+        make_private(name.parent)
         # Named and locked like a partial artifact: if this process is killed, another removes it.
         lock = FileLock(lock_path(name))
         lock.acquire()

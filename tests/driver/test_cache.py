@@ -11,6 +11,7 @@ import pytest
 from infc.driver import cache as cache_module
 from infc.driver.cache import ArtifactCache, cache_key, cache_limit_bytes
 from infc.driver.cli import run
+from infc.driver.workplaces import one_at_a_time, temporary_output
 from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import UsageError
 
@@ -91,7 +92,10 @@ def test_nobody_else_looks_into_the_cache(
     cache_key({}, checkpoint)
     artifact = open_artifact(write_artifact(tmp_path / "a"))
     assert ArtifactCache().add("k", artifact) is None
-    names = {own_cache.name, "artifacts", "checkpoints", "stamps"}
+    with one_at_a_time(own_cache, "k", lambda: None):
+        pass
+    temporary_output(own_cache)
+    names = {own_cache.name, "artifacts", "checkpoints", "stamps", "compiling", "temporary"}
     assert modes(own_cache) == dict.fromkeys(names, "0o700")
     assert ArtifactCache().find("k") is not None
 
@@ -132,6 +136,13 @@ def test_the_cache_of_another_user_is_not_used(
     assert f"{own_cache} belongs to another user" in remarks[0]
     assert cache.add("k2", artifact) == f"cannot write {own_cache}: belongs to another user"
     assert cache_key({}, checkpoint)  # without its memory
+    with (
+        pytest.raises(UsageError, match="the cache cannot be written: belongs to another user"),
+        one_at_a_time(own_cache, "k", lambda: None),
+    ):
+        pass
+    with pytest.raises(UsageError, match="the cache cannot be written: belongs to another user"):
+        temporary_output(own_cache)
 
 
 def test_what_others_could_have_remembered_is_not_believed(
