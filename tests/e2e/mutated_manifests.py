@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import infc
+from infc.ir.artifact import Verification
 from infc.ir.errors import InfcError
 from infc.ir.manifest import canonical_json
 
@@ -43,8 +44,8 @@ def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
             yield from leaves(value[index], (*place, index))
 
 
-def mutations(value: Any) -> Iterator[Any]:
-    """Other values of the same type, and some of every other."""
+def mutations(value: Any, turn: int) -> Iterator[Any]:
+    """Other values of the same type, and each turn some more of any."""
     if isinstance(value, bool) or value is None:
         yield from (True, False, 1, -1)
     elif isinstance(value, (int, float)):
@@ -53,7 +54,7 @@ def mutations(value: Any) -> Iterator[Any]:
         yield from (value + "x", value[:-1], "../" + value, "f16", value * 5000)
     elif isinstance(value, list):
         yield from (value[:-1], value + value[-1:], value[::-1], [None])
-    yield from ANYTHING
+    yield from (ANYTHING[(3 * turn + i) % len(ANYTHING)] for i in range(3))
 
 
 def changed(data: dict[str, Any], place: Place, value: Any) -> str:
@@ -67,10 +68,10 @@ def changed(data: dict[str, Any], place: Place, value: Any) -> str:
     return canonical_json({**data, "digest": digest})
 
 
-def attempt(artifact: Path) -> str:
+def attempt(artifact: Path, verify: Verification) -> str:
     """What becomes of opening it and asking for a few tokens."""
     try:
-        with infc.LLM(artifact) as llm:
+        with infc.LLM(artifact, verify=verify) as llm:
             params = infc.SamplingParams(max_tokens=3, min_tokens=2, prompt_logprobs=1)
             llm.generate([list(range(1, 40))], params)
             if llm.engine.tokenizer is not None:
@@ -86,15 +87,15 @@ def run(artifact: Path, fields: list[str]) -> dict[str, int]:
     data = json.loads(manifest.read_text())
     del data["digest"]
     count = {"refused": 0, "works": 0}
-    for place, value in list(leaves({name: data[name] for name in fields})):
-        for other in mutations(value):
+    for turn, (place, value) in enumerate(leaves({name: data[name] for name in fields})):
+        for other in mutations(value, turn):
             print(f"{place} = {repr(other)[:100]}", flush=True)
             try:
                 text = changed(data, place, other)
             except (ValueError, RecursionError):
                 continue
             manifest.write_text(text, encoding="utf-8")
-            count[attempt(artifact)] += 1
+            count[attempt(artifact, "full" if place[0] == "files" else "none")] += 1
     return count
 
 
