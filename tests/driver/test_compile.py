@@ -72,7 +72,7 @@ def run_infc(*arguments: object, **variables: str) -> subprocess.CompletedProces
     )
 
 
-def test_what_an_artifact_holds(artifact: Artifact) -> None:
+def test_what_an_artifact_holds(source: Path, artifact: Artifact) -> None:
     assert set(artifact.manifest.files) == {
         "captured.ir",
         "program.ir",
@@ -82,7 +82,7 @@ def test_what_an_artifact_holds(artifact: Artifact) -> None:
         "weights.safetensors",
     }
     manifest = artifact.manifest
-    assert manifest.recipe["model"] == "source0"
+    assert manifest.recipe["model"] == source.name
     assert manifest.recipe["kv_cache"]["block_size"] == 32
     assert (manifest.limits.step_tokens, manifest.limits.logit_rows) == (64, 4)
     assert manifest.target.name == "x86-64-v2"
@@ -103,7 +103,7 @@ def test_two_compilations_give_the_same_bytes(
     source: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     """No cache, another directory, another hash seed, another number of threads."""
-    copy = tmp_path / "elsewhere/source0"
+    copy = tmp_path / "elsewhere" / source.name
     shutil.copytree(source, copy)
     done = run_infc(
         *("compile", copy / "model.yaml", "-o", tmp_path / "again", "--no-cache", "-q"),
@@ -190,7 +190,7 @@ def test_a_cache_cleared_meanwhile_costs_a_compilation(
     infc.compile(source / "model.yaml", tmp_path / "a", verify=False)
     find = ArtifactCache.find
 
-    def find_and_lose(cache: ArtifactCache, key: str) -> Artifact | None:
+    def find_and_lose(cache: ArtifactCache, key: str, on_remark: object) -> Artifact | None:
         found = find(cache, key)
         assert found is not None
         cache.clear()
