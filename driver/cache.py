@@ -278,7 +278,8 @@ def _digest_checkpoint(directory: Path) -> dict[str, Any]:
         stamp = [state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
         entry = known.get(name)
         if not isinstance(entry, dict) or entry.get("stamp") != stamp:
-            digest = digest_file(path)
+            # In the hub's cache every file is a link, which `digest_file` itself refuses.
+            digest = digest_file(path.resolve())
             entry = {"stamp": stamp, "digest": digest.sha256 or list(digest.chunks or ())}
         result[name] = entry["digest"]
         if time.time_ns() - max(stamp[2:]) > 10**9:  # one that is being written may change again

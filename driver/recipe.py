@@ -279,10 +279,11 @@ def _read(path: Path) -> tuple[YamlTree, Path]:
             hint="use a model.yaml, or a checkpoint directory with config.json and safetensors",
         )
     if not path.is_dir():
-        return read_yaml(path), path.resolve().parent
+        # The file itself may be a link (as all are in the hub's cache): its name says where it is.
+        return read_yaml(path), path.parent.resolve()
     if (path / "model.yaml").is_file():
         return _read(path / "model.yaml")
-    if (path / "config.json").is_file():
+    if os.path.lexists(path / "config.json"):
         return YamlTree({"model": "."}), path.resolve()
     if (path / "manifest.json").is_file():
         raise RecipeError(

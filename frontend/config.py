@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,6 +23,8 @@ _BOUNDS: Final = {
     "max_position_embeddings": 1 << 31,
     "num_local_experts": 1 << 14,
 }
+# What a model is made of. Others of a checkpoint directory, such as prose, may be anything.
+_SUFFIXES: Final = frozenset({".json", ".safetensors", ".jinja", ".model", ".tiktoken", ".txt"})
 _REQUIRED: Final = ("num_hidden_layers", "hidden_size", "vocab_size")
 _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
 
@@ -47,6 +50,7 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
     """
     if not directory.is_dir():
         raise CheckpointError("no such checkpoint directory", where=str(directory))
+    _check_links(directory)
     path = directory / "config.json"
     raw = read_json(path)
     _check_kind(raw, path, allow_remote_code)
@@ -63,6 +67,17 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
     _check_supported(config, path)
     _check_sizes(config, path)
     return config
+
+
+def _check_links(directory: Path) -> None:
+    """Every link must lead somewhere: one that does not would pass for a file that is absent."""
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() and path.suffix in _SUFFIXES and not path.exists():
+            raise CheckpointError(
+                f"is a link to {os.readlink(path)}, which is not there",
+                where=str(path),
+                hint="download the checkpoint again",
+            )
 
 
 def _one_line(error: Exception) -> str:

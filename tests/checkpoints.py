@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,21 @@ def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def put_in_hub_cache(directory: Path, cache: Path, repository: str) -> Path:
+    """Lays a checkpoint out as the hub's cache does and returns its snapshot: files under their
+    digests in `blobs`, a directory of links in `snapshots`, and `refs/main` naming the commit.
+    """
+    commit = hashlib.sha1(repository.encode()).hexdigest()
+    root = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = root / "snapshots" / commit
+    for place in (root / "blobs", root / "refs", snapshot):
+        place.mkdir(parents=True)
+    (root / "refs/main").write_text(commit)
+    for path in directory.iterdir():
+        data = path.read_bytes()
+        blob = root / "blobs" / hashlib.sha256(data).hexdigest()
+        blob.write_bytes(data)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
