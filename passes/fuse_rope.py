@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightRef
+from ..ir.shapes import spell_dim
 from ..ir.types import Sym
 from .base import Pass, PassContext, PassResult, finish
 from .match import AnyOf, Emitter, Match, OpPattern, Pattern, Rule, Var, rewrite_all
@@ -29,66 +31,60 @@ class FuseRope(Pass):
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Fuse the rotations, then those of a part of each head with the rest of it."""
-        rules = [
-            Rule(_rotation(_HALF, _X), _fuse_half, _half_allowed),
-            Rule(_rotation(_HALF, _FIRST), _fuse_half, _half_allowed),
-            Rule(_rotation(_cast(_HALF), _cast(_X)), _fuse_half, _half_allowed),
-            Rule(_rotation(_NEIGHBOURS, _X), _fuse_neighbours, _neighbours_allowed),
-            Rule(_rotation(_NEIGHBOURS, _FIRST), _fuse_neighbours, _neighbours_allowed),
-            Rule(_APART, _fuse_apart, _apart_allowed),
-            Rule(_PARTIAL, _fuse_partial, _partial_allowed),
-            Rule(_cast(_WIDE), _fuse_wide, _wide_allowed),
-        ]
+        rules = [rule for last in (_HEADS, _ONE_HEAD) for rule in _rules(last)]
         swept = rewrite_all(program, rules)
         return finish(program, swept.program, swept.matches, swept.near_misses)
 
 
 _X = Var("x", "value")
+_HEADS, _ONE_HEAD = 2, 1
+"""The dimension of a head's elements: of [H, T, D] and [T, H, D], and where the only head has lost
+its own, [T, D], as squeezing and removed views leave it."""
 
 
-def _slice(start: str, stop: str, step: int = 1) -> OpPattern:
-    attrs: dict[str, Attr | Var] = {"dim": 2, "start": Var(start), "stop": Var(stop), "step": step}
-    return OpPattern("slice", (_X,), attrs)
+def _rules(last: int) -> list[Rule]:
+    """The rewrites of rotations whose heads lie along dimension `last`."""
+    half, neighbours, first = _half(last), _neighbours(last), _first(last)
+    return [
+        Rule(_rotation(half, _X), _fuse_half, _half_allowed),
+        Rule(_rotation(half, first), _fuse_half, _half_allowed),
+        Rule(_rotation(_cast(half), _cast(_X)), _fuse_half, _half_allowed),
+        Rule(_rotation(neighbours, _X), _fuse_neighbours, _neighbours_allowed),
+        Rule(_rotation(neighbours, first), _fuse_neighbours, _neighbours_allowed),
+        Rule(_apart(last), _fuse_apart, _apart_allowed),
+        Rule(_partial(last), _fuse_partial, _partial_allowed),
+        Rule(_cast(_wide(last)), _fuse_wide, _wide_allowed),
+    ]
 
 
-_HALF = OpPattern(
-    "concat", (OpPattern("neg", (_slice("half", "end"),)), _slice("begin", "half")), {"dim": 2}
-)
+def _slice(last: int, start: str, stop: str, step: int = 1) -> OpPattern:
+    edges: dict[str, Attr | Var] = {"start": Var(start), "stop": Var(stop), "step": step}
+    return OpPattern("slice", (_X,), {"dim": last, **edges})
 
 
-def _turned_apart() -> OpPattern:
+def _half(last: int) -> OpPattern:
+    second, first = _slice(last, "half", "end"), _slice(last, "begin", "half")
+    return OpPattern("concat", (OpPattern("neg", (second,)), first), {"dim": last})
+
+
+def _apart(last: int) -> OpPattern:
     """Both halves turned by tables as long as one: no concat before, one behind."""
     cos, sin = Var("cos", "value"), Var("sin", "value")
-    first, second = _slice("begin", "half"), _slice("half", "end")
+    first, second = _slice(last, "begin", "half"), _slice(last, "half", "end")
     left = OpPattern("sub", (OpPattern("mul", (first, cos)), OpPattern("mul", (second, sin))))
     right = OpPattern("add", (OpPattern("mul", (second, cos)), OpPattern("mul", (first, sin))))
-    return OpPattern("concat", (left, right), {"dim": 2})
+    return OpPattern("concat", (left, right), {"dim": last})
 
 
-_APART = _turned_apart()
+def _neighbours(last: int) -> OpPattern:
+    odd = OpPattern("reshape", (OpPattern("neg", (_slice(last, "one", "end", 2),)),))
+    even = OpPattern("reshape", (_slice(last, "begin", "end2", 2),))
+    return OpPattern("reshape", (OpPattern("concat", (odd, even), {"dim": last + 1}),))
 
 
-def _column(inner: Pattern) -> OpPattern:
-    return OpPattern("reshape", (inner,))
-
-
-_NEIGHBOURS = OpPattern(
-    "reshape",
-    (
-        OpPattern(
-            "concat",
-            (
-                _column(OpPattern("neg", (_slice("one", "end", 2),))),
-                _column(_slice("begin", "end2", 2)),
-            ),
-            {"dim": 3},
-        ),
-    ),
-)
-
-
-_FIRST = OpPattern("slice", (_X,), {"dim": 2, "start": 0, "stop": Var("cut"), "step": 1})
-"""The part of a head that is turned; what is cut from it is cut from the head itself."""
+def _first(last: int) -> OpPattern:
+    """The part of a head that is turned; what is cut from it is cut from the head itself."""
+    return OpPattern("slice", (_X,), {"dim": last, "start": 0, "stop": Var("cut"), "step": 1})
 
 
 def _cast(inner: Pattern) -> OpPattern:
@@ -111,14 +107,14 @@ class _Angles:
     width: int
 
 
-def _angles(program: Program, value: Value, head_major: bool, apart: bool) -> _Angles | None:
+def _angles(program: Program, value: Value, form: _Form, apart: bool) -> _Angles | None:
     """The table behind a value that fold-rotary-tables made; None where it is something else.
 
     Such a value holds each angle twice, or once where halves are turned `apart`.
     """
     producers = program.producers()
     node = _behind_cast(producers, value)
-    if not head_major:
+    if form == "tokens first":
         if node is None or node.op != "reshape" or node.output.type.shape[1:2] != (1,):
             return None
         node = _behind_cast(producers, node.values()[0])
@@ -160,29 +156,32 @@ def _looked_up(node: Node, style: str) -> _Angles | None:
     return _Angles(table, positions, style, 2 * width) if isinstance(width, int) else None
 
 
-def _head_major(x: Value) -> bool | None:
-    """Whether x is [H, T, D] (True), [T, H, D] (False), or something else."""
-    if x.type.rank != 3:
+_Form = Literal["heads first", "tokens first", "one head"]
+
+
+def _form(x: Value) -> _Form | None:
+    """How x holds its heads: [H, T, D], [T, H, D] or [T, D]; None for something else."""
+    tokens = [at for at, dim in enumerate(x.type.shape[:-1]) if dim == Sym("T")]
+    if x.type.rank == 2:
+        return "one head" if tokens == [0] else None
+    if x.type.rank != 3 or not tokens:
         return None
-    if x.type.shape[0] == Sym("T"):
-        return False
-    return True if x.type.shape[1] == Sym("T") else None
+    return "tokens first" if tokens[0] == 0 else "heads first"
 
 
 def _tables(
     program: Program, match: Match, *, apart: bool = False
 ) -> tuple[_Angles, _Angles] | str:
     x = match.value("x")
-    head_major = _head_major(x)
-    if head_major is None:
-        return f"{x} is {x.type}, neither [H, T, D] nor [T, H, D]"
-    cos = _angles(program, match.value("cos"), head_major, apart)
-    sin = _angles(program, match.value("sin"), head_major, apart)
+    form = _form(x)
+    if form is None:
+        return f"{x} is {x.type}, none of [H, T, D], [T, H, D] and [T, D]"
+    cos, sin = (_angles(program, match.value(name), form, apart) for name in ("cos", "sin"))
     if cos is None or sin is None:
         return "the angles do not come from tables of equal halves by position"
     if cos.positions != sin.positions or cos.width != sin.width or cos.style != sin.style:
         return "cosines and sines are looked up in different ways"
-    width = match.captures.get("cut", x.type.shape[2])
+    width = match.captures.get("cut", x.type.shape[-1])
     if cos.width != width:
         return f"tables for {cos.width} elements turn heads of {width}"
     return cos, sin
@@ -224,15 +223,26 @@ def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Op
     cos, sin = tables
     x = match.value("x")
     if "cut" in match.captures:
-        x = emit("slice", x, dim=2, start=0, stop=cos.width)
+        x = emit("slice", x, dim=x.type.rank - 1, start=0, stop=cos.width)
     if x.type.dtype is not match.root.output.type.dtype:
         x = emit("cast", x, dtype=match.root.output.type.dtype.value)
-    attrs = {"style": style, "rotary_dim": cos.width}
-    if not _head_major(x):
-        return emit("rope", x, cos.positions, cos.table, sin.table, **attrs)
-    tokens_first = emit("transpose", x, perm=(1, 0, 2))
-    turned = emit("rope", tokens_first, cos.positions, cos.table, sin.table, **attrs)
-    return emit("transpose", turned, perm=(1, 0, 2))
+    attrs: dict[str, Attr] = {"style": style, "rotary_dim": cos.width}
+    return _turned(emit, x, (cos.positions, cos.table, sin.table), attrs)
+
+
+def _turned(
+    emit: Emitter, x: Value, tables: Sequence[Operand], attrs: Mapping[str, Attr]
+) -> Operand:
+    """The op on x brought to [T, H, D], its result brought back."""
+    form = _form(x)
+    if form == "heads first":
+        tokens_first = emit("transpose", x, perm=(1, 0, 2))
+        return emit("transpose", emit("rope", tokens_first, *tables, **attrs), perm=(1, 0, 2))
+    if form == "tokens first":
+        return emit("rope", x, *tables, **attrs)
+    tokens, width = (spell_dim(dim) for dim in x.type.shape)
+    headed = emit("reshape", x, shape=(tokens, 1, width))
+    return emit("reshape", emit("rope", headed, *tables, **attrs), shape=(tokens, width))
 
 
 def _fuse_half(emit: Emitter, match: Match) -> Operand | None:
@@ -247,24 +257,28 @@ def _fuse_neighbours(emit: Emitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "interleaved")
 
 
-_REST = OpPattern("slice", (_X,), {"dim": 2, "start": Var("cut"), "stop": Var("end"), "step": 1})
 _TABLES = (Var("positions"), Var("cos", "weight"), Var("sin", "weight"))
-_TURN = {"style": Var("style"), "rotary_dim": Var("cut")}
-_SWAP = {"perm": (1, 0, 2)}
-_TURNED_FIRST = OpPattern(
-    "transpose",
-    (OpPattern("rope", (OpPattern("transpose", (_FIRST,), _SWAP), *_TABLES), _TURN),),
-    _SWAP,
-)
-_TOKEN_MAJOR = OpPattern("rope", (_FIRST, *_TABLES), _TURN)
-_PARTIAL = OpPattern("concat", (AnyOf((_TURNED_FIRST, _TOKEN_MAJOR)), _REST), {"dim": 2})
+
+
+def _rope(last: int, x: Pattern, width: str) -> Pattern:
+    """What `_turned` makes of x: the op, and what brings its operand and result into shape."""
+    attrs = {"style": Var("style"), "rotary_dim": Var(width)}
+    around, how = ("reshape", {}) if last == _ONE_HEAD else ("transpose", {"perm": (1, 0, 2)})
+    inner = OpPattern("rope", (OpPattern(around, (x,), how), *_TABLES), attrs)
+    return AnyOf((OpPattern(around, (inner,), how), OpPattern("rope", (x, *_TABLES), attrs)))
+
+
+def _partial(last: int) -> OpPattern:
+    edges: dict[str, Attr | Var] = {"start": Var("cut"), "stop": Var("end"), "step": 1}
+    rest = OpPattern("slice", (_X,), {"dim": last, **edges})
+    return OpPattern("concat", (_rope(last, _first(last), "cut"), rest), {"dim": last})
 
 
 def _partial_allowed(program: Program, match: Match) -> str | None:
     x = match.value("x")
-    if match.captures["end"] != x.type.shape[2]:
+    if match.captures["end"] != x.type.shape[-1]:
         return "a part of the head is dropped"
-    return None
+    return _not_one_head(match)
 
 
 def _fuse_partial(emit: Emitter, match: Match) -> Operand | None:
@@ -273,28 +287,27 @@ def _fuse_partial(emit: Emitter, match: Match) -> Operand | None:
 
 def _turn_again(emit: Emitter, match: Match, width: Attr) -> Operand:
     """The rotation that was matched, of x."""
-    x = match.value("x")
     tables = [match.operand(name) for name in ("positions", "cos", "sin")]
     attrs = {"style": match.captures["style"], "rotary_dim": width}
-    if not _head_major(x):
-        return emit("rope", x, *tables, **attrs)
-    tokens_first = emit("transpose", x, perm=(1, 0, 2))
-    return emit("transpose", emit("rope", tokens_first, *tables, **attrs), perm=(1, 0, 2))
+    return _turned(emit, match.value("x"), tables, attrs)
 
 
-_ANY_TURN = {"style": Var("style"), "rotary_dim": Var("width")}
-_WIDE_TOKEN_MAJOR = OpPattern("rope", (_cast(_X), *_TABLES), _ANY_TURN)
-_WIDE_HEAD_MAJOR = OpPattern(
-    "transpose",
-    (OpPattern("rope", (OpPattern("transpose", (_cast(_X),), _SWAP), *_TABLES), _ANY_TURN),),
-    _SWAP,
-)
-_WIDE = AnyOf((_WIDE_HEAD_MAJOR, _WIDE_TOKEN_MAJOR))
-"""A rotation of widened heads: the op itself computes in float32 and rounds once."""
+def _wide(last: int) -> Pattern:
+    """A rotation of widened heads: the op itself computes in float32 and rounds once."""
+    return _rope(last, _cast(_X), "width")
 
 
 def _wide_allowed(program: Program, match: Match) -> str | None:
-    return None if match.root.output.type == match.value("x").type else ""
+    if match.root.output.type != match.value("x").type:
+        return ""
+    return _not_one_head(match)
+
+
+def _not_one_head(match: Match) -> str | None:
+    """Why a view that looks like one head, [T, D], is several side by side."""
+    heads = {node.output.type.shape[1] for node in match.nodes if node.op == "rope"}
+    several = match.value("x").type.rank == 2 and heads != {1}
+    return f"{match.value('x')} holds several heads side by side" if several else None
 
 
 def _fuse_wide(emit: Emitter, match: Match) -> Operand | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,11 @@ from ..checkpoints import make_checkpoint
 LAYERS = 4
 
 
-def compiled(arch: str, directory: Path, dtype: str = "float32") -> tuple[Program, PipelineReport]:
-    """A small checkpoint through the whole pipeline, verified."""
-    make_checkpoint(arch, directory / arch, seed=1)
+def compiled(
+    arch: str, directory: Path, dtype: str = "float32", **overrides: Any
+) -> tuple[Program, PipelineReport]:
+    """A small checkpoint through the whole pipeline, verified; `overrides` are of its settings."""
+    make_checkpoint(arch, directory / arch, seed=1, **overrides)
     program = load_model(
         directory / arch,
         dtype=dtype,  # type: ignore[arg-type]
@@ -94,3 +97,33 @@ def test_layers_are_grouped_by_window(tmp_path: Path) -> None:
     program, _ = compiled("gemma2", tmp_path)
     groups = {group.window: group.layers for group in program.resources}
     assert groups == {8: (0, 2), None: (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [
+        ("llama", "float32"),
+        ("gemma3_text", "bfloat16"),  # norms of heads
+        ("glm", "float32"),  # neighbours, and a part of each head
+        ("phi", "float32"),  # halves, and a part of each head
+        ("cohere2", "bfloat16"),  # widened neighbours; layers without a rotation
+    ],
+)
+def test_one_kv_head_is_fused_as_several_are(arch: str, dtype: str, tmp_path: Path) -> None:
+    """Its dimension of size 1 is gone early, and with one query head that of the queries too."""
+    several, _ = compiled(arch, tmp_path / "several", dtype, num_key_value_heads=2)
+    wanted = Counter(node.op for node in several.nodes)
+    one, report = compiled(arch, tmp_path / "one", dtype, num_key_value_heads=1)
+    counts = Counter(node.op for node in one.nodes)
+    assert counts <= wanted  # a transpose of one head is none
+    for op in ("linear", "rope_kv_write", "paged_attention"):
+        assert counts[op] == wanted[op], f"{op}: {counts}"
+    assert any("paged steps" in line for line in report.phases)
+
+
+def test_one_head_altogether_is_fused_too(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    program, _ = compiled("llama", tmp_path, **heads)
+    counts = Counter(node.op for node in program.nodes)
+    assert counts["rope_kv_write"] == LAYERS
+    assert counts["linear"] == 4 * LAYERS + 1
