@@ -327,7 +327,8 @@ def _build_files(
     (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
     report = {**report, "toolchain": dict(emission.toolchain)}
     (directory / "report.json").write_text(canonical_json(report), encoding="utf-8")
-    return _manifest(job, program, emission, _write_tokenizer(job, directory, progress))
+    tokenizer = _write_tokenizer(job, directory, program.spec.vocab_size, progress)
+    return _manifest(job, program, emission, tokenizer)
 
 
 def _capture(job: _Job, progress: Reporter) -> Program:
@@ -361,14 +362,15 @@ def _emit(
     return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
 
 
-def _write_tokenizer(job: _Job, directory: Path, progress: Reporter) -> TokenizerFiles | None:
+def _write_tokenizer(
+    job: _Job, directory: Path, vocab_size: int, progress: Reporter
+) -> TokenizerFiles | None:
     from ..frontend.tokenizer import write_tokenizer
-    from ..runtime.sampling_params import ignored_recommendations
+    from ..runtime.sampling_params import notes_on_ignored
 
-    files = write_tokenizer(job.model, directory, log=progress.remark)
-    ignored = ignored_recommendations(files.generation if files else None)
-    for name, value in ignored.items():
-        progress.remark(f"the checkpoint recommends {name} {value:g}: not built, ignored")
+    files = write_tokenizer(job.model, directory, vocab_size=vocab_size, log=progress.remark)
+    for line in notes_on_ignored(files.generation if files else None):
+        progress.remark(line)
     return files
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from ..ir.errors import CheckpointError
 from ..ir.manifest import TokenizerFiles
 from .config import read_json
+from .generation import Vocabulary, generation_defaults
 from .quiet import quiet_transformers
 
 TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
@@ -30,12 +30,15 @@ def write_tokenizer(
     model_directory: Path | str,
     artifact_directory: Path | str,
     *,
+    vocab_size: int | None = None,
     log: Callable[[str], None] = print,
 ) -> TokenizerFiles | None:
     """Writes `tokenizer/` into an artifact and returns what the manifest says of it.
 
-    A tokenizer of the older kind is converted through transformers. None (and a line to `log`)
-    where the checkpoint has no tokenizer; CheckpointError where it has one that cannot be read.
+    A tokenizer of the older kind is converted through transformers. `vocab_size` is the model's:
+    ids outside of it that the checkpoint lists to end a text, or to ban, are left out with a line
+    to `log`. None (and a line) where the checkpoint has no tokenizer; CheckpointError where it has
+    one that cannot be read.
     """
     source, target = Path(model_directory), Path(artifact_directory)
     if not any((source / name).exists() for name in _SOURCES):
@@ -49,13 +52,17 @@ def write_tokenizer(
     if template is not None:
         (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     generation = _optional_json(source / "generation_config.json")
-    config = _optional_json(source / "config.json")
+    config = _text_settings(_optional_json(source / "config.json"))
+    within = Vocabulary(vocab_size, log)
+    bos = _first_id(library.bos_token_id, generation, config, "bos_token_id")
+    known_bos = within.known("bos_token_id", () if bos is None else (bos,))
+    eos = within.known("eos_token_id", _eos_ids(library.eos_token_id, generation, config))
     return TokenizerFiles(
         file=TOKENIZER_FILE,
-        bos=_first_id(library.bos_token_id, generation, config, "bos_token_id"),
-        eos=_eos_ids(library.eos_token_id, generation, config),
+        bos=known_bos[0] if known_bos else None,
+        eos=eos,
         chat_template=None if template is None else TEMPLATE_FILE,
-        generation=_generation_defaults(generation),
+        generation=generation_defaults(generation, eos, within),
     )
 
 
@@ -107,6 +114,13 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a model with other inputs, its text part's settings stand below, and some above too."""
+    part = config.get("text_config")
+    own = {key: value for key, value in config.items() if value is not None}
+    return {**part, **own} if isinstance(part, dict) else config
+
+
 def _ids(value: Any) -> tuple[int, ...]:
     listed = value if isinstance(value, list) else [value]
     return tuple(one for one in listed if isinstance(one, int) and not isinstance(one, bool))
@@ -127,14 +141,3 @@ def _eos_ids(own: Any, generation: dict[str, Any], config: dict[str, Any]) -> tu
         if found:
             return found
     return ()
-
-
-def _generation_defaults(generation: dict[str, Any]) -> dict[str, Any] | None:
-    """Every number and switch of generation_config.json: who serves says what it makes of each."""
-    kept = {
-        key: value
-        for key, value in sorted(generation.items())
-        if isinstance(value, (bool, int, float)) and math.isfinite(value)
-        if not key.startswith("_") and not key.endswith("_token_id")
-    }
-    return kept or None

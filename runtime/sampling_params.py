@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +170,10 @@ class SamplingParams:
 
 
 _NEUTRAL = {
+    "diversity_penalty": 0,
+    "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
     "no_repeat_ngram_size": 0,
     "min_length": 0,
     "min_new_tokens": 0,
@@ -179,30 +183,145 @@ _NEUTRAL = {
 }
 """What is not built, by its name in generation_config.json, and the value that changes nothing."""
 
-_NEUTRAL_SAMPLING = {"typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+_NEUTRAL_SAMPLING = {"typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": 1}
 """As above, where the checkpoint samples."""
 
 _ALSO_GREEDY = ("repetition_penalty",)
 """What is recommended also by a checkpoint that does not sample."""
 
+_LISTS = ("bad_words_ids", "sequence_bias", "stop_strings", "suppress_tokens")
+"""What becomes lists of a request; `_recommended_lists` says which."""
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("do_sample", "early_stopping", "length_penalty", "num_beam_groups"),  # of beams
+        *("assistant_confidence_threshold", "assistant_lookbehind", "is_assistant"),
+        *("max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+        *("prompt_lookup_num_tokens", "target_lookbehind"),  # what is drafted, not what is chosen
+        *("cache_config", "cache_implementation", "compile_config", "continuous_batching_config"),
+        *("disable_compile", "low_memory", "prefill_chunk_size", "return_legacy_cache"),
+        *("use_cache", "output_attentions", "output_hidden_states", "output_logits"),
+        *(
+            "output_scores",
+            "return_dict_in_generate",
+            "renormalize_logits",
+            "remove_invalid_values",
+        ),
+    }
+)
+"""What changes how transformers works and not what a model answers."""
+
 
 def recommended_sampling(generation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields that a checkpoint's generation_config.json recommends.
 
-    Those that only matter for sampling are left out where it does not sample.
+    Those that only matter for sampling are left out where it does not sample, as is what no
+    request may ask for.
     """
     if not generation:
         return {}
     names = RECOMMENDED if generation.get("do_sample", False) else _ALSO_GREEDY
-    return {name: generation[name] for name in names if name in generation}
+    numbers = {name: generation[name] for name in names if name in generation}
+    fields = {**numbers, **_recommended_lists(generation)}
+    return {name: value for name, value in fields.items() if _is_valid(name, value)}
 
 
 def ignored_recommendations(generation: Mapping[str, Any] | None) -> dict[str, Any]:
     """What generation_config.json recommends, would change something, and is not built."""
     generation = generation or {}
-    neutral = _NEUTRAL | (_NEUTRAL_SAMPLING if generation.get("do_sample", False) else {})
-    return {
-        name: generation[name]
-        for name, nothing in neutral.items()
-        if generation.get(name, nothing) != nothing
+    sampled = generation.get("do_sample", False)
+    neutral = _NEUTRAL | (_NEUTRAL_SAMPLING if sampled else {})
+    idle = {*_WITHOUT_EFFECT, *_NEUTRAL, *_NEUTRAL_SAMPLING, *RECOMMENDED, *_LISTS}
+    ignored = {
+        name: value for name, value in generation.items() if name not in idle and value not in _OFF
     }
+    for name, nothing in neutral.items():
+        if generation.get(name, nothing) != nothing:
+            ignored[name] = generation[name]
+    for name in RECOMMENDED if sampled else _ALSO_GREEDY:
+        if name in generation and not _is_valid(name, generation[name]):
+            ignored[name] = generation[name]
+    return dict(sorted({**ignored, **_ignored_lists(generation)}.items()))
+
+
+def notes_on_ignored(generation: Mapping[str, Any] | None) -> list[str]:
+    """A line for each of `ignored_recommendations`."""
+    return [
+        f"the checkpoint recommends {name} {_shown(value)}: not built, ignored"
+        for name, value in ignored_recommendations(generation).items()
+    ]
+
+
+_OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
+
+
+def _recommended_lists(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of token ids and texts as fields: what concerns several tokens at once is left out."""
+    words = [*_entries(generation, "bad_words_ids"), *_suppressed(generation)]
+    biases = [one for one in _entries(generation, "sequence_bias") if _is_biased_token(one)]
+    fields = {
+        "banned_token_ids": sorted({one[0] for one in words if _is_one(one)}),
+        "logit_bias": sorted({one[0][0]: one[1] for one in biases}.items()),
+        "stop": _stop_strings(generation),
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _ignored_lists(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What of those lists no field can say."""
+    words, biases = _entries(generation, "bad_words_ids"), _entries(generation, "sequence_bias")
+    stops = _stop_strings(generation)
+    lists: dict[str, Any] = {
+        "bad_words_ids": [one for one in words if not _is_one(one)],
+        "sequence_bias": [one for one in biases if not _is_biased_token(one)],
+        "stop_strings": [] if _is_valid("stop", stops) else stops,
+        "suppress_tokens": [one[0] for one in _suppressed(generation) if not _is_one(one)],
+    }
+    for name in _LISTS:
+        kinds = (list, str) if name == "stop_strings" else list
+        if not isinstance(generation.get(name), kinds):
+            lists[name] = generation.get(name)
+    return {name: value for name, value in lists.items() if value}
+
+
+def _entries(generation: Mapping[str, Any], name: str) -> list[Any]:
+    value = generation.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _suppressed(generation: Mapping[str, Any]) -> list[list[Any]]:
+    return [[one] for one in _entries(generation, "suppress_tokens")]
+
+
+def _stop_strings(generation: Mapping[str, Any]) -> list[Any]:
+    value = generation.get("stop_strings")
+    return [value] if isinstance(value, str) else _entries(generation, "stop_strings")
+
+
+def _is_one(ids: Any) -> bool:
+    return isinstance(ids, list) and len(ids) == 1 and _is_valid("banned_token_ids", ids)
+
+
+def _is_biased_token(entry: Any) -> bool:
+    """Whether an entry of `sequence_bias`, [[ids], bias], is of one token and within our range."""
+    if not isinstance(entry, list) or len(entry) != 2 or not _is_one(entry[0]):
+        return False
+    return _is_valid("logit_bias", [(entry[0][0], entry[1])])
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    try:
+        SamplingParams(**{name: value})
+    except RequestError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:g}"
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+_SHOWN = 60

@@ -109,10 +109,11 @@ class GenerationRequest(_Wire):
 
         Raises RequestError for values that contradict each other.
         """
-        given = {name: getattr(self, name) for name in _SAMPLING}
+        given = {name: getattr(self, name) for name in _SAMPLING if name in self.model_fields_set}
         chosen = {name: value for name, value in given.items() if value is not None}
-        bias = {int(token): value for token, value in self.logit_bias.items()}
-        return SamplingParams(**{**defaults, **chosen, "logit_bias": bias, **own})
+        if "logit_bias" in self.model_fields_set:
+            chosen["logit_bias"] = {int(token): value for token, value in self.logit_bias.items()}
+        return SamplingParams(**{**defaults, **chosen, **own})
 
 
 _SAMPLING = tuple(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Verification, open_artifact
 from ..limits import RuntimeOptions
-from ..sampling_params import ignored_recommendations
+from ..sampling_params import notes_on_ignored
 from .listener import open_listener
 from .log import ServerLog
 from .settings import ServerSettings, recommended_defaults
@@ -72,10 +72,7 @@ def serve(
 def _notes_on(files: TokenizerFiles | None) -> list[str]:
     if files is None:
         return ["no tokenizer: prompts are token ids, and so are answers, in `token_ids`"]
-    return [
-        f"the checkpoint recommends {name} {value:g}: not built, ignored"
-        for name, value in ignored_recommendations(files.generation).items()
-    ]
+    return notes_on_ignored(files.generation)
 
 
 def _name_of(path: Path) -> str:

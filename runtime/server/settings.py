@@ -75,6 +75,9 @@ class ServerSettings:
     default_top_k: int = 0
     default_min_p: float = 0.0
     default_repetition_penalty: float = 1.0
+    default_logit_bias: tuple[tuple[int, float], ...] = ()
+    default_banned_token_ids: tuple[int, ...] = ()
+    default_stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):
@@ -95,7 +98,8 @@ class ServerSettings:
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """The defaults by the names of `SamplingParams`."""
-        return {name: getattr(self, f"default_{name}") for name in RECOMMENDED}
+        names = (*RECOMMENDED, "logit_bias", "banned_token_ids", "stop")
+        return {name: getattr(self, f"default_{name}") for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,5 +134,7 @@ def limits() -> Iterator[Limit]:
 
 def recommended_defaults(generation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The `default_*` settings that a checkpoint recommends for sampling, if it does."""
-    recommended = recommended_sampling(generation)
-    return {f"default_{name}": value for name, value in recommended.items()}
+    return {
+        f"default_{name}": tuple(value) if isinstance(value, list) else value
+        for name, value in recommended_sampling(generation).items()
+    }

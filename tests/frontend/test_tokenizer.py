@@ -16,7 +16,7 @@ from infc.frontend.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, write_tokeniz
 from infc.ir.errors import CheckpointError
 
 from ..checkpoints import CHAT_TEMPLATE, write_tokenizer_files
-from ..configs.base import BOS_ID, EOS_ID
+from ..configs.base import BOS_ID, EOS_ID, VOCAB_SIZE
 
 
 @pytest.fixture
@@ -66,6 +66,51 @@ def test_what_the_manifest_is_told(model: Path, tmp_path: Path) -> None:
     assert (files.bos, files.eos) == (BOS_ID, (EOS_ID, 3))
     assert files.generation == {"temperature": 0.7, "typical_p": 0.9}
     assert (tmp_path / "out" / TEMPLATE_FILE).read_text() == CHAT_TEMPLATE
+
+
+def test_ids_outside_the_vocabulary_are_left_out_and_named(model: Path, tmp_path: Path) -> None:
+    settings = {
+        "eos_token_id": [EOS_ID, 9999],
+        "suppress_tokens": [7, -1, 400],
+        "bad_words_ids": [[8], [9, 400], [EOS_ID]],
+        "sequence_bias": [[[5], -1.0], [[400], 2.0]],
+        "stop_strings": ["User:"],
+        "forced_eos_token_id": 5,
+        "temperature": 0.5,
+    }
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    lines: list[str] = []
+    files = write_tokenizer(model, tmp_path / "out", vocab_size=VOCAB_SIZE, log=lines.append)
+    assert files is not None
+    assert files.eos == (EOS_ID,)
+    assert files.generation == {
+        "suppress_tokens": [7],
+        "bad_words_ids": [[8]],
+        "sequence_bias": [[[5], -1.0]],
+        "stop_strings": ["User:"],
+        "forced_eos_token_id": 5,
+        "temperature": 0.5,
+    }
+    outside = f"left out: outside the vocabulary of {VOCAB_SIZE} tokens"
+    assert lines == [
+        f"eos_token_id 9999 {outside}",
+        f"bad_words_ids [9, 400] {outside}",
+        f"sequence_bias [[400], 2.0] {outside}",
+        f"suppress_tokens -1, 400 {outside}",
+        "generation_config.json sets bad_words_ids, sequence_bias, stop_strings, suppress_tokens: "
+        "the default of every request",
+    ]
+
+
+def test_end_tokens_of_the_part_that_is_compiled(model: Path, tmp_path: Path) -> None:
+    """Models with other inputs say them with the text part, above, or in both places."""
+    for above, expected in (({}, (5,)), ({"eos_token_id": [6, 7]}, (6, 7))):
+        part = {"model_type": "llama", "eos_token_id": 5}
+        config = {"model_type": "llava", "text_config": part, **above}
+        (model / "config.json").write_text(json.dumps(config))
+        files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+        assert files is not None
+        assert files.eos == expected
 
 
 def test_the_same_bytes_each_time(model: Path, tmp_path: Path) -> None:

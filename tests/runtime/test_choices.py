@@ -261,6 +261,21 @@ def test_the_checkpoint_recommends_and_the_caller_decides(tmp_path: Path) -> Non
     assert params == SamplingParams(temperature=0.7, repetition_penalty=1.2, max_tokens=3)
 
 
+def test_recommended_bans_and_stop_strings(tmp_path: Path) -> None:
+    with LLM(write_small_artifact(tmp_path / "plain")) as llm:
+        plain = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=8))[0].outputs[0]
+    unwanted = plain.token_ids[0]
+    generation = {"suppress_tokens": [unwanted], "stop_strings": ["no such text"]}
+    with LLM(write_small_artifact(tmp_path / "small", generation=generation)) as llm:
+        asked = llm.recommended_params(max_tokens=8)
+        assert asked.stop_strings == ("no such text",)
+        banned = llm.generate([[5, 6, 7]], asked)[0].outputs[0]
+        given = llm.recommended_params(max_tokens=8, banned_token_ids=(), stop=())
+        free = llm.generate([[5, 6, 7]], given)[0].outputs[0]
+    assert unwanted not in banned.token_ids
+    assert free.token_ids == plain.token_ids
+
+
 class Ascending:
     """A constraint with state: each token is greater than the one before."""
 

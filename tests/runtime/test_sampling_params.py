@@ -6,11 +6,15 @@ import dataclasses
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infc.ir.errors import RequestError
 from infc.runtime.sampling_params import (
+    RECOMMENDED,
     SamplingParams,
     ignored_recommendations,
+    notes_on_ignored,
     recommended_sampling,
 )
 
@@ -114,6 +118,62 @@ def test_recommendations() -> None:
     # The penalty is no matter of sampling: transformers applies it to the greedy as well.
     assert recommended_sampling({**sampled, "do_sample": False}) == {"repetition_penalty": 1.1}
     assert recommended_sampling(None) == {}
+
+
+def test_recommended_lists_hold_for_greedy_answers_too() -> None:
+    generation = {
+        "suppress_tokens": [9, 5],
+        "bad_words_ids": [[7], [1, 2]],
+        "sequence_bias": [[[3], -1.5], [[4, 5], 2.0], [[6], -500.0], [[3], -2.0]],
+        "stop_strings": "User:",
+    }
+    assert recommended_sampling(generation) == {
+        "banned_token_ids": [5, 7, 9],
+        "logit_bias": [(3, -2.0)],
+        "stop": ["User:"],
+    }
+    SamplingParams(**recommended_sampling(generation))
+    # What concerns several tokens, or lies out of range, is not built.
+    assert ignored_recommendations(generation) == {
+        "bad_words_ids": [[1, 2]],
+        "sequence_bias": [[[4, 5], 2.0], [[6], -500.0]],
+    }
+    many = {"stop_strings": [str(i) for i in range(17)]}
+    assert recommended_sampling(many) == {}
+    assert ignored_recommendations(many) == many
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            (
+                *(*RECOMMENDED, "suppress_tokens", "bad_words_ids", "sequence_bias"),
+                *("stop_strings", "do_sample", "no_repeat_ngram_size"),
+                *("forced_eos_token_id", "something_new"),
+            )
+        ),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-2, 9) | st.floats(-200, 200) | st.text(),
+            lambda inner: st.lists(inner, max_size=3),
+        ),
+    )
+)
+def test_whatever_is_recommended_makes_requests_that_hold(generation: dict[str, Any]) -> None:
+    """And nothing that would change an answer is dropped without a word."""
+    used = recommended_sampling(generation)
+    SamplingParams(**used)
+    told = ignored_recommendations(generation)
+    assert len(notes_on_ignored(generation)) == len(told)
+    sampled = bool(generation.get("do_sample"))
+    for name in RECOMMENDED:
+        if name in generation and (sampled or name == "repetition_penalty"):
+            assert (name in used) != (name in told), name
+    for name in ("suppress_tokens", "bad_words_ids", "sequence_bias", "stop_strings"):
+        if generation.get(name):
+            assert name in told or used.keys() & {"banned_token_ids", "logit_bias", "stop"}, name
+    for name in ("forced_eos_token_id", "something_new"):
+        if generation.get(name):
+            assert name in told
 
 
 def test_recommendations_that_are_not_built() -> None:

@@ -51,6 +51,23 @@ def test_recommendations_that_are_ignored(tmp_path: Path) -> None:
         ]
 
 
+def test_recommended_lists_are_what_a_request_leaves_out(tmp_path: Path) -> None:
+    body = {**BODY, "return_token_ids": True}
+
+    def answer(url: str, **more: Any) -> list[int]:
+        answered = httpx.post(f"{url}/v1/completions", json={**body, **more}, timeout=30).json()
+        ids: list[int] = answered["choices"][0]["token_ids"]
+        return ids
+
+    with served(write_small_artifact(tmp_path / "plain/small")) as (_, url):
+        plain = answer(url, temperature=0)
+    generation = {"suppress_tokens": plain[:1], "sequence_bias": [[plain[1:2], -100.0]]}
+    with served(write_small_artifact(tmp_path / "small", generation=generation)) as (popen, url):
+        assert plain[0] not in answer(url, temperature=0)
+        assert answer(url, temperature=0, banned_token_ids=[], logit_bias={}) == plain
+        assert stop(popen) == ["stopping"]
+
+
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     bare = write_small_artifact(tmp_path / "small", with_tokenizer=False)
     with served(bare) as (popen, url):
