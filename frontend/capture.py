@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..ir.errors import InfcError, UnsupportedModelError
+from .config import text_part
 from .layers import LayerStack, NotRepeatableError, mark_layers
 from .quiet import quiet_export
 from .sdpa import see_attention
@@ -99,7 +100,7 @@ def _capture(
     config: Any, dtype: torch.dtype, max_context: int, log: Callable[[str], None], *, repeat: bool
 ) -> Capture:
     skeleton = build_skeleton(config, dtype, max_context, log)
-    num_layers = int(config.num_hidden_layers)
+    num_layers = int(text_part(config).num_hidden_layers)
     stack = mark_layers(skeleton.model, num_layers, repeat=repeat)
     tokens = torch.export.Dim("T", min=1, max=_MAX_SYMBOL)
     rows = torch.export.Dim("R", min=1, max=_MAX_SYMBOL)

@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
-    """The transformers configuration of a checkpoint directory, with its text part alone.
+    """The transformers configuration of a checkpoint directory; `text_part` is what is compiled.
 
     Raises CheckpointError for a missing, malformed or absurd `config.json`,
     UnsupportedModelError for what infc does not compile.
@@ -65,7 +65,7 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
         # Each configuration class validates in its own way, and raises what it likes.
         raise CheckpointError(f"is not valid: {_one_line(error)}", where=str(path)) from error
     _check_supported(config, path)
-    _check_sizes(config, path)
+    _check_sizes(text_part(config), path)
     return config
 
 
@@ -84,22 +84,31 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def text_part(config: Any) -> Any:
+    """The configuration of the part that reads and writes text: of most models, all of it."""
+    return config.get_text_config(decoder=True)
+
+
 def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> None:
     from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
 
     kind = raw.get("model_type")
     if not isinstance(kind, str):
         raise CheckpointError("does not say model_type", where=str(path))
-    if "quantization_config" in raw:
-        method = raw["quantization_config"]
+    method = _quantization(raw)
+    if method is not None:
         name = method.get("quant_method") if isinstance(method, dict) else method
         raise UnsupportedModelError(
             f"the checkpoint is quantised already ({name}), which is not supported",
             where=str(path),
             hint="start from weights in bfloat16 or float32, and let the recipe quantise them",
         )
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    if kind in known:
         return
     if "auto_map" in raw:
         if allow_remote_code:
@@ -111,7 +120,7 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
         )
     if kind in CONFIG_MAPPING:
         raise UnsupportedModelError(f"{kind} is not a causal language model", where=str(path))
-    near = difflib.get_close_matches(kind, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), 1)
+    near = difflib.get_close_matches(kind, list(known), 1)
     raise UnsupportedModelError(
         f"unknown model type {kind!r}",
         where=str(path),
@@ -119,62 +128,100 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
     )
 
 
+def _quantization(raw: dict[str, Any]) -> Any:
+    """What a configuration, or that of its text part, says of quantisation; null says nothing."""
+    part = raw.get("text_config")
+    places = (raw, part if isinstance(part, dict) else {})
+    methods = (place.get("quantization_config") for place in places)
+    return next((method for method in methods if method is not None), None)
+
+
 def _check_supported(config: Any, path: Path) -> None:
     where = str(path)
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{kind} has an encoder", where=where)
-    if getattr(config, "alibi", False):
+    text = text_part(config)
+    kind = text.model_type
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{config.model_type} has an encoder", where=where)
+    if getattr(text, "alibi", False):
         raise UnsupportedModelError(f"{kind} uses alibi, which is not supported", where=where)
-    _check_attention(config, where)
-    if getattr(config, "num_attention_heads", None) is None:
+    if attention_call(config) is None:
+        raise UnsupportedModelError(
+            f"{config.model_type} computes attention in code of its own, which infc does not see",
+            where=where,
+        )
+    if None in _values(text, "num_attention_heads"):
         raise UnsupportedModelError(f"{kind} has no attention heads", where=where)
-    for layer, one in enumerate(getattr(config, "layer_types", None) or ()):
+    for layer, one in enumerate(getattr(text, "layer_types", None) or ()):
         if one not in _LAYER_TYPES:
             raise UnsupportedModelError(
                 f"layer {layer} of {kind} is of type {one}, not attention", where=where
             )
 
 
-def _check_attention(config: Any, where: str) -> None:
-    """The model's class must compute attention where infc listens."""
-    if attention_call(config) is None:
-        raise UnsupportedModelError(
-            f"{config.model_type} computes attention in code of its own, which infc does not see",
-            where=where,
-        )
-
-
 def attention_call(config: Any) -> Literal["interface", "sdpa"] | None:
     """What a model computes attention by: the library's attention interface, torch's own function
     alone, or neither."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    model = model_class(config)
+    if model is None:
         return "interface"  # code of the checkpoint's own, which was allowed: capture decides
-    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if model._can_set_attn_implementation():
         return "interface"
     return "sdpa" if model._supports_sdpa else None
 
 
+def model_class(config: Any) -> Any:
+    """The library's class of a model; None for code of the checkpoint's own.
+
+    A model that also takes images or sounds is built whole: what text alone goes through then is
+    what the library itself computes for text.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    )
+
+    for known in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
+        if type(config) in known:
+            return known[type(config)]
+    return None
+
+
+def _values(config: Any, name: str) -> list[Any]:
+    """An attribute's value, or the values of all layers where layers differ; None for absent."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # the library's word for a value that is not one for all layers
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return value if isinstance(value, list) and value else [value]
+
+
 def _check_sizes(config: Any, path: Path) -> None:
     where = str(path)
     for name, bound in _BOUNDS.items():
-        value = getattr(config, name, None)
-        if value is None and name not in _REQUIRED:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= bound:
-            raise CheckpointError(f"{name} is {value!r}, expected 1 to {bound}", where=where)
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    if heads % groups:
+        for value in _values(config, name):
+            if value is None and name not in _REQUIRED:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= bound:
+                raise CheckpointError(f"{name} is {value!r}, expected 1 to {bound}", where=where)
+    heads = _values(config, "num_attention_heads")
+    groups = _values(config, "num_key_value_heads")
+    sizes = _values(config, "head_dim")
+    for layer in range(max(len(heads), len(groups), len(sizes))):
+        own = [values[layer % len(values)] for values in (heads, groups, sizes)]
+        _check_heads(_values(config, "hidden_size")[0], own[0], own[1], own[2], where)
+
+
+def _check_heads(
+    hidden_size: int, heads: int, groups: int | None, size: int | None, where: str
+) -> None:
+    """Query heads share key-value heads evenly, and without a size of their own the hidden one."""
+    if heads % (groups or heads):
         raise CheckpointError(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}",
             where=where,
         )
-    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
+    if size is None and hidden_size % heads:
         raise CheckpointError(
-            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}",
+            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}",
             where=where,
         )

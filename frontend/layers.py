@@ -55,11 +55,16 @@ class LayerStack:
 
 
 def find_decoder_layers(model: Any, num_layers: int) -> tuple[str, torch.nn.ModuleList] | None:
-    """The one outermost module list of `num_layers` layers and its name; None where none is."""
+    """The one outermost module list of `num_layers` layers and its name; None where none is.
+
+    What a model has beside its decoder, such as a part for images, is left out.
+    """
+    decoder = set(model.get_decoder().modules()) if hasattr(model, "get_decoder") else None
     found = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+        if decoder is None or module in decoder
     ]
     outer = [
         (name, module)
@@ -169,7 +174,7 @@ def _signature(module: torch.nn.Module) -> tuple[Any, ...]:
     own = sorted(
         (key, _attribute(value))
         for key, value in vars(module).items()
-        if key not in _IGNORED and not key.startswith("_")
+        if (key not in _IGNORED and not key.startswith("_")) or _is_of_one_layer(value)
     )
     tensors = [
         (key, None if tensor is None else (tuple(tensor.shape), str(tensor.dtype)))
@@ -180,7 +185,14 @@ def _signature(module: torch.nn.Module) -> tuple[Any, ...]:
     return (type(module).__qualname__, tuple(own), tuple(tensors), tuple(children))
 
 
+def _is_of_one_layer(value: Any) -> bool:
+    """Whether it is a configuration that the library made for one layer: they may differ."""
+    return hasattr(value, "per_layer_config") and hasattr(value, "skip")
+
+
 def _attribute(value: Any) -> str:
+    if _is_of_one_layer(value):
+        return _attribute(vars(value))
     if isinstance(value, (_PLAIN, torch.dtype, torch.Size)):
         return f"{type(value).__name__} {value!r}"
     if isinstance(value, (tuple, list)):

@@ -15,7 +15,7 @@ from ..ir.torch_types import to_torch
 from ..ir.types import DType, SymbolRange
 from ..ir.verify import verify
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import read_config
+from .config import read_config, text_part
 
 DTypeName = Literal["float32", "bfloat16", "auto"]
 Log = Callable[[str], None]
@@ -46,7 +46,10 @@ def load_model(
     config = read_config(directory, allow_remote_code=allow_remote_code)
     checkpoint = open_checkpoint(directory)
     compute = _choose_dtype(dtype, checkpoint, log)
-    context = _choose_context(config, max_context)
+    text = text_part(config)
+    if text is not config:
+        log(f"{config.model_type} is compiled for text alone: its other inputs are left out")
+    context = _choose_context(text, max_context)
     program = _capture(config, checkpoint, compute, context, log)
     program = replace(
         program,
@@ -139,7 +142,8 @@ def _dynamic_factor(config: Any) -> float:
 
 
 def _spec(config: Any, capture: Any, program: Program, max_context: int) -> ModelSpec:
-    num_layers = int(config.num_hidden_layers)
+    text = text_part(config)
+    num_layers = int(text.num_hidden_layers)
     by_layer: dict[int, Node] = {}
     for node in program.nodes:
         if node.op == "attention":
@@ -156,21 +160,31 @@ def _spec(config: Any, capture: Any, program: Program, max_context: int) -> Mode
     vocabulary = program.outputs[0].type.shape[-1]
     numbers = (heads, first.values()[1].type.shape[1], head_dim, vocabulary)
     num_heads, num_kv_heads, head_size, vocab_size = (int(str(number)) for number in numbers)
-    state = capture.skeleton.model.state_dict()
     return ModelSpec(
         architecture=config.model_type,
         num_layers=num_layers,
-        hidden_size=int(config.hidden_size),
+        hidden_size=int(text.hidden_size),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_size,
         vocab_size=vocab_size,
         max_context=max_context,
         windows=tuple(_window(by_layer.get(layer)) for layer in range(num_layers)),
-        num_parameters=sum(
-            state[name].numel() for name in set(capture.skeleton.parameters.values())
-        ),
+        num_parameters=_num_parameters(capture.skeleton, whole=text is config),
     )
+
+
+def _num_parameters(skeleton: Any, *, whole: bool) -> int:
+    """Numbers that the model holds; without `whole`, those that text goes through."""
+    model, names = skeleton.model, skeleton.parameters
+    state = model.state_dict(keep_vars=True)
+    kept = set(names.values())
+    if not whole:
+        used = {id(one) for one in model.get_decoder().state_dict(keep_vars=True).values()}
+        head = model.get_output_embeddings()
+        used |= {id(one) for one in head.state_dict(keep_vars=True).values()} if head else set()
+        kept = {name for name in kept if id(state[name]) in used}
+    return sum(state[name].numel() for name in kept)
 
 
 def _window(node: Node | None) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from ..ir.errors import UnsupportedModelError
@@ -49,10 +49,11 @@ def build_skeleton(
     config = copy.deepcopy(config)  # building writes the implementation's name into it
     try:
         with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = _auto_class(config).from_config(
                 config, attn_implementation=implementation, dtype=dtype
             )
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+    except Exception as error:
+        # Whatever the model's own code, or a library that it wants, does not find or expect.
         raise UnsupportedModelError(
             f"{config.model_type} cannot be built: {_first_line(error)}"
         ) from error
@@ -74,6 +75,13 @@ def build_skeleton(
     return Skeleton(model, mode, buffers, parameters)
 
 
+def _auto_class(config: Any) -> Any:
+    """What builds a model of `config`: one of text alone, unless the library knows it as more."""
+    causal, multimodal = AutoModelForCausalLM, AutoModelForMultimodalLM
+    more = type(config) in multimodal._model_mapping and type(config) not in causal._model_mapping
+    return multimodal if more else causal
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -91,7 +99,11 @@ def _keep_wide(model: Any, dtype: torch.dtype) -> None:
 
 def _compute_buffers(model: Any) -> None:
     """Gives every buffer outside the checkpoint its real value, as the library initialises it."""
+    owners: dict[str, Any] = {}
     for name, module in model.named_modules():
+        # A part that is a model itself initialises what lies in it.
+        owner = owners.get(name.rpartition(".")[0], model)
+        owner = owners[name] = module if isinstance(module, PreTrainedModel) else owner
         pending = []
         for key in sorted(module._non_persistent_buffers_set):
             buffer = module._buffers[key]
@@ -104,7 +116,7 @@ def _compute_buffers(model: Any) -> None:
         if not pending:
             continue
         with torch.no_grad():
-            model._init_weights(module)
+            owner._init_weights(module)
         for key in pending:
             value = module._buffers[key]
             unset = value.isnan() if value.is_floating_point() else value == _unset(value.dtype)

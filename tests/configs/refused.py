@@ -64,6 +64,19 @@ REFUSED: dict[str, Refused] = {
         {**COMMON, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
         "layer 1 of minimax is of type linear_attention",
     ),
+    "longcat_flash": Refused(
+        "longcat_flash",
+        {
+            **{key: COMMON[key] for key in ("vocab_size", "hidden_size", "num_attention_heads")},
+            "num_layers": 2,
+            "ffn_hidden_size": 96,
+            "expert_ffn_hidden_size": 48,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+        },
+        "longcat_flash cannot be exported",
+    ),
     "codegen": Refused(
         "codegen", {**GPT, "rotary_dim": 16}, "codegen computes attention in code of its own"
     ),

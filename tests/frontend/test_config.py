@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,14 @@ def with_config(llama: Path, directory: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("arch", REFUSED)
-def test_refused_with_the_reason(arch: str, tmp_path: Path) -> None:
+def test_refused_with_the_reason(
+    arch: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     make_checkpoint(arch, tmp_path)
+    capfd.readouterr()
     with pytest.raises(UnsupportedModelError, match=REFUSED[arch].reason):
         load_model(tmp_path, log=no_log)
+    assert capfd.readouterr() == ("", "")  # whatever torch or transformers have to say
 
 
 ABSURD: dict[str, list[object]] = {
@@ -74,7 +79,6 @@ def test_malformed_file(text: str, tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.sampled_from(sorted(COMMON)), st.none() | st.integers()))
 def test_any_integers_load_or_are_refused(changes: dict[str, int | None]) -> None:
-    import json
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
@@ -117,6 +121,37 @@ def test_code_of_the_checkpoint_never_runs(llama: Path, tmp_path: Path) -> None:
 def test_quantised_checkpoint(method: str, llama: Path, tmp_path: Path) -> None:
     with_config(llama, tmp_path, quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedModelError, match=rf"quantised already \({method}\)"):
+        read_config(tmp_path)
+
+
+def test_a_quantization_that_is_null_is_none(llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    assert load_model(tmp_path, log=no_log).spec.num_layers == 4
+
+
+def test_sizes_that_differ_by_layer(tmp_path: Path) -> None:
+    """As lists, or as what a layer has of its own: each of them is checked."""
+    wide = {**COMMON, "head_dim": 16, "pad_token_id": 0, "model_type": "gemma4_text"}
+    for own, message in (
+        ({"head_dim": 32}, None),
+        ({"head_dim": -8}, "head_dim is -8, expected 1"),
+        ({"num_attention_heads": 6}, None),
+        ({"num_attention_heads": 3}, "num_attention_heads 3 is not a multiple"),
+    ):
+        config = {**wide, "per_layer_config": {"2": own}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if message is None:
+            assert read_config(tmp_path).per_layer_config[2].head_dim in (16, 32)
+            continue
+        with pytest.raises(CheckpointError, match=message):
+            read_config(tmp_path)
+    lists = {**COMMON, "model_type": "gemma3n_text", "intermediate_size": [96, 96, 48, 96]}
+    (tmp_path / "config.json").write_text(json.dumps(lists))
+    assert read_config(tmp_path).intermediate_size == [96, 96, 48, 96]
+    (tmp_path / "config.json").write_text(json.dumps({**lists, "intermediate_size": [96, 0] * 2}))
+    with pytest.raises(CheckpointError, match="intermediate_size is 0, expected 1"):
         read_config(tmp_path)
 
 
