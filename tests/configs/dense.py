@@ -135,6 +135,17 @@ DENSE: dict[str, Config] = {
         },
         "a rope for windows and another for full attention",
     ),
+    "gemma3-one-kv-head": Config(
+        "gemma3_text",
+        {
+            **COMMON,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        "one key-value head",
+    ),
     "phi": Config(
         "phi",
         {**COMMON, "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 10000.0}},

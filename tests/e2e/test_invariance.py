@@ -36,6 +36,7 @@ OTHERS = [
     if arch == small.kind and Build(arch) not in CASES
 ]
 OTHERS += [Build(arch, sets=INT8) for arch, small in CONFIGS.items() if arch == small.kind]
+OTHERS += [Build("gemma3-one-kv-head", dtype="bfloat16")]
 """Every other architecture, and every one in int8: with a few examples."""
 
 FAMILIES: dict[str, Settings] = {

@@ -122,8 +122,7 @@ def test_one_kv_head_is_fused_as_several_are(arch: str, dtype: str, tmp_path: Pa
 
 
 def test_one_head_altogether_is_fused_too(tmp_path: Path) -> None:
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    program, _ = compiled("llama", tmp_path, **heads)
+    program, _ = compiled("llama", tmp_path, num_attention_heads=1, num_key_value_heads=1)
     counts = Counter(node.op for node in program.nodes)
     assert counts["rope_kv_write"] == LAYERS
     assert counts["linear"] == 4 * LAYERS + 1
