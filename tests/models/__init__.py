@@ -1,0 +1,1 @@
+"""Models that were trained, fetched from a package registry."""

@@ -1,0 +1,79 @@
+"""Trained models compile, answer sensibly, and give the likelihoods that transformers gives."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import infc
+from infc.driver.evaluate import evaluate_text
+from infc.ir.artifact import Artifact
+from infc.ir.text import parse_program
+
+from .packaged import GEMMA3, SMOLLM2, NotFetchedError, PackagedModel
+
+pytestmark = [pytest.mark.models, pytest.mark.slow]
+
+BUILT = Path(__file__).resolve().parents[2] / "build/models"
+ROOT = Path(os.environ.get("INFC_TEST_MODELS", BUILT))
+TEXT = (
+    "The Thames rises at Thames Head in Gloucestershire and flows through Oxford, Reading, Henley "
+    "and Windsor before it reaches London. Its tides are felt as far as Teddington, where the "
+    "first lock stands; below it the river is navigable by large vessels as far as the Pool."
+)
+
+
+def compiled(model: PackagedModel, place: Path) -> tuple[Path, Artifact]:
+    """The checkpoint, and its artifact in the checkpoint's own type."""
+    try:
+        checkpoint = model.directory(ROOT)
+    except NotFetchedError as error:
+        pytest.skip(f"not to be had from the package registry: {error}")
+    sets = ["runtime.max_context=1024", "runtime.step_tokens=128", "runtime.max_sequences=4"]
+    return checkpoint, infc.compile(checkpoint, place, overrides=sets, cache=False)
+
+
+def nats_of_transformers(checkpoint: Path, text: str) -> float:
+    """The total negative log-likelihood of a text, in float32."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        log_p = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
+    return -float(log_p[:-1].gather(1, ids[0, 1:, None]).sum())
+
+
+def test_smollm2_chats(tmp_path: Path) -> None:
+    checkpoint, artifact = compiled(SMOLLM2, tmp_path / "smollm2")
+    with infc.LLM(artifact, kv_memory="64MiB") as llm:
+        params = llm.recommended_params(max_tokens=24)
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        first = llm.chat(question, params).outputs[0]
+        said = [*question, {"role": "assistant", "content": first.text}]
+        second = llm.chat([*said, {"role": "user", "content": "And of Italy?"}], params).outputs[0]
+    assert "Paris" in first.text and first.finish_reason == "stop"
+    assert "Rome" in second.text
+    expected = nats_of_transformers(checkpoint, TEXT)
+    assert evaluate_text(artifact, TEXT).nats == pytest.approx(expected, rel=0.01)
+
+
+def test_gemma_goes_on_with_a_text(tmp_path: Path) -> None:
+    checkpoint, artifact = compiled(GEMMA3, tmp_path / "gemma")
+    with infc.LLM(artifact, kv_memory="64MiB") as llm:
+        (answer,) = llm.generate(
+            ["The capital of France is Paris. The capital of Italy is"],
+            llm.recommended_params(max_tokens=8),
+        )
+    assert "Rome" in answer.outputs[0].text
+    expected = nats_of_transformers(checkpoint, TEXT)
+    assert evaluate_text(artifact, TEXT).nats == pytest.approx(expected, rel=0.01)
+    # One key-value head: its projections are one product, its rotation is part of the write.
+    program = parse_program((artifact.path / "program.ir").read_text())
+    counts = Counter(node.op for node in program.nodes)
+    assert counts["linear"] == 4 * 18 + 1
+    assert counts["rope_kv_write"] == 18
