@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def checked_ids(token_ids: Sequence[int], vocab_size: int) -> CheckedIds:
     if ids and not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(t for t in ids if type(t) is not int or not 0 <= t < vocab_size)
         raise RequestError(
-            f"{wrong!r:.80} is no token id, they are 0..{vocab_size - 1}", field="prompt"
+            f"{reprlib.repr(wrong)} is no token id, they are 0..{vocab_size - 1}", field="prompt"
         )
     return ids
 

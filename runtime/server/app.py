@@ -22,7 +22,7 @@ from .answers import (
     ModelList,
     Version,
 )
-from .bodies import read_request
+from .bodies import BodyReader
 from .chat import create_chat
 from .completions import create_completion
 from .disconnect import CancelOnDisconnect
@@ -85,11 +85,15 @@ def create_app(
 
 def _key_check(key: str | None) -> Callable[[Request], Awaitable[None]]:
     """Refuses a request without the key, before anything of it is read."""
-    expected = None if key is None else f"Bearer {key}".encode()
+    expected = None if key is None else key.encode()
 
     async def check(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
-        if expected is not None and not hmac.compare_digest(given, expected):
+        scheme, _, credentials = given.partition(b" ")
+        if expected is not None and not (
+            # Compared in any case, so that the time says nothing of either.
+            hmac.compare_digest(credentials.strip(b" "), expected) and scheme.lower() == b"bearer"
+        ):
             raise ApiError(
                 401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key"
             )
@@ -99,6 +103,7 @@ def _key_check(key: str | None) -> Callable[[Request], Awaitable[None]]:
 
 def _add_generation(router: APIRouter, service: Service) -> None:
     settings = service.settings
+    bodies = BodyReader(settings, service.workers, service.max_context)
 
     @router.post(
         "/completions",
@@ -107,8 +112,8 @@ def _add_generation(router: APIRouter, service: Service) -> None:
     )
     async def completions(request: Request) -> Response:
         """Continues prompts."""
-        body = await read_request(request, CompletionRequest, settings)
-        return await create_completion(service, body, record_of(request.scope))
+        async with bodies.read(request, CompletionRequest) as body:
+            return await create_completion(service, body, record_of(request.scope))
 
     @router.post(
         "/chat/completions",
@@ -117,8 +122,8 @@ def _add_generation(router: APIRouter, service: Service) -> None:
     )
     async def chat_completions(request: Request) -> Response:
         """Continues a conversation."""
-        body = await read_request(request, ChatRequest, settings)
-        return await create_chat(service, body, record_of(request.scope))
+        async with bodies.read(request, ChatRequest) as body:
+            return await create_chat(service, body, record_of(request.scope))
 
 
 def _add_models(router: APIRouter, service: Service) -> None:

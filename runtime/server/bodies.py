@@ -4,87 +4,88 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
-from collections import Counter
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
 
 from .errors import ApiError
-from .protocol import ChatMessage, GenerationRequest, StreamOptions, TextPart
+from .json_body import SMALL_BYTES, parse_json
+from .memory import release_memory
+from .protocol import IGNORED, ChatMessage, GenerationRequest, StreamOptions, TextPart
 from .settings import ServerSettings
+from .workers import Workers
 
+_BODIES_AT_ONCE = 32  # of the greatest length
+_MUCH_BYTES = 16 << 20  # of bodies, after which the memory that they took is given back
 _Request = TypeVar("_Request", bound=GenerationRequest)
 
 
-async def read_request(
-    request: Request, kind: type[_Request], settings: ServerSettings
-) -> _Request:
-    """Reads, parses and checks the body of `request`. Raises ApiError."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        # Also what keeps a page in a browser from posting here without asking first.
-        raise ApiError(415, "the body must have the content type application/json")
-    try:
-        async with asyncio.timeout(settings.body_seconds):
-            body = await _read_body(request, settings.max_body_bytes)
-    except TimeoutError:
-        raise ApiError(408, "the body did not arrive in time") from None
-    return check_fields(parse_json(body), kind, settings.max_messages)
+class BodyReader:
+    """Reads bodies, a long one beside the event loop; bounds what all of them take together."""
 
+    def __init__(self, settings: ServerSettings, workers: Workers, max_context: int) -> None:
+        self._settings = settings
+        self._workers = workers
+        # More ids than this could not be served, however they are spread over prompts.
+        self._max_integers = {"prompt": settings.max_prompts * max_context}
+        self._room = self._all_room = _BODIES_AT_ONCE * settings.max_body_bytes
+        self._freed = 0
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+    @asynccontextmanager
+    async def read(self, request: Request, kind: type[_Request]) -> AsyncIterator[_Request]:
+        """The checked request of a body, whose memory counts until the context is left.
+
+        Raises ApiError.
+        """
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":
+            # Also what keeps a page in a browser from posting here without asking first.
+            raise ApiError(415, "the body must have the content type application/json")
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(self._settings.body_seconds):
+                    await self._receive(request, body)
+            except TimeoutError:
+                raise ApiError(408, "the body did not arrive in time") from None
+            size = len(body)
+            if size <= SMALL_BYTES:
+                checked = self._check(body, kind)
+            else:
+                checked = await self._workers.run(self._check, body, kind)
+            yield checked
+        finally:
+            self._room += len(body)
+            self._freed += len(body)
+            if self._freed >= _MUCH_BYTES and self._room == self._all_room:
+                self._freed = 0
+                self._workers.start(release_memory)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        limit = self._settings.max_body_bytes
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
             raise _too_large(limit)
-    return bytes(body)
+        async for chunk in request.stream():
+            body += chunk
+            self._room -= len(chunk)
+            if len(body) > limit:
+                raise _too_large(limit)
+            if self._room < 0 and len(body) > SMALL_BYTES:
+                raise ApiError(
+                    503, "too many long bodies are held", code="bodies_full", retry_seconds=1
+                )
+
+    def _check(self, body: bytearray, kind: type[_Request]) -> _Request:
+        fields = parse_json(body, self._max_integers)
+        return check_fields(fields, kind, self._settings.max_messages)
 
 
 def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes", code="body_too_large")
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The object that a body holds: UTF-8, no NaN, no key twice, no half of a character."""
-    try:
-        text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
-        if "\\u" in text:  # an escape may be half a surrogate pair, which no tokenizer takes
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise _not_json("it is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise _not_json(f"byte {error.start} is not UTF-8") from None
-    except UnicodeEncodeError:
-        raise _not_json("it holds half of a surrogate pair") from None
-    except ValueError as error:  # also of an integer with thousands of digits
-        raise _not_json(str(error)) from None
-    if not isinstance(value, dict):
-        raise _not_json("it is not an object")
-    return value
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"the key {twice[:80]!r} is there twice")
-    return result
-
-
-def _not_json(reason: str) -> ApiError:
-    return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
 
 
 def check_fields(body: dict[str, Any], kind: type[_Request], max_messages: int = 4096) -> _Request:
@@ -96,6 +97,10 @@ def check_fields(body: dict[str, Any], kind: type[_Request], max_messages: int =
     if isinstance(messages, list):
         if len(messages) > max_messages:
             raise _refused("messages", f"has {len(messages)} of at most {max_messages}", "too_long")
+        num_parts = sum(map(_num_parts, messages))
+        if num_parts > max_messages:
+            reason = f"have {num_parts} parts of at most {max_messages}"
+            raise _refused("messages", reason, "too_long")
         fields["messages"] = [_settle_message(m, f"messages[{i}]") for i, m in enumerate(messages)]
     try:
         request = kind.model_validate(fields)
@@ -103,7 +108,13 @@ def check_fields(body: dict[str, Any], kind: type[_Request], max_messages: int =
         raise _explain(error) from None
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options needs stream: true", param="stream_options")
-    return request
+    # Nobody reads them, and they may be as long as the body.
+    return request.model_copy(update=dict.fromkeys(IGNORED))
+
+
+def _num_parts(message: Any) -> int:
+    content = message.get("content") if isinstance(message, dict) else None
+    return len(content) if isinstance(content, list) else 0
 
 
 def _settle_message(message: Any, place: str) -> Any:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from ...ir.errors import RequestError
 from ..outputs import CompletionOutput, RequestOutput
 from .answering import Job, answer
+from .encoding import Shared
 from .errors import ApiError
 from .logprobs import chat_logprobs, prompt_logprobs
 from .protocol import ChatRequest
@@ -99,7 +100,7 @@ class _Turns:
     def _prompt(self, output: RequestOutput) -> dict[str, Any]:
         if self._num_prompt_top is not None and output.prompt_logprobs is not None:
             entries = prompt_logprobs(output.prompt_logprobs, self._texts, self._num_prompt_top)
-            self._of_prompt = {"prompt_logprobs": entries}  # with the first output alone
+            self._of_prompt = {"prompt_logprobs": Shared(entries)}  # with the first output alone
         return self._of_prompt
 
     def _rest(self, part: CompletionOutput) -> dict[str, Any]:

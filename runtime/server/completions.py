@@ -10,6 +10,7 @@ from starlette.responses import Response
 from ...ir.errors import RequestError
 from ..outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from .answering import Job, answer
+from .encoding import Joined, Shared
 from .errors import ApiError
 from .generation import Prompt
 from .logprobs import completion_logprobs, echoed_logprobs, prompt_logprobs
@@ -42,7 +43,7 @@ async def create_completion(
         prompt_logprobs=_num_prompt_logprobs(request),
         best_of=request.best_of,
     )
-    token_ids = [await service.encode(prompt) for prompt in prompts]
+    token_ids = await service.encode(prompts)
     shape = _Choices(service, request, prompts)
     return await answer(service, Job(request, token_ids, params, shape), record)
 
@@ -94,6 +95,9 @@ class _Choices:
         self._begins: dict[int, int] = {}  # of answers behind a prompt that is echoed
         self._held: dict[int, list[TokenLogprobs]] = {}
         self._entries: dict[int, Sequence[TokenLogprobs | None]] = {}  # by prompt
+        # What all choices of a prompt have in common.
+        self._echoes: dict[int, tuple[str, dict[str, Shared] | None]] = {}
+        self._of_prompts: dict[int, Shared] = {}
 
     def whole(self, index: int, output: RequestOutput, part: CompletionOutput) -> dict[str, Any]:
         """A choice of a whole answer."""
@@ -105,29 +109,41 @@ class _Choices:
         if logprobs is None:  # not asked for, or max_tokens is 0
             logprobs = echoed
         elif echoed is not None:
-            logprobs = {name: echoed[name] + values for name, values in logprobs.items()}
+            logprobs = {name: Joined((echoed[name], logprobs[name])) for name in logprobs}
         return {**opening, **choice, "text": opening["text"] + part.text, "logprobs": logprobs}
 
     def opening(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
         """The prompt, where it is to be echoed, and its log-probabilities, where asked for."""
-        request, texts = self._request, self._service.token_texts
+        request = self._request
         number = index // request.n
         if output.prompt_logprobs is not None:  # with the first output alone
             self._entries[number] = output.prompt_logprobs
         if not request.echo and request.prompt_logprobs is None:
             return None
-        text, logprobs = "", None
-        if request.echo:
-            prompt = self._prompts[number]
-            text = prompt if isinstance(prompt, str) else self._service.text_of(prompt)
-            if request.logprobs is not None:
-                ids, entries = output.prompt_token_ids, self._entries[number]
-                logprobs = echoed_logprobs(ids, entries, text, texts, request.logprobs)
-                self._begins[index] = len(text)
+        text, logprobs = self._echo(number, output) if request.echo else ("", None)
+        if logprobs is not None:
+            self._begins[index] = len(text)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-        if (top := request.prompt_logprobs) is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(self._entries[number], texts, top)
+        if request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = self._of_prompt(number, request.prompt_logprobs)
         return choice
+
+    def _echo(self, number: int, output: RequestOutput) -> tuple[str, dict[str, Shared] | None]:
+        if number not in self._echoes:
+            prompt, top, logprobs = self._prompts[number], self._request.logprobs, None
+            text = prompt if isinstance(prompt, str) else self._service.text_of(prompt)
+            if top is not None:
+                ids, entries = output.prompt_token_ids, self._entries[number]
+                lists = echoed_logprobs(ids, entries, text, self._service.token_texts, top)
+                logprobs = {name: Shared(values) for name, values in lists.items()}
+            self._echoes[number] = text, logprobs
+        return self._echoes[number]
+
+    def _of_prompt(self, number: int, top: int) -> Shared:
+        if number not in self._of_prompts:
+            entries = prompt_logprobs(self._entries[number], self._service.token_texts, top)
+            self._of_prompts[number] = Shared(entries)
+        return self._of_prompts[number]
 
     def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         """What a step added to a choice."""

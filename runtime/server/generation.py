@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
-from ..outputs import RequestOutput, merge_outputs
+from ..outputs import RequestOutput
 from .errors import ApiError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ async def each_output(
         await asyncio.gather(*pulls, return_exceptions=True)
 
 
-async def gather_outputs(outputs: Outputs, count: int) -> list[RequestOutput]:
-    """The whole answer to each of `count` prompts, in their order."""
+async def gather_outputs(outputs: Outputs, count: int) -> list[list[RequestOutput]]:
+    """What steps gave to each of `count` prompts, in their order."""
     parts: list[list[RequestOutput]] = [[] for _ in range(count)]
     async for index, output in outputs:
         parts[index].append(output)
-    return [merge_outputs(part) for part in parts]
+    return parts
 
 
 async def _pull(

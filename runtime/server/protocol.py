@@ -59,8 +59,22 @@ _Penalty = Annotated[float, _within(-2, 2)]
 _NumTokens = Annotated[int, _within(0, _MAX_INT)]
 _NumLogprobs = Annotated[int, _within(0, MAX_LOGPROBS)]
 _NumChoices = Annotated[int, _within(1, MAX_CHOICES)]
-_Bias = dict[
-    Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")], Annotated[float, _within(-100, 100)]
+
+
+def _few_enough(value: object) -> object:
+    """Counts before each is looked at, which for a mapping comes first otherwise."""
+    if isinstance(value, dict) and len(value) > _MAX_TOKENS_LISTED:
+        raise ValueError(f"has {len(value)} tokens of at most {_MAX_TOKENS_LISTED}")
+    return value
+
+
+_Bias = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")],
+        Annotated[float, _within(-100, 100)],
+    ],
+    Field(max_length=_MAX_TOKENS_LISTED),
+    BeforeValidator(_few_enough),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...ir.errors import RequestError
@@ -12,12 +12,13 @@ from .logprobs import TokenTexts
 from .metrics import ServerMetrics
 from .protocol import GenerationRequest
 from .settings import ServerSettings
+from .workers import Workers
 
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
     from ..tokenizer import Tokenizer
 
-_SMALL = 4096  # characters that are tokenized in no time
+_SMALL = 4096  # characters, or token ids, that are looked at in no time
 _PLAUSIBLE = 16  # characters a token; a text beyond that may deserve a closer look
 
 
@@ -36,6 +37,7 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.token_texts = TokenTexts(tokenizer)
+        self.workers = Workers(settings.max_queue)
         self._longest_token: int | None = None
 
     @property
@@ -87,15 +89,19 @@ class Service:
         if not isinstance(prompt, str):
             self.check_tokens(len(prompt), field)
             return
-        if self.tokenizer is None or len(prompt) <= self.max_context * _PLAUSIBLE:
+        self.check_characters(len(prompt), field)
+
+    def check_characters(self, count: int, field: str) -> None:
+        """Refuses a text of so many characters, where no tokens are so long."""
+        if self.tokenizer is None or count <= self.max_context * _PLAUSIBLE:
             return
         if self._longest_token is None:
             vocabulary = self.tokenizer.backend.get_vocab(with_added_tokens=True)
             self._longest_token = max(map(len, vocabulary))
         most = self.max_context * self._longest_token
-        if len(prompt) > most:
+        if count > most:
             raise RequestError(
-                f"the prompt has {len(prompt)} characters, and the context of {self.max_context}"
+                f"the prompt has {count} characters, and the context of {self.max_context}"
                 f" tokens holds at most {most}",
                 field=field,
             )
@@ -114,13 +120,15 @@ class Service:
                 field=field,
             )
 
-    async def encode(self, prompt: str | list[int]) -> list[int]:
-        """The tokens of a prompt, counted; a long one never holds up the others."""
-        if isinstance(prompt, str) and len(prompt) > _SMALL:
-            token_ids = await asyncio.to_thread(self.engine.engine.encode, prompt)
+    async def encode(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """The tokens of prompts, counted; long ones never hold up the others."""
+        encode = self.engine.engine.encode
+        if sum(map(len, prompts)) > _SMALL:
+            token_ids = await self.workers.run(lambda: [encode(prompt) for prompt in prompts])
         else:
-            token_ids = self.engine.engine.encode(prompt)
-        self.check_tokens(len(token_ids), "prompt")
+            token_ids = [encode(prompt) for prompt in prompts]
+        for ids in token_ids:
+            self.check_tokens(len(ids), "prompt")
         return token_ids
 
     def text_of(self, token_ids: list[int]) -> str:
@@ -137,18 +145,21 @@ class Service:
         return self.tokenizer is None if wanted is None else wanted
 
     async def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """The tokens of a conversation; a long one never holds up the others."""
+        """The tokens of a conversation; it never holds up the others."""
         if self.tokenizer is None:
             raise RequestError(
                 "this model has no tokenizer",
                 field="messages",
                 hint="send token ids to /v1/completions",
             )
-        pieces = self.tokenizer.chat_pieces(messages)
-        self.check_length("".join(pieces), "messages")
-        if sum(map(len, pieces)) <= _SMALL:
-            token_ids = self.tokenizer.encode_pieces(pieces)
-        else:
-            token_ids = await asyncio.to_thread(self.tokenizer.encode_pieces, pieces)
+        # Of templates nobody knows how long they take, and the first one compiles its own.
+        token_ids = await self.workers.run(self._encode_chat, self.tokenizer, messages)
         self.check_tokens(len(token_ids), "messages")
         return token_ids
+
+    def _encode_chat(self, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
+        characters = sum(len(text) for message in messages for text in message.values())
+        self.check_characters(characters, "messages")  # before work is spent on them
+        pieces = tokenizer.chat_pieces(messages)
+        self.check_characters(sum(map(len, pieces)), "messages")
+        return self.engine.engine.encode(tokenizer.encode_pieces(pieces))

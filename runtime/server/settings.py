@@ -44,7 +44,9 @@ class ServerSettings:
     max_choices: int = _limit(
         MAX_CHOICES, "Completions of one request: prompts × n, or × best_of.", "completions"
     )
-    max_messages: int = _limit(4096, "Messages of one chat.", "messages")
+    max_messages: int = _limit(
+        4096, "Messages of one chat, and text parts of all of them.", "messages"
+    )
     max_prompt_tokens: int | None = _limit(
         None, "Tokens of one prompt; else as the context allows.", "tokens"
     )
@@ -56,6 +58,12 @@ class ServerSettings:
         MAX_LOGPROBS, "Log-probabilities a token.", "entries", low=0,
         high=MAX_LOGPROBS,
     )  # fmt: skip
+    max_logprob_entries: int = _limit(
+        1 << 20,
+        "Log-probabilities of one answer: completions × tokens × (1 + `logprobs`), and so of"
+        " prompts.",
+        "entries",
+    )
 
     header_seconds: float = _limit(20.0, "Time for the head of a request to arrive.", "s", low=0.01)
     body_seconds: float = _limit(

@@ -32,6 +32,11 @@ class Usage:
         self._prompts[index] = (len(output.prompt_token_ids), cached)
         self._completion += sum(len(part.token_ids) for part in output.outputs)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompts and answers."""
+        return self._completion + sum(count for count, _ in self._prompts.values())
+
     def as_json(self) -> dict[str, Any]:
         """The field `usage`."""
         prompt = sum(count for count, _ in self._prompts.values())

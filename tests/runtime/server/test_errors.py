@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infc.runtime.server.bodies import check_fields, parse_json
+from infc.runtime.server.bodies import check_fields
 from infc.runtime.server.errors import ApiError
+from infc.runtime.server.json_body import parse_json
 from infc.runtime.server.protocol import ChatRequest, CompletionRequest
 
 from .serving import VOCAB_SIZE, Serving, serving
