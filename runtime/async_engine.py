@@ -419,5 +419,5 @@ def _is_long_list(params: SamplingParams | None) -> bool:
 
 def _stopped(error: BaseException | None) -> InfcError:
     if error is None:
-        return InfcError("the engine was shut down")
+        return DrainingError("the engine was shut down")
     return InfcError(f"the engine failed: {type(error).__name__}: {error}")

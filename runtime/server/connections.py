@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Literal
 
 import h11
 from starlette.types import Receive, Scope, Send
@@ -12,6 +12,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
 from .settings import ServerSettings
+
+MOST_REFUSED = 64
+"""Connections above the limit that may be told so at a time; one more is closed at once."""
+
+# Of one read: what it may hold is handled before others have their turn.
+_READ_BYTES = 1 << 12
+_READ_BYTES_OF_BODY = 1 << 16  # of a body that comes in one piece
+_REFUSED_SECONDS = 1.0  # for the request that a refusal is the answer to
+_REST_SECONDS = 5.0  # for the rest of a body that nobody wants
+_MANY_CHUNKS = 512
+_LEAST_CHUNK = 16  # bytes, on average, once they are many
+
+_Wait = Literal["head", "rest"]
 
 
 def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
@@ -23,27 +36,76 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
     return Protocol
 
 
+class _Connection(h11.Connection):
+    """H11 under two more rules: which requests are the last, and no body in a million crumbs."""
+
+    is_last = False
+    is_chunked = False
+    refusal: str | None = None
+    _num_chunks = _num_bytes = 0
+
+    def next_event(self) -> Any:
+        """As h11 has it."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_chunks = self._num_bytes = 0
+            names = {bytes(name) for name, _ in event.headers}
+            self.is_chunked = b"transfer-encoding" in names
+            # Two lengths: whoever stands between may have believed the other one (RFC 9112, 6.1).
+            if self.is_last or (self.is_chunked and b"content-length" in names):
+                return h11.Request(
+                    method=event.method,
+                    target=event.target,
+                    headers=[*event.headers, (b"connection", b"close")],
+                    http_version=event.http_version,
+                )
+        elif isinstance(event, h11.Data):
+            self._num_chunks += event.chunk_start
+            self._num_bytes += len(event.data)
+            if self._num_chunks > _MANY_CHUNKS + self._num_bytes // _LEAST_CHUNK:
+                self.refusal = "The body comes in too many small chunks."
+                raise h11.RemoteProtocolError(self.refusal)
+        return event
+
+
 class _BoundedProtocol(H11Protocol):
-    """Uvicorn waits for the head of a first request for ever, and bounds no number by itself."""
+    """Uvicorn waits for a first request, and for the rest of a body, for as long as it takes."""
 
     limits: ServerSettings
+    conn: _Connection
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._head_timer: asyncio.TimerHandle | None = None
+        self.conn = _Connection(h11.SERVER, self.limits.max_header_bytes)
+        self._waiting: _Wait | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
-            self.app = _too_many
-        self._await_head()
+        self._read_at_most(_READ_BYTES)
+        surplus = len(self.connections) - self.limits.max_connections
+        if surplus > MOST_REFUSED:
+            transport.abort()
+            return
+        if surplus > 0:
+            self.app = _refusing(self.app)
+            self.conn.is_last = True
+        self._wait("head", _REFUSED_SECONDS if surplus > 0 else self.limits.header_seconds)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if self.conn.their_state is h11.IDLE:
+            if self._waiting != "head":  # a part of a later head: its clock starts here
+                self._wait("head", self.limits.header_seconds)
+        elif self._waiting == "head" or self.conn.their_state is not h11.SEND_BODY:
             self._stop_waiting()
-        elif self._head_timer is None:  # a part of a later head: its clock starts here
-            self._await_head()
+        whole = self.conn.their_state is h11.SEND_BODY and not self.conn.is_chunked
+        self._read_at_most(_READ_BYTES_OF_BODY if whole else _READ_BYTES)
+        self._await_rest()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -54,7 +116,8 @@ class _BoundedProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # in the middle of an answer: nothing can be said any more
             return
-        body = json.dumps(ApiError(400, msg, code="invalid_http").body).encode()
+        error = ApiError(400, self.conn.refusal or msg, code="invalid_http")
+        body = json.dumps(error.body).encode()
         headers = [("content-type", "application/json"), ("connection", "close")]
         headers.append(("content-length", str(len(body))))
         response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
@@ -62,23 +125,46 @@ class _BoundedProtocol(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.limits.header_seconds, self._give_up)
+    def _read_at_most(self, num_bytes: int) -> None:
+        self.transport.max_size = num_bytes  # type: ignore[attr-defined] # asyncio's own bound
+
+    def _await_rest(self) -> None:
+        """A client that has its answer may still send the body, which is not kept."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        if not answered or self.conn.their_state is not h11.SEND_BODY:
+            return
+        if (b"expect", b"100-continue") in self.headers:
+            self.transport.close()  # whether the body comes now, nobody can tell
+        elif self._waiting != "rest":
+            self._wait("rest", min(_REST_SECONDS, self.limits.body_seconds))
+
+    def _wait(self, what: _Wait, seconds: float) -> None:
+        self._stop_waiting()
+        self._waiting = what
+        self._timer = self.loop.call_later(seconds, self._give_up)
 
     def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._waiting = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _give_up(self) -> None:
-        self._head_timer = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+        self._stop_waiting()
+        if not self.transport.is_closing():
             self.transport.abort()
 
 
-async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
-    response = ApiError(
-        503, "too many connections are open", code="too_many_connections", retry_seconds=1
-    ).response()
-    response.headers["Connection"] = "close"
-    await response(scope, receive, send)
+def _refusing(app: Any) -> Any:
+    """The app for who is one too many; whoever watches over the server may still ask."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/health":
+            await app(scope, receive, send)
+            return
+        error = ApiError(
+            503, "too many connections are open", code="too_many_connections", retry_seconds=1
+        )
+        await error.response()(scope, receive, send)
+
+    return refuse

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import sys
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from .log_writer import LOG_WRITER
 
 LogFormat = Literal["text", "json"]
 
@@ -15,6 +20,15 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that the current task serves."""
 
 _LOGGERS = ("infc.server", "infc.runtime", "uvicorn.error", "asyncio")
+_REPEAT_SECONDS = 10.0
+_NO_NEWS = (
+    # Of every stream that was cut off, of which a warning has said why.
+    "ASGI callable returned without completing response.",
+    # Of every client that does not speak HTTP, or asks for another protocol: it has its answer.
+    "Invalid HTTP request received.",
+    "Unsupported upgrade request.",
+    "No supported WebSocket library detected.",
+)
 
 
 class ServerLog:
@@ -27,14 +41,14 @@ class ServerLog:
         """Write one: `text` for people, `name` and `fields` for machines."""
         if self.format == "json":
             text = encode_event(name, level, text if not fields else None, fields)
-        print(text, file=sys.stderr, flush=True)
+        LOG_WRITER.write(printable(text))
 
     def take_over(self) -> logging.Handler:
         """Let what libraries log come out in this format too; the handler that does it."""
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setLevel(logging.WARNING)
+        handler = _Handler(logging.WARNING)
         handler.setFormatter(_JsonRecords() if self.format == "json" else _TextRecords())
         handler.addFilter(_is_news)
+        handler.addFilter(_Seldom())
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             logger.handlers = [handler]
@@ -51,9 +65,51 @@ def encode_event(name: str, level: str, message: str | None, fields: dict[str, A
     return json.dumps({**head, **fields}, separators=(",", ":"), default=str)
 
 
+def printable(text: str) -> str:
+    """The text in one line that shows what it holds: nobody writes a line of their own."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def announce(text: str) -> None:
+    """A line on stdout; that nobody may be there to read it is no reason to stop."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):  # what is left in its buffer would be tried again at the end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as error:  # where files have run out, say, a traceback cannot be read
+            text = printable(f"{record.levelname.lower()}: {record.msg} (and then {error!r})")
+        LOG_WRITER.write(text)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """Uvicorn complains of every stream that was cut off, of which a warning has said why."""
-    return record.getMessage() != "ASGI callable returned without completing response."
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        return False  # of every request that a second signal ends
+    return not record.getMessage().startswith(_NO_NEWS)
+
+
+class _Seldom(logging.Filter):
+    """Lets what asyncio has to say through once in a while: it repeats itself without end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != "asyncio":
+            return True
+        kind, now = record.getMessage()[:40], time.monotonic()
+        if now - self._last.get(kind, -_REPEAT_SECONDS) < _REPEAT_SECONDS or len(self._last) > 256:
+            return False
+        self._last[kind] = now
+        return True
 
 
 class _JsonRecords(logging.Formatter):
@@ -70,5 +126,9 @@ class _TextRecords(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         request_id = REQUEST_ID.get()
         place = f" (request {request_id})" if request_id is not None else ""
-        text = f"{record.levelname.lower()}: {record.getMessage()}{place}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = printable(f"{record.levelname.lower()}: {record.getMessage()}{place}")
+        if not record.exc_info:
+            return text
+        # Indented, so that no message of an exception looks like a line of the log.
+        lines = self.formatException(record.exc_info).splitlines()
+        return "\n  ".join([text, *map(printable, lines)])

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import resource
 import signal
 import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from ...ir.errors import UsageError
 from ...ir.sizes import format_count
-from .connections import bounded_protocol
+from .connections import MOST_REFUSED, bounded_protocol
 from .event_loop import SturdyEventLoop
-from .log import ServerLog
+from .log import ServerLog, announce
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -23,8 +29,10 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.05
 _FLUSH_SECONDS = 5.0
-_OWN_FILES = 128  # the artifact, libraries, pipes
+_OWN_FILES = 32  # that may still be opened: libraries, pipes
 _MAX_BACKLOG = 4096
+_ACCEPT_AT_ONCE = 16  # connections of one turn of the event loop
+_UNCOUNTED = 6 * _ACCEPT_AT_ONCE  # accepted, and not yet counted or closed
 _LAST_WORDS_SECONDS = 1.0  # for the event that tells a client that its stream was cut off
 
 
@@ -36,7 +44,7 @@ def run_server(
     The first SIGTERM or SIGINT stops accepting and waits `drain_seconds` for running answers;
     the second ends everything at once.
     """
-    _allow_files(settings.max_connections + _OWN_FILES)
+    settings = _within_files(settings)
     config = server_config(app, settings)
     server = _Server(config, listener, engine, settings)
     server.run(sockets=[listener])
@@ -51,7 +59,7 @@ def server_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         http=bounded_protocol(settings),
         h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
-        backlog=min(settings.max_connections, _MAX_BACKLOG),
+        backlog=_ACCEPT_AT_ONCE,  # asyncio takes it for both; how many may queue is set later
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -61,12 +69,38 @@ def server_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     )
 
 
-def _allow_files(count: int) -> None:
-    """Lets this process have so many files open, as far as the system lets it."""
+def _within_files(settings: ServerSettings) -> ServerSettings:
+    """Raises the limit of open files as far as is needed and allowed; fewer connections else.
+
+    Raises UsageError where not even a few would be left.
+    """
+    others = _num_open() + _OWN_FILES + MOST_REFUSED + _UNCOUNTED
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    wanted = settings.max_connections + others
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    if soft - others < 1:
+        raise UsageError(
+            f"this process may have {soft} files open, which are too few to serve",
+            hint=f"allow at least {others + 16}: ulimit -n {others + 16}",
+        )
+    ServerLog(settings.log_format).event(
+        "note",
+        f"note: {soft - others} connections at most: this process may have {soft} files open",
+        max_connections=soft - others,
+        max_open_files=soft,
+    )
+    return replace(settings, max_connections=soft - others)
+
+
+def _num_open() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 64
 
 
 class _Server(uvicorn.Server):
@@ -99,12 +133,29 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         self.interrupted = self.interrupted or sig == signal.SIGINT
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Also SIGHUP, which ends a session, unless nohup or a service manager has it ignored."""
+        heard = threading.current_thread() is threading.main_thread()
+        if not heard or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        before = signal.signal(signal.SIGHUP, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens, and says so."""
         await super().startup(sockets)
+        with contextlib.suppress(OSError):  # the listener of a test may be another's
+            self._listener.listen(min(self._settings.max_connections, _MAX_BACKLOG))
         host, port = self._listener.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"serving {', '.join(self._settings.model_names)} at http://{place}/v1", flush=True)
+        announce(f"serving {', '.join(self._settings.model_names)} at http://{place}/v1")
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MAX_PATH = 200  # characters
 _MAX_PROMPT = 4000  # characters
+_MAX_ITEMS = 2000  # of a list within it, which are enough for so many characters
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -64,28 +65,34 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         begun = time.monotonic()
-        record = scope["infc.record"] = RequestRecord(_request_id(scope))
+        # Routed as GET: what answers that answers HEAD, and the protocol leaves out the body.
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        record = RequestRecord(_request_id(scope))
+        inner = {**scope, "method": method, "infc.record": record}
         REQUEST_ID.set(record.request_id)
         status, whole = "-", False
 
         async def watched(message: Message) -> None:
             nonlocal status, whole
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = record.request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = record.request_id
+                if headers.get("Allow") == "GET":
+                    headers["Allow"] = "GET, HEAD"
                 status = str(message["status"])
             await send(message)
             if message["type"] == "http.response.body":
                 whole = not message.get("more_body", False)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(inner, receive, watched)
         except Exception as error:
             answer = record.error = as_api_error(error)  # which logs it
             if status == "-":
-                await answer.response()(scope, receive, watched)
+                await answer.response()(inner, receive, watched)
         finally:
             # The route as declared: what clients write would be labels without end.
-            endpoint = getattr(scope.get("route"), "path", "other")
+            endpoint = getattr(inner.get("route"), "path", "other")
             self._metrics.http_requests[endpoint, status] += 1
             if self._settings.log_requests:
                 self._write(scope, record, status, begun, whole=whole)
@@ -125,10 +132,19 @@ class RequestLog:
             "error": refusal,
         }
         if self._settings.log_prompts and record.prompt is not None:
-            fields["prompt"] = json.dumps(record.prompt)[:_MAX_PROMPT]
+            fields["prompt"] = json.dumps(_begin_of(record.prompt))[:_MAX_PROMPT]
             parts.append(f"prompt {fields['prompt']}")
         head = f"{scope['method']} {path} {status} {record.request_id} {record.answer_id or '-'}"
         self._log.event("request", f"{head} {', '.join(parts)}", **fields)
+
+
+def _begin_of(prompt: Any) -> Any:
+    """What is enough for the log, also of a prompt of megabytes."""
+    if isinstance(prompt, str):
+        return prompt[:_MAX_PROMPT]
+    if isinstance(prompt, dict):
+        return {name: _begin_of(value) for name, value in prompt.items()}
+    return [_begin_of(item) for item in prompt[:_MAX_ITEMS]] if isinstance(prompt, list) else prompt
 
 
 def _request_id(scope: Scope) -> str:

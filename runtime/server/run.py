@@ -13,10 +13,13 @@ from ..limits import RuntimeOptions
 from ..sampling_params import notes_on_ignored
 from .listener import open_listener
 from .log import ServerLog
+from .log_writer import LOG_WRITER
 from .settings import ServerSettings, recommended_defaults
 
 if TYPE_CHECKING:
     from ...ir.manifest import TokenizerFiles
+
+_LAST_LINES_SECONDS = 1.0  # for whoever reads them
 
 
 def serve(
@@ -67,6 +70,7 @@ def serve(
             async_engine.shutdown(timeout_seconds=5.0)
     finally:
         listener.close()
+        LOG_WRITER.flush(_LAST_LINES_SECONDS)
 
 
 def _notes_on(files: TokenizerFiles | None) -> list[str]:
