@@ -14,6 +14,7 @@ import click
 
 from ..ir.errors import InfcError
 from ..ir.extras import COMPILE_LIBRARIES, missing_library
+from .streams import settle_streams
 
 # In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
 _COMMANDS = (
@@ -140,6 +141,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """Runs the command line of this process, and ends it."""
+    settle_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
