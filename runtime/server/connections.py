@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import h11
 from starlette.types import Receive, Scope, Send
@@ -14,7 +14,7 @@ from .errors import ApiError
 from .settings import ServerSettings
 
 MOST_REFUSED = 64
-"""Connections above the limit that may be told so at a time; one more is closed at once."""
+"""Connections above the limit that may be told so at a time; one more, and the oldest is closed."""
 
 # Of one read: what it may hold is handled before others have their turn.
 _READ_BYTES = 1 << 12
@@ -32,6 +32,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
 
     class Protocol(_BoundedProtocol):
         limits = settings
+        refused: ClassVar[dict[_BoundedProtocol, None]] = {}
 
     return Protocol
 
@@ -72,6 +73,7 @@ class _BoundedProtocol(H11Protocol):
     """Uvicorn waits for a first request, and for the rest of a body, for as long as it takes."""
 
     limits: ServerSettings
+    refused: ClassVar[dict[_BoundedProtocol, None]]  # by age
     conn: _Connection
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -83,14 +85,19 @@ class _BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._read_at_most(_READ_BYTES)
-        surplus = len(self.connections) - self.limits.max_connections
-        if surplus > MOST_REFUSED:
-            transport.abort()
+        if len(self.connections) - len(self.refused) <= self.limits.max_connections:
+            self._wait("head", self.limits.header_seconds)
             return
-        if surplus > 0:
-            self.app = _refusing(self.app)
-            self.conn.is_last = True
-        self._wait("head", _REFUSED_SECONDS if surplus > 0 else self.limits.header_seconds)
+        self.app = _refusing(self.app)
+        self.conn.is_last = True
+        self._wait("head", _REFUSED_SECONDS)
+        # The newest is kept: it may be about to ask how the server is.
+        self.refused[self] = None
+        if len(self.refused) > MOST_REFUSED:
+            oldest = next(iter(self.refused))
+            del self.refused[oldest]
+            self.connections.discard(oldest)  # it counts no more
+            oldest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -109,6 +116,7 @@ class _BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self.refused.pop(self, None)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
