@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
 
@@ -59,7 +60,7 @@ def create_app(
         title="infc",
         version=own,
         description=f"The model {settings.model_name} behind OpenAI's API.",
-        redoc_url=None,
+        openapi_url=None,  # made by a route of our own, beside the event loop
         redirect_slashes=False,
     )
     app.add_middleware(CancelOnDisconnect)
@@ -75,6 +76,7 @@ def create_app(
     app.include_router(router)
     open_to_all = APIRouter()
     _add_health(open_to_all, engine)
+    _add_description(open_to_all, app, service)
     guarded = APIRouter(dependencies=with_key)
     _add_version(guarded, version)
     _add_metrics(open_to_all if settings.open_metrics else guarded, metrics)
@@ -159,6 +161,16 @@ def _add_health(router: APIRouter, engine: AsyncEngine) -> None:
         if engine.healthy:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "the engine has stopped"}, 503)
+
+
+def _add_description(router: APIRouter, app: FastAPI, service: Service) -> None:
+    @router.get("/openapi.json", include_in_schema=False)
+    async def describe() -> Response:
+        return JSONResponse(await service.workers.run(app.openapi))
+
+    @router.get("/docs", include_in_schema=False)
+    async def show_description() -> Response:
+        return get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
 
 
 def _add_version(router: APIRouter, version: dict[str, str]) -> None:

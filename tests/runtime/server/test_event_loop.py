@@ -107,14 +107,15 @@ TOO_MUCH: dict[str, Callable[[], bytes]] = {
 }
 ENOUGH: dict[str, Callable[[], bytes]] = {
     "as many log-probabilities as there may be": lambda: post(
-        COMPLETIONS, {**SMALL, "prompt": PROMPT, "prompt_logprobs": 20, "n": 48}
+        COMPLETIONS, {**SMALL, "prompt": PROMPT, "prompt_logprobs": 20, "n": 24}
     ),
     "the same in a stream": lambda: post(
-        COMPLETIONS, {**SMALL, "prompt": PROMPT, "prompt_logprobs": 20, "n": 48, "stream": True}
+        COMPLETIONS, {**SMALL, "prompt": PROMPT, "prompt_logprobs": 20, "n": 24, "stream": True}
     ),
     "echoes": lambda: post(
         COMPLETIONS, {**SMALL, "prompt": PROMPT, "echo": True, "logprobs": 20, "n": 24}
     ),
+    "the description": lambda: b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n",
     "text and emoji": lambda: post(
         CHAT, {**SMALL_CHAT, "messages": [{"role": "user", "content": "\U0001f336" * 700}]}
     ),
