@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_a_hangup_lets_answers_end(tmp_path: Path) -> None:
             assert [line for line in lines if line][-1] == "data: [DONE]"
         _, errors = popen.communicate(timeout=20)
     assert popen.returncode == 0
-    assert errors.startswith("stopping, 1 answer") and errors.count("\n") == 1
+    assert errors.startswith("stopping, 2 answers") and errors.count("\n") == 1
 
 
 def test_a_hangup_that_is_ignored_stays_so(tmp_path: Path) -> None:
@@ -83,6 +84,13 @@ def test_a_hangup_that_is_ignored_stays_so(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/health").status_code == 200
         popen.terminate()
         assert popen.wait(20) == 0
+
+
+def num_requests(url: str) -> int:
+    """Requests that run or wait, as the metrics have it."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    counts = re.findall(r"^infc_requests_(?:running|waiting) (\d+)", text, re.MULTILINE)
+    return sum(map(int, counts))
 
 
 @pytest.mark.parametrize("second_signal", [False, True])
@@ -114,9 +122,12 @@ def test_a_drain_that_takes_too_long_has_no_error_lines(
 
         threads = [threading.Thread(target=listen), threading.Thread(target=ask)]
         threads[0].start()
-        assert begun.wait(30)
+        assert begun.wait(60)
+        before = num_requests(url)  # which becomes less by itself, and never more
         threads[1].start()
-        time.sleep(0.1)
+        deadline = time.monotonic() + 60
+        while num_requests(url) <= before:
+            assert time.monotonic() < deadline
         popen.send_signal(signal.SIGTERM)
         if second_signal:
             time.sleep(0.3)
