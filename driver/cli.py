@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -179,7 +180,8 @@ def _click_text(error: click.ClickException) -> str:
 
 def _fail(text: str, status: int) -> int:
     line = " ".join(text.split())
-    print(f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be full, or a pipe that nobody reads any more
+        print(f"error: {line}", file=sys.stderr)
     return status
 
 
