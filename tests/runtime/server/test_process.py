@@ -224,12 +224,11 @@ def test_what_cannot_be_served_is_one_line(artifact: Path, tmp_path: Path) -> No
     assert broken.stdout == "", "it said that it was ready"
 
 
-def test_an_open_door_is_warned_of(artifact: Path) -> None:
-    nobody = infc_serve(str(artifact / "none"), "--host", "0.0.0.0", "--port", "0")
+def test_an_open_door_is_warned_of(artifact: Path, tmp_path: Path) -> None:
+    shutil.copy(artifact / "manifest.json", tmp_path)  # found, and then refused
+    nobody = infc_serve(str(tmp_path), "--host", "0.0.0.0", "--port", "0")
     assert "warning: 0.0.0.0 can be reached from other machines" in nobody.stderr
-    key = infc_serve(
-        str(artifact / "none"), "--host", "0.0.0.0", "--port", "0", "--api-key", "sesame"
-    )
+    key = infc_serve(str(tmp_path), "--host", "0.0.0.0", "--port", "0", "--api-key", "sesame")
     assert "warning" not in key.stderr and "sesame" not in key.stderr
 
 
