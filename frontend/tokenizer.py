@@ -14,6 +14,10 @@ from .quiet import quiet_transformers
 
 TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
 TEMPLATE_FILE: Final = "tokenizer/chat_template.jinja"
+TOOL_TEMPLATE_FILE: Final = "tokenizer/tool_use.jinja"
+
+# What transformers calls the templates that it picks by itself, and where infc keeps them.
+_TEMPLATES: Final = {"default": TEMPLATE_FILE, "tool_use": TOOL_TEMPLATE_FILE}
 
 # Any of these says that the checkpoint means to have a tokenizer.
 _SOURCES: Final = (
@@ -48,21 +52,22 @@ def write_tokenizer(
     path = target / TOKENIZER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_backend_text(library, source), encoding="utf-8")
-    template = _chat_template(library, log)
-    if template is not None:
-        (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    templates = _chat_templates(library, log)
+    for name, template in templates.items():
+        (target / _TEMPLATES[name]).write_text(template, encoding="utf-8")
     generation = _optional_json(source / "generation_config.json")
     config = _text_settings(_optional_json(source / "config.json"))
     within = Vocabulary(vocab_size, log)
-    bos = _first_id(library.bos_token_id, generation, config, "bos_token_id")
-    known_bos = within.known("bos_token_id", () if bos is None else (bos,))
+    known_bos = within.known("bos_token_id", _ids(library.bos_token_id)[:1])
     eos = within.known("eos_token_id", _eos_ids(library.eos_token_id, generation, config))
     return TokenizerFiles(
         file=TOKENIZER_FILE,
         bos=known_bos[0] if known_bos else None,
         eos=eos,
-        chat_template=None if template is None else TEMPLATE_FILE,
+        chat_template=TEMPLATE_FILE if "default" in templates else None,
         generation=generation_defaults(generation, eos, within),
+        special_tokens=dict(sorted(library.special_tokens_map.items())),
+        tool_template=TOOL_TEMPLATE_FILE if "tool_use" in templates else None,
     )
 
 
@@ -100,14 +105,16 @@ def _backend_text(library: Any, source: Path) -> str:
     return text
 
 
-def _chat_template(library: Any, log: Callable[[str], None]) -> str | None:
+def _chat_templates(library: Any, log: Callable[[str], None]) -> dict[str, str]:
+    """The templates that are used, by name: the default, and the one for chats with tools."""
     template = library.chat_template
-    if isinstance(template, Mapping):
-        if "default" not in template:
-            log(f"chat templates {', '.join(template)} are left out: none is the default")
-            return None
-        template = template["default"]
-    return None if template is None else str(template)
+    if template is None:
+        return {}
+    named = template if isinstance(template, Mapping) else {"default": template}
+    left_out = [name for name in named if name not in _TEMPLATES]
+    if left_out:
+        log(f"chat templates {', '.join(left_out)} are left out: nothing here asks for them")
+    return {name: str(text) for name, text in named.items() if name in _TEMPLATES}
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
@@ -126,18 +133,11 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(one for one in listed if isinstance(one, int) and not isinstance(one, bool))
 
 
-def _first_id(own: Any, generation: dict[str, Any], config: dict[str, Any], key: str) -> int | None:
-    for value in (own, generation.get(key), config.get(key)):
-        found = _ids(value)
-        if found:
-            return found[0]
-    return None
-
-
 def _eos_ids(own: Any, generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
-    """Generation settings may list several and win over the model's, those over the tokenizer's."""
-    for value in (generation.get("eos_token_id"), config.get("eos_token_id"), own):
-        found = _ids(value)
-        if found:
-            return found
-    return ()
+    """Whatever ends an answer by the word of the generation settings, the model or the tokenizer.
+
+    Each of the three knows ends that another leaves out: a base model's end of text, the end of a
+    turn.
+    """
+    listed = (generation.get("eos_token_id"), config.get("eos_token_id"), own)
+    return tuple(dict.fromkeys(token for value in listed for token in _ids(value)))

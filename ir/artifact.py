@@ -273,7 +273,8 @@ def _check_names(directory: OpenDirectory, manifest: Manifest) -> None:
             )
     used = [manifest.entry.file, manifest.weights.file]
     if manifest.tokenizer is not None:
-        used += [manifest.tokenizer.file, manifest.tokenizer.chat_template or used[0]]
+        files = manifest.tokenizer
+        used += [n for n in (files.file, files.chat_template, files.tool_template) if n is not None]
     if absent := [name for name in used if name not in manifest.files]:
         raise ArtifactError(
             f"the manifest uses {absent[0]!r} and does not list it", where=str(root)

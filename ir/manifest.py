@@ -66,13 +66,19 @@ class WeightsFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """Where the tokenizer lies, and the ids that begin and end a text."""
+    """Where the tokenizer lies, the ids that begin and end a text, and what templates read.
+
+    `special_tokens` are the tokenizer's own, by the names that templates use (`bos_token`, ...);
+    None in artifacts of versions that did not keep them.
+    """
 
     file: str
     bos: int | None
     eos: tuple[int, ...]
     chat_template: str | None
     generation: Mapping[str, Any] | None = None
+    special_tokens: Mapping[str, str] | None = None
+    tool_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

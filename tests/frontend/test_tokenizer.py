@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from infc.frontend.tokenizer import TEMPLATE_FILE, TOKENIZER_FILE, write_tokenizer
+from infc.frontend.tokenizer import (
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    TOOL_TEMPLATE_FILE,
+    write_tokenizer,
+)
 from infc.ir.errors import CheckpointError
 
 from ..checkpoints import CHAT_TEMPLATE, write_tokenizer_files
@@ -64,6 +69,7 @@ def test_what_the_manifest_is_told(model: Path, tmp_path: Path) -> None:
     assert files is not None
     assert (files.file, files.chat_template) == (TOKENIZER_FILE, TEMPLATE_FILE)
     assert (files.bos, files.eos) == (BOS_ID, (EOS_ID, 3))
+    assert files.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     assert files.generation == {"temperature": 0.7, "typical_p": 0.9}
     assert (tmp_path / "out" / TEMPLATE_FILE).read_text() == CHAT_TEMPLATE
 
@@ -120,12 +126,50 @@ def test_the_same_bytes_each_time(model: Path, tmp_path: Path) -> None:
     assert a == b
 
 
+def test_every_end_is_kept_and_no_token_is_made_up(model: Path, tmp_path: Path) -> None:
+    """The model's configuration names ids for a tokenizer that has no such token."""
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    del config["bos_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "<pad>"}))
+    (model / "config.json").write_text(
+        json.dumps({"model_type": "llama", "eos_token_id": [7, 5], "bos_token_id": 5})
+    )
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
+    files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+    assert files is not None
+    assert (files.bos, files.eos) == (None, (5, 6, 7, EOS_ID))
+    assert files.special_tokens == {"eos_token": "</s>", "pad_token": "<pad>"}
+
+
+@pytest.mark.parametrize("as_list", [True, False], ids=["list", "directory"])
+def test_templates_with_names(model: Path, tmp_path: Path, as_list: bool) -> None:
+    """Older checkpoints list them in tokenizer_config.json; newer ones have a directory."""
+    named = {"default": "plain", "tool_use": "with tools", "rag": "with documents"}
+    if as_list:
+        (model / "chat_template.jinja").unlink()
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        config["chat_template"] = [{"name": k, "template": v} for k, v in named.items()]
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+    else:
+        (model / "chat_template.jinja").write_text(named.pop("default"))
+        (model / "additional_chat_templates").mkdir()
+        for name, text in named.items():
+            (model / f"additional_chat_templates/{name}.jinja").write_text(text)
+    lines: list[str] = []
+    files = write_tokenizer(model, tmp_path / "out", log=lines.append)
+    assert files is not None
+    assert (files.chat_template, files.tool_template) == (TEMPLATE_FILE, TOOL_TEMPLATE_FILE)
+    assert (tmp_path / "out" / TEMPLATE_FILE).read_text() == "plain"
+    assert (tmp_path / "out" / TOOL_TEMPLATE_FILE).read_text() == "with tools"
+    assert lines == ["chat templates rag are left out: nothing here asks for them"]
+
+
 def test_eos_of_the_configuration_and_no_template(model: Path, tmp_path: Path) -> None:
     (model / "chat_template.jinja").unlink()
     (model / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 5}))
     files = write_tokenizer(model, tmp_path / "out", log=lambda _: None)
     assert files is not None
-    assert files.eos == (5,)
+    assert files.eos == (5, EOS_ID)
     assert files.chat_template is None
     assert not (tmp_path / "out" / TEMPLATE_FILE).exists()
 
