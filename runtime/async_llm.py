@@ -24,7 +24,7 @@ from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .chat_template import Message
+    from .chat_messages import Message
     from .prompts import TemplateOptions
 
 

@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
-import difflib
-import json
+import functools
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Final
 
 import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-import jinja2.utils
 
 from ..ir.errors import ArtifactError, RequestError
+from .chat_messages import (
+    EMPTY_TAG,
+    Message,
+    PartsForm,
+    as_json,
+    as_messages,
+    count_characters,
+    mark_end,
+)
+from .template_meter import RenderLimits, TooMuch, metered
+from .template_sandbox import Sandbox
+from .template_text import (
+    END,
+    FROM_TEMPLATE,
+    TAG,
+    from_template,
+    origins_of,
+    plain,
+    with_origins,
+)
 
-Message = Mapping[str, Any]
+MAX_SOURCE_CHARACTERS: Final = 1 << 20
+MAX_CHAT_CHARACTERS: Final = 1 << 28
 
-_MARK = "infc:the-answer-goes-on-here "
-"""Stands behind a message that is to go on while it is rendered; templates may trim its blank."""
+_OWN_NAMES: Final = ("messages", "tools", "add_generation_prompt")
+_REFUSALS: Final = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+    RuntimeError, MemoryError,
+)  # fmt: skip
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-
-# One thought under the names that templates know it by; the first is the usual one.
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-_SAYS_SOMETHING = ("content", "tool_calls", *_REASONING_FIELDS)
+_PROBE_LIMITS: Final = RenderLimits(seconds=0.5, characters=1 << 20)
+_PROBE: Final = "infc looks whether this comes out"
+_PROBE_END: Final = "and this"
 
 
 class ChatTemplate:
-    """A compiled template. `constants` are what it may name beside the messages (`bos_token`)."""
+    """A compiled template. `constants` are what it may name beside the messages (`bos_token`).
 
-    def __init__(self, source: str, constants: Mapping[str, str]) -> None:
+    Raises ArtifactError where it cannot be read.
+    """
+
+    def __init__(
+        self, source: str, constants: Mapping[str, str], limits: RenderLimits | None = None
+    ) -> None:
+        self._limits = limits or RenderLimits()
+        self._source = source
+        self._constants = {name: from_template(text) for name, text in constants.items()}
+        sandbox = Sandbox()
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            if len(source) > MAX_SOURCE_CHARACTERS:
+                raise TooMuch(f"it has more than {MAX_SOURCE_CHARACTERS} characters")
+            with metered(self._limits):
+                self._template = sandbox.open(source)
+        except (
+            *_REFUSALS,
+            SyntaxError,
+            TooMuch,
+        ) as error:  # also of the Python that jinja makes of it
             raise ArtifactError(
-                f"the chat template cannot be read: {error}",
+                f"the chat template cannot be read: {error!s:.500}",
                 where="tokenizer/chat_template.jinja",
             ) from None
-        self._constants = dict(constants)
-        self._source = source
+        self._literals = sandbox.literals
+        self._is_endless = False
 
     def render(
         self,
@@ -52,176 +82,158 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        max_characters: int | None = None,
     ) -> str:
         """The prompt of a conversation; RequestError where the template refuses it.
 
         With `continue_final_message` it ends where the text of the last message does, and no
-        turn is opened for the answer.
+        turn is opened for the answer. `max_characters` bounds what goes in, before anything is
+        done with it, and what comes out. The text knows which of it the template wrote.
         """
-        self._check_messages(messages)
         if continue_final_message and add_generation_prompt:
             raise RequestError(
                 "the answer cannot both go on with the last message and open a turn of its own",
                 field="add_generation_prompt",
             )
-        plain = [_plain(message) for message in messages]
-        if continue_final_message:
-            _mark_end(plain[-1])
+        most = MAX_CHAT_CHARACTERS if max_characters is None else max_characters
+        size = count_characters([messages, tools, variables], most)
+        _check_size(size, most)
+        given = _variables(variables)
         names = {
             **self._constants,
-            **_plain(variables or {}),
-            "messages": [_with_reasoning(message) for message in plain],
-            "tools": _plain(list(tools)) if tools is not None else None,
-            "documents": None,
+            **given,
+            "messages": as_messages(messages, knows_role=self._knows_role, parts=self._parts),
+            "tools": _tools(tools),
+            "documents": given.get("documents"),
             "add_generation_prompt": add_generation_prompt,
         }
-        try:
-            text = self._template.render(names)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise RequestError(
-                f"the chat template refuses these messages: {error}", field="messages"
-            ) from None
-        return _up_to_mark(text) if continue_final_message else text
+        if continue_final_message:
+            mark_end(names["messages"][-1])
+        text = self._run(names, size)
+        if continue_final_message:
+            text = _up_to_end(text)
+        _check_size(len(text), most)
+        return text
 
-    def _check_messages(self, messages: Any) -> None:
-        if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
-            raise RequestError(
-                "messages must be a list with at least one message", field="messages"
-            )
-        for index, message in enumerate(messages):
-            where = f"messages[{index}]"
-            if not isinstance(message, Mapping):
-                problem = f"is no mapping of role and content: {message!r:.80}"
-                raise RequestError(f"{where} {problem}", field="messages")
-            self._check_role(message.get("role"), where)
-            if all(message.get(name) is None for name in _SAYS_SOMETHING):
-                raise RequestError(f"{where} has no content", field="messages")
+    @functools.cached_property
+    def written(self) -> str:
+        """Whatever text the template writes itself: its literals, and what it makes of roles."""
+        found = [*self._literals, *map(plain, self._constants.values())]
+        for role in ("system", "user", "assistant", "tool"):
+            message = {"role": from_template(role), "content": _PROBE}
+            before = [{"role": from_template("user"), "content": _PROBE}]
+            for conversation in ([message], [*before, message]):
+                if (text := self._try(conversation)) is not None:
+                    own = zip(text, origins_of(text), strict=True)
+                    found.append("".join(c if o == FROM_TEMPLATE else "\0" for c, o in own))
+        return "\0".join(found)
 
-    def _check_role(self, role: Any, where: str) -> None:
-        """Most templates pass over roles that they don't know, or write them down as they are."""
-        if not isinstance(role, str):
-            given = (
-                "has no role" if role is None else f"has the role {role!r:.80}, which is no text"
-            )
-            raise RequestError(f"{where} {given}", field="messages")
-        # Templates may know more: they compare with names in quotes.
-        if role in _ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source:
-            return
-        close = difflib.get_close_matches(role, _ROLES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(_ROLES)}"
-        raise RequestError(f"{where}.role is {role!r:.80} ({hint})", field="messages")
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the assistant said, for training: the body is what counts."""
-
-    tags = {"generation"}  # noqa: RUF012 - the attribute's type is jinja2's
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """Jinja's namespace without underscored names, which lead out of the sandbox."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, rest = args[0], args[1:]
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _check_attribute(name)
-        jinja2.utils.Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_attribute(name)
-        super().__setitem__(name, value)
-
-
-class _Dict:
-    """`dict` as a template may use it: called, and `fromkeys`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["dict"] = _Dict()
-    environment.globals["namespace"] = _Namespace
-    return environment
-
-
-def _check_attribute(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace takes no name like {name!r}")
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _mark_end(message: dict[str, Any]) -> None:
-    """Put the mark behind the text of a message, as a string or as the last part with text."""
-    content = message.get("content")
-    if isinstance(content, str):
-        message["content"] = content + _MARK
-        return
-    for part in reversed(content if isinstance(content, list) else []):
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            part["text"] += _MARK
-            return
-    raise RequestError("the last message has no text to go on with", field="messages")
-
-
-def _up_to_mark(text: str) -> str:
-    """The prompt in front of the mark; trimmed where the template trims what messages end in."""
-    at = text.rfind(_MARK.strip())
-    if at < 0:
-        raise RequestError(
-            "the chat template leaves out the end of the last message, so nothing can go on there",
-            field="messages",
+    @functools.cached_property
+    def _parts(self) -> PartsForm:
+        """How it reads text parts: seen from what it makes of some."""
+        parts = [{"type": "text", "text": text} for text in (_PROBE, _PROBE_END)]
+        of_text, of_parts = (
+            self._try([{"role": from_template("user"), "content": content}]) or ""
+            for content in (_PROBE, parts)
         )
-    return text[:at] if text.startswith(_MARK, at) else text[:at].rstrip()
+        # Some write the list itself down, as Python or as JSON does.
+        as_data = "'text'" in of_parts or '"text"' in of_parts
+        if as_data or not (_PROBE in of_parts or _PROBE_END in of_parts):
+            return "joined"
+        return "kept" if _PROBE in of_text else "only"
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it did too much with the shortest of conversations."""
+        _ = self.written, self._parts
+        return self._is_endless
+
+    def _try(self, messages: list[dict[str, Any]]) -> str | None:
+        names = {
+            **self._constants,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        if self._is_endless:
+            return None
+        try:
+            with metered(_PROBE_LIMITS):
+                return self._template.render(names)
+        except TooMuch:
+            self._is_endless = True
+        except _REFUSALS:
+            pass  # it wants other messages
+        return None
+
+    def _run(self, names: dict[str, Any], size: int) -> str:
+        try:
+            with metered(self._limits, size):
+                return self._template.render(names)
+        except TooMuch as error:
+            raise RequestError(
+                f"the chat template does too much with these messages: {error}",
+                field="messages",
+                hint="send fewer or shorter ones, or write the prompt yourself",
+            ) from None
+        except _REFUSALS as error:
+            raise RequestError(
+                f"the chat template refuses these messages: {error!s:.500}", field="messages"
+            ) from None
+
+    def _knows_role(self, role: str) -> bool:
+        """Templates may know more roles than the usual: they compare with names in quotes."""
+        return f"'{role}'" in self._source or f'"{role}"' in self._source
 
 
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    found = (message[key] for key in _REASONING_FIELDS if message.get(key) is not None)
-    reasoning = next(found, None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise RequestError(f"the messages have more than {most} characters", field="messages")
 
 
-def _plain(value: Any) -> Any:
-    """JSON data alone: any other object could hand the template a method to call."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    raise RequestError(f"a chat holds JSON data, not {type(value).__name__}", field="messages")
+def _variables(variables: Any) -> dict[str, Any]:
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping) or not all(isinstance(key, str) for key in variables):
+        raise RequestError("template variables must be names with values", field="variables")
+    for name in _OWN_NAMES:
+        if name in variables:
+            raise RequestError(
+                f"{name!r} is no variable that can be given", field="variables", hint="leave it out"
+            )
+    found: dict[str, Any] = as_json(variables, "variables")
+    return found
+
+
+def _tools(tools: Any) -> list[Any] | None:
+    if tools is None:
+        return None
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(t, Mapping) for t in tools):
+        raise RequestError("tools must be a list of JSON objects", field="tools")
+    found: list[Any] = as_json(tools, "tools")
+    return found
+
+
+def _up_to_end(text: str) -> str:
+    """The prompt up to the end of the last message, wherever it was last written."""
+    origins = origins_of(text)
+    if (end := max(origins.rfind(END), origins.rfind(END | FROM_TEMPLATE))) >= 0:
+        return text[: end + 1]
+    end = origins.rfind(TAG) + 1
+    for tag in (EMPTY_TAG, EMPTY_TAG.strip()):
+        if end and text[:end].endswith(tag):
+            head = text[: end - len(tag)]
+            if tag is not EMPTY_TAG:  # trimmed: as transformers does it, so is what comes before
+                head = head[: len(head.rstrip())]
+            return _without_tags(head)
+    raise RequestError(
+        "the chat template leaves out the end of the last message, so nothing can go on there",
+        field="messages",
+    )
+
+
+def _without_tags(text: str) -> str:
+    pairs = zip(plain(text), origins_of(text), strict=True)
+    kept = [(char, origin) for char, origin in pairs if origin != TAG]
+    return with_origins("".join(c for c, _ in kept), bytes(o for _, o in kept))

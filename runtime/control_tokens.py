@@ -2,86 +2,190 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-import json
 import re
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 from ..ir.errors import RequestError
+from .encoding import encode_texts
+from .template_text import FROM_TEMPLATE, origins_of, plain
 
-# Characters that no text may hold (Unicode calls them noncharacters), drawn anew by each process:
-# nobody can write this on purpose.
-_CUT = "".join(chr(0xFDD0 + secrets.randbelow(32)) for _ in range(12))
-_CUTS = re.compile(f"{_CUT}|{re.escape(json.dumps(_CUT)[1:-1])}")  # as a template's tojson has it
+if TYPE_CHECKING:
+    import tokenizers
 
-_OF_THE_TEMPLATE = frozenset({"role", "type"})
-"""Keys of a message, or of a part of one, whose values are words of the format."""
+_Span = tuple[int, int]
+
+_ANCHOR: Final = "\n"
+"""Stands before a piece from the middle of a text: some tokenizers treat its beginning apart."""
+
+_MAX_ROUNDS: Final = 64
 
 
 class ControlTokens:
-    """Cuts apart the spellings of control tokens in messages, so that they tokenize as text.
+    """Tokenizes what a template rendered, so that control tokens come from the template alone.
 
-    A message goes through the chat template as it is, but for an invisible mark inside each
-    spelling; `pieces` cuts the rendered text at the marks. No piece holds a control token that the
-    template did not write, and together they are what the template wrote.
+    They are the special tokens, and the other added tokens that the template writes (`written`).
+    The text is tokenized as a whole, as everybody does it; only where a control token comes out
+    of characters that the template did not write is it cut there, and the pieces tokenized anew.
     """
 
-    def __init__(
-        self, spellings: Iterable[str], normalize: Callable[[str], str] | None = None
-    ) -> None:
-        words = sorted((word for word in spellings if len(word) > 1), key=len, reverse=True)
-        self._normalize = normalize  # where control tokens are looked for after it
-        # Every place where one begins, also inside another.
-        self._begins = re.compile(f"(?={'|'.join(map(re.escape, words))})") if words else None
-        # Half of one, that what stands beside the message may make whole.
-        self._heads = tuple({word[:end] for word in words for end in range(2, len(word))})
-        self._tails = tuple({word[end:] for word in words for end in range(1, len(word) - 1)})
+    def __init__(self, backend: tokenizers.Tokenizer, written: str) -> None:
+        self._backend = backend
+        added = backend.get_added_tokens_decoder()
+        control = {
+            index: token
+            for index, token in added.items()
+            # Templates write white space as they write any text.
+            if not token.content.isspace() and (token.special or token.content in written)
+        }
+        self._texts = {index: token.content for index, token in control.items()}
+        words = sorted((t.content for t in control.values() if not t.single_word), key=len)
+        pattern = "|".join(map(re.escape, reversed(words)))
+        self._spelled = re.compile(pattern) if pattern else None
+        self._stand_alone = _stand_alone(control.values(), added.values())
+        self._anchor_ids: list[int] | None = None
 
-    def mark(self, messages: Sequence[Any]) -> list[Any]:
-        """The messages with marks in whatever text they hold; others are left as they are."""
-        if self._begins is None:
-            return list(messages)
-        return [self._marked(message) for message in messages]
+    def encode(self, rendered: str) -> list[int]:
+        """The tokens of a rendered conversation."""
+        text = plain(rendered)
+        own = _own(origins_of(rendered))
+        expected = self._expected(text, own)
+        if self._stand_alone:
+            # Those of the template are all found, so as many as it wrote are no more than those.
+            (encoding,) = encode_texts(self._backend, [text], field="messages")
+            ids: list[int] = encoding.ids
+            if sum(token in self._texts for token in ids) == len(expected):
+                return ids
+        work: list[_Span] = [(0, len(text))]
+        done: list[tuple[int, list[int]]] = []
+        for _ in range(_MAX_ROUNDS):
+            again: list[_Span] = []
+            for span, (ids, found) in zip(work, self._tokenize(text, work), strict=True):
+                cuts = self._cuts(text, own, span, found, expected)
+                if cuts:
+                    again += itertools.pairwise([span[0], *sorted(cuts), span[1]])
+                else:
+                    done.append((span[0], ids))
+            if not (work := again):
+                return [token for _, ids in sorted(done) for token in ids]
+        raise RequestError(
+            "the messages spell control tokens within control tokens", field="messages"
+        )
 
-    @staticmethod
-    def pieces(rendered: str) -> list[str]:
-        """What a template made of marked messages, cut at the marks; at least one piece."""
-        first, *rest = _CUTS.split(rendered)
-        return [first, *(piece for piece in rest if piece)]
+    def _expected(self, text: str, own: bytes) -> list[_Span]:
+        """Where the template spelled a control token, which text beside it may not take from it."""
+        if self._spelled is None:
+            return []
+        runs = re.finditer(rb"\x01+", own)
+        matches = (
+            match for run in runs for match in self._spelled.finditer(text, run.start(), run.end())
+        )
+        return [_trimmed(text, match.span()) for match in matches]
 
-    def _marked(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._marked_text(value)
-        if isinstance(value, Mapping):
-            return {k: v if k in _OF_THE_TEMPLATE else self._marked(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._marked(item) for item in value]
-        return value
+    def _cuts(
+        self,
+        text: str,
+        own: bytes,
+        span: _Span,
+        found: list[tuple[int, _Span]],
+        expected: list[_Span],
+    ) -> set[int]:
+        """Where a piece has to be cut; nowhere if its control tokens are the template's."""
+        cuts: set[int] = set()
+        kept = set()
+        for token, (begin, end) in found:
+            if b"\0" not in own[begin:end]:
+                kept.add((begin, end))
+                continue
+            borders = [i for i in range(begin + 1, end) if own[i] != own[i - 1]]
+            if not borders and end - begin > 1:
+                borders = [begin + 1]
+            if not borders and len(self._texts[token]) > 1:
+                raise RequestError(
+                    "a message spells a control token in another character, which this tokenizer"
+                    " cannot tell from the real one",
+                    field="messages",
+                )
+            cuts.update(borders)
+        first = bisect.bisect_left(expected, span[0], key=lambda one: one[0])
+        last = bisect.bisect_right(expected, span[1], key=lambda one: one[1])
+        for begin, end in expected[first:last]:
+            if (begin, end) not in kept:
+                cuts.update(
+                    at
+                    for at, outside in ((begin, begin - 1), (end, end))
+                    if span[0] < at < span[1] and not own[outside]
+                )
+        return cuts
 
-    def _marked_text(self, text: str) -> str:
-        assert self._begins is not None
-        if self._normalize is not None and not self._begins.search(text):
-            self._check_normalized(text)
-        places = {match.start() + 1 for match in self._begins.finditer(text)}
-        # Templates may trim, so the ends are those of what is not blank.
-        inner = text.strip()
-        begin = text.find(inner) if inner else 0
-        if inner.startswith(self._tails):
-            places.add(begin)
-        if inner.endswith(self._heads):
-            places.add(begin + len(inner))
-        if not places:
-            return text
-        cuts = [0, *sorted(places), len(text)]
-        return _CUT.join(text[a:b] for a, b in itertools.pairwise(cuts))
+    def _tokenize(
+        self, text: str, spans: list[_Span]
+    ) -> list[tuple[list[int], list[tuple[int, _Span]]]]:
+        """The tokens of each piece, and its control tokens with the characters they stand for."""
+        anchors = [_ANCHOR if begin else "" for begin, _ in spans]
+        pieces = [a + text[begin:end] for a, (begin, end) in zip(anchors, spans, strict=True)]
+        result = []
+        for (begin, end), anchor, encoding in zip(
+            spans, anchors, self._encode(pieces), strict=True
+        ):
+            ids, skipped = encoding.ids, 0
+            if anchor:
+                skipped = len(self._ids_of_anchor())
+                if ids[:skipped] != self._ids_of_anchor():
+                    anchor, skipped = "", 0
+                    (encoding,) = self._encode([text[begin:end]])
+                    ids = encoding.ids
+            shift = begin - len(anchor)
+            found = []
+            for index in range(skipped, len(ids)):
+                if ids[index] in self._texts:
+                    a, b = encoding.token_to_chars(index) or (0, 0)
+                    found.append((ids[index], _trimmed(text, (a + shift, b + shift))))
+            result.append((ids[skipped:], found))
+        return result
 
-    def _check_normalized(self, text: str) -> None:
-        assert self._begins is not None and self._normalize is not None
-        if self._begins.search(self._normalize(text)):
-            raise RequestError(
-                "a message spells a control token in other characters, which this tokenizer"
-                " cannot tell from the real one",
-                field="messages",
-            )
+    def _ids_of_anchor(self) -> list[int]:
+        if self._anchor_ids is None:
+            self._anchor_ids = self._encode([_ANCHOR])[0].ids
+        return self._anchor_ids
+
+    def _encode(self, pieces: list[str]) -> list[tokenizers.Encoding]:
+        return encode_texts(self._backend, pieces, field="messages", offsets=True)
+
+
+def _stand_alone(
+    control: Iterable[tokenizers.AddedToken], added: Iterable[tokenizers.AddedToken]
+) -> bool:
+    """Whether control tokens are found wherever they are spelled, whatever stands beside them.
+
+    Else another added token may begin before one of them, or end behind it.
+    """
+    words = {token.content for token in added}
+    heads = {word[:end] for word in words for end in range(1, len(word))}
+    tails = {word[end:] for word in words for end in range(1, len(word))}
+    for token in control:
+        word = token.content
+        if token.normalized or token.single_word:
+            return False
+        if any(word[at:] in heads or word[:at] in tails for at in range(1, len(word))):
+            return False
+        if any(word in other and word != other for other in words):
+            return False
+    return True
+
+
+def _own(origins: bytes) -> bytes:
+    """1 for each character that the template wrote, else 0."""
+    return origins.translate(bytes(i & FROM_TEMPLATE for i in range(256)))
+
+
+def _trimmed(text: str, span: _Span) -> _Span:
+    """Without the blanks around it, which some control tokens swallow."""
+    begin, end = span
+    inner = text[begin:end].strip()
+    if not inner:
+        return span
+    begin = text.index(inner, begin)
+    return begin, begin + len(inner)

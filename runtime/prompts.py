@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from ..ir.errors import RequestError
 
 if TYPE_CHECKING:
-    from .chat_template import Message
+    from .chat_messages import Message
     from .sampling_params import SamplingParams
     from .tokenizer import Tokenizer
 

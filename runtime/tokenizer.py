@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..ir.artifact import Artifact
 from ..ir.errors import ArtifactError, RequestError
 from .control_tokens import ControlTokens
+from .encoding import encode_texts
+from .template_text import plain
 from .text_decoders import TextDecoder, texts_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import tokenizers
 
-    from .chat_template import ChatTemplate, Message
+    from ..ir.manifest import TokenizerFiles
+    from .chat_messages import Message
+    from .chat_template import ChatTemplate
 
 
 class RenderOptions(TypedDict, total=False):
@@ -23,10 +29,15 @@ class RenderOptions(TypedDict, total=False):
     continue_final_message: bool
     tools: Sequence[Mapping[str, Any]] | None
     variables: Mapping[str, Any] | None
+    max_characters: int | None
 
 
 class Tokenizer:
-    """The tokenizer of an artifact. `eos_token_ids` are the ids that end a text."""
+    """The tokenizer of an artifact. `eos_token_ids` are the ids that end a text.
+
+    `special_tokens` are what templates may name (`eos_token`), which need not be what ends a text.
+    `tool_template` takes the place of `chat_template` in chats with tools.
+    """
 
     def __init__(
         self,
@@ -35,6 +46,8 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_ids: tuple[int, ...] = (),
         chat_template: str | None = None,
+        tool_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         # Serving decides on lengths: what the file says on padding and truncation is for training.
         backend.no_truncation()
@@ -42,47 +55,56 @@ class Tokenizer:
         self.backend = backend
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
-        self.special_ids = frozenset(
-            index for index, token in backend.get_added_tokens_decoder().items() if token.special
-        )
-        self._control_tokens = _control_tokens(backend)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._texts = texts_of(backend)
-        self._template_source = chat_template
-        self._template: ChatTemplate | None = None
+        self._special_tokens = special_tokens
+        self._sources = {False: chat_template, True: tool_template or chat_template}
+        self._templates: dict[bool, ChatTemplate] = {}
+        self._control_tokens: ControlTokens | None = None
 
     @classmethod
     def load(cls, artifact: Artifact) -> Tokenizer | None:
         """The tokenizer of the artifact; None for one that takes and gives token ids only."""
         files = artifact.manifest.tokenizer
-        if files is None:
-            return None
+        return None if files is None else cls.open(artifact.path, files, artifact.read_text)
+
+    @classmethod
+    def open(cls, directory: Path, files: TokenizerFiles, read: Callable[[str], str]) -> Tokenizer:
+        """The tokenizer of `files` in a directory, whose texts `read` gives by name.
+
+        Raises ArtifactError.
+        """
         from tokenizers import Tokenizer as Backend
 
-        path = artifact.path / files.file
-        text = artifact.read_text(files.file)
+        text = read(files.file)
         try:
             backend = Backend.from_str(text)
         except Exception as error:  # the library raises plain Exception for whatever is wrong
-            raise ArtifactError(f"the tokenizer cannot be read: {error}", where=str(path)) from None
-        template = None
-        if files.chat_template is not None:
-            template = artifact.read_text(files.chat_template)
-        return cls(backend, bos_token_id=files.bos, eos_token_ids=files.eos, chat_template=template)
+            where = str(directory / files.file)
+            raise ArtifactError(f"the tokenizer cannot be read: {error}", where=where) from None
+        names = (files.chat_template, files.tool_template)
+        texts = [None if name is None else read(name) for name in names]
+        return cls(
+            backend,
+            bos_token_id=files.bos,
+            eos_token_ids=files.eos,
+            chat_template=texts[0],
+            tool_template=texts[1],
+            special_tokens=files.special_tokens,
+        )
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `render_chat` can work."""
-        return self._template_source is not None
+        """Whether `render_chat` can work without tools."""
+        return self._sources[False] is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text, with those that begin it unless told otherwise."""
-        try:
-            # As a batch of one: `encode` holds the interpreter's lock for as long as it takes.
-            encoded = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            ids: list[int] = encoded[0].ids
-        except (UnicodeEncodeError, TypeError):
-            # A lone surrogate: no bytes stand for it.
-            raise RequestError("the prompt is not valid Unicode text", field="prompt") from None
+        (encoding,) = encode_texts(
+            self.backend, [text], field="prompt", add_special_tokens=add_special_tokens
+        )
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -102,53 +124,53 @@ class Tokenizer:
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         return self._texts.open(skipped, context)
 
-    def chat_pieces(
-        self, messages: Sequence[Message], **options: Unpack[RenderOptions]
-    ) -> list[str]:
-        """The text of a conversation, cut wherever a message spells a control token.
+    def render_chat(self, messages: Sequence[Message], **options: Unpack[RenderOptions]) -> str:
+        """The text of a conversation, special tokens written out.
 
-        The pieces tokenize apart, so that the template alone writes control tokens. Raises
-        RequestError for a model without a template, and where the template refuses.
+        Raises RequestError for a model without a template, and where the template refuses.
         """
-        if self._template_source is None:
+        return plain(self._render(messages, options))
+
+    def encode_chat(
+        self, messages: Sequence[Message], **options: Unpack[RenderOptions]
+    ) -> list[int]:
+        """The tokens of a conversation, its control tokens from the template alone. Thread-safe.
+
+        Takes time: of servers it wants a thread, and `max_characters`. Raises as `render_chat`.
+        """
+        rendered = self._render(messages, options)
+        if self._control_tokens is None:
+            tools = (False, True) if self.has_chat_template else (True,)
+            written = "\0".join(self._template(with_tools=each).written for each in tools)
+            self._control_tokens = ControlTokens(self.backend, written)
+        return self._control_tokens.encode(rendered)
+
+    def _render(self, messages: Sequence[Message], options: RenderOptions) -> str:
+        template = self._template(with_tools=options.get("tools") is not None)
+        return template.render(messages, **options)
+
+    def _template(self, *, with_tools: bool) -> ChatTemplate:
+        if (template := self._templates.get(with_tools)) is not None:
+            return template
+        if (source := self._sources[with_tools]) is None:
             raise RequestError(
                 "this model has no chat template",
                 field="messages",
                 hint="write the prompt yourself, as text or token ids",
             )
-        if self._template is None:
-            from .chat_template import ChatTemplate  # jinja2 is slow to import
+        from .chat_template import ChatTemplate  # jinja2 is slow to import
 
-            self._template = ChatTemplate(self._template_source, self._constants())
-        if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-            return [self._template.render(messages, **options)]  # which refuses it
-        marked = self._control_tokens.mark(messages)
-        return self._control_tokens.pieces(self._template.render(marked, **options))
-
-    def render_chat(self, messages: Sequence[Message], **options: Unpack[RenderOptions]) -> str:
-        """The text of a conversation, special tokens written out; raises as `chat_pieces`."""
-        return "".join(self.chat_pieces(messages, **options))
-
-    def encode_pieces(self, pieces: Sequence[str]) -> list[int]:
-        """The tokens of what `chat_pieces` gave."""
-        return [id for piece in pieces for id in self.encode(piece, add_special_tokens=False)]
-
-    def encode_chat(
-        self, messages: Sequence[Message], **options: Unpack[RenderOptions]
-    ) -> list[int]:
-        """The tokens of a conversation; the template writes every special token itself."""
-        return self.encode_pieces(self.chat_pieces(messages, **options))
+        template = ChatTemplate(source, self._constants())
+        for each in (False, True):  # most models have one for both
+            if self._sources[each] == source:
+                self._templates.setdefault(each, template)
+        return self._templates[with_tools]
 
     def _constants(self) -> dict[str, str]:
+        if self._special_tokens is not None:
+            return dict(self._special_tokens)
+        # An artifact of an older version: what ends a text is all that is known.
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
         ids = {"bos_token": self.bos_token_id, "eos_token": eos}
         texts = {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
         return {name: text for name, text in texts.items() if text is not None}
-
-
-def _control_tokens(backend: tokenizers.Tokenizer) -> ControlTokens:
-    special = [token for token in backend.get_added_tokens_decoder().values() if token.special]
-    normalize = None
-    if backend.normalizer is not None and any(token.normalized for token in special):
-        normalize = backend.normalizer.normalize_str
-    return ControlTokens((token.content for token in special), normalize)

@@ -195,13 +195,16 @@ class ChatMessage(_Wire):
     name: str | None = None
     reasoning_content: str | None = None
 
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates know it: text, and no field that was not given."""
-        # Templates know no developer: it is what newer models call the system.
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": "".join(part.text for part in self.content)}
-        extra = {"name": self.name, "reasoning_content": self.reasoning_content}
-        return message | {name: value for name, value in extra.items() if value is not None}
+    def for_template(self) -> dict[str, Any]:
+        """The message as `LLM.chat` takes it too, without fields that were not given."""
+        parts = [{"type": part.type, "text": part.text} for part in self.content]
+        message = {
+            "role": self.role,
+            "content": parts[0]["text"] if len(parts) == 1 else parts,
+            "name": self.name,
+            "reasoning_content": self.reasoning_content,
+        }
+        return {name: value for name, value in message.items() if value is not None}
 
 
 class ChatRequest(GenerationRequest):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import RequestError
 from ..text_decoders import REPLACEMENT
@@ -89,22 +89,24 @@ class Service:
         if not isinstance(prompt, str):
             self.check_tokens(len(prompt), field)
             return
-        self.check_characters(len(prompt), field)
-
-    def check_characters(self, count: int, field: str) -> None:
-        """Refuses a text of so many characters, where no tokens are so long."""
-        if self.tokenizer is None or count <= self.max_context * _PLAUSIBLE:
+        if len(prompt) <= self.max_context * _PLAUSIBLE:
             return
-        if self._longest_token is None:
-            vocabulary = self.tokenizer.backend.get_vocab(with_added_tokens=True)
-            self._longest_token = max(map(len, vocabulary))
-        most = self.max_context * self._longest_token
-        if count > most:
+        if (most := self.max_characters) is not None and len(prompt) > most:
             raise RequestError(
-                f"the prompt has {count} characters, and the context of {self.max_context}"
+                f"the prompt has {len(prompt)} characters, and the context of {self.max_context}"
                 f" tokens holds at most {most}",
                 field=field,
             )
+
+    @property
+    def max_characters(self) -> int | None:
+        """Characters that the context holds, however well they pack; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        if self._longest_token is None:
+            vocabulary = self.tokenizer.backend.get_vocab(with_added_tokens=True)
+            self._longest_token = max(map(len, vocabulary))
+        return self.max_context * self._longest_token
 
     def check_tokens(self, count: int, field: str) -> None:
         """Refuses a prompt of too many tokens; whether its answer fits is the engine's to say."""
@@ -144,7 +146,7 @@ class Service:
         wanted = request.return_token_ids
         return self.tokenizer is None if wanted is None else wanted
 
-    async def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    async def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """The tokens of a conversation; it never holds up the others."""
         if self.tokenizer is None:
             raise RequestError(
@@ -157,9 +159,6 @@ class Service:
         self.check_tokens(len(token_ids), "messages")
         return token_ids
 
-    def _encode_chat(self, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
-        characters = sum(len(text) for message in messages for text in message.values())
-        self.check_characters(characters, "messages")  # before work is spent on them
-        pieces = tokenizer.chat_pieces(messages)
-        self.check_characters(sum(map(len, pieces)), "messages")
-        return self.engine.engine.encode(tokenizer.encode_pieces(pieces))
+    def _encode_chat(self, tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> list[int]:
+        token_ids = tokenizer.encode_chat(messages, max_characters=self.max_characters)
+        return self.engine.engine.encode(token_ids)

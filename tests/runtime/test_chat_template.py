@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_renders_what_transformers_renders(
         "The answer",
         " spaced ",
         "ends in a line\n",
-        [{"type": "text", "text": "first"}, {"type": "text", "text": "last"}, {"type": "image"}],
+        [{"type": "text", "text": "first"}, {"type": "text", "text": "last"}],
     ],
 )
 def test_goes_on_where_transformers_does(source: str, content: Any) -> None:
@@ -161,6 +162,75 @@ def test_a_refusal_names_the_message(message: Any, problem: str) -> None:
         ChatTemplate(CHATML, CONSTANTS).render([{"role": "user", "content": "Hi"}, message])
     assert problem in str(caught.value)
     assert caught.value.field == "messages"
+
+
+def test_parts_as_the_template_reads_them() -> None:
+    """Joined for those that add strings, kept for those that go through them."""
+    two = [{"type": "text", "text": "a "}, {"type": "text", "text": " b"}]
+    one = two[:1]
+    through = "{% for p in m.content %}[{{ p.text | trim }}]{% endfor %}"
+    forms = {
+        "{{ m.content }}": ("a  b", "a ", "x"),
+        "{{ m.content + '' }}": ("a  b", "a ", "x"),
+        "{{ m.content | tojson }}": ('"a  b"', '"a "', '"x"'),
+        through: ("[a][b]", "[a]", "[x]"),
+        "{% if m.content is string %}{{ m.content }}{% else %}THROUGH{% endif %}".replace(
+            "THROUGH", through
+        ): ("[a][b]", "a ", "x"),
+    }
+    for source, expected in forms.items():
+        template = ChatTemplate("{% set m = messages[0] %}" + source, {})
+        contents: tuple[Any, ...] = (two, one, "x")
+        for content, text in zip(contents, expected, strict=True):
+            assert template.render([{"role": "user", "content": content}]) == text, source
+
+
+def test_what_a_tool_gave_may_be_any_data() -> None:
+    template = ChatTemplate("{{ messages[0].content | tojson }}", {})
+    for content in ({"a": [1]}, [1, {"type": "text"}], 5, "x"):
+        chat: list[Any] = [{"role": "tool", "content": content}]
+        assert json.loads(template.render(chat)) == content
+        with pytest.raises(RequestError):
+            template.render(
+                [{**chat[0], "content": [content]}],
+                add_generation_prompt=False,
+                continue_final_message=True,
+            )
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert template.render([{"role": "tool", "content": parts}]) == '"ab"'
+
+
+def test_what_is_null_is_left_out() -> None:
+    source = (
+        "{% for m in messages %}{{ m.content is defined }}{{ m.tool_calls | length }}{% endfor %}"
+    )
+    message = {"role": "assistant", "content": None, "tool_calls": [{"a": None}], "name": None}
+    assert ChatTemplate(source, {}).render([message]) == "False1"
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        ("{{ m.content }}|{{ m.content }}!", "Well", "Well|Well"),
+        ("{{ m.content }}|{{ m.content }}!", "", "|"),
+        ("{{ m.content }}|{{ m.content }}!", "  ", "  |  "),
+        ("<a>\n{{ m.content | trim }}</a>", "", "<a>"),
+        ("{{ m.content | replace('\n\n', '\n') }}!", "a\n\nb\n\n", "a\nb\n"),
+        ("{{ m.content[:2] }}|{{ m.content }}!", "Well", "We|Well"),
+        ("{{ m.content.split('</think>')[-1] }}!", "a</think>b", "b"),
+        ("{{ m.content.endswith('b') }}{{ m.content | upper }}!", "ab", "TrueAB"),
+        ("{{ m.content ~ '.' }}{{ messages | length }}", "CONTINUE_FINAL_MESSAGE_TAG ", None),
+    ],
+)
+def test_where_the_last_message_ends(source: str, content: str, expected: str | None) -> None:
+    """No marker stands in what the template decides by, or in what it writes."""
+    template = ChatTemplate("{% set m = messages[-1] %}" + source, {})
+    text = template.render(
+        [{"role": "assistant", "content": content}],
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    assert text == (content if expected is None else expected)
 
 
 def test_roles_and_messages_that_are_not_the_usual_ones() -> None:

@@ -108,6 +108,20 @@ def test_stop_token_ends_without_its_text(llm: LLM) -> None:
     assert cut.outputs[0].text == llm.tokenizer.decode(tokens[:at])
 
 
+def test_chat_takes_text_parts(llm: LLM) -> None:
+    """As the server does; this template adds strings."""
+    params = SamplingParams(max_tokens=1)
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "hat"}]
+    for role in ("user", "developer"):
+        answer = llm.chat([{"role": role, "content": parts, "name": None}], params)
+        assert llm.tokenizer is not None
+        plain = [{"role": role.replace("developer", "system"), "content": "the hat"}]
+        assert list(answer.prompt_token_ids) == llm.tokenizer.encode_chat(plain)
+    for wrong in ([{"type": "image"}], [{"type": "text"}], [5], 5, {"text": "a"}):
+        with pytest.raises(RequestError, match=r"messages\[0\]\.content"):
+            llm.chat([{"role": "user", "content": wrong}], params)
+
+
 def test_chat_renders_the_template(llm: LLM) -> None:
     messages = [{"role": "user", "content": "the hat"}]
     answer = llm.chat(messages, SamplingParams(max_tokens=3))
@@ -185,7 +199,11 @@ def test_an_answer_that_goes_on_with_the_last_message(llm: LLM) -> None:
             {"continue_final_message": True, "add_generation_prompt": True},
             "cannot both go on",
         ),
-        ([{"role": "user", "content": []}], {"continue_final_message": True}, "no text to go on"),
+        (
+            [{"role": "assistant", "tool_calls": []}],
+            {"continue_final_message": True},
+            "no text to go on",
+        ),
     ],
 )
 def test_bad_conversations_are_refused(
