@@ -371,6 +371,24 @@ def _write_tokenizer(
     files = write_tokenizer(job.model, directory, vocab_size=vocab_size, log=progress.remark)
     for line in notes_on_ignored(files.generation if files else None):
         progress.remark(line)
+    return files if files is None else _checked(files, directory, progress)
+
+
+def _checked(files: TokenizerFiles, directory: Path, progress: Reporter) -> TokenizerFiles:
+    """The tokenizer as serving will open it, without templates that could never be used."""
+    from ..runtime.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.open(directory, files, lambda name: (directory / name).read_text("utf-8"))
+    for field in ("chat_template", "tool_template"):
+        name = getattr(files, field)
+        if name is None:
+            continue
+        problem = tokenizer.template_problem(with_tools=field == "tool_template")
+        if problem is not None:
+            progress.remark(f"{Path(name).name} is left out: {problem}")
+            (directory / name).unlink()
+            gone: dict[str, Any] = {field: None}
+            files = replace(files, **gone)
     return files
 
 

@@ -11,6 +11,7 @@ from .control_tokens import ControlTokens
 from .encoding import encode_texts
 from .template_text import plain
 from .text_decoders import TextDecoder, texts_of
+from .tokenizer_growth import max_text_characters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,7 @@ class Tokenizer:
         self.backend = backend
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
+        self._max_characters = max_text_characters(backend)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._texts = texts_of(backend)
@@ -101,6 +103,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text, with those that begin it unless told otherwise."""
+        self._check_length(text, "prompt")
         (encoding,) = encode_texts(
             self.backend, [text], field="prompt", add_special_tokens=add_special_tokens
         )
@@ -143,6 +146,7 @@ class Tokenizer:
             tools = (False, True) if self.has_chat_template else (True,)
             written = "\0".join(self._template(with_tools=each).written for each in tools)
             self._control_tokens = ControlTokens(self.backend, written)
+        self._check_length(rendered, "messages")
         return self._control_tokens.encode(rendered)
 
     def _render(self, messages: Sequence[Message], options: RenderOptions) -> str:
@@ -165,6 +169,22 @@ class Tokenizer:
             if self._sources[each] == source:
                 self._templates.setdefault(each, template)
         return self._templates[with_tools]
+
+    def _check_length(self, text: str, field: str) -> None:
+        if len(text) > self._max_characters:
+            raise RequestError(
+                f"a text of {len(text)} characters is too long: this tokenizer takes at most"
+                f" {self._max_characters}",
+                field=field,
+            )
+
+    def template_problem(self, *, with_tools: bool) -> str | None:
+        """What is wrong with a template, if it can never be used."""
+        try:
+            template = self._template(with_tools=with_tools)
+        except ArtifactError as error:
+            return error.message
+        return "it does too much with the shortest of messages" if template.is_endless else None
 
     def _constants(self) -> dict[str, str]:
         if self._special_tokens is not None:

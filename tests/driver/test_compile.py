@@ -316,6 +316,25 @@ def test_what_is_recommended_and_not_built_is_said(source: Path, tmp_path: Path)
     assert said == ["the checkpoint recommends no_repeat_ngram_size 3: not built, ignored"]
 
 
+def test_templates_that_could_never_be_used_are_left_out(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "mine")
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "mine/checkpoint/chat_template.jinja").write_text(endless)
+    more = tmp_path / "mine/checkpoint/additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("{% for %}")
+    progress = Lines()
+    made = infc.compile(tmp_path / "mine", tmp_path / "a", verify=False, progress=progress)
+    assert [line for line in progress.lines if "left out" in line] == [
+        "chat_template.jinja is left out: it does too much with the shortest of messages",
+        "tool_use.jinja is left out: the chat template cannot be read: "
+        "Expected an expression, got 'end of statement block'",
+    ]
+    files = made.manifest.tokenizer
+    assert files is not None and files.chat_template is None and files.tool_template is None
+    assert not list(made.path.rglob("*.jinja"))
+
+
 def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
     for place in (source, source / "checkpoint", source / "checkpoint/out"):
         with pytest.raises(
