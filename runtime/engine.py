@@ -22,7 +22,7 @@ from .logits_adjuster import TokenConstraint
 from .outputs import FinishReason, RequestOutput, TokenLogprobs
 from .pooling import Pool, Pooling, asks_for_hidden
 from .request import Request
-from .request_checks import check_params, check_place, checked_ids
+from .request_checks import check_choosable, check_params, check_place, checked_ids, stop_texts
 from .request_stream import NO_FINITE_VALUE, RequestStream
 from .sampler import Sample
 from .sampling_params import SamplingParams, recommended_sampling
@@ -195,12 +195,8 @@ class Engine:
         token_ids = self.encode(prompt)
         known = self.tokenizer.eos_token_ids if self.tokenizer else ()
         ends = tuple(token for token in known if token < self.vocab_size)
-        check_params(
-            params,
-            vocab_size=self.vocab_size,
-            eos_token_ids=ends,
-            has_tokenizer=self.tokenizer is not None,
-        )
+        has_tokenizer = self.tokenizer is not None
+        check_params(params, vocab_size=self.vocab_size, has_tokenizer=has_tokenizer)
         check_place(priority, cache_salt)
         request = Request(
             request_id,
@@ -209,8 +205,10 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
             eos_token_ids=ends,
+            stop_texts=stop_texts(params, self.tokenizer, self.vocab_size),
             constraint=constraint,
         )
+        check_choosable(params, request.end_token_ids, vocab_size=self.vocab_size)
         return self._prepared(request, prompt)
 
     def submit(self, prepared: PreparedRequest) -> None:

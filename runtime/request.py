@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import secrets
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .logits_adjuster import LogitsAdjuster, TokenConstraint
@@ -64,6 +65,7 @@ class Request:
         "seed",
         "state",
         "stop_reason",
+        "stop_texts",
         "token_ids",
         "unforked",
     )
@@ -77,6 +79,7 @@ class Request:
         priority: int = 0,
         cache_salt: str = "",
         eos_token_ids: tuple[int, ...] = (),
+        stop_texts: Mapping[int, str] | None = None,
         constraint: TokenConstraint | None = None,
         adjuster: LogitsAdjuster | None = None,
     ) -> None:
@@ -86,7 +89,9 @@ class Request:
         self.params = params
         self.priority = priority
         self.choice = 0
-        ends = params.stop_token_ids
+        # Stop strings that are tokens which leave no text: they end an answer by their ids.
+        self.stop_texts: Mapping[int, str] = stop_texts or {}
+        ends = (*params.stop_token_ids, *self.stop_texts)
         self.end_token_ids = frozenset(ends if params.ignore_eos else (*ends, *eos_token_ids))
         self.adjuster = adjuster
         if adjuster is None and LogitsAdjuster.is_needed(params, constraint):
@@ -134,6 +139,7 @@ class Request:
             self.params,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            stop_texts=self.stop_texts,
             adjuster=None if self.adjuster is None else self.adjuster.fork(),
         )
         twin.end_token_ids = self.end_token_ids

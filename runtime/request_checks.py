@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import RequestError
 from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 _MAX_SALT_CHARACTERS = 256
 
@@ -37,9 +40,7 @@ def checked_ids(token_ids: Sequence[int], vocab_size: int) -> CheckedIds:
     return ids
 
 
-def check_params(
-    params: Any, *, vocab_size: int, eos_token_ids: Sequence[int] = (), has_tokenizer: bool
-) -> None:
+def check_params(params: Any, *, vocab_size: int, has_tokenizer: bool) -> None:
     """RequestError for what is no SamplingParams, or asks for what the model has not."""
     if not isinstance(params, SamplingParams):
         raise RequestError(
@@ -54,13 +55,14 @@ def check_params(
             )
     if params.stop_strings and not has_tokenizer:
         raise RequestError("this model has no tokenizer", field="stop", hint="use stop_token_ids")
-    ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
-    _check_choosable(params, ends if params.min_tokens else set(), vocab_size)
 
 
-def _check_choosable(params: SamplingParams, ends: set[int], vocab_size: int) -> None:
-    """RequestError where nothing may be chosen; `ends` may not, before `min_tokens` tokens."""
+def check_choosable(
+    params: SamplingParams, end_token_ids: Collection[int], *, vocab_size: int
+) -> None:
+    """RequestError where nothing may be chosen; ends may not, before `min_tokens` tokens."""
     banned = set(params.banned_token_ids)
+    ends = set(end_token_ids if params.min_tokens else ())
     if params.allowed_token_ids is not None:
         if set(params.allowed_token_ids) <= banned | ends:
             raise RequestError(
@@ -76,6 +78,31 @@ def _check_choosable(params: SamplingParams, ends: set[int], vocab_size: int) ->
             field="banned_token_ids" if banned else "stop_token_ids",
             hint="leave one that may be chosen",
         )
+
+
+def stop_texts(
+    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int
+) -> dict[int, str]:
+    """The stop strings that are special tokens, by their ids; a model never gives those beyond its
+    vocabulary.
+
+    They leave no text in the answer, so nobody would find them there. RequestError for a string
+    that has such a token in it beside other characters: it could never come.
+    """
+    if tokenizer is None or not params.stop_strings or not params.skip_special_tokens:
+        return {}
+    found = {}
+    for stop in params.stop_strings:
+        if (token := tokenizer.special_texts.get(stop)) is not None:
+            found.update({token: stop} if token < vocab_size else {})
+        elif hidden := next((t for t in tokenizer.special_texts if len(t) > 1 and t in stop), None):
+            raise RequestError(
+                f"the stop string {stop!r:.80} holds the special token {hidden!r}, which is never"
+                " part of the text",
+                field="stop",
+                hint="give the token alone as a stop string, or its id in stop_token_ids",
+            )
+    return found
 
 
 def check_place(priority: Any, cache_salt: str) -> None:

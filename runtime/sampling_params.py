@@ -52,7 +52,8 @@ class SamplingParams:
     logits, before any of the above.
 
     `max_tokens` None goes on to the end of the context; 0 (with `prompt_logprobs` only) reads
-    the prompt and generates nothing. `stop` strings are looked for after `min_tokens` tokens.
+    the prompt and generates nothing. `stop` strings are looked for after `min_tokens` tokens;
+    one that is a special token, and so leaves no text, is as its id in `stop_token_ids`.
     """
 
     temperature: float = 0.0

@@ -352,7 +352,7 @@ class Scheduler:
             request.first_token_time = now
         request.last_token_time = now
         if token in request.end_token_ids:
-            request.stop_reason = token
+            request.stop_reason = request.stop_texts.get(token, token)
             self.finish(request, "stop")
         elif len(request.token_ids) >= request.max_total_tokens:
             self.finish(request, "length")

@@ -58,6 +58,7 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self._max_characters = max_text_characters(backend)
         added = backend.get_added_tokens_decoder()
+        self.special_texts = {t.content: i for i, t in added.items() if t.special and t.content}
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._texts = texts_of(backend)
         self._special_tokens = special_tokens

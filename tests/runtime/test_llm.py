@@ -108,6 +108,24 @@ def test_stop_token_ends_without_its_text(llm: LLM) -> None:
     assert cut.outputs[0].text == llm.tokenizer.decode(tokens[:at])
 
 
+def test_a_stop_string_that_is_a_special_token(llm: LLM) -> None:
+    """It leaves no text to be found in: it ends the answer where it comes."""
+    assert llm.tokenizer is not None
+    turn = llm.tokenizer.backend.token_to_id("<|turn|>")
+    params: dict[str, Any] = {"max_tokens": 5, "allowed_token_ids": [turn], "ignore_eos": True}
+    for n in (1, 2):
+        (answer,) = llm.generate("a", SamplingParams(**params, n=n, stop=["x", "<|turn|>"]))
+        for output in answer.outputs:
+            assert (output.finish_reason, output.stop_reason) == ("stop", "<|turn|>")
+            assert (output.text, output.token_ids) == ("", (turn,))
+    shown = SamplingParams(**params, stop="<|turn|>", skip_special_tokens=False)
+    (answer,) = llm.generate("a", shown)
+    assert (answer.outputs[0].text, answer.outputs[0].finish_reason) == ("", "stop")
+    with pytest.raises(RequestError, match=r"holds the special token '<\|turn\|>'") as caught:
+        llm.generate("a", SamplingParams(**params, stop="\n<|turn|>user"))
+    assert caught.value.field == "stop"
+
+
 def test_chat_takes_text_parts(llm: LLM) -> None:
     """As the server does; this template adds strings."""
     params = SamplingParams(max_tokens=1)

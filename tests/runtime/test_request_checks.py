@@ -13,7 +13,7 @@ from infc.ir.errors import RequestError
 from infc.runtime import async_engine, engine, logits_adjuster
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.outputs import merge_outputs
-from infc.runtime.request_checks import CheckedIds, check_params, checked_ids
+from infc.runtime.request_checks import CheckedIds, check_choosable, check_params, checked_ids
 from infc.runtime.sampling_params import SamplingParams
 
 from .engines import make_engine
@@ -23,7 +23,10 @@ EOS = (0, 2)
 
 
 def check(**params: Any) -> None:
-    check_params(SamplingParams(**params), vocab_size=VOCAB, eos_token_ids=EOS, has_tokenizer=True)
+    checked = SamplingParams(**params)
+    check_params(checked, vocab_size=VOCAB, has_tokenizer=True)
+    eos = () if checked.ignore_eos else EOS
+    check_choosable(checked, (*checked.stop_token_ids, *eos), vocab_size=VOCAB)
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
