@@ -65,7 +65,7 @@ def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -
     source = old.path / "program.ir"
     program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
     before = Target(manifest.target.name, manifest.target.features)
-    mapped = MappedSafetensors(old.weights_path)
+    mapped = MappedSafetensors(old.weights_path, give_back=True)
     try:
         with progress.stage("build code and weights"):
             emission = backend.rebuild(

@@ -57,7 +57,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     contradict the index.
     """
     if (directory / _SINGLE).exists():
-        return _combine(directory, [MappedSafetensors(directory / _SINGLE)])
+        return _combine(directory, [_map(directory / _SINGLE)])
     if (directory / _INDEX).exists():
         return _open_shards(directory)
     if any((directory / name).exists() for name in _PICKLES):
@@ -67,6 +67,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             hint="save the model again as safetensors",
         )
     raise CheckpointError(f"has neither {_SINGLE} nor {_INDEX}", where=str(directory))
+
+
+def _map(path: Path) -> MappedSafetensors:
+    return MappedSafetensors(path, give_back=True)  # each tensor is read once, or a few times
 
 
 def _open_shards(directory: Path) -> Checkpoint:
@@ -81,7 +85,7 @@ def _open_shards(directory: Path) -> Checkpoint:
             )
         if not (directory / shard).is_file():
             raise CheckpointError(f"shard {shard}, which holds {name}, is missing", where=str(path))
-    shards = {shard: MappedSafetensors(directory / shard) for shard in sorted(set(placed.values()))}
+    shards = {shard: _map(directory / shard) for shard in sorted(set(placed.values()))}
     checkpoint = _combine(directory, list(shards.values()))
     for name, shard in placed.items():
         if name not in shards[shard]:

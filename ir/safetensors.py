@@ -29,7 +29,7 @@ PAD_PREFIX: Final = "__pad."
 
 _MAX_HEADER = 100_000_000
 _MAX_TOUCHED_BYTES = 1 << 29
-"""How much of a mapped file may count as this process's memory before it is handed back."""
+"""How much of a mapped file may count as this process's memory before pages are given back."""
 _NAMES: Final = {
     DType.F64: "F64",
     DType.F32: "F32",
@@ -178,10 +178,16 @@ class MappedSafetensors:
     """A safetensors file mapped read-only; tensors are views, read when touched.
 
     `handle` is a descriptor of the file where it is open already; it may be closed afterwards.
+    Pages of tensors that were read long ago are given back if `give_back` is set, so that reading
+    a file from end to end does not count all of it as memory. Views stay valid: their pages are
+    read again from the file. So it is only for mapped files, not for subclasses that copy them.
     """
 
-    def __init__(self, path: Path | str, handle: int | None = None) -> None:
+    def __init__(
+        self, path: Path | str, handle: int | None = None, *, give_back: bool = False
+    ) -> None:
         self.path = Path(path)
+        self._gives_back = give_back
         try:
             with _opened(self.path, handle) as file:
                 self.entries, self.metadata, self._start = read_header(self.path, file)
@@ -250,10 +256,8 @@ class MappedSafetensors:
             return torch.from_numpy(view).view(dtype).reshape(entry.shape)
 
     def _touch(self, num_bytes: int) -> None:
-        """Hands back what was read before, where that with this is much: a model that is read from
-        end to end would count as memory, all of it. Views stay valid, and are read again."""
         self._touched_bytes += num_bytes
-        if self._touched_bytes > _MAX_TOUCHED_BYTES:
+        if self._gives_back and self._touched_bytes > _MAX_TOUCHED_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched_bytes = num_bytes
 

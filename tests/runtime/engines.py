@@ -30,7 +30,7 @@ def make_engine(
         weights_bytes=0,
         num_threads=1,
         pin=False,
-        copy_weights=False,
+        weights="mapped",
         prefix_reuse=True,
     )
     return Engine(

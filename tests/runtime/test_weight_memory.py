@@ -154,6 +154,17 @@ def test_loaded_weights_know_nothing_of_what_becomes_of_the_file(file: Path) -> 
     mapped.close()
 
 
+def test_loaded_weights_are_never_given_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of a checkpoint are, once they were read: the file still has them."""
+    monkeypatch.setattr("infc.ir.safetensors._MAX_TOUCHED_BYTES", 0)
+    weights = opened(file, "loaded")
+    expected = weights.array("b").copy()
+    with open(file, "r+b") as written:
+        written.write(bytes(file.stat().st_size))
+    for _ in range(2):
+        assert np.array_equal(weights.tensor("b").numpy(), expected)
+
+
 def test_a_file_that_shrinks_while_it_is_loaded_is_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
