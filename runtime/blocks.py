@@ -96,11 +96,13 @@ class BlockPool:
         return True
 
     def forget(self, block: int) -> None:
-        """Make the content of `block` unfindable."""
+        """Make the content of `block` unfindable; a free block is then the first to be reused."""
         digest = self._hashes[block]
         if digest is not None:
             del self._by_hash[digest]
             self._hashes[block] = None
+            if block in self._free:
+                self._free.move_to_end(block, last=False)
 
     def check(self, owned: Iterable[int]) -> None:
         """Assert that the pool is sound and that `owned` (once an owner) is all that is owned."""

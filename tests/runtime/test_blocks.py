@@ -82,6 +82,17 @@ class PoolMachine(RuleBasedStateMachine):
 TestPool = PoolMachine.TestCase
 
 
+def test_a_free_block_whose_content_was_forgotten_is_reused_first() -> None:
+    pool = BlockPool(3)
+    for digest in (b"a", b"b"):
+        pool.register(pool.allocate(), digest)
+    pool.release(1)
+    pool.release(2)
+    pool.forget(2)
+    assert pool.allocate() == 2
+    assert pool.lookup(b"a") == 1
+
+
 def test_least_recently_used_content_goes_first() -> None:
     pool = BlockPool(4)
     blocks = [pool.allocate() for _ in range(3)]
