@@ -109,8 +109,11 @@ def test_ids_outside_the_vocabulary_are_left_out_and_named(model: Path, tmp_path
 
 
 def test_end_tokens_of_the_part_that_is_compiled(model: Path, tmp_path: Path) -> None:
-    """Models with other inputs say them with the text part, above, or in both places."""
-    for above, expected in (({}, (5,)), ({"eos_token_id": [6, 7]}, (6, 7))):
+    """Models with other inputs say them with the text part, above, or in both places.
+
+    The tokenizer's own end, 257, is one too.
+    """
+    for above, expected in (({}, (5, 257)), ({"eos_token_id": [6, 7]}, (6, 7, 257))):
         part = {"model_type": "llama", "eos_token_id": 5}
         config = {"model_type": "llava", "text_config": part, **above}
         (model / "config.json").write_text(json.dumps(config))

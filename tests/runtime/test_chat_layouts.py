@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +14,18 @@ from jinja2 import TemplateError
 
 from infc.frontend.tokenizer import write_tokenizer
 from infc.ir.errors import RequestError
+from infc.ir.manifest import TokenizerFiles
 from infc.runtime.tokenizer import Tokenizer
 
 from .chat_layouts import LAYOUTS, Layout
 
 _NAMES = {layout.name: layout for layout in LAYOUTS}
 _Pair = tuple[Layout, Tokenizer, Any]
+
+
+def opened(directory: Path, files: TokenizerFiles) -> Tokenizer:
+    """The tokenizer that was written to a directory."""
+    return Tokenizer.open(directory, files, lambda name: (directory / name).read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +36,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, _Pair]:
         root = tmp_path_factory.mktemp(layout.name)
         library = layout.write(root)
         files = write_tokenizer(root, root / "artifact", log=lambda _: None)
-        artifact: Any = SimpleNamespace(
-            path=root / "artifact", manifest=SimpleNamespace(tokenizer=files)
-        )
-        ours = Tokenizer.load(artifact)
-        assert ours is not None
+        assert files is not None
+        ours = opened(root / "artifact", files)
         made[layout.name] = (layout, ours, library)
     return made
 
@@ -240,11 +242,8 @@ def test_the_template_of_the_tokenizer_alone(tmp_path: Path) -> None:
         '{"eos_token_id": [0, 2], "bos_token_id": 1, "pad_token_id": 1}'
     )
     files = write_tokenizer(tmp_path, tmp_path / "artifact", log=lambda _: None)
-    artifact: Any = SimpleNamespace(
-        path=tmp_path / "artifact", manifest=SimpleNamespace(tokenizer=files)
-    )
-    ours = Tokenizer.load(artifact)
-    assert ours is not None
+    assert files is not None
+    ours = opened(tmp_path / "artifact", files)
     assert ours.eos_token_ids == (0, 2)
     rendered = ours.render_chat([{"role": "user", "content": "x"}])
     assert rendered == "[|<|im_end|>||]x"
