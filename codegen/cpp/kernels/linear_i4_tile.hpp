@@ -263,8 +263,8 @@ INFC_INLINE void widen_panel(const char* panel, int64_t K, char* wide) {
     for (int j = 0; j < kNR / kLanes; ++j) {
       const reg::i32 single = reg::load_multipliers(panel + j * kLanes);
       const __m512i m = (__m512i)(single | (single << 16));
-      const reg::i32 low = (128 - 8 * single) & 0xff;
-      const __m512i shift = (__m512i)(low * 0x01010101);
+      const reg::u32 low = (reg::u32)(128 - 8 * single) & 0xff;
+      const __m512i shift = (__m512i)(low * 0x01010101u);
       const auto put = [&](reg::u8 codes, int64_t quad) {
         const __m512i u = (__m512i)codes;
         const __m512i evens = _mm512_andnot_si512(odd, _mm512_mullo_epi16(_mm512_andnot_si512(odd, u), m));
