@@ -152,6 +152,9 @@ def main() -> NoReturn:
         status = _fail("interrupted", _INTERRUPTED)
     # There is nothing to clean up any more, and Python would print where it was.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # An interrupt that has passed through an exec of text, as libraries do it, is noted as not
+    # handled, and CPython would end `python -m infc` by SIGINT. Another exec takes the note back.
+    exec("")
     sys.exit(status)
 
 

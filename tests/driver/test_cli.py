@@ -188,6 +188,20 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert refused(capsys, "doctor") == (130, "interrupted")
 
 
+def test_interrupted_in_text_that_a_library_executes(tmp_path: Path) -> None:
+    """Such an interrupt made CPython end `python -m` by the signal, after all had been said."""
+    (tmp_path / "interrupted.py").write_text(
+        "from infc.driver import cli, doctor\n"
+        "def interrupt(*_, **__):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "doctor.examine = interrupt\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-m", "interrupted", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 def infc(*arguments: str, **options: object) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "infc", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
