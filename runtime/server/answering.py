@@ -75,7 +75,7 @@ async def answer(service: Service, job: Job, record: RequestRecord) -> Response:
     async with aclosing(watched):
         parts = await gather_outputs(watched, len(job.prompts))
     if usage.num_tokens * _width(job) > _SMALL:
-        body = await service.workers.run(_whole, parts, head, job, usage)
+        body = await service.writers.run(_whole, parts, head, job, usage)
     else:
         body = _whole(parts, head, job, usage)
     return WholeAnswer(body, service.settings.stall_seconds)
@@ -169,11 +169,13 @@ async def _events(
             return [encode({**chunk, "choices": [choice]})]
 
         long = num_tokens * _width(job) > _SMALL
-        return await service.workers.run(pieces) if long else pieces()
+        return await service.writers.run(pieces) if long else pieces()
 
     async with aclosing(outputs):
         async for number, output in outputs:
             num_rows = len(output.prompt_logprobs or ())
+            if getattr(job.request, "echo", False):  # token ids are decoded then
+                num_rows = len(output.prompt_token_ids)
             for part in output.outputs:
                 index = number * job.params.n + part.index
                 if index not in begun:

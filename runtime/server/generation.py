@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
+from ..faults import is_fault, note_fault
 from ..outputs import RequestOutput
 from .errors import ApiError
 
@@ -76,7 +77,13 @@ async def _pull(
         async with aclosing(_outputs(service, prompt, params)) as outputs:
             async for output in outputs:
                 await arrivals.put((index, output))
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) or not is_fault(error):
+            raise
+        if not isinstance(error, Exception):  # a panic in the library of tokenizers
+            note_fault("a prompt", error)
+            message = "this prompt could not be read"
+            error = ApiError(500, message, code="generation_failed")
         await arrivals.put((index, error))
 
 
@@ -99,6 +106,8 @@ async def _outputs(
         async with aclosing(stream) as outputs:
             async for output in outputs:
                 meter.add(output)
+                if late and not output.finished:  # its time was over before the engine knew it
+                    engine.abort(request_id)
                 _check(output, late_seconds=settings.request_seconds if late else None)
                 yield output
     except CapacityError as error:

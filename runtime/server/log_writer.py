@@ -41,9 +41,11 @@ class LogWriter:
                 return
             self._lines.append(text[:_MAX_LINE])
             self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="infc-log", daemon=True)
-                self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                with contextlib.suppress(RuntimeError, MemoryError):  # the next line tries again
+                    thread = threading.Thread(target=self._run, name="infc-log", daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything is written, for so long at most; whether it is."""
@@ -61,7 +63,8 @@ class LogWriter:
                     lines.append(f"warning: {self._num_lost} lines of this log were lost")
                     self._num_lost = 0
                 self._busy = True
-            with contextlib.suppress(OSError):  # there is nobody left who could be told
+            # There is nobody left who could be told.
+            with contextlib.suppress(OSError, MemoryError):
                 _write_all("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
 
 

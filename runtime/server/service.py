@@ -38,6 +38,8 @@ class Service:
         self.metrics = metrics
         self.token_texts = TokenTexts(tokenizer)
         self.workers = Workers(settings.max_queue)
+        # What is generated already is never refused, nor waits behind what is being prepared.
+        self.writers = Workers(None)
         self._longest_token: int | None = None
 
     @property

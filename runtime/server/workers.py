@@ -23,7 +23,7 @@ class Workers:
     they hold, at once.
     """
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int | None) -> None:  # None: nobody is refused
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="infc-server")
         self._free = asyncio.Semaphore(_THREADS)
         self._max_waiting = max_waiting
@@ -31,7 +31,7 @@ class Workers:
 
     async def run(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """What the call returns or raises. Raises ApiError where too many calls wait."""
-        if self._num_waiting >= self._max_waiting:
+        if self._max_waiting is not None and self._num_waiting >= self._max_waiting:
             raise ApiError(
                 429, "too many requests are being prepared", code="queue_full", retry_seconds=1
             )
@@ -41,7 +41,11 @@ class Workers:
         finally:
             self._num_waiting -= 1
         loop = asyncio.get_running_loop()
-        future = self._pool.submit(call, *args, **kwargs)
+        try:
+            future = self._pool.submit(call, *args, **kwargs)
+        except BaseException:  # no memory, or no further thread
+            self._free.release()
+            raise
 
         def release(_: Future[_T]) -> None:  # also after the caller was cancelled
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -52,4 +56,5 @@ class Workers:
 
     def start(self, call: Callable[[], None]) -> None:
         """Runs a call that nobody waits for, after those that are running."""
-        self._pool.submit(call)
+        with contextlib.suppress(RuntimeError, MemoryError):  # no further thread, or no memory
+            self._pool.submit(call)
