@@ -46,6 +46,8 @@ class ControlTokens:
         self._spelled = re.compile(pattern) if pattern else None
         self._stand_alone = _stand_alone(control.values(), added.values())
         self._anchor_ids: list[int] | None = None
+        # What stands for characters that the vocabulary lacks says nothing unless it is spelled.
+        self._unknown = frozenset(self._encode(["\U0010fffd"])[0].ids) & self._texts.keys()
 
     def encode(self, rendered: str) -> list[int]:
         """The tokens of a rendered conversation."""
@@ -98,6 +100,8 @@ class ControlTokens:
         for token, (begin, end) in found:
             if b"\0" not in own[begin:end]:
                 kept.add((begin, end))
+                continue
+            if token in self._unknown and self._texts[token] not in text[begin:end]:
                 continue
             borders = [i for i in range(begin + 1, end) if own[i] != own[i - 1]]
             if not borders and end - begin > 1:

@@ -242,3 +242,17 @@ def test_a_tokenizer_without_control_tokens() -> None:
     tokenizer = Tokenizer(backend, chat_template="{{ messages[0].content }}")
     assert tokenizer.encode_chat([{"role": "user", "content": "a"}]) == [0]
     assert tokenizer.encode_chat([{"role": "user", "content": ""}]) == []
+
+
+def test_characters_that_the_vocabulary_lacks_are_no_control_tokens() -> None:
+    """They become the unknown token, which is a special one; spelled, it is refused as others."""
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({"<unk>": 0, "hello": 1, "world": 2}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens([AddedToken("<unk>", special=True)])
+    tokenizer = Tokenizer(
+        backend, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    for text, ids in (("hello \U0001f600 world", [1, 0, 2]), ("hello strange world", [1, 0, 2])):
+        assert tokenizer.encode_chat([{"role": "user", "content": text}]) == ids
