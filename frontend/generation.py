@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,9 +45,16 @@ class Vocabulary:
 
 
 def generation_defaults(
-    settings: Mapping[str, Any], eos: tuple[int, ...], vocabulary: Vocabulary
+    settings: Mapping[str, Any],
+    eos: tuple[int, ...],
+    vocabulary: Vocabulary,
+    special_texts: Collection[str] = (),
 ) -> dict[str, Any] | None:
-    """Every setting of generation_config.json: who serves says what it makes of each."""
+    """Every setting of generation_config.json: who serves says what it makes of each.
+
+    `special_texts` are the special tokens: a stop string with one of them and other characters is
+    left out with a remark, as it could never be found in the text of an answer.
+    """
     kept = {}
     for key, value in sorted(settings.items()):
         if value is None or key.startswith("_") or key in _TOKENS or key in _ABOUT:
@@ -56,6 +63,8 @@ def generation_defaults(
             vocabulary.log(f"generation_config.json: {key} left out: not finite")
             continue
         kept[key] = _within(key, value, eos, vocabulary)
+        if key == "stop_strings":
+            kept[key] = _findable(value, vocabulary, special_texts)
     if applied := [key for key in _APPLIED if kept.get(key)]:
         vocabulary.log(
             f"generation_config.json sets {', '.join(applied)}: the default of every request"
@@ -80,6 +89,22 @@ def _within(key: str, value: Any, eos: tuple[int, ...], vocabulary: Vocabulary) 
     kept = [one for one in value if one not in strangers]
     if key == "bad_words_ids":  # an end token among them is not meant, as in transformers
         kept = [one for one in kept if one not in [[end] for end in eos]]
+    return kept
+
+
+def _findable(value: Any, vocabulary: Vocabulary, special_texts: Collection[str]) -> Any:
+    if not isinstance(value, (str, list)):
+        return value
+    hidden = [text for text in special_texts if len(text) > 1]
+    kept = []
+    for stop in [value] if isinstance(value, str) else value:
+        if isinstance(stop, str) and stop not in special_texts and any(t in stop for t in hidden):
+            vocabulary.log(
+                f"generation_config.json: the stop string {stop!r} left out: it holds a special"
+                " token, which is never part of the text"
+            )
+        else:
+            kept.append(stop)
     return kept
 
 

@@ -65,7 +65,7 @@ def write_tokenizer(
         bos=known_bos[0] if known_bos else None,
         eos=eos,
         chat_template=TEMPLATE_FILE if "default" in templates else None,
-        generation=generation_defaults(generation, eos, within),
+        generation=generation_defaults(generation, eos, within, _special_texts(library)),
         special_tokens=dict(sorted(library.special_tokens_map.items())),
         tool_template=TOOL_TEMPLATE_FILE if "tool_use" in templates else None,
     )
@@ -131,6 +131,10 @@ def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
 def _ids(value: Any) -> tuple[int, ...]:
     listed = value if isinstance(value, list) else [value]
     return tuple(one for one in listed if isinstance(one, int) and not isinstance(one, bool))
+
+
+def _special_texts(library: Any) -> list[str]:
+    return [t.content for t in library.added_tokens_decoder.values() if t.special and t.content]
 
 
 def _eos_ids(own: Any, generation: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:

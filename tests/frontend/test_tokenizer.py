@@ -108,6 +108,19 @@ def test_ids_outside_the_vocabulary_are_left_out_and_named(model: Path, tmp_path
     ]
 
 
+def test_stop_strings_that_could_never_be_found_are_left_out_and_named(
+    model: Path, tmp_path: Path
+) -> None:
+    """One as the default of every request would have every request refused."""
+    settings = {"stop_strings": ["</s>\n", "</s>", "User:"]}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    lines: list[str] = []
+    files = write_tokenizer(model, tmp_path / "out", log=lines.append)
+    assert files is not None
+    assert files.generation == {"stop_strings": ["</s>", "User:"]}
+    assert any("the stop string '</s>\\n' left out" in line for line in lines)
+
+
 def test_end_tokens_of_the_part_that_is_compiled(model: Path, tmp_path: Path) -> None:
     """Models with other inputs say them with the text part, above, or in both places.
 
