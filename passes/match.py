@@ -402,8 +402,12 @@ class _Sweeper:
 
     def _shrinks(self, match: Match, made: Sequence[Node]) -> bool:
         """Whether fewer nodes come than go, or one that stands nearer to the inputs."""
-        if len(made) != 1 or len(match.nodes) != 1:
-            return len(made) < len(match.nodes)
+        # A node inside the match stays where the replacement reads it.
+        read = {value.name for node in made for value in node.values()}
+        stays = any(v.name in read for node in match.nodes[1:] for v in node.outputs)
+        gone = 1 if stays else len({id(node) for node in match.nodes})
+        if len(made) != 1 or gone != 1:
+            return len(made) < gone
         heights = self.matcher.heights
         return _height(made[0], heights) < _height(match.root, heights)
 

@@ -369,6 +369,22 @@ def test_two_rules_that_undo_each_other_end() -> None:
     assert swept.matches == 2
 
 
+def test_a_node_that_the_replacement_still_reads_does_not_count_as_gone() -> None:
+    """The result is its own pattern, of as many nodes: applied again and again it never ends."""
+    kind = rewrite("twice", lambda x, y: ops.neg(x) + y, lambda x, y: y + y)
+    text = """
+    program "p" phase captured {
+      symbol T: 1..64
+      input %x: f32[T, 8]
+      %a = neg(%x) : f32[T, 8]
+      %r = add(%a, %a) : f32[T, 8]
+      output %r
+    }"""
+    result = kind().run(parse_program(text), PassContext())
+    assert [node.op for node in result.program.nodes] == ["neg", "add"]
+    assert result.matches == 1
+
+
 @given(count=st.integers(1, 90))
 def test_a_rule_that_makes_less_meets_its_own_results(count: int) -> None:
     """Three negations are one; a view of a view is one view, however many there are."""
