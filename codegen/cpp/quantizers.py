@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...ir.errors import InfcError
 from ...ir.machine import available_cpus
 from ...ir.schemes import SCHEMES, Quantizer, get_scheme
 from ...ir.target import resolve_target
@@ -48,6 +49,7 @@ class Quantizers:
         self._build = build
         self._path = library
         self._library: ctypes.CDLL | None = None
+        self._is_missing = False
 
     def table(self) -> dict[str, Quantizer]:
         """A quantiser for each scheme, by its name."""
@@ -65,7 +67,7 @@ class Quantizers:
         rows = matrix.contiguous().reshape(-1, depth)
         codes = torch.empty((rows.shape[0], width), dtype=to_torch(plain.code_dtype))
         scales = torch.empty(rows.shape[0], dtype=torch.float32)
-        if not self._run(scheme, rows, codes, scales):
+        if not self._is_there() or not self._run(scheme, rows, codes, scales):
             return plain.quantize(matrix)
         return codes.reshape(*matrix.shape[:-1], width), scales.reshape(matrix.shape[:-1])
 
@@ -96,6 +98,18 @@ class Quantizers:
             return part(0)
         with ThreadPoolExecutor(min(available_cpus(), len(starts))) as pool:
             return all(pool.map(part, starts))
+
+    def _is_there(self) -> bool:
+        """Whether the library was compiled and can be loaded, which takes a place that allows it.
+
+        The schemes themselves give the same codes, in more time.
+        """
+        if not self._is_missing:
+            try:
+                self._open()
+            except (OSError, InfcError):
+                self._is_missing = True
+        return not self._is_missing
 
     def _open(self) -> ctypes.CDLL:
         if self._library is None:

@@ -88,6 +88,21 @@ def test_other_element_types_and_empty_matrices(
     same(quantizers[scheme], scheme, torch.zeros(0, 70))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_schemes_themselves_serve_where_no_library_can_be_loaded(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a temporary directory from which nothing may be executed."""
+
+    def refused(path: str) -> None:
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr("infc.codegen.cpp.quantizers.ctypes.CDLL", refused)
+    with compiled_quantizers() as compiled:
+        for seed in range(2):
+            same(compiled.table()[scheme], scheme, matrix(seed, (4, 70), 0.0, torch.float32))
+
+
 def test_pairs_are_made_by_them() -> None:
     asked = []
 
