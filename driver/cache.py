@@ -27,8 +27,8 @@ from .workplaces import WORKPLACES
 
 DEFAULT_LIMIT_BYTES = 20 * 10**9
 LIMIT_VARIABLE = "INFC_CACHE_LIMIT"
-_ROOMS = ("ir", "frontend", "passes", "codegen", "driver")  # whatever shapes an artifact
-_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+_ROOMS = ("ir", "frontend", "passes", "codegen", "driver", "runtime")  # whatever shapes an artifact
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "jinja2")
 # What a checkpoint directory often holds beside the model: other formats, and prose.
 _IGNORED = frozenset({".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".png"})
 
@@ -278,8 +278,7 @@ def _digest_checkpoint(directory: Path) -> dict[str, Any]:
         stamp = [state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
         entry = known.get(name)
         if not isinstance(entry, dict) or entry.get("stamp") != stamp:
-            # In the hub's cache every file is a link, which `digest_file` itself refuses.
-            digest = digest_file(path.resolve())
+            digest = digest_file(path)
             entry = {"stamp": stamp, "digest": digest.sha256 or list(digest.chunks or ())}
         result[name] = entry["digest"]
         if time.time_ns() - max(stamp[2:]) > 10**9:  # one that is being written may change again

@@ -227,7 +227,9 @@ class MappedSafetensors:
         entry = self.entry(name)
         if entry.dtype not in _NUMPY:
             raise CheckpointError(f"has element type {entry.dtype}", where=f"{self.path}: {name}")
-        return self._view(entry).view(_NUMPY[entry.dtype]).reshape(entry.shape)
+        view = self._view(entry)
+        self._touch(view.nbytes)
+        return view.view(_NUMPY[entry.dtype]).reshape(entry.shape)
 
     def address(self, name: str) -> int:
         """Where the tensor's first byte is mapped; valid until `close`."""

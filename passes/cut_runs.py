@@ -16,7 +16,7 @@ from .cut_program import choose_layers, cut_program, layer_keys, layers_of
 from .whole_runs import MAX_FLOPS, WholeRuns, run_flops
 
 MAX_CUT_FLOPS: Final = 1_500_000_000_000
-"""Runs of a few layers that take more are not made: most of a minute each on two cores."""
+"""Runs of a few layers that take more are not made: a minute or two each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,10 @@ def _coverage(final: Program, ran: Program) -> str:
     layers = layers_of(final)
     unlike = [layer for layer in layers if keys[layer] not in known]
     if unlike:
-        return f"layers {_spell(unlike)} are unlike any that ran; their regions were compared"
+        return (
+            f"layers {_spell(unlike)} are unlike any that ran; of them only regions without paged"
+            " state were compared"
+        )
     if None in keys and keys[None] not in known:
         return "what is in no layer was rewritten otherwise; its regions were compared"
     return f"each of the {len(layers)} layers is equal to one that ran"
