@@ -22,6 +22,10 @@ from .compilations import Compilations, sweep
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# So does nohup with a hangup, which `infc serve` heeds.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # Shared machines are slow at random: a time limit per example would fail innocent tests.
 settings.register_profile("infc", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("infc")
