@@ -54,7 +54,7 @@ def percent(pattern: str, values: Any) -> str:
         if match["key"] is not None:
             if not isinstance(values, Mapping):
                 raise TypeError("format requires a mapping")
-            value = values[match["key"]]
+            value, used = values[match["key"]], len(args)  # no directive without a key may follow
         elif used < len(args):
             value, used = args[used], used + 1
         else:

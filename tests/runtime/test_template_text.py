@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import jinja2.filters
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infc.runtime.template_filters import FILTERS
@@ -118,6 +118,8 @@ VALUE = TEXT | st.integers(-9, 9) | st.floats(-9, 9) | st.none() | st.lists(RAW,
     pattern=PATTERN,
     values=VALUE | st.lists(VALUE, max_size=4).map(tuple) | st.fixed_dictionaries({"k": VALUE}),
 )
+@example(pattern="%(k)s%s", values={"k": None})
+@example(pattern="%s%(k)s%(k)s", values={"k": "A"})
 def test_percent(pattern: str, values: Any) -> None:
     def bare(value: Any) -> Any:
         if isinstance(value, tuple):
