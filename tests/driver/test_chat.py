@@ -44,7 +44,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def say(artifact: Path, *lines: str) -> Result:
     words = [str(artifact), "--max-tokens", "4", "--ignore-eos"]
     said = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
-    return CliRunner().invoke(chat.command, words, input=said)
+    return CliRunner().invoke(chat.command, words, input=said, help_option_names=["-h", "--help"])
 
 
 def test_a_message_that_is_refused_leaves_the_conversation(

@@ -165,7 +165,9 @@ def test_every_way_to_sample_is_an_option() -> None:
         "logit_bias": "42=-1.5",
     }
     words = [f"--{name.replace('_', '-')}={text}" for name, text in texts.items()]
-    result = CliRunner().invoke(command, [*words, "--ignore-eos"])
+    result = CliRunner().invoke(
+        command, [*words, "--ignore-eos"], help_option_names=["-h", "--help"]
+    )
     assert result.exit_code == 0, result.output
     names = {field.name for field in fields(SamplingParams)}
     answered = {"logprobs", "prompt_logprobs", "skip_special_tokens", "n", "best_of"}
@@ -182,7 +184,7 @@ def test_every_way_to_sample_is_an_option() -> None:
 )
 def test_ids_that_are_none(words: list[str]) -> None:
     command = click.command()(generation_options("short")(lambda **_: None))
-    result = CliRunner().invoke(command, words)
+    result = CliRunner().invoke(command, words, help_option_names=["-h", "--help"])
     assert result.exit_code == 2
     assert "such as" in result.output
 

@@ -138,12 +138,14 @@ def test_the_key_may_lie_in_a_file(
         path.write_bytes(content)
     given: dict[str, Any] = {}
     monkeypatch.setattr("infc.runtime.server.run.serve", lambda *_, **kwargs: given.update(kwargs))
-    result = CliRunner().invoke(command, ["tiny.infc", "--api-key-file", str(path)])
+    result = CliRunner().invoke(
+        command, ["tiny.infc", "--api-key-file", str(path)], help_option_names=["-h", "--help"]
+    )
     if expected is None:
         assert result.exit_code == 0
         assert given["api_key"] == "sesame"
         words = ["tiny.infc", "--api-key-file", str(path), "--api-key", "other"]
-        two = CliRunner().invoke(command, words)
+        two = CliRunner().invoke(command, words, help_option_names=["-h", "--help"])
         assert two.exit_code == 2 and "two keys" in two.output
     else:
         assert result.exit_code == 2
@@ -155,12 +157,14 @@ def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infc.runtime.server.run.serve", lambda *_, **kwargs: given.update(kwargs))
     words = ["a.infc", "--model-name", "x", "--served-model-name", "y", "--max-queue", "5"]
     words += ["--header-seconds", "0.5", "--log-prompts", "--open-metrics"]
-    assert CliRunner().invoke(command, words).exit_code == 0
+    assert CliRunner().invoke(command, words, help_option_names=["-h", "--help"]).exit_code == 0
     assert given["model_name"] == ("x", "y")
     assert (given["max_queue"], given["header_seconds"]) == (5, 0.5)
     assert given["log_requests"] and given["log_prompts"] and given["open_metrics"]
     assert "max_connections" not in given, "what is not given has its default in one place"
-    empty = CliRunner().invoke(command, ["a.infc", "--api-key", ""])
+    empty = CliRunner().invoke(
+        command, ["a.infc", "--api-key", ""], help_option_names=["-h", "--help"]
+    )
     assert empty.exit_code == 2
 
 
