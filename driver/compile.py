@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,7 +275,7 @@ def _build(job: _Job, directory: Path, dumps: _Dumps, progress: Reporter) -> Man
             # First what may be refused at once, then seconds of import, shown for what they are.
             pipeline = build_recipe_pipeline(job.loaded)
             check_dump_name(dumps.after, pipeline)
-            quantizers = _quantizers(job, stack)
+            quantizers = _quantizers(job, stack, progress.remark)
             import torch  # noqa: F401
             import transformers  # noqa: F401
         stack.enter_context(one_torch_thread())
@@ -284,16 +284,19 @@ def _build(job: _Job, directory: Path, dumps: _Dumps, progress: Reporter) -> Man
         return _build_files(job, pipeline, directory, dumps, pairs, progress)
 
 
-def _quantizers(job: _Job, stack: contextlib.ExitStack) -> Mapping[str, Quantizer]:
+def _quantizers(
+    job: _Job, stack: contextlib.ExitStack, log: Callable[[str], None]
+) -> Mapping[str, Quantizer]:
     """Compiled quantisers, where there is a compiler and something to quantise."""
     if job.recipe.backend != "cpp" or job.recipe.quantization.scheme == "none":
         return {}
-    from ..codegen.cpp.quantizers import compiled_quantizers
+    from ..codegen.cpp.quantizers import NOT_COMPILED, compiled_quantizers
     from ..ir.errors import InfcError
 
     try:
-        return stack.enter_context(compiled_quantizers()).table()
-    except (OSError, InfcError):  # no place or compiler for them: the schemes do the same
+        return stack.enter_context(compiled_quantizers(log)).table()
+    except (OSError, InfcError) as error:  # no place or compiler for them
+        log(f"{NOT_COMPILED}: {error}")
         return {}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
     import torch
 
 SOURCE = Path(__file__).parent / "quantizer" / "quantize.cpp"
+NOT_COMPILED = "matrices are quantized without compiled code, which takes longer"
 _PART_ELEMENTS = 1 << 20
 """Weights that a thread takes at a time: some milliseconds of work."""
 
 
 @contextlib.contextmanager
-def compiled_quantizers() -> Iterator[Quantizers]:
-    """The quantisers, compiled for this machine beside whatever is done until they are used."""
+def compiled_quantizers(log: Callable[[str], None]) -> Iterator[Quantizers]:
+    """The quantisers, compiled for this machine beside whatever is done until they are used.
+
+    `log` is told where they cannot be used, and the schemes do the work instead.
+    """
     with tempfile.TemporaryDirectory(prefix="infc-quantizers-") as place:
         source = Path(shutil.copy(SOURCE, place))
         library = source.with_suffix(".so")
         with LibraryBuild(source, library, resolve_target("native")) as build:
-            yield Quantizers(build, library)
+            yield Quantizers(build, library, log)
 
 
 class Quantizers:
@@ -45,9 +49,10 @@ class Quantizers:
     NaN or infinity, is left to the scheme itself.
     """
 
-    def __init__(self, build: LibraryBuild, library: Path) -> None:
+    def __init__(self, build: LibraryBuild, library: Path, log: Callable[[str], None]) -> None:
         self._build = build
         self._path = library
+        self._log = log
         self._library: ctypes.CDLL | None = None
         self._is_missing = False
 
@@ -107,8 +112,9 @@ class Quantizers:
         if not self._is_missing:
             try:
                 self._open()
-            except (OSError, InfcError):
+            except (OSError, InfcError) as error:
                 self._is_missing = True
+                self._log(f"{NOT_COMPILED}: {error}")
         return not self._is_missing
 
     def _open(self) -> ctypes.CDLL:
