@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,13 +42,15 @@ class EmitOptions:
     `on_weight(done_bytes, total_bytes)` is called before the first weight and after each that was
     written, `on_wait(what)` before waiting for something else that goes on meanwhile. `stored`
     gives weights that were made before, as they are to be written (bfloat16 as uint16). `pairs`
-    has codes and scales of matrices.
+    has codes and scales of matrices. `begun` is what `Backend.begin` gave for the same program,
+    target and directory.
     """
 
     on_weight: Callable[[int, int], None] | None = None
     on_wait: Callable[[str], None] | None = None
     stored: Callable[[Weight], NDArray[Any]] | None = None
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
+    begun: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,15 @@ class Backend(ABC):
         self, program: Program, target: Target, directory: Path, options: EmitOptions
     ) -> Emission:
         """Write code and weights of a lowered program into `directory`."""
+
+    def begin(
+        self, program: Program, target: Target, directory: Path
+    ) -> AbstractContextManager[object]:
+        """Begin, beside other work, what `emit` does that takes long and needs no weights.
+
+        Whatever it is has ended when the block is left. By default it is nothing.
+        """
+        return nullcontext()
 
     def rebuild(
         self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions

@@ -315,21 +315,28 @@ def _build_files(
 
     with progress.stage("capture the model"):
         captured = _capture(job, progress)
-    with progress.stage("run the passes"):
-        program, report = optimize(
-            captured,
-            pipeline,
-            job.target,
-            verify=job.verify,
-            dump_ir_after=dumps.after,
-            dump_dir=dumps.directory,
-            progress=progress,
-            pairs=pairs,
-        )
     backend = get_backend(job.recipe.backend)
-    backend.check(program, job.target)
-    with progress.stage("emit code and weights"):
-        emission = _emit(job, program, directory, progress, pairs)
+    with contextlib.ExitStack() as stack:
+        begun: list[object] = []
+
+        def begin(result: Program) -> None:
+            begun.append(stack.enter_context(backend.begin(result, job.target, directory)))
+
+        with progress.stage("run the passes"):
+            program, report = optimize(
+                captured,
+                pipeline,
+                job.target,
+                verify=job.verify,
+                dump_ir_after=dumps.after,
+                dump_dir=dumps.directory,
+                progress=progress,
+                pairs=pairs,
+                on_result=begin,
+            )
+        backend.check(program, job.target)
+        with progress.stage("emit code and weights"):
+            emission = _emit(job, program, directory, progress, pairs, begun[0])
     (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
     (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
     report = {**report, "toolchain": dict(emission.toolchain)}
@@ -354,7 +361,12 @@ def _capture(job: _Job, progress: Reporter) -> Program:
 
 
 def _emit(
-    job: _Job, program: Program, directory: Path, progress: Reporter, pairs: QuantizedPairs
+    job: _Job,
+    program: Program,
+    directory: Path,
+    progress: Reporter,
+    pairs: QuantizedPairs,
+    begun: object,
 ) -> Emission:
     from ..codegen.base import EmitOptions
     from ..codegen.registry import get_backend
@@ -365,7 +377,7 @@ def _emit(
     def wait(what: str) -> None:
         progress.advance(1, 1, f"all weights are written, waiting for {what}")
 
-    options = EmitOptions(on_weight=advance, on_wait=wait, pairs=pairs)
+    options = EmitOptions(on_weight=advance, on_wait=wait, pairs=pairs, begun=begun)
     return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,12 @@ def optimize(
     dump_dir: Path,
     progress: Reporter,
     pairs: QuantizedPairs | None = None,
+    on_result: Callable[[Program], None] | None = None,
 ) -> tuple[Program, dict[str, Any]]:
-    """Runs the pipeline; returns the program and a report about each pass, without times."""
+    """Runs the pipeline; returns the program and a report about each pass, without times.
+
+    `on_result` is told the program before the last comparison with the one that was captured.
+    """
     from ..passes.base import PassContext
     from ..passes.pass_manager import run_pipeline
 
@@ -80,6 +84,11 @@ def optimize(
         progress.advance(done, count, f"{name} ({done + 1} of {count} passes)")
         done += 1
 
+    def told(result: Program) -> None:
+        progress.advance(count, count, "comparing runs before and after")
+        if on_result is not None:
+            on_result(result)
+
     result, report = run_pipeline(
         program,
         pipeline,
@@ -89,6 +98,7 @@ def optimize(
         dump_directory=dump_dir,
         failure_directory=dump_dir,
         on_pass=on_pass,
+        on_result=told,
         pairs=pairs,
     )
     for line in _idle_passes(report.passes):

@@ -35,13 +35,15 @@ def run_pipeline(
     dump_directory: str | Path = ".",
     failure_directory: str | Path = ".",
     on_pass: Callable[[str], None] | None = None,
+    on_result: Callable[[Program], None] | None = None,
     pairs: QuantizedPairs | None = None,
 ) -> tuple[Program, PipelineReport]:
     """The program after every pass, and what they did.
 
     The program is checked after each pass that changed it; with `verify` its numbers too.
     `dump_ir_after` names passes ("all": every one) whose result is written to `dump_directory` as
-    `03-fuse-rope.ir`. `on_pass` is told each pass before it runs. Runs that compare programs
+    `03-fuse-rope.ir`. `on_pass` is told each pass before it runs, `on_result` the program that
+    all of them gave, before whole runs of a heavy one are compared. Runs that compare programs
     take codes and scales of matrices from `pairs`. PassError names a pass that failed; the program
     it received is then in `failure_directory`. UsageError for a wrong order.
     """
@@ -62,6 +64,8 @@ def run_pipeline(
         program = manager.run(index, one, program)
         if phase is not None:
             program = manager.end_phase(phase, program)
+    if on_result is not None:
+        on_result(program)
     manager.check_cut(program, passes)
     return program, manager.report
 

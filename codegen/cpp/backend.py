@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from ...ir.errors import ArtifactError
 from ...ir.plan import loop_groups
@@ -59,23 +59,26 @@ class CppBackend(Backend):
                 return Verdict.no(f"element type {kind.dtype.value} is not built")
         return _check_operands(node, program)
 
-    def emit(
-        self, program: Program, target: Target, directory: Path, options: EmitOptions
-    ) -> Emission:
-        """Write `code/` and `weights.safetensors` into `directory`."""
+    def begin(self, program: Program, target: Target, directory: Path) -> CodeBuild:
+        """Write `code/`, and compile it beside other work."""
         self.check(program, target)
         made = generate(program, target)
         for name, data in made.files.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        with LibraryBuild(directory / SOURCE, directory / LIBRARY, target) as library:
-            _write_beside(library, program, made.weights, directory / WEIGHTS_FILE, options)
-        return Emission(
-            entry={"kind": "cpp-shared-library", "file": LIBRARY, "abi": ABI},
-            weight_names=tuple(weight.name for weight in made.weights),
-            arena_bytes=made.arena_bytes,
-        )
+        library = LibraryBuild(directory / SOURCE, directory / LIBRARY, target)
+        return CodeBuild(program, made, library)
+
+    def emit(
+        self, program: Program, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write `code/` and `weights.safetensors` into `directory`."""
+        begun = options.begun
+        if isinstance(begun, CodeBuild) and begun.program == program:
+            return begun.finish(directory, options)
+        with self.begin(program, target, directory) as build:
+            return build.finish(directory, options)
 
     def rebuild(
         self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions
@@ -101,6 +104,41 @@ class Generated:
     arena_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class CodeBuild:
+    """The source of a program's step, and the library that is being compiled from it."""
+
+    program: Program
+    made: Generated
+    library: LibraryBuild
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.library.stop()
+
+    def finish(self, directory: Path, options: EmitOptions) -> Emission:
+        """Write the weights while the library is compiled, then wait for it."""
+
+        def on_weight(done: int, total: int) -> None:
+            self.library.check()  # what the compiler refuses is told before minutes of writing
+            if options.on_weight is not None:
+                options.on_weight(done, total)
+
+        weights = self.made.weights
+        watched = replace(options, on_weight=on_weight)
+        write_weights(self.program, weights, directory / WEIGHTS_FILE, watched)
+        if options.on_wait is not None:
+            options.on_wait("the C++ compiler")
+        self.library.wait()
+        return Emission(
+            entry={"kind": "cpp-shared-library", "file": LIBRARY, "abi": ABI},
+            weight_names=tuple(weight.name for weight in weights),
+            arena_bytes=self.made.arena_bytes,
+        )
+
+
 def generate(program: Program, target: Target) -> Generated:
     """The source for a planned program; nothing is written or compiled."""
     emitter = Emitter(program, target)
@@ -121,26 +159,6 @@ def generate(program: Program, target: Target) -> Generated:
     headers |= {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
     files = {SOURCE: text.encode(), PROFILE: profile_text(items).encode(), **headers}
     return Generated(files, weights, emitter.arena_bytes)
-
-
-def _write_beside(
-    library: LibraryBuild,
-    program: Program,
-    weights: tuple[Weight, ...],
-    path: Path,
-    options: EmitOptions,
-) -> None:
-    """Write the weights while the library is compiled, then wait for it."""
-
-    def on_weight(done: int, total: int) -> None:
-        library.check()  # what the compiler refuses is told before minutes of writing
-        if options.on_weight is not None:
-            options.on_weight(done, total)
-
-    write_weights(program, weights, path, replace(options, on_weight=on_weight))
-    if options.on_wait is not None:
-        options.on_wait("the C++ compiler")
-    library.wait()
 
 
 def _check_source(files: Mapping[str, bytes], directory: Path) -> None:

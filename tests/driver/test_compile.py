@@ -7,19 +7,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import infc
+from infc.codegen.cpp.backend import CppBackend
 from infc.driver.cache import ArtifactCache
 from infc.driver.cli import run
 from infc.driver.progress import Reporter
 from infc.driver.recipe import Recipe
 from infc.ir.artifact import Artifact, open_artifact
-from infc.ir.errors import ArtifactError, RecipeError, UsageError
+from infc.ir.errors import ArtifactError, PassError, RecipeError, UsageError
+from infc.passes.verification import Verifier
 
 from ..checkpoints import make_checkpoint
 
@@ -137,6 +141,39 @@ def test_torch_computes_on_one_thread(source: Path, tmp_path: Path) -> None:
         assert torch.get_num_threads() == 3  # what the caller had set
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_code_is_compiled_while_runs_are_compared(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    begin, check = CppBackend.begin, Verifier.check_cut
+
+    def first(*arguments: Any) -> Any:
+        order.append("code")
+        return begin(*arguments)
+
+    def second(*arguments: Any) -> Any:
+        order.append("runs")
+        return check(*arguments)
+
+    monkeypatch.setattr(CppBackend, "begin", first)
+    monkeypatch.setattr(Verifier, "check_cut", second)
+    infc.compile(source / "model.yaml", tmp_path / "one", overrides=["backend=cpp"], cache=False)
+    assert order == ["code", "runs"]  # and not once more when it is emitted
+
+
+def test_the_compiler_ends_where_the_comparison_fails(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise PassError("logits are off")
+
+    monkeypatch.setattr(Verifier, "check_cut", fail)
+    with pytest.raises(PassError, match="logits are off"):
+        infc.compile(source / "model.yaml", tmp_path / "one", overrides=["backend=cpp"])
+    assert not any("infc-compiler" in thread.name for thread in threading.enumerate())
+    assert os.listdir(tmp_path) == []
 
 
 def test_again_from_the_cache(source: Path, tmp_path: Path) -> None:
