@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,14 +54,21 @@ class Distance:
         }
 
 
-def _rounded(number: float) -> float:
-    return float(f"{number:.3g}")
+def _rounded(number: float) -> float | str:
+    """JSON has no infinity: as text."""
+    return float(f"{number:.3g}") if math.isfinite(number) else str(number)
 
 
 def distance(before: torch.Tensor, after: torch.Tensor, what: str) -> Distance:
-    """The distance of logits `[R, V]` from those before a pass."""
+    """The distance of logits `[R, V]` from those before a pass.
+
+    Logits may be -inf (a token that is never drawn), but neither NaN nor inf.
+    """
+    import torch
+
     old, new = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    kl = float((old.exp() * (old - new)).sum(-1).mean())
+    terms = torch.where(old == -torch.inf, 0.0, old.exp() * (old - new))
+    kl = float(terms.sum(-1).mean())
     top1 = float((old.argmax(-1) == new.argmax(-1)).double().mean())
     return Distance(max(kl, 0.0), top1, difference(before, after).error, len(before), what)
 
@@ -84,7 +92,7 @@ def difference(expected: torch.Tensor, actual: torch.Tensor) -> Difference:
     else:
         a, b = a.double(), b.double()
         same = (a == b) | (a.isnan() & b.isnan())
-        gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf)
+        gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
         finite = a.abs().nan_to_num(nan=0.0, posinf=0.0)
         scale = finite.amax(1).clamp_min(float(finite.max()) * 1e-3).clamp_min(1e-30)
         errors = gap.amax(1) / scale

@@ -51,63 +51,99 @@ def check_cut(
     layer of the whole program that the passes left in the form of one that ran is covered by it;
     the report names those that are not.
     """
-    kept = choose_layers(captured, final)
-    cut = cut_program(captured, kept)
-    what = f"layers {_spell(kept)} of {len(layers_of(captured))} and the head"
-    if isinstance(cut, str):
-        if run_flops(captured) > MAX_FLOPS:
-            return CutReport([f"not compared as a whole, {what} cannot run alone: {cut}"])
-        cut, what = captured, "the whole model"
-    if run_flops(cut) > MAX_CUT_FLOPS:
-        flops = f"{run_flops(cut) / 1e9:.0f} GFLOP"
-        return CutReport([f"not compared as a whole, a run of {what} takes {flops}"])
-    try:
-        steps = _rewrite(cut, passes, context)
-    except Exception as error:  # a user's pass may raise anything where layers are missing
-        reason = str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
-        return CutReport([f"not compared as a whole, a pass fails on {what} alone: {reason}"])
+    if not passes:
+        return CutReport([])
+    found = _what_runs(captured, final, passes, context)
+    if isinstance(found, str):
+        return CutReport([f"not compared as a whole, {found}"])
+    first, what, steps = found
     runs = WholeRuns(pairs, what)
-    runs.start(cut)
+    runs.start(first)
     lines: list[str] = []
     distances: dict[int, Distance] = {}
     for index, step in enumerate(steps):
         if step.matched and step.one.contract == "lossy":
-            found = runs.rebase(step.before, step.after, step.one.name)
-            if found is not None:
-                distances[index] = found
+            moved = runs.rebase(step.before, step.after, step.one.name)
+            if moved is not None:
+                distances[index] = moved
         # Later phases hold what earlier ones did: one comparison says it of all since the last.
         if step.phase is not None and (step.after.resources or index + 1 == len(steps)):
             lines.append(runs.check(step.phase, step.after))
-    return CutReport([*lines, _coverage(final, steps[-1].after)], distances)
+    return CutReport([*lines, _coverage(final, steps[-1].after).text], distances)
 
 
-def _rewrite(program: Program, passes: Sequence[Pass], context: PassContext) -> list[_Step]:
+def _what_runs(
+    captured: Program, final: Program, passes: Sequence[Pass], context: PassContext
+) -> tuple[Program, str, list[_Step]] | str:
+    """The program to run, its name in reports, and what each pass makes of it; or why none runs.
+
+    It is the cut one where that stands for every layer; else the whole one, if its runs are not
+    too long; else the cut one for the layers that it does stand for.
+    """
+    kept = choose_layers(captured, final)
+    what = f"layers {_spell(kept)} of {len(layers_of(captured))} and the head"
+    partial: tuple[Program, str, list[_Step]] | None = None
+    cut = cut_program(captured, kept)
+    if isinstance(cut, str):
+        reason = f"{what} cannot run alone: {cut}"
+    elif run_flops(cut) > MAX_CUT_FLOPS:
+        reason = f"a run of {what} takes {run_flops(cut) / 1e9:.0f} GFLOP"
+    else:
+        steps = _rewrite(cut, passes, context)
+        if isinstance(steps, str):
+            reason = f"a pass fails on {what} alone: {steps}"
+        elif _coverage(final, steps[-1].after).is_full:
+            return cut, what, steps
+        else:
+            reason, partial = "", (cut, what, steps)
+    if run_flops(captured) <= MAX_FLOPS:
+        steps = _rewrite(captured, passes, context)
+        if not isinstance(steps, str):
+            return captured, "the whole model", steps
+        reason = reason or f"a pass fails when it is run again: {steps}"
+    return partial or reason
+
+
+def _rewrite(program: Program, passes: Sequence[Pass], context: PassContext) -> list[_Step] | str:
+    """What each pass makes of the program, or how one fails."""
     silent = PassContext(context.target, context.options)
     steps = []
-    for one, phase in zip(passes, phases_ending(passes), strict=True):
-        result = one.run(program, silent)
-        after = result.program
-        if phase is not None and PHASES.index(after.phase) < PHASES.index(REACHES[phase]):
-            after = replace(after, phase=REACHES[phase])
-        steps.append(_Step(one, program, after, result.matches > 0, phase))
-        program = after
+    try:
+        for one, phase in zip(passes, phases_ending(passes), strict=True):
+            result = one.run(program, silent)
+            after = result.program
+            if phase is not None and PHASES.index(after.phase) < PHASES.index(REACHES[phase]):
+                after = replace(after, phase=REACHES[phase])
+            steps.append(_Step(one, program, after, result.matches > 0, phase))
+            program = after
+    except Exception as error:  # a user's pass may raise anything where layers are missing
+        return str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
     return steps
 
 
-def _coverage(final: Program, ran: Program) -> str:
-    """Whether each layer of the final program is equal to one that ran."""
+@dataclass(frozen=True, slots=True)
+class _Coverage:
+    """Whether each layer of the final program is equal to one that ran, in words too."""
+
+    is_full: bool
+    text: str
+
+
+def _coverage(final: Program, ran: Program) -> _Coverage:
     known = set(layer_keys(ran).values())
     keys = layer_keys(final)
     layers = layers_of(final)
     unlike = [layer for layer in layers if keys[layer] not in known]
     if unlike:
-        return (
+        return _Coverage(
+            False,
             f"layers {_spell(unlike)} are unlike any that ran; of them only regions without paged"
-            " state were compared"
+            " state were compared",
         )
     if None in keys and keys[None] not in known:
-        return "what is in no layer was rewritten otherwise; its regions were compared"
-    return f"each of the {len(layers)} layers is equal to one that ran"
+        text = "what is in no layer was rewritten otherwise; its regions were compared"
+        return _Coverage(False, text)
+    return _Coverage(True, f"each of the {len(layers)} layers is equal to one that ran")
 
 
 def _spell(layers: Sequence[int]) -> str:

@@ -85,6 +85,8 @@ class WholeRuns:
         What it was given is compared first: afterwards there is nothing to compare it with. None
         for a program that no run can be made of.
         """
+        import torch
+
         assert self.first is not None
         if after.resources or not_runnable(self.first) or not_runnable(after):
             self.check(f"before {name}", before)
@@ -99,6 +101,8 @@ class WholeRuns:
                 self._require(f"before {name}", given, old, "a whole prompt")
         with _named(name):
             new = self._all_rows(after, every)
+        if not (new[0] < torch.inf).all() and (old[0] < torch.inf).all():
+            raise PassError(f"{name} makes logits that are not finite ({self.what})")
         self.first, self._last, self._lossy = after, after, name
         rows = wanted_rows(lengths, cuts)
         self._expected = tuple(output[rows] for output in new)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import PassError
@@ -17,11 +20,11 @@ from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.passes import cut_runs, sample_runs, verification, whole_runs
 from infc.passes.base import Pass, PassContext, PassResult
-from infc.passes.compare import difference
+from infc.passes.compare import difference, distance
 from infc.passes.cut_program import MAX_KINDS, choose_layers, cut_program, layer_keys, layers_of
-from infc.passes.pass_manager import run_pipeline
+from infc.passes.pass_manager import run_passes, run_pipeline
 from infc.passes.pass_report import PipelineReport
-from infc.passes.pipeline import build_pipeline
+from infc.passes.pipeline import Pipeline, build_pipeline
 from infc.passes.sample_runs import run_whole
 from infc.passes.samples import with_random_weights
 
@@ -143,6 +146,12 @@ def through(program: Program, spec: object, directory: Path, *added: Pass) -> Pi
     return report
 
 
+@pytest.fixture
+def too_large(heavy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program counts as one of which nothing but a cut one is run."""
+    monkeypatch.setattr(cut_runs, "MAX_FLOPS", 0)
+
+
 @pytest.mark.usefixtures("heavy")
 def test_a_large_model_is_run_through_paged_steps(tmp_path: Path) -> None:
     report = through(stack(), None, tmp_path)
@@ -231,7 +240,7 @@ class NeedsLayerTwo(Pass):
         return PassResult(program)
 
 
-@pytest.mark.usefixtures("heavy")
+@pytest.mark.usefixtures("too_large")
 def test_a_pass_that_fails_on_few_layers_is_told(tmp_path: Path) -> None:
     report = through(stack(), None, tmp_path, NeedsLayerTwo())
     (line,) = report.phases
@@ -239,7 +248,73 @@ def test_a_pass_that_fails_on_few_layers_is_told(tmp_path: Path) -> None:
     assert "no layer 2" in line
 
 
+WHOLE = [
+    "lower-kv: 3 paged steps of 2 sequences agree with a whole run",
+    "plan: nothing changed since the last comparison",
+]
+
+
 @pytest.mark.usefixtures("heavy")
+def test_where_few_layers_cannot_run_all_do_if_that_is_not_too_long(tmp_path: Path) -> None:
+    report = through(stack(), None, tmp_path, NeedsLayerTwo())
+    assert report.phases == [*WHOLE, "each of the 8 layers is equal to one that ran"]
+
+
+def many_kinds() -> Program:
+    return stack([4] * 12, [1 + layer / 100 for layer in range(12)])
+
+
+@pytest.mark.usefixtures("heavy")
+def test_a_fault_in_one_of_many_kinds_of_layers_is_seen(tmp_path: Path) -> None:
+    report = through(many_kinds(), None, tmp_path)
+    assert report.phases == [*WHOLE, "each of the 12 layers is equal to one that ran"]
+    with pytest.raises(PassError, match="logits of paged steps"):
+        through(many_kinds(), None, tmp_path, Edit(layer=10))
+
+
+@pytest.mark.usefixtures("too_large")
+def test_layers_of_too_many_kinds_are_named(tmp_path: Path) -> None:
+    report = through(many_kinds(), None, tmp_path)
+    assert "(layers 0, 1, 2, 3, 4, 5, 6, 7, 11 of 12 and the head)" in report.phases[0]
+    assert report.phases[-1].startswith("layers 8, 9, 10 are unlike any that ran")
+
+
+@pytest.mark.usefixtures("heavy")
+def test_no_passes_compare_nothing() -> None:
+    program = with_random_weights(stack())
+    _, report = run_passes(program, Pipeline(()), verify=True)
+    assert report.phases == []
+
+
+class Spoils(Edit):
+    """A lossy pass whose constant is out of all measure."""
+
+    contract: ClassVar[str] = "lossy"
+    allowed_error: ClassVar[float] = 1e30
+
+
+@pytest.mark.usefixtures("heavy")
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_lossy_pass_must_leave_numbers(value: float, tmp_path: Path) -> None:
+    def spoil(node: Node) -> Node:
+        return replace(node, inputs=(node.inputs[0], value))
+
+    edit = Spoils(op="mul", layer=7, change=spoil)
+    with pytest.raises(PassError):
+        through(stack(), None, tmp_path, edit)
+
+
+def test_a_distance_may_be_infinite_but_is_data() -> None:
+    before = torch.tensor([[0.0, 1.0, -math.inf], [1.0, 0.0, 0.0]])
+    assert distance(before, before, "it").kl == 0
+    banned = before.clone()
+    banned[1, 0] = -math.inf
+    found = distance(before, banned, "it")
+    assert found.kl == math.inf
+    assert json.loads(json.dumps(found.as_data(), allow_nan=False))["kl"] == "inf"
+
+
+@pytest.mark.usefixtures("too_large")
 def test_a_run_that_takes_too_long_is_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
