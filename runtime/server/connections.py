@@ -23,6 +23,7 @@ _REFUSED_SECONDS = 1.0  # for the request that a refusal is the answer to
 _REST_SECONDS = 5.0  # for the rest of a body that nobody wants
 _MANY_CHUNKS = 512
 _LEAST_CHUNK = 16  # bytes, on average, once they are many
+_MAX_HEADERS = 128
 
 _Wait = Literal["head", "rest"]
 
@@ -38,7 +39,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
 
 
 class _Connection(h11.Connection):
-    """H11 under two more rules: which requests are the last, and no body in a million crumbs."""
+    """H11 under more rules: which requests are the last, how many headers, and how many chunks."""
 
     is_last = False
     is_chunked = False
@@ -47,6 +48,12 @@ class _Connection(h11.Connection):
 
     def next_event(self) -> Any:
         """As h11 has it."""
+        if self.their_state is h11.IDLE:
+            # Before it parses them: thousands of short lines fit in a head that is not too long.
+            head = self.trailing_data[0].partition(b"\r\n\r\n")[0]
+            if head.count(b"\n") > _MAX_HEADERS:
+                self.refusal = f"The request has more than {_MAX_HEADERS} headers."
+                raise h11.RemoteProtocolError(self.refusal)
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._num_chunks = self._num_bytes = 0

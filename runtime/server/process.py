@@ -21,6 +21,7 @@ from ...ir.errors import UsageError
 from ...ir.sizes import format_count
 from .connections import MOST_REFUSED, bounded_protocol
 from .event_loop import SturdyEventLoop
+from .interpreter import short_waits
 from .log import ServerLog, announce
 from .settings import ServerSettings
 
@@ -47,7 +48,8 @@ def run_server(
     settings = _within_files(settings)
     config = server_config(app, settings)
     server = _Server(config, listener, engine, settings)
-    server.run(sockets=[listener])
+    with short_waits():
+        server.run(sockets=[listener])
     return server.interrupted
 
 

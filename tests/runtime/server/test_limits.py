@@ -239,6 +239,26 @@ def test_heads_that_are_too_long() -> None:
         assert raw.recv(1000).startswith(b"HTTP/1.1 400")
 
 
+def test_heads_of_too_many_lines() -> None:
+    """They take long to parse; lines of a body that comes with its head are not counted."""
+    short = b"a: b\r\n"
+    body = b"\n" * 300 + b"{}"
+    kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    requests = {
+        HEAD + short * 200 + b"\r\n": b"more than 128 headers",
+        HEAD + short * 100 + kind + b"\r\n" + body: b"model: field required",
+    }
+    with serving() as server:
+        for request, reason in requests.items():
+            with connect(server) as raw:
+                raw.sendall(request)
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += raw.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert reason in answer
+
+
 def test_settings_out_of_range_are_refused_by_name() -> None:
     def make(**settings: Any) -> ServerSettings:
         return ServerSettings(model_names=("a",), **settings)

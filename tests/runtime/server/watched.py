@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from infc.runtime.server.interpreter import short_waits
 from infc.runtime.server.log import ServerLog
 
 from .serving import serving
@@ -43,7 +44,7 @@ def main() -> None:
     """Serves until its input ends."""
     asyncio.Handle._run = _watched_run  # type: ignore[method-assign,assignment]
     ServerLog().take_over()
-    with serving(max_context=MAX_CONTEXT, num_blocks=1200) as server:
+    with serving(max_context=MAX_CONTEXT, num_blocks=1200) as server, short_waits():
         server.model.delay_seconds = 0.02
         print(server.url, flush=True)
         for _ in sys.stdin:
