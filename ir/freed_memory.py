@@ -25,7 +25,9 @@ def kept_for_reuse() -> Iterator[None]:
     if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+    # Older versions take no more than 32 MiB.
+    if not library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES):
+        library.mallopt(_MMAP_THRESHOLD, _USUAL_BYTES)
     library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
     try:
         yield
