@@ -346,6 +346,7 @@ class Engine:
     # --- inside -------------------------------------------------------------------------------
 
     def _prepared(self, request: Request, prompt: str | Sequence[int]) -> PreparedRequest:
+        self.scheduler.check_fits(request)  # before each choice takes a copy of the prompt
         request.make_choices()
         text = prompt if isinstance(prompt, str) else None
         return PreparedRequest(request, RequestStream(request, text, self.tokenizer, self._stop))

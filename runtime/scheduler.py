@@ -78,6 +78,10 @@ class Scheduler:
 
     # --- arrivals and ends --------------------------------------------------------------------
 
+    def check_fits(self, request: Request) -> None:
+        """Raises RequestError where the request can never be served; on any thread."""
+        max_total_tokens(request, self.limits, self.kv)
+
     def add(self, request: Request) -> None:
         """Queue a request.
 

@@ -15,6 +15,7 @@ from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimeOptions
 from infc.runtime.llm import LLM
 from infc.runtime.outputs import CompletionOutput, RequestOutput, merge_outputs
+from infc.runtime.request import Request
 from infc.runtime.sampling_params import SamplingParams
 from infc.runtime.step import Step
 
@@ -348,3 +349,14 @@ def test_a_faulty_constraint_ends_its_own_request_alone(
     assert said in (ended.error or "")
     whole = merge_outputs([output for output in outputs if output.request_id == "r"])
     assert whole.outputs[0].token_ids == expected
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_it_is_copied(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(Request, "sibling", lambda *_: made.append(1))
+    too_long = [1] * (engine.plan.limits.max_context + 1)
+    with pytest.raises(RequestError, match="prompt"):
+        engine.prepare("r", too_long, SamplingParams(n=8))
+    assert not made
