@@ -163,6 +163,8 @@ class ChatTemplate:
                 return self._template.render(names)
         except TooMuch:
             self._is_endless = True
+        except MemoryError:  # says nothing of the template: it is not to be remembered
+            raise
         except _REFUSALS:
             pass  # it wants other messages
         return None

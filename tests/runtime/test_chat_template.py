@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+import jinja2
 import pytest
 
 from infc.ir.errors import ArtifactError, RequestError
@@ -237,3 +238,18 @@ def test_roles_and_messages_that_are_not_the_usual_ones() -> None:
     template = ChatTemplate(TOOLS, CONSTANTS)
     assert template.render([{"role": "skip", "content": "x"}]).startswith("0 tools")
     assert template.render([{"role": "assistant", "tool_calls": [{"name": "f"}]}])
+
+
+def test_a_moment_without_memory_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate(CHATML, {})
+    render = jinja2.Template.render
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(jinja2.Template, "render", fail)
+    with pytest.raises(MemoryError):
+        _ = template.written
+    monkeypatch.setattr(jinja2.Template, "render", render)
+    assert "<|im_start|>" in template.written
+    assert template.written == ChatTemplate(CHATML, {}).written
