@@ -16,9 +16,7 @@ _BACKENDS = {
 def get_backend(name: str) -> Backend:
     """The backend of that name; `UsageError` lists the known ones."""
     if name not in _BACKENDS:
-        raise UsageError(
-            f"backend {name!r} is not built", hint=f"choose one of: {', '.join(_BACKENDS)}"
-        )
+        raise UsageError(f"unknown backend {name!r}", hint=f"choose one of: {', '.join(_BACKENDS)}")
     module_name, class_name = _BACKENDS[name]
     module = importlib.import_module(f".{module_name}", __package__)
     backend: Backend = getattr(module, class_name)()

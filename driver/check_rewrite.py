@@ -23,13 +23,16 @@ def check_rewrite(
     matches: int | None = None,
     **operands: str | float,
 ) -> Program:
-    """The program after a pass; AssertionError unless it matched, PassError unless it is right.
+    """Applies a pass, checks the result, and returns the rewritten program.
 
-    Every part of the program that the pass changed runs before and after on random inputs and
-    weights, and is held to the contract of the pass. `program` is IR text. Without one, that of a
-    `rewrite` is its own pattern, of operands that are given by name: a type for an input
-    (`x="bf16[T, 64]"`), a type behind `@` for a weight (`w="@bf16[64, 64]"`), a number for an
-    attribute or a literal. `matches` says how often the pass must match (by default: at all).
+    Every region that the pass changed is run before and after on random inputs and weights, and
+    the results are compared within the contract of the pass. `program` is IR text. For a
+    `rewrite`, it can be omitted: the program is then built from the pattern, with operands that
+    are passed by name. A type (`x="bf16[T, 64]"`) is an input, a type with `@`
+    (`w="@bf16[64, 64]"`) is a weight, and a number is an attribute or a literal. `matches` is the
+    expected number of matches (by default, at least one).
+
+    Raises AssertionError if the number of matches differs, and PassError if the results do.
     """
     from ..ir.text import parse_program
     from ..ir.verify import verify
@@ -42,7 +45,7 @@ def check_rewrite(
     if program is None:
         program = _of_pattern(one, operands)
     elif operands:
-        raise UsageError("operands are given beside a program", where="check_rewrite")
+        raise UsageError("pass either operands or a program, not both", where="check_rewrite")
     before = parse_program(program) if isinstance(program, str) else program
     before = with_random_weights(before)
     verify(before)
@@ -64,7 +67,7 @@ def _of_pattern(one: Pass, given: Mapping[str, str | float]) -> Program:
     from ..passes.rewrite import RewritePass
 
     if not isinstance(one, RewritePass):
-        raise UsageError(f"{one.name} is no rewrite", hint="give the program to run it on")
+        raise UsageError(f"{one.name} is not a rewrite rule", hint="pass the program to run it on")
     missing = [name for name in one.parameters if name not in given]
     unknown = [name for name in given if name not in one.parameters]
     if missing or unknown:
@@ -95,7 +98,7 @@ def _captures(builder: ProgramBuilder, given: Mapping[str, str | float]) -> dict
 
 
 def _emit(builder: ProgramBuilder, pattern: Any, captures: Mapping[str, Any]) -> Any:
-    """The operand that a pattern describes; one that stands there twice is one value."""
+    """The operand that a pattern describes; an operand that occurs twice is one value."""
     from ..passes.patterns import OpPattern, Var
 
     made: dict[int, Operand] = {}

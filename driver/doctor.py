@@ -189,7 +189,7 @@ def _backends(machine: Finding, compiler: Finding, compiling: list[Finding]) -> 
     if machine.fine:
         yield Finding("backend cpp", True, does)
     else:
-        yield Finding("backend cpp", False, "no kernel is built for this instruction set")
+        yield Finding("backend cpp", False, "there are no kernels for this instruction set")
     torch = compiling[0].fine
     yield Finding("backend reference", torch, "works, but is slow" if torch else "needs torch")
     for name in _NOT_BUILT:

@@ -43,7 +43,8 @@ def _download(recipe: Recipe, path: Path) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f"no such model directory, and nothing here can download {recipe.model!r}",
+            "no such model directory, and huggingface_hub, which is required to download"
+            f" {recipe.model!r}, is not installed",
             where=str(path),
             hint="pip install huggingface_hub",
         ) from None
@@ -58,7 +59,7 @@ def _download(recipe: Recipe, path: Path) -> Path:
     except Exception as error:  # a dozen kinds, from many layers, all of them final here
         reason, hint = _reason(recipe, error)
         raise CheckpointError(
-            f"no such directory, and the hub does not give {recipe.model!r}: {reason}",
+            f"no such directory, and the hub does not provide {recipe.model!r}: {reason}",
             where=str(path),
             hint=hint,
         ) from error

@@ -325,7 +325,9 @@ def _explain(tree: YamlTree, error: ErrorDetails) -> RecipeError:
         return RecipeError(f"the key {name!r} is missing", where=where, hint=f"{name}: ...")
     if isinstance(value, str) and value in _NOT_BUILT.get(path, ()):
         built = error["ctx"]["expected"]
-        return RecipeError(f"{name}: {value} is not built yet", where=where, hint=f"built: {built}")
+        return RecipeError(
+            f"{name}: {value} is not supported", where=where, hint=f"supported: {built}"
+        )
     if error["type"] == "literal_error":
         known = error["ctx"]["expected"]
         return RecipeError(f"{name} cannot be {value!r}", where=where, hint=f"choose {known}")

@@ -27,11 +27,12 @@ _TOKENS = 128
 
 
 def check_golden(path: Path, *, update: bool | None = None) -> None:
-    """AssertionError unless passes make of a program the text that a file expects.
+    """Runs the passes named in a file on its program and compares the result with its text.
 
-    The file holds `# RUN: pass,pass{option=value}`, a program, and the expected text in lines that
-    begin with `#>`. With `update`, or INFC_UPDATE_GOLDEN=1 in the environment, that text is written
-    instead: read what changed before you keep it.
+    The file contains `# RUN: pass,pass{option=value}`, a program, and the expected text in lines
+    that begin with `#>`. With `update`, or with INFC_UPDATE_GOLDEN=1 in the environment, the
+    expected text is written instead of compared; review the changes before you commit them.
+    Raises AssertionError if the texts differ.
     """
     from ..passes.commands import opt
 
@@ -45,7 +46,7 @@ def check_golden(path: Path, *, update: bool | None = None) -> None:
 
 
 def check_fixed_point(path: Path) -> None:
-    """AssertionError unless running a file's passes twice gives what running them once does."""
+    """Raises AssertionError if running the passes of a file twice differs from once."""
     from ..ir.text import parse_program, print_program
     from ..passes.commands import opt
 
@@ -76,12 +77,12 @@ def check_kernel(
     target: str = "native",
     **attrs: Any,
 ) -> None:
-    """AssertionError unless the cpp backend computes what the op means, on random rows.
+    """Compares the results of a kernel of the cpp backend with the definition of its op.
 
-    The op is given a value `[T, width]` for each of `widths`, then a weight of each shape in
-    `weights`, and `attrs`. Steps of several sizes run on one thread and on two; a row's result must
-    be the same, bit for bit, in all of them, and within `tolerance` of the meaning. One result, of
-    rank 2, is compared.
+    The op is called with a value `[T, width]` for each of `widths`, a weight of each shape in
+    `weights`, and `attrs`. The inputs are random. Steps of several sizes run with one thread and
+    with two. The result of a row must be the same in all of them, bit for bit, and within
+    `tolerance` of the definition. Only ops with a single result of rank 2 are supported.
     """
     import numpy as np
 

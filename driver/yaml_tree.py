@@ -43,7 +43,7 @@ class YamlTree:
         dotted, equals, text = assignment.partition("=")
         path = tuple(dotted.strip().split("."))
         if not equals or not all(path):
-            raise RecipeError("an assignment reads KEY=VALUE", where=option, hint="--set a.b=c")
+            raise RecipeError("expected KEY=VALUE", where=option, hint="--set a.b=c")
         value = _parse(text, option, one_line=True)
         inner = self.data
         for key in path[:-1]:
@@ -112,7 +112,7 @@ class _Builder:
         self._count += 1
         if self._count > _MAX_NODES or depth > _MAX_DEPTH:
             raise RecipeError(
-                "too large or too deep once aliases are followed", where=self.at(line)
+                "too large or too deep when aliases are expanded", where=self.at(line)
             )
         if isinstance(node, MappingNode):
             return self._mapping(node, path, depth)

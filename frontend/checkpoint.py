@@ -62,7 +62,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         return _open_shards(directory)
     if any((directory / name).exists() for name in _PICKLES):
         raise CheckpointError(
-            "its weights are pickled, and infc opens no pickles",
+            "the weights are stored with pickle, which infc does not load",
             where=str(directory),
             hint="save the model again as safetensors",
         )
@@ -81,7 +81,7 @@ def _open_shards(directory: Path) -> Checkpoint:
     for name, shard in placed.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard[:1] in ("", "."):
             raise CheckpointError(
-                f"puts {name} in {shard!r}, which is no file name", where=str(path)
+                f"puts {name} in {shard!r}, which is not a file name", where=str(path)
             )
         if not (directory / shard).is_file():
             raise CheckpointError(f"shard {shard}, which holds {name}, is missing", where=str(path))
@@ -90,7 +90,7 @@ def _open_shards(directory: Path) -> Checkpoint:
     for name, shard in placed.items():
         if name not in shards[shard]:
             raise CheckpointError(
-                f"puts {name} in {shard}, which does not hold it", where=str(path)
+                f"puts {name} in {shard}, which does not contain it", where=str(path)
             )
     for name in checkpoint.types:
         if name not in placed:

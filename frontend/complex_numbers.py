@@ -86,7 +86,7 @@ def _same(pairs: _Pairs, node: fx.Node) -> fx.Node:
     arg = node.args[0]
     assert isinstance(arg, fx.Node)
     if _is_complex(node) and _is_complex(arg) and node.meta["val"].dtype != arg.meta["val"].dtype:
-        raise UnsupportedModelError("a change of precision of complex numbers is not supported")
+        raise UnsupportedModelError("changing the precision of complex numbers is not supported")
     return pairs.of.get(arg, arg)
 
 

@@ -98,14 +98,14 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
 
     kind = raw.get("model_type")
     if not isinstance(kind, str):
-        raise CheckpointError("does not say model_type", where=str(path))
+        raise CheckpointError("does not contain model_type", where=str(path))
     method = _quantization(raw)
     if method is not None:
         name = method.get("quant_method") if isinstance(method, dict) else method
         raise UnsupportedModelError(
-            f"the checkpoint is quantised already ({name}), which is not supported",
+            f"the checkpoint is already quantized ({name}), which is not supported",
             where=str(path),
-            hint="start from weights in bfloat16 or float32, and let the recipe quantise them",
+            hint="start from weights in bfloat16 or float32, and let the recipe quantize them",
         )
     known = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     if kind in known:
@@ -114,8 +114,8 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
         if allow_remote_code:
             return
         raise UnsupportedModelError(
-            f"model type {kind} needs code that comes with the checkpoint, which never runs "
-            "unless it is allowed",
+            f"model type {kind} requires code from the checkpoint, which only runs "
+            "if the recipe allows it",
             where=str(path),
         )
     if kind in CONFIG_MAPPING:
@@ -146,7 +146,8 @@ def _check_supported(config: Any, path: Path) -> None:
         raise UnsupportedModelError(f"{kind} uses alibi, which is not supported", where=where)
     if attention_call(config) is None:
         raise UnsupportedModelError(
-            f"{config.model_type} computes attention in code of its own, which infc does not see",
+            f"{config.model_type} does not use the attention interface of transformers,"
+            " so infc cannot capture it",
             where=where,
         )
     if None in _values(text, "num_attention_heads"):

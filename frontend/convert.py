@@ -89,7 +89,7 @@ class _Conversion:
         symbols = {}
         for size, name in ((ids.shape[1], "T"), (positions.shape[1], "T"), (index.shape[0], "R")):
             if isinstance(size, int):
-                raise UnsupportedModelError("the model fixes its number of tokens")
+                raise UnsupportedModelError("the model requires a fixed number of tokens")
             symbols[size.node.expr] = name
         return symbols
 

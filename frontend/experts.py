@@ -100,9 +100,7 @@ def read_gate(module: Any) -> Gate:
     for gate in gates:
         if _is_gate_of(module, gate, reach):
             return gate
-    raise UnsupportedModelError(
-        f"experts {name} have a gate of their own, of a form that is not supported"
-    )
+    raise UnsupportedModelError(f"experts {name} have a custom gate that is not supported")
 
 
 def _activation(module: Any) -> str | None:

@@ -109,7 +109,7 @@ def replace_in_place_ops(graph: fx.Graph) -> None:
         for alias in _aliases(base):
             read = any(order[user] > order[node] for user in alias.users)
             if alias.op == "placeholder" or (alias is not base and read):
-                raise UnsupportedModelError(f"{node.target} writes to memory that others read")
+                raise UnsupportedModelError(f"{node.target} modifies memory that other nodes read")
         node.target = target
         later = [user for user in base.users if order[user] > order[node]]
         for user in later:

@@ -82,7 +82,7 @@ def attention_hook(
     """
     layer = getattr(module, "layer_idx", None)
     if layer is None:
-        raise refuse(None, f"attention {type(module).__name__} does not say which layer it is")
+        raise refuse(None, f"attention {type(module).__name__} has no layer index")
     window = attention_mask.window if isinstance(attention_mask, CausalMask) else None
     if sliding_window is not None and window is not None and sliding_window != window:
         raise refuse(layer, f"attention names window {sliding_window}, its mask {window}")
@@ -92,7 +92,7 @@ def attention_hook(
         raise refuse(layer, "attention is not causal")
     for name, argument in kwargs.items():
         if name not in _HARMLESS and argument is not None and argument is not False:
-            raise refuse(layer, f"attention has an argument {name} that is not understood")
+            raise refuse(layer, f"attention has an argument {name} that is not supported")
     return attention_op(layer, query, key, value, attention_mask, scaling, softcap, s_aux), None
 
 
@@ -111,7 +111,7 @@ def attention_op(
     Raises UnsupportedModelError for a mask that is not ours.
     """
     if not isinstance(mask, CausalMask):
-        raise refuse(layer, "attention is not causal, or its mask is made by the model itself")
+        raise refuse(layer, "attention is not causal, or the model creates its own mask")
     return torch.ops.infc.attention(  # type: ignore[no-any-return]
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -127,7 +127,7 @@ def attention_op(
 def mask_hook(*, mask_function: Any, attention_mask: object = None, **_: Any) -> CausalMask:
     """The mask as a value that the attention hook reads; UnsupportedModelError for other kinds."""
     if attention_mask is not None:
-        raise UnsupportedModelError("the model makes a padding mask of its own")
+        raise UnsupportedModelError("the model creates its own padding mask")
     windows: list[int] = []
     causal = _read_mask(mask_function, windows)
     if not causal:

@@ -118,7 +118,7 @@ def _choose_context(config: Any, wanted: int | None) -> int:
     if wanted is None:
         if limit is None:
             raise UsageError(
-                f"{config.model_type} does not say its longest context",
+                f"{config.model_type} does not specify its maximum context",
                 hint="set runtime.max_context",
             )
         return int(limit)

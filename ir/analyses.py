@@ -30,7 +30,7 @@ def check_attention_per_layer(program: Program) -> None:
                 raise UnsupportedModelError(
                     f"attention of layer {layer} is not causal",
                     where=program.spec.architecture,
-                    hint="a token would see those after it, which a server does not have yet",
+                    hint="a token would attend to later tokens, which do not exist yet",
                 )
     for layer in range(program.spec.num_layers):
         if found[layer] == 1:
@@ -61,7 +61,7 @@ def check_token_locality(program: Program, symbols: Sequence[str] = ROW_SYMBOLS)
         reason = _mixes(program, node, symbols)
         if reason is not None:
             raise UnsupportedModelError(
-                f"{describe(node)} {reason}: what a token gets would depend on its neighbours",
+                f"{describe(node)} {reason}: the result of a token would depend on other tokens",
                 where=_place(program, node),
                 hint="only attention may mix tokens; this model cannot be served in steps",
             )

@@ -37,16 +37,16 @@ _MAX_MANIFEST_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An opened artifact. Its weights are checked once `verify_weights().result()` returned.
+    """An opened artifact. Its weights have been verified when `verify_weights().result()` returns.
 
-    Its directory was opened once: where another artifact takes its place, this one is not mixed
-    with files of that.
+    The directory is opened only once. If another artifact replaces it, the files of the two are
+    not mixed.
     """
 
     path: Path
     manifest: Manifest
     identity: str
-    """SHA-256 of the manifest's text, in hex: equal for equal artifacts wherever they lie."""
+    """SHA-256 of the text of the manifest, in hex. Equal artifacts have the same identity."""
     directory: OpenDirectory = field(repr=False, compare=False)
     _weights: _WeightsCheck = field(repr=False, compare=False)
 
@@ -66,7 +66,7 @@ class Artifact:
         return self.path / self.manifest.entry.file
 
     def read_text(self, name: str) -> str:
-        """One of its files; ArtifactError where it cannot be read."""
+        """Reads one of the files as text. Raises ArtifactError if it cannot be read."""
         try:
             return self.directory.read(name).decode("utf-8")
         except OSError as error:
@@ -75,14 +75,14 @@ class Artifact:
             raise ArtifactError("is not UTF-8", where=str(self.path / name)) from None
 
     def open_file(self, name: str) -> int:
-        """A descriptor of one of its files, for the caller to close; ArtifactError without it."""
+        """Opens one of the files; the caller closes the descriptor. Raises ArtifactError."""
         try:
             return self.directory.open(name)
         except OSError as error:
             raise self.unreadable(name, error) from None
 
     def weights_are_ours(self) -> bool:
-        """Whether nobody else can write to the file of weights."""
+        """Whether no other user can write to the weight file."""
         name = self.manifest.weights.file
         try:
             return is_ours(self.directory.state(name))
@@ -90,7 +90,7 @@ class Artifact:
             raise self.unreadable(name, error) from None
 
     def check_in_place(self, name: str) -> None:
-        """ArtifactError where another file than the one that was checked has its name now."""
+        """Raises ArtifactError if a file has been replaced since it was checked."""
         try:
             now, opened = os.stat(self.path / name), self.directory.state(name)
         except OSError as error:
@@ -99,19 +99,19 @@ class Artifact:
             raise self.unreadable(name, FileNotFoundError())
 
     def unreadable(self, name: str, error: OSError) -> ArtifactError:
-        """The error for a file that could not be read, though it was there."""
+        """The error for a file that exists but could not be read."""
         if isinstance(error, FileNotFoundError):
             return ArtifactError(
-                "another artifact took its place while it was opened",
+                "the artifact was replaced while it was being opened",
                 where=str(self.path),
                 hint="open it again",
             )
         return ArtifactError(f"cannot be read: {error.strerror}", where=str(self.path / name))
 
     def verify_weights(self) -> Future[None]:
-        """Begins to check the weights in the background, if nobody has; the same future each time.
+        """Starts to verify the weights in the background; returns the same future on each call.
 
-        Its `result()` raises ArtifactError where a byte differs. No token may leave before it.
+        Its `result()` raises ArtifactError if a byte differs. No token may be returned before.
         """
         return self._weights.begin()
 
@@ -119,7 +119,7 @@ class Artifact:
 def check_verification(verify: object) -> None:
     """Raises UsageError for what is no `verify`."""
     if verify not in get_args(Verification):
-        raise UsageError(f"verify is {verify!r}", hint="take stamp, full or none")
+        raise UsageError(f"verify is {verify!r}", hint="use stamp, full or none")
 
 
 def open_artifact(
@@ -399,7 +399,7 @@ class ArtifactWriter:
                 if f'"{FORMAT}"'.encode() in (place / MANIFEST_NAME).read_bytes():
                     return
         raise ArtifactError(
-            "refusing to replace what is not an infc artifact",
+            "refusing to replace a path that is not an infc artifact",
             where=str(place),
             hint="remove it, or choose another output",
         )
@@ -411,7 +411,7 @@ class ArtifactWriter:
             # No lock file and no error: the file system refused to make one.
             os.close(os.open(self._lock.lock_file, os.O_RDONLY))
             raise ArtifactError(
-                "another infc is writing this artifact",
+                "another process is writing this artifact",
                 where=str(self.destination),
                 hint="wait for it, or choose another output",
             ) from None

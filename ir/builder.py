@@ -268,7 +268,7 @@ def sort_nodes(nodes: Iterable[Node], inputs: Iterable[Value]) -> tuple[Node, ..
             if value.name in producer:
                 needs.add(producer[value.name])
             elif value.name not in known:
-                raise ProgramError(f"{node.op} reads {value}, which nothing defines")
+                raise ProgramError(f"{node.op} reads {value}, which is not defined")
         if get_op(node.op).effects:
             if last_effect is not None:
                 needs.add(last_effect)
@@ -293,7 +293,7 @@ def _topological(waits: list[set[int]]) -> list[int]:
             if not left[reader]:
                 heapq.heappush(ready, reader)
     if len(order) != len(waits):
-        raise ProgramError("the nodes read each other in a circle")
+        raise ProgramError("the nodes form a cycle")
     return order
 
 
@@ -304,7 +304,7 @@ def rename_values(program: Program, rename: Callable[[Value], str]) -> Program:
     for value in values:
         names[value.name] = rename(value)
     if len(set(names.values())) != len(names):
-        raise ProgramError("renaming gives two values one name")
+        raise ProgramError("renaming gives two values the same name")
 
     def renamed(operand: Operand) -> Operand:
         return Value(names[operand.name], operand.type) if isinstance(operand, Value) else operand

@@ -119,7 +119,7 @@ def _convert(
 
     op = get_op(node.op)
     if op.effects:
-        raise ProgramError(f"{node.op} works on paged state, which torch.fx has no form for")
+        raise ProgramError(f"{node.op} works on paged state, which torch.fx cannot represent")
 
     def operand(item: Operand) -> Any:
         if isinstance(item, Value):
@@ -164,7 +164,7 @@ def from_fx(module: torch.fx.GraphModule) -> Program:
             if item.op == "placeholder" and isinstance(known, Value):
                 inputs.append(known)
         elif not _computes_size(item):
-            raise ProgramError(f"the graph node {item.name} is not one of ours")
+            raise ProgramError(f"the graph node {item.name} was not created by infc")
     return replace(original, inputs=tuple(inputs), nodes=tuple(nodes), outputs=outputs)
 
 

@@ -124,7 +124,7 @@ class Interpreter:
     def _operand(self, operand: Operand) -> Any:
         if isinstance(operand, Value):
             if operand.name not in self.values:
-                raise ProgramError(f"{operand} is read before it is defined")
+                raise ProgramError(f"{operand} is used before it is defined")
             return self.values[operand.name]
         if isinstance(operand, WeightRef):
             return self._cast(self.weights(operand.name))
@@ -146,7 +146,7 @@ class Interpreter:
     def _results(self, node: Node) -> tuple[torch.Tensor, ...]:
         op = get_op(node.op)
         if op.effects and self.state is None:
-            raise ProgramError("needs paged state, and none is given", where=describe(node))
+            raise ProgramError("needs paged state, but none was given", where=describe(node))
         try:
             # Only the rows that are looked up are widened: a whole table may take gigabytes.
             looks_up = _looks_up_weight(node)
@@ -164,7 +164,7 @@ class Interpreter:
                 result = self._cast(result)
         except (ProgramError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             raise ProgramError(
-                f"its meaning failed: {type(error).__name__}: {error}", where=describe(node)
+                f"its definition failed: {type(error).__name__}: {error}", where=describe(node)
             ) from error
         if result is None:
             return ()

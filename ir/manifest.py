@@ -168,7 +168,7 @@ def _of_another_infc(data: Mapping[str, Any], what: str, where: str) -> Artifact
     version = data.get("infc_version")
     writer = f"infc {version}" if isinstance(version, str) else "an infc of another version"
     return ArtifactError(
-        f"{what}, which this version of infc does not read: {writer} wrote it",
+        f"{what}, which this version of infc does not support: {writer} wrote it",
         where=where,
         hint="open it with that version of infc, or compile the model again with this one",
     )
@@ -233,12 +233,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     # `bool` is an `int` to isinstance, and never what a size may be.
     if isinstance(kind, type) and type(value) is kind:
         return value
-    raise TypeError(f"{where}: {value!r} where {getattr(kind, '__name__', kind)} belongs")
+    raise TypeError(f"{where}: {value!r}, expected {getattr(kind, '__name__', kind)}")
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise TypeError(f"{where}: {value!r} where {kind.__name__} belongs")
+        raise TypeError(f"{where}: {value!r}, expected {kind.__name__}")
     hints = get_type_hints(kind)
     if unknown := sorted(set(value) - set(hints)):
         raise TypeError(f"{where}: unknown key {unknown[0]!r}")

@@ -58,7 +58,7 @@ def _check_group(where: str, group: KvGroup) -> None:
     _within(f"{where}.block_size", group.block_size, 1, _MOST_BLOCK)
     _check_windows(f"{where}.window", (group.window,))
     if group.dtype not in {kind.value for kind in DType}:
-        raise ValueError(f"manifest.{where}.dtype: {group.dtype!r} is no element type")
+        raise ValueError(f"manifest.{where}.dtype: {group.dtype!r} is not an element type")
     _within(f"{where}: bytes of a block", group.bytes_per_block(), 1, _MOST_BYTES)
 
 
@@ -75,7 +75,7 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
     _check_numbers("recipe", recipe)
     for name in _SECTIONS:
         if not isinstance(recipe.get(name) or {}, dict):
-            raise ValueError(f"manifest.recipe.{name}: {recipe[name]!r} where a mapping belongs")
+            raise ValueError(f"manifest.recipe.{name}: {recipe[name]!r}, expected a mapping")
 
 
 def _check_numbers(where: str, value: object) -> None:
@@ -114,5 +114,5 @@ def _unique(where: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"manifest.{where}: {value!r} stands there twice")
+            raise ValueError(f"manifest.{where}: {value!r} occurs twice")
         seen.add(value)

@@ -43,5 +43,5 @@ def planned_arena(program: Program) -> Arena:
             case (str(name), int(offset)):
                 offsets[name] = offset
             case _:
-                raise ProgramError(f"{pair!r} in attr offsets is no place", where=program.name)
+                raise ProgramError(f"{pair!r} in attr offsets is not a place", where=program.name)
     return Arena(total, offsets)

@@ -53,9 +53,9 @@ def _load(entry: EntryPoint) -> Plugin:
             found()
     except Exception as error:
         raise UsageError(
-            f"plug-in {entry.name} of {name} {version} does not load: "
+            f"plug-in {entry.name} of {name} {version} cannot be loaded: "
             f"{type(error).__name__}: {error}",
             where=entry.value,
-            hint=f"repair or uninstall {name}, or set {SWITCH}=0 to leave plug-ins alone",
+            hint=f"fix or uninstall {name}, or set {SWITCH}=0 to disable plug-ins",
         ) from error
     return Plugin(entry.name, entry.value, name, version)

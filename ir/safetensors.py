@@ -91,7 +91,7 @@ def read_header(
             size = os.fstat(file).st_size
             length = int.from_bytes(os.pread(file, 8, 0), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError("is cut short: the header is not all there", where=str(path))
+                raise CheckpointError("is truncated: the header is incomplete", where=str(path))
             raw = os.pread(file, length, 8)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from error
@@ -120,7 +120,7 @@ def _parse_header(raw: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, s
         if len(result) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            _refuse(path, "is named twice in the header", twice)
+            _refuse(path, "occurs twice in the header", twice)
         return result
 
     try:
@@ -128,10 +128,10 @@ def _parse_header(raw: bytes, path: Path) -> tuple[dict[str, Entry], dict[str, s
     except (ValueError, RecursionError) as error:
         raise CheckpointError("has a header that is not JSON", where=str(path)) from error
     if not isinstance(header, dict):
-        _refuse(path, "has a header that is no object")
+        _refuse(path, "has a header that is not an object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        _refuse(path, "has metadata that is no object")
+        _refuse(path, "has metadata that is not an object")
     entries = {name: _parse_entry(name, item, path) for name, item in header.items()}
     return entries, {str(key): str(value) for key, value in metadata.items()}
 
@@ -142,7 +142,7 @@ def _natural(value: object) -> bool:
 
 def _parse_entry(name: str, item: object, path: Path) -> Entry:
     if not isinstance(item, dict):
-        _refuse(path, "has a header entry that is no object", name)
+        _refuse(path, "has a header entry that is not an object", name)
     dtype, shape, place = (item.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _BYTES:
         _refuse(path, f"has the unknown element type {dtype!r}", name)
@@ -165,7 +165,7 @@ def _check_layout(entries: Mapping[str, Entry], data_bytes: int, path: Path) -> 
     at = 0
     for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
         if entry.end > data_bytes:
-            _refuse(path, f"ends at byte {entry.end} of {data_bytes}: cut short", entry.name)
+            _refuse(path, f"ends at byte {entry.end} of {data_bytes}: file truncated", entry.name)
         if entry.begin != at:
             what = "overlaps the tensor before it" if entry.begin < at else "leaves a gap before it"
             _refuse(path, what, entry.name)

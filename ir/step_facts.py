@@ -57,7 +57,7 @@ def check_step_facts(
     wrong += [n for n, most in limits.items() if most and getattr(manifest.limits, n) > most]
     if wrong:
         raise ArtifactError(
-            f"the code of the step was made for other sizes than the manifest's: {wrong[0]}",
+            f"the compiled code does not match the manifest: {wrong[0]}",
             where=where,
             hint="the artifact is damaged: compile it again",
         )

@@ -136,7 +136,7 @@ def resolve_target(text: str) -> Target:
             raise _unknown("target feature", extra, FEATURES)
     chosen = {*TARGETS[base], *extras}
     if len({FEATURES[name].machine for name in chosen}) > 1:
-        raise TargetError(f"target {text!r} names features that no one processor has")
+        raise TargetError(f"target {text!r} combines features that no processor has")
     if chosen & {"vnni", "bf16", "fp16"} and "avx512f" not in chosen:
         raise TargetError(
             f"target {text!r} names features that need AVX-512, and {base} has none",
@@ -159,7 +159,7 @@ def check_platform() -> None:
     """Raises TargetError unless this is Linux on x86-64."""
     if not sys.platform.startswith("linux") or platform.machine().lower() not in _MACHINES:
         raise TargetError(
-            f"infc runs on Linux on x86-64, and this is {platform.system()} on"
+            f"infc runs on Linux on x86-64, but this is {platform.system()} on"
             f" {platform.machine()}",
             hint="use such a machine, or a container on one",
         )
@@ -175,13 +175,13 @@ def check_target(features: Iterable[str], *, where: str | None = None) -> None:
         raise _unknown("target feature", unknown[0], FEATURES)
     here = host_features()
     if any(FEATURES[name].machine == ARM for name in features):
-        raise TargetError(f"the artifact was built for {ARM}, and this is {X86}", where=where)
+        raise TargetError(f"the artifact was built for {ARM}, but this is {X86}", where=where)
     missing = [name for name in FEATURES if name in set(features) and name not in here]
     if missing:
         raise TargetError(
-            f"this machine lacks {', '.join(missing)}, which the artifact was built for",
+            f"this machine lacks {', '.join(missing)}, which the artifact requires",
             where=where,
-            hint=f"`infc rebuild {where or 'ARTIFACT'}` makes one for {_native_or('this machine')}",
+            hint=f"`infc rebuild {where or 'ARTIFACT'}` builds it for {_native_or('this machine')}",
         )
 
 
@@ -197,8 +197,8 @@ def _native_parts() -> list[str]:
     levels = [name for name in ("x86-64-v4", "x86-64-v3", "x86-64-v2") if here >= {*TARGETS[name]}]
     if not levels:
         raise TargetError(
-            "this machine has not even the features of x86-64-v2",
-            hint="infc needs a processor of 2009 or later",
+            "this machine does not support x86-64-v2",
+            hint="infc requires a processor from 2009 or later",
         )
     extras = _NATIVE_EXTRAS if levels[0] == "x86-64-v4" else ()
     return [levels[0], *(name for name in extras if name in here)]
@@ -209,7 +209,7 @@ def _read_features(cpuinfo: Path) -> frozenset[str]:
     try:
         text = cpuinfo.read_text()
     except OSError as error:
-        raise TargetError(f"cannot tell what this machine has: {error}") from None
+        raise TargetError(f"cannot detect the features of this machine: {error}") from None
     sets = [set(line.partition(":")[2].split()) for line in text.splitlines() if _is_flags(line)]
     # A thread may run on any processor: only what they all have counts.
     common = set.intersection(*sets) if sets else set()

@@ -64,11 +64,11 @@ def _check_weights(program: Program) -> None:
     for name, weight in program.weights.items():
         where = f"@{name}"
         if weight.name != name:
-            raise ProgramError(
-                f"stands in the table under the name {name}", where=f"@{weight.name}"
-            )
+            raise ProgramError(f"is in the table under the name {name}", where=f"@{weight.name}")
         if any(not isinstance(dim, int) or dim < 0 for dim in weight.type.shape):
-            raise ProgramError(f"a weight's shape is made of numbers: {weight.type}", where=where)
+            raise ProgramError(
+                f"the shape of a weight must be constant: {weight.type}", where=where
+            )
         try:
             kind = infer_weight(weight.expr)
         except ProgramError as error:
@@ -81,7 +81,7 @@ def _check_resources(program: Program) -> dict[tuple[str, int], str]:
     """(group, layer) -> the KV element type, for every layer that a resource serves."""
     names = [group.name for group in program.resources]
     if len(set(names)) != len(names):
-        raise ProgramError("two resources have one name", where=program.name)
+        raise ProgramError("two resources have the same name", where=program.name)
     owners: dict[int, str] = {}
     served: dict[tuple[str, int], str] = {}
     for group in program.resources:
@@ -102,7 +102,7 @@ def _check_state(node: Node, layers: dict[tuple[str, int], str]) -> None:
 def _operand_type(program: Program, operand: Operand, defined: dict[str, Value]) -> OperandType:
     if isinstance(operand, Value):
         if operand.name not in defined:
-            raise ProgramError(f"{operand} is read before it is defined")
+            raise ProgramError(f"{operand} is used before it is defined")
         if defined[operand.name] != operand:
             raise ProgramError(
                 f"{operand} is read as {operand.type}, defined {defined[operand.name].type}"

@@ -116,7 +116,7 @@ def _leaf_type(expr: WeightExpr) -> TensorType | None:
 def _sizes(shape: Sequence[object]) -> list[int]:
     sizes = [size for size in shape if isinstance(size, int) and size >= 0]
     if len(sizes) != len(shape):
-        raise ProgramError(f"a weight's shape is made of numbers, not {shape}")
+        raise ProgramError(f"the shape of a weight must be constant, not {shape}")
     return sizes
 
 

@@ -33,7 +33,7 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """What a pass may know beside the program: the target, limits, and where lines go."""
+    """The target and limits that a pass may use, and where its messages go."""
 
     target: str | None = None
     options: Mapping[str, Attr] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class PassContext:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """The rewritten program; `matches == 0` means that the very same object came back."""
+    """The rewritten program. If `matches` is 0, it is the same object as the input."""
 
     program: Program
     matches: int = 0
@@ -51,11 +51,11 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Pass:
-    """A rewrite of programs. Fields are options; class variables say what it is and needs.
+    """A transformation of programs. The fields are its options.
 
-    `requires` and `ensures` name facts (such as "unit-batch-squeezed") from which the pipeline
-    checks an order before anything runs. `tolerance` bounds the error of a lossy pass, relative
-    to the largest magnitude of a row. `doc` is shown by `infc passes`.
+    `requires` and `ensures` name facts (such as "unit-batch-squeezed"), with which the pipeline
+    checks the order of passes before running any. `tolerance` limits the error of a lossy pass,
+    relative to the largest magnitude of a row. `doc` is shown by `infc passes`.
     """
 
     name: ClassVar[str]
@@ -66,20 +66,20 @@ class Pass:
     tolerance: ClassVar[float] = 0.05
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        """The rewritten program and what was matched; raises PassError where it cannot."""
+        """Returns the rewritten program and the matches; raises PassError if it fails."""
         raise NotImplementedError(f"{type(self).__name__} has no run method")
 
     @property
     def allowed_error(self) -> float:
-        """What a lossy pass may be off by: its tolerance, unless its options make it another."""
+        """The allowed error of a lossy pass: its tolerance, unless its options override it."""
         return self.tolerance
 
     def option_values(self) -> dict[str, Any]:
-        """The options by name, as this pass has them."""
+        """The values of the options, by name."""
         return {option.name: getattr(self, option.name) for option in fields(self)}
 
     def spell(self) -> str:
-        """The pass as pipeline text: its name, and the options that are not at their default."""
+        """The pass as pipeline text: its name, and the options with non-default values."""
         changed = [
             f"{option.name}={spell_option(getattr(self, option.name))}"
             for option in fields(self)
@@ -110,7 +110,7 @@ def spell_option(value: Any) -> str:
 
 
 def make_pass(kind: type[Pass], options: Mapping[str, Any]) -> Pass:
-    """The pass with these options; UsageError names an unknown option or a wrong type."""
+    """Creates a pass with these options; UsageError for an unknown option or a wrong type."""
     import difflib
 
     known = {option.name: option for option in fields(kind)}
@@ -154,7 +154,7 @@ def _check_option(owner: str, name: str, annotation: str, value: Any) -> None:
 def finish(
     before: Program, after: Program, matches: int, near_misses: tuple[str, ...] = ()
 ) -> PassResult:
-    """The result of a pass; the program it was given where nothing changed."""
+    """Creates the result of a pass; returns the original program if nothing changed."""
     if matches == 0 or after is before:
         return PassResult(before, 0, near_misses)
     return PassResult(after, matches, near_misses)

@@ -17,7 +17,7 @@ class CommonSubexpressions(Pass):
 
     Requires: nothing. Ensures: nothing that a pass relies on.
     Keeps: every bit; nodes that touch paged state are never merged.
-    Why: models compute masks, casts and rotary values once a layer.
+    Why: models compute masks, casts and rotary values separately in each layer.
     """
 
     name: ClassVar[str] = "common-subexpressions"

@@ -16,7 +16,7 @@ class EliminateDeadCode(Pass):
 
     Requires: nothing. Ensures: no-dead-code (weights that nothing reads go as well).
     Keeps: every bit; nodes that touch paged state always stay.
-    Why: captures carry masks and sums that no one uses, and would trip the locality check.
+    Why: captured programs contain unused masks and sums, which would fail the locality check.
     """
 
     name: ClassVar[str] = "eliminate-dead-code"

@@ -21,7 +21,7 @@ class FoldConstants(Pass):
 
     Requires: nothing. Ensures: nothing that a pass relies on.
     Keeps: every bit: it runs the ops' meanings, in the program's own element types.
-    Why: inverse frequencies, masks and scales are made again by every step of a capture.
+    Why: otherwise, every step would recompute inverse frequencies, masks and scales.
     """
 
     max_bytes: int = 1 << 20

@@ -61,7 +61,7 @@ def _first_norms(program: Program) -> tuple[dict[int, Node], list[str]]:
         if len(same) == 2 and all(isinstance(v, Value) for v in added.inputs):
             chosen[id(added)] = node
         else:
-            misses.append(f"{describe(node)}: its input is no sum of two equally shaped values")
+            misses.append(f"{describe(node)}: its input is not a sum of two equally shaped values")
     return chosen, misses
 
 

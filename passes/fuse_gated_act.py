@@ -16,7 +16,7 @@ class FuseGatedAct(Pass):
 
     Requires: unit-batch-squeezed. Ensures: nothing more.
     Keeps: reassociates (in 16-bit types one rounding instead of two).
-    Why: the two halves are read once and nothing lies between.
+    Why: the two halves are read once, without intermediate results.
     """
 
     name: ClassVar[str] = "fuse-gated-act"

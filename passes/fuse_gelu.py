@@ -18,7 +18,7 @@ class FuseGelu(Pass):
 
     Requires: nothing. Ensures: nothing that a pass relies on.
     Keeps: reassociates (in 16-bit types one rounding instead of seven).
-    Why: one op that kernels know, and that gated activations are recognised by.
+    Why: a single op with a kernel, which the pattern of gated activations matches.
     """
 
     name: ClassVar[str] = "fuse-gelu"

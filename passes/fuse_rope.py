@@ -20,7 +20,7 @@ class FuseRope(Pass):
 
     Requires: positions-folded. Ensures: rope-fused.
     Keeps: reassociates (in 16-bit types one rounding instead of three).
-    Why: one read and one write instead of six; and the write to the cache can take it in.
+    Why: one read and one write instead of six; it can be fused into the write to the cache.
     """
 
     name: ClassVar[str] = "fuse-rope"

@@ -22,7 +22,7 @@ class GroupLoops(Pass):
     Requires: the order of nodes is final.
     Ensures: a group's results share their leading dimensions; their last is one width, or 1.
     Keeps: every bit; only how a backend walks memory changes.
-    Why: what lies between two ops of a group is read from the first-level cache, not memory.
+    Why: intermediate results within a group stay in the L1 cache.
     """
 
     name: ClassVar[str] = "group-loops"

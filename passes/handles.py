@@ -105,10 +105,11 @@ class Handle:
 
 
 class _Ops:
-    """The dialect as functions: in a pattern they describe nodes, in a replacement they add them.
+    """All ops as functions. In a pattern they match nodes, in a replacement they create nodes.
 
-    `ops.softmax(x, dim=-1)`: operands by position, attributes by name. In a pattern `...` behind
-    the operands lets attributes that are not named be anything, and `dim=...` that one.
+    Operands are positional and attributes are keywords: `ops.softmax(x, dim=-1)`. In a pattern,
+    `...` after the operands matches any values of the attributes that are not mentioned, and
+    `dim=...` any value of this attribute.
     """
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ class MergeQkv(Pass):
 
     Requires: unit-batch-squeezed. Ensures: nothing more (a checkpoint may have it merged).
     Keeps: every bit: each element is the same sum in the same order.
-    Why: one pass over the input and one launch; the slices are strided views.
+    Why: the input is read once with a single product; the slices are strided views.
     """
 
     name: ClassVar[str] = "merge-qkv"
@@ -46,7 +46,7 @@ class MergeGateUp(Pass):
 
     Requires: unit-batch-squeezed. Ensures: nothing more (a checkpoint may have it merged).
     Keeps: every bit: each element is the same sum in the same order.
-    Why: one pass over the input, and the gate beside what it gates.
+    Why: the input is read once, and each gate is next to the value that it gates.
     """
 
     name: ClassVar[str] = "merge-gate-up"

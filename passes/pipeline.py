@@ -151,12 +151,12 @@ class Pipeline:
                 later = [other.name for other in self.passes[i + 1 :] if missing in other.ensures]
                 hint = f"add {makers[0]} before it" if makers else None
                 if later:
-                    hint = f"{later[0]} ensures it, and stands behind"
+                    hint = f"{later[0]} ensures it, but comes later"
                 raise UsageError(f"pass {one.name} requires {missing}", where="pipeline", hint=hint)
             known |= one.ensures
         if self.passes and "planned" in known and not isinstance(self.passes[-1], PlanMemory):
             raise UsageError(
-                f"pass {self.passes[-1].name} stands behind {PlanMemory.name}, which must be last",
+                f"pass {self.passes[-1].name} comes after {PlanMemory.name}, which must be last",
                 where="pipeline",
                 hint=f"put it before {PlanMemory.name}",
             )
@@ -276,7 +276,7 @@ def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:
         return pipeline.with_options(name, **options)
     added = make_pass(get_pass(name), options)
     if len(place) > 1:
-        raise UsageError(f"passes: {name} says both after and before")
+        raise UsageError(f"passes: {name} has both after and before")
     if "after" in place:
         return pipeline.after(str(place["after"]), added)
     if "before" in place:

@@ -20,7 +20,7 @@ class PlanMemory(Pass):
     Requires: kv-paged. Ensures: planned (sizes at the upper bounds of all symbols).
     Keeps: every bit. Views (reshape, transpose, expand, slice) have no place of their own: they
     keep alive what they look at.
-    Why: memory is reserved once, at start; the peak is known before.
+    Why: memory is reserved once at startup, and the peak is known at compile time.
     """
 
     alignment: int = ALIGNMENT_BYTES

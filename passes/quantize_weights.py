@@ -28,8 +28,8 @@ class QuantizeWeights(Pass):
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the scheme is none).
     Keeps: what the bits can say of a row: errors near 1 % of its largest value with 8, 8 % with 4.
-    Why: a decoded token reads every weight once; codes are half or less of the bytes. With VNNI
-    integer products have twice the rate of others, on AVX2 the same.
+    Why: decoding reads every weight once per token, and codes are at most half of the bytes. With
+    VNNI, integer products are twice as fast as others; on AVX2, they are equally fast.
     """
 
     scheme: str = NONE

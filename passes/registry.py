@@ -14,10 +14,10 @@ _REGISTRY: dict[str, type[Pass]] = {}
 
 
 def register_pass(kind: type[Pass]) -> type[Pass]:
-    """Make a pass known by its name; usable as a decorator.
+    """Makes a pass available by its name; can be used as a decorator.
 
-    Another of the same name takes its place, as in a notebook whose cell runs again. UsageError
-    for the name of one of our own, or where `kind` is not a pass.
+    A pass with the same name is replaced, so that a cell of a notebook can run again. Raises
+    UsageError if the name is that of a built-in pass, or if `kind` is not a pass.
     """
     if not (isinstance(kind, type) and issubclass(kind, Pass)):
         raise UsageError(f"{kind!r} is not a pass", hint="derive it from infc.passes.base.Pass")
@@ -28,7 +28,7 @@ def register_pass(kind: type[Pass]) -> type[Pass]:
     known = _registry().get(kind.name)
     if known is not None and known is not kind and _is_ours(known):
         raise UsageError(
-            f"{kind.name} is the name of one of infc's own passes",
+            f"{kind.name} is the name of a built-in pass",
             where=f"{kind.__module__}.{kind.__qualname__}",
             hint="give it another name",
         )
@@ -71,9 +71,9 @@ def load(path: str) -> type[Pass]:
     except Exception as error:
         what = str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"{module_name} does not run: {what}{_line_of(error)}",
+            f"{module_name} cannot be executed: {what}{_line_of(error)}",
             where=path,
-            hint=f"`python -c 'import {module_name}'` shows how it came to that",
+            hint=f"`python -c 'import {module_name}'` shows the traceback",
         ) from error
     kind = getattr(module, attribute, None)
     if kind is None:

@@ -31,7 +31,7 @@ class RemoveNoOp(Pass):
 
     Requires: nothing. Ensures: no-no-op (no cast, view or arithmetic that changes nothing).
     Keeps: every bit, but the sign of zero in `x + 0`.
-    Why: patterns see one form; transposes that fusions leave behind cancel.
+    Why: patterns need to match only one form; transposes left by fusions cancel.
     """
 
     name: ClassVar[str] = "remove-no-op"

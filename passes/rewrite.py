@@ -66,20 +66,24 @@ def rewrite(
     tolerance: float = 0.05,
     doc: str = "",
 ) -> type[Pass]:
-    """A pass that replaces every occurrence of a pattern; usable as `my_module:MyPass`.
+    """Creates a pass that replaces every occurrence of a pattern; usable as `my_module:MyPass`.
 
     `pattern` and `replacement` are functions of the same parameters, written with `ops` and
-    arithmetic. A parameter captures an operand, or an attribute where it stands as a keyword
-    (`ops.rms_norm(x, w, eps=eps)`). `when`, of the same parameters, may decline a match.
-    Keyword-only parameters of `replacement` and `when` are the pass's options; each has a default,
-    a number, text or boolean, and a recipe may give it another value.
-    `contract` is what is verified: "exact", "reassociates", or "lossy" within `tolerance`.
-    Raises UsageError for a pattern that is not an op, or parameters that differ.
+    arithmetic. A parameter captures an operand, or an attribute if it is passed as a keyword
+    (`ops.rms_norm(x, w, eps=eps)`). `when` has the same parameters and can reject a match.
+    Keyword-only parameters of `replacement` and `when` are options of the pass. Each has a
+    default value (a number, a string or a boolean), which a recipe can override.
+    `contract` is verified: "exact", "reassociates", or "lossy" within `tolerance`.
+    Raises UsageError if the pattern is not an op, or if the parameters differ.
     """
     if contract not in CONTRACTS:
-        raise UsageError(f"contract {contract!r}", where=name, hint=f"one of {list(CONTRACTS)}")
+        raise UsageError(
+            f"unknown contract {contract!r}", where=name, hint=f"one of {list(CONTRACTS)}"
+        )
     if phase not in PIPELINE_PHASES:
-        raise UsageError(f"phase {phase!r}", where=name, hint=f"one of {list(PIPELINE_PHASES)}")
+        raise UsageError(
+            f"unknown phase {phase!r}", where=name, hint=f"one of {list(PIPELINE_PHASES)}"
+        )
     names = _parameters(pattern)
     options: dict[str, Any] = {}
     for function in (replacement, *([when] if when else [])):
@@ -135,7 +139,7 @@ def _option_type(name: str, option: str, default: Any) -> str:
         raise UsageError(f"option {option} needs {wanted}", where=name)
     taken = {*Pass.__annotations__, *RewritePass.__annotations__, "after", "before"}
     if hasattr(RewritePass, option) or option in taken:
-        raise UsageError(f"option {option} has a name that passes use", where=name)
+        raise UsageError(f"option {option} has a reserved name", where=name)
     return known
 
 

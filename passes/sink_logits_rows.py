@@ -23,7 +23,7 @@ class SinkLogitsRows(Pass):
 
     Requires: unit-batch-squeezed. Ensures: logits-rows-sunk.
     Keeps: every bit: each row is computed from its own row, as before.
-    Why: a prompt of 4096 tokens pays one row of the last feed-forward layer instead of 4096.
+    Why: a prompt of 4096 tokens computes one row of the last feed-forward layer instead of 4096.
     """
 
     name: ClassVar[str] = "sink-logits-rows"

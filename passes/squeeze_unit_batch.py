@@ -21,7 +21,7 @@ class SqueezeUnitBatch(Pass):
 
     Requires: nothing. Ensures: unit-batch-squeezed (token values are `[T, ..]`).
     Keeps: every bit; only shapes change.
-    Why: each later pattern and kernel sees tokens first, and one form instead of two.
+    Why: later patterns and kernels handle one layout, with tokens first.
     """
 
     name: ClassVar[str] = "squeeze-unit-batch"

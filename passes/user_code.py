@@ -65,7 +65,7 @@ def run_guarded(one: Pass, program: Program, context: PassContext) -> PassResult
         place = failed_at(error) if pass_place(one) else None
         raise PassError(f"{text} ({place})" if place else text) from error
     if (result.matches == 0) != (result.program is program):
-        raise PassError("says that nothing matched, and changed the program (or the reverse)")
+        raise PassError("reports no matches but changed the program, or the reverse")
     return result
 
 

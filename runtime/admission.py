@@ -43,31 +43,31 @@ def max_total_tokens(request: Request, limits: SchedulerLimits, kv: KvCache) -> 
         raise RequestError("the prompt has no tokens", field="prompt")
     if prompt > limit or (prompt == limit and wanted != 0):
         raise RequestError(
-            f"the prompt has {format_count(prompt, 'token')}, and {limit} are all that prompt and"
-            " output may have",
+            f"the prompt has {format_count(prompt, 'token')}, the limit for prompt"
+            f" and output together is {limit}",
             field="prompt",
             hint=f"shorten it, or {_more_context(limits)}",
         )
     total = limit if wanted is None else prompt + wanted
     if total > limit:
         raise RequestError(
-            f"prompt ({prompt}) and max_tokens ({wanted}) are more than {limit} tokens",
+            f"prompt ({prompt}) and max_tokens ({wanted}) exceed the limit of {limit} tokens",
             field="max_tokens",
-            hint=f"ask for at most {limit - prompt}",
+            hint=f"use at most {limit - prompt}",
         )
     if prompt + request.params.min_tokens > total:
         raise RequestError(
-            f"prompt ({prompt}) and min_tokens ({request.params.min_tokens}) are more than {total}"
-            " tokens",
+            f"prompt ({prompt}) and min_tokens ({request.params.min_tokens}) exceed the limit"
+            f" of {total} tokens",
             field="min_tokens",
-            hint=f"ask for at most {total - prompt}",
+            hint=f"use at most {total - prompt}",
         )
     # The last token is never read back, unless it is the prompt's.
     if not kv.holds_alone(max(prompt, total - 1)):
         raise RequestError(
-            f"{total} tokens are more than the KV cache holds",
+            f"{total} tokens do not fit into the KV cache",
             field="max_tokens",
-            hint="ask for fewer, or give it more KV memory",
+            hint="request fewer tokens, or increase the KV memory",
         )
     return total
 

@@ -262,7 +262,7 @@ class AsyncEngine:
             if self._error is not None:
                 raise _stopped(self._error)
             if self._draining:
-                raise DrainingError("no more requests are taken: shutting down")
+                raise DrainingError("no more requests are accepted: the engine is shutting down")
             self._pending.add(stream)
             self._commands.put(stream)
 
@@ -344,7 +344,7 @@ class AsyncEngine:
     def _add(self, stream: Stream) -> None:
         request_id = stream.request_id
         if request_id in self._streams:
-            error = RequestError(f"request id {request_id!r} is in use already", field="request_id")
+            error = RequestError(f"request id {request_id!r} is already in use", field="request_id")
             self._refuse(stream, error)
             return
         self._streams[request_id] = stream

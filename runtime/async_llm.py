@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class AsyncLLM(Unpicklable):
-    """Serves many tasks at once with an artifact; an async context manager, or await `close`.
+    """Serves many tasks with an artifact; an async context manager, or await `close`.
 
-    The engine runs on one thread of its own, whatever the number of callers and event loops.
-    Arguments are those of `LLM`. Opening takes what `LLM` takes, on the calling thread.
+    The engine runs in its own thread, regardless of the number of callers and event loops.
+    The arguments are the same as for `LLM`. The artifact is opened on the calling thread.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class AsyncLLM(Unpicklable):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None for an artifact that takes and gives token ids only."""
+        """The tokenizer, or None if the artifact only accepts and returns token ids."""
         return self.engine.engine.tokenizer
 
     def recommended_params(self, **given: Any) -> SamplingParams:
-        """What the checkpoint's generation_config.json recommends; `given` wins over it."""
+        """The recommendations in generation_config.json; `given` takes precedence."""
         return self.engine.engine.recommended_params(**given)
 
     def stats(self) -> EngineStats:
-        """Requests, blocks and steps of about now."""
+        """The current numbers of requests, blocks and steps."""
         return self.engine.stats()
 
     async def generate(
@@ -71,14 +71,14 @@ class AsyncLLM(Unpicklable):
         priority: int = 0,
         cache_salt: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """What each step adds to the answer; with `cumulative`, all of it so far.
+        """Yields what each step adds to the answer, or with `cumulative` the answer so far.
 
-        The last output has a finish reason. Closing or cancelling the iterator ends the request
-        (`contextlib.aclosing` does so at once after a `break`). A reader that falls behind gets
-        several tokens in one output. A smaller `priority` goes first; prefixes are shared only
-        between requests of the same `cache_salt`.
+        The last output has a finish reason. Closing or cancelling the iterator cancels the request
+        (after a `break`, `contextlib.aclosing` does so immediately). A slow reader receives several
+        tokens in one output. Requests with a smaller `priority` are scheduled first. Prefixes are
+        only shared between requests with the same `cache_salt`.
 
-        Raises RequestError and CapacityError before the first output, InfcError when the engine
+        Raises RequestError and CapacityError before the first output, and InfcError if the engine
         stops.
         """
         self._check_open()
@@ -104,7 +104,7 @@ class AsyncLLM(Unpicklable):
         cache_salt: str = "",
         **template: Unpack[TemplateOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As `generate`, for one conversation; `template` are the keywords of TemplateOptions."""
+        """The same as `generate` for a conversation, with the keywords of TemplateOptions."""
         self._check_open()
         ids = await asyncio.to_thread(encode_conversation, self.tokenizer, messages, **template)
         outputs = self.generate(
@@ -126,9 +126,9 @@ class AsyncLLM(Unpicklable):
         priority: int = 0,
         cache_salt: str = "",
     ) -> Score:
-        """How likely a given text is; see `LLM.score`. Tasks that wait at once share steps.
+        """Log-probabilities of a text; see `LLM.score`. Concurrent calls are batched.
 
-        `priority` and `cache_salt` are those of `generate`.
+        `priority` and `cache_salt` are the same as in `generate`.
         """
         self._check_open()
         each = await asyncio.to_thread(scored_prompt, self.engine.engine, prompt, continuation)
@@ -149,9 +149,9 @@ class AsyncLLM(Unpicklable):
         priority: int = 0,
         cache_salt: str = "",
     ) -> Embedding:
-        """The vector of a prompt; see `LLM.embed`. Tasks that wait at once share steps.
+        """The vector of a prompt; see `LLM.embed`. Concurrent calls are batched.
 
-        `priority` and `cache_salt` are those of `generate`.
+        `priority` and `cache_salt` are the same as in `generate`.
         """
         self._check_open()
         answer = await self.engine.read_prompt(
@@ -160,11 +160,11 @@ class AsyncLLM(Unpicklable):
         return as_embedding(answer, normalize=normalize)
 
     async def drain(self, timeout_seconds: float | None = None) -> bool:
-        """Take no more requests, wait for those there are; whether all of them ended in time."""
+        """Stops accepting requests and waits for open ones; returns whether all finished."""
         return await self.engine.drain(timeout_seconds)
 
     async def close(self) -> None:
-        """End open requests, stop the thread, give memory back; a second call does nothing."""
+        """Cancels open requests, stops the thread and frees memory; can be called again."""
         if not self._closed:
             self._closed = True
             self.engine.stop()
@@ -186,6 +186,4 @@ class AsyncLLM(Unpicklable):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InfcError(
-                "this AsyncLLM is closed", hint="ask it before the `async with` block ends"
-            )
+            raise InfcError("this AsyncLLM is closed", hint="use it inside the `async with` block")

@@ -42,7 +42,7 @@ def as_messages(
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
-            raise _refused(where, f"is no mapping of role and content: {message!r:.80}")
+            raise _refused(where, f"is not a mapping of role and content: {message!r:.80}")
         plain = {k: v for k, v in as_json(message, "messages").items() if v is not None}
         _check_role(plain.get("role"), where, knows_role)
         if plain["role"] == "developer" and not knows_role("developer"):
@@ -66,7 +66,7 @@ def mark_end(message: dict[str, Any]) -> None:
     elif isinstance(content, list) and content and _is_text(content[-1]):
         content[-1]["text"] = _ending(content[-1]["text"])
     else:
-        raise RequestError("the last message has no text to go on with", field="messages")
+        raise RequestError("the last message has no text to continue", field="messages")
 
 
 def as_json(value: Any, field: str) -> Any:
@@ -79,7 +79,7 @@ def as_json(value: Any, field: str) -> Any:
         return [as_json(item, field) for item in value]
     if isinstance(value, str):  # of an enumeration, say
         return str.__str__(value)
-    raise RequestError(f"a chat holds JSON data, not {type(value).__name__}", field=field)
+    raise RequestError(f"messages must be JSON data, not {type(value).__name__}", field=field)
 
 
 def count_characters(value: Any, most: int) -> int:
@@ -113,7 +113,7 @@ def _check_role(role: Any, where: str, knows_role: Callable[[str], bool]) -> Non
     if role is None:
         raise _refused(where, "has no role")
     if not isinstance(role, str):
-        raise _refused(where, f"has the role {role!r:.80}, which is no text")
+        raise _refused(where, f"has the role {role!r:.80}, which is not a string")
     if role in _ROLES or knows_role(role):
         return
     close = difflib.get_close_matches(role[:80], _ROLES, n=1)
@@ -139,7 +139,7 @@ def _content(content: Any, where: str, form: PartsForm, speaks: bool) -> Any:
     for index, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else part
-            raise _refused(f"{where}[{index}]", f"is no text part: {kind!r:.80}")
+            raise _refused(f"{where}[{index}]", f"is not a text part: {kind!r:.80}")
         if not isinstance(part.get("text"), str):
             raise _refused(f"{where}[{index}]", "has no text")
         texts.append(part["text"])

@@ -92,7 +92,7 @@ class ChatTemplate:
         """
         if continue_final_message and add_generation_prompt:
             raise RequestError(
-                "the answer cannot both go on with the last message and open a turn of its own",
+                "the answer cannot both continue the last message and begin a new turn",
                 field="add_generation_prompt",
             )
         most = MAX_CHAT_CHARACTERS if max_characters is None else max_characters
@@ -175,13 +175,13 @@ class ChatTemplate:
                 return self._template.render(names)
         except TooMuch as error:
             raise RequestError(
-                f"the chat template does too much with these messages: {error}",
+                f"the chat template exceeds its limits with these messages: {error}",
                 field="messages",
-                hint="send fewer or shorter ones, or write the prompt yourself",
+                hint="send fewer or shorter messages, or format the prompt yourself",
             ) from None
         except _REFUSALS as error:
             raise RequestError(
-                f"the chat template refuses these messages: {error!s:.500}", field="messages"
+                f"the chat template rejects these messages: {error!s:.500}", field="messages"
             ) from None
 
     def _knows_role(self, role: str) -> bool:
@@ -202,7 +202,9 @@ def _variables(variables: Any) -> dict[str, Any]:
     for name in _OWN_NAMES:
         if name in variables:
             raise RequestError(
-                f"{name!r} is no variable that can be given", field="variables", hint="leave it out"
+                f"the template variable {name!r} is reserved",
+                field="variables",
+                hint="use another name",
             )
     found: dict[str, Any] = as_json(variables, "variables")
     return found
@@ -230,7 +232,7 @@ def _up_to_end(text: str) -> str:
                 head = head[: len(head.rstrip())]
             return _without_tags(head)
     raise RequestError(
-        "the chat template leaves out the end of the last message, so nothing can go on there",
+        "the chat template leaves out the end of the last message, so it cannot be continued",
         field="messages",
     )
 

@@ -73,7 +73,7 @@ class ControlTokens:
             if not (work := again):
                 return [token for _, ids in sorted(done) for token in ids]
         raise RequestError(
-            "the messages spell control tokens within control tokens", field="messages"
+            "the messages contain control tokens within control tokens", field="messages"
         )
 
     def _expected(self, text: str, own: bytes) -> list[_Span]:
@@ -108,8 +108,8 @@ class ControlTokens:
                 borders = [begin + 1]
             if not borders and len(self._texts[token]) > 1:
                 raise RequestError(
-                    "a message spells a control token in another character, which this tokenizer"
-                    " cannot tell from the real one",
+                    "a message contains a character that this tokenizer cannot distinguish from"
+                    " a control token",
                     field="messages",
                 )
             cuts.update(borders)

@@ -35,10 +35,10 @@ _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
-    """What may be set when an artifact is opened; None takes what was compiled in.
+    """Options for opening an artifact; None selects the compiled value.
 
-    `kv_memory` is bytes, or text such as "1GiB", or "auto". The first three can only be lowered:
-    the memory of a step was planned for the compiled limits.
+    `kv_memory` is a number of bytes, a string such as "1GiB", or "auto". The first three options
+    can only be lowered, because the memory of a step was planned for the compiled limits.
     """
 
     max_context: int | None = None
@@ -50,10 +50,10 @@ class RuntimeOptions:
     threads: int | None = None
     pin: bool | None = None
     itl_target_ms: int | None = None
-    """Milliseconds that a step may take which somebody waits for; 0 for as long as it takes."""
+    """Target for the inter-token latency in milliseconds; 0 for no target."""
     weights: str | None = None
     """"mapped", "copied", or "auto": small weights are read into memory before the first step,
-    large ones copied where huge pages are to be had and memory allows."""
+    and large ones are copied into huge pages if these and enough memory are available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,28 +106,30 @@ def plan_runtime(
     if held < limits.max_context:
         if options.max_context is not None or held < LEAST_CONTEXT:
             raise _too_little(groups, limits.max_context, budget, held)
-        notes.append(f"max_context is {held}: the KV memory of {format_size(budget)} holds no more")
+        notes.append(
+            f"max_context is reduced to {held} to fit into {format_size(budget)} of KV memory"
+        )
         limits = _with_context(limits, held)
     kv_bytes = planned_bytes(groups, num_blocks)
     free = available_memory()
     if memory not in (None, "auto") and kv_bytes < free < budget:
         notes.append(
-            f"KV memory of {format_size(budget)} is more than the {format_size(free)} free here:"
-            f" {format_size(kv_bytes)} are taken, all that {limits.max_running} sequences of"
-            f" {limits.max_context} tokens can use"
+            f"KV memory of {format_size(budget)} exceeds the free memory of {format_size(free)}:"
+            f" {format_size(kv_bytes)} are used, enough for {limits.max_running} sequences of"
+            f" {limits.max_context} tokens"
         )
     if kv_bytes + step_bytes > free:
         raise CapacityError(
-            f"KV memory of {format_size(kv_bytes)} is more than the {format_size(free)} free here,"
+            f"KV memory of {format_size(kv_bytes)} exceeds the {format_size(free)} that are free,"
             f" of which a step takes {format_size(step_bytes)}",
-            hint=f"lower {_KV_MEMORY}, or leave it to auto",
+            hint=f"lower {_KV_MEMORY}, or set it to auto",
         )
     rest = free - kv_bytes - step_bytes
     num_threads, pin = _team(options, runtime)
     if num_threads > (cpus := available_cpus()):
         notes.append(
-            f"{num_threads} threads share {format_count(cpus, 'processor')}: more threads than"
-            " processors wait for each other, and are slower than fewer"
+            f"{num_threads} threads share {format_count(cpus, 'processor')}: with more threads than"
+            " processors, threads wait for each other, which is slower"
         )
     return RuntimePlan(
         limits=limits,
@@ -197,7 +199,7 @@ def parse_bytes(value: int | str) -> int:
         with contextlib.suppress(ValueError):
             count = parse_size(value)
     if count < 1:
-        raise UsageError(f"{value!r} is no amount of memory", hint='write it as "512MiB" or "2GiB"')
+        raise UsageError(f"{value!r} is not a memory size", hint='write it as "512MiB" or "2GiB"')
     return count
 
 
@@ -209,7 +211,7 @@ def _team(options: RuntimeOptions, runtime: dict[str, Any]) -> tuple[int, bool]:
     if pin and num_threads > (usable := len(os.sched_getaffinity(0))):
         raise CapacityError(
             f"{num_threads} threads cannot be pinned to the {usable} processors there are",
-            hint="lower runtime.threads, or leave runtime.pin out",
+            hint="lower runtime.threads, or remove runtime.pin",
         )
     return num_threads, bool(pin)
 
@@ -221,12 +223,12 @@ def place_weights(wanted: str, weights_bytes: int, free: int, *, ours: bool) -> 
     and end the process by cutting the file short. Nor are small weights, whose copy costs little.
     """
     if wanted not in ("auto", "mapped", "copied"):
-        raise UsageError(f"weights is {wanted!r}", hint="take auto, mapped or copied")
+        raise UsageError(f"weights is {wanted!r}", hint="use auto, mapped or copied")
     if wanted == "copied" and weights_bytes > free:
         raise CapacityError(
-            f"a copy of the weights takes {format_size(weights_bytes)}, and {format_size(free)} are"
-            " left beside the KV memory",
-            hint=f"take weights=mapped, or lower {_KV_MEMORY}",
+            f"a copy of the weights takes {format_size(weights_bytes)}, but only"
+            f" {format_size(free)} are left besides the KV memory",
+            hint=f"use weights=mapped, or lower {_KV_MEMORY}",
         )
     # Beside the copy, what serves needs some memory, and others of this machine may.
     fits = weights_bytes <= free * _MOST_COPIED
@@ -237,9 +239,9 @@ def place_weights(wanted: str, weights_bytes: int, free: int, *, ours: bool) -> 
         return "loaded"
     if not ours:
         raise ArtifactError(
-            "the file of weights belongs to another user, or others may write to it: it is not"
+            "the weight file belongs to another user or is writable by others, so it is not"
             " safe to map",
-            hint="copy the artifact to a directory of yours (cp -r), or take weights=copied",
+            hint="copy the artifact to a directory of yours (cp -r), or use weights=copied",
         )
     if wanted == "auto" and fits and huge_page_setting() in ("always", "madvise"):
         return "copied"
@@ -257,7 +259,7 @@ def _limits(
     target_ms = compiled_ms if options.itl_target_ms is None else options.itl_target_ms
     if target_ms is not None and (type(target_ms) is not int or not 0 <= target_ms <= _MOST_MS):
         raise UsageError(
-            f"itl_target_ms is {target_ms!r}", hint="give milliseconds, or 0 for no target"
+            f"itl_target_ms is {target_ms!r}", hint="use milliseconds, or 0 for no target"
         )
     chosen = {}
     for name in ("max_context", "max_sequences", "step_tokens"):

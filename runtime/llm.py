@@ -37,13 +37,13 @@ _Add = Callable[[str], None]
 
 
 class LLM(Unpicklable):
-    """Generates with an artifact. Not thread-safe; a context manager, or call `close`.
+    """Generates text with an artifact. Not thread-safe; a context manager, or call `close`.
 
     Keyword arguments are the fields of `RuntimeOptions`: `max_context`, `max_sequences`,
-    `step_tokens`, `kv_memory`, `threads`, ... What had to be decided otherwise, such as a shorter
-    context because of little memory, is told to `on_note`, or is a warning.
+    `step_tokens`, `kv_memory`, `threads`, ... A setting that had to be changed, such as a shorter
+    context because of little memory, is reported to `on_note`, or as a warning.
 
-    Raises ArtifactError, TargetError, CapacityError, and UsageError for a limit nobody knows.
+    Raises ArtifactError, TargetError, CapacityError, and UsageError for an unknown option.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class LLM(Unpicklable):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None for an artifact that takes and gives token ids only."""
+        """The tokenizer, or None if the artifact only accepts and returns token ids."""
         return self.engine.tokenizer
 
     def recommended_params(self, **given: Any) -> SamplingParams:
-        """What the checkpoint's generation_config.json recommends; `given` wins over it."""
+        """The recommendations in generation_config.json; `given` takes precedence."""
         return self.engine.recommended_params(**given)
 
     def generate(
@@ -76,13 +76,13 @@ class LLM(Unpicklable):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """One answer a prompt, in their order. `params` is for all, or one for each.
+        """Returns one answer per prompt, in the same order.
 
-        `sampling_params` is another name for `params`. With `progress` a bar on stderr counts
-        the answers, where that is a terminal.
+        `params` applies to all prompts, or is a list with one entry per prompt; `sampling_params`
+        is an alias. `progress` shows a progress bar on stderr if that is a terminal.
 
-        A prompt that can never be served raises RequestError, and the others are given up; its
-        `where` says which one of a list it was.
+        If a prompt can never be served, the call raises RequestError and all prompts are
+        cancelled. For a list, `where` names the prompt.
         """
         self._check_open()
         batch = as_prompts(prompts)
@@ -100,9 +100,9 @@ class LLM(Unpicklable):
         *,
         sampling_params: SamplingParams | None = None,
     ) -> Iterator[RequestOutput]:
-        """What each step adds to the answer. Closing the iterator ends the request.
+        """Yields what each step adds to the answer. Closing the iterator cancels the request.
 
-        The request begins, and is refused if it must be, when the iterator is first asked.
+        The request starts, or is rejected, when the first element is requested.
         """
         chosen = one_of(params, sampling_params)
         name = self._add(partial(self.engine.add_request, prompt=prompt, params=chosen))
@@ -115,7 +115,7 @@ class LLM(Unpicklable):
                     continue  # it came while the caller was asking another iterator
                 self._check_open()
                 if self.engine.scheduler.get(name) is None:
-                    raise InfcError("the engine gave this request up after an error")
+                    raise InfcError("the engine cancelled this request after an error")
                 self._step()
             yield from parts
         finally:
@@ -152,10 +152,10 @@ class LLM(Unpicklable):
         progress: bool = False,
         **template: Unpack[TemplateOptions],
     ) -> RequestOutput | list[RequestOutput]:
-        """The answer to a conversation of `{"role": ..., "content": ...}` messages.
+        """Returns the answer to a conversation of `{"role": ..., "content": ...}` messages.
 
-        A list of conversations gives a list of answers, in their order. `template` are the
-        keywords of `TemplateOptions`. RequestError where the artifact has no chat template.
+        For a list of conversations, it returns a list of answers in the same order. `template` are
+        the keywords of `TemplateOptions`. Raises RequestError without a chat template.
         """
         self._check_open()
         one = is_one_conversation(messages)
@@ -172,7 +172,7 @@ class LLM(Unpicklable):
         sampling_params: SamplingParams | None = None,
         **template: Unpack[TemplateOptions],
     ) -> Iterator[RequestOutput]:
-        """What each step adds to the answer of one conversation; `template` as for `chat`."""
+        """Yields what each step adds to the answer; `template` as in `chat`."""
         self._check_open()
         ids = encode_conversation(self.tokenizer, messages, **template)
         return self.stream(ids, one_of(params, sampling_params))
@@ -184,11 +184,11 @@ class LLM(Unpicklable):
         *,
         progress: bool = False,
     ) -> list[Score]:
-        """How likely each given text is: log-probabilities of its tokens, nothing generated.
+        """Log-probabilities of the tokens of given texts; nothing is generated.
 
-        Without `continuations` every token of a prompt is scored but the first, which nothing
-        predicts. With them only they are: one for each prompt, or many for one prompt, which is
-        computed once. RequestError as `generate` raises it, also where there is nothing to score.
+        Without `continuations`, every token of a prompt except the first is scored. Otherwise, only
+        the continuations are scored: one per prompt, or many for a single prompt, which is computed
+        once. Raises RequestError as `generate` does, and if there is nothing to score.
         """
         self._check_open()
         adds = [
@@ -206,11 +206,11 @@ class LLM(Unpicklable):
         normalize: bool = True,
         progress: bool = False,
     ) -> list[Embedding]:
-        """A vector for each prompt, made of the hidden states that enter the model's head.
+        """Returns a vector per prompt, from the hidden states that are the input of the head.
 
-        `pooling` takes the last token's, or the mean over all tokens; `normalize` scales it to
-        Euclidean length 1. RequestError as `generate` raises it, also where the artifact gives no
-        hidden states.
+        `pooling` selects the last token, or the mean over all tokens. `normalize` scales the
+        vector to Euclidean length 1. Raises RequestError as `generate` does, and if the artifact
+        does not provide hidden states.
         """
         self._check_open()
         adds = [
@@ -221,7 +221,7 @@ class LLM(Unpicklable):
         return [as_embedding(answer, normalize=normalize) for answer in answers]
 
     def close(self) -> None:
-        """Give threads and memory back, and end open streams; a second call does nothing."""
+        """Releases threads and memory and ends open streams; can be called again."""
         self._closed = True
         self.engine.close()
 

@@ -216,4 +216,4 @@ def _checked_mask(
         return mask
     else:
         given = f"{mask.dtype} {list(mask.shape)}"
-    raise ConstraintError(f"the constraint {name} gave {given}, and a mask is bool [{size}]")
+    raise ConstraintError(f"the constraint {name} returned {given}, not bool [{size}]")

@@ -50,9 +50,9 @@ def as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
     known = [field.name for field in fields(RuntimeOptions)]
     if wrong := [name for name in limits if name not in known]:
         near = difflib.get_close_matches(wrong[0], known, 1)
-        names = f"it takes verify, on_note, {', '.join(known)}"
+        names = f"options: verify, on_note, {', '.join(known)}"
         raise UsageError(
-            f"infc.LLM takes no {wrong[0]!r}",
+            f"infc.LLM has no option {wrong[0]!r}",
             hint=f"did you mean {near[0]!r}? {names}" if near else names,
         )
     return RuntimeOptions(**limits)

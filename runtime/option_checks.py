@@ -20,15 +20,15 @@ def check_types(options: RuntimeOptions) -> None:
     for name in ("max_context", "max_sequences", "step_tokens"):
         value = getattr(options, name)
         if value is not None and type(value) is not int:
-            raise UsageError(f"{name} is {value!r}", hint="give a whole number")
+            raise UsageError(f"{name} is {value!r}", hint="use an integer")
     if type(options.max_waiting) is not int or options.max_waiting < 1:
         raise UsageError(
-            f"max_waiting is {options.max_waiting!r}", hint="give a whole number of at least 1"
+            f"max_waiting is {options.max_waiting!r}", hint="use an integer of at least 1"
         )
     if options.pin is not None and type(options.pin) is not bool:
-        raise UsageError(f"pin is {options.pin!r}", hint="give True, False or None")
+        raise UsageError(f"pin is {options.pin!r}", hint="use True, False or None")
     if type(options.prefix_reuse) is not bool:
-        raise UsageError(f"prefix_reuse is {options.prefix_reuse!r}", hint="give True or False")
+        raise UsageError(f"prefix_reuse is {options.prefix_reuse!r}", hint="use True or False")
 
 
 def checked_threads(chosen: object) -> int:

@@ -18,9 +18,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities under the raw logits: of one token, and of the likeliest ones.
+    """Log-probabilities (natural, from the raw logits) of a token and of the most likely ones.
 
-    `rank` is 1 for the likeliest token of all; the lower id comes first among equals.
+    `rank` is 1 for the most likely token; among equally likely tokens, the lowest id comes first.
     """
 
     token_id: int
@@ -53,12 +53,13 @@ class RequestMetrics:
 class CompletionOutput:
     """One completion, or what one step added to it.
 
-    `index` says which of the request's completions it is. `stop_reason` is the stop string or
-    the token id that ended it (None for any other end). `logprobs` is None unless asked for,
-    else one entry a token; `cumulative_logprob` is then their sum up to here, and also there
-    where the best were chosen by it. `text_offsets` are there with `logprobs`: where in the whole
-    text of the completion each token begins. One whose text is held back, as it may become part
-    of a stop string, has its own in a later step; the whole completion has one a token.
+    `index` is the number of the completion within its request. `stop_reason` is the stop string
+    or the token id that ended it, or None if it ended for another reason. `logprobs` has one
+    entry per token if requested, and is None otherwise. `cumulative_logprob` is the sum of all
+    log-probabilities so far; it is set with `logprobs`, and if `best_of` selects completions.
+    `text_offsets` are also set with `logprobs`: the position in the text of the completion at
+    which each token begins. If the text of a token is held back because it may become part of a
+    stop string, its offset follows in a later step; a whole completion has one per token.
     """
 
     index: int = 0
@@ -75,11 +76,11 @@ class CompletionOutput:
 class RequestOutput:
     """The answer to one request, or what one step added to it.
 
-    `outputs` holds each completion that something was added to, by ascending `index`; at least
-    one. `finished` says that nothing more will come. `prompt_logprobs`, where asked for, comes
-    whole with the first output: one entry a token of the prompt, None for the first, which
-    nothing predicts. `embedding` [hidden_width] is what a request that pools hidden states gets
-    instead of tokens. `error` explains an "error" end.
+    `outputs` contains the completions that changed, at least one, by ascending `index`. If
+    `finished` is true, this is the last output. `prompt_logprobs`, if requested, is part of the
+    first output: one entry per token of the prompt, where the first is None because it has no
+    context. `embedding` [hidden_width] is the result of a request that pools hidden states, which
+    generates no tokens. `error` explains the finish reason "error".
     """
 
     request_id: str

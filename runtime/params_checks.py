@@ -41,9 +41,11 @@ def checked_strings(field: str, value: Any) -> tuple[str, ...]:
     if not isinstance(strings, (tuple, list)) or not all(isinstance(s, str) for s in strings):
         raise RequestError(f"{field} must be a string or strings, not {value!r:.80}", field=field)
     if "" in strings:
-        raise RequestError(f"{field} holds an empty string", field=field)
+        raise RequestError(f"{field} contains an empty string", field=field)
     if len(strings) > MAX_STOP_STRINGS:
-        raise RequestError(f"{field} has {len(strings)} of at most {MAX_STOP_STRINGS}", field=field)
+        raise RequestError(
+            f"{field} has {len(strings)} strings, the maximum is {MAX_STOP_STRINGS}", field=field
+        )
     if any(len(s) > MAX_STOP_CHARACTERS for s in strings):
         raise RequestError(
             f"a {field} string is longer than {MAX_STOP_CHARACTERS} characters", field=field
@@ -56,7 +58,9 @@ def checked_token_ids(field: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise RequestError(f"{field} must be token ids, not {value!r:.80}", field=field)
     if len(value) > MAX_TOKEN_LIST:
-        raise RequestError(f"{field} has {len(value)} of at most {MAX_TOKEN_LIST}", field=field)
+        raise RequestError(
+            f"{field} has {len(value)} tokens, the maximum is {MAX_TOKEN_LIST}", field=field
+        )
     for token in value:
         check_int(field, token, 0, _MAX_TOKEN_ID)
     return tuple(value)
@@ -70,13 +74,15 @@ def checked_bias(field: str, value: Any, low: float, high: float) -> tuple[tuple
     ):
         raise RequestError(f"{field} must map token ids to numbers, not {value!r:.80}", field=field)
     if len(pairs) > MAX_TOKEN_LIST:
-        raise RequestError(f"{field} has {len(pairs)} of at most {MAX_TOKEN_LIST}", field=field)
+        raise RequestError(
+            f"{field} has {len(pairs)} tokens, the maximum is {MAX_TOKEN_LIST}", field=field
+        )
     for token, bias in pairs:
         if isinstance(token, bool) or not isinstance(token, int):
-            problem = f"has the key {token!r:.80}, which is no token id"
-            raise RequestError(f"{field} {problem}", field=field, hint="integers belong there")
+            problem = f"has the key {token!r:.80}, which is not a token id"
+            raise RequestError(f"{field} {problem}", field=field, hint="use integers")
         check_int(field, token, 0, _MAX_TOKEN_ID)
         check_number(field, bias, low, high)
     if len({token for token, _ in pairs}) != len(pairs):
-        raise RequestError(f"{field} holds a token id twice", field=field)
+        raise RequestError(f"{field} contains a token id twice", field=field)
     return tuple(sorted((token, float(bias)) for token, bias in pairs))

@@ -41,7 +41,7 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     for index, item in enumerate(prompts):
         if isinstance(item, bytes) or not isinstance(item, Sequence):
             raise RequestError(
-                f"{item!r:.80} is no prompt", field="prompt", where=f"prompts[{index}]"
+                f"{item!r:.80} is not a prompt", field="prompt", where=f"prompts[{index}]"
             )
     return list(prompts)
 
@@ -52,9 +52,9 @@ def as_params(params: Any, count: int) -> list[Any]:
         return [params] * count
     if len(params) != count:
         raise RequestError(
-            f"{len(params)} params do not go with {count} prompts",
+            f"{len(params)} params were given for {count} prompts",
             field="params",
-            hint="give one for all, or one for each",
+            hint="pass one for all prompts, or one for each",
         )
     return list(params)
 
@@ -65,9 +65,7 @@ def one_of(
 ) -> Any:
     """The parameters under whichever of the two names they were given."""
     if params is not None and sampling_params is not None:
-        raise RequestError(
-            "params and sampling_params are two names for one thing: give one", field="params"
-        )
+        raise RequestError("params and sampling_params are the same: pass only one", field="params")
     return sampling_params if params is None else params
 
 
@@ -97,12 +95,12 @@ def encode_conversation(
     the messages.
     """
     if unknown := set(options) - set(TemplateOptions.__annotations__):
-        raise TypeError(f"chat takes no {min(unknown)!r}")
+        raise TypeError(f"chat has no parameter {min(unknown)!r}")
     if tokenizer is None:
         raise RequestError(
             "this model has no tokenizer, so it has no chat template either",
             field="messages",
-            hint="give token ids to generate",
+            hint="pass token ids to generate",
         )
     goes_on = options.get("continue_final_message", False)
     return tokenizer.encode_chat(

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How likely a model finds a given text, token by token, each given all before it.
+    """The probability of each token of a text, given the tokens before it.
 
-    `token_ids` are those that were scored, `context_token_ids` what stands before them.
-    `logprobs` are natural logarithms under the raw logits; `ranks` count from 1, the likeliest
-    token at its place, the lower id first among equals.
+    `token_ids` are the tokens that were scored, and `context_token_ids` those before them.
+    `logprobs` are natural logarithms, computed from the raw logits. A token has rank 1 in `ranks`
+    if it was the most likely one; among equally likely tokens, the lowest id comes first.
     """
 
     context_token_ids: tuple[int, ...]
@@ -95,9 +95,9 @@ def as_scored(engine: Engine, prompts: Any, continuations: Any) -> list[ScoredPr
             contexts = contexts * len(ends)
         if len(contexts) != len(ends):
             raise RequestError(
-                f"{len(ends)} continuations do not go with {len(contexts)} prompts",
+                f"{len(ends)} continuations were given for {len(contexts)} prompts",
                 field="continuations",
-                hint="give one for each, or one prompt for all of them",
+                hint="pass one for each prompt, or a single prompt for all of them",
             )
         pairs = list(zip(contexts, ends, strict=True))
     scored = []
@@ -121,7 +121,7 @@ def scored_prompt(engine: Engine, prompt: Prompt, continuation: Prompt | None) -
         ids = engine.encode(prompt)
         if len(ids) < 2:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, and nothing predicts the first", field="prompt"
+                f"the prompt has {len(ids)} tokens, and the first has no score", field="prompt"
             )
         return ScoredPrompt(ids, 1)
     context = engine.encode(prompt)
@@ -136,7 +136,7 @@ def scored_prompt(engine: Engine, prompt: Prompt, continuation: Prompt | None) -
     if first >= len(ids):
         raise RequestError("the continuation has no tokens", field="continuations")
     if first == 0:
-        raise RequestError("nothing stands before the continuation to predict it", field="prompt")
+        raise RequestError("a continuation needs a prompt of at least one token", field="prompt")
     return ScoredPrompt(ids, first)
 
 

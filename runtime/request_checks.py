@@ -35,7 +35,7 @@ def checked_ids(token_ids: Sequence[int], vocab_size: int) -> CheckedIds:
     if ids and not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(t for t in ids if type(t) is not int or not 0 <= t < vocab_size)
         raise RequestError(
-            f"{reprlib.repr(wrong)} is no token id, they are 0..{vocab_size - 1}", field="prompt"
+            f"{reprlib.repr(wrong)} is not a token id, expected 0..{vocab_size - 1}", field="prompt"
         )
     return ids
 
@@ -51,7 +51,7 @@ def check_params(params: Any, *, vocab_size: int, has_tokenizer: bool) -> None:
     for field, tokens in params.token_fields.items():
         if (token := max(tokens, default=0)) >= vocab_size:
             raise RequestError(
-                f"{field}: {token} is no token id, they are 0..{vocab_size - 1}", field=field
+                f"{field}: {token} is not a token id, expected 0..{vocab_size - 1}", field=field
             )
     if params.stop_strings and not has_tokenizer:
         raise RequestError("this model has no tokenizer", field="stop", hint="use stop_token_ids")
@@ -66,17 +66,17 @@ def check_choosable(
     if params.allowed_token_ids is not None:
         if set(params.allowed_token_ids) <= banned | ends:
             raise RequestError(
-                "allowed_token_ids leaves only tokens that end the answer, and min_tokens"
-                f" ({params.min_tokens}) wants others first",
+                "allowed_token_ids leaves only tokens that end the answer, but min_tokens"
+                f" ({params.min_tokens}) requires other tokens first",
                 field="allowed_token_ids",
-                hint="allow another token, or leave out min_tokens",
+                hint="allow another token, or remove min_tokens",
             )
     elif len(banned | ends) >= vocab_size:
         wanted = f", or end the answer before min_tokens ({params.min_tokens})" if ends else ""
         raise RequestError(
             f"all {vocab_size} tokens of the vocabulary are banned{wanted}",
             field="banned_token_ids" if banned else "stop_token_ids",
-            hint="leave one that may be chosen",
+            hint="leave at least one token",
         )
 
 
@@ -97,8 +97,8 @@ def stop_texts(
             found.update({token: stop} if token < vocab_size else {})
         elif hidden := next((t for t in tokenizer.special_texts if len(t) > 1 and t in stop), None):
             raise RequestError(
-                f"the stop string {stop!r:.80} holds the special token {hidden!r}, which is never"
-                " part of the text",
+                f"the stop string {stop!r:.80} contains the special token {hidden!r}, which is"
+                " never part of the text",
                 field="stop",
                 hint="give the token alone as a stop string, or its id in stop_token_ids",
             )

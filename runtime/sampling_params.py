@@ -27,33 +27,34 @@ _MAX_INT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Sampling and stopping of one request. Anything out of range raises `RequestError`.
+    """Sampling options and stop conditions. Raises RequestError for values out of range.
 
-    A row of logits is changed in this order, each step only where it is asked for:
+    The options are applied to a row of logits in this order:
 
     1. `logit_bias` {token id: -100..100} is added.
     2. `repetition_penalty` (0.01..100) divides positive logits, and multiplies negative ones, of
-       every token that prompt or output hold (Keskar et al. 2019, as transformers does it).
-    3. `frequency_penalty` times its count in the output, and `presence_penalty` once, are taken
-       from every token that the output holds (-2..2, as OpenAI's API has them).
-    4. `allowed_token_ids` (all others can't be chosen), `banned_token_ids`, and while the output
-       is shorter than `min_tokens` every token that would end it: end-of-text, `stop_token_ids`.
-       A constraint of the engine's caller comes last.
-    5. `temperature` divides; 0 takes the greatest here and ends the list.
-    6. `top_k` (0 keeps all), then `top_p` of what is left; of that, `min_p` keeps what is at
-       least so many times as likely as the likeliest.
+       every token in the prompt or the output (Keskar et al. 2019, as in transformers).
+    3. `frequency_penalty` times the number of occurrences, and `presence_penalty` once, are
+       subtracted for every token in the output (-2..2, as in the OpenAI API).
+    4. Masks: tokens that are not in `allowed_token_ids`, tokens in `banned_token_ids`, and, while
+       the output is shorter than `min_tokens`, the tokens that would end it (end-of-text and
+       `stop_token_ids`). The constraint of the caller comes last.
+    5. The logits are divided by `temperature`; 0 selects the largest one.
+    6. `top_k` (0 keeps all tokens), then `top_p` over the remaining ones, then `min_p`, which
+       keeps tokens with at least this fraction of the probability of the most likely token.
 
-    Ties go to the lower id. `seed` None draws one when the request arrives; the random number of
-    a token depends on seed, choice and position alone.
+    Among equal logits, the lowest id wins. Without a `seed`, a random one is chosen when the
+    request arrives. The random number for a token depends only on seed, choice and position.
 
-    `n` completions are given, the `n` best of `best_of` where that is more: those of the greatest
-    mean log-probability a token. `logprobs` k gives the log-probability of each token and of the
-    k likeliest, `prompt_logprobs` k the same for the tokens of the prompt; both are of the raw
-    logits, before any of the above.
+    The request returns `n` completions. With a larger `best_of`, these are the `n` completions
+    with the highest mean log-probability per token. `logprobs` = k returns the log-probabilities
+    of each token and of the k most likely tokens, and `prompt_logprobs` = k the same for the
+    tokens of the prompt. Both are computed from the raw logits, before any of the steps above.
 
-    `max_tokens` None goes on to the end of the context; 0 (with `prompt_logprobs` only) reads
-    the prompt and generates nothing. `stop` strings are looked for after `min_tokens` tokens;
-    one that is a special token, and so leaves no text, is as its id in `stop_token_ids`.
+    If `max_tokens` is None, generation continues to the end of the context. 0 is only allowed
+    with `prompt_logprobs`, and generates nothing. `stop` strings are detected after `min_tokens`
+    tokens. A stop string that is a special token has the same effect as its id in
+    `stop_token_ids`, since special tokens produce no text.
     """
 
     temperature: float = 0.0
@@ -132,7 +133,7 @@ class SamplingParams:
             check_int("max_tokens", self.max_tokens, 0, _MAX_INT)
             if self.max_tokens == 0 and self.prompt_logprobs is None:
                 raise RequestError(
-                    "max_tokens is 0: nothing is asked for",
+                    "max_tokens is 0, so nothing would be generated",
                     field="max_tokens",
                     hint="give at least 1, or ask for prompt_logprobs",
                 )
@@ -163,9 +164,9 @@ class SamplingParams:
         allowed = checked_token_ids("allowed_token_ids", self.allowed_token_ids)
         if not set(allowed) - set(self.banned_token_ids):
             raise RequestError(
-                "allowed_token_ids leaves no token that may be chosen",
+                "allowed_token_ids leaves no token to sample",
                 field="allowed_token_ids",
-                hint="leave it out to allow all, or allow one that is not banned",
+                hint="remove it to allow all tokens, or allow one that is not banned",
             )
         object.__setattr__(self, "allowed_token_ids", allowed)
 
@@ -248,7 +249,7 @@ def ignored_recommendations(generation: Mapping[str, Any] | None) -> dict[str, A
 def notes_on_ignored(generation: Mapping[str, Any] | None) -> list[str]:
     """A line for each of `ignored_recommendations`."""
     return [
-        f"the checkpoint recommends {name} {_shown(value)}: not built, ignored"
+        f"the checkpoint recommends {name} {_shown(value)}: not supported, ignored"
         for name, value in ignored_recommendations(generation).items()
     ]
 

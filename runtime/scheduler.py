@@ -89,12 +89,12 @@ class Scheduler:
         """
         if request.request_id in self._requests:
             raise RequestError(
-                f"request id {request.request_id!r} is in use already", field="request_id"
+                f"request id {request.request_id!r} is already in use", field="request_id"
             )
         total = max_total_tokens(request, self.limits, self.kv)
         if len(self._waiting) >= self.limits.max_waiting:
             raise CapacityError(
-                f"{format_count(len(self._waiting), 'request')} waiting already",
+                f"{format_count(len(self._waiting), 'request')} already waiting",
                 hint="try again later",
             )
         self._arrivals += 1

@@ -114,7 +114,7 @@ def format_text(
         if field is None:
             continue
         if spec and "{" in spec:
-            raise ValueError("a format within a format is more than chat templates may use")
+            raise ValueError("nested formats are not allowed in chat templates")
         if not field or field[0] in ".[":
             field, number = f"{number}{field}", number + 1
         value, _ = formatter.get_field(field, args, kwargs)

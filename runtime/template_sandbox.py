@@ -193,7 +193,7 @@ class _Guard(jinja2.visitor.NodeTransformer):
 
     def _refuse(self, node: jinja2.nodes.Node) -> NoReturn:
         name = type(node).__name__
-        raise jinja2.TemplateSyntaxError(f"{name} is not for chat templates", node.lineno)
+        raise jinja2.TemplateSyntaxError(f"{name} is not allowed in chat templates", node.lineno)
 
     visit_Extends = visit_Include = visit_Import = visit_FromImport = _refuse
     visit_EvalContextModifier = visit_ScopedEvalContextModifier = _refuse
@@ -256,7 +256,7 @@ def _weighed(args: Iterable[Any]) -> list[Any]:
 
 def _check_attribute(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace takes no name like {name!r}")
+        raise jinja2.exceptions.SecurityError(f"{name!r} is not allowed as a name in a namespace")
 
 
 def _raise_exception(message: Any) -> NoReturn:

@@ -161,7 +161,7 @@ class Tokenizer:
             raise RequestError(
                 "this model has no chat template",
                 field="messages",
-                hint="write the prompt yourself, as text or token ids",
+                hint="format the prompt yourself, as text or token ids",
             )
         from .chat_template import ChatTemplate  # jinja2 is slow to import
 
@@ -174,7 +174,7 @@ class Tokenizer:
     def _check_length(self, text: str, field: str) -> None:
         if len(text) > self._max_characters:
             raise RequestError(
-                f"a text of {len(text)} characters is too long: this tokenizer takes at most"
+                f"a text of {len(text)} characters is too long: this tokenizer accepts at most"
                 f" {self._max_characters}",
                 field=field,
             )

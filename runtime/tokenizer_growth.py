@@ -38,7 +38,7 @@ def max_text_characters(backend: tokenizers.Tokenizer) -> int:
     growth = max(_growth(backend.normalizer), _growth(backend.decoder))
     if growth > _MAX_GROWTH:
         raise ArtifactError(
-            f"its replacements make up to {growth:.0g} characters of one",
+            f"its replacements turn one character into up to {growth:.0g}",
             where="tokenizer/tokenizer.json",
             hint="no text can be tokenized safely; use another tokenizer",
         )

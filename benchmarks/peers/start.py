@@ -73,6 +73,6 @@ def generate_once(artifact: Path, threads: int, request: Request) -> Reply:
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()
     if process.returncode:
-        reason = lines[-1] if lines else "it said nothing"
+        reason = lines[-1] if lines else "no error message"
         raise WorkerError(f"infc generate ended with status {process.returncode}: {reason}")
     return Reply(seconds, seconds, 1, usage.ru_maxrss * 1024, others)

@@ -89,7 +89,7 @@ class Emitter:
             kind = self.program.weights[operand.name].type
             home = Home("weight", index=self.weights.plain(operand.name))
             return Buffer.dense(home, CTYPES[kind.dtype], kind.shape)
-        raise ProgramError(f"a literal {operand!r} stands where a tensor is needed")
+        raise ProgramError(f"expected a tensor, not the literal {operand!r}")
 
     def output(self, value: Value, order: Sequence[int] | None = None) -> Buffer:
         """The dense buffer that holds a node's result, at the offset the memory plan gave it.

@@ -40,12 +40,12 @@ def register_kernel(op: str, lowering: Lowering, headers: Sequence[Path] = ()) -
     and for headers that are missing or oddly named.
     """
     if op in LOWERINGS:
-        raise UsageError(f"{op} has a kernel of infc's own", hint="give the op another name")
+        raise UsageError(f"{op} already has a built-in kernel", hint="give the op another name")
     for header in headers:
         if not header.is_file():
             raise UsageError("no such header", where=str(header))
         if not re.fullmatch(r"\w+\.hpp", header.name):
-            raise UsageError("a header is named like my_kernel.hpp", where=str(header))
+            raise UsageError("expected a file name such as my_kernel.hpp", where=str(header))
     _EXTENSIONS[op] = Extension(lowering, tuple(headers))
 
 
@@ -63,7 +63,7 @@ def extension_headers(ops: Sequence[str]) -> dict[str, bytes]:
         for path in _EXTENSIONS[op].headers if op in _EXTENSIONS else ():
             data = path.read_bytes()
             if result.setdefault(path.name, data) != data:
-                raise UsageError(f"two plug-ins bring a header {path.name}", where=str(path))
+                raise UsageError(f"two plug-ins have a header named {path.name}", where=str(path))
     return result
 
 
@@ -115,4 +115,4 @@ def _literal(node: Node, name: str) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value!r}f"
-    raise UsageError(f"attribute {name} is {value!r}: a kernel takes numbers", where=node.op)
+    raise UsageError(f"attribute {name} is {value!r}, expected a number", where=node.op)

@@ -171,7 +171,7 @@ def _reduced_last(e: Emitter, buffer: Buffer, node: Node) -> Buffer:
     for axis in reduced:
         dim = buffer.shape[axis]
         if not isinstance(dim, int):
-            raise ProgramError("a reduction over several symbolic dimensions is not built")
+            raise ProgramError("a reduction over several symbolic dimensions is not supported")
         size *= dim
     merged = moved.reshape((*lead, size)) or e.dense(moved).reshape((*lead, size))
     assert merged is not None, "a dense buffer takes any shape"

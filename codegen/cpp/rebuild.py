@@ -35,7 +35,7 @@ def stored_weights(
         packed = old is not None and old.expr.op == weight.expr.op == PACK.name
         if old is None or not packed or old.expr.inputs != weight.expr.inputs:
             raise ArtifactError(
-                f"the weight {weight.name} lies in a way that cannot be turned into another",
+                f"the weight {weight.name} has a layout that cannot be converted",
                 where=str(made.directory),
                 hint="compile the model again for this target",
             )

@@ -140,7 +140,7 @@ def compile_library(
     raise ToolchainError(
         f"the compiler failed: {_first_error(errors)}",
         where=source.name,
-        hint=f"it was {toolchain.version}; infc needs gcc {MIN_VERSIONS['gcc']} or "
+        hint=f"the compiler is {toolchain.version}; infc needs gcc {MIN_VERSIONS['gcc']} or "
         f"clang {MIN_VERSIONS['clang']} or later",
     )
 
@@ -229,4 +229,4 @@ class LibraryBuild:
 
 def _first_error(text: str) -> str:
     lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
-    return lines[0].strip() if lines else "it said nothing"
+    return lines[0].strip() if lines else "no error message"

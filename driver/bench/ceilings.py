@@ -96,7 +96,7 @@ def measure_machine(
     before = known_machine()
     counts = sorted(set(_powers(before.cpus) if threads is None else threads))
     if counts and not 1 <= counts[0] <= counts[-1] <= before.cpus:
-        raise UsageError(f"threads are 1 to {before.cpus} on this machine, not {counts[-1]}")
+        raise UsageError(f"expected 1 to {before.cpus} threads, not {counts[-1]}")
     with reporter.stage("build what measures"):
         probe = build_probe(resolve_target("native"))
     measured: dict[int, Ceilings] = {}
@@ -111,7 +111,8 @@ def measure_machine(
         _keep(replace(machine, ceilings=_best([*before.ceilings, *machine.ceilings])))
     except OSError as error:  # it is measured again next time
         if on_note is not None:
-            on_note(f"the ceilings were not kept in {cache_directory()}: {error.strerror}")
+            where = cache_directory()
+            on_note(f"the measured limits could not be saved in {where}: {error.strerror}")
     return machine
 
 

@@ -60,5 +60,5 @@ def _first_token(artifact: Path, prompt: list[int], threads: int | None) -> tupl
         said.seek(0)
         errors = said.read().decode(errors="replace")
     if process.returncode or not first:
-        raise InfcError(f"a fresh process gave no token: {errors.strip() or 'it said nothing'}")
+        raise InfcError(f"a new process produced no token: {errors.strip() or 'no error message'}")
     return seconds, use.ru_maxrss * 1024

@@ -108,7 +108,7 @@ def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> Prof
     if not isinstance(executor, ProfiledExecutor):
         executor.close()
         raise UsageError(
-            f"the backend {artifact.manifest.backend} does not tell where the time of a step goes",
+            f"the backend {artifact.manifest.backend} cannot measure the time of each op",
             where=str(artifact.path),
             hint="leave out --ops, or compile for the backend cpp",
         )

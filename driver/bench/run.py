@@ -159,7 +159,7 @@ def _ceilings(
         return ceilings_of(threads, reporter, anew=options.measure_ceilings)
     except ToolchainError as error:
         if on_note is not None:
-            on_note(f"no ceilings to compare with: {error}")
+            on_note(f"the limits of this machine are unknown: {error}")
         return None
 
 

@@ -69,4 +69,4 @@ def find_workload(name: str) -> Workload:
         if workload.name == name:
             return workload
     known = ", ".join([*(workload.name for workload in WORKLOADS), START])
-    raise UsageError(f"no workload {name!r}", hint=f"there are {known}")
+    raise UsageError(f"unknown workload {name!r}", hint=f"choose one of: {known}")

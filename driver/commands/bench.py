@@ -126,7 +126,7 @@ def _refuse_without_model() -> None:
         name = option.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if given and name not in ("machine", "threads", "as_json"):
-            raise click.UsageError(f"{option.opts[0]} needs a model: --machine measures none")
+            raise click.UsageError(f"{option.opts[0]} needs a model, which --machine does not use")
 
 
 def _workloads(names: tuple[str, ...], own: "Workload | None", ops: bool) -> "tuple[Workload, ...]":
@@ -156,9 +156,9 @@ def _own_workload(
     )
     if own.context > max_context:
         raise UsageError(
-            f"{own.prompt_tokens} prompt tokens and {own.new_tokens} new ones do not fit into"
-            f" {max_context}",
-            hint="take fewer of either, or compile with a larger runtime.max_context",
+            f"{own.prompt_tokens} prompt tokens and {own.new_tokens} new tokens exceed the"
+            f" context of {max_context}",
+            hint="use fewer tokens, or compile with a larger runtime.max_context",
         )
     return own
 

@@ -12,7 +12,7 @@ def command(before: str, after: str, stat: bool, as_json: bool) -> None:
     """Show how two programs or artifacts differ, pass by pass.
 
     BEFORE and AFTER are artifacts, ARTIFACT:STAGE (captured or final), files of IR text, or
-    directories that --dump-ir-after wrote. Names of values don't count, and equal layers are
+    directories that --dump-ir-after wrote. Names of values are ignored, and equal layers are
     shown once. Exit status: 0 if they are equal, 1 if not.
 
     \b

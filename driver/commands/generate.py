@@ -67,9 +67,7 @@ def command(
     )
 
     if token_ids is not None and (prompt is not None or file is not None or chat):
-        raise click.UsageError(
-            "--token-ids stands alone: it cannot be combined with a prompt or --chat"
-        )
+        raise click.UsageError("--token-ids cannot be combined with a prompt or --chat")
     text = read_prompt(prompt, file) if token_ids is None else ""
     opened = open_model(model, overrides, options.pop("verify"))
     arguments = engine_arguments(options)

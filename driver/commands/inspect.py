@@ -6,11 +6,11 @@ import click
 @click.command("inspect")
 @click.argument("artifact")
 @click.option("--batch", type=int, metavar="N", help="Sequences in the decode step.  [default: 1]")
-@click.option("--context", type=int, metavar="N", help="Tokens stored.  [default: all]")
-@click.option("--tokens", type=int, metavar="N", help="Tokens of prefill.  [default: a full step]")
-@click.option("--memory", metavar="SIZE", help="Such as 8GiB.  [default: what is free here]")
-@click.option("--layer", type=int, metavar="N", help="Show this layer alone, node by node.")
-@click.option("--op", metavar="NAME", help="Show the nodes of this op alone.")
+@click.option("--context", type=int, metavar="N", help="Tokens in the KV cache.  [default: all]")
+@click.option("--tokens", type=int, metavar="N", help="Tokens in the prefill step.  [default: all]")
+@click.option("--memory", metavar="SIZE", help="Memory, such as 8GiB.  [default: free memory]")
+@click.option("--layer", type=int, metavar="N", help="Show only this layer, node by node.")
+@click.option("--op", metavar="NAME", help="Show only the nodes of this op.")
 @click.option(
     "--program",
     "stage",
@@ -19,14 +19,14 @@ import click
     flag_value="final",
     help="Print IR text: final, or captured.",
 )
-@click.option("--graph", metavar="FILE", help="Write a page (.html) or a drawing (.svg).")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one document.")
+@click.option("--graph", metavar="FILE", help="Write an HTML page (.html) or a drawing (.svg).")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--verify",
     type=click.Choice(["stamp", "full", "none"]),
     default="stamp",
     show_default=True,
-    help="Which files are read whole first: changed ones, all, none.",
+    help="Which files to check first: changed ones, all, or none.",
 )
 def command(
     artifact: str,

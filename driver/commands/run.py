@@ -61,7 +61,7 @@ def command(
     chats = not raw and tokenizer is not None and tokenizer.chat_template is not None
     if system is not None and not chats:
         reason = "--raw uses no chat template" if raw else "the model has no chat template"
-        raise UsageError(f"{reason}, so it takes no --system", where=model)
+        raise UsageError(f"{reason}, so --system cannot be used", where=model)
     if interactive and not chats:
         raise UsageError(
             "no prompt, and the model has no chat template" if not raw else "no prompt",

@@ -137,11 +137,9 @@ def command(
     from ...runtime.server.run import serve
 
     if api_key is not None and not api_key.strip():
-        raise click.UsageError("the API key is empty: leave it out, or give one")
+        raise click.UsageError("the API key is empty: pass a key, or omit the option")
     if api_key is not None and api_key_file is not None and api_key != api_key_file:
-        raise click.UsageError(
-            "--api-key (or $INFC_API_KEY) and --api-key-file give two keys: leave one out"
-        )
+        raise click.UsageError("--api-key (or $INFC_API_KEY) and --api-key-file cannot be combined")
     options = RuntimeOptions(
         threads=threads,
         weights=weights,

@@ -46,12 +46,13 @@ def inspect_artifact(
     memory: int | None = None,
     ceilings: Ceilings | None = None,
 ) -> ArtifactFacts:
-    """Everything that an artifact says of itself; needs neither torch nor the compiler.
+    """The contents and costs of an artifact; needs neither torch nor a compiler.
 
-    Costs are of a decode step of `batch` sequences (one), and of `tokens` of a prompt (a full
-    step), with `context` tokens stored (all there may be). `memory` is in bytes; by default what
-    this machine has left. With `ceilings` it says what each op would take there. UsageError for
-    more than was compiled in, ArtifactError for damage.
+    Costs are given for a decode step with `batch` sequences (default 1), and for a prefill step
+    with `tokens` tokens of a prompt (default: a full step), both with `context` tokens in the KV
+    cache (default: the maximum). `memory` is in bytes; the default is the free memory of this
+    machine. With `ceilings`, the result contains the minimum time of each op. Raises UsageError
+    for values above the compiled limits, and ArtifactError if the artifact is damaged.
     """
     if not isinstance(artifact, Artifact):
         artifact = open_artifact(artifact)
@@ -85,11 +86,11 @@ def program_text(artifact: Artifact, stage: str = "final") -> str:
     """The IR text of a stage (see `read_program`)."""
     if stage not in STAGES:
         raise UsageError(
-            f"no stage {stage!r} in an artifact",
-            hint=f"it holds {' and '.join(STAGES)}; `infc compile --dump-ir-after all` writes more",
+            f"an artifact has no stage {stage!r}",
+            hint=f"it has {' and '.join(STAGES)}; `infc compile --dump-ir-after all` writes more",
         )
     if STAGES[stage] not in artifact.manifest.files:
-        raise UsageError(f"it holds no {STAGES[stage]}", where=str(artifact.path))
+        raise UsageError(f"it contains no {STAGES[stage]}", where=str(artifact.path))
     return (artifact.path / STAGES[stage]).read_text(encoding="utf-8")
 
 

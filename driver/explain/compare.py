@@ -50,10 +50,11 @@ Side = Program | Artifact | Dumps
 
 
 def diff_paths(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Diff:
-    """How two paths differ: files of IR text, artifacts, `ARTIFACT:STAGE`, directories of dumps.
+    """Compares files of IR text, artifacts, `ARTIFACT:STAGE`, or directories of dumps.
 
-    An artifact beside a program counts as its final program. UsageError for what can't be read
-    or compared, ArtifactError or ParseError for what is damaged.
+    If one side is a program and the other an artifact, the final program of the artifact is used.
+    Raises UsageError if a path cannot be read or compared, and ArtifactError or ParseError if it
+    is damaged.
     """
     a, b = read_side(before), read_side(after)
     if isinstance(a, Artifact) and isinstance(b, Artifact):
@@ -62,7 +63,7 @@ def diff_paths(before: str | os.PathLike[str], after: str | os.PathLike[str]) ->
         return diff_dumps(a, b)
     if isinstance(a, Dumps) or isinstance(b, Dumps):
         raise UsageError(
-            "a directory of dumps compares with another one only",
+            "a directory of dumps can only be compared with another one",
             hint="name one of its files, or two directories",
         )
     programs = (read_program(one) if isinstance(one, Artifact) else one for one in (a, b))

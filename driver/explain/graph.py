@@ -21,9 +21,9 @@ def write_graph(facts: ArtifactFacts, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     kind = _KINDS.get(target.suffix.lower())
     if kind is None:
-        raise UsageError("a graph is written as .html or .svg", where=str(target))
+        raise UsageError("the file name of a graph must end in .html or .svg", where=str(target))
     if facts.program is None:
-        raise UsageError("the artifact holds no program.ir to draw", where=facts.path)
+        raise UsageError("the artifact contains no program.ir to draw", where=facts.path)
     try:
         target.write_text(kind(facts), encoding="utf-8")
     except OSError as error:

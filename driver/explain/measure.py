@@ -49,7 +49,7 @@ def choose_workload(
     _check("tokens", chosen.tokens, limits.step_tokens, "tokens in a step")
     if chosen.tokens > chosen.context:
         raise UsageError(
-            f"{chosen.tokens} tokens of a prompt are more than its context of {chosen.context}",
+            f"{chosen.tokens} prompt tokens exceed the context of {chosen.context}",
             hint="raise --context, or lower --tokens",
         )
     return chosen
@@ -57,7 +57,7 @@ def choose_workload(
 
 def _check(name: str, value: int, most: int, what: str) -> None:
     if not 1 <= value <= most:
-        raise UsageError(f"--{name} is {value}, and the artifact has 1 to {most} {what}")
+        raise UsageError(f"--{name} is {value}, expected 1 to {most} {what}")
 
 
 def measure_program(

@@ -37,7 +37,7 @@ def pick_nodes(
 
 def _program(facts: ArtifactFacts) -> ProgramFacts:
     if facts.program is None:
-        raise UsageError("the artifact holds no program.ir", where=facts.path)
+        raise UsageError("the artifact contains no program.ir", where=facts.path)
     return facts.program
 
 

@@ -34,11 +34,13 @@ class Context:
         if isinstance(arg, fx.Node):
             result = self.results.get(arg)
             if result is None or isinstance(result, tuple):
-                raise UnsupportedModelError(f"the result of {arg.target} is used in an unknown way")
+                raise UnsupportedModelError(
+                    f"this use of a result of {arg.target} is not supported"
+                )
             return result
         if isinstance(arg, (bool, int, float)):
             return arg
-        raise UnsupportedModelError(f"argument {arg!r} is not understood")
+        raise UnsupportedModelError(f"argument {arg!r} is not supported")
 
     def tensor(self, arg: Any) -> Value | WeightRef:
         """An operand that is a tensor; a literal becomes one of no dimensions."""

@@ -48,7 +48,7 @@ def _arranged(
     if not (transposed or interleaved):
         return ref
     if not isinstance(ref, WeightRef):
-        raise UnsupportedModelError("experts' matrices are computed, not loaded")
+        raise UnsupportedModelError("the matrices of experts are computed, not loaded")
     shape = [int(str(dim)) for dim in ctx.type_of(ref).shape]
     steps: list[tuple[str, tuple[int, ...]]] = []
     if transposed:

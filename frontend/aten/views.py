@@ -79,7 +79,7 @@ def _select(ctx: Context, node: fx.Node) -> Result:
     if index < 0 and isinstance(size, int):
         index += size
     if index < 0:
-        raise UnsupportedModelError("an element is picked from the end of a symbolic dimension")
+        raise UnsupportedModelError("indexing a symbolic dimension from its end is not supported")
     return ctx.reshape(part(ctx, x, dim, index, index + 1), ctx.out_type(node).shape)
 
 

@@ -34,7 +34,7 @@ def check_heads(q: TensorType, k: TensorType) -> None:
     """ProgramError unless the query heads share the KV heads evenly."""
     heads, groups = q.shape[1], k.shape[1]
     if not isinstance(heads, int) or not isinstance(groups, int) or heads % max(groups, 1):
-        raise ProgramError(f"{heads} query heads do not share {groups} KV heads")
+        raise ProgramError(f"{heads} query heads are not a multiple of {groups} KV heads")
     if q.shape[2] != k.shape[2]:
         raise ProgramError(f"q is {q} and k {k}: head sizes differ")
 

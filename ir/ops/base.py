@@ -351,7 +351,7 @@ def register_op(op: Op) -> Op:
     for the name of one of infc's own.
     """
     if op.name in _OURS:
-        raise ProgramError(f"{op.name} is one of infc's own ops", hint="give it another name")
+        raise ProgramError(f"{op.name} is a built-in op", hint="give it another name")
     _REGISTRY[op.name] = op
     return op
 

@@ -34,7 +34,7 @@ def _iota(types: Types, attrs: Attrs) -> Outputs:
     dtype, size = DType(attrs["dtype"]), attrs["size"]
     assert isinstance(size, (int, str))
     if dtype is DType.BOOL:
-        raise ProgramError("an iota of bool means nothing")
+        raise ProgramError("iota does not support bool")
     return (TensorType(dtype, (parse_dim(size),)),)
 
 

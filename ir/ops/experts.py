@@ -74,7 +74,7 @@ def _check(
         need_shape(up_bias, (experts, doubled), "gate_up_bias")
         need_shape(down_bias, (experts, hidden), "down_bias")
     if attrs["alpha"] != 1 and attrs["act"] != "silu":
-        raise ProgramError(f"alpha is {attrs['alpha']}, which only silu has")
+        raise ProgramError(f"alpha is {attrs['alpha']}, which only silu supports")
     if isinstance(attrs["limit"], float) and not attrs["limit"] > 0:
         raise ProgramError(f"limit is {attrs['limit']}, expected above 0 or none")
     return (x,)
@@ -195,8 +195,9 @@ OPS = (
         Kind.EXPERTS,
         "x[T, H] through the experts index[T, K], weighted by weight[T, K] and summed over K in "
         "slot order in float32: gate_up[E, 2I, H] (gate first), act(gate) * (up + shift), "
-        "down[E, H, I]. With a limit the gate is cut above it and up on both sides; alpha is "
-        "silu's: x * sigmoid(alpha * x). Each expert's two products round as `linear` does.",
+        "down[E, H, I]. With a limit, the gate is clamped from above, and up on both sides; "
+        "alpha is that of silu: x * sigmoid(alpha * x). Both products of an expert round as "
+        "`linear` does.",
         ("x", "index", "weight", "gate_up", "down", "gate_up_bias?", "down_bias?"),
         _moe,
         _moe_meaning,

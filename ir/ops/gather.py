@@ -130,7 +130,7 @@ OPS = (
     Op(
         "scatter",
         Kind.GATHER,
-        "x with `value` at the places `index` along `dim`, in each row its own.",
+        "x with `value` stored at positions `index` along `dim`, separately in each row.",
         ("x", "index"),
         _scatter,
         _scatter_meaning,

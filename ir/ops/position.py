@@ -92,7 +92,7 @@ OPS = (
     Op(
         "rope",
         Kind.POSITION,
-        "x[T, H, D] with pairs of its first `rotary_dim` elements turned by the angle of "
+        "x[T, H, D] with pairs of its first `rotary_dim` elements rotated by the angle of "
         "positions[T], from cos and sin [P, rotary_dim / 2]. `half` pairs i with "
         "i + rotary_dim / 2, `interleaved` 2i with 2i + 1. Computed in float32, rounded once.",
         ("x", "positions", "cos", "sin"),

@@ -155,7 +155,7 @@ OPS = (
         "scaled_linear",
         Kind.MATRIX,
         "float32(x[.., K] @ w[N, K].T, summed exactly) * (x_scale[..] * w_scale[N]) + bias[N] -> "
-        "[.., N] of `dtype`, rounded once. `scheme` says what a code stands for.",
+        "[.., N] of `dtype`, rounded once. `scheme` defines the value of a code.",
         ("x", "x_scale", "w", "w_scale", "bias?"),
         _scaled_linear,
         scaled_linear_meaning,

@@ -192,7 +192,7 @@ OPS = (
     Op(
         "rope_kv_write",
         Kind.STATE,
-        "`rope` of q and k, `kv_write` of the turned k and v; gives the turned q.",
+        "`rope` of q and k, then `kv_write` of the rotated k and v; returns the rotated q.",
         ("q", "k", "v", "positions", "cos", "sin"),
         _rope_kv_write,
         _rope_kv_write_meaning,
@@ -205,8 +205,8 @@ OPS = (
     Op(
         "paged_attention",
         Kind.STATE,
-        "`attention` of q[T, H, D] to what each sequence has stored, its own tokens of this step "
-        "included -> [T, H, value_head_dim] (q's head size where it is not given).",
+        "`attention` of q[T, H, D] to the stored tokens of each sequence, those of this step "
+        "included -> [T, H, value_head_dim] (by default, the head size of q).",
         ("q", "sinks?"),
         _paged_attention,
         _paged_attention_meaning,

@@ -46,7 +46,7 @@ _NO_END = 1 << 31
 def _reshape(types: Types, attrs: Attrs) -> Outputs:
     kind, shape = tensor(types, 0), dims_attr(attrs, "shape")
     if product(kind.shape) != product(shape):
-        raise ProgramError(f"{kind} does not have the elements of {spell_shape(shape)}")
+        raise ProgramError(f"cannot reshape {kind} to {spell_shape(shape)}")
     return (TensorType(kind.dtype, shape),)
 
 
@@ -83,7 +83,7 @@ def _transpose_meaning(x: torch.Tensor, *, perm: tuple[int, ...]) -> torch.Tenso
 def _expand(types: Types, attrs: Attrs) -> Outputs:
     kind, shape = tensor(types, 0), dims_attr(attrs, "shape")
     if broadcast([kind.shape, shape]) != shape:
-        raise ProgramError(f"{kind} does not expand to {spell_shape(shape)}")
+        raise ProgramError(f"cannot expand {kind} to {spell_shape(shape)}")
     return (TensorType(kind.dtype, shape),)
 
 

@@ -102,7 +102,7 @@ def check_hidden(step: Step, width: int | None) -> None:
         return
     if width is None:
         raise InfcError(
-            "this artifact does not give hidden states",
+            "this artifact does not provide hidden states",
             hint="compile it again; a model whose head is not found has none",
         )
     assert step.hidden.shape == (len(step.logits_index), width), step.hidden.shape

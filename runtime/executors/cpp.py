@@ -80,11 +80,11 @@ class CppExecutor:
         handle = self._library.infc_open(ctypes.byref(tables))
         if not handle and ctypes.get_errno() == errno.EAGAIN:
             raise CapacityError(
-                f"{format_count(config.num_threads, 'thread')} cannot be had: {self._message()}",
+                f"cannot start {format_count(config.num_threads, 'thread')}: {self._message()}",
                 hint="lower threads (--threads, or runtime.threads in the recipe)",
             )
         if not handle:
-            raise ArtifactError(f"the generated library does not open: {self._message()}")
+            raise ArtifactError(f"the generated library cannot be opened: {self._message()}")
         return int(handle)
 
     def run(self, step: Step) -> NDArray[np.float32]:
@@ -97,16 +97,16 @@ class CppExecutor:
             raise InfcError("the engine is closed")
         if os.getpid() != self._process:
             raise InfcError(
-                "the engine was opened before this process was forked, and its threads stayed"
-                " behind",
+                "the engine was opened before this process was forked, and its threads do not"
+                " exist in this process",
                 hint="open the artifact after the fork",
             )
         rows = len(step.logits_index)
         assert step.draws.dtype == DRAW and len(step.draws) == len(step.tokens)
         if step.num_tokens > self._limits.step_tokens or rows > self._limits.logit_rows:
             raise CapacityError(
-                f"a step of {step.num_tokens} tokens and {rows} rows of logits is more than the "
-                f"compiled {self._limits.step_tokens} and {self._limits.logit_rows}"
+                f"a step of {step.num_tokens} tokens and {rows} rows of logits exceeds the "
+                f"compiled limits {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
         check_hidden(step, self._hidden_width)
         logits = np.empty((step.num_logits, self._vocab_size), dtype=np.float32)

@@ -75,12 +75,12 @@ def load_library(path: Path) -> ctypes.CDLL:
             _declare(library)
     except (OSError, AttributeError) as error:
         raise ArtifactError(
-            f"the generated library does not load: {error}", where=str(path)
+            f"the generated library cannot be loaded: {error}", where=str(path)
         ) from error
     if library.infc_abi() != ABI:
         raise ArtifactError(
-            f"the generated library speaks version {library.infc_abi()} of the interface, "
-            f"this infc version {ABI}",
+            f"the generated library has interface version {library.infc_abi()}, "
+            f"this infc requires version {ABI}",
             where=str(path),
             hint="compile the model again",
         )

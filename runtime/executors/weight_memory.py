@@ -60,9 +60,9 @@ class CopiedWeights:
             map_memory_at(self._made, span)
         except OSError as error:
             raise CapacityError(
-                f"cannot find memory for the weights: {error}",
+                f"cannot allocate memory for the weights: {error}",
                 where=str(path),
-                hint="take weights=mapped",
+                hint="use weights=mapped",
             ) from error
         # All of it is needed in a moment; a disk reads it faster when told so.
         advise(self._base, self._size, mmap.MADV_WILLNEED)
@@ -154,7 +154,7 @@ def _read_into(memory: memoryview, handle: int, at: int, path: Path) -> None:
     while done < len(memory):
         read = os.preadv(handle, [memory[done:]], at + done)
         if read == 0:
-            raise ArtifactError("was cut short", where=str(path))
+            raise ArtifactError("was truncated", where=str(path))
         done += read
 
 

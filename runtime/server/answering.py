@@ -106,7 +106,7 @@ def _check_choices(service: Service, job: Job) -> None:
         raise ApiError(
             400,
             f"{len(job.prompts)} prompts with {field} {job.params.num_choices} are {count}"
-            f" completions, and {limit} are the most",
+            f" completions, the maximum is {limit}",
             param=field if job.params.num_choices > 1 else "prompt",
         )
 
@@ -130,10 +130,10 @@ def _check_logprobs(service: Service, job: Job) -> None:
     if of_prompts + of_answers > limit:
         field = "prompt_logprobs" if of_prompts > of_answers else "logprobs"
         raise RequestError(
-            f"{field}: the answer could hold {of_prompts + of_answers} log-probabilities, and"
-            f" {limit} are the most",
+            f"{field}: the answer could hold {of_prompts + of_answers} log-probabilities, the"
+            f" maximum is {limit}",
             field=field,
-            hint="ask for fewer of them, for fewer completions, or give a smaller max_tokens",
+            hint="request fewer of them, fewer completions, or a smaller max_tokens",
         )
 
 

@@ -97,7 +97,9 @@ def _key_check(key: str | None) -> Callable[[Request], Awaitable[None]]:
             hmac.compare_digest(credentials.strip(b" "), expected) and scheme.lower() == b"bearer"
         ):
             raise ApiError(
-                401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key"
+                401,
+                "a valid API key is required: Authorization: Bearer KEY",
+                code="invalid_api_key",
             )
 
     return check

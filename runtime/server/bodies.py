@@ -76,7 +76,7 @@ class BodyReader:
                 raise _too_large(limit)
             if self._room < 0 and len(body) > SMALL_BYTES:
                 raise ApiError(
-                    503, "too many long bodies are held", code="bodies_full", retry_seconds=1
+                    503, "too many large bodies are in memory", code="bodies_full", retry_seconds=1
                 )
 
     def _check(self, body: bytearray, kind: type[_Request]) -> _Request:
@@ -96,7 +96,9 @@ def check_fields(body: dict[str, Any], kind: type[_Request], max_messages: int =
     messages = fields.get("messages")
     if isinstance(messages, list):
         if len(messages) > max_messages:
-            raise _refused("messages", f"has {len(messages)} of at most {max_messages}", "too_long")
+            raise _refused(
+                "messages", f"has {len(messages)} entries of at most {max_messages}", "too_long"
+            )
         num_parts = sum(map(_num_parts, messages))
         if num_parts > max_messages:
             reason = f"have {num_parts} parts of at most {max_messages}"
@@ -107,7 +109,7 @@ def check_fields(body: dict[str, Any], kind: type[_Request], max_messages: int =
     except ValidationError as error:
         raise _explain(error) from None
     if request.stream_options is not None and not request.stream:
-        raise ApiError(400, "stream_options needs stream: true", param="stream_options")
+        raise ApiError(400, "stream_options requires stream: true", param="stream_options")
     # Nobody reads them, and they may be as long as the body.
     return request.model_copy(update=dict.fromkeys(IGNORED))
 
@@ -145,9 +147,9 @@ def _settle(body: dict[str, Any], kind: _Object, place: str) -> dict[str, Any]:
                 fields[name] = value
         elif name in kind.NOT_BUILT:
             if value is not None and not any(_same(value, n) for n in kind.NOT_BUILT[name]):
-                raise _refused(place + name, "is not built yet", "not_built")
+                raise _refused(place + name, "is not supported", "not_built")
         else:
-            reason = f"is no field of this {'request' if not place else 'object'}"
+            reason = f"is not a field of this {'request' if not place else 'object'}"
             near = difflib.get_close_matches(name[:80], [*known, *kind.NOT_BUILT], 1, 0.6)
             raise _refused(
                 place + name[:80],

@@ -60,7 +60,7 @@ def _max_tokens(request: ChatRequest) -> int | None:
 def _num_logprobs(request: ChatRequest) -> int | None:
     top = request.top_logprobs
     if top is not None and not request.logprobs:
-        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        raise ApiError(400, "top_logprobs requires logprobs: true", param="top_logprobs")
     return (top or 0) if request.logprobs else None
 
 

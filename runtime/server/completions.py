@@ -30,7 +30,9 @@ async def create_completion(
     """
     service.check_request(request, request.logprobs)
     if request.stream and (request.best_of or request.n) > request.n:
-        raise ApiError(400, "the best of several are known at the end: no stream", param="best_of")
+        raise ApiError(
+            400, "best_of cannot be streamed: the best are known at the end", param="best_of"
+        )
     record.prompt = request.prompt
     prompts = parse_prompts(request.prompt, service.settings.max_prompts)
     for prompt in prompts:
@@ -66,7 +68,7 @@ def parse_prompts(value: Any, limit: int) -> list[Prompt]:
     prompts = value if is_many else [value]
     if len(prompts) > limit:
         raise RequestError(
-            f"prompt holds {len(prompts)} prompts, and {limit} are the most", field="prompt"
+            f"prompt contains {len(prompts)} prompts, the maximum is {limit}", field="prompt"
         )
     for index, prompt in enumerate(prompts):
         name = f"prompt[{index}]" if is_many else "prompt"

@@ -74,7 +74,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, MemoryError):
         RESERVE.free()
     _LOG.error("a request failed", exc_info=error)
-    return ApiError(500, "the server made a mistake; its log says which", code="internal_error")
+    return ApiError(500, "internal server error; see the log of the server", code="internal_error")
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -33,7 +33,7 @@ def open_listener(
     except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
-            f"cannot listen there: {reason}",
+            f"cannot listen on this address: {reason}",
             where=f"{host}:{port}",
             hint="try another --host or --port",
         ) from None

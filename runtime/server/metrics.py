@@ -66,29 +66,29 @@ _SMOOTHING = 0.2
 
 _HISTOGRAMS = {
     "infc_time_to_first_token_seconds": (
-        "From a request's arrival at the engine to its first token.",
+        "Time from the arrival of a request to its first token.",
         "first_token_seconds",
     ),
     "infc_inter_token_latency_seconds": (
-        "From a token of a completion to its next; with `n` above 1, each timed by the last of all"
+        "Time between tokens of a completion; with `n` above 1, measured at the last token of all"
         " choices.",
         "inter_token_seconds",
     ),
     "infc_e2e_request_latency_seconds": (
-        "From a request's arrival at the engine to its last token.",
+        "Time from the arrival of a request to its last token.",
         "request_seconds",
     ),
     "infc_request_queue_time_seconds": (
-        "From a request's arrival at the engine to its first step.",
+        "Time from the arrival of a request to its first step.",
         "queue_seconds",
     ),
     "infc_step_time_seconds": (
-        "Of one step: schedule, execute, sample, publish.",
+        "Duration of a step: schedule, execute, sample, publish.",
         "step_seconds",
     ),
-    "infc_step_host_time_seconds": ("Of one step, the part outside the executor.", "host_seconds"),
-    "infc_step_sequences": ("Sequences in one step (batch size).", "step_sequences"),
-    "infc_step_tokens": ("Tokens computed by one step.", "step_tokens"),
+    "infc_step_host_time_seconds": ("Duration of a step, without the executor.", "host_seconds"),
+    "infc_step_sequences": ("Sequences in a step (batch size).", "step_sequences"),
+    "infc_step_tokens": ("Tokens computed in a step.", "step_tokens"),
 }
 
 
@@ -159,7 +159,7 @@ class ServerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every family; called by the registry."""
-        yield InfoMetricFamily("infc_build", "What is served, and by which version.", self._info)
+        yield InfoMetricFamily("infc_build", "Model, backend and version.", self._info)
         yield from self._gauges()
         yield from self._counters()
         for name, (doc, attribute) in _HISTOGRAMS.items():
@@ -170,17 +170,17 @@ class ServerMetrics(Collector):
         stats = self._engine.stats()
         used = stats.num_blocks - stats.num_free_blocks
         for name, doc, value in (
-            ("infc_requests_running", "Requests that take part in steps.", stats.num_running),
-            ("infc_requests_waiting", "Requests that wait for their turn.", stats.num_waiting),
-            ("infc_kv_blocks_used", "Blocks of the KV cache that requests hold.", used),
-            ("infc_kv_blocks", "Blocks of the KV cache.", stats.num_blocks),
+            ("infc_requests_running", "Requests that are being processed.", stats.num_running),
+            ("infc_requests_waiting", "Requests waiting to be scheduled.", stats.num_waiting),
+            ("infc_kv_blocks_used", "Blocks of the KV cache in use.", used),
+            ("infc_kv_blocks", "Total blocks of the KV cache.", stats.num_blocks),
         ):
             yield GaugeMetricFamily(name, doc, value)
 
     def _counters(self) -> Iterator[Metric]:
         http = CounterMetricFamily(
             "infc_http_requests_total",
-            "HTTP requests that ended, by endpoint and status; `-` is one cut off before its head.",
+            "Finished HTTP requests, by endpoint and status; `-` if the headers were incomplete.",
             labels=("endpoint", "status"),
         )
         for labels, count in list(self.http_requests.items()):
@@ -188,7 +188,7 @@ class ServerMetrics(Collector):
         yield http
         finished = CounterMetricFamily(
             "infc_completions_total",
-            "Completions that ended: `stop`, `length`, `abort` (nobody waits for it), `error`.",
+            "Finished completions, by reason: `stop`, `length`, `abort` (cancelled), `error`.",
             labels=("finish_reason",),
         )
         for reason, count in list(self.finished.items()):
@@ -196,16 +196,16 @@ class ServerMetrics(Collector):
         yield finished
         stats = self._engine.stats()
         for name, doc, value in (
-            ("infc_prompt_tokens_total", "Tokens of prompts that were begun.", self.prompt_tokens),
+            ("infc_prompt_tokens_total", "Prompt tokens of started requests.", self.prompt_tokens),
             (
                 "infc_prefix_cache_hit_tokens_total",
-                "Of them, those whose KV was found in the cache.",
+                "Prompt tokens found in the prefix cache.",
                 self.cached_tokens,
             ),
-            ("infc_generation_tokens_total", "Tokens generated.", self.generated_tokens),
+            ("infc_generation_tokens_total", "Generated tokens.", self.generated_tokens),
             (
                 "infc_preemptions_total",
-                "Requests that gave their blocks back to be computed again.",
+                "Preempted requests, which are recomputed later.",
                 stats.num_preemptions,
             ),
         ):

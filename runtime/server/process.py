@@ -86,8 +86,8 @@ def _within_files(settings: ServerSettings) -> ServerSettings:
         return settings
     if soft - others < 1:
         raise UsageError(
-            f"this process may have {soft} files open, which are too few to serve",
-            hint=f"allow at least {others + 16}: ulimit -n {others + 16}",
+            f"the limit of {soft} open files is too low to serve",
+            hint=f"raise it to at least {others + 16}: ulimit -n {others + 16}",
         )
     ServerLog(settings.log_format).event(
         "note",

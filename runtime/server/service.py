@@ -59,7 +59,7 @@ class Service:
         if name not in names:
             raise ApiError(
                 404,
-                f"the model {name[:100]!r} is not served here, {' or '.join(map(repr, names))} is",
+                f"unknown model {name[:100]!r}; this server has {', '.join(map(repr, names))}",
                 param="model",
                 code="model_not_found",
             )
@@ -75,7 +75,7 @@ class Service:
         ):
             if count > most:
                 raise RequestError(
-                    f"{field}: {count} are more than the {most} that this server allows",
+                    f"{field}: {count} exceeds the limit of this server, {most}",
                     field=field,
                 )
 
@@ -83,7 +83,7 @@ class Service:
         """Tokens that a completion may have, where `wanted` are asked for; None is no limit."""
         limit = self.settings.max_output_tokens
         if limit is not None and wanted is not None and wanted > limit:
-            raise RequestError(f"{field} is {wanted}, and this server allows {limit}", field=field)
+            raise RequestError(f"{field} is {wanted}, the limit is {limit}", field=field)
         return limit if wanted is None else wanted
 
     def check_length(self, prompt: str | list[int], field: str) -> None:
@@ -95,8 +95,8 @@ class Service:
             return
         if (most := self.max_characters) is not None and len(prompt) > most:
             raise RequestError(
-                f"the prompt has {len(prompt)} characters, and the context of {self.max_context}"
-                f" tokens holds at most {most}",
+                f"the prompt has {len(prompt)} characters, but the context of {self.max_context}"
+                f" tokens can hold at most {most}",
                 field=field,
             )
 
@@ -114,13 +114,13 @@ class Service:
         """Refuses a prompt of too many tokens; whether its answer fits is the engine's to say."""
         if count > self.max_context:
             raise RequestError(
-                f"the prompt has {count} tokens, and {self.max_context} are all that prompt and"
-                " answer may have",
+                f"the prompt has {count} tokens, the limit for prompt and answer together is"
+                f" {self.max_context}",
                 field=field,
             )
         if count > self.max_prompt_tokens:
             raise RequestError(
-                f"the prompt has {count} tokens, and this server allows {self.max_prompt_tokens}",
+                f"the prompt has {count} tokens, the limit is {self.max_prompt_tokens}",
                 field=field,
             )
 

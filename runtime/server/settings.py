@@ -34,48 +34,54 @@ class ServerSettings:
     log_prompts: bool = False
     log_format: LogFormat = "text"
 
-    max_queue: int = _limit(2048, "Requests that may wait; one more gets 429.", "requests")
+    max_queue: int = _limit(2048, "Maximum number of waiting requests; others get 429.", "requests")
     max_connections: int = _limit(
-        2048, "Connections open at once; one more gets 503.", "connections"
+        2048, "Maximum number of open connections; others get 503.", "connections"
     )
-    max_body_bytes: int = _limit(8 << 20, "Length of a body; a longer one gets 413.", "bytes")
-    max_header_bytes: int = _limit(1 << 16, "Length of an unfinished head.", "bytes", low=1024)
-    max_prompts: int = _limit(64, "Prompts of one request.", "prompts")
+    max_body_bytes: int = _limit(8 << 20, "Maximum size of a body; larger ones get 413.", "bytes")
+    max_header_bytes: int = _limit(
+        1 << 16, "Maximum size of the request headers.", "bytes", low=1024
+    )
+    max_prompts: int = _limit(64, "Maximum prompts per request.", "prompts")
     max_choices: int = _limit(
-        MAX_CHOICES, "Completions of one request: prompts × n, or × best_of.", "completions"
+        MAX_CHOICES, "Maximum completions per request: prompts × n, or × best_of.", "completions"
     )
     max_messages: int = _limit(
-        4096, "Messages of one chat, and text parts of all of them.", "messages"
+        4096, "Maximum messages per chat, and text parts in total.", "messages"
     )
     max_prompt_tokens: int | None = _limit(
-        None, "Tokens of one prompt; else as the context allows.", "tokens"
+        None, "Maximum tokens of a prompt; by default, the context.", "tokens"
     )
     max_output_tokens: int | None = _limit(
-        None, "Tokens of one completion; else as the context allows.", "tokens"
+        None, "Maximum tokens of a completion; by default, the context.", "tokens"
     )
-    max_stop_strings: int = _limit(16, "Stop strings of one request.", "strings", low=0, high=16)
+    max_stop_strings: int = _limit(
+        16, "Maximum stop strings per request.", "strings", low=0, high=16
+    )
     max_logprobs: int = _limit(
-        MAX_LOGPROBS, "Log-probabilities a token.", "entries", low=0,
+        MAX_LOGPROBS, "Maximum log-probabilities per token.", "entries", low=0,
         high=MAX_LOGPROBS,
     )  # fmt: skip
     max_logprob_entries: int = _limit(
         1 << 20,
-        "Log-probabilities of one answer: completions × tokens × (1 + `logprobs`), and so of"
-        " prompts.",
+        "Maximum log-probabilities per answer: completions × tokens × (1 + `logprobs`), likewise"
+        " for prompts.",
         "entries",
     )
 
-    header_seconds: float = _limit(20.0, "Time for the head of a request to arrive.", "s", low=0.01)
+    header_seconds: float = _limit(
+        20.0, "Timeout for receiving the headers of a request.", "s", low=0.01
+    )
     body_seconds: float = _limit(
-        60.0, "Time for the body of a request to arrive; then 408.", "s", low=0.01
+        60.0, "Timeout for receiving the body of a request; then 408.", "s", low=0.01
     )
-    request_seconds: float = _limit(3600.0, "Time for a whole answer; then 504.", "s", low=0.01)
+    request_seconds: float = _limit(3600.0, "Timeout for a whole answer; then 504.", "s", low=0.01)
     stall_seconds: float = _limit(
-        60.0, "Time that a client may read nothing of a stream.", "s", low=0.01
+        60.0, "Time after which a client that does not read is cut off.", "s", low=0.01
     )
-    keep_alive_seconds: float = _limit(30.0, "Time that a connection may idle.", "s", low=0)
+    keep_alive_seconds: float = _limit(30.0, "Timeout for idle connections.", "s", low=0)
     drain_seconds: float = _limit(
-        30.0, "Time for answers to end once the server is stopped.", "s", low=0
+        30.0, "Time for running requests to finish at shutdown.", "s", low=0
     )
 
     default_temperature: float = 1.0

@@ -52,7 +52,7 @@ def build(place: Path) -> None:
     [
         ("echo 'step.cpp:1:2: error: no' >&2; exit 1", "the compiler failed: step.cpp:1:2"),
         ("printf 'a\\377 error\\n' >&2; exit 1", "the compiler failed: a\ufffd error"),
-        ("kill -9 $$", "the compiler failed: it said nothing"),
+        ("kill -9 $$", "the compiler failed: no error message"),
         (
             "echo 'ld: final link failed: No space left on device' >&2; echo 'ld error' >&2;"
             " exit 1",

@@ -18,7 +18,7 @@ REFUSED: dict[str, Refused] = {
     "bloom": Refused(
         "bloom",
         {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "n_layer": 2, "n_head": 4},
-        "bloom computes attention in code of its own",
+        "bloom does not use the attention interface of transformers",
     ),
     "falcon-alibi": Refused(
         "falcon",
@@ -28,10 +28,12 @@ REFUSED: dict[str, Refused] = {
     "mpt": Refused(
         "mpt",
         {"vocab_size": VOCAB_SIZE, "d_model": 64, "n_layers": 2, "n_heads": 4},
-        "mpt computes attention in code of its own",
+        "mpt does not use the attention interface of transformers",
     ),
     "gptj": Refused(
-        "gptj", {**GPT, "rotary_dim": 16}, "gptj computes attention in code of its own"
+        "gptj",
+        {**GPT, "rotary_dim": 16},
+        "gptj does not use the attention interface of transformers",
     ),
     "gpt_neo": Refused(
         "gpt_neo",
@@ -42,12 +44,12 @@ REFUSED: dict[str, Refused] = {
             "num_heads": 4,
             "attention_types": [[["global", "local"], 1]],
         },
-        "gpt_neo computes attention in code of its own",
+        "gpt_neo does not use the attention interface of transformers",
     ),
     "rwkv": Refused(
         "rwkv",
         {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_hidden_layers": 2},
-        "rwkv computes attention in code of its own",
+        "rwkv does not use the attention interface of transformers",
     ),
     "recurrent_gemma": Refused(
         "recurrent_gemma",
@@ -78,6 +80,8 @@ REFUSED: dict[str, Refused] = {
         "longcat_flash cannot be exported",
     ),
     "codegen": Refused(
-        "codegen", {**GPT, "rotary_dim": 16}, "codegen computes attention in code of its own"
+        "codegen",
+        {**GPT, "rotary_dim": 16},
+        "codegen does not use the attention interface of transformers",
     ),
 }

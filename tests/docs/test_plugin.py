@@ -100,5 +100,5 @@ def test_without_it_the_name_is_unknown_and_a_broken_one_is_named(site: Path) ->
     (broken / "infc_threshold_gate/__init__.py").write_text("import no_such_module\n")
     done = run(broken, "-m", "infc", "passes", "threshold-gate")
     assert done.returncode != 0
-    assert "plug-in threshold-gate of infc-threshold-gate 0.1.0 does not load" in done.stderr
+    assert "plug-in threshold-gate of infc-threshold-gate 0.1.0 cannot be loaded" in done.stderr
     assert "Traceback" not in done.stderr

@@ -350,7 +350,7 @@ def test_what_is_recommended_and_not_built_is_said(source: Path, tmp_path: Path)
     progress = Lines()
     infc.compile(tmp_path / "mine", tmp_path / "a", verify=False, progress=progress)
     said = [line for line in progress.lines if "recommends" in line]
-    assert said == ["the checkpoint recommends no_repeat_ngram_size 3: not built, ignored"]
+    assert said == ["the checkpoint recommends no_repeat_ngram_size 3: not supported, ignored"]
 
 
 def test_templates_that_could_never_be_used_are_left_out(source: Path, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_an_output_that_is_something_else(source: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     done = run_infc("compile", source / "model.yaml", "-o", tmp_path)
     assert done.returncode == 7
-    assert "refusing to replace what is not an infc artifact" in done.stderr.splitlines()[-1]
+    assert "refusing to replace a path that is not an infc artifact" in done.stderr.splitlines()[-1]
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
@@ -504,7 +504,7 @@ def test_a_prompt_that_leaves_less_than_the_default_length_is_answered(
     assert run(["generate", *few, "-n", "2"]) == 0
     assert "note: with temperature 0 all answers are the same" in capfd.readouterr().err
     assert run(["generate", *few, "--max-tokens", "6"]) == 2
-    assert "ask for at most 5" in capfd.readouterr().err
+    assert "use at most 5" in capfd.readouterr().err
 
 
 def test_evaluating(fast: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -115,5 +115,5 @@ def test_a_link_that_leads_nowhere_is_named(pattern: str, snapshot: Path, tmp_pa
 def test_an_id_that_is_not_there_is_one_line(snapshot: Path, tmp_path: Path) -> None:
     shutil.rmtree(snapshot)
     (tmp_path / "model.yaml").write_text(f"model: {NAME}\n")
-    with pytest.raises(CheckpointError, match=f"the hub does not give '{NAME}'"):
+    with pytest.raises(CheckpointError, match=f"the hub does not provide '{NAME}'"):
         infc.compile(tmp_path / "model.yaml", tmp_path / "a", overrides=OPTIONS)

@@ -57,7 +57,7 @@ def test_an_artifact_takes_no_overrides(kind: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [infc.LLM, infc.AsyncLLM])
 def test_notes_are_warnings_where_the_model_is_opened(kind: Any, tmp_path: Path) -> None:
     path = write_small_artifact(tmp_path / "small")
-    with pytest.warns(UserWarning, match="the KV memory of") as caught:
+    with pytest.warns(UserWarning, match="max_context is reduced to") as caught:
         llm = kind(path, kv_memory="10KiB")
     assert caught[0].filename == __file__
     closing = llm.close()
@@ -69,7 +69,7 @@ def test_notes_are_warnings_where_the_model_is_opened(kind: Any, tmp_path: Path)
 
 
 def test_an_argument_that_nobody_knows_is_told_before_compiling(checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match=r"infc\.LLM takes no 'max_contxt'"):
+    with pytest.raises(UsageError, match=r"infc\.LLM has no option 'max_contxt'"):
         infc.LLM(checkpoint, max_contxt=64)
     with pytest.raises(UsageError, match="verify is 'maybe'"):
         infc.LLM(checkpoint, verify="maybe")  # type: ignore[arg-type]

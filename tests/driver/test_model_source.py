@@ -57,6 +57,6 @@ def test_a_download_that_fails(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     recipe = Recipe(model="org/name", revision="v2")
-    expected = f"the hub does not give 'org/name': {message}"
+    expected = f"the hub does not provide 'org/name': {message}"
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         find_model(recipe, tmp_path)

@@ -101,7 +101,7 @@ def test_a_hub_id_is_compiled_from_the_hub_s_cache(
     assert run(["compile", "someone/small-llama", "-q", "--set", QUICK[0], "--no-verify"]) == 0
     made = open_artifact(tmp_path / "small-llama.infc")
     assert made.manifest.recipe["model"] == "someone/small-llama"
-    with pytest.raises(CheckpointError, match="the hub does not give 'someone/other'"):
+    with pytest.raises(CheckpointError, match="the hub does not provide 'someone/other'"):
         artifact_path("someone/other")
 
 
@@ -301,7 +301,7 @@ def test_run_without_a_template(
     path = str(write_small_artifact(tmp_path / "small", with_template=False))
     assert answered(capsys, "run", path, "the cat") == answered(capsys, "generate", path, "the cat")
     assert run(["run", path, "x", "--system", "y"]) == 2
-    assert "the model has no chat template, so it takes no --system" in capsys.readouterr().err
+    assert "the model has no chat template, so --system cannot be used" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert run(["run", path]) == 2
     assert (

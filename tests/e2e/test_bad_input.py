@@ -76,7 +76,7 @@ def lose_a_row(weights: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (cut_short, ": cut short"),
+        (cut_short, ": file truncated"),
         (hold_nan, f"(of {Q_PROJ} ...): holds NaN (the checkpoint is damaged)"),
         (lose_a_row, f"{Q_PROJ} is f32[63, 64], config.json needs shape [64, 64]"),
     ],
@@ -110,7 +110,7 @@ def test_another_instruction_set(
         status, line = refused(capfd, *command)
         assert status == 6
         assert "this machine lacks" in line
-        assert f"(`infc rebuild {tmp_path / 'art'}` makes one for x86-64-v2)" in line
+        assert f"(`infc rebuild {tmp_path / 'art'}` builds it for x86-64-v2)" in line
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,22 @@ def test_an_output_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["the cat " * 2000], 2, "tokens, and 128 are all that prompt and output may have"),
+        (["the cat " * 2000], 2, "tokens, the limit for prompt and output together is 128"),
         (["--token-ids", ""], 2, "takes numbers such as 1,2,3"),
-        (["x", "--max-tokens", "100000"], 2, "are more than 128 tokens (ask for at most"),
-        (["--token-ids", "5,99999999"], 2, "99999999 is no token id"),
-        (["--token-ids=-1"], 2, "-1 is no token id"),
+        (["x", "--max-tokens", "100000"], 2, "exceed the limit of 128 tokens (use at most"),
+        (["--token-ids", "5,99999999"], 2, "99999999 is not a token id"),
+        (["--token-ids=-1"], 2, "-1 is not a token id"),
         (["x", "--temperature", "nan"], 2, "temperature is nan, outside 0..100"),
         (["x", "--temperature", "inf"], 2, "temperature is inf, outside 0..100"),
         (["x", "--top-p", "0"], 2, "top_p is 0, which keeps no token"),
         (["x", "--top-p", "1.5"], 2, "top_p is 1.5, outside 0..1"),
         (["x", "--top-k", "-2"], 2, "top_k is -2, outside 0.."),
         (["x", "--seed", "9" * 30], 2, "seed is 999"),
-        (["x", "--max-tokens", "0"], 2, "max_tokens is 0: nothing is asked for"),
-        (["x", "--stop", ""], 2, "stop holds an empty string"),
+        (["x", "--max-tokens", "0"], 2, "max_tokens is 0, so nothing would be generated"),
+        (["x", "--stop", ""], 2, "stop contains an empty string"),
         (["x", "--threads", "100000"], 2, "100000 is not in the range 1<=x<=1024"),
         (["x", "--max-context", "4096"], 8, "max_context is 4096, outside 2..128"),
-        (["x", "--kv-memory", "much"], 2, "'much' is no amount of memory"),
+        (["x", "--kv-memory", "much"], 2, "'much' is not a memory size"),
         (["x", "--kv-memory", "1"], 8, "does not fit into 1 B of KV memory"),
     ],
 )

@@ -26,7 +26,7 @@ def test_it_holds_code_for_that_processor(checkpoint: Path, tmp_path: Path) -> N
     assert artifact.manifest.target.name == "aarch64"
     library = (artifact.path / "code/model.so").read_bytes()
     assert library[:4] == b"\x7fELF" and library[18:20] == ELF_AARCH64
-    with pytest.raises(TargetError, match="was built for aarch64, and this is x86-64"):
+    with pytest.raises(TargetError, match="was built for aarch64, but this is x86-64"):
         infc.LLM(artifact, kv_memory="1MiB")
 
 

@@ -176,16 +176,16 @@ def _read_before_filled(m: Features, x: torch.Tensor) -> torch.Tensor:
 
 
 REFUSED: dict[str, tuple[Body, str]] = {
-    "half of an empty tensor": (_half_filled, "writes to memory"),
-    "an empty tensor read": (_read_before_filled, "not supported|writes to memory"),
+    "half of an empty tensor": (_half_filled, "modifies memory"),
+    "an empty tensor read": (_read_before_filled, "not supported|modifies memory"),
     "complex powers": (
         lambda m, x: torch.view_as_real(torch.polar(x, x).sqrt())[..., 0],
         "sqrt.default of complex numbers",
     ),
     "unknown op": (lambda m, x: torch.special.i0(x), "i0.*not supported"),
     "dropout": (lambda m, x: F.dropout(x, 0.5, training=True), "dropout"),
-    "view written to": (_writes_to_view, "writes to memory"),
-    "view read later": (_writes_to_input_of_view, "writes to memory"),
+    "view written to": (_writes_to_view, "modifies memory"),
+    "view read later": (_writes_to_input_of_view, "modifies memory"),
     "smallest": (lambda m, x: torch.topk(x, 2, largest=False).values, "largest first"),
     "argmax": (lambda m, x: x * x.max(1, keepdim=True).indices, "last dimension"),
     "two indices": (lambda m, x: x[torch.tensor([0]), torch.tensor([0])][None], "several"),

@@ -120,7 +120,7 @@ def test_a_sum_over_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         return original(self, x) + x.mean(dim=1, keepdim=True)
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
-    with pytest.raises(UnsupportedModelError, match=r"layer 0.*mean.*neighbours"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 0.*mean.*other tokens"):
         load_model(tmp_path, log=no_log)
 
 

@@ -112,7 +112,7 @@ def test_code_of_the_checkpoint_never_runs(llama: Path, tmp_path: Path) -> None:
     with_config(llama, tmp_path, model_type="mine", auto_map={"AutoConfig": "mine.Config"})
     ran = tmp_path / "ran"
     (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')")
-    with pytest.raises(UnsupportedModelError, match="code that comes with the checkpoint"):
+    with pytest.raises(UnsupportedModelError, match="requires code from the checkpoint"):
         read_config(tmp_path)
     assert not ran.exists()
 
@@ -120,7 +120,7 @@ def test_code_of_the_checkpoint_never_runs(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["gptq", "mxfp4", "fp8"])
 def test_quantised_checkpoint(method: str, llama: Path, tmp_path: Path) -> None:
     with_config(llama, tmp_path, quantization_config={"quant_method": method})
-    with pytest.raises(UnsupportedModelError, match=rf"quantised already \({method}\)"):
+    with pytest.raises(UnsupportedModelError, match=rf"already quantized \({method}\)"):
         read_config(tmp_path)
 
 

@@ -41,7 +41,10 @@ def test_result_is_token_major_with_the_values_head_size() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no mask": ({"attention_mask": None}, "mask"),
-    "a mask of its own": ({"attention_mask": torch.zeros(1, 1, 5, 5)}, "made by the model"),
+    "a mask of its own": (
+        {"attention_mask": torch.zeros(1, 1, 5, 5)},
+        "the model creates its own mask",
+    ),
     "dropout": ({"dropout": 0.1}, "dropout"),
     "not causal": ({"is_causal": False}, "not causal"),
     "head mask": ({"head_mask": torch.ones(4)}, "head_mask"),
@@ -63,7 +66,7 @@ def test_what_the_op_cannot_say_is_refused(name: str) -> None:
 def test_a_module_must_say_its_layer_and_be_causal() -> None:
     module = Attention()
     module.layer_idx = None
-    with pytest.raises(UnsupportedModelError, match="which layer"):
+    with pytest.raises(UnsupportedModelError, match="no layer index"):
         call(module)
     module = Attention()
     module.is_causal = False

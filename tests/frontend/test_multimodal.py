@@ -110,7 +110,7 @@ def test_a_text_part_is_checked_as_a_whole_model_is(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     for change, reason in (
         ({"layer_types": ["conv"] * 4}, "layer 0 of llama is of type conv"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised already \(awq\)"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"already quantized \(awq\)"),
     ):
         part = {**config["text_config"], **change}
         path.write_text(json.dumps({**config, "text_config": part}))

@@ -277,11 +277,11 @@ def test_one_that_is_replaced_while_it_is_open_is_not_mixed_with_the_other(artif
         writer.commit(manifest())
     assert opened.read_text(name) == before
     opened.verify_weights().result()
-    with pytest.raises(ArtifactError, match="another artifact took its place"):
+    with pytest.raises(ArtifactError, match="was replaced while it was being opened"):
         opened.check_in_place(name)
     shutil.rmtree(artifact.with_name("aside"))
     for read in (opened.read_text, opened.open_file):
-        with pytest.raises(ArtifactError, match="another artifact took its place"):
+        with pytest.raises(ArtifactError, match="was replaced while it was being opened"):
             read(name)
 
 
@@ -319,13 +319,13 @@ def rewritten(path: Path, **changes: object) -> None:
         ({"files": {"../x": {"bytes": 1, "sha256": "0"}}}, r"unsafe name '\.\./x'"),
         ({"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
         ({"files": {"a/./b": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
-        ({"arena_bytes": "many"}, "manifest.arena_bytes: 'many' where int belongs"),
-        ({"arena_bytes": True}, "manifest.arena_bytes: True where int belongs"),
+        ({"arena_bytes": "many"}, "manifest.arena_bytes: 'many', expected int"),
+        ({"arena_bytes": True}, "manifest.arena_bytes: True, expected int"),
         ({"limits": {"max_context": 3}}, r"manifest.limits: .*missing 3 required"),
         ({"surprise": 1}, "it has the key 'surprise', which this version of infc"),
         ({"kv": {"groups": [{"speed": 1}]}}, "it has the key 'kv.groups.speed', which"),
         ({"tokenizer": {"pieces": 1}}, "it has the key 'tokenizer.pieces', which"),
-        ({"recipe": {"runtime": "fast"}}, "manifest.recipe.runtime: 'fast' where a mapping"),
+        ({"recipe": {"runtime": "fast"}}, "manifest.recipe.runtime: 'fast', expected a mapping"),
         ({"arena_bytes": 10**4000}, "arena_bytes: a number of more than twenty digits is outside"),
         ({"entry": {"kind": "exe", "file": "a"}}, "manifest.entry.kind: 'exe'"),
         ({"weights": {"file": "w", "tensors": []}}, "uses 'w' and does not list it"),
@@ -392,7 +392,7 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
 
 def test_only_one_writes_at_a_time(tmp_path: Path) -> None:
     with ArtifactWriter(tmp_path / "a"):
-        with pytest.raises(ArtifactError, match="another infc is writing"):
+        with pytest.raises(ArtifactError, match="another process is writing"):
             ArtifactWriter(tmp_path / "a").__enter__()
         with ArtifactWriter(tmp_path / "b"):
             pass

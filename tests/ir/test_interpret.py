@@ -82,9 +82,9 @@ def test_a_wrong_declaration_is_named() -> None:
     with pytest.raises(ProgramError, match=r"result of reshape %z has 3.T = 6, but T is 3"):
         interpret(good.with_nodes(nodes, outputs=(wrong,)), {"x": X}, weights)
     unbound = replace(good.nodes[1], attrs={"shape": ("2*R",)})
-    with pytest.raises(ProgramError, match="%z = reshape of layer 1: its meaning failed"):
+    with pytest.raises(ProgramError, match="%z = reshape of layer 1: its definition failed"):
         interpret(good.with_nodes((good.nodes[0], unbound, good.nodes[2])), {"x": X}, weights)
-    with pytest.raises(ProgramError, match=r"%y = mul.*meaning failed"):
+    with pytest.raises(ProgramError, match=r"%y = mul.*definition failed"):
         interpret(good, {"x": X}, lambda name: torch.ones(5))
 
 

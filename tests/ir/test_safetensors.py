@@ -98,14 +98,14 @@ def entry(dtype: Any = "F32", shape: Any = (2,), place: Any = (0, 8)) -> dict[st
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "cut short"),
-        (b"\x05\0\0\0\0\0\0\0{}", "cut short"),
-        (b"\xff" * 16, "cut short"),
+        (b"", "truncated"),
+        (b"\x05\0\0\0\0\0\0\0{}", "truncated"),
+        (b"\xff" * 16, "truncated"),
         (raw(b"{oops}"), "not JSON"),
         (raw(b"\xff\xfe"), "not JSON"),
-        (raw([1]), "no object"),
+        (raw([1]), "not an object"),
         (raw({"a": 3}), "a: has a header entry"),
-        (raw({"a": entry()}, b"\0" * 7), "a: ends at byte 8 of 7: cut short"),
+        (raw({"a": entry()}, b"\0" * 7), "a: ends at byte 8 of 7: file truncated"),
         (raw({"a": entry()}, b"\0" * 9), "1 bytes after"),
         (raw({"a": entry(place=(4, 12))}, b"\0" * 12), "a: leaves a gap"),
         (raw({"a": entry(), "b": entry(place=(4, 12))}, b"\0" * 12), "b: overlaps"),
@@ -117,7 +117,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), place: Any = (0, 8)) -> dict[st
         (raw({"a": entry(place="all")}, b"\0" * 8), "a: has malformed offsets"),
         (
             raw(b'{"a": %b, "a": %b}' % ((json.dumps(entry()).encode(),) * 2), b"\0" * 8),
-            "a: is named twice",
+            "a: occurs twice",
         ),
     ],
 )

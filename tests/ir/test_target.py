@@ -58,7 +58,7 @@ def test_a_missing_feature_is_named(machine) -> None:  # type: ignore[no-untyped
     machine(f"{V4_FLAGS} avx512_vnni")
     with pytest.raises(
         TargetError,
-        match=r"art: this machine lacks bf16, .*rebuild art` makes one for x86-64-v4\+vnni",
+        match=r"art: this machine lacks bf16, .*rebuild art` builds it for x86-64-v4\+vnni",
     ):
         check_target(resolve_target("x86-64-v4+vnni+bf16").features, where="art")
     check_target(resolve_target("x86-64-v4+vnni").features)
@@ -66,13 +66,13 @@ def test_a_missing_feature_is_named(machine) -> None:  # type: ignore[no-untyped
 
 def test_another_kind_of_processor_is_named(machine) -> None:  # type: ignore[no-untyped-def]
     machine(V4_FLAGS)
-    with pytest.raises(TargetError, match=r"art: .* built for aarch64, and this is x86-64"):
+    with pytest.raises(TargetError, match=r"art: .* built for aarch64, but this is x86-64"):
         check_target(resolve_target("aarch64").features, where="art")
 
 
 def test_a_machine_without_any_level(machine) -> None:  # type: ignore[no-untyped-def]
     machine("sse2")
-    with pytest.raises(TargetError, match="not even the features of x86-64-v2"):
+    with pytest.raises(TargetError, match="does not support x86-64-v2"):
         resolve_target("native")
 
 
@@ -95,7 +95,7 @@ def test_other_platforms_are_refused(
         ("x86-64-v4+vnn", "unknown target feature 'vnn' .did you mean 'vnni'"),
         ("x86-64-v4+", "unknown target feature ''"),
         ("x86-64-v3+bf16", "need AVX-512"),
-        ("aarch64+avx2", "features that no one processor has"),
+        ("aarch64+avx2", "features that no processor has"),
         ("", "unknown target ''"),
     ],
 )

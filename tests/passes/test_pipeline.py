@@ -112,7 +112,7 @@ def test_bad_text_is_refused_by_name(text: str, words: str) -> None:
 def test_an_order_is_checked_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="fuse-rope requires positions-folded") as caught:
         build_pipeline("squeeze-unit-batch,fuse-rope,fold-rotary-tables")
-    assert "fold-rotary-tables ensures it, and stands behind" in str(caught.value)
+    assert "fold-rotary-tables ensures it, but comes later" in str(caught.value)
     with pytest.raises(UsageError, match="add squeeze-unit-batch before it"):
         build_pipeline({"squeeze-unit-batch": False, "fold-rotary-tables": False})
 
@@ -220,7 +220,7 @@ def test_registering() -> None:
     assert register_pass(Other) is get_pass("nothing") is Other
     with pytest.raises(UsageError, match="two passes are named nothing"):
         Pipeline((Nothing(), Other())).check()
-    with pytest.raises(UsageError, match="fuse-rope is the name of one of infc's own"):
+    with pytest.raises(UsageError, match="fuse-rope is the name of a built-in"):
         register_pass(Ours)
     assert get_pass("fuse-rope") is FuseRope
     with pytest.raises(UsageError, match="not a pass"):
@@ -307,9 +307,9 @@ register_pass(LastMinute)
 
 def test_nothing_stands_behind_the_memory_plan() -> None:
     assert build_pipeline({"last-minute": True}).names()[-2:] == ["last-minute", "plan-memory"]
-    with pytest.raises(UsageError, match="common-subexpressions stands behind plan-memory"):
+    with pytest.raises(UsageError, match="common-subexpressions comes after plan-memory"):
         build_pipeline({"common-subexpressions": {"after": "plan-memory"}})
-    with pytest.raises(UsageError, match="group-loops stands behind plan-memory"):
+    with pytest.raises(UsageError, match="group-loops comes after plan-memory"):
         run_pipeline(replace(model(), phase="planned"), parse_pipeline("group-loops"))
     with pytest.raises(UsageError, match="plan-memory requires kv-paged"):
         parse_pipeline("plan-memory,group-loops").check()
@@ -329,5 +329,5 @@ def test_a_module_that_does_not_run_is_its_users_own(
     (tmp_path / "bad_one.py").write_text(f"\n{text}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "bad_one", raising=False)
-    with pytest.raises(UsageError, match=f"bad_one does not run: {message}"):
+    with pytest.raises(UsageError, match=f"bad_one cannot be executed: {message}"):
         get_pass("bad_one:Any")

@@ -200,9 +200,9 @@ def test_a_handle_knows_its_name_layer_and_module() -> None:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x, *, before=1: x, "a name that passes use"),
-        (lambda x, *, name="a": x, "a name that passes use"),
-        (lambda x, *, tolerance=1.0: x, "a name that passes use"),
+        (lambda x, *, before=1: x, "a reserved name"),
+        (lambda x, *, name="a": x, "a reserved name"),
+        (lambda x, *, tolerance=1.0: x, "a reserved name"),
         (lambda x, *, k: x, "needs a default"),
         (lambda x, *, k=(): x, "needs a default"),
     ],
@@ -285,7 +285,7 @@ def test_check_rewrite_says_what_is_missing() -> None:
         check_rewrite(kind, HEAD)
     with pytest.raises(AssertionError, match="matched 1 times, not 2"):
         check_rewrite(kind, matches=2, x="f32[T, 16]", w=2.0)
-    with pytest.raises(UsageError, match="is no rewrite"):
+    with pytest.raises(UsageError, match="is not a rewrite rule"):
         check_rewrite(RemoveNoOp, x="f32[T]")
 
 

@@ -151,11 +151,11 @@ def test_messages_of_another_shape_are_refused(messages: Any) -> None:
     [
         ({"role": "usr", "content": "x"}, "messages[1].role is 'usr' (did you mean 'user'?)"),
         ({"role": "zzz", "content": "x"}, "messages[1].role is 'zzz' (one of system, developer, "),
-        ({"role": 1, "content": "x"}, "messages[1] has the role 1, which is no text"),
+        ({"role": 1, "content": "x"}, "messages[1] has the role 1, which is not a string"),
         ({"content": "x"}, "messages[1] has no role"),
         ({"role": "user"}, "messages[1] has no content"),
         ({"role": "user", "content": None}, "messages[1] has no content"),
-        ("x", "messages[1] is no mapping of role and content: 'x'"),
+        ("x", "messages[1] is not a mapping of role and content: 'x'"),
     ],
 )
 def test_a_refusal_names_the_message(message: Any, problem: str) -> None:

@@ -228,7 +228,7 @@ def test_a_prompt_without_finite_logits_fails_alone(engine: Engine, at: int) -> 
 @pytest.mark.parametrize("field", ["logit_bias", "allowed_token_ids", "banned_token_ids"])
 def test_tokens_beyond_the_vocabulary_are_refused(engine: Engine, field: str) -> None:
     tokens: Any = {5000: 1.0} if field == "logit_bias" else [5000]
-    with pytest.raises(RequestError, match="5000 is no token id") as caught:
+    with pytest.raises(RequestError, match="5000 is not a token id") as caught:
         run(engine, **{field: tokens})
     assert caught.value.field == field
 
@@ -328,10 +328,10 @@ class Faulty:
     ("given", "said"),
     [
         (KeyError("state"), "Faulty failed: KeyError: 'state'"),
-        (np.ones(3, np.bool_), "Faulty gave bool [3], and a mask is bool"),
-        (np.ones(100000, np.int64), "Faulty gave int64 [100000]"),
-        ([True], "Faulty gave list"),
-        (None, "Faulty gave NoneType"),
+        (np.ones(3, np.bool_), "Faulty returned bool [3], not bool"),
+        (np.ones(100000, np.int64), "Faulty returned int64 [100000]"),
+        ([True], "Faulty returned list"),
+        (None, "Faulty returned NoneType"),
     ],
 )
 def test_a_faulty_constraint_ends_its_own_request_alone(

@@ -123,7 +123,7 @@ def test_amounts_of_memory(text: int | str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "a lot", "1 GiBs", "-1", "0", 0, -5, "1e9", "nan"])
 def test_what_is_no_amount_of_memory(text: int | str) -> None:
-    with pytest.raises(UsageError, match="no amount of memory"):
+    with pytest.raises(UsageError, match="not a memory size"):
         parse_bytes(text)
 
 
@@ -200,9 +200,9 @@ def test_memory_beyond_the_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 1 << 30)
     plan = plan_runtime(served(), RuntimeOptions(kv_memory="1000GiB", threads=1))
     (note,) = plan.notes
-    assert note.startswith("KV memory of 1000.0 GiB is more than the 1.0 GiB free here:")
+    assert note.startswith("KV memory of 1000.0 GiB exceeds the free memory of 1.0 GiB:")
     assert note.endswith(
-        f" {format_size(plan.kv_bytes)} are taken, all that 4 sequences of 64 tokens can use"
+        f" {format_size(plan.kv_bytes)} are used, enough for 4 sequences of 64 tokens"
     )
     assert plan_runtime(served(), RuntimeOptions(kv_memory="900MiB", threads=1)).notes == ()
     assert plan_runtime(served(), RuntimeOptions(threads=1)).notes == ()
@@ -216,7 +216,7 @@ def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = plan_runtime(served(), RuntimeOptions(kv_memory=plan.kv_bytes, threads=1))
     assert fitted == replace(plan, weights="mapped")  # nothing is left for a copy of them
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free - 1)
-    with pytest.raises(CapacityError, match=r"is more than the .* free here"):
+    with pytest.raises(CapacityError, match=r"exceeds the .* that are free"):
         plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
 
 

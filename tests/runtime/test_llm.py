@@ -121,7 +121,7 @@ def test_a_stop_string_that_is_a_special_token(llm: LLM) -> None:
     shown = SamplingParams(**params, stop="<|turn|>", skip_special_tokens=False)
     (answer,) = llm.generate("a", shown)
     assert (answer.outputs[0].text, answer.outputs[0].finish_reason) == ("", "stop")
-    with pytest.raises(RequestError, match=r"holds the special token '<\|turn\|>'") as caught:
+    with pytest.raises(RequestError, match=r"contains the special token '<\|turn\|>'") as caught:
         llm.generate("a", SamplingParams(**params, stop="\n<|turn|>user"))
     assert caught.value.field == "stop"
 
@@ -178,7 +178,7 @@ def test_params_under_their_other_name(llm: LLM) -> None:
     ]
     assert [answer.outputs for answer in by_name] == [answer.outputs for answer in by_place]
     assert all(len(answer.outputs[0].token_ids) == 3 for answer in by_name)
-    with pytest.raises(RequestError, match="two names for one thing"):
+    with pytest.raises(RequestError, match="are the same: pass only one"):
         llm.generate("the cat", params, sampling_params=params)
 
 
@@ -215,12 +215,12 @@ def test_an_answer_that_goes_on_with_the_last_message(llm: LLM) -> None:
         (
             [{"role": "user", "content": "a"}],
             {"continue_final_message": True, "add_generation_prompt": True},
-            "cannot both go on",
+            "cannot both continue",
         ),
         (
             [{"role": "assistant", "tool_calls": []}],
             {"continue_final_message": True},
-            "no text to go on",
+            "no text to continue",
         ),
     ],
 )
@@ -232,7 +232,7 @@ def test_bad_conversations_are_refused(
 
 
 def test_a_keyword_that_no_template_takes(llm: LLM) -> None:
-    with pytest.raises(TypeError, match="chat takes no 'continue_message'"):
+    with pytest.raises(TypeError, match="chat has no parameter 'continue_message'"):
         llm.chat([{"role": "user", "content": "a"}], continue_message=True)  # type: ignore[call-overload]
 
 
@@ -240,10 +240,10 @@ def test_a_keyword_that_no_template_takes(llm: LLM) -> None:
     ("prompt", "message"),
     [
         ("", "no tokens"),
-        ([-1], "no token id"),
-        ([2**31], "no token id"),
-        ([True], "no token id"),
-        ([1.5], "no token id"),
+        ([-1], "not a token id"),
+        ([2**31], "not a token id"),
+        ([True], "not a token id"),
+        ([1.5], "not a token id"),
         ("\ud800", "not valid Unicode"),
         ([1] * 96, "the prompt has 96 tokens"),
     ],
@@ -309,7 +309,7 @@ def test_no_chat_without_a_template(tmp_path: Path) -> None:
             lambda: llm.stream_chat(messages),
         ]
         for call in calls:
-            with pytest.raises(RequestError, match=r"no chat template \(write the prompt your"):
+            with pytest.raises(RequestError, match=r"no chat template \(format the prompt your"):
                 call()
 
 
@@ -330,7 +330,7 @@ def test_what_does_not_fit_says_what_would(
 
 
 def test_a_smaller_pool_lowers_the_context_and_says_so(artifact: Path) -> None:
-    with pytest.warns(UserWarning, match="the KV memory of") as caught:
+    with pytest.warns(UserWarning, match="max_context is reduced to") as caught:
         llm = LLM(artifact, kv_memory="10KiB")
     assert caught[0].filename == __file__
     with llm:
@@ -374,14 +374,18 @@ def test_parameters_of_another_kind(llm: LLM, params: Any) -> None:
     with pytest.raises(RequestError, match="params must be SamplingParams, not") as caught:
         llm.generate("the cat", params)
     assert caught.value.field == "params"
-    with pytest.raises(RequestError, match="3 params do not go with 2 prompts"):
+    with pytest.raises(RequestError, match="3 params were given for 2 prompts"):
         llm.generate(["the", "cat"], [SamplingParams()] * 3)
 
 
 def test_a_limit_that_nobody_knows(artifact: Path) -> None:
-    with pytest.raises(UsageError, match=r"takes no 'max_contxt' \(did you mean 'max_context'\?"):
+    with pytest.raises(
+        UsageError, match=r"has no option 'max_contxt' \(did you mean 'max_context'\?"
+    ):
         LLM(artifact, max_contxt=10)
-    with pytest.raises(UsageError, match=r"takes no 'foo' \(it takes verify, on_note, max_con"):
+    with pytest.raises(
+        UsageError, match=r"has no option 'foo' \(options: verify, on_note, max_con"
+    ):
         LLM(artifact, foo=1)
 
 

@@ -280,12 +280,12 @@ def test_one_context_is_computed_once_for_many_continuations(artifact: Path) -> 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (([[5]],), "has 1 tokens, and nothing predicts the first"),
+        (([[5]],), "has 1 tokens, and the first has no score"),
         (("the", ""), "the continuation has no tokens"),
-        (("", "the cat"), "nothing stands before the continuation"),
-        ((["the", "cat"], ["a", "b", "c"]), "3 continuations do not go with 2 prompts"),
+        (("", "the cat"), "a continuation needs a prompt"),
+        ((["the", "cat"], ["a", "b", "c"]), "3 continuations were given for 2 prompts"),
         (([5] * 97,), "the prompt has 97 tokens"),
-        (([10**6, 1],), "no token id"),
+        (([10**6, 1],), "not a token id"),
         ((3,), "prompts must be text"),
     ],
 )
@@ -366,7 +366,7 @@ def test_tasks_score_and_embed_beside_streams(artifact: Path, llm: LLM) -> None:
             for vector, wanted in zip(vectors, embeddings, strict=True):
                 assert np.allclose(vector, wanted, atol=1e-5)
             assert ended.total == pytest.approx(pair.total, abs=1e-4)
-            with pytest.raises(RequestError, match="nothing predicts the first"):
+            with pytest.raises(RequestError, match="the first has no score"):
                 await served.score([5])
             with pytest.raises(RequestError, match="pooling is"):
                 await served.embed("the", pooling="no")  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ def test_a_choice_is_refused_exactly_where_there_is_none(data: st.DataObject) ->
 
 @pytest.mark.parametrize("wrong", [-1, VOCAB, True, 1.0, None, "1"])
 def test_what_is_no_token_id_is_named(wrong: Any) -> None:
-    with pytest.raises(RequestError, match=r"is no token id, they are 0\.\.11") as caught:
+    with pytest.raises(RequestError, match=r"is not a token id, expected 0\.\.11") as caught:
         checked_ids([1, 2, wrong, 3], VOCAB)
     assert caught.value.field == "prompt"
     assert repr(wrong) in str(caught.value)

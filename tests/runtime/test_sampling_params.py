@@ -189,5 +189,5 @@ def test_recommendations_that_are_not_built() -> None:
 
 
 def test_a_key_that_is_no_token_id_is_named() -> None:
-    with pytest.raises(RequestError, match="logit_bias has the key '5', which is no token id"):
+    with pytest.raises(RequestError, match="logit_bias has the key '5', which is not a token id"):
         SamplingParams(logit_bias={"5": 1})  # type: ignore[dict-item]

@@ -64,7 +64,7 @@ def lower_concat(e: Emitter, node: Node) -> None:
         size = part.shape[dim]
         if not isinstance(size, int) and operand is not node.inputs[-1]:
             raise ProgramError(
-                f"concat after a part of {c_dim(size)} elements is not built", where=node.source
+                f"concat after a part of {c_dim(size)} elements is not supported", where=node.source
             )
         start += evaluate_dim(size, {}) if isinstance(size, int) else 0
 

@@ -105,7 +105,7 @@ def test_a_damaged_file_is_measured_over(text: str, probe: CountingProbe, own_ca
 
 
 def test_threads_that_the_machine_has_not(probe: CountingProbe) -> None:
-    with pytest.raises(UsageError, match="threads are 1 to 6 on this machine, not 7"):
+    with pytest.raises(UsageError, match="expected 1 to 6 threads, not 7"):
         ceilings_of(7, Reporter())
 
 
@@ -166,5 +166,5 @@ def test_a_cache_that_takes_nothing_is_told(
     own_cache.write_text("a file where the directory would be")
     assert run(["bench", "--machine", "--threads", "2"]) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"note: the ceilings were not kept in {own_cache}: ")
+    assert captured.err.startswith(f"note: the measured limits could not be saved in {own_cache}: ")
     assert machine.cpu_model() in captured.out

@@ -71,7 +71,7 @@ def test_a_workload_of_ones_own(compiled: Artifact, capsys: pytest.CaptureFixtur
     assert run(["bench", str(compiled.path), *sizes, "--batch", str(most + 2)]) == 0
     assert f"note: {most} sequences run at once, so 2 must wait" in capsys.readouterr().err
     assert run(["bench", str(compiled.path), "--new-tokens", "99999"]) == 2
-    assert "128 prompt tokens and 99999 new ones do not fit" in capsys.readouterr().err
+    assert "128 prompt tokens and 99999 new tokens exceed the" in capsys.readouterr().err
 
 
 def test_what_fails_costs_nothing_but_itself(
@@ -127,19 +127,21 @@ def test_without_a_compiler_there_is_no_roofline(
     monkeypatch.setattr(probe_module, "build_probe", nothing)
     assert run(["bench", str(small.path), "--prompt-tokens", "5", "--new-tokens", "2"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "note: no ceilings to compare with: no C++ compiler was found\n"
+    assert (
+        captured.err == "note: the limits of this machine are unknown: no C++ compiler was found\n"
+    )
     assert "ceilings" not in captured.out
     assert captured.out.splitlines()[-1].rstrip().endswith("-")
 
 
 def test_a_workload_that_nobody_knows(small: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", str(small.path), "--workload", "decod"]) == 2
-    assert "no workload 'decod' (there are decode, prefill," in capsys.readouterr().err
+    assert "unknown workload 'decod' (choose one of: decode, prefill," in capsys.readouterr().err
 
 
 def test_a_process_that_fails_says_why(small: Artifact) -> None:
     with pytest.raises(
-        InfcError, match=r"a fresh process gave no token: error: .*no such file, directory"
+        InfcError, match=r"a new process produced no token: error: .*no such file, directory"
     ):
         measure_start(small.path / "gone", [1, 2], rounds=1)
 

@@ -123,7 +123,9 @@ def test_rounds_share_no_prefix_and_repeat() -> None:
 def test_workloads_by_name() -> None:
     assert find_workload("batch-8").concurrency == 8
     assert len({one.name for one in WORKLOADS}) == len(WORKLOADS) == 5
-    with pytest.raises(UsageError, match=r"no workload 'decod' \(there are decode, .*, start\)"):
+    with pytest.raises(
+        UsageError, match=r"unknown workload 'decod' \(choose one of: decode, .*, start\)"
+    ):
         find_workload("decod")
 
 

@@ -92,7 +92,7 @@ def test_lines_are_named_predicted_and_fill_the_step(compiled: Artifact, slow: C
 
 
 def test_a_backend_that_cannot_tell_says_so(small: Artifact) -> None:
-    with pytest.raises(UsageError, match="the backend reference does not tell where the time"):
+    with pytest.raises(UsageError, match="the backend reference cannot measure the time"):
         measure_steps(small, {"decode": TrialStep(1, 1, 8)}, threads=1, ceilings=None)
 
 

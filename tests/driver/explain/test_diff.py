@@ -171,8 +171,8 @@ def test_the_command(tiny: Path, plain: Path, capsys: pytest.CaptureFixture[str]
         (["empty", "empty"], 2, "empty: neither an artifact nor dumps of IR text"),
         (["bad.ir", "bad.ir"], None, "bad.ir:1"),
         (["bytes.ir", "bytes.ir"], 2, "bytes.ir: cannot be read: not UTF-8 text"),
-        (["TINY:fused", "TINY"], 2, "no stage 'fused' in an artifact"),
-        (["dumps", "TINY"], 2, "a directory of dumps compares with another one only"),
+        (["TINY:fused", "TINY"], 2, "an artifact has no stage 'fused'"),
+        (["dumps", "TINY"], 2, "a directory of dumps can only be compared with another one"),
     ],
 )
 def test_bad_input_is_one_line(

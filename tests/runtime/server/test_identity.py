@@ -32,7 +32,7 @@ def test_a_model_of_several_names() -> None:
             assert client.models.retrieve(name).id == name
             answer = client.completions.create(model=name, prompt="a", max_tokens=1)
             assert answer.model == name
-        with pytest.raises(openai.NotFoundError, match="'toy' or 'gpt-4o' or 'a/b'"):
+        with pytest.raises(openai.NotFoundError, match="'toy', 'gpt-4o', 'a/b'"):
             client.completions.create(model="gpt-4", prompt="a")
 
 
@@ -146,7 +146,7 @@ def test_the_key_may_lie_in_a_file(
         assert given["api_key"] == "sesame"
         words = ["tiny.infc", "--api-key-file", str(path), "--api-key", "other"]
         two = CliRunner().invoke(command, words, help_option_names=["-h", "--help"])
-        assert two.exit_code == 2 and "two keys" in two.output
+        assert two.exit_code == 2 and "cannot be combined" in two.output
     else:
         assert result.exit_code == 2
         assert expected in result.output

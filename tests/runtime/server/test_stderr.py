@@ -46,7 +46,7 @@ def test_recommendations_that_are_ignored(tmp_path: Path) -> None:
     generation = {"do_sample": True, "no_repeat_ngram_size": 3, "top_k": 20}
     with served(write_small_artifact(tmp_path / "small", generation=generation)) as (popen, _):
         assert stop(popen) == [
-            "note: the checkpoint recommends no_repeat_ngram_size 3: not built, ignored",
+            "note: the checkpoint recommends no_repeat_ngram_size 3: not supported, ignored",
             "stopping",
         ]
 
