@@ -13,12 +13,12 @@ from .settings import ServerSettings
 _REASONS = {
     400: "The request is not valid, or cannot be served; `param` names the field.",
     401: "No valid API key.",
-    404: "No such model.",
+    404: "Unknown model.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not `application/json`.",
-    429: "Too many requests wait already; come again after `Retry-After` seconds.",
-    500: "The server made a mistake, or the answer failed.",
+    429: "Too many waiting requests; retry after `Retry-After` seconds.",
+    500: "Internal server error, or the completion failed.",
     503: "The engine has stopped or is stopping, or too many connections are open.",
     504: "The answer took too long.",
 }
