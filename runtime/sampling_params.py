@@ -39,7 +39,8 @@ class SamplingParams:
     4. Masks: tokens that are not in `allowed_token_ids`, tokens in `banned_token_ids`, and, while
        the output is shorter than `min_tokens`, the tokens that would end it (end-of-text and
        `stop_token_ids`). The constraint of the caller comes last.
-    5. The logits are divided by `temperature`; 0 selects the largest one.
+    5. With `temperature` 0 the largest logit wins, and the step below does not apply. Otherwise
+       the logits are divided by it.
     6. `top_k` (0 keeps all tokens), then `top_p` over the remaining ones, then `min_p`, which
        keeps tokens with at least this fraction of the probability of the most likely token.
 
