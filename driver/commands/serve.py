@@ -134,6 +134,7 @@ def command(
 
     from ...ir.artifact import Verification
     from ...runtime.limits import RuntimeOptions
+    from ...runtime.server.listener import check_address
     from ...runtime.server.run import serve
 
     if api_key is not None and not api_key.strip():
@@ -148,6 +149,7 @@ def command(
         kv_memory=kv_memory,
         itl_target_ms=itl_target_ms,
     )
+    check_address(host, port)
     path, names = _artifact_and_names(model, overrides)
     interrupted = serve(
         path,

@@ -17,6 +17,24 @@ def open_listener(
     Warns where other machines can reach it and no key keeps them out. Raises UsageError for an
     address that cannot be taken.
     """
+    listener = _bound(host, port)
+    address = str(listener.getsockname()[0])
+    if not has_key and not _is_loopback(address):
+        (log or ServerLog()).event(
+            "warning",
+            f"warning: {host} can be reached from other machines, and no API key is set:"
+            " whoever can connect can use the model",
+            level="warning",
+        )
+    return listener
+
+
+def check_address(host: str, port: int) -> None:
+    """UsageError for an address that cannot be taken, before work that would be in vain."""
+    _bound(host, port).close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -37,13 +55,6 @@ def open_listener(
             where=f"{host}:{port}",
             hint="try another --host or --port",
         ) from None
-    if not has_key and not _is_loopback(str(address[0])):
-        (log or ServerLog()).event(
-            "warning",
-            f"warning: {host} can be reached from other machines, and no API key is set:"
-            " whoever can connect can use the model",
-            level="warning",
-        )
     return listener
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -308,3 +309,16 @@ def test_run_without_a_template(
         "no prompt, and the model has no chat template (pass one, or use -f FILE)"
         in capsys.readouterr().err
     )
+
+
+def test_a_server_looks_at_its_address_before_it_compiles(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_it(*_: object) -> None:
+        raise AssertionError("it was compiled first")
+
+    monkeypatch.setattr("infc.driver.commands.serve._artifact_and_names", compile_it)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", str(source / "checkpoint"), "--port", str(port)]) == 2
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
