@@ -9,6 +9,7 @@ TESTS=(
     tests/test_layout.py
     tests/test_wheel.py
     tests/driver/test_compile.py
+    tests/driver/test_compiled_model.py
     tests/driver/test_cli.py
 )
 
