@@ -2,7 +2,8 @@
 
 Half of the time that the tests took went to the compiler. Parsed headers are kept, and each library
 is, under a digest of all that it is made of; neither changes a byte of what comes out. Generated
-steps are optimised less than the product's, see `QUICKER`. Only calls inside the tests' own
+steps are optimised less than the product's, see `QUICKER`. What else infc compiles, such as the
+quantisers of each model in codes, is shared as it is. Only calls inside the tests' own
 processes come here; commands that tests start, to kill them or to compare their bytes, do without.
 """
 
@@ -33,6 +34,8 @@ PARSED = "kernels/entry.hpp"
 
 LIBRARY = "library.so"
 
+_ROOM = Path(toolchain.__file__).parent
+
 QUICKER = {"-O3": "-O1"}
 """Of generated steps: what they compute does not depend on it (no contraction, no fast-math), and
 compiling takes a third less. Tests with the fixture `as_shipped`, those of the kernels, and
@@ -56,9 +59,9 @@ class Compilations:
     ) -> tuple[int, str]:
         """Compile, or copy what the same compilation gave before. What others wait for as well does
         not stop."""
-        if not (directory / "kernels").is_dir():
-            return self.compile(command, directory, stop)
         *options, source, _, library = command
+        if not (directory / "kernels").is_dir() and not is_shipped(directory / source):
+            return self.compile(command, directory, stop)
         # Maps away the name of the directory, which is what makes libraries equal.
         options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
         if quicker and is_generated(directory / source):
@@ -120,6 +123,11 @@ def is_generated(source: Path) -> bool:
     return f'#include "{PARSED}"' in source.read_text()
 
 
+def is_shipped(source: Path) -> bool:
+    """Whether a source is a copy of one that is part of infc."""
+    return source.read_bytes() in {path.read_bytes() for path in _ROOM.rglob("*.cpp")}
+
+
 def sweep(root: Path, max_bytes: int, spared_s: float = 3600) -> None:
     """Remove what was not used for longest, until the rest fits; what was just used stays."""
     now, total = time.time(), 0
@@ -148,7 +156,6 @@ def _texts(directory: Path) -> list[str]:
 @functools.cache
 def _environment(compiler: str) -> str:
     """The compiler and the system's headers: what else goes into each library."""
-    room = Path(toolchain.__file__).parent
     source = f'#include "{PARSED}"\n'
 
     def ask(*words: str) -> str:
@@ -157,7 +164,7 @@ def _environment(compiler: str) -> str:
             command, input=source, capture_output=True, text=True, check=True
         ).stdout
 
-    rule = ask("-std=c++17", f"-I{room}", "-M", "-x", "c++", "-")
+    rule = ask("-std=c++17", f"-I{_ROOM}", "-M", "-x", "c++", "-")
     paths = [Path(compiler).resolve(), *(Path(word) for word in shlex.split(rule))]
     stamps = [(str(path), path.stat().st_mtime_ns) for path in paths if path.is_absolute()]
     return repr((ask("--version"), stamps))

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from infc.codegen.cpp import toolchain
+from infc.codegen.cpp.quantizers import compiled_quantizers
 from infc.ir.errors import ToolchainError
+from infc.ir.schemes import SCHEMES
 from infc.ir.target import resolve_target
 
 from .compilations import QUICKER, Compilations, sweep
@@ -29,6 +32,7 @@ INFC_ENTRY(infc::step, 1, 64, 64, 1, 64)
 """
 
 Build = Callable[..., bytes]
+Count = Callable[[list[str], Path, threading.Event | None], tuple[int, str]]
 
 
 @pytest.fixture
@@ -38,13 +42,8 @@ def sources() -> list[str]:
 
 
 @pytest.fixture
-def build(
-    compilations: Compilations,
-    sources: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Build:
-    """Compiles a source in a directory of that name: the library's bytes."""
+def count(compilations: Compilations, sources: list[str]) -> Count:
+    """The compiler itself, which notes what it is called for."""
 
     def count(command: list[str], directory: Path, stop: threading.Event | None) -> tuple[int, str]:
         sources.append(next(word for word in command if word.endswith("pp")))
@@ -52,8 +51,21 @@ def build(
         assert "pch" not in said
         return status, said
 
+    return count
+
+
+@pytest.fixture
+def shared(count: Count, tmp_path: Path) -> Compilations:
+    """Nothing was compiled in it before."""
     (tmp_path / "kept").mkdir()
-    shared = Compilations(tmp_path / "kept", count)
+    return Compilations(tmp_path / "kept", count)
+
+
+@pytest.fixture
+def build(
+    count: Count, shared: Compilations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Build:
+    """Compiles a source in a directory of that name: the library's bytes."""
 
     def build(name: str, source: str = SOURCE, *, kernels: str = "", share: bool = True) -> bytes:
         place = tmp_path / name
@@ -88,6 +100,19 @@ def test_the_same_text_is_compiled_once(build: Build, sources: list[str]) -> Non
     assert sources[2:] == ["step.cpp"]
     assert build("changed", kernels="inline int more() { return 1; }\n") == first
     assert sources[3:] == ["kernels/entry.hpp", "step.cpp"]
+
+
+def test_quantisers_are_compiled_once(
+    shared: Compilations, sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolchain, "_run", shared.run)
+    matrix = torch.randn(3, 40)
+    for _ in range(2):
+        with compiled_quantizers(pytest.fail) as quantizers:
+            made = quantizers.quantize("int8", matrix)
+        expected = SCHEMES["int8"].quantize(matrix)
+        assert all(map(torch.equal, made, expected))
+    assert sources == ["quantize.cpp"]
 
 
 def test_what_fails_is_told_each_time(build: Build, sources: list[str]) -> None:
