@@ -139,6 +139,10 @@ def test_the_shown_test_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     space: dict[str, Any] = {}
     exec(compile(listing("test_silu_by_tanh.py"), "test_silu_by_tanh.py", "exec"), space)
     space["test_silu_by_tanh"]()
+    # It fails for the page's own wrong rewrite.
+    exec(compile(listing("wrong_by_one_row.py"), "wrong_by_one_row.py", "exec"), space)
+    with pytest.raises(PassError, match="worst in row 40 of 67"):
+        space["test_silu_by_tanh"]()
 
 
 def test_a_fault_by_position_is_caught_too(tmp_path: Path, checkpoint: Path) -> None:

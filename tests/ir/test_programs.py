@@ -11,7 +11,8 @@ from infc.ir.fx import from_fx, to_fx
 from infc.ir.interpret import Interpreter, interpret
 from infc.ir.program import Program
 from infc.ir.text import parse_program, print_program
-from infc.ir.types import DType
+from infc.ir.torch_types import to_torch
+from infc.ir.types import DType, evaluate_dim
 from infc.ir.verify import verify
 
 from .strategies import programs, sample_inputs, sample_weights
@@ -32,7 +33,12 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_it_verifies_and_every_result_has_its_inferred_type(program: Program) -> None:
     verify(program)
     # The interpreter compares each result with its declared type, which the builder inferred.
-    run(program)
+    results = run(program)
+    bindings = dict.fromkeys(program.symbols, 7)
+    assert [(tuple(one.shape), one.dtype) for one in results] == [
+        (tuple(evaluate_dim(dim, bindings) for dim in v.type.shape), to_torch(v.type.dtype))
+        for v in program.outputs
+    ]
 
 
 @given(programs(dtypes=ALL))

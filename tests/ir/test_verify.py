@@ -50,7 +50,11 @@ def weights(kind: TensorType, name: str = "w", **leaf: TensorType) -> Callable[[
 
 
 def test_what_the_builder_makes_is_legal() -> None:
-    verify(captured())
+    program = captured()
+    verify(program)
+    # Not for want of a look: of the same program without its first node all is refused.
+    with pytest.raises(ProgramError, match="y"):
+        verify(program.with_nodes(program.nodes[1:]))
 
 
 BREACHES: list[tuple[str, Callable[[Program], Program]]] = [

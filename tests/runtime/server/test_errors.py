@@ -232,10 +232,16 @@ RAW = {
 }
 
 
+IS_JSON = ("deep enough to parse", "a large float")
+"""What a field of it holds is refused, not the body."""
+
+
 @pytest.mark.parametrize("name", RAW)
 def test_what_is_not_json_is_refused(server: Serving, name: str) -> None:
     for path in PATHS:
-        refusal(server.post(path, RAW[name]))
+        error = refusal(server.post(path, RAW[name]))
+        says_so = error["message"].startswith("the body is not valid JSON: ")
+        assert (error["code"] == "invalid_json") == says_so == (name not in IS_JSON)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +327,7 @@ def test_body_must_be_json_by_name_too(server: Serving) -> None:
             content=json.dumps(COMPLETION),
             headers={"Content-Type": media},
         )
-        refusal(response, 415)
+        assert "content type application/json" in refusal(response, 415)["message"]
 
 
 def test_body_too_large() -> None:
