@@ -116,8 +116,11 @@ def run_linear(
 
 
 def product(k: Kernels, q: Array, row_scales: Array, w: Matrix, bias: Array | None) -> Array:
-    """The definition in numpy, in float32."""
-    sums = (q.astype(np.int64) @ w.integers().T).astype(np.float32)
+    """The definition in numpy, in float32.
+
+    Sums of codes are below 2^53: in float64, for which numpy has fast products, they are exact.
+    """
+    sums = (q.astype(np.float64) @ w.integers().T.astype(np.float64)).astype(np.float32)
     y: Array = sums * (row_scales[:, None] * w.scales)
     return y if bias is None else y + k.values(bias).astype(np.float32)
 
