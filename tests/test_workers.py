@@ -26,3 +26,9 @@ def test_a_worker_computes_on_one_thread() -> None:
     """In torch and in numpy, however many processors there are."""
     assert torch.get_num_threads() == 1
     assert blas_threads() == 1
+
+
+def test_long_tests_come_first(request: pytest.FixtureRequest) -> None:
+    """So that no worker begins one when nothing is left for the other."""
+    slow = [item.get_closest_marker("slow") is not None for item in request.session.items]
+    assert slow == sorted(slow, reverse=True)

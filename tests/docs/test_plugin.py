@@ -70,6 +70,7 @@ def test_its_own_tests_pass(site: Path) -> None:
     assert "3 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_found_by_name_compiled_in_and_served_without_it(site: Path) -> None:
     recipe, output = str(ROOT / "recipes/tiny/model.yaml"), site.parent / "sparse"
     chosen = ["--set", "passes={threshold-gate: {threshold: 0.02}}"]

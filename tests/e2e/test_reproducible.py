@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ..checkpoints import make_checkpoint
 
 
@@ -36,6 +38,7 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     checkpoint = make_checkpoint("qwen2", tmp_path / "model", tokenizer=True)
     places = [tmp_path / "a" / "artifact", tmp_path / "a longer name" / "other"]

@@ -60,6 +60,7 @@ def test_the_scheme_of_the_key_may_be_in_any_case() -> None:
             assert answer.status_code == status, value
 
 
+@pytest.mark.slow
 def test_a_hangup_lets_answers_end(tmp_path: Path) -> None:
     small = write_small_artifact(tmp_path / "small")
     with served(small) as (popen, url), httpx.Client(timeout=60) as client:
