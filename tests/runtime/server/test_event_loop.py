@@ -122,6 +122,24 @@ ENOUGH: dict[str, Callable[[], bytes]] = {
 }
 
 
+def send(url: str, request: bytes) -> bytes:
+    """What comes back until the server has answered: the status line, or nothing."""
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname or "", place.port or 0), 120) as raw:
+        with contextlib.suppress(ConnectionError):  # it need not read all of it
+            raw.sendall(request)
+        status = b""
+        with contextlib.suppress(ConnectionError):
+            raw.settimeout(120)
+            status = raw.recv(1 << 16)
+            while b"0\r\n\r\n" not in status[-8:] and b"}" not in status[-8:]:
+                more = raw.recv(1 << 20)
+                if not more:
+                    break
+                status = status[:64] + more[-8:]
+        return status.partition(b"\r\n")[0]
+
+
 @dataclass
 class Watched:
     """The watched server, and a stream of its that is always running."""
@@ -140,23 +158,6 @@ class Watched:
         print(file=self.popen.stdin, flush=True)
         said: dict[str, Any] = json.loads(self.popen.stdout.readline())
         return said
-
-    def send(self, request: bytes) -> bytes:
-        """What comes back until the server has answered: the status line, or nothing."""
-        place = urlsplit(self.url)
-        with socket.create_connection((place.hostname or "", place.port or 0), 120) as raw:
-            with contextlib.suppress(ConnectionError):  # it need not read all of it
-                raw.sendall(request)
-            status = b""
-            with contextlib.suppress(ConnectionError):
-                raw.settimeout(120)
-                status = raw.recv(1 << 16)
-                while b"0\r\n\r\n" not in status[-8:] and b"}" not in status[-8:]:
-                    more = raw.recv(1 << 20)
-                    if not more:
-                        break
-                    status = status[:64] + more[-8:]
-            return status.partition(b"\r\n")[0]
 
     def wait_for_tokens(self) -> None:
         """Until the neighbour has got some more."""
@@ -191,8 +192,9 @@ class Watched:
                 self.health.append(time.monotonic() - begun)
 
 
-@pytest.fixture(scope="module")
-def watched() -> Iterator[Watched]:
+@contextlib.contextmanager
+def watching() -> Iterator[Watched]:
+    """A watched server, and somebody who reads a stream and asks for its health all the time."""
     command = [sys.executable, "-m", "tests.runtime.server.watched"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -208,7 +210,7 @@ def watched() -> Iterator[Watched]:
             thread.start()
         try:
             for make in (TOO_MUCH["a long chat"], TOO_MUCH["escapes"], *ENOUGH.values()):
-                server.send(make())  # what is made or loaded once is there
+                send(server.url, make())  # what is made or loaded once is there
             server.resident_bytes = server.report()["resident_bytes"]
             yield server
         finally:
@@ -219,13 +221,19 @@ def watched() -> Iterator[Watched]:
             popen.wait(30)
 
 
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    with watching() as server:
+        yield server
+
+
 def send_and_check(server: Watched, request: bytes, copies: int) -> set[bytes]:
     """Sends it so often at once; the status lines. Nobody else may have noticed."""
     server.report()
     server.gaps.clear()
     server.health.clear()
     with ThreadPoolExecutor(copies) as pool:
-        answers = set(pool.map(server.send, [request] * copies))
+        answers = set(pool.map(send, [server.url] * copies, [request] * copies))
     server.wait_for_tokens()
     said = server.report()
     # Processor time, for other work on the machine is in all others: 20 ms where it is quiet.
