@@ -285,11 +285,11 @@ class Scheduler:
         # Those that run, and the choices that will once their prompt has been computed.
         expected = len(self._running) + sum(len(r.unforked) for r in self._running)
         while self._waiting and budget > 0 and rows.spare > 0:
-            request = self._waiting[0]
-            demand = 1 + len(request.unforked)
-            # More choices than there are seats take turns, with nobody else beside them.
-            if expected and expected + demand > self.limits.max_running:
+            if expected >= self.limits.max_running:
                 return
+            request = self._waiting[0]
+            self._part(request, self.limits.max_running - expected)
+            demand = 1 + len(request.unforked)
             # Without room for those that run or will, they would soon preempt this one.
             headroom = Headroom()
             if expected:
@@ -311,6 +311,18 @@ class Scheduler:
             plan.append((request, count))
             budget -= count
             expected += demand
+
+    def _part(self, request: Request, seats: int) -> None:
+        """Let the choices for which there is no seat wait for one, each by itself.
+
+        Otherwise a request of many choices, and all behind it, would wait until so many others
+        have ended. Those that wait find the prompt's blocks as a cached prefix.
+        """
+        apart = request.unforked[seats - 1 :]
+        del request.unforked[seats - 1 :]
+        for twin in apart:
+            twin.state = RequestState.WAITING
+            insort(self._waiting, twin, key=_ORDER)
 
     def _start(self, request: Request, num_computed: int, now: float) -> None:
         """Let a request that has its blocks run."""

@@ -65,15 +65,28 @@ def test_admission_counts_every_choice() -> None:
         run_step(scheduler, model)
     assert scheduler.num_running == 4
     assert late.state is RequestState.WAITING
-    # No seat for all of them: none begins.
-    scheduler, model = build(4, [None], [40], max_sequences=3)
-    add(scheduler, "first", [0, 1], max_tokens=8)
-    run_step(scheduler, model)
-    many = add(scheduler, "many", [1, 2], max_tokens=8, n=3)
-    run_step(scheduler, model)
-    assert many.state is RequestState.WAITING
     finish_all(scheduler, model)
     assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_choices_begin_as_soon_as_there_is_a_seat(n: int) -> None:
+    """Nobody waits for so many seats at once: not they, and not who comes after them."""
+    scheduler, model = build(4, [None], [80], max_sequences=3, max_context=100)
+    first = add(scheduler, "first", [0, 1], max_tokens=90)
+    run_step(scheduler, model)
+    choices = add_choices(scheduler, "many", [1, 2] * 3, max_tokens=4, n=n, temperature=1.0, seed=5)
+    late = add(scheduler, "late", [2], max_tokens=3)
+    run_step(scheduler, model)
+    states = [choice.state for choice in choices]
+    assert states == [RequestState.RUNNING] * 2 + [RequestState.WAITING] * (n - 2)
+    for _ in range(70):
+        run_step(scheduler, model)
+    assert first.state is RequestState.RUNNING
+    assert late.state is RequestState.FINISHED
+    finish_all(scheduler, model)
+    assert scheduler.num_preemptions == 0
+    assert [choice.token_ids for choice in choices] == [alone(choice) for choice in choices]
 
 
 def test_a_choice_is_preempted_alone_and_gives_the_same() -> None:
