@@ -55,10 +55,12 @@ def run_guarded(one: Pass, program: Program, context: PassContext) -> PassResult
     """What a pass gives; PassError (or its UsageError) that says where a user's own code failed."""
     try:
         result = one.run(program, context)
+        if not isinstance(result, PassResult):
+            raise PassError(f"returns {type(result).__name__} instead of a PassResult")
     except UsageError as error:
         error.where = error.where or pass_title(one, failed_at(error))
         raise
-    except Exception as error:  # a user's pass may raise anything; its name must not be lost
+    except (Exception, SystemExit) as error:  # a user's pass may raise anything, and must be named
         if isinstance(error, PassError) and pass_place(one) is None:
             raise
         text = str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"

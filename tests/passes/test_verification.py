@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -161,6 +162,30 @@ def test_a_pass_that_raises_is_named_with_what_it_received(tmp_path: Path) -> No
     ):
         run(model(), Raises, tmp_path)
     assert list(tmp_path.glob("00-before-raises.ir"))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (None, "returns NoneType instead of a PassResult"),
+        (5, "returns int"),
+        (..., "SystemExit: 0"),
+    ],
+)
+def test_a_pass_without_a_result_is_named(given: Any, reason: str, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Returns(Pass):
+        name: ClassVar[str] = "returns"
+        phase: ClassVar[str] = "fuse"
+
+        def run(self, program: Program, context: PassContext) -> Any:
+            if given is ...:
+                sys.exit(0)
+            return given
+
+    with pytest.raises(PassError, match=rf"pass returns \(.*, line \d+\): {reason}"):
+        run(model(), Returns, tmp_path)
+    assert list(tmp_path.glob("00-before-returns.ir"))
 
 
 def step(factors: dict[str, float]) -> Program:
