@@ -96,6 +96,7 @@ class KvCacheSection(_Section):
         "Memory for the cache; auto is what all sequences need, at most half of the free memory.",
         unit="bytes",
         ge=1,
+        le=1 << 50,
     )
 
 
@@ -136,6 +137,7 @@ class RuntimeSection(_Section):
         " so that a step takes no longer; 0 for no target.",
         unit="ms",
         ge=0,
+        le=3_600_000,
     )
     weights: Literal["auto", "mapped", "copied"] = _key(
         "auto",

@@ -60,9 +60,11 @@ class YamlTree:
 def read_yaml(path: Path) -> YamlTree:
     """Reads a YAML file that holds one mapping; raises RecipeError with file and line."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)  # a device has no size, and may have no end
+        if len(data) > _MAX_BYTES:
             raise RecipeError(f"larger than {_MAX_BYTES >> 20} MiB", where=str(path))
-        text = path.read_bytes().decode("utf-8")
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise RecipeError("no such file", where=str(path)) from None
     except UnicodeDecodeError as error:

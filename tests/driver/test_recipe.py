@@ -144,6 +144,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_text("#" * (2 << 20))
     with pytest.raises(RecipeError, match="larger than 1 MiB"):
         load_recipe(tmp_path / "big.yaml")
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match="larger than 1 MiB"):
+        load_recipe(tmp_path / "endless.yaml")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["runtime: {itl_target_ms: 99999999999999}", "kv_cache: {memory: 99999999TB}"]
+)
+def test_numbers_that_no_manifest_holds(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(f"model: a/b\n{wrong}\n")
+    with pytest.raises(RecipeError, match=r"model.yaml:2"):
+        load_recipe(tmp_path / "model.yaml")
 
 
 def test_directories(tmp_path: Path) -> None:
