@@ -38,6 +38,7 @@ _COMMANDS = (
 )
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
+_MAX_LINE = 2000
 
 
 class _Stopped(Exception):
@@ -186,6 +187,8 @@ def _click_text(error: click.ClickException) -> str:
 
 def _fail(text: str, status: int) -> int:
     line = " ".join(text.split())
+    if len(line) > _MAX_LINE:  # names of files and values may be of any length
+        line = f"{line[: _MAX_LINE - 300]} ... {line[-300:]}"
     with contextlib.suppress(OSError):  # stderr may be full, or a pipe that nobody reads any more
         print(f"error: {line}", file=sys.stderr)
     return status

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..runtime.outputs import RequestOutput
     from ..runtime.sampling_params import SamplingParams
 
+_MAX_FILE_BYTES = 1 << 28
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -172,16 +174,18 @@ def _read_stdin() -> str:
 def read_file(file: str, max_bytes: int | None = None) -> str:
     """The contents of a text file, or its first `max_bytes` without a partial last character.
 
-    UsageError if it cannot be read or is not UTF-8 text.
+    UsageError if it cannot be read, is not UTF-8 text, or holds more than 256 MiB.
     """
     from ..ir.errors import UsageError
 
     try:
         with open(file, "rb") as opened:
-            # One byte more tells whether the file ends there.
-            data = opened.read(-1 if max_bytes is None else max_bytes + 1)
+            # One byte more tells whether the file ends there. A device may have no end.
+            data = opened.read((_MAX_FILE_BYTES if max_bytes is None else max_bytes) + 1)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=file) from None
+    if max_bytes is None and len(data) > _MAX_FILE_BYTES:
+        raise UsageError(f"larger than {_MAX_FILE_BYTES >> 20} MiB", where=file)
     part = data[:max_bytes]
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(part, final=len(part) == len(data))

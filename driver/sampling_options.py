@@ -27,7 +27,7 @@ def parse_token_ids(
     if text is None:
         return None
     try:
-        ids = tuple(int(part) for part in text.replace(",", " ").split())
+        ids = tuple(int(number) for part in text.split(",") for number in part.split() or [part])
     except ValueError:
         ids = ()
     if not ids:

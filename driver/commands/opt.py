@@ -27,13 +27,13 @@ def command(file: str, pipeline: str, output: str | None, stats: bool, verify: b
     from pathlib import Path
 
     from ...ir.errors import UsageError
+    from ..generate import read_file
     from ..optimize import optimize_text
 
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot be read: {reason}", where=file) from None
+        text = sys.stdin.read() if file == "-" else read_file(file)
+    except UnicodeDecodeError:
+        raise UsageError("not UTF-8 text", where="<stdin>") from None
     name = "<stdin>" if file == "-" else file
     result, table = optimize_text(text, pipeline, source=name, verify=verify)
     if stats:

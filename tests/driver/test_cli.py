@@ -35,6 +35,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"infc {infc.__version__}\n"
 
 
+def test_long_names_do_not_make_long_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    _, line = refused(capsys, "inspect", "a" * 100_000)
+    assert len(line) < 3000
+
+
+@pytest.mark.parametrize("ids", ["", ",", "1,,2", "1,x", "1, ,2"])
+def test_token_ids_are_numbers(ids: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = refused(capsys, "generate", "nothing.infc", "--token-ids", ids)
+    assert (status, "takes numbers such as 1,2,3" in line) == (2, True)
+
+
 @pytest.mark.parametrize("name", ["", *_COMMANDS])
 def test_help_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*([name] if name else []), "--help"]) == 0

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from infc.driver import generate
 from infc.driver.conversation import _read_line
 from infc.driver.generate import Written, read_prompt, write_choices, write_stream
 from infc.driver.sampling_options import (
@@ -62,6 +63,13 @@ def test_token_ids_where_there_is_no_tokenizer() -> None:
     sink = io.StringIO()
     written = write_stream([part("", 5), part("", 6, end="length")], sink, as_ids=True)
     assert sink.getvalue() == written.text == "5 6 "
+
+
+def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "_MAX_FILE_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="larger than 1 MiB"):
+        generate.read_file("/dev/zero")
+    assert generate.read_file("/dev/zero", 3) == "\0\0\0"
 
 
 def test_one_of_each_is_counted_as_one() -> None:
