@@ -29,7 +29,7 @@ from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
 from ..ir.user_cache import make_private
 from .cache import LIMIT_VARIABLE, ArtifactCache, cache_key, checkpoint_identity
-from .default_output import keep_another_checkpoint
+from .default_output import changed_keys, keep_another_checkpoint
 from .model_source import find_model
 from .progress import LineReporter, Reporter
 from .recipe import LoadedRecipe, Recipe, load_recipe
@@ -76,11 +76,15 @@ def compile_model(
     progress = progress or LineReporter()
     job = _plan(load_recipe(recipe, overrides), output, verify)
     if output is None and not force:
-        keep_another_checkpoint(
+        replaced = keep_another_checkpoint(
             job.output,
             lambda: checkpoint_identity(job.model),
             hint="name another output with -o, or replace it with --force",
         )
+        changed = changed_keys(replaced, _recorded(job)) if replaced is not None else []
+        if changed:
+            names = ", ".join(changed)
+            progress.remark(f"replacing {job.output}, which had other options ({names})")
     reusable = cache and dump_ir_after is None
     store = ArtifactCache()
     key = None

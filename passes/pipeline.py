@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ..ir.errors import UsageError
@@ -272,6 +272,10 @@ def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:
         return pipeline.without(name)
     options = dict(value) if isinstance(value, Mapping) else {}
     place = {key: options.pop(key) for key in ("after", "before") if key in options}
+    known = {option.name for option in fields(get_pass(name))}
+    for key in options.keys() - known:
+        if near := difflib.get_close_matches(key, ("after", "before"), 1):
+            raise UsageError(f"pass {name} has no option {key}", hint=f"did you mean {near[0]}?")
     if name in pipeline.names() and not place:
         return pipeline.with_options(name, **options)
     added = make_pass(get_pass(name), options)

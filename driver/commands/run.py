@@ -54,6 +54,8 @@ def command(
 
     interactive = prompt is None and file is None and sys.stdin.isatty()
     text = "" if interactive else read_prompt(prompt, file)
+    if not interactive and not text.strip():
+        raise UsageError("the prompt is empty", hint="pass one, pipe one in, or use -f FILE")
     opened = open_model(model, overrides, options.pop("verify"))
     arguments = engine_arguments(options)
     params = sampling_params(options, opened)

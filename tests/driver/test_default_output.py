@@ -3,12 +3,14 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 import infc
 from infc.driver.cli import run
+from infc.driver.progress import Reporter
 from infc.driver.rebuild import rebuild_artifact
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.errors import ArtifactError
@@ -111,3 +113,21 @@ def test_rebuilding_keeps_another_checkpoint(
     ):
         rebuild_artifact("a/same.infc", "x86-64-v3")
     assert open_artifact("same-x86-64-v3.infc").identity == kept
+
+
+def test_other_options_of_what_is_replaced_are_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Remarks(Reporter):
+        said: ClassVar[list[str]] = []
+
+        def remark(self, text: str) -> None:
+            self.said.append(text)
+
+    monkeypatch.chdir(tmp_path)
+    for scheme in ("int8", "int8", "none"):
+        options = ["backend=reference", "dtype=float32", f"quantization.scheme={scheme}"]
+        infc.compile(source / "checkpoint", overrides=options, verify=False, progress=Remarks())
+    about = [line for line in Remarks.said if "replacing" in line]
+    assert len(about) == 1
+    assert "had other options (quantization.scheme: int8 -> none)" in about[0]

@@ -322,3 +322,17 @@ def test_a_server_looks_at_its_address_before_it_compiles(
         port = taken.getsockname()[1]
         assert run(["serve", str(source / "checkpoint"), "--port", str(port)]) == 2
     assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_an_empty_prompt_is_not_answered(
+    prompt: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = str(write_small_artifact(tmp_path / "small"))
+    assert run(["run", path, prompt]) == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompt.encode())))
+    assert run(["run", path]) == 2
+    assert capsys.readouterr().err.count("the prompt is empty (pass one") == 2

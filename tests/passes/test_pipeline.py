@@ -331,3 +331,8 @@ def test_a_module_that_does_not_run_is_its_users_own(
     monkeypatch.delitem(sys.modules, "bad_one", raising=False)
     with pytest.raises(UsageError, match=f"bad_one cannot be executed: {message}"):
         get_pass("bad_one:Any")
+
+
+def test_a_misspelled_place_has_a_hint() -> None:
+    with pytest.raises(UsageError, match=r"no option befor .*did you mean before\?"):
+        build_pipeline({"remove-no-op": {"befor": "fuse-rope"}})
