@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..ir.errors import CheckpointError, UnsupportedModelError
+from .config_values import check_names, check_raw_values
 from .quiet import quiet_transformers
 
 # Bounds far above any real model: beyond them a number is a mistake, and would cost memory.
@@ -25,6 +26,9 @@ _BOUNDS: Final = {
 }
 # What a model is made of. Others of a checkpoint directory, such as prose, may be anything.
 _SUFFIXES: Final = frozenset({".json", ".safetensors", ".jinja", ".model", ".tiktoken", ".txt"})
+# Where tools that quantize say so, other than in config.json.
+_QUANTIZATION_FILES: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+_UNQUANTIZED: Final = "start from weights in bfloat16 or float32, and let the recipe quantize them"
 _REQUIRED: Final = ("num_hidden_layers", "hidden_size", "vocab_size")
 _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
 
@@ -32,6 +36,8 @@ _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file; CheckpointError where it is missing or no object."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError("is not a regular file", where=str(path))
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError("is missing", where=str(path)) from None
@@ -51,9 +57,11 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
     if not directory.is_dir():
         raise CheckpointError("no such checkpoint directory", where=str(directory))
     _check_links(directory)
+    _check_quantization_files(directory)
     path = directory / "config.json"
     raw = read_json(path)
     _check_kind(raw, path, allow_remote_code)
+    check_raw_values(raw, path)
     from transformers import AutoConfig
 
     try:
@@ -66,6 +74,8 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
         raise CheckpointError(f"is not valid: {_one_line(error)}", where=str(path)) from error
     _check_supported(config, path)
     _check_sizes(text_part(config), path)
+    if model_class(config) is not None:
+        check_names(text_part(config), path)
     return config
 
 
@@ -77,6 +87,18 @@ def _check_links(directory: Path) -> None:
                 f"is a link to {os.readlink(path)}, which is not there",
                 where=str(path),
                 hint="download the checkpoint again",
+            )
+        if path.suffix in _SUFFIXES and path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError("is not a regular file", where=str(path))
+
+
+def _check_quantization_files(directory: Path) -> None:
+    for name in _QUANTIZATION_FILES:
+        if (directory / name).exists():
+            raise UnsupportedModelError(
+                "the checkpoint is already quantized, which is not supported",
+                where=str(directory / name),
+                hint=_UNQUANTIZED,
             )
 
 
@@ -105,7 +127,7 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
         raise UnsupportedModelError(
             f"the checkpoint is already quantized ({name}), which is not supported",
             where=str(path),
-            hint="start from weights in bfloat16 or float32, and let the recipe quantize them",
+            hint=_UNQUANTIZED,
         )
     known = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     if kind in known:
@@ -132,13 +154,20 @@ def _quantization(raw: dict[str, Any]) -> Any:
     """What a configuration, or that of its text part, says of quantisation; null says nothing."""
     part = raw.get("text_config")
     places = (raw, part if isinstance(part, dict) else {})
-    methods = (place.get("quantization_config") for place in places)
+    keys = ("quantization_config", "compression_config")
+    methods = (place.get(key) for place in places for key in keys)
     return next((method for method in methods if method is not None), None)
 
 
 def _check_supported(config: Any, path: Path) -> None:
     where = str(path)
     text = text_part(config)
+    if isinstance(text, dict):
+        raise CheckpointError(
+            f"has a text_config, which {config.model_type} does not have",
+            where=where,
+            hint="remove text_config, or correct model_type",
+        )
     kind = text.model_type
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{config.model_type} has an encoder", where=where)

@@ -106,6 +106,8 @@ def _opened(path: Path, handle: int | None) -> Iterator[int]:
     if handle is not None:
         yield handle
         return
+    if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait
+        raise CheckpointError("is not a regular file", where=str(path))
     with open(path, "rb", buffering=0) as file:
         yield file.fileno()
 

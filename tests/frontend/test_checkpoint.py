@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,3 +247,10 @@ def test_published_names_of_gpt2(tmp_path: Path) -> None:
     names = set(load_file(tmp_path / FILE))
     assert {"h.0.attn.bias", "wte.weight"} <= names
     assert not any(name.startswith("transformer.") for name in names)
+
+
+def test_weights_that_are_a_pipe(llama: Path) -> None:
+    (llama / FILE).unlink()
+    os.mkfifo(llama / FILE)
+    with pytest.raises(CheckpointError, match=f"{FILE}: is not a regular file"):
+        open_checkpoint(llama)

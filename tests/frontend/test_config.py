@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,3 +180,51 @@ def test_rope_by_layer_type_that_depends_on_the_length() -> None:
     module.rope_type = {"full_attention": "longrope"}  # type: ignore[assignment]
     with pytest.raises(UnsupportedModelError, match="full_attention"):
         fix_length_dependent_rope(module, 16, no_log)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_config": {"hidden_size": 64}}, "has a text_config, which llama does not have"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a finite number"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, expected a finite number"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05, expected a finite number, 0 or more"),
+        ({"rope_theta": 0}, "rope_theta is 0, expected a finite number above 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, r"rope_scaling\.factor is 'x'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, r"factor is -1\.0"),
+        ({"rope_parameters": {"rope_type": "nosuch"}}, "rope_type 'nosuch' is not known"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, expected 1"),
+        ({"hidden_act": "nosuch"}, "hidden_act 'nosuch' is not known"),
+        ({"dtype": "float99"}, "dtype 'float99' is not known"),
+    ],
+)
+def test_a_value_that_no_model_has_is_refused_by_its_key(
+    changes: dict[str, Any], message: str, llama: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
+        read_config(with_config(llama, tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_quant_config.json", "quantize_config.json", "quant_config.json"]
+)
+def test_a_file_that_says_the_weights_are_quantised(name: str, llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UnsupportedModelError, match=rf"{name}.*already quantized"):
+        read_config(tmp_path)
+
+
+def test_compression_config_is_quantization(llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path, compression_config={"quant_method": "sparse"})
+    with pytest.raises(UnsupportedModelError, match=r"already quantized \(sparse\)"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pipe_in_the_place_of_a_file(name: str, llama: Path, tmp_path: Path) -> None:
+    with_config(llama, tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: is not a regular file"):
+        read_config(tmp_path)
