@@ -11,6 +11,7 @@ from ..ir.manifest import TokenizerFiles
 from .config import read_json
 from .generation import Vocabulary, generation_defaults
 from .quiet import quiet_transformers
+from .tokenizer_files import check_tokenizer_files
 
 TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
 TEMPLATE_FILE: Final = "tokenizer/chat_template.jinja"
@@ -48,6 +49,7 @@ def write_tokenizer(
     if not any((source / name).exists() for name in _SOURCES):
         log(f"no tokenizer in {source.name}: the artifact takes and gives token ids only")
         return None
+    check_tokenizer_files(source, vocab_size)
     library = _load(source)
     path = target / TOKENIZER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -199,8 +199,34 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 def test_damaged_tokenizer(model: Path, tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read"):
         write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"added_tokens": []}', '{"model": 3}'])
+def test_a_tokenizer_without_a_model(text: str, model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .*it has no model"):
+        write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+
+
+def test_settings_that_are_a_list(model: Path, tmp_path: Path) -> None:
+    (model / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: is not a JSON object"):
+        write_tokenizer(model, tmp_path / "out", log=lambda _: None)
+
+
+@pytest.mark.parametrize("place", ["vocab", "added_tokens"])
+def test_an_id_far_above_the_vocabulary(place: str, model: Path, tmp_path: Path) -> None:
+    data = json.loads((model / "tokenizer.json").read_text())
+    limit = 2 * VOCAB_SIZE + 65536
+    if place == "vocab":
+        data["model"]["vocab"]["zz"] = limit
+    else:
+        data["added_tokens"].append({**data["added_tokens"][0], "content": "zz", "id": limit})
+    (model / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: token 'zz' has the id {limit}"):
+        write_tokenizer(model, tmp_path / "out", vocab_size=VOCAB_SIZE, log=lambda _: None)
 
 
 def test_tokenizer_from_a_vocabulary(tmp_path: Path) -> None:
