@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
+# The first number of a name is that of its layer, whatever the layers are called.
+_LAYER: Final = re.compile(r"(?:^|\.)(\d{1,9})\.")
+# Some models count the parts of a published layer as layers; none has as many parts as this.
+_SUBLAYERS: Final = 4
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -48,6 +53,20 @@ class Checkpoint:
         if not counts:
             raise CheckpointError("holds no floating-point weights", where=str(self.directory))
         return counts.most_common(1)[0][0]
+
+    def check_layers(self, num_layers: int) -> None:
+        """Refuses far more layers than there are tensors for, before a model of them is built.
+
+        A smaller difference is left to the check of all names. Raises CheckpointError.
+        """
+        found = (_LAYER.search(name) for name in self.types)
+        stored = max((int(match[1]) + 1 for match in found if match), default=num_layers)
+        if num_layers > _SUBLAYERS * stored:
+            raise CheckpointError(
+                f"num_hidden_layers is {num_layers}, but the weights are of {stored} layers",
+                where=str(self.directory / "config.json"),
+                hint="correct num_hidden_layers, or download the weights again",
+            )
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

@@ -49,6 +49,7 @@ def load_model(
     text = text_part(config)
     if text is not config:
         log(f"{config.model_type} is compiled for text alone: its other inputs are left out")
+    checkpoint.check_layers(int(text.num_hidden_layers))
     context = _choose_context(text, max_context)
     program = _capture(config, checkpoint, compute, context, log)
     program = replace(

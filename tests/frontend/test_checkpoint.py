@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from infc.frontend import load
 from infc.frontend.checkpoint import open_checkpoint
 from infc.frontend.load import load_model
 from infc.ir.errors import CheckpointError
@@ -158,6 +159,17 @@ def test_missing_tensor(llama: Path) -> None:
 def test_unexpected_tensor(llama: Path) -> None:
     rewrite(llama, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
     with pytest.raises(CheckpointError, match=r"model\.extra\.weight"):
+        load_model(llama, log=no_log)
+
+
+def test_more_layers_than_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before a model of them all is traced, which would take minutes."""
+    edit_config(llama, num_hidden_layers=4096)
+    monkeypatch.setattr(load, "_capture", lambda *_: pytest.fail("was captured"))
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.json: num_hidden_layers is 4096, but the weights are of 2 layers",
+    ):
         load_model(llama, log=no_log)
 
 
