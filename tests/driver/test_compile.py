@@ -18,7 +18,7 @@ from infc.codegen.cpp.backend import CppBackend
 from infc.driver.progress import Reporter
 from infc.driver.recipe import Recipe
 from infc.ir.artifact import Artifact
-from infc.ir.errors import ArtifactError, PassError, RecipeError, UsageError
+from infc.ir.errors import ArtifactError, CheckpointError, PassError, RecipeError, UsageError
 from infc.passes.verification import Verifier
 
 from .compiling import Lines, contents, run_infc
@@ -188,6 +188,18 @@ def test_templates_that_could_never_be_used_are_left_out(source: Path, tmp_path:
     files = made.manifest.tokenizer
     assert files is not None and files.chat_template is None and files.tool_template is None
     assert not list(made.path.rglob("*.jinja"))
+
+
+def test_a_tokenizer_without_a_model_is_refused_before_capture(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    (copy / "checkpoint/tokenizer.json").write_text("{}")
+    monkeypatch.setattr("infc.frontend.load.load_model", lambda *_, **__: pytest.fail("captured"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .*it has no model"):
+        infc.compile(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_output_may_not_touch_the_checkpoint(source: Path) -> None:
