@@ -334,5 +334,5 @@ def test_a_module_that_does_not_run_is_its_users_own(
 
 
 def test_a_misspelled_place_has_a_hint() -> None:
-    with pytest.raises(UsageError, match=r"no option befor .*did you mean before\?"):
-        build_pipeline({"remove-no-op": {"befor": "fuse-rope"}})
+    with pytest.raises(UsageError, match=r"no option before_ .*did you mean before\?"):
+        build_pipeline({"remove-no-op": {"before_": "fuse-rope"}})
