@@ -116,7 +116,7 @@ def _rewrite(program: Program, passes: Sequence[Pass], context: PassContext) -> 
                 after = replace(after, phase=REACHES[phase])
             steps.append(_Step(one, program, after, result.matches > 0, phase))
             program = after
-    except Exception as error:  # a user's pass may raise anything where layers are missing
+    except (Exception, SystemExit) as error:  # a user's pass may raise anything here
         return str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
     return steps
 

@@ -86,7 +86,8 @@ def _losses(passes: Sequence[PassFacts]) -> Iterator[str]:
             yield f"{one.name}: not measured on a whole run"
             continue
         numbers = (
-            f"KL {far['kl']:.3g}, top-1 {100 * float(far['top1']):.1f} %, error {far['error']:.3g}"
+            f"KL {float(far['kl']):.3g}, top-1 {100 * float(far['top1']):.1f} %,"
+            f" error {float(far['error']):.3g}"
         )
         yield f"{one.name}: {numbers} ({far['rows']} random tokens, {far['what']})"
 
