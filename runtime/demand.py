@@ -50,7 +50,7 @@ class Demand:
         self._block_size = block_size
         self._lengths = AnswerLengths()
         self._num_ends = 0
-        self._known: tuple[Request, int] | None = None
+        self._known: tuple[Request, int, int] | None = None
         self._blocks = 0
 
     def note_end(self, num_output_tokens: int | None) -> None:
@@ -59,29 +59,30 @@ class Demand:
         if num_output_tokens is not None:
             self._lengths.add(num_output_tokens)
 
-    def blocks_beside(self, running: Sequence[Request], newcomer: Request) -> int:
-        """What they should find free once `newcomer` has its prompt's blocks.
+    def blocks_beside(self, running: Sequence[Request], newcomer: Request, num_choices: int) -> int:
+        """What they should find free once `newcomer` and `num_choices` of its choices run.
 
         As long as nobody gives anything back that is what it was, less what they got since:
         it is not worked out again for the same newcomer.
         """
-        if self._known != (newcomer, self._num_ends):
-            self._known = (newcomer, self._num_ends)
-            self._blocks = int(_SHARE_OF_PEAK * self._peak([*running, newcomer]))
+        if self._known != (newcomer, num_choices, self._num_ends):
+            self._known = (newcomer, num_choices, self._num_ends)
+            self._blocks = int(_SHARE_OF_PEAK * self._peak(running, newcomer, num_choices))
         return self._blocks
 
-    def _peak(self, requests: Sequence[Request]) -> int:
+    def _peak(self, running: Sequence[Request], newcomer: Request, num_choices: int) -> int:
         """The most blocks that they are expected to hold at once beyond those of their tokens.
 
         All get a token a step, and the shortest ends first: only just before an end is it most.
         """
         size, expected = self._block_size, self._lengths.expected_more
         tokens, more, owned = [], [], []
-        for request in requests:
+        for request in (*running, newcomer):
             length = len(request.token_ids)
             left = request.max_total_tokens - length
             shared = request.blocks.num_taken
-            for choice in (request, *request.unforked):
+            choices = (request, *request.unforked)
+            for choice in choices[:num_choices] if request is newcomer else choices:
                 tokens.append(length)
                 more.append(expected(choice.num_output_tokens, left))
                 owned.append(0 if request.unforked else blocks_for(length, size) - shared)

@@ -92,9 +92,11 @@ class Scheduler:
                 f"request id {request.request_id!r} is already in use", field="request_id"
             )
         total = max_total_tokens(request, self.limits, self.kv)
-        if len(self._waiting) >= self.limits.max_waiting:
+        # Further choices of a request that runs are not requests of their own.
+        num_queued = sum(waiting.choice == 0 for waiting in self._waiting)
+        if num_queued >= self.limits.max_waiting:
             raise CapacityError(
-                f"{format_count(len(self._waiting), 'request')} already waiting",
+                f"{format_count(num_queued, 'request')} already waiting",
                 hint="try again later",
             )
         self._arrivals += 1
@@ -285,16 +287,22 @@ class Scheduler:
         # Those that run, and the choices that will once their prompt has been computed.
         expected = len(self._running) + sum(len(r.unforked) for r in self._running)
         while self._waiting and budget > 0 and rows.spare > 0:
-            if expected >= self.limits.max_running:
+            seats = self.limits.max_running - expected
+            if seats <= 0:
                 return
             request = self._waiting[0]
-            self._part(request, self.limits.max_running - expected)
+            # Choices without a seat wait for one when they are forked: nobody waits for all of
+            # them at once. Unless each of them would have to compute the prompt again.
             demand = 1 + len(request.unforked)
+            if demand > seats and expected and not self.kv.prefix_reuse:
+                return
+            demand = min(demand, seats)
             # Without room for those that run or will, they would soon preempt this one.
             headroom = Headroom()
             if expected:
                 headroom = Headroom(
-                    expected + demand - 1, self._demand.blocks_beside(self._running, request)
+                    expected + demand - 1,
+                    self._demand.blocks_beside(self._running, request, demand),
                 )
             cached = self.kv.admit(
                 request.blocks, request.token_ids, headroom, request.reusable_tokens
@@ -311,18 +319,6 @@ class Scheduler:
             plan.append((request, count))
             budget -= count
             expected += demand
-
-    def _part(self, request: Request, seats: int) -> None:
-        """Let the choices for which there is no seat wait for one, each by itself.
-
-        Otherwise a request of many choices, and all behind it, would wait until so many others
-        have ended. Those that wait find the prompt's blocks as a cached prefix.
-        """
-        apart = request.unforked[seats - 1 :]
-        del request.unforked[seats - 1 :]
-        for twin in apart:
-            twin.state = RequestState.WAITING
-            insort(self._waiting, twin, key=_ORDER)
 
     def _start(self, request: Request, num_computed: int, now: float) -> None:
         """Let a request that has its blocks run."""

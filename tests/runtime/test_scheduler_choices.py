@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from infc.ir.errors import CapacityError
 from infc.runtime.request import RequestState
 
 from .scheduling import (
@@ -125,3 +126,34 @@ def test_cancelled_before_the_prompt_is_through(in_flight: bool) -> None:
         run_step(scheduler, model, step)
     assert not scheduler.has_unfinished
     assert scheduler.kv.pools[0].num_free == scheduler.kv.pools[0].capacity
+
+
+def test_choices_that_wait_are_not_requests_of_the_queue() -> None:
+    scheduler, model = build(4, [None], [80], max_sequences=3, max_context=100, max_waiting=2)
+    add(scheduler, "first", [0, 1], max_tokens=90)
+    run_step(scheduler, model)
+    add_choices(scheduler, "many", [1, 2] * 3, max_tokens=4, n=12, temperature=1.0, seed=5)
+    run_step(scheduler, model)
+    assert scheduler.num_waiting == 10
+    add(scheduler, "late", [2], max_tokens=3)
+    add(scheduler, "later", [2], max_tokens=3)
+    with pytest.raises(CapacityError, match="2 requests already waiting"):
+        add(scheduler, "last", [2], max_tokens=3)
+    finish_all(scheduler, model)
+
+
+def test_a_prompt_is_computed_once_however_few_seats_there_are() -> None:
+    """Also over several steps, and with no reuse: then its choices wait for seats together."""
+    prompt = [1, 2] * 20
+    for reuse in (True, False):
+        scheduler, model = build(4, [None], [80], max_sequences=4, max_context=60, step_tokens=12)
+        scheduler.kv.prefix_reuse = reuse
+        add(scheduler, "first", [0, 1], max_tokens=12)
+        add(scheduler, "second", [0, 2], max_tokens=30)
+        run_step(scheduler, model)
+        choices = add_choices(scheduler, "many", prompt, max_tokens=2, n=3, temperature=1.0, seed=5)
+        before = model.num_tokens
+        finish_all(scheduler, model)
+        assert [choice.token_ids for choice in choices] == [alone(choice) for choice in choices]
+        # The last block of a prompt is not reused, and each sequence computes its own tokens.
+        assert model.num_tokens - before < 2 * len(prompt) + 40
