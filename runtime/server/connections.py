@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, ClassVar, Literal
 
 import h11
@@ -24,6 +25,7 @@ _REST_SECONDS = 5.0  # for the rest of a body that nobody wants
 _MANY_CHUNKS = 512
 _LEAST_CHUNK = 16  # bytes, on average, once they are many
 _MAX_HEADERS = 128
+_HEAD_END = re.compile(rb"\n\r?\n")  # as h11 has it
 
 _Wait = Literal["head", "rest"]
 
@@ -50,8 +52,10 @@ class _Connection(h11.Connection):
         """As h11 has it."""
         if self.their_state is h11.IDLE:
             # Before it parses them: thousands of short lines fit in a head that is not too long.
-            head = self.trailing_data[0].partition(b"\r\n\r\n")[0]
-            if head.count(b"\n") > _MAX_HEADERS:
+            data = self.trailing_data[0]
+            end = _HEAD_END.search(data)
+            # The first line is the request's own; what comes after the head is not looked at.
+            if data.count(b"\n", 0, end.start() if end else len(data)) > _MAX_HEADERS + (not end):
                 self.refusal = f"The request has more than {_MAX_HEADERS} headers."
                 raise h11.RemoteProtocolError(self.refusal)
         event = super().next_event()

@@ -247,6 +247,9 @@ def test_heads_of_too_many_lines() -> None:
     requests = {
         HEAD + short * 200 + b"\r\n": b"more than 128 headers",
         HEAD + short * 100 + kind + b"\r\n" + body: b"model: field required",
+        HEAD + short * 125 + kind + b"\r\n" + body: b"model: field required",
+        HEAD + short * 126 + kind + b"\r\n" + body: b"more than 128 headers",
+        (HEAD + short * 100 + kind + b"\r\n").replace(b"\r", b"") + body: b"model: field required",
     }
     with serving() as server:
         for request, reason in requests.items():
