@@ -23,6 +23,8 @@ def short_waits() -> Iterator[None]:
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
+    if "torch" in sys.modules:  # what compiling left as garbage would stay as long as the server
+        gc.collect()
     gc.freeze()
     try:
         yield
