@@ -67,7 +67,7 @@ def distance(before: torch.Tensor, after: torch.Tensor, what: str) -> Distance:
     import torch
 
     old, new = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    terms = torch.where(old == -torch.inf, 0.0, old.exp() * (old - new))
+    terms = torch.where(old.exp() == 0, 0.0, old.exp() * (old - new))
     kl = float(terms.sum(-1).mean())
     top1 = float((old.argmax(-1) == new.argmax(-1)).double().mean())
     return Distance(max(kl, 0.0), top1, difference(before, after).error, len(before), what)

@@ -28,7 +28,7 @@ TOLERANCE = 2e-4
 HEAVY_FLOPS = 5_000_000_000
 """Where a run costs more operations, a few of the layers are run (see `cut_program`)."""
 MAX_FLOPS = 150_000_000_000
-"""A model that cannot be cut is not run where that takes more."""
+"""All layers are not run, where a few do not stand for them, if that takes more."""
 MAX_WEIGHT_ELEMENTS = 700_000_000
 """A weight of more elements, widened as one tensor, would not fit beside the rest."""
 LENGTHS = (37, 20)

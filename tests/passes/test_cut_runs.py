@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,6 +239,25 @@ class NeedsLayerTwo(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         assert 2 in layers_of(program), "no layer 2"
         return PassResult(program)
+
+
+@dataclass(frozen=True)
+class ExitsWithoutLayerTwo(NeedsLayerTwo):
+    """One that would end the process."""
+
+    name: ClassVar[str] = "exits"
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        if 2 not in layers_of(program):
+            sys.exit(0)
+        return PassResult(program)
+
+
+@pytest.mark.usefixtures("too_large")
+def test_a_pass_that_exits_on_few_layers_is_told(tmp_path: Path) -> None:
+    (line,) = through(stack(), None, tmp_path, ExitsWithoutLayerTwo()).phases
+    assert "a pass fails on layers 0, 1, 3, 7 of 8" in line
+    assert "SystemExit: 0" in line
 
 
 @pytest.mark.usefixtures("too_large")
