@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -71,8 +71,12 @@ def _ropes(name: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _check_number(key: str, value: Any, path: Path, *, zero: bool = False) -> None:
     if value is None:
         return
+    if isinstance(value, list):  # one for each layer, 0 for one that has none
+        for one in value:
+            _check_number(key, one, path, zero=True)
+        return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not is_number or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
         expected = "a finite number, 0 or more" if zero else "a finite number above 0"
         raise CheckpointError(f"{key} is {value!r}, expected {expected}", where=str(path))
 

@@ -190,6 +190,8 @@ def test_rope_by_layer_type_that_depends_on_the_length() -> None:
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, expected a finite number"),
         ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05, expected a finite number, 0 or more"),
         ({"rope_theta": 0}, "rope_theta is 0, expected a finite number above 0"),
+        ({"rope_theta": 10**400}, "rope_theta is 10+, expected a finite number above 0"),
+        ({"rope_theta": [1e4, -1]}, "rope_theta is -1, expected a finite number, 0 or more"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, r"rope_scaling\.factor is 'x'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, r"factor is -1\.0"),
         ({"rope_parameters": {"rope_type": "nosuch"}}, "rope_type 'nosuch' is not known"),
