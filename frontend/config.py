@@ -28,6 +28,7 @@ _BOUNDS: Final = {
 _SUFFIXES: Final = frozenset({".json", ".safetensors", ".jinja", ".model", ".tiktoken", ".txt"})
 # Where tools that quantize say so, other than in config.json.
 _QUANTIZATION_FILES: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+_METHODS: Final = ("quant_algo", "quant_method", "bits", "w_bit")
 _UNQUANTIZED: Final = "start from weights in bfloat16 or float32, and let the recipe quantize them"
 _REQUIRED: Final = ("num_hidden_layers", "hidden_size", "vocab_size")
 _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
@@ -93,11 +94,16 @@ def _check_links(directory: Path) -> None:
 
 
 def _check_quantization_files(directory: Path) -> None:
-    for name in _QUANTIZATION_FILES:
-        if (directory / name).exists():
+    """A file that names no method for the weights, or was left behind empty, says nothing."""
+    for path in (directory / name for name in _QUANTIZATION_FILES):
+        data = read_json(path) if path.exists() else {}
+        inner = data.get("quantization")
+        places = (data, inner if isinstance(inner, dict) else {})
+        method = next((p[key] for p in places for key in _METHODS if p.get(key) is not None), None)
+        if method is not None:
             raise UnsupportedModelError(
-                "the checkpoint is already quantized, which is not supported",
-                where=str(directory / name),
+                f"the checkpoint is already quantized ({method}), which is not supported",
+                where=str(path),
                 hint=_UNQUANTIZED,
             )
 

@@ -212,7 +212,11 @@ def test_a_value_that_no_model_has_is_refused_by_its_key(
 )
 def test_a_file_that_says_the_weights_are_quantised(name: str, llama: Path, tmp_path: Path) -> None:
     with_config(llama, tmp_path)
-    (tmp_path / name).write_text("{}")
+    for nothing in ({}, {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}):
+        (tmp_path / name).write_text(json.dumps(nothing))
+        read_config(tmp_path)
+    nested = {"quantization": {"quant_algo": "FP8"}}
+    (tmp_path / name).write_text(json.dumps(nested if name.startswith("hf") else {"bits": 4}))
     with pytest.raises(UnsupportedModelError, match=rf"{name}.*already quantized"):
         read_config(tmp_path)
 
