@@ -351,9 +351,7 @@ def _build_files(
 
 def _capture(job: _Job, progress: Reporter) -> Program:
     from ..frontend.load import load_model
-    from ..frontend.tokenizer_files import check_tokenizer_files
 
-    check_tokenizer_files(job.model, None)  # it is written last: refused now, not after minutes
     runtime = job.recipe.runtime
     return load_model(
         job.model,

@@ -16,6 +16,7 @@ from ..ir.types import DType, SymbolRange
 from ..ir.verify import verify
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import read_config, text_part
+from .tokenizer_files import check_tokenizer_files
 
 DTypeName = Literal["float32", "bfloat16", "auto"]
 Log = Callable[[str], None]
@@ -50,6 +51,8 @@ def load_model(
     if text is not config:
         log(f"{config.model_type} is compiled for text alone: its other inputs are left out")
     checkpoint.check_layers(int(text.num_hidden_layers))
+    # It is written last: what can be seen of it is refused now, not after minutes.
+    check_tokenizer_files(directory, getattr(text, "vocab_size", None))
     context = _choose_context(text, max_context)
     program = _capture(config, checkpoint, compute, context, log)
     program = replace(

@@ -11,7 +11,7 @@ from .config import read_json
 
 # Tokenizers may know more ids than the model has: those of other models of its family, or of
 # inputs other than text. But each id up to the largest takes memory.
-_SPARE_IDS: Final = 1 << 16
+_SPARE_IDS: Final = 1 << 20
 _MOST_IDS: Final = 1 << 24
 _AGAIN: Final = "download the checkpoint again"
 

@@ -190,15 +190,23 @@ def test_templates_that_could_never_be_used_are_left_out(source: Path, tmp_path:
     assert not list(made.path.rglob("*.jinja"))
 
 
-def test_a_tokenizer_without_a_model_is_refused_before_capture(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["no model", "an id far above the vocabulary"])
+def test_a_tokenizer_is_refused_before_capture(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(source, copy)
-    (copy / "checkpoint/tokenizer.json").write_text("{}")
-    monkeypatch.setattr("infc.frontend.load.load_model", lambda *_, **__: pytest.fail("captured"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: .*it has no model"):
-        infc.compile(copy, tmp_path / "out")
+    path = copy / "checkpoint/tokenizer.json"
+    data = json.loads(path.read_text())
+    if fault == "no model":
+        del data["model"]
+    else:
+        data["model"]["vocab"]["zz"] = 1 << 22
+    path.write_text(json.dumps(data))
+    monkeypatch.setattr("infc.frontend.load._capture", lambda *_: pytest.fail("captured"))
+    message = "it has no model" if fault == "no model" else "token 'zz' has the id 4194304"
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json: .*{message}"):
+        infc.compile(copy, tmp_path / "out", cache=False)
     assert not (tmp_path / "out").exists()
 
 

@@ -219,7 +219,7 @@ def test_settings_that_are_a_list(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["vocab", "added_tokens"])
 def test_an_id_far_above_the_vocabulary(place: str, model: Path, tmp_path: Path) -> None:
     data = json.loads((model / "tokenizer.json").read_text())
-    limit = 2 * VOCAB_SIZE + 65536
+    limit = 2 * VOCAB_SIZE + (1 << 20)
     if place == "vocab":
         data["model"]["vocab"]["zz"] = limit
     else:
