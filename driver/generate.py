@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import sys
 import time
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from ..runtime.llm import LLM
     from ..runtime.outputs import RequestOutput
     from ..runtime.sampling_params import SamplingParams
-
-_MAX_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,52 +139,3 @@ def seconds_since_process_start() -> float:
         fields = file.read().rpartition(")")[2].split()
     ticks = int(fields[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def read_prompt(prompt: str | None, file: str | None = None) -> str:
-    """The prompt from the argument, a file, or stdin (if it is `-` or missing).
-
-    UsageError if there is no prompt, if there are two, or if it is not UTF-8 text.
-    """
-    from ..ir.errors import UsageError
-
-    if file is not None:
-        if prompt is not None:
-            raise UsageError("there are two prompts", hint="pass either PROMPT or --file")
-        return read_file(file) if file != "-" else _read_stdin()
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt is None and sys.stdin.isatty():
-        raise UsageError("no prompt", hint="pass one, pipe one in, or use `infc chat`")
-    return _read_stdin()
-
-
-def _read_stdin() -> str:
-    from ..ir.errors import UsageError
-
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the prompt is not UTF-8 text (byte {error.start})") from None
-
-
-def read_file(file: str, max_bytes: int | None = None) -> str:
-    """The contents of a text file, or its first `max_bytes` without a partial last character.
-
-    UsageError if it cannot be read, is not UTF-8 text, or holds more than 256 MiB.
-    """
-    from ..ir.errors import UsageError
-
-    try:
-        with open(file, "rb") as opened:
-            # One byte more tells whether the file ends there. A device may have no end.
-            data = opened.read((_MAX_FILE_BYTES if max_bytes is None else max_bytes) + 1)
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=file) from None
-    if max_bytes is None and len(data) > _MAX_FILE_BYTES:
-        raise UsageError(f"larger than {_MAX_FILE_BYTES >> 20} MiB", where=file)
-    part = data[:max_bytes]
-    try:
-        return codecs.getincrementaldecoder("utf-8")().decode(part, final=len(part) == len(data))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 text (byte {error.start})", where=file) from None

@@ -53,9 +53,9 @@ def command(
     from dataclasses import asdict
 
     from ..evaluate import compare_on_text, evaluate_text, window_sizes
-    from ..generate import read_file
     from ..open_model import open_model
     from ..progress import make_reporter
+    from ..text_input import read_file
 
     text = read_file(file, max_bytes)
     opened = open_model(model, overrides)

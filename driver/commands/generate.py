@@ -57,7 +57,7 @@ def command(
       infc generate tiny.infc "import" -n 3 --temperature 0.8 --min-p 0.05
     """
     from ...runtime.llm import LLM
-    from ..generate import encode_message, read_prompt, write_answer
+    from ..generate import encode_message, write_answer
     from ..open_model import open_model
     from ..sampling_options import (
         engine_arguments,
@@ -65,6 +65,7 @@ def command(
         sampling_params,
         with_default_length,
     )
+    from ..text_input import read_prompt
 
     if token_ids is not None and (prompt is not None or file is not None or chat):
         raise click.UsageError("--token-ids cannot be combined with a prompt or --chat")

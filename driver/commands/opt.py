@@ -23,17 +23,13 @@ def command(file: str, pipeline: str, output: str | None, stats: bool, verify: b
       infc opt layer.ir -p "fuse-rms-norm,merge-qkv" -o fused.ir
       infc opt layer.ir -p my_module:MyPass --stats --verify
     """
-    import sys
     from pathlib import Path
 
     from ...ir.errors import UsageError
-    from ..generate import read_file
     from ..optimize import optimize_text
+    from ..text_input import read_file
 
-    try:
-        text = sys.stdin.read() if file == "-" else read_file(file)
-    except UnicodeDecodeError:
-        raise UsageError("not UTF-8 text", where="<stdin>") from None
+    text = read_file(file)
     name = "<stdin>" if file == "-" else file
     result, table = optimize_text(text, pipeline, source=name, verify=verify)
     if stats:

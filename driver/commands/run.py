@@ -48,9 +48,10 @@ def command(
     from ...ir.errors import UsageError
     from ...runtime.llm import LLM
     from ..conversation import converse
-    from ..generate import encode_message, read_prompt, write_answer
+    from ..generate import encode_message, write_answer
     from ..open_model import open_model
     from ..sampling_options import engine_arguments, sampling_params, with_default_length
+    from ..text_input import read_prompt
 
     interactive = prompt is None and file is None and sys.stdin.isatty()
     text = "" if interactive else read_prompt(prompt, file)

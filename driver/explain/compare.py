@@ -19,6 +19,7 @@ from ...ir.manifest import MANIFEST_NAME, FileDigest
 from ...ir.program import Program
 from ...ir.sizes import format_size
 from ...ir.text import parse_program
+from ..text_input import read_file
 from .collect import STAGES, inspect_artifact, read_program
 from .differences import (
     ArtifactDiff,
@@ -97,12 +98,7 @@ def _dumps(directory: Path) -> tuple[tuple[str, Program], ...]:
 
 
 def _read_text(path: Path) -> Program:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot be read: {reason}", where=str(path)) from None
-    return parse_program(text, source=str(path))
+    return parse_program(read_file(str(path)), source=str(path))
 
 
 def diff_programs(before: Program, after: Program) -> ProgramDiff:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from infc.driver.cli import run
 from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows, evaluate_text
-from infc.driver.generate import read_file
+from infc.driver.text_input import read_file
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import UsageError
 from infc.ir.manifest import Limits

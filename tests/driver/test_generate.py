@@ -11,9 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from infc.driver import generate
+from infc.driver import text_input
 from infc.driver.conversation import _read_line
-from infc.driver.generate import Written, read_prompt, write_choices, write_stream
+from infc.driver.generate import Written, write_choices, write_stream
 from infc.driver.sampling_options import (
     generation_options,
     sampling_params,
@@ -66,10 +66,10 @@ def test_token_ids_where_there_is_no_tokenizer() -> None:
 
 
 def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "_MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(text_input, "_MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="larger than 1 MiB"):
-        generate.read_file("/dev/zero")
-    assert generate.read_file("/dev/zero", 3) == "\0\0\0"
+        text_input.read_file("/dev/zero")
+    assert text_input.read_file("/dev/zero", 3) == "\0\0\0"
 
 
 def test_one_of_each_is_counted_as_one() -> None:
@@ -98,16 +98,16 @@ class _Input(io.TextIOWrapper):
 
 
 def test_where_the_prompt_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_prompt("hello") == "hello"
+    assert text_input.read_prompt("hello") == "hello"
     for prompt in (None, "-"):
         monkeypatch.setattr(sys, "stdin", _Input("grüß\n".encode(), terminal=False))
-        assert read_prompt(prompt) == "grüß\n"
+        assert text_input.read_prompt(prompt) == "grüß\n"
     monkeypatch.setattr(sys, "stdin", _Input(b"", terminal=True))
     with pytest.raises(UsageError, match="no prompt"):
-        read_prompt(None)
+        text_input.read_prompt(None)
     monkeypatch.setattr(sys, "stdin", _Input(b"\xff", terminal=False))
     with pytest.raises(UsageError, match="not UTF-8"):
-        read_prompt("-")
+        text_input.read_prompt("-")
 
 
 @pytest.mark.parametrize(
