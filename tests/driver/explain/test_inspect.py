@@ -19,12 +19,18 @@ from infc.driver.bench.ceilings import Ceilings
 from infc.driver.cli import run
 from infc.driver.explain.collect import inspect_artifact
 from infc.driver.explain.document import artifact_json, nodes_json
-from infc.driver.explain.facts import NO_COSTS, ArtifactFacts, Costs, NearMiss
+from infc.driver.explain.facts import NO_COSTS, ArtifactFacts, Costs, NearMiss, PassFacts
 from infc.driver.explain.measure import choose_workload, measure_program
 from infc.driver.explain.memory import kv_bytes, plan_memory
 from infc.driver.explain.narrow import pick_nodes
 from infc.driver.explain.shape import model_shape
-from infc.driver.explain.text import _shape, near_miss_lines, render_artifact, spell_numbers
+from infc.driver.explain.text import (
+    _losses,
+    _shape,
+    near_miss_lines,
+    render_artifact,
+    spell_numbers,
+)
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import TargetError
 from infc.ir.manifest import FileDigest, KvLayout
@@ -380,3 +386,26 @@ def test_a_machine_that_nothing_is_built_for_has_no_ceilings(
     monkeypatch.setattr(ceilings_module, "resolve_target", refuse)
     assert run(["inspect", str(tiny)]) == 0
     assert "\nroofline\n" not in capsys.readouterr().out
+
+
+def test_a_loss_without_bounds_is_shown() -> None:
+    """A token that a pass bans is infinitely unlikely; JSON has it as text."""
+    far = {"kl": "inf", "top1": 0.5, "error": "inf", "rows": 37, "what": "the whole model"}
+    cost = Cost(0, 0, 0)
+    facts = PassFacts(
+        name="ban",
+        phase="fuse",
+        contract="lossy",
+        options={},
+        matches=1,
+        near_misses=(),
+        nodes_before=1,
+        nodes=1,
+        op_changes=None,
+        before=None,
+        after=cost,
+        verified="",
+        distance=far,
+    )
+    (line,) = _losses([facts])
+    assert line == "ban: KL inf, top-1 50.0 %, error inf (37 random tokens, the whole model)"
