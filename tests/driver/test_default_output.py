@@ -3,20 +3,19 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 import infc
 from infc.driver.cli import run
-from infc.driver.progress import Reporter
 from infc.driver.rebuild import rebuild_artifact
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.errors import ArtifactError
 
 from ..checkpoints import make_checkpoint
 from ..ir.artifacts import fill, manifest, write_artifact
+from .compiling import Lines
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +117,11 @@ def test_rebuilding_keeps_another_checkpoint(
 def test_other_options_of_what_is_replaced_are_named(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Remarks(Reporter):
-        said: ClassVar[list[str]] = []
-
-        def remark(self, text: str) -> None:
-            self.said.append(text)
-
+    progress = Lines()
     monkeypatch.chdir(tmp_path)
     for scheme in ("int8", "int8", "none"):
         options = ["backend=reference", "dtype=float32", f"quantization.scheme={scheme}"]
-        infc.compile(source / "checkpoint", overrides=options, verify=False, progress=Remarks())
-    about = [line for line in Remarks.said if "replacing" in line]
+        infc.compile(source / "checkpoint", overrides=options, verify=False, progress=progress)
+    about = [line for line in progress.lines if "replacing" in line]
     assert len(about) == 1
     assert "had other options (quantization.scheme: int8 -> none)" in about[0]

@@ -7,25 +7,14 @@ import huggingface_hub.constants
 import pytest
 
 import infc
-from infc.driver.progress import Reporter
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CheckpointError
 
 from ..checkpoints import make_checkpoint, put_in_hub_cache
+from .compiling import Lines
 
 NAME = "an-org/small-model"
 OPTIONS = ["backend=reference", "dtype=float32", "target=x86-64-v2"]
-
-
-class Lines(Reporter):
-    """Keeps the remarks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def remark(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")

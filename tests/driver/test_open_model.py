@@ -17,7 +17,6 @@ from infc.driver.cache import ArtifactCache
 from infc.driver.cli import run
 from infc.driver.compile import compile_cached
 from infc.driver.open_model import artifact_path, is_artifact, open_model
-from infc.driver.progress import Reporter
 from infc.driver.workplaces import one_at_a_time, temporary_output
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import CheckpointError, InfcError, RecipeError, UsageError
@@ -25,19 +24,9 @@ from infc.ir.errors import CheckpointError, InfcError, RecipeError, UsageError
 from ..checkpoints import make_checkpoint
 from ..ir.artifacts import write_artifact
 from ..runtime.small_artifact import write_small_artifact
+from .compiling import Lines
 
 QUICK = ["backend=reference", "dtype=float32"]
-
-
-class Listener(Reporter):
-    """Keeps what a user would be told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def remark(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +71,14 @@ def test_a_server_names_what_was_asked_for(
 
 def test_a_model_is_compiled_once(source: Path, tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text(f"model: {source / 'checkpoint'}\n")
-    told = Listener()
+    told = Lines()
     first = artifact_path(source / "checkpoint", QUICK, told)
     assert first.parent == ArtifactCache().place("x").parent
-    assert told.said[0] == f"compiling {source.name} (next time, it is taken from the cache)"
-    again = Listener()
+    assert told.lines[0] == f"compiling {source.name} (next time, it is taken from the cache)"
+    again = Lines()
     for model in (source / "checkpoint", tmp_path / "model.yaml", tmp_path):
         assert artifact_path(model, QUICK, again).name == first.name
-    assert again.said == []
+    assert again.lines == []
     assert artifact_path(first) == first, "an artifact stands for itself"
     assert artifact_path(source / "checkpoint", [*QUICK, "runtime.max_sequences=2"], told) != first
 
@@ -209,7 +198,7 @@ def test_an_artifact_beyond_the_limit_is_still_used(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INFC_CACHE_LIMIT", "1KB")
-    path = artifact_path(source / "checkpoint", QUICK, Listener())
+    path = artifact_path(source / "checkpoint", QUICK, Lines())
     assert open_artifact(path).manifest.model.num_layers == 2
 
 
