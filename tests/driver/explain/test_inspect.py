@@ -390,7 +390,13 @@ def test_a_machine_that_nothing_is_built_for_has_no_ceilings(
 
 def test_a_loss_without_bounds_is_shown() -> None:
     """A token that a pass bans is infinitely unlikely; JSON has it as text."""
-    far = {"kl": "inf", "top1": 0.5, "error": "inf", "rows": 37, "what": "the whole model"}
+    far: dict[str, float | str] = {
+        "kl": "inf",
+        "top1": 0.5,
+        "error": "inf",
+        "rows": 37,
+        "what": "the whole model",
+    }
     cost = Cost(0, 0, 0)
     facts = PassFacts(
         name="ban",
