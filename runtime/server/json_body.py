@@ -8,6 +8,7 @@ import json.scanner
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from .errors import ApiError
@@ -20,6 +21,7 @@ MAX_VALUES = 1 << 16
 
 _MAX_FIELDS = 256
 _MAX_RUN = 1 << 18  # characters that are handed to the decoder in C: some milliseconds
+_FIRST_RUN = 1 << 12  # of a string: most are shorter, and each run is copied
 
 _NAME = re.compile(r'"([^"]{1,80})"\s*:\s*\Z')
 _INTEGERS = re.compile(r"[0-9, \t\n\r]+")
@@ -73,6 +75,7 @@ class _BoundedDecoder(json.JSONDecoder):
         self._num_values = self._num_integers = 0
         self.parse_array = self._parse_array
         self.parse_object = self._parse_object
+        self.parse_string = _parse_string
         self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
     def _parse_array(self, place: tuple[str, int], scan_once: _Scan) -> tuple[list[Any], int]:
@@ -142,6 +145,40 @@ class _BoundedDecoder(json.JSONDecoder):
     def _check(self, count: int, most: int) -> None:
         if count > most:
             raise _too_many(self._name or "the body", most, "values", self._name or None)
+
+
+def _parse_string(text: str, begin: int, strict: bool = True) -> tuple[str, int]:
+    """As the decoder in C, but in runs, between which other threads can have the lock."""
+    found: tuple[str, int]
+    parts, place, length = [], begin, _FIRST_RUN
+    try:
+        while len(text) - place > length:
+            cut = _between_escapes(text, place, place + length)
+            part, end = scanstring(text[place:cut] + '"', 0, strict)
+            parts.append(part)
+            if end <= cut - place:  # its own quote, not the one that was added
+                return "".join(parts), place + end
+            place, length = cut, min(2 * length, _MAX_RUN)
+        found = scanstring(text, place, strict)
+    except ValueError:
+        found = scanstring(text, begin, strict)  # fails likewise, and says where in the body
+        parts = []
+    return "".join([*parts, found[0]]), found[1]
+
+
+def _between_escapes(text: str, begin: int, cut: int) -> int:
+    """`cut`, or the place before it where an escape or pair of surrogates begins that it splits."""
+    start = text.rfind("\\", max(begin, cut - 6), cut)
+    if start < 0:
+        return cut
+    before = text[begin : start + 1]
+    if (len(before) - len(before.rstrip("\\"))) % 2 == 0:
+        return cut  # an escaped backslash
+    is_unicode = text[start + 1] == "u"
+    if start + (6 if is_unicode else 2) > cut:
+        return _between_escapes(text, begin, start)
+    is_high = text[start + 2 : start + 4].lower() in ("d8", "d9", "da", "db")
+    return start if is_unicode and is_high and start + 6 == cut else cut
 
 
 def _too_many(what: str, most: int, unit: str, param: str | None = None) -> ApiError:

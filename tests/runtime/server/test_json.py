@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infc.runtime.server import json_body
 from infc.runtime.server.encoding import Joined, Shared, encode, encode_in_pieces, in_chunks
 from infc.runtime.server.errors import ApiError
 from infc.runtime.server.json_body import MAX_VALUES, SMALL_BYTES, parse_json
@@ -116,3 +118,41 @@ def test_chunks_are_neither_small_nor_large() -> None:
     chunks = list(in_chunks(pieces))
     assert b"".join(chunks) == b"".join(pieces)
     assert all(1 << 16 <= len(chunk) < 1 << 17 for chunk in chunks[:-1])
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "\\n",
+                "a",
+                "\\ud83d",
+                "\\ude00",
+                "\\\\",
+                '\\"',
+                "é",
+                "\\u00e9",
+                "xyz" * 3,
+                "\\",
+                "u",
+                '"',
+            ]
+        ),
+        max_size=60,
+    ),
+    st.integers(16, 40),
+)
+def test_strings_are_read_in_runs_as_they_are_whole(units: list[str], run: int) -> None:
+    """No run ends inside an escape or a pair of surrogates, and errors say the same."""
+    text = '"' + "".join(units) + '"' + "z" * 50
+
+    def outcome(read: Callable[[str, int, bool], tuple[str, int]]) -> object:
+        try:
+            return read(text, 1, True)
+        except ValueError as error:
+            return str(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_body, "_FIRST_RUN", run)
+        patch.setattr(json_body, "_MAX_RUN", run)
+        assert outcome(json_body._parse_string) == outcome(json.decoder.scanstring)  # type: ignore[attr-defined]
