@@ -44,7 +44,13 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
             recipe.passes or None, lambda path: loaded.tree.place(("passes", *path))
         )
     how = recipe.quantization
-    pipeline = with_quantization(pipeline, scheme=how.scheme, skip=how.skip, head=how.head)
+    pipeline = with_quantization(
+        pipeline,
+        scheme=how.scheme,
+        rules=[(rule.match, rule.scheme) for rule in how.rules],
+        skip=how.skip,
+        head=how.head_scheme,
+    )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
 

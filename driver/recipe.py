@@ -40,7 +40,13 @@ def _check_passes(value: Any) -> Any:
 
 
 def _scheme_alone(value: Any) -> Any:
+    if isinstance(value, dict) and "default" in value and "scheme" not in value:
+        return {("scheme" if key == "default" else key): given for key, given in value.items()}
     return {"scheme": value} if isinstance(value, str) else value
+
+
+def _head_choice(value: Any) -> Any:
+    return ("auto" if value else "none") if isinstance(value, bool) else value
 
 
 def size_or_auto(value: Any) -> Any:
@@ -67,19 +73,49 @@ class _Section(BaseModel):
     )
 
 
+SchemeName = Literal["none", "int8", "int4", "int8-token", "int4-token", "q8_0", "q4_0", "q4_1"]
+
+
+class RuleSection(_Section):
+    """The scheme of the matrices whose names match a pattern."""
+
+    match: str = Field(
+        min_length=1,
+        pattern=r"^[^\s=]+$",
+        description="Name of a matrix, as `infc inspect` shows it, with or without `.weight`; `*`"
+        " stands for any text, and `lm_head` for the output head.",
+    )
+    scheme: SchemeName = Field(description="Scheme of these matrices.")
+
+
 class QuantizationSection(_Section):
     """In how many bits matrices are held; a scheme's name alone stands for its section."""
 
-    scheme: Literal["none", "int8", "int4"] = _key(
+    scheme: SchemeName = _key(
         "none",
-        "int8: int8 weights with one scale per output channel and int8 activations with one scale"
-        " per token, with exact integer sums; int4: the same with 4-bit weights in groups of 32"
-        " that have a multiplier each.",
+        "int8: int8 weights and int8 activations in groups of 32 with a scale each; int4: the same"
+        " with 4-bit weights; int8-token and int4-token: activations with one scale per token and"
+        " exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1: the formats of"
+        " GGUF. `default` is another name of this key.",
+    )
+    rules: list[RuleSection] = _key(
+        [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
     )
     skip: list[str] = _key(
         [], "Names of matrices that are not quantized; `*` stands for any text.", unit="patterns"
     )
-    head: bool = _key(True, "Whether the output head, which computes the logits, is quantized.")
+    head: Annotated[SchemeName | Literal["auto"], BeforeValidator(_head_choice)] = _key(
+        "auto",
+        "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits,"
+        " and `scheme` otherwise. true means auto, false means none.",
+    )
+
+    @property
+    def head_scheme(self) -> str:
+        """The scheme of the head; empty if it is that of the other matrices."""
+        if self.head != "auto":
+            return self.head
+        return "int8" if self.scheme in ("int4", "q4_0", "q4_1") else ""
 
 
 class KvCacheSection(_Section):
@@ -187,7 +223,7 @@ class Recipe(_Section):
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
     ("dtype",): frozenset({"float16", "float8", "float64"}),
-    ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0", "q4_0"}),
+    ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),
     ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
 }
 
@@ -226,9 +262,10 @@ def load_recipe(
 
 def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
     """RecipeError for options of a scheme where there is none."""
-    if section.scheme != "none":
+    if section.scheme != "none" or any(rule.scheme != "none" for rule in section.rules):
         return
-    for name, given in (("skip", section.skip), ("head", not section.head)):
+    unused = ("rules", section.rules), ("skip", section.skip), ("head", section.head != "auto")
+    for name, given in unused:
         if given:
             raise RecipeError(
                 f"quantization.{name} has no effect, because the scheme is none",

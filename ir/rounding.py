@@ -42,6 +42,17 @@ def quantize_i8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scale
 
 
+def quantize_groups_i8(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `quantize_i8` for each `group` elements of a row: scales are `[.., ceil(K / group)]`."""
+    import torch
+
+    depth = x.shape[-1]
+    groups = -(-depth // group)
+    padded = torch.nn.functional.pad(x, (0, groups * group - depth))
+    codes, scales = quantize_i8(padded.reshape(*x.shape[:-1], groups, group))
+    return codes.flatten(-2)[..., :depth], scales
+
+
 def quantize_i4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (uint8, groups of `GROUP_I4_BYTES`) and scales of each row of the last dimension.
 
@@ -90,23 +101,3 @@ def _code_groups(x: torch.Tensor) -> torch.Tensor:
 
 def _nearest_codes(x: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
     return (x / multiplier).round_().clamp_(LOWEST_I4, -LOWEST_I4 - 1)
-
-
-def integers_i4(codes: torch.Tensor) -> torch.Tensor:
-    """`code * multiplier` (int8) of bytes `[.., groups * 17]`, as `[.., groups * 32]`."""
-    import torch
-
-    groups = codes.reshape(-1, GROUP_I4_BYTES)
-    parts = [_integers_of_groups(part) for part in groups.split(_CHUNK // GROUP_I4)]
-    width = codes.shape[-1] // GROUP_I4_BYTES * GROUP_I4
-    return torch.cat(parts).reshape(*codes.shape[:-1], width)
-
-
-def _integers_of_groups(groups: torch.Tensor) -> torch.Tensor:
-    """Of bytes [G, 17], as [G, 32]."""
-    import torch
-
-    multiplier = groups[:, :1].contiguous().view(torch.int8)
-    pairs = groups[:, 1:]
-    both = torch.cat([pairs & 15, pairs >> 4], -1).view(torch.int8)
-    return both.add_(LOWEST_I4).mul_(multiplier)

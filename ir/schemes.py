@@ -1,4 +1,4 @@
-"""Weight schemes: how a matrix is held in fewer bits, described once for every backend."""
+"""Quantization schemes: a format of weights, what multiplies it, and how products are summed."""
 
 from __future__ import annotations
 
@@ -6,96 +6,86 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .block_rounding import BlockRounding
 from .errors import ProgramError
-from .rounding import GROUP_I4, GROUP_I4_BYTES, integers_i4, quantize_i4, quantize_i8
-from .types import Dim, DType, TensorType
+from .formats import B4_G32, GROUP, I4_G32, I8, I8_G32, Q4_0, Q4_1, Q8_0, Format
+from .rounding import quantize_i4, quantize_i8
+from .types import Dim
 
 if TYPE_CHECKING:
     import torch
 
 Quantizer = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
-"""Makes codes and scales of a matrix `[.., N, K]`."""
+"""Makes the codes and row scales of a matrix `[.., N, K]`."""
 
 MAX_EXACT_DEPTH: Final = 65536
-"""Products that one int32 sum holds, even where one side is shifted to 0 .. 255."""
+"""The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How `scaled_linear` and `scaled_moe` hold a matrix `[N, K]`, and what multiplies it.
+    """How `scaled_linear` and `scaled_moe` store a matrix `[N, K]`, and what multiplies it.
 
-    A weight is an integer of -127 .. 127 times the float32 scale of its output channel. `bits` is
-    what its code takes, and `group_bytes` bytes of `code_dtype` hold the codes of `group` elements
-    of K, with whatever they share. `quantize` makes codes and scales of a matrix (its last
-    dimension is K, the last group padded with zeros), `integers` gives the integers of codes back.
-    `tolerance` is what a product of random rows may be off by, relative to a row's largest result.
-    The activation's rows are quantised to int8 as they come, one scale a token (`quantize_rows`),
-    so that products are sums of integers, exact in any order.
+    Rows of activations are quantized to int8 when they are computed (`quantize_rows`), with a
+    float32 scale for each `row_group` elements of K, or one for the whole row if it is 0. With one
+    scale for each row, products are integer sums, which are exact in any order. With groups, the
+    exact sum of each group is multiplied by its scales, and the results are added in float32 in
+    ascending order of K. `quantize` rounds a matrix to nearest. `tolerance` is the allowed error of
+    a product of random rows, relative to the largest result of a row.
     """
 
     name: str
-    bits: int
-    code_dtype: DType
+    weight: Format
+    row_group: int
     quantize: Quantizer
-    integers: Callable[[torch.Tensor], torch.Tensor]
     tolerance: float
-    group: int = 1
-    group_bytes: int = 1
     doc: str = ""
 
-    def code_type(self, plain: TensorType) -> TensorType:
-        """The type of the codes of a matrix `[.., N, K]`."""
-        depth = plain.shape[-1]
+    @property
+    def is_exact(self) -> bool:
+        """Whether products are sums of integers."""
+        return self.row_group == 0
+
+    def row_scales(self, lead: tuple[Dim, ...], depth: Dim) -> tuple[Dim, ...]:
+        """The shape of the scales of rows `[*lead, depth]`."""
+        if not self.row_group:
+            return lead
         if not isinstance(depth, int):
-            raise ProgramError(f"a matrix {plain} has no fixed depth")
-        width: Dim = -(-depth // self.group) * self.group_bytes
-        return TensorType(self.code_dtype, (*plain.shape[:-1], width))
-
-    def scale_type(self, plain: TensorType) -> TensorType:
-        """The type of its scales, `[.., N]`."""
-        return TensorType(DType.F32, plain.shape[:-1])
-
-    def num_weights(self, codes: TensorType) -> int:
-        """How many weights codes stand for, the last group of each row taken as full."""
-        return codes.num_elements() // self.group_bytes * self.group
-
-    def bits_per_weight(self, depth: int) -> float:
-        """Bits that a weight of a row of `depth` takes, its share of what it shares included."""
-        groups = -(-depth // self.group)
-        return (8 * groups * self.group_bytes + 32) / depth
+            raise ProgramError(f"rows of {depth} elements have no fixed number of groups")
+        return (*lead, -(-depth // self.row_group))
 
 
-INT8: Final = Scheme(
-    "int8",
-    8,
-    DType.I8,
-    quantize_i8,
-    lambda codes: codes,
-    tolerance=0.05,
-    doc="int8 weights, one float32 scale an output channel, round to nearest; int8 activations, "
-    "one scale a token (as in LLM.int8 without outliers, and SmoothQuant's O1 granularity)",
-)
+_ROWS: Final = "; int8 activations with a scale for each group of 32"
+_TOKENS: Final = "; int8 activations with one scale per token, and exact integer sums"
 
-INT4: Final = Scheme(
-    "int4",
-    4,
-    DType.U8,
-    quantize_i4,
-    integers_i4,
-    tolerance=0.35,
-    group=GROUP_I4,
-    group_bytes=GROUP_I4_BYTES,
-    doc="4-bit codes in groups of 32, each with a whole multiplier of -15 .. 15, one float32 scale "
-    "an output channel (QServe's progressive groups, round to nearest); int8 activations, one "
-    "scale a token",
-)
 
-SCHEMES: Final = {scheme.name: scheme for scheme in (INT8, INT4)}
+def _grouped(name: str, weight: Format, tolerance: float) -> Scheme:
+    return Scheme(
+        name, weight, GROUP, BlockRounding(weight).encode, tolerance, doc=weight.doc + _ROWS
+    )
+
+
+INT8: Final = _grouped("int8", I8_G32, 0.02)
+INT4: Final = _grouped("int4", B4_G32, 0.25)
+INT8_TOKEN: Final = Scheme("int8-token", I8, 0, quantize_i8, 0.05, doc=I8.doc + _TOKENS)
+INT4_TOKEN: Final = Scheme("int4-token", I4_G32, 0, quantize_i4, 0.35, doc=I4_G32.doc + _TOKENS)
+SCHEMES: Final = {
+    scheme.name: scheme
+    for scheme in (
+        INT8,
+        INT4,
+        INT8_TOKEN,
+        INT4_TOKEN,
+        _grouped("q8_0", Q8_0, 0.02),
+        _grouped("q4_0", Q4_0, 0.35),
+        _grouped("q4_1", Q4_1, 0.3),
+    )
+}
 """Every scheme by name."""
 
 
 def get_scheme(name: object) -> Scheme:
-    """The scheme of that name; ProgramError where there is none."""
+    """The scheme of that name; ProgramError if there is none."""
     if not isinstance(name, str) or name not in SCHEMES:
         raise ProgramError(f"unknown scheme {name!r}", hint=f"known: {', '.join(SCHEMES)}")
     return SCHEMES[name]

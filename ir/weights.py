@@ -380,13 +380,13 @@ BUILTIN: Final = (
     WeightOp(
         "codes",
         lambda parts, attrs: get_scheme(attrs["scheme"]).quantize(parts[0])[0],
-        lambda kinds, attrs: get_scheme(attrs["scheme"]).code_type(_matrix(kinds)),
+        lambda kinds, attrs: get_scheme(attrs["scheme"]).weight.code_type(_matrix(kinds)),
         ("scheme",),
     ),
     WeightOp(
         "scales",
         lambda parts, attrs: get_scheme(attrs["scheme"]).quantize(parts[0])[1],
-        lambda kinds, attrs: get_scheme(attrs["scheme"]).scale_type(_matrix(kinds)),
+        lambda kinds, attrs: get_scheme(attrs["scheme"]).weight.scale_type(_matrix(kinds)),
         ("scheme",),
     ),
     WeightOp("add", lambda parts, attrs: parts[0] + _number(attrs), _scalar_rule, ("value",)),

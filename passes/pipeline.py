@@ -296,14 +296,24 @@ def with_kv_options(pipeline: Pipeline, *, dtype: str, block_size: int) -> Pipel
 
 
 def with_quantization(
-    pipeline: Pipeline, *, scheme: str, skip: Sequence[str], head: bool
+    pipeline: Pipeline,
+    *,
+    scheme: str,
+    rules: Sequence[tuple[str, str]] = (),
+    skip: Sequence[str] = (),
+    head: str = "",
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged for the scheme none.
 
+    `rules` are patterns of names with their schemes, and `head` is the scheme of the output head.
     UsageError where the recipe has switched that pass off.
     """
-    if scheme == "none":
+    if {scheme, *(name for _, name in rules)} == {"none"}:
         return pipeline
     return pipeline.with_options(
-        QuantizeWeights.name, scheme=scheme, skip=" ".join(skip), head=head
+        QuantizeWeights.name,
+        scheme=scheme,
+        rules=" ".join(f"{pattern}={name}" for pattern, name in rules),
+        skip=" ".join(skip),
+        head=head,
     )

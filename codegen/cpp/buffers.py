@@ -21,8 +21,16 @@ CTYPES = {
     DType.U8: "uint8_t",
     DType.BOOL: "bool",
 }
-CODES = {DType.I8: "int8_t", DType.U8: "int4x2"}
-"""What the kernels call the codes of a scheme, by the type that they are stored in."""
+CODES = {
+    "int8-token": "int8_t",
+    "int4-token": "int4x2",
+    "int8": "Grouped<8, int8_t>",
+    "int4": "Grouped<4, int8_t, absent, Levels::book>",
+    "q8_0": "Grouped<8, half>",
+    "q4_0": "Grouped<4, half>",
+    "q4_1": "Grouped<4, half, half, Levels::counted>",
+}
+"""What the kernels call the codes of a scheme, by its name."""
 
 
 @dataclass(frozen=True, slots=True)

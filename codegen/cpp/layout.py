@@ -2,7 +2,7 @@
 
 A weight `[N, K]` lies as `[ceil(N / nr)][ceil(K / kp)][nr][kp]`, zero padded: a panel holds `nr`
 outputs, and for each step of K the `nr * kp` numbers that the kernel multiplies at once. Codes of
-4 bits lie in the same order by groups, each group's multipliers in front.
+grouped formats lie in the same order by groups, with the scales of each group in front.
 The kernels have the same sizes as constants (`LinearLayout` in `kernels/linear*_tile.hpp`).
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ir.formats import Format, Part
 from ...ir.program import Attr
-from ...ir.rounding import GROUP_I4_BYTES
 from ...ir.target import Target
 from ...ir.types import DType, TensorType
 
@@ -75,23 +75,32 @@ class PanelLayout:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLayout:
-    """Panels of `nr` outputs for codes of 4 bits in groups (`ir/rounding.py`).
+class BlockLayout:
+    """Panels of `nr` outputs for a grouped format (`ir/formats.py`), group after group of K.
 
-    Of each group come first the outputs' multipliers `[nr]`, then the bytes of codes as
-    `[16 / 4][nr][4]`: what one instruction multiplies by four elements lies side by side.
+    Of each group come first the scales of the outputs `[nr]`, then their minima if the format has
+    them, then the codes: `[32 / kp][nr][kp]` bytes of 8-bit codes (`flipped` as in `PanelLayout`),
+    or `[16 / 4][nr][4]` bytes of two 4-bit codes each. What one instruction multiplies by
+    neighboring elements of K lies side by side.
     """
 
     nr: int
+    format: Format
+    kp: int = 4
+    flipped: bool = False
 
     def attrs(self) -> dict[str, Attr]:
         """The constants of the weight expression `pack`."""
-        return {"nr": self.nr, "group_bytes": GROUP_I4_BYTES}
+        sizes: dict[str, Attr] = {"nr": self.nr, "format": self.format.name}
+        if self.format.bits == 8:
+            sizes["kp"] = self.kp
+        return sizes | {"flipped": True} if self.flipped else sizes
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """`[.., N, groups * 17]` → `[.., ceil(N / nr), groups, nr * 17]`."""
+        """`[.., N, blocks * block_bytes]` → `[.., ceil(N / nr), blocks, nr * block_bytes]`."""
         *lead, n, width = shape
-        return (*lead, -(-n // self.nr), width // GROUP_I4_BYTES, self.nr * GROUP_I4_BYTES)
+        size = self.format.block_bytes
+        return (*lead, -(-n // self.nr), width // size, self.nr * size)
 
     def packed_type(self, plain: TensorType) -> TensorType:
         """The type of a packed weight; `plain` has rank 2 or more and integer dimensions."""
@@ -105,36 +114,55 @@ class GroupLayout:
         return torch.from_numpy(self.pack_array(weight.numpy()))
 
     def pack_array(self, codes: NDArray[Any]) -> NDArray[Any]:
-        """The same with numpy. Outputs that pad the last panel have multipliers of 0."""
+        """The same with numpy. Outputs that pad the last panel have scales of 0."""
         *lead, n, width = codes.shape
         panels, groups, _ = self.packed_shape((n, width))
         padded = codes
         if n != panels * self.nr:
             padded = np.zeros((*lead, panels * self.nr, width), codes.dtype)
             padded[..., :n, :] = codes
-        rows = padded.reshape(*lead, panels, self.nr, groups, GROUP_I4_BYTES).swapaxes(-3, -2)
-        quads = rows[..., 1:].reshape(*lead, panels, groups, self.nr, -1, 4).swapaxes(-3, -2)
-        codes_of = quads.reshape(*lead, panels, groups, -1)
-        return np.ascontiguousarray(np.concatenate([rows[..., 0], codes_of], -1))
+        rows = padded.reshape(*lead, panels, self.nr, groups, -1).swapaxes(-3, -2)
+        return np.concatenate([self._lay(rows, part) for part in self.format.parts], -1)
+
+    def _lay(self, rows: NDArray[Any], part: Part) -> NDArray[Any]:
+        """The bytes of a part of blocks `[.., nr, block_bytes]`, in the order of the panel."""
+        data = rows[..., part.offset : part.offset + part.num_bytes]
+        if part.name == "codes":
+            data = data ^ 128 if self.flipped else data
+            steps = data.reshape(*data.shape[:-1], -1, self.kp)
+            data = steps.swapaxes(-3, -2)
+            return data.reshape(*data.shape[:-3], -1)
+        return data.reshape(*data.shape[:-2], -1)
 
     def unpack_array(self, packed: NDArray[Any], n: int) -> NDArray[Any]:
         """The inverse of `pack_array` for `n` outputs."""
         *lead, panels, groups, _ = packed.shape
-        quads = packed[..., self.nr :].reshape(*lead, panels, groups, -1, self.nr, 4)
-        codes = quads.swapaxes(-3, -2).reshape(*lead, panels, groups, self.nr, -1)
-        rows = np.concatenate([packed[..., : self.nr, None], codes], -1).swapaxes(-3, -2)
-        plain = rows.reshape(*lead, panels * self.nr, groups * GROUP_I4_BYTES)
-        return np.ascontiguousarray(plain[..., :n, :])
+        found, start = [], 0
+        for part in self.format.parts:
+            data = packed[..., start : start + self.nr * part.num_bytes]
+            start += self.nr * part.num_bytes
+            if part.name == "codes":
+                steps = data.reshape(*data.shape[:-1], -1, self.nr, self.kp).swapaxes(-3, -2)
+                data = steps ^ 128 if self.flipped else steps
+            found.append(data.reshape(*lead, panels, groups, self.nr, part.num_bytes))
+        plain = np.concatenate(found, -1).swapaxes(-3, -2)
+        rows = plain.reshape(*lead, panels * self.nr, groups * self.format.block_bytes)
+        return np.ascontiguousarray(rows[..., :n, :])
 
 
-Layout = PanelLayout | GroupLayout
+Layout = PanelLayout | BlockLayout
 
 
-def weight_layout(dtype: DType, target: Target) -> Layout:
-    """The layout of a weight in the type it is stored in; bytes are codes of 4 bits."""
-    if dtype is DType.U8:
-        return GroupLayout(nr=64 if _is_wide(target) else 16)
-    return panel_layout(dtype, target)
+def weight_layout(form: DType | Format, target: Target) -> Layout:
+    """The layout of a weight of a plain element type, or of codes in a format."""
+    if isinstance(form, DType):
+        return panel_layout(form, target)
+    if form.group == 1:
+        return panel_layout(DType.I8, target)
+    plain = panel_layout(DType.I8, target)
+    if form.bits == 4:
+        return BlockLayout(plain.nr, form)
+    return BlockLayout(plain.nr, form, plain.kp, plain.flipped)
 
 
 def panel_layout(dtype: DType, target: Target) -> PanelLayout:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...ir.errors import ProgramError
+from ...ir.formats import get_format
 from ...ir.ops.base import Attrs
-from ...ir.rounding import GROUP_I4_BYTES
 from ...ir.types import TensorType
 from ...ir.weights import WeightOp, register_weight_op
-from .layout import GroupLayout, Layout, PanelLayout
+from .layout import BlockLayout, Layout, PanelLayout
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def layout_of(attrs: Attrs) -> Layout:
     """The layout that the constants of an expression `pack` name."""
-    nr, kp = attrs["nr"], attrs.get("kp")
-    if isinstance(nr, int) and nr > 0 and attrs.get("group_bytes") == GROUP_I4_BYTES:
-        return GroupLayout(nr)
+    nr, kp, form = attrs["nr"], attrs.get("kp", 4), attrs.get("format")
     if not isinstance(nr, int) or not isinstance(kp, int) or nr < 1 or kp < 1:
         raise ProgramError(f"pack: nr and kp are sizes, not {nr!r} and {kp!r}")
-    return PanelLayout(nr, kp, attrs.get("flipped") is True)
+    flipped = attrs.get("flipped") is True
+    if form is not None:
+        return BlockLayout(nr, get_format(form), kp, flipped)
+    return PanelLayout(nr, kp, flipped)
 
 
 def _pack(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parent / "quantizer" / "quantize.cpp"
 NOT_COMPILED = "matrices are quantized without compiled code, which takes longer"
+_COMPILED = frozenset({"i8", "i4_g32", "i8_g32", "b4_g32"})
+"""Formats that `quantize.cpp` rounds to."""
 _PART_ELEMENTS = 1 << 20
 """Weights that a thread takes at a time: some milliseconds of work."""
 
@@ -57,8 +59,12 @@ class Quantizers:
         self._is_missing = False
 
     def table(self) -> dict[str, Quantizer]:
-        """A quantiser for each scheme, by its name."""
-        return {name: _Bound(self, name) for name in SCHEMES}
+        """Quantisers by the names of schemes, for those whose format there is compiled code for."""
+        return {
+            name: _Bound(self, name)
+            for name, scheme in SCHEMES.items()
+            if scheme.weight.name in _COMPILED
+        }
 
     def quantize(self, scheme: str, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales of a matrix, as `Scheme.quantize` makes them."""
@@ -68,9 +74,9 @@ class Quantizers:
         depth = matrix.shape[-1]
         if matrix.dtype not in (torch.float32, torch.bfloat16) or not matrix.numel():
             return plain.quantize(matrix)
-        width = -(-depth // plain.group) * plain.group_bytes
+        width = -(-depth // plain.weight.group) * plain.weight.block_bytes
         rows = matrix.contiguous().reshape(-1, depth)
-        codes = torch.empty((rows.shape[0], width), dtype=to_torch(plain.code_dtype))
+        codes = torch.empty((rows.shape[0], width), dtype=to_torch(plain.weight.code_dtype))
         scales = torch.empty(rows.shape[0], dtype=torch.float32)
         if not self._is_there() or not self._run(scheme, rows, codes, scales):
             return plain.quantize(matrix)
@@ -82,7 +88,7 @@ class Quantizers:
         """Whether all rows were finite, and are codes now."""
         import torch
 
-        function = getattr(self._open(), f"quantize_{scheme}")
+        function = getattr(self._open(), f"quantize_{get_scheme(scheme).weight.name}")
         narrow = int(rows.dtype == torch.bfloat16)
         count, depth = rows.shape
         step = max(1, _PART_ELEMENTS // depth)

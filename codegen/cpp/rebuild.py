@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...ir.errors import ArtifactError
 from ...ir.program import Program, Weight
 from ..base import Made
-from .layout import GroupLayout, Layout, PanelLayout
+from .layout import BlockLayout, Layout, PanelLayout
 from .packing import PACK, layout_of
 from .weight_table import PACKED
 
@@ -50,8 +50,8 @@ def stored_weights(
 def repack(packed: NDArray[Any], old: Layout, new: Layout, shape: tuple[int, int]) -> NDArray[Any]:
     """The panels `new.pack(w)` of a weight `w` `[.., *shape]`, given `old.pack(w)`."""
     n, k = shape
-    if isinstance(old, GroupLayout):
-        assert isinstance(new, GroupLayout), "a target changes sizes, not the kind of codes"
+    if isinstance(old, BlockLayout):
+        assert isinstance(new, BlockLayout), "a target changes sizes, not the kind of codes"
         return new.pack_array(old.unpack_array(packed, n))
     assert isinstance(new, PanelLayout), "a target changes sizes, not the kind of codes"
     *lead, panels, steps, nr, kp = packed.shape

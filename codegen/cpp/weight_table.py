@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...ir.formats import Format
 from ...ir.program import Program, Weight, WeightExpr
 from ...ir.target import Target
 from .layout import weight_layout
@@ -40,10 +41,10 @@ class WeightTable:
         """Index of a weight that lies as the program types it."""
         return self._index(self.program.weights[name])
 
-    def packed(self, name: str) -> int:
-        """Index of a weight that lies in panels (see `layout.py`)."""
+    def packed(self, name: str, form: Format | None = None) -> int:
+        """Index of a weight that lies in panels (see `layout.py`); its format if it is of codes."""
         weight = self.program.weights[name]
-        layout = weight_layout(weight.type.dtype, self.target)
+        layout = weight_layout(form or weight.type.dtype, self.target)
         expr = WeightExpr(PACK.name, (weight.expr,), layout.attrs())
         return self._index(Weight(name + PACKED, layout.packed_type(weight.type), expr))
 

@@ -148,9 +148,9 @@ def _weights(program: Program, node: Node, op: Op) -> Iterable[WeightFacts]:
 def _num_elements(node: Node, kind: TensorType) -> int:
     """How many numbers a weight has; codes stand for as many as their scheme says."""
     if "scheme" in node.attrs:
-        scheme = get_scheme(node.attrs["scheme"])
-        if kind.dtype is scheme.code_dtype:
-            return scheme.num_weights(kind)
+        weight = get_scheme(node.attrs["scheme"]).weight
+        if kind.dtype is weight.code_dtype:
+            return weight.num_weights(kind)
     return kind.num_elements()
 
 

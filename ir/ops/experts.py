@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProgramError
-from ..rounding import quantize_i8
+from ..schemes import get_scheme
 from ..torch_types import from_torch
 from ..types import TensorType
 from .base import (
@@ -29,7 +29,7 @@ from .base import (
 )
 from .fused import ACTIVATIONS, activate
 from .matrix import linear_meaning
-from .quantized import SCHEME, check_matrix, scaled_linear_meaning
+from .quantized import SCHEME, check_matrix, quantize_rows_meaning, scaled_linear_meaning
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def _scaled_moe_meaning(
     def product(matrix: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Product:
         def run(rows: torch.Tensor, expert: int) -> torch.Tensor:
             own = None if bias is None else bias[expert]
-            codes = quantize_i8(rows)
+            codes = quantize_rows_meaning(rows, get_scheme(scheme).row_group)
             return scaled_linear_meaning(
                 *codes, matrix[expert], scale[expert], own, dtype=dtype, scheme=scheme
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
-from ..rounding import quantize_i8
-from ..schemes import MAX_EXACT_DEPTH, SCHEMES, get_scheme
+from ..formats import GROUP
+from ..rounding import quantize_groups_i8, quantize_i8
+from ..schemes import MAX_EXACT_DEPTH, SCHEMES, Scheme, get_scheme
 from ..types import Dim, DType, TensorType
 from .base import (
     AttrKind,
@@ -44,15 +45,14 @@ def _need(kind: TensorType, dtype: DType, what: str) -> None:
 def check_matrix(codes: TensorType, scale: TensorType, depth: Dim, attrs: Attrs, what: str) -> None:
     """ProgramError unless codes of `[.., N, depth]` and their scales fit the scheme in `attrs`."""
     scheme = get_scheme(attrs["scheme"])
-    _need(codes, scheme.code_dtype, what)
+    _need(codes, scheme.weight.code_dtype, what)
     if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
         raise ProgramError(f"{what} is {codes}: int32 sums hold {MAX_EXACT_DEPTH} products")
     plain = TensorType(DType.F32, (*codes.shape[:-1], depth))
-    if codes != scheme.code_type(plain):
-        raise ProgramError(
-            f"{what} is {codes}, expected {scheme.code_type(plain)} for {depth} columns"
-        )
-    wanted = scheme.scale_type(plain)
+    wanted = scheme.weight.code_type(plain)
+    if codes != wanted:
+        raise ProgramError(f"{what} is {codes}, expected {wanted} for {depth} columns")
+    wanted = scheme.weight.scale_type(plain)
     if scale != wanted:
         raise ProgramError(f"{what}_scale is {scale}, expected {wanted}")
 
@@ -61,11 +61,24 @@ def _quantize_rows(types: Types, attrs: Attrs) -> Outputs:
     x = need_float(tensor(types, 0), "x")
     if not x.shape:
         raise ProgramError(f"x is {x}, expected at least one dimension")
-    return TensorType(DType.I8, x.shape), TensorType(DType.F32, x.shape[:-1])
+    group = attrs["group"]
+    if group not in (0, GROUP):
+        raise ProgramError(f"group is {group}, expected 0 or {GROUP}")
+    if group and not isinstance(x.shape[-1], int):
+        raise ProgramError(f"x is {x}: rows have no fixed number of groups")
+    scales = scale_shape(x.shape, int(group))
+    return TensorType(DType.I8, x.shape), TensorType(DType.F32, scales)
 
 
-def _quantize_rows_meaning(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantize_i8(x)
+def scale_shape(shape: tuple[Dim, ...], group: int) -> tuple[Dim, ...]:
+    """The shape of the scales of rows of `shape`: one for each row (0), or for each group."""
+    *lead, depth = shape
+    return (*lead, -(-depth // group)) if group and isinstance(depth, int) else tuple(lead)
+
+
+def quantize_rows_meaning(x: torch.Tensor, group: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of rows `[.., K]`, one scale for each row, or for each group of elements."""
+    return quantize_groups_i8(x, group) if group else quantize_i8(x)
 
 
 def _mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
@@ -78,9 +91,9 @@ def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
     w, w_scale = tensor(types, 2, 2, "w"), tensor(types, 3, name="w_scale")
     _need(x, DType.I8, "x")
     _need(x_scale, DType.F32, "x_scale")
-    need_shape(x_scale, x.shape[:-1], "x_scale")
     if not x.shape:
         raise ProgramError(f"x is {x}, expected at least one dimension")
+    need_shape(x_scale, scale_shape(x.shape, get_scheme(attrs["scheme"]).row_group), "x_scale")
     check_matrix(w, w_scale, x.shape[-1], attrs, "w")
     dtype = DType(attrs["dtype"])
     if not dtype.is_float:
@@ -102,15 +115,52 @@ def scaled_linear_meaning(
     dtype: str,
     scheme: str,
 ) -> torch.Tensor:
-    """float(sum of x * w) * (x_scale * w_scale) + bias, in float32, rounded once."""
+    """The sums of the scheme, times w_scale, plus the bias, in float32, rounded once.
+
+    Exact sums are multiplied by x_scale * w_scale. Sums of groups are those of the numbers that
+    codes stand for: exact sums within a group would only differ in rounding, as their order does.
+    """
+    import torch
+
     from ..torch_types import to_torch
 
-    kind = to_torch(DType(dtype))
-    integers = get_scheme(scheme).integers(w)[..., : x.shape[-1]]
-    y = _exact_products(x, integers).to(x_scale.dtype) * (x_scale[..., None] * w_scale)
+    how, kind = get_scheme(scheme), to_torch(DType(dtype))
+    depth = x.shape[-1]
+    if how.is_exact:
+        y = _exact_products(x, _integers(how, w, depth)).to(x_scale.dtype)
+        y = y * (x_scale[..., None] * w_scale)
+    else:
+        wide = x * x_scale.repeat_interleave(how.row_group, -1)[..., :depth]
+        y = (
+            torch.cat([wide @ part.T for part in _decoded(how, w, x_scale.dtype, depth)], -1)
+            * w_scale
+        )
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y.to(kind)
+
+
+def _integers(scheme: Scheme, codes: torch.Tensor, depth: int) -> torch.Tensor:
+    """The integers (-127 .. 127) that codes `[N, ..]` of an exact scheme stand for."""
+    parts = scheme.weight.split(codes)
+    levels = scheme.weight.code_levels(parts["codes"])
+    if "scale" in parts:
+        levels = levels * parts["scale"]
+    return levels.flatten(-2)[..., :depth]
+
+
+def _decoded(
+    scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype, depth: int
+) -> Iterator[torch.Tensor]:
+    """The numbers that codes `[N, ..]` stand for in units of their row's scale, some rows at a
+    time.
+
+    All of them would take many times the bytes of the codes.
+    """
+    import torch
+
+    for part in codes.split(max(1, _WIDENED_ELEMENTS // max(1, depth))):
+        yield scheme.weight.decode(part, torch.ones(len(part), dtype=dtype), depth)
 
 
 def _exact_products(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -145,17 +195,20 @@ OPS = (
         "quantize_rows",
         Kind.NORM,
         "Codes i8[.., K] and scales f32[..] of x[.., K]: scale = amax / 127, code = "
-        "rint(x * (127 / amax)) in float32, ties to even; a row of zeros has scale 0.",
+        "rint(x * (127 / amax)) in float32, ties to even; a row of zeros has scale 0. With a "
+        "`group`, the same for each 32 elements of a row: scales f32[.., ceil(K / 32)].",
         ("x",),
         _quantize_rows,
-        _quantize_rows_meaning,
+        quantize_rows_meaning,
+        (AttrSpec("group", AttrKind.INT, 0),),
         mixes=_mixes,
     ),
     Op(
         "scaled_linear",
         Kind.MATRIX,
-        "float32(x[.., K] @ w[N, K].T, summed exactly) * (x_scale[..] * w_scale[N]) + bias[N] -> "
-        "[.., N] of `dtype`, rounded once. `scheme` defines the value of a code.",
+        "x[.., K] @ w[N, K].T * w_scale[N] + bias[N] -> [.., N] of `dtype`, rounded once. `scheme` "
+        "defines the values of codes: exact sums are multiplied by x_scale[..] * w_scale; sums of "
+        "groups by x_scale[.., ceil(K / 32)] and added in float32, in ascending order.",
         ("x", "x_scale", "w", "w_scale", "bias?"),
         _scaled_linear,
         scaled_linear_meaning,

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.layout import GroupLayout, PanelLayout
+from infc.codegen.cpp.layout import BlockLayout, PanelLayout
 from infc.codegen.cpp.rebuild import repack
+from infc.ir.formats import FORMATS, Format
 
 layouts = st.builds(PanelLayout, nr=st.sampled_from([1, 4, 16, 64]), kp=st.sampled_from([1, 2, 4]))
 flipped = st.builds(PanelLayout, nr=st.just(16), kp=st.just(4), flipped=st.just(True))
@@ -39,12 +40,24 @@ def test_repacking_is_packing(lead: list[int], n: int, k: int, data: st.DataObje
     lead=st.lists(st.integers(1, 3), max_size=2),
     n=st.integers(1, 40),
     groups=st.integers(1, 4),
+    form=st.sampled_from([one for one in FORMATS.values() if one.group > 1]),
     sizes=st.tuples(st.sampled_from([4, 16, 64]), st.sampled_from([4, 16, 64])),
+    depths=st.tuples(st.sampled_from([2, 4]), st.sampled_from([2, 4])),
 )
 def test_repacking_groups_is_packing(
-    lead: list[int], n: int, groups: int, sizes: tuple[int, int]
+    lead: list[int],
+    n: int,
+    groups: int,
+    form: Format,
+    sizes: tuple[int, int],
+    depths: tuple[int, int],
 ) -> None:
-    codes = torch.randint(0, 256, (*lead, n, groups * 17), dtype=torch.uint8)
-    old, new = map(GroupLayout, sizes)
-    packed = repack(old.pack(codes).numpy(), old, new, (n, groups * 17))
+    width = groups * form.block_bytes
+    codes = torch.randint(0, 256, (*lead, n, width), dtype=torch.uint8)
+    kps = depths if form.bits == 8 else (4, 4)
+    old, new = (
+        BlockLayout(nr, form, kp, form.bits == 8 and kp == 4)
+        for nr, kp in zip(sizes, kps, strict=True)
+    )
+    packed = repack(old.pack(codes).numpy(), old, new, (n, width))
     np.testing.assert_array_equal(packed, new.pack(codes).numpy())

@@ -30,10 +30,6 @@ struct LinearLayout<int4x2> {
   static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 4 : 2;
   static constexpr int64_t kGroupBytes = kNR * (1 + kGroup4 / 2);
 };
-template <>
-constexpr int64_t panel_bytes<int4x2>(int64_t K) {
-  return ceil_div(K, kGroup4) * LinearLayout<int4x2>::kGroupBytes;
-}
 
 // What is made of a row, as codes lie 8 too high: -8 times the sum of each group, of every four
 // elements the first two apart from the last two where products are summed in 16 bits. Behind it

@@ -27,10 +27,20 @@ struct LinearLayout<bf16> {
 };
 
 // Bytes of one packed panel (kNR outputs), and of a packed [N, K] weight.
+template <class L, class = void>
+struct PanelBytes {
+  static constexpr int64_t of(int64_t K, int64_t element) {
+    return ceil_div(K, L::kKP) * L::kKP * L::kNR * element;
+  }
+};
+// Panels of groups of 32 elements of K.
+template <class L>
+struct PanelBytes<L, std::void_t<decltype(L::kGroupBytes)>> {
+  static constexpr int64_t of(int64_t K, int64_t) { return ceil_div(K, 32) * L::kGroupBytes; }
+};
 template <class W>
 constexpr int64_t panel_bytes(int64_t K) {
-  using L = LinearLayout<W>;
-  return ceil_div(K, L::kKP) * L::kKP * L::kNR * static_cast<int64_t>(sizeof(W));
+  return PanelBytes<LinearLayout<W>>::of(K, static_cast<int64_t>(sizeof(W)));
 }
 template <class W>
 constexpr int64_t packed_bytes(int64_t N, int64_t K) {
@@ -43,6 +53,12 @@ struct PreparedRow {
   const X* x;
   const void* made;
 };
+
+// Where the elements of a row are, of what a product is given for the row.
+template <class X>
+INFC_INLINE const X* elements_of(const X* x) {
+  return x;
+}
 
 // What rows that meet weights of type W consist of, what sums are made in, and what is prepared:
 // `made_bytes(K)` bytes a row, a multiple of 64. By default rows are read as they are.

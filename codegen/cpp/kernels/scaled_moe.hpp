@@ -24,10 +24,12 @@ struct ScaledMoeWeights {
 template <class T>
 struct ScaledMoeScratch {
   static constexpr int64_t align(int64_t bytes) { return MoeScratch<T>::align(bytes); }
+  // Scales of a row of so many elements, at most.
+  static constexpr int64_t scales(int64_t dim) { return ceil_div(dim, kGroup); }
   static constexpr int64_t bytes(const MoeShape& s) {
     const int64_t n = s.T * s.K;
-    return MoeScratch<T>::bytes(s) + align(s.T * s.H) + align(s.T * 4) + align(n * s.I) +
-           align(n * 4);
+    return MoeScratch<T>::bytes(s) + align(s.T * s.H) + align(s.T * scales(s.H) * 4) +
+           align(n * s.I) + align(n * scales(s.I) * 4);
   }
   ScaledMoeScratch(void* base, const MoeShape& s) : plain(base, s) {
     const int64_t n = s.T * s.K;
@@ -38,9 +40,9 @@ struct ScaledMoeScratch {
       return at;
     };
     x = reinterpret_cast<int8_t*>(take(s.T * s.H));
-    x_scale = reinterpret_cast<float*>(take(s.T * 4));
+    x_scale = reinterpret_cast<float*>(take(s.T * scales(s.H) * 4));
     gated = reinterpret_cast<int8_t*>(take(n * s.I));
-    gated_scale = reinterpret_cast<float*>(take(n * 4));
+    gated_scale = reinterpret_cast<float*>(take(n * scales(s.I) * 4));
     result = reinterpret_cast<T*>(plain.result);
   }
   MoeScratch<T> plain;
@@ -67,23 +69,27 @@ struct ExpertMatrix {
 };
 
 // For each expert, its rows of codes by its matrix; source(i) says which row of `codes` [.., K] and
-// `row_scale` is the i-th in expert order, out receives [T*K, N].
+// `row_scale` (one or more for each) is the i-th in expert order, out receives [T*K, N].
 template <class W, class T, class Source>
 void expert_scaled_linear(const Team& t, const int32_t* starts, int64_t E,
                           const ExpertMatrix<T>& w, const int8_t* codes, const float* row_scale,
                           Source source, T* out) {
   constexpr int kNR = LinearLayout<W>::kNR;
+  using Scales = RowScales<W>;
+  const int64_t count = Scales::count(w.K);
   const OutputScale<T> outputs{w.scale, w.bias};
   for_each_expert_share<W>(t, starts, E, w.N, [&](int64_t e, int64_t begin, int64_t end) {
     const char* expert = static_cast<const char*>(w.packed) + e * packed_bytes<W>(w.N, w.K);
     Product<W>(t, expert, w.K)
         .run(
             starts[e], starts[e + 1], begin, end,
-            [&](int64_t i) { return codes + source(i) * w.K; },
-            [&](int64_t i, int64_t panel, const int32_t* sums) {
+            [&](int64_t i) {
+              return Scales::row(codes + source(i) * w.K, row_scale + source(i) * count);
+            },
+            [&](int64_t i, int64_t panel, const auto* sums) {
               const int64_t n = panel * kNR;
-              write_scaled(sums, row_scale[source(i)], outputs.from(e * w.N + n),
-                           out + i * w.N + n, w.N - n < kNR ? w.N - n : kNR);
+              Scales::write(sums, row_scale + source(i) * count, outputs.from(e * w.N + n),
+                            out + i * w.N + n, w.N - n < kNR ? w.N - n : kNR);
             });
   });
 }
@@ -99,7 +105,7 @@ void scaled_moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const 
   const ScaledMoeScratch<T> s(scratch, shape);
   const MoeScratch<T>& p = s.plain;
   const int64_t n = shape.T * shape.K;
-  quantize_rows(t, x, ldx, s.x, s.x_scale, shape.T, shape.H);
+  RowScales<W>::quantize(t, x, ldx, s.x, s.x_scale, shape.T, shape.H);
   if (t.tid == 0) group_by_expert(p, index, shape);
   t.barrier();
   const ExpertMatrix<T> into{w.gate_up, w.gate_up_scale, w.gate_up_bias, 2 * shape.I, shape.H};
@@ -109,7 +115,7 @@ void scaled_moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const 
   t.barrier();
   gated_rows(t, gate, p.wide, 2 * shape.I, p.gated, shape.I, n, shape.I);
   t.barrier();
-  quantize_rows(t, p.gated, shape.I, s.gated, s.gated_scale, n, shape.I);
+  RowScales<W>::quantize(t, p.gated, shape.I, s.gated, s.gated_scale, n, shape.I);
   t.barrier();
   const ExpertMatrix<T> out_of{w.down, w.down_scale, w.down_bias, shape.H, shape.I};
   expert_scaled_linear<W>(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ....ir.formats import GROUP, Format
 from ....ir.program import Node, Operand, WeightRef
+from ....ir.schemes import get_scheme
 from ....ir.types import Dim, DType
 from ..buffers import CODES, CTYPES, Buffer
 from ..calls import Arg, WeightPtr
@@ -28,13 +30,15 @@ def lower_scaled_moe(e: Emitter, node: Node) -> None:
     biases = [e.dense(e.buffer(operand)) for operand in node.inputs[7:9]]
     addresses: list[Arg] = [pointer(bias) for bias in biases] or ["nullptr", "nullptr"]
     up_scale, down_scale = map(pointer, scales)
-    weights = [_packed(e, gate_up), up_scale, _packed(e, down), down_scale, *addresses]
+    form = get_scheme(node.attrs["scheme"]).weight
+    codes = _packed(e, gate_up, form), _packed(e, down, form)
+    weights = [codes[0], up_scale, codes[1], down_scale, *addresses]
     _lower(e, node, "ScaledMoeWeights", gate_up, weights, [*scales, *biases])
 
 
-def _packed(e: Emitter, operand: Operand) -> Arg:
+def _packed(e: Emitter, operand: Operand, form: Format | None = None) -> Arg:
     assert isinstance(operand, WeightRef), "supports() takes experts that are weights only"
-    return WeightPtr("char", e.weights.packed(operand.name))
+    return WeightPtr("char", e.weights.packed(operand.name, form))
 
 
 def _lower(
@@ -58,9 +62,9 @@ def _lower(
     if struct == "ScaledMoeWeights":
         parts += _code_parts(e, slots, hidden, inner)
     scratch = e.scratch(sum(-(-part // 64) * 64 for part in parts))
-    weight_type = e.program.weights[gate_up.name].type.dtype
-    scaled = weight_type in CODES
-    stored = CODES[weight_type] if scaled else CTYPES[weight_type]
+    scheme = node.attrs.get("scheme")
+    scaled = isinstance(scheme, str)
+    stored = CODES[str(scheme)] if scaled else CTYPES[e.program.weights[gate_up.name].type.dtype]
     for depth in (hidden, inner):
         e.need_product_scratch(stored, depth)
     name = f"{node.op}<{stored}>" if scaled else node.op
@@ -106,7 +110,8 @@ def _scratch_parts(
 def _code_parts(e: Emitter, slots: int, hidden: int, inner: int) -> tuple[int, ...]:
     """Bytes of what `ScaledMoeScratch` (`scaled_moe.hpp`) adds: codes and scales, twice."""
     tokens = e.program.symbols["T"].high
-    return (tokens * hidden, 4 * tokens, tokens * slots * inner, 4 * tokens * slots)
+    scales = 4 * tokens * -(-hidden // GROUP), 4 * tokens * slots * -(-inner // GROUP)
+    return (tokens * hidden, scales[0], tokens * slots * inner, scales[1])
 
 
 LOWERINGS: dict[str, Lowering] = {"moe": lower_moe, "scaled_moe": lower_scaled_moe}

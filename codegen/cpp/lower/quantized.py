@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
+from ....ir.schemes import get_scheme
 from ..buffers import CODES
 from ..calls import Arg, Panels, WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 
 
 def lower_quantize_rows(e: Emitter, node: Node) -> None:
-    """`quantize_rows(x)` → codes and one scale a row."""
+    """`quantize_rows(x)` → codes, and one scale for each row or group of its elements."""
     x = e.rows(node.inputs[0])
+    kernel = "quantize_row_groups" if node.attrs["group"] else "quantize_rows"
     codes, scale = (e.output(value) for value in node.outputs)
     e.call(
-        f"quantize_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length});",
+        f"{kernel}(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length});",
         (x.pointer, pointer(codes), pointer(scale)),
         reads=(x.buffer,),
         writes=(codes, scale),
@@ -32,9 +34,10 @@ def lower_scaled_linear(e: Emitter, node: Node) -> None:
     out = e.output(node.output)
     y = e.rows(out)
     address: Arg = pointer(bias[0]) if bias else "nullptr"
-    codes = CODES[e.program.weights[weight.name].type.dtype]
+    scheme = get_scheme(node.attrs["scheme"])
+    codes = CODES[scheme.name]
     e.need_product_scratch(codes, x.length)
-    packed = WeightPtr("char", e.weights.packed(weight.name))
+    packed = WeightPtr("char", e.weights.packed(weight.name, scheme.weight))
     e.call(
         f"scaled_linear<{codes}, {out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {{4}}, "
         f"{{5}}, {y.stride}, {x.count}, {y.length}, {x.length});",

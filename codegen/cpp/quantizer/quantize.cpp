@@ -1,8 +1,11 @@
 // Codes and scales of rows, bit for bit as ir/rounding.py makes them with torch, which says what
 // they mean. Compiled without contraction of multiply-add, so that every operation rounds as there.
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace {
 
@@ -155,22 +158,176 @@ bool rows_to_i8(const T* weights, int64_t rows, int64_t depth, int8_t* codes, fl
   return true;
 }
 
+// The grouped formats, as ir/block_rounding.py rounds to them.
+
+constexpr int kBook[16] = {-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56};
+constexpr float kBookTop = 63.0f;
+constexpr float kFactors[] = {1.0f, 1.0625f, 1.125f, 0.9375f, 0.875f, 0.8125f};
+constexpr float kMostFactor = 1.125f;
+constexpr float kMostCode = 127.0f;
+
+// The last whole number for which level c of the book is nearest: of two levels that are equally near,
+// the lower is taken.
+constexpr float last_of_level(size_t c) {
+  const int middle = kBook[c] + kBook[c + 1];
+  return static_cast<float>(middle >= 0 ? middle / 2 : -((1 - middle) / 2));
+}
+
+// Eight numbers as one vector.
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+
+// The levels of the book that are nearest to numbers, once these are rounded to whole numbers: to even,
+// which adding 1.5 * 2^23 does to those below 2^22.
+template <size_t... kSteps>
+f32x8 nearest_levels(const f32x8& numbers, std::index_sequence<kSteps...>) {
+  const f32x8 whole = (numbers + 12582912.0f) - 12582912.0f;
+  f32x8 level = f32x8{} + static_cast<float>(kBook[0]);
+  ((level += (f32x8)((i32x8)(whole > last_of_level(kSteps)) &
+                     (i32x8)(f32x8{} + static_cast<float>(kBook[kSteps + 1] - kBook[kSteps])))),
+   ...);
+  return level;
+}
+f32x8 nearest_levels(const f32x8& numbers) {
+  return nearest_levels(numbers, std::make_index_sequence<15>());
+}
+
+uint8_t code_of(float level) {
+  static constexpr auto kCodes = [] {
+    std::array<uint8_t, 128> codes{};
+    for (int c = 0; c < 16; ++c) codes[static_cast<size_t>(kBook[c] + 64)] = static_cast<uint8_t>(c);
+    return codes;
+  }();
+  return kCodes[static_cast<size_t>(static_cast<int>(level) + 64)];
+}
+
+// A multiplier as it is stored: a whole number of 1 to 127 with a sign.
+float stored_multiplier(float wanted) {
+  return std::copysign(limited(std::fabs(std::nearbyint(wanted)), 1.0f, kMostCode), wanted);
+}
+
+// Halves are added to each other, as in ir/block_rounding.py: here the last eight numbers of 32.
+float sum_halves(const f32x8& wrong) {
+  float four[4], two[2];
+  for (int j = 0; j < 4; ++j) four[j] = wrong[j] + wrong[j + 4];
+  for (int j = 0; j < 2; ++j) two[j] = four[j] + four[j + 2];
+  return two[0] + two[1];
+}
+
+float largest_of_group(const float* x) {
+  float top[8] = {};
+  for (int i = 0; i < kGroup; i += 8) {
+    for (int j = 0; j < 8; ++j) {
+      const float magnitude = std::fabs(x[i + j]);
+      top[j] = magnitude > top[j] ? magnitude : top[j];
+    }
+  }
+  float most = 0;
+  for (float one : top) most = one > most ? one : most;
+  return most;
+}
+
+// A group in units of its row's scale, as its multiplier and 16 bytes of codes of the book.
+void book_group(const float* weights, uint8_t* out) {
+  f32x8 x[kGroup / 8];
+  std::memcpy(x, weights, sizeof x);
+  const float needed = largest_of_group(weights) * (1.0f / kBookTop);
+  float best = 0, error = 0;
+  for (float factor : kFactors) {
+    for (int sign = 1; sign >= -1; sign -= 2) {
+      const float multiplier = stored_multiplier(needed * (static_cast<float>(sign) * factor));
+      f32x8 wrong[kGroup / 8];
+      for (int i = 0; i < kGroup / 8; ++i) {
+        const f32x8 off = nearest_levels(x[i] * (1.0f / multiplier)) * multiplier - x[i];
+        wrong[i] = off * off;
+      }
+      const float sum = sum_halves((wrong[0] + wrong[2]) + (wrong[1] + wrong[3]));
+      if (best == 0 || sum < error) {
+        best = multiplier;
+        error = sum;
+      }
+    }
+  }
+  uint8_t codes[kGroup];
+  for (int i = 0; i < kGroup / 8; ++i) {
+    const f32x8 levels = nearest_levels(x[i] * (1.0f / best));
+    for (int j = 0; j < 8; ++j) codes[8 * i + j] = code_of(levels[j]);
+  }
+  out[0] = static_cast<uint8_t>(static_cast<int8_t>(best));
+  for (int j = 0; j < kGroup / 2; ++j) {
+    out[1 + j] = static_cast<uint8_t>(codes[j] | codes[j + kGroup / 2] << 4);
+  }
+}
+
+// A group as its multiplier and 32 codes of 8 bits.
+void byte_group(const float* x, uint8_t* out) {
+  const float needed = largest_of_group(x) * (1.0f / kMostCode);
+  const float multiplier = stored_multiplier(std::ceil(needed));
+  const float inverse = 1.0f / multiplier;
+  out[0] = static_cast<uint8_t>(static_cast<int8_t>(multiplier));
+  for (int j = 0; j < kGroup; ++j) {
+    const float code = limited(std::nearbyint(x[j] * inverse), -kMostCode, kMostCode);
+    out[1 + j] = static_cast<uint8_t>(static_cast<int8_t>(static_cast<int>(code)));
+  }
+}
+
+// `room` times the largest weight of a row is what the largest multiplier and level stand for.
+template <class T, class Group>
+bool rows_to_groups(const T* weights, int64_t rows, int64_t depth, uint8_t* codes, float* scales,
+                    double room, int64_t block_bytes, Group group) {
+  for (int64_t r = 0; r < rows; ++r, weights += depth) {
+    const float top = largest(weights, depth);
+    if (!(top <= 3.402823466e38f)) return false;
+    const float scale = top < kTiny ? 0.0f : top * static_cast<float>(room);
+    const float unit = scale == 0 ? 0 : 1 / scale;
+    scales[r] = scale;
+    for (int64_t g = 0; g < depth; g += kGroup, codes += block_bytes) {
+      float x[kGroup] = {};
+      const int64_t left = depth - g < kGroup ? depth - g : kGroup;
+      for (int j = 0; j < left; ++j) x[j] = widen(weights[g + j]) * unit;
+      group(x, codes);
+    }
+  }
+  return true;
+}
+
+template <class F>
+int32_t of_type(const void* weights, int32_t narrow, F f) {
+  return narrow ? f(static_cast<const uint16_t*>(weights)) : f(static_cast<const float*>(weights));
+}
+
 }  // namespace
 
 #define INFC_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Rows of `depth` floats (bfloat16 where `narrow`) as codes and scales. Returns 0 where one holds
 // NaN or infinity: what torch makes of that is left to torch.
-INFC_EXPORT int32_t quantize_int4(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
-                                  void* codes, float* scales) {
-  auto* out = static_cast<uint8_t*>(codes);
-  return narrow ? rows_to_i4(static_cast<const uint16_t*>(weights), rows, depth, out, scales)
-                : rows_to_i4(static_cast<const float*>(weights), rows, depth, out, scales);
+INFC_EXPORT int32_t quantize_i4_g32(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
+                                    void* codes, float* scales) {
+  return of_type(weights, narrow, [&](auto* w) {
+    return rows_to_i4(w, rows, depth, static_cast<uint8_t*>(codes), scales);
+  });
 }
 
-INFC_EXPORT int32_t quantize_int8(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
-                                  void* codes, float* scales) {
-  auto* out = static_cast<int8_t*>(codes);
-  return narrow ? rows_to_i8(static_cast<const uint16_t*>(weights), rows, depth, out, scales)
-                : rows_to_i8(static_cast<const float*>(weights), rows, depth, out, scales);
+INFC_EXPORT int32_t quantize_i8(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
+                                void* codes, float* scales) {
+  return of_type(weights, narrow, [&](auto* w) {
+    return rows_to_i8(w, rows, depth, static_cast<int8_t*>(codes), scales);
+  });
+}
+
+INFC_EXPORT int32_t quantize_b4_g32(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
+                                    void* codes, float* scales) {
+  return of_type(weights, narrow, [&](auto* w) {
+    return rows_to_groups(w, rows, depth, static_cast<uint8_t*>(codes), scales,
+                          static_cast<double>(kMostFactor) / (63.0 * 127.0), 17, book_group);
+  });
+}
+
+INFC_EXPORT int32_t quantize_i8_g32(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
+                                    void* codes, float* scales) {
+  return of_type(weights, narrow, [&](auto* w) {
+    return rows_to_groups(w, rows, depth, static_cast<uint8_t*>(codes), scales,
+                          1.0 / (127.0 * 127.0), 33, byte_group);
+  });
 }

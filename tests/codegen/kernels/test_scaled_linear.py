@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.layout import GroupLayout, Layout, PanelLayout, weight_layout
+from infc.codegen.cpp.layout import BlockLayout, Layout, PanelLayout, weight_layout
+from infc.ir.formats import GROUP, Part
 from infc.ir.schemes import SCHEMES
+from infc.ir.types import DType
 
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, kernels, same_bits
 
@@ -25,7 +27,7 @@ def build(target: str, dtype: str) -> Kernels:
 
 
 def layout(k: Kernels, scheme: str) -> Layout:
-    return weight_layout(SCHEMES[scheme].code_dtype, k.target)
+    return weight_layout(SCHEMES[scheme].weight, k.target)
 
 
 @pytest.fixture(params=list(SCHEMES))
@@ -51,15 +53,19 @@ def quantized(x: Array) -> tuple[Array, Array]:
     return codes, np.where(used, safe / np.float32(127), np.float32(0))
 
 
-def run_quantize(k: Kernels, x: Array, columns: int, threads: int = 2) -> tuple[Array, Array]:
+def run_quantize(
+    k: Kernels, x: Array, columns: int, threads: int = 2, group: int = 0
+) -> tuple[Array, Array]:
     """Codes and scales of the first `columns` elements of each row."""
     rows, stride = x.shape
     q = np.full((rows + 1, columns), 99, np.int8)
-    scale = np.full(rows + 1, np.nan, np.float32)
+    count = -(-columns // group) if group else 1
+    scale = np.full((rows + 1, count), np.nan, np.float32)
     with k.team(threads) as team:
-        k.call("quantize", team, x, stride, q, scale, rows, columns)
-    assert (q[rows] == 99).all() and np.isnan(scale[rows]), "wrote past the last row"
-    return q[:rows], scale[:rows]
+        name = "quantize_groups" if group else "quantize"
+        k.call(name, team, x, stride, q, scale, rows, columns)
+    assert (q[rows] == 99).all() and np.isnan(scale[rows]).all(), "wrote past the last row"
+    return q[:rows], scale[:rows] if group else scale[:rows, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +80,45 @@ class Matrix:
     @classmethod
     def draw(cls, rng: np.random.Generator, scheme: str, *shape: int) -> Matrix:
         """Any codes that a scheme has, not only those that rounding gives."""
+        form = SCHEMES[scheme].weight
         *lead, depth = shape
         drawn = rng.integers(-127, 128, shape).astype(np.int8)
-        if scheme == "int4":
-            groups = -(-depth // 32)
-            drawn = rng.integers(0, 256, (*lead, groups, 17)).astype(np.uint8)
-            drawn[..., 0] = rng.integers(-15, 16, (*lead, groups)).astype(np.int8).view(np.uint8)
-            drawn = drawn.reshape(*lead, groups * 17)
+        if form.group > 1:
+            blocks = rng.integers(0, 256, (*lead, -(-depth // GROUP), form.block_bytes))
+            drawn = blocks.astype(np.uint8)
+            for part in form.parts[:-1]:
+                cls._draw_scales(rng, drawn, part, form.name)
+            if form.bits == 8:
+                codes = drawn[..., form.part("codes").offset :]
+                codes[codes == 128] = 127  # -128 is no code
+            drawn = drawn.reshape(*lead, -1)
         return cls(scheme, drawn, scales(rng, int(np.prod(lead))).reshape(lead), depth)
 
+    @staticmethod
+    def _draw_scales(rng: np.random.Generator, blocks: Array, part: Part, name: str) -> None:
+        most = 15 if name == "i4_g32" else 127  # beyond which exact products would not be
+        where = blocks[..., part.offset : part.offset + part.num_bytes]
+        if part.dtype is DType.I8:
+            where[...] = rng.integers(-most, most + 1, where.shape).astype(np.int8).view(np.uint8)
+        else:
+            drawn = rng.normal(0, 0.01, where.shape[:-1]).astype(np.float16)
+            drawn[rng.random(drawn.shape) < 0.1] = np.float16(6e-8)  # subnormal
+            where[...] = drawn[..., None].view(np.uint8)
+
+    def levels(self) -> dict[str, Array]:
+        """The parts of the blocks, `[.., N, blocks, ..]`, with codes as their levels."""
+        form = SCHEMES[self.scheme].weight
+        parts = form.split(torch.from_numpy(self.codes))
+        parts["codes"] = form.code_levels(parts["codes"])
+        return {name: part.numpy() for name, part in parts.items()}
+
     def integers(self) -> Array:
-        """What the codes stand for, `[.., N, K]`."""
-        plain = SCHEMES[self.scheme].integers(torch.from_numpy(self.codes)).numpy()
-        return plain[..., : self.depth].astype(np.int64)
+        """What the codes of an exact scheme stand for, `[.., N, K]`."""
+        parts = self.levels()
+        plain = parts["codes"].astype(np.int64)
+        if "scale" in parts:
+            plain = plain * parts["scale"].astype(np.int64)
+        return plain.reshape(*plain.shape[:-2], -1)[..., : self.depth]
 
     def packed(self, k: Kernels) -> Array:
         """In the panels of the target."""
@@ -106,7 +138,7 @@ def run_linear(
     with k.team(threads, k.call("linear_scratch", depth)) as team:
         for kind, y in zip(("", "_float"), ys, strict=True):
             k.call(
-                f"scaled_linear_{w.scheme}{kind}",
+                f"scaled_linear_{entry(w.scheme)}{kind}",
                 team,
                 *(x, depth + 5, row_scales, packed, w.scales, bias, y, n + 3, m, n, depth),
             )
@@ -120,9 +152,42 @@ def product(k: Kernels, q: Array, row_scales: Array, w: Matrix, bias: Array | No
 
     Sums of codes are below 2^53: in float64, for which numpy has fast products, they are exact.
     """
-    sums = (q.astype(np.float64) @ w.integers().T.astype(np.float64)).astype(np.float32)
-    y: Array = sums * (row_scales[:, None] * w.scales)
+    y: Array
+    if not SCHEMES[w.scheme].is_exact:
+        y = group_sums(q, row_scales, w) * w.scales
+    else:
+        sums = (q.astype(np.float64) @ w.integers().T.astype(np.float64)).astype(np.float32)
+        y = sums * (row_scales[:, None] * w.scales)
     return y if bias is None else y + k.values(bias).astype(np.float32)
+
+
+def group_sums(q: Array, row_scales: Array, w: Matrix) -> Array:
+    """The sums over groups of linear_groups_tile.hpp, each operation rounded to float32."""
+    parts = {name: part.astype(np.float32) for name, part in w.levels().items()}
+    padded: Array = np.zeros((len(q), row_scales.shape[1] * GROUP))
+    padded[:, : w.depth] = q
+    total: Array = np.zeros((len(q), len(w.codes)), np.float32)
+    for g in range(row_scales.shape[1]):
+        x = padded[:, g * GROUP : (g + 1) * GROUP]
+        dot = (x @ parts["codes"][:, g].T.astype(np.float64)).astype(np.float32)
+        scale = row_scales[:, g, None]
+        total = total + dot * (scale * parts["scale"][:, g].T)
+        if "minimum" in parts:
+            sums = scale * x.sum(-1, keepdims=True).astype(np.float32)
+            total = total + parts["minimum"][:, g].T * sums
+    return total
+
+
+def entry(scheme: str) -> str:
+    """The part of an entry point's name that stands for the scheme."""
+    return scheme.replace("-", "_")
+
+
+def drawn_rows(rng: np.random.Generator, scheme: str, m: int, depth: int) -> Array:
+    """Scales of rows as the scheme has them."""
+    group = SCHEMES[scheme].row_group
+    count = m * -(-depth // group) if group else m
+    return scales(rng, count).reshape(m, -1) if group else scales(rng, m)
 
 
 def codes(rng: np.random.Generator, *shape: int) -> Array:
@@ -137,15 +202,15 @@ def scales(rng: np.random.Generator, n: int) -> Array:
 def test_header_and_python_agree_on_the_layout(k8: Kernels) -> None:
     out = np.zeros(4, np.int64)
     k8.call("layout", out)
-    panels = layout(k8, "int8")
+    panels = layout(k8, "int8-token")
     assert isinstance(panels, PanelLayout)
-    sizes = (panels.nr, panels.kp, int(panels.flipped), layout(k8, "int4").nr)
+    sizes = (panels.nr, panels.kp, int(panels.flipped), layout(k8, "int4-token").nr)
     assert sizes == tuple(out.tolist())
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_pack_and_unpack_are_inverse(target: str) -> None:
-    packing = layout(build(target, "float"), "int8")
+    packing = layout(build(target, "float"), "int8-token")
     assert isinstance(packing, PanelLayout)
     weight = torch.from_numpy(codes(np.random.default_rng(0), 3, 67, 35))
     packed = packing.pack(weight)
@@ -185,14 +250,33 @@ def test_a_row_that_is_no_number_says_so_in_its_scale(k8: Kernels) -> None:
     assert np.isnan(scale[0]) and np.isinf(scale[1]) and np.isfinite(scale[2])
 
 
-def test_group_panels_and_their_inverse(k8: Kernels) -> None:
-    w = Matrix.draw(np.random.default_rng(7), "int4", 3, 67, 70)
-    packing = layout(k8, "int4")
-    assert isinstance(packing, GroupLayout)
+def test_groups_are_quantised_bit_for_bit(k8: Kernels) -> None:
+    rng = np.random.default_rng(11)
+    for rows, columns in ((1, 1), (3, 32), (5, 37), (2, 300)):
+        x = k8.array(rng.standard_normal((rows, columns + 2)) * rng.uniform(0, 1e4, (rows, 1)))
+        x[:, columns:] = k8.array(np.array([[np.nan]]))
+        x[0, : min(columns, 32)] = 0
+        groups = -(-columns // GROUP)
+        padded = np.zeros((rows, groups * GROUP))
+        padded[:, :columns] = k8.values(x)[:, :columns]
+        exact = quantized(padded.reshape(-1, GROUP))
+        for threads in (1, 3):
+            q, scale = run_quantize(k8, x, columns, threads, GROUP)
+            assert same_bits(q, np.ascontiguousarray(exact[0].reshape(rows, -1)[:, :columns]))
+            assert same_bits(scale, exact[1].reshape(rows, groups))
+
+
+@pytest.mark.parametrize("name", [name for name, one in SCHEMES.items() if one.weight.group > 1])
+def test_group_panels_and_their_inverse(k8: Kernels, name: str) -> None:
+    w = Matrix.draw(np.random.default_rng(7), name, 3, 67, 70)
+    packing = layout(k8, name)
+    assert isinstance(packing, BlockLayout)
     packed = w.packed(k8)
     assert packed.shape == packing.packed_shape(w.codes.shape)
     assert same_bits(packing.unpack_array(packed, 67), w.codes)
-    assert not packed[:, -1, :, 67 % packing.nr : packing.nr].any(), "what pads multiplies by 0"
+    size = SCHEMES[name].weight.parts[0].num_bytes
+    padding = packed[:, -1, :, 67 % packing.nr * size : packing.nr * size]
+    assert not padding.any(), "what pads multiplies by 0"
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -201,7 +285,7 @@ def test_products_are_bit_for_bit(k8: Kernels, scheme: str, with_bias: bool) -> 
     for m, n, depth in SHAPES:
         q, w = codes(rng, m, depth), Matrix.draw(rng, scheme, n, depth)
         bias = k8.array(rng.standard_normal(n)) if with_bias else None
-        rows = scales(rng, m)
+        rows = drawn_rows(rng, scheme, m, depth)
         exact = product(k8, q, rows, w, bias)
         y, wide = run_linear(k8, q, rows, w, bias, 2)
         assert same_bits(wide, exact), (m, n, depth)
@@ -216,7 +300,7 @@ def test_the_largest_sums_are_exact(k8: Kernels, sign: int) -> None:
     w = np.full((3, depth), sign * 127, np.int8)
     w[1, ::2] = -sign * 127
     w[2, -1] = sign
-    one, matrix = np.ones(1, np.float32), Matrix("int8", w, np.ones(3, np.float32), depth)
+    one, matrix = np.ones(1, np.float32), Matrix("int8-token", w, np.ones(3, np.float32), depth)
     exact = product(k8, q, one, matrix, None)
     assert exact[0, 1] == 0 and abs(exact[0, 0]) == np.float32(127 * 127 * depth)
     assert same_bits(run_linear(k8, q, one, matrix, None, 1)[1], exact)
@@ -232,7 +316,7 @@ def test_the_largest_sums_of_groups_are_exact(k8: Kernels, sign: int) -> None:
     w[..., 0] = np.array([15, 15, -15, -15], np.int8).view(np.uint8)[:, None]
     one, matrix = (
         np.ones(1, np.float32),
-        Matrix("int4", w.reshape(4, -1), np.ones(4, np.float32), depth),
+        Matrix("int4-token", w.reshape(4, -1), np.ones(4, np.float32), depth),
     )
     exact = product(k8, q, one, matrix, None)
     assert exact[0].tolist() == [sign * 127 * depth * x for x in (-120, 105, 120, -105)]
@@ -254,7 +338,11 @@ def test_any_product_is_bit_for_bit_and_a_row_alone_too(
     k = build(target, dtype)
     rng = np.random.default_rng(seed)
     m, n, depth = shape
-    q, w, rows = codes(rng, m, depth), Matrix.draw(rng, scheme, n, depth), scales(rng, m)
+    q, w, rows = (
+        codes(rng, m, depth),
+        Matrix.draw(rng, scheme, n, depth),
+        drawn_rows(rng, scheme, m, depth),
+    )
     y, wide = run_linear(k, q, rows, w, None, threads)
     assert same_bits(wide, product(k, q, rows, w, None))
     row = slice(seed % m, seed % m + 1)
@@ -265,7 +353,8 @@ def test_any_product_is_bit_for_bit_and_a_row_alone_too(
 def test_more_rows_than_a_block_has_are_products_too(k8: Kernels, scheme: str) -> None:
     # Blocks of rows, tiles of equal height and the odd ones, each row as if it were alone.
     rng = np.random.default_rng(8)
-    q, w, rows = codes(rng, 301, 3000), Matrix.draw(rng, scheme, 130, 3000), scales(rng, 301)
+    q, w = codes(rng, 301, 3000), Matrix.draw(rng, scheme, 130, 3000)
+    rows = drawn_rows(rng, scheme, 301, 3000)
     exact = product(k8, q, rows, w, None)
     for m in (301, 25, 7, 5, 3):
         y, wide = run_linear(k8, q[:m].copy(), rows[:m].copy(), w, None, 2)

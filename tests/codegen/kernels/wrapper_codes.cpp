@@ -23,12 +23,34 @@ EXPORT void quantize(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i
       scaled_linear<W, TY>(t, q, ldq, row_scale, w, scale, bias, y, ldy, M, N, K);                  \
     });                                                                                             \
   }
-SCALED_LINEAR(scaled_linear_int8, int8_t, T)
-SCALED_LINEAR(scaled_linear_int8_float, int8_t, float)
-SCALED_LINEAR(scaled_linear_int4, int4x2, T)
-SCALED_LINEAR(scaled_linear_int4_float, int4x2, float)
+using Int8 = Grouped<8, int8_t>;
+using Int4 = Grouped<4, int8_t, absent, Levels::book>;
+using Q8_0 = Grouped<8, half>;
+using Q4_0 = Grouped<4, half>;
+using Q4_1 = Grouped<4, half, half, Levels::counted>;
+SCALED_LINEAR(scaled_linear_int8_token, int8_t, T)
+SCALED_LINEAR(scaled_linear_int8_token_float, int8_t, float)
+SCALED_LINEAR(scaled_linear_int4_token, int4x2, T)
+SCALED_LINEAR(scaled_linear_int4_token_float, int4x2, float)
+SCALED_LINEAR(scaled_linear_int8, Int8, T)
+SCALED_LINEAR(scaled_linear_int8_float, Int8, float)
+SCALED_LINEAR(scaled_linear_int4, Int4, T)
+SCALED_LINEAR(scaled_linear_int4_float, Int4, float)
+SCALED_LINEAR(scaled_linear_q8_0, Q8_0, T)
+SCALED_LINEAR(scaled_linear_q8_0_float, Q8_0, float)
+SCALED_LINEAR(scaled_linear_q4_0, Q4_0, T)
+SCALED_LINEAR(scaled_linear_q4_0_float, Q4_0, float)
+SCALED_LINEAR(scaled_linear_q4_1, Q4_1, T)
+SCALED_LINEAR(scaled_linear_q4_1_float, Q4_1, float)
 EXPORT i64 linear_scratch(i64 K) {
-  return std::max(product_scratch_bytes<int8_t>(K), product_scratch_bytes<int4x2>(K));
+  return std::max({product_scratch_bytes<int8_t>(K), product_scratch_bytes<int4x2>(K),
+                   product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),
+                   product_scratch_bytes<Q8_0>(K), product_scratch_bytes<Q4_0>(K),
+                   product_scratch_bytes<Q4_1>(K)});
+}
+EXPORT void quantize_groups(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i64 rows,
+                            i64 dim) {
+  on_team(team, [=](const Team& t) { quantize_row_groups(t, x, ldx, q, scale, rows, dim); });
 }
 
 EXPORT i64 layer_bytes(i64 G, i64 D, i64 Dv, i64 block_size) {
@@ -82,5 +104,7 @@ EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
       scaled_moe<W>(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);   \
     });                                                                                             \
   }
-EXPERTS(experts_int8, int8_t)
-EXPERTS(experts_int4, int4x2)
+EXPERTS(experts_int8_token, int8_t)
+EXPERTS(experts_int4_token, int4x2)
+EXPERTS(experts_int8, Int8)
+EXPERTS(experts_int4, Int4)

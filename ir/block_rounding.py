@@ -1,0 +1,220 @@
+"""How the weights of grouped formats are rounded to the nearest of their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from .formats import BOOK_I4, GROUP, Format
+from .rounding import LARGEST_I8, TINY
+from .types import DType
+
+if TYPE_CHECKING:
+    import torch
+
+FACTORS: Final = (1.0, 1.0625, 1.125, 0.9375, 0.875, 0.8125)
+"""Multiples that are tried of the scale that the largest weight of a group needs."""
+MOST_FACTOR: Final = max(FACTORS)
+_RANGE_FACTORS: Final = (1.0, 0.9, 0.8)
+_LOWEST_UNIT: Final = -64
+_CHUNK: Final = 1 << 18
+"""Weights at a time: what is made of them on the way stays in the caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScales:
+    """The scales of R groups, and their minima if the format has them, `[R, 1]` in float32.
+
+    They are the values that the format stores, so codes are chosen after they have been rounded.
+    """
+
+    scale: torch.Tensor
+    minimum: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRounding:
+    """Rounds to a grouped format. Weights are given in units of the scale of their row.
+
+    All operations are in float32 and in a fixed order, so that compiled code can give the same
+    bits. Passes that choose codes in another way (such as error feedback) use the same steps:
+    `start`, then for each group `fit`, `codes` and `values`, and `pack` at the end.
+    """
+
+    format: Format
+
+    def start(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The row scales `[.., N]` of a matrix `[.., N, K]`; 0 for a row below `TINY`.
+
+        With multipliers, the largest is enough for the largest weight of the row and every factor
+        that may be tried on it. Formats with float16 scales have row scales of 1.
+        """
+        import torch
+
+        top = matrix.float().abs().amax(-1)
+        if self.format.scale is not DType.I8:
+            # A row that is not finite must show in its scale.
+            return torch.where(torch.isfinite(top), 1.0, torch.nan)
+        room = 1.0 if self.format.bits == 8 else MOST_FACTOR
+        scale = top * (room / (_top_level(self.format) * LARGEST_I8))
+        return torch.where(top < TINY, 0.0, scale)
+
+    def units(self, matrix: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """A matrix `[.., N, K]` in float32, divided by its row scales; zeros where these are 0."""
+        import torch
+
+        inverse = torch.where(scales == 0, 0.0, 1 / torch.where(scales == 0, 1.0, scales))
+        return matrix.float() * inverse[..., None]
+
+    def fit(self, units: torch.Tensor, importance: torch.Tensor | None = None) -> GroupScales:
+        """Scales for groups `[R, n]` (n at most 32), those with the smallest squared error.
+
+        `importance` `[n]` or `[R, n]` weights the errors. The first of equal scales is taken.
+        """
+        if self.format.minimum is not None:
+            return self._fit_range(units, importance)
+        top = units.abs().amax(-1, keepdim=True)
+        if self.format.bits == 8:
+            needed = top * (1 / LARGEST_I8)
+            return GroupScales(self._stored(needed.ceil() if self._is_whole else needed))
+        return self._fit_levels(units, top, importance)
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.format.scale is DType.I8
+
+    def _stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """The nearest scale that the format stores."""
+        if not self._is_whole:
+            return scale.half().float()
+        return scale.round().abs().clamp(1, LARGEST_I8).copysign(scale)
+
+    def _fit_levels(
+        self, units: torch.Tensor, top: torch.Tensor, importance: torch.Tensor | None
+    ) -> GroupScales:
+        import torch
+
+        needed = top * (1 / _top_level(self.format))
+        best = error = None
+        for factor in FACTORS:
+            for sign in (1, -1):
+                tried = GroupScales(self._stored(needed * (sign * factor)))
+                wrong = self._squared_error(units, tried, importance)
+                if best is None or error is None:
+                    best, error = tried.scale, wrong
+                else:
+                    best = torch.where(wrong < error, tried.scale, best)
+                    error = torch.minimum(wrong, error)
+        assert best is not None
+        return GroupScales(best)
+
+    def _fit_range(self, units: torch.Tensor, importance: torch.Tensor | None) -> GroupScales:
+        import torch
+
+        low = units.amin(-1, keepdim=True).clamp_max(0)
+        high = units.amax(-1, keepdim=True).clamp_min(0)
+        best: GroupScales | None = None
+        error = None
+        for below in _RANGE_FACTORS:
+            minimum = (low * below).half().float()
+            for above in _RANGE_FACTORS:
+                scale = ((high * above - minimum) * (1 / 15)).half().float()
+                tried = GroupScales(scale, minimum)
+                wrong = self._squared_error(units, tried, importance)
+                if best is None or best.minimum is None or error is None:
+                    best, error = tried, wrong
+                else:
+                    better = wrong < error
+                    best = GroupScales(
+                        torch.where(better, scale, best.scale),
+                        torch.where(better, minimum, best.minimum),
+                    )
+                    error = torch.minimum(wrong, error)
+        assert best is not None
+        return best
+
+    def _squared_error(
+        self, units: torch.Tensor, scales: GroupScales, importance: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`[R, 1]`; halves are added to each other, so that the order of the sum is known."""
+        import torch
+
+        wrong = (self.values(self.codes(units, scales), scales) - units).square()
+        if importance is not None:
+            wrong = wrong * importance
+        if wrong.shape[-1] < GROUP:
+            wrong = torch.nn.functional.pad(wrong, (0, GROUP - wrong.shape[-1]))
+        for half in (16, 8, 4, 2, 1):
+            wrong = wrong[:, :half] + wrong[:, half:]
+        return wrong
+
+    def codes(self, units: torch.Tensor, scales: GroupScales) -> torch.Tensor:
+        """The codes of groups `[R, n]` whose values are nearest: int8, or uint8 from 0 to 15."""
+        import torch
+
+        offset = units if scales.minimum is None else units - scales.minimum
+        zero = scales.scale == 0
+        inverse = torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, scales.scale))
+        wanted = (offset * inverse).round()
+        if self.format.bits == 8:
+            return wanted.clamp(-LARGEST_I8, LARGEST_I8).to(torch.int8)
+        if self.format.levels != BOOK_I4:
+            lowest = self.format.levels[0]
+            return (wanted.clamp(lowest, lowest + 15) - lowest).to(torch.uint8)
+        place = wanted.clamp(_LOWEST_UNIT, -_LOWEST_UNIT - 1) - _LOWEST_UNIT
+        return torch.tensor(nearest_levels(), dtype=torch.uint8)[place.nan_to_num(0).int()]
+
+    def values(self, codes: torch.Tensor, scales: GroupScales) -> torch.Tensor:
+        """What codes `[R, n]` stand for, in units of the scale of their row."""
+        import torch
+
+        levels = codes.float()
+        if self.format.bits == 4:
+            levels = torch.tensor(self.format.levels, dtype=torch.float32)[codes.int()]
+        values = levels * scales.scale
+        return values if scales.minimum is None else values + scales.minimum
+
+    def pack(self, codes: torch.Tensor, scales: GroupScales) -> torch.Tensor:
+        """Blocks `[R, block_bytes]` (uint8) of codes `[R, 32]` and the scales of the groups."""
+        import torch
+
+        kind = torch.int8 if self._is_whole else torch.float16
+        stored = [scales.scale, *([] if scales.minimum is None else [scales.minimum])]
+        head = [one.to(kind).view(torch.uint8) for one in stored]
+        if self.format.bits == 8:
+            return torch.cat([*head, codes.view(torch.uint8)], -1)
+        half = GROUP // 2
+        return torch.cat([*head, codes[:, :half] | (codes[:, half:] << 4)], -1)
+
+    def encode(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes (uint8) and row scales of a matrix `[.., N, K]`, rounded to nearest."""
+        import torch
+
+        scales = self.start(matrix)
+        blocks = -(-matrix.shape[-1] // GROUP)
+        units = self.units(matrix, scales)
+        padded = torch.nn.functional.pad(units, (0, blocks * GROUP - matrix.shape[-1]))
+        made = []
+        for part in padded.reshape(-1, GROUP).split(_CHUNK // GROUP):
+            fitted = self.fit(part)
+            made.append(self.pack(self.codes(part, fitted), fitted))
+        width = blocks * self.format.block_bytes
+        return torch.cat(made).reshape(*matrix.shape[:-1], width), scales
+
+
+def _top_level(form: Format) -> int:
+    return LARGEST_I8 if form.bits == 8 else max(abs(level) for level in form.levels)
+
+
+@cache
+def nearest_levels() -> tuple[int, ...]:
+    """For each whole number from -64 to 63, the code of the level in the book that is nearest to
+    it.
+
+    The lower of two levels that are equally near.
+    """
+    return tuple(
+        min(range(16), key=lambda code: (abs(BOOK_I4[code] - number), code))
+        for number in range(_LOWEST_UNIT, -_LOWEST_UNIT)
+    )

@@ -1,0 +1,204 @@
+"""Formats: how matrices are stored in few bits, as data that every backend reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from .errors import ProgramError
+from .types import Dim, DType, TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+GROUP: Final = 32
+"""Elements of K that share a scale in a grouped format."""
+
+CENTERED_I4: Final = tuple(range(-8, 8))
+"""Levels of 4-bit codes that are numbers around zero."""
+COUNTED_I4: Final = tuple(range(16))
+"""Levels of 4-bit codes that are counted from the minimum of their group."""
+BOOK_I4: Final = (-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56)
+"""Levels of 4-bit codes that are denser around zero, like the weights of trained models.
+
+They are the levels of llama.cpp's IQ4_NL, halved, so that a level plus 64 is an unsigned number of
+7 bits: two products of such a number with a signed byte fit into 16 bits.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a block: `count` values of a type, or of 4-bit codes two to a byte."""
+
+    name: str
+    dtype: DType
+    count: int
+    offset: int
+    """Bytes from the start of the block."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the part."""
+        return self.count * self.dtype.size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a matrix `[.., N, K]` is stored: a tensor of codes, and a float32 scale for each row.
+
+    A weight is `row scale * (scale * level + minimum)`, where `level` is its code if that has 8
+    bits, else `levels[code]`. In a grouped format, every 32 weights of a row are one block of
+    bytes: their scale (`DType.I8`, a multiplier from -127 to 127, or `DType.F16`), their minimum if
+    the format has one, and their codes. Byte i of 4-bit codes holds code i in its lower half and
+    code i + 16 in its upper half, as in GGUF. The last block of a row is padded with zeros. A
+    format that is not grouped has no scale but that of the row.
+    """
+
+    name: str
+    bits: int
+    levels: tuple[int, ...] = ()
+    scale: DType | None = None
+    minimum: DType | None = None
+    doc: str = ""
+
+    @property
+    def group(self) -> int:
+        """Elements of K in a block."""
+        return 1 if self.scale is None else GROUP
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of a block, in the order of their bytes."""
+        if self.scale is None:
+            return (Part("codes", DType.I8, 1, 0),)
+        parts: list[Part] = []
+        codes = (DType.I8, GROUP) if self.bits == 8 else (DType.U8, GROUP // 2)
+        single = (("scale", self.scale, 1), ("minimum", self.minimum, 1), ("codes", *codes))
+        offset = 0
+        for name, dtype, count in single:
+            if dtype is not None:
+                parts.append(Part(name, dtype, count, offset))
+                offset += parts[-1].num_bytes
+        return tuple(parts)
+
+    def part(self, name: str) -> Part:
+        """The part of that name; KeyError if the format does not have it."""
+        return {part.name: part for part in self.parts}[name]
+
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of a block."""
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def code_dtype(self) -> DType:
+        """The element type of the tensor of codes: bytes of blocks, or plain codes."""
+        return DType.I8 if self.scale is None else DType.U8
+
+    def code_type(self, plain: TensorType) -> TensorType:
+        """The type of the codes of a matrix `[.., N, K]`."""
+        depth = plain.shape[-1]
+        if not isinstance(depth, int):
+            raise ProgramError(f"a matrix {plain} has no fixed depth")
+        width: Dim = -(-depth // self.group) * self.block_bytes
+        return TensorType(self.code_dtype, (*plain.shape[:-1], width))
+
+    def scale_type(self, plain: TensorType) -> TensorType:
+        """The type of the scales of its rows, `[.., N]`."""
+        return TensorType(DType.F32, plain.shape[:-1])
+
+    def num_weights(self, codes: TensorType) -> int:
+        """How many weights codes stand for, with the last block of each row counted as full."""
+        return codes.num_elements() // self.block_bytes * self.group
+
+    def bits_per_weight(self, depth: int) -> float:
+        """Bits for each weight of a row of `depth`, scales included."""
+        return (8 * -(-depth // self.group) * self.block_bytes + 32) / depth
+
+    def split(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts of codes `[.., N, width]`, by name, each as `[.., N, blocks, count]`."""
+        from .torch_types import to_torch
+
+        blocks = codes.reshape(*codes.shape[:-1], -1, self.block_bytes)
+        found = {}
+        for part in self.parts:
+            data = blocks[..., part.offset : part.offset + part.num_bytes].contiguous()
+            found[part.name] = data.view(to_torch(part.dtype))
+        return found
+
+    def code_levels(self, codes: torch.Tensor) -> torch.Tensor:
+        """The levels (int8) of a part of codes `[.., count]`: `[.., 32]` in grouped formats."""
+        import torch
+
+        if self.bits == 8:
+            return codes
+        numbers = torch.cat([codes & 15, codes >> 4], -1)
+        return torch.tensor(self.levels, dtype=torch.int8)[numbers.long()]
+
+    def decode(self, codes: torch.Tensor, scales: torch.Tensor, depth: int) -> torch.Tensor:
+        """The matrix `[.., N, depth]` that codes and row scales stand for, in the type of the
+        scales.
+
+        Every operation is rounded on its own: the scale of a group times the level, plus the
+        minimum, times the scale of the row.
+        """
+        parts = self.split(codes)
+        values = self.code_levels(parts["codes"]).to(scales.dtype)
+        if "scale" in parts:
+            values = values * parts["scale"].to(scales.dtype)
+        if "minimum" in parts:
+            values = values + parts["minimum"].to(scales.dtype)
+        return values.flatten(-2)[..., :depth] * scales[..., None]
+
+
+I8: Final = Format("i8", 8, doc="int8, one float32 scale for each row")
+I8_G32: Final = Format(
+    "i8_g32",
+    8,
+    scale=DType.I8,
+    doc="int8 in groups of 32, each with a multiplier of 8 bits, and one float32 scale per row",
+)
+Q8_0: Final = Format(
+    "q8_0", 8, scale=DType.F16, doc="int8 in groups of 32, each with a float16 scale (GGUF's Q8_0)"
+)
+I4_G32: Final = Format(
+    "i4_g32",
+    4,
+    CENTERED_I4,
+    DType.I8,
+    doc="4-bit numbers in groups of 32, each with a multiplier of 8 bits, and one float32 scale "
+    "per row (the progressive groups of QServe, Lin et al. 2024)",
+)
+B4_G32: Final = Format(
+    "b4_g32",
+    4,
+    BOOK_I4,
+    DType.I8,
+    doc="4-bit codes of 16 levels that are denser around zero, in groups of 32, each with a "
+    "multiplier of 8 bits, and one float32 scale for each row",
+)
+Q4_0: Final = Format(
+    "q4_0",
+    4,
+    CENTERED_I4,
+    DType.F16,
+    doc="4-bit numbers in groups of 32, each with a float16 scale (GGUF's Q4_0)",
+)
+Q4_1: Final = Format(
+    "q4_1",
+    4,
+    COUNTED_I4,
+    DType.F16,
+    DType.F16,
+    doc="4-bit numbers in groups of 32, each with a float16 scale and minimum (GGUF's Q4_1)",
+)
+
+FORMATS: Final = {one.name: one for one in (I8, I8_G32, Q8_0, I4_G32, B4_G32, Q4_0, Q4_1)}
+"""Every format by name."""
+
+
+def get_format(name: object) -> Format:
+    """The format of that name; ProgramError if there is none."""
+    if not isinstance(name, str) or name not in FORMATS:
+        raise ProgramError(f"unknown format {name!r}", hint=f"known: {', '.join(FORMATS)}")
+    return FORMATS[name]
