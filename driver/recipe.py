@@ -192,7 +192,9 @@ class Recipe(_Section):
     )
     revision: str | None = _key(None, "Branch, tag or commit on the hub.", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = _key(
-        "auto", "Type of weights and activations; auto is the type of the checkpoint."
+        "auto",
+        "Type of matrices, and by default of the cache; activations are float32. auto is the type"
+        " of the checkpoint (float32 for float16).",
     )
     backend: Literal["cpp", "reference"] = _key("cpp", "Backend that generates the code.")
     target: str = _key(

@@ -36,8 +36,9 @@ def load_model(
 ) -> Program:
     """The captured program of a Hugging Face checkpoint directory, in phase `captured`.
 
-    `dtype` is what the model computes in (`auto`: the checkpoint's own; float16 becomes
-    float32). `max_context` is in tokens, by default all that the model allows; `step_tokens` and
+    `dtype` is what its matrices are held in (`auto`: the checkpoint's own; float16 becomes
+    float32): the program computes in float32, from weights rounded to that type, and its spec
+    says which. `max_context` is in tokens, by default all that the model allows; `step_tokens` and
     `logit_rows` bound one step. Weights are expressions over published tensors, read when
     asked for. `log` is given one line for each choice that changes results.
 
@@ -78,11 +79,12 @@ def _capture(
         if checkpoint is None:
             program = convert_capture(capture, config.model_type, _own_name)
         else:
-            names = WeightNames(capture.skeleton, checkpoint)
+            names = WeightNames(capture.skeleton, checkpoint, compute)
             program = convert_capture(capture, config.model_type, names.define)
-        return replace(program, spec=_spec(config, capture, program, max_context))
+        spec = _spec(config, capture, program, max_context)
+        return replace(program, spec=replace(spec, dtype=compute.value))
 
-    dtype = to_torch(compute)
+    dtype = to_torch(DType.F32)  # what the matrices are held in is left to a pass
     try:
         return convert(capture_model(config, dtype, max_context, log))
     except NotRepeatableError as reason:
@@ -113,7 +115,7 @@ def _choose_dtype(name: str, checkpoint: Checkpoint, log: Log) -> DType:
         raise UsageError(f"dtype {name!r} is not known", hint="float32, bfloat16 or auto")
     chosen = _DTYPES[name]
     if chosen is DType.BF16 and stored is not DType.BF16:
-        log(f"the checkpoint is {stored.value}: rounding its weights to bfloat16 loses precision")
+        log(f"the checkpoint is {stored.value}: rounding its matrices to bfloat16 loses precision")
     return chosen
 
 

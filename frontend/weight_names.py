@@ -30,11 +30,13 @@ _NAMES_SHOWN = 3
 class WeightNames:
     """How each parameter of a model is made from a checkpoint.
 
-    Built once per checkpoint. Raises CheckpointError for tensors that are missing, unexpected,
-    given twice or of another shape than the configuration needs.
+    Built once per checkpoint. Numbers of matrices are those that element type `held` has. Raises
+    CheckpointError for tensors that are missing, unexpected, given twice or of another shape than
+    the configuration needs.
     """
 
-    def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
+    def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint, held: DType) -> None:
+        self._held = held
         self._checkpoint = checkpoint
         self._model = skeleton.model
         self._parameters = skeleton.parameters
@@ -50,9 +52,9 @@ class WeightNames:
         """The expression of a parameter (by its canonical name) in element type `dtype`."""
         expr = self._exprs[name]
         kind = infer_weight(expr)
-        if kind is not None and kind.dtype is dtype:
-            return expr
-        return WeightExpr("cast", (expr,), {"dtype": dtype.value})
+        if self._held is DType.BF16 and kind is not None and kind.rank > 1:
+            expr = _cast(expr, DType.BF16)
+        return _cast(expr, dtype)
 
     def _map_names(self) -> tuple[dict[str, WeightExpr], list[str]]:
         """Expressions by parameter name, and the published names that lead nowhere."""
@@ -159,6 +161,13 @@ class WeightNames:
         if expr.op == "checkpoint":
             return [str(expr.attrs["name"])]
         return [name for part in expr.inputs for name in self._published(part)]
+
+
+def _cast(expr: WeightExpr, dtype: DType) -> WeightExpr:
+    kind = infer_weight(expr)
+    if kind is not None and kind.dtype is dtype:
+        return expr
+    return WeightExpr("cast", (expr,), {"dtype": dtype.value})
 
 
 def _unmatched(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

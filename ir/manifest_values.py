@@ -45,6 +45,8 @@ def _check_model(manifest: Manifest) -> None:
     _within("model.max_context", model.max_context, 0)
     _within("model.num_parameters", model.num_parameters, 0, _MOST_BYTES)
     _check_windows("model.windows", model.windows)
+    if model.dtype is not None:
+        _check_dtype("model.dtype", model.dtype)
 
 
 def _check_group(where: str, group: KvGroup) -> None:
@@ -57,9 +59,13 @@ def _check_group(where: str, group: KvGroup) -> None:
         _within(f"{where}.{name}", getattr(group, name), 1)
     _within(f"{where}.block_size", group.block_size, 1, _MOST_BLOCK)
     _check_windows(f"{where}.window", (group.window,))
-    if group.dtype not in {kind.value for kind in DType}:
-        raise ValueError(f"manifest.{where}.dtype: {group.dtype!r} is not an element type")
+    _check_dtype(f"{where}.dtype", group.dtype)
     _within(f"{where}: bytes of a block", group.bytes_per_block(), 1, _MOST_BYTES)
+
+
+def _check_dtype(where: str, name: str) -> None:
+    if name not in {kind.value for kind in DType}:
+        raise ValueError(f"manifest.{where}: {name!r} is not an element type")
 
 
 def _check_tokenizer(manifest: Manifest) -> None:

@@ -223,6 +223,8 @@ class _Parser(TokenReader):
             if item.default is MISSING:
                 given.setdefault(item.name, "none" if item.name == "architecture" else 0)
         self.spec = self.record(ModelSpec, given, "the spec", token)
+        if self.spec.dtype is not None:
+            self.check_dtype(self.spec.dtype, "the spec", token)
 
     def attr_statement(self) -> None:
         token = self.token
@@ -238,9 +240,12 @@ class _Parser(TokenReader):
         name = self.string(token) if token.kind == "string" else token.text
         given: dict[str, Attr] = {"name": name, **self.attr_map()}
         group = self.record(KvGroup, given, f"resource {name}", token)
-        if group.dtype not in [kind.value for kind in DType]:
-            self.fail(f"unknown element type {group.dtype!r} of resource {name}", token)
+        self.check_dtype(group.dtype, f"resource {name}", token)
         self.resources.append(group)
+
+    def check_dtype(self, name: str, what: str, token: Token) -> None:
+        if name not in [kind.value for kind in DType]:
+            self.fail(f"unknown element type {name!r} of {what}", token)
 
     def weight(self) -> None:
         token = self.mark("@")
@@ -339,7 +344,7 @@ def _fits(value: Any, annotation: str) -> bool:
         return isinstance(value, str)
     if annotation == "int":
         return isinstance(value, int) and not isinstance(value, bool)
-    if annotation == "int | None":
-        return value is None or _fits(value, "int")
+    if annotation in ("int | None", "str | None"):
+        return value is None or _fits(value, annotation.removesuffix(" | None"))
     inner = "int | None" if "None" in annotation else "int"
     return isinstance(value, tuple) and all(_fits(part, inner) for part in value)

@@ -166,7 +166,11 @@ class KvGroup:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What everyone downstream may know of the model; no architecture-specific field."""
+    """What everyone downstream may know of the model; no architecture-specific field.
+
+    `dtype` is the element type that its matrices are to be held in, and by default its keys and
+    values; what is computed is float32. None: no other than the program's values have.
+    """
 
     architecture: str
     num_layers: int
@@ -178,6 +182,7 @@ class ModelSpec:
     max_context: int
     windows: tuple[int | None, ...] = ()
     num_parameters: int = 0
+    dtype: str | None = None
 
 
 EMPTY_SPEC = ModelSpec("none", 0, 0, 0, 0, 0, 0, 0)

@@ -120,7 +120,8 @@ def print_attr(value: Attr) -> str:
 
 
 def _spec_attrs(spec: ModelSpec) -> dict[str, Attr]:
-    return {name: getattr(spec, name) for name in ModelSpec.__dataclass_fields__}
+    attrs = {name: getattr(spec, name) for name in ModelSpec.__dataclass_fields__}
+    return {name: value for name, value in attrs.items() if value is not None}
 
 
 def _group_attrs(group: KvGroup) -> dict[str, Attr]:

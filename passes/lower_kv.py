@@ -26,7 +26,7 @@ class LowerKv(Pass):
     Why: tokens are computed once; the rotation is fused into the write.
     """
 
-    dtype: str = "auto"
+    dtype: str = "auto"  # that of the spec, else that of the keys
     block_size: int = 32
     fuse_rope: bool = True
 
@@ -42,7 +42,7 @@ class LowerKv(Pass):
         if not attentions:
             return finish(program, program, 0)
         self._check(attentions)
-        groups = self._groups(attentions)
+        groups = self._groups(attentions, program.spec.dtype)
         lowering = _Lowering(program, self.fuse_rope, groups)
         builder = lowering.run()
         builder.resources = (*program.resources, *groups)
@@ -66,12 +66,13 @@ class LowerKv(Pass):
                 raise PassError("attention that is not causal", where=describe(node))
             seen.add(node.attrs["layer"])
 
-    def _groups(self, attentions: list[Node]) -> tuple[KvGroup, ...]:
+    def _groups(self, attentions: list[Node], own: str | None) -> tuple[KvGroup, ...]:
+        """Groups of equal layers; `own` is the type that the model's spec has for them."""
         kinds: dict[_Kind, list[int]] = {}
         for node in attentions:
             layer = node.attrs["layer"]
             assert isinstance(layer, int)
-            kinds.setdefault(self._kind(node), []).append(layer)
+            kinds.setdefault(self._kind(node, own), []).append(layer)
         names: dict[str, int] = {}
         groups = []
         for (heads, key_dim, value_dim, window, dtype), layers in kinds.items():
@@ -84,12 +85,12 @@ class LowerKv(Pass):
             groups.append(group)
         return tuple(groups)
 
-    def _kind(self, node: Node) -> _Kind:
+    def _kind(self, node: Node, own: str | None) -> _Kind:
         k, v = node.values()[1:3]
         sizes = (k.type.shape[1], k.type.shape[2], v.type.shape[2])
         heads, key_dim, value_dim = sizes
         window = node.attrs["window"]
-        dtype = k.type.dtype.value if self.dtype == "auto" else self.dtype
+        dtype = (own or k.type.dtype.value) if self.dtype == "auto" else self.dtype
         assert isinstance(heads, int)
         assert isinstance(key_dim, int)
         assert isinstance(value_dim, int)

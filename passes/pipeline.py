@@ -24,6 +24,7 @@ from .fuse_rope import FuseRope
 from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
+from .narrow_matrices import NarrowMatrices
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
 from .registry import get_pass
@@ -43,7 +44,10 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         CommonSubexpressions(),  # again: views that differed may now be equal
     ),
     "shard": (),
-    "quantize": (QuantizeWeights(),),  # its scheme is the recipe's; none by default
+    "quantize": (
+        NarrowMatrices(),  # before quantisers, which then read 16 bits instead of 32
+        QuantizeWeights(),  # its scheme is the recipe's; none by default
+    ),
     "fuse": (
         FuseLayerNorm(),  # before the norm that takes no mean, and is a part of it
         FuseRmsNorm(),

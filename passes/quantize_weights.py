@@ -10,12 +10,12 @@ from typing import ClassVar
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
 from ..ir.interpret import describe
-from ..ir.ops import Kind, get_op
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
 from ..ir.schemes import MAX_EXACT_DEPTH, SCHEMES, Scheme
 from ..ir.types import TensorType
 from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
+from .routers import nearest_linears, routers
 
 NONE = "none"
 """The scheme that changes nothing."""
@@ -103,9 +103,8 @@ class _Choices:
         self.rules = rules
         self.head = head
         self.used: set[str] = set()
-        experts = [node for node in program.nodes if get_op(node.op).kind is Kind.EXPERTS]
-        self.routers = _behind(program, [x for node in experts for x in node.inputs[1:3]])
-        self.heads = _behind(program, [program.outputs[0]])
+        self.routers = routers(program)
+        self.heads = nearest_linears(program, [program.outputs[0]])
 
     def choose(self, node: Node) -> Scheme | str:
         """The scheme of a product, or why it stays as it is."""
@@ -157,25 +156,6 @@ class _Choices:
                 hint = f"names look like {', '.join(names[:3])}" if names else None
                 what = "skip" if scheme == NONE else "rules"
                 raise UsageError(f"{what}: no matrix is named {pattern}", where=where, hint=hint)
-
-
-def _behind(program: Program, operands: list[Operand] | list[Value]) -> set[int]:
-    """The nearest linears that these operands are computed from."""
-    producers = program.producers()
-    found: set[int] = set()
-    seen: set[str] = set()
-    pending = [operand for operand in operands if isinstance(operand, Value)]
-    while pending:
-        value = pending.pop()
-        node = producers.get(value.name)
-        if node is None or value.name in seen:
-            continue
-        seen.add(value.name)
-        if node.op == "linear":
-            found.add(id(node))
-        else:
-            pending.extend(node.values())
-    return found
 
 
 @dataclass(slots=True)

@@ -81,14 +81,15 @@ def node_demand(program: Program, node: Node, shape: StepShape) -> Demand:
 
 
 def product_kind(program: Program, node: Node) -> ProductKind:
-    """What a node multiplies: codes where its weights are codes, else what its rows are made of."""
+    """What a node multiplies: codes or bfloat16 where its matrices are, else floats."""
     if get_op(node.op).kind not in _PRODUCTS:
         return "fp32"
     weights = [program.weights[ref.name].type for ref in node.inputs if isinstance(ref, WeightRef)]
     if any(kind.dtype in _CODES for kind in weights):
         return "int8"
-    first = program.operand_type(node.inputs[0])
-    return "bf16" if isinstance(first, TensorType) and first.dtype is DType.BF16 else "fp32"
+    types = [*weights, program.operand_type(node.inputs[0])]
+    narrow = any(isinstance(kind, TensorType) and kind.dtype is DType.BF16 for kind in types)
+    return "bf16" if narrow else "fp32"
 
 
 class Roofline:

@@ -448,6 +448,23 @@ def is_token_dim(dim: int | Sym, token: str) -> bool:
     return isinstance(dim, Sym) and dim.name == token
 
 
+def matrix_dtype(x: TensorType, *matrices: TensorType) -> DType:
+    """The one element type of matrices that rows of x are multiplied by: that of x, or of 16 bits
+    where x is float32. ProgramError for any other.
+    """
+    dtype = same_dtype(*matrices)
+    if x.dtype is DType.F32 and dtype in (DType.BF16, DType.F16):
+        return dtype
+    return same_dtype(x, *matrices)
+
+
+def rounded(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Rows as a product by `matrix` takes them: in at least float32, rounded to the type of the
+    matrix, if that is narrower, before."""
+    narrow = matrix.dtype.itemsize < x.dtype.itemsize
+    return wide(x.to(matrix.dtype) if narrow else x).to(wide(x).dtype)
+
+
 def wide(x: torch.Tensor) -> torch.Tensor:
     """`x` in the precision that an op computes in: at least float32."""
     import torch

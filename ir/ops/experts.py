@@ -19,6 +19,7 @@ from .base import (
     Outputs,
     Types,
     default_cost,
+    matrix_dtype,
     need_float,
     need_int,
     need_shape,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 def _moe(types: Types, attrs: Attrs) -> Outputs:
     gate_up, down = tensor(types, 3, 3, "gate_up"), tensor(types, 4, 3, "down")
-    same_dtype(tensor(types, 0), gate_up, down)
+    matrix_dtype(tensor(types, 0), gate_up, down)
     return _check(types, gate_up, down, types[5:], attrs)
 
 
@@ -197,7 +198,7 @@ OPS = (
         "slot order in float32: gate_up[E, 2I, H] (gate first), act(gate) * (up + shift), "
         "down[E, H, I]. With a limit, the gate is clamped from above, and up on both sides; "
         "alpha is that of silu: x * sigmoid(alpha * x). Both products of an expert round as "
-        "`linear` does.",
+        "`linear` does, their rows too.",
         ("x", "index", "weight", "gate_up", "down", "gate_up_bias?", "down_bias?"),
         _moe,
         _moe_meaning,

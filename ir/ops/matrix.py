@@ -17,8 +17,10 @@ from .base import (
     Types,
     default_cost,
     is_token_dim,
+    matrix_dtype,
     need_float,
     need_shape,
+    rounded,
     same_dtype,
     tensor,
     wide,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 def _linear(types: Types, attrs: Attrs) -> Outputs:
     x, w = need_float(tensor(types, 0), "x"), tensor(types, 1, 2, "w")
-    same_dtype(x, w)
+    matrix_dtype(x, w)
     if not x.shape or x.shape[-1] != w.shape[1]:
         raise ProgramError(f"x is {x} and w {w}: their last dimensions differ")
     if len(types) > 2:
@@ -43,11 +45,15 @@ def _linear(types: Types, attrs: Attrs) -> Outputs:
 def linear_meaning(
     x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x @ w.T + bias in at least float32, rounded once to x's element type."""
+    """x @ w.T + bias in at least float32, rounded once to x's element type.
+
+    Rows of x are rounded to the element type of w first where that is narrower.
+    """
     import torch.nn.functional
 
-    wide_bias = None if bias is None else wide(bias)
-    return torch.nn.functional.linear(wide(x), wide(w), wide_bias).to(x.dtype)
+    rows = rounded(x, w)
+    wide_bias = None if bias is None else bias.to(rows.dtype)
+    return torch.nn.functional.linear(rows, w.to(rows.dtype), wide_bias).to(x.dtype)
 
 
 def _linear_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
@@ -83,7 +89,8 @@ OPS = (
     Op(
         "linear",
         Kind.MATRIX,
-        "x[.., K] @ w[N, K].T + bias[N] -> [.., N]; accumulated in float32, rounded once.",
+        "x[.., K] @ w[N, K].T + bias[N] -> [.., N] of x's type; accumulated in float32, rounded "
+        "once. Rows of float32 meet a matrix of 16 bits rounded to its type.",
         ("x", "w", "bias?"),
         _linear,
         linear_meaning,

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from infc.frontend.load import load_model
 from infc.ir.errors import CheckpointError
 from infc.ir.program import Node, Program
+from infc.ir.types import DType
 from infc.ir.verify import verify
+from infc.ir.weights import evaluate_weight
 
 from ..checkpoints import edit_config, make_checkpoint
 from ..configs import CONFIGS
@@ -23,6 +26,7 @@ from .oracle import captured_logits, eager_logits, no_log, parity_error, prompt,
 
 TOLERANCE = 1e-5
 VISIBLE = 1e-3
+WIDE = {DType.F32, DType.I64, DType.I32, DType.BOOL}
 
 
 def load(directory: Path, **options: Any) -> Program:
@@ -71,13 +75,13 @@ def test_logits_are_those_of_transformers(arch: str, captured: Captured) -> None
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "mixtral"])
-def test_bfloat16_program_widened_is_the_float32_model(arch: str, tmp_path: Path) -> None:
-    """Every cast is where transformers has it: without rounding the two agree."""
+def test_a_bfloat16_model_computes_in_float32(arch: str, tmp_path: Path) -> None:
     make_checkpoint(arch, tmp_path, dtype="bfloat16")
     program = load(tmp_path)
-    assert program.outputs[0].type.dtype.value == "bf16"
+    assert program.spec.dtype == "bf16"
+    assert {value.type.dtype for node in program.nodes for value in node.outputs} <= WIDE
     ids = prompt()
-    got = captured_logits(program, ids, (0, 20, 39), override="f32")
+    got = captured_logits(program, ids, (0, 20, 39))
     assert relative_error(got, eager_logits(tmp_path, ids)[[0, 20, 39]]) < TOLERANCE
 
 
@@ -194,8 +198,13 @@ def test_float16_is_widened_and_said(tmp_path: Path) -> None:
 def test_rounding_to_bfloat16_is_said(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path)
     lines: list[str] = []
-    assert load(tmp_path, dtype="bfloat16", log=lines.append).outputs[0].type.dtype.value == "bf16"
+    program = load(tmp_path, dtype="bfloat16", log=lines.append)
+    assert program.spec.dtype == "bf16"
     assert any("bfloat16" in line for line in lines)
+    matrix, vector = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    exact = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(evaluate_weight(program, matrix), exact[matrix].bfloat16().float())
+    assert torch.equal(evaluate_weight(program, vector), exact[vector])
 
 
 def test_head_size_of_its_own(tmp_path: Path) -> None:

@@ -224,8 +224,24 @@ def test_products_accumulate_wide_and_round_once(dtype: torch.dtype) -> None:
     exact = (x.double() @ y.double()).to(dtype)
     torch.testing.assert_close(run("matmul", x, y), exact, rtol=limit, atol=limit / 10)
     refuse("differ", "linear", f32(T, 8), f32(4, 7))
-    refuse("mixed", "linear", f32(T, 8), TensorType(DType.BF16, (4, 8)))
+    refuse("mixed", "linear", TensorType(DType.BF16, (T, 8)), f32(4, 8))
+    refuse("mixed", "linear", TensorType(DType.F64, (T, 8)), TensorType(DType.BF16, (4, 8)))
     refuse("against", "matmul", f32(T, 8), f32(7, 3))
+
+
+def test_rows_of_float32_are_rounded_to_the_matrix_they_meet() -> None:
+    x, w, b = torch.randn(5, 64), torch.randn(3, 64).bfloat16(), torch.randn(3)
+    kinds = [f32(T, 64), TensorType(DType.BF16, (3, 64)), f32(3)]
+    assert get_op("linear").infer(kinds, {}) == (f32(T, 3),)
+    expected = F.linear(x.bfloat16().float(), w.float(), b)
+    assert torch.equal(run("linear", x, w, b), expected)
+    assert not torch.equal(F.linear(x, w.float(), b), expected)
+    gate_up, down = torch.randn(2, 6, 64).bfloat16(), torch.randn(2, 64, 3).bfloat16()
+    index, weight = torch.zeros(5, 1, dtype=torch.long), torch.ones(5, 1)
+    gate, up = F.linear(x.bfloat16().float(), gate_up[0].float()).chunk(2, -1)
+    gated = (F.silu(gate) * up).bfloat16().float()
+    expected = F.linear(gated, down[0].float())
+    torch.testing.assert_close(run("moe", x, index, weight, gate_up, down, act="silu"), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

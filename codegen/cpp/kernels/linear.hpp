@@ -16,12 +16,12 @@ INFC_INLINE void write_sums(const float* sums, const TB* bias, TY* y, int64_t co
 }
 
 // x [M, K] (row stride ldx), packed_w from [N, K], bias [N] or null, y [M, N] (row stride ldy).
-// TX is float or bf16 and the weights' type TW is the same; TY may be float where TX is bf16.
+// TX and the weights' type TW are float or bf16; rows of float are rounded to bf16 where TW is that.
+// TY may be float where TX is bf16.
 // Needs product_scratch_bytes<TW>(K) of scratch on each thread. No barrier inside.
 template <class TX, class TW, class TY, class TB = TY>
 void linear(const Team& t, const TX* x, int64_t ldx, const void* packed_w, const TB* bias, TY* y,
             int64_t ldy, int64_t M, int64_t N, int64_t K) {
-  static_assert(sizeof(TX) == sizeof(TW), "activations and weights have one type");
   constexpr int kNR = LinearLayout<TW>::kNR;
   Product<TW> product(t, packed_w, K);
   for_each_share<TW>(t, M, N, [&](int64_t begin, int64_t end, int64_t first, int64_t last) {

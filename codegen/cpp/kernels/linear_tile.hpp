@@ -47,7 +47,7 @@ constexpr int64_t packed_bytes(int64_t N, int64_t K) {
   return ceil_div(N, LinearLayout<W>::kNR) * panel_bytes<W>(K);
 }
 
-// A row as its products read it: `made` is what Rows<W>::prepare made of x, once for all panels.
+// A row as its products read it: `made` is what Rows<W>::prepare made of it, once for all panels.
 template <class X>
 struct PreparedRow {
   const X* x;
@@ -61,7 +61,8 @@ INFC_INLINE const X* elements_of(const X* x) {
 }
 
 // What rows that meet weights of type W consist of, what sums are made in, and what is prepared:
-// `made_bytes(K)` bytes a row, a multiple of 64. By default rows are read as they are.
+// `made_bytes(K)` bytes a row, a multiple of 64. By default rows are read as they are. Rows of float
+// meet bf16 rounded to bf16, on every target.
 template <class W>
 struct Rows {
   using X = W;
@@ -69,7 +70,21 @@ struct Rows {
   static constexpr int64_t made_bytes(int64_t) { return 0; }
   static void prepare(const X*, int64_t, void*) {}
 };
-#if !INFC_DPBF16
+#if INFC_DPBF16
+template <>
+struct Rows<bf16> {
+  using X = bf16;
+  using Sum = float;
+  static constexpr int64_t made_bytes(int64_t K) { return ceil_div(K * 2, 64) * 64; }
+  static void prepare(const bf16*, int64_t, void*) {}
+  // The rounded row.
+  static const bf16* prepare(const float* x, int64_t K, void* made) {
+    bf16* narrow = static_cast<bf16*>(made);
+    for_each_group(K, [&](int64_t k, int64_t n) { store_group(narrow + k, load_group(x + k, n), n); });
+    return narrow;
+  }
+};
+#else
 // bf16 is widened, and then treated as float.
 template <>
 struct Rows<bf16> {
@@ -80,8 +95,30 @@ struct Rows<bf16> {
     float* wide = static_cast<float*>(made);
     for_each_group(K, [&](int64_t k, int64_t n) { store_group(wide + k, load_group(x + k, n), n); });
   }
+  // Products read what is made alone.
+  static const bf16* prepare(const float* x, int64_t K, void* made) {
+    float* wide = static_cast<float*>(made);
+    for_each_group(K, [&](int64_t k, int64_t n) {
+      bf16 narrow[kLanes];
+      store(narrow, load_group(x + k, n));
+      store_group(wide + k, load(narrow), n);
+    });
+    return nullptr;
+  }
 };
 #endif
+
+// A row of its products' own type, or one of floats that is rounded to it.
+template <class W>
+INFC_INLINE PreparedRow<typename Rows<W>::X> prepare_row(const typename Rows<W>::X* x, int64_t K,
+                                                         void* made) {
+  Rows<W>::prepare(x, K, made);
+  return {x, made};
+}
+template <class W, class = std::enable_if_t<std::is_same_v<W, bf16>>>
+INFC_INLINE PreparedRow<bf16> prepare_row(const float* x, int64_t K, void* made) {
+  return {Rows<W>::prepare(x, K, made), made};
+}
 
 // The accumulators of MR rows by P panels.
 template <class W, int MR, int P>

@@ -130,9 +130,7 @@ class Product {
     const int64_t count = to - from;
     char* made = scratch_ + ceil_div(count * static_cast<int64_t>(sizeof(PreparedRow<X>)), 64) * 64;
     for (int64_t i = 0; i < count; ++i, made += Rows<W>::made_bytes(K_)) {
-      const auto source = row(from + i);
-      Rows<W>::prepare(source, K_, made);
-      rows_[i] = {elements_of(source), made};
+      rows_[i] = prepare_row<W>(row(from + i), K_, made);
     }
     wide_ = made;
   }

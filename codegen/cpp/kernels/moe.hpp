@@ -16,7 +16,7 @@ struct MoeShape {
 };
 
 // Packed weights, expert after expert: gate_up [E][2I, H] and down [E][H, I], each expert packed as
-// a linear weight. Biases [E, 2I] and [E, H], or null.
+// a linear weight. Biases [E, 2I] and [E, H], or null, are of the rows' type T.
 template <class T>
 struct MoeWeights {
   const void* gate_up;
@@ -107,15 +107,15 @@ INFC_INLINE void for_each_expert_share(const Team& t, const int32_t* starts, int
   }
 }
 
-// For each expert, its rows by its weight [N, K]; row(i) gives the i-th row in expert order, out
-// receives [T*K, N].
-template <class T, class TY, class RowAt>
+// For each expert, its rows by its weight [N, K] of type W; row(i) gives the i-th row in expert
+// order, out receives [T*K, N].
+template <class W, class T, class TY, class RowAt>
 void expert_linear(const Team& t, const int32_t* starts, int64_t E, const void* packed,
                    const T* bias, int64_t N, int64_t K, RowAt row, TY* out) {
-  constexpr int kNR = LinearLayout<T>::kNR;
-  for_each_expert_share<T>(t, starts, E, N, [&](int64_t e, int64_t begin, int64_t end) {
-    const char* expert = static_cast<const char*>(packed) + e * packed_bytes<T>(N, K);
-    Product<T>(t, expert, K)
+  constexpr int kNR = LinearLayout<W>::kNR;
+  for_each_expert_share<W>(t, starts, E, N, [&](int64_t e, int64_t begin, int64_t end) {
+    const char* expert = static_cast<const char*>(packed) + e * packed_bytes<W>(N, K);
+    Product<W>(t, expert, K)
         .run(starts[e], starts[e + 1], begin, end, row,
              [&](int64_t i, int64_t panel, const float* sums) {
                const int64_t n = panel * kNR;
@@ -147,8 +147,8 @@ void sum_slots(const Team& t, const TP* parts, const int32_t* place, const TW* w
 // the sum over slots k = 0, 1, ... of fma(weight, expert(x), acc) in float, rounded once. `scratch`
 // is shared by the team, 64-byte aligned, moe_scratch_bytes<T>(shape) long; each thread needs
 // product_scratch_bytes of both products. `gate` joins the two halves of an expert's first product.
-// Barriers inside, none at the end.
-template <class Gate, class T, class Id, class TW>
+// Weights are of type W; rows meet them as in linear. Barriers inside, none at the end.
+template <class W, class Gate, class T, class Id, class TW>
 void moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* index,
          const TW* weight, const MoeWeights<T>& w, T* y, int64_t ldy, const MoeShape& shape,
          void* scratch) {
@@ -156,13 +156,13 @@ void moe(const Team& t, const Gate& gate, const T* x, int64_t ldx, const Id* ind
   const int64_t n = shape.T * shape.K;
   if (t.tid == 0) group_by_expert(s, index, shape);
   t.barrier();
-  expert_linear(
+  expert_linear<W>(
       t, s.starts, shape.E, w.gate_up, w.gate_up_bias, 2 * shape.I, shape.H,
       [&](int64_t i) { return x + s.entry[i] / shape.K * ldx; }, s.wide);
   t.barrier();
   gated_rows(t, gate, s.wide, 2 * shape.I, s.gated, shape.I, n, shape.I);
   t.barrier();
-  expert_linear(
+  expert_linear<W>(
       t, s.starts, shape.E, w.down, w.down_bias, shape.H, shape.I,
       [&](int64_t i) { return s.gated + i * shape.I; }, s.result);
   t.barrier();

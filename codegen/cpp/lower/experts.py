@@ -63,15 +63,14 @@ def _lower(
         parts += _code_parts(e, slots, hidden, inner)
     scratch = e.scratch(sum(-(-part // 64) * 64 for part in parts))
     scheme = node.attrs.get("scheme")
-    scaled = isinstance(scheme, str)
-    stored = CODES[str(scheme)] if scaled else CTYPES[e.program.weights[gate_up.name].type.dtype]
+    weight_type = e.program.weights[gate_up.name].type.dtype
+    stored = CODES[scheme] if isinstance(scheme, str) else CTYPES[weight_type]
     for depth in (hidden, inner):
         e.need_product_scratch(stored, depth)
-    name = f"{node.op}<{stored}>" if scaled else node.op
     shape = f"MoeShape{{{{{x.count}, {experts}, {hidden}, {inner}, {slots}}}}}"
     filled = ", ".join(f"{{{place}}}" for place in range(5, 5 + len(weights)))
     e.call(
-        f"{name}(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
+        f"{node.op}<{stored}>(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
         f"{struct}<{out.ctype}>{{{{{filled}}}}}, {{3}}, {hidden}, {shape}, {{4}});",
         (
             *(x.pointer, pointer(index), pointer(weight), pointer(out), pointer(scratch)),

@@ -52,6 +52,24 @@ def test_linear_matches_float64(k: Kernels) -> None:
             assert (np.abs(k.values(y) - expected) <= bound).all(), (m, n, depth)
 
 
+def test_rows_of_floats_are_rounded_to_the_type_of_the_weights(k: Kernels) -> None:
+    rng = np.random.default_rng(5)
+    for m, n, depth in SHAPES:
+        x = np.full((m, depth + 2), np.nan, np.float32)
+        x[:, :depth] = rng.standard_normal((m, depth))
+        rows = np.ascontiguousarray(x[:, :depth])
+        w = k.pack(k.array(rng.standard_normal((n, depth))))
+        bias = k.array(rng.standard_normal(n))
+        y = np.full((m, n + 3), np.nan, np.float32)
+        with k.team(2, k.call("linear_scratch", depth)) as team:
+            wide_bias = k.values(bias).astype(np.float32)
+            sizes = (m, n, depth)
+            k.call("linear_rounding", team, x, depth + 2, w, wide_bias, y, n + 3, *sizes)
+        assert np.isnan(y[:, n:]).all(), "wrote past the row"
+        expected = run_linear(k, k.array(rows), w, bias, n, 1, True)
+        assert same_bits(np.ascontiguousarray(y[:, :n]), expected), (m, n, depth)
+
+
 def test_sums_are_fused_and_subnormals_flushed(float_kernels: Kernels) -> None:
     """The rounding error of a product, which only a fused sum keeps; and a product of 1e-40."""
     k = float_kernels

@@ -60,6 +60,12 @@ EXPORT void linear_float(void* team, const T* x, i64 ldx, const void* w, const T
   on_team(team, [=](const Team& t) { linear<T, T, float>(t, x, ldx, w, bias, y, ldy, M, N, K); });
 }
 
+EXPORT void linear_rounding(void* team, const float* x, i64 ldx, const void* w, const float* bias,
+                            float* y, i64 ldy, i64 M, i64 N, i64 K) {
+  on_team(team,
+          [=](const Team& t) { linear<float, T, float>(t, x, ldx, w, bias, y, ldy, M, N, K); });
+}
+
 EXPORT void rms_norm_rows(void* team, i64 round_first, const T* x, i64 ldx, const T* w, T* y,
                           i64 ldy, i64 outer, i64 inner, i64 dim, double eps) {
   const float e = static_cast<float>(eps);
@@ -165,23 +171,27 @@ EXPORT void put(void* team, const T* x, i64 ldx, const i64* index, T* y, i64 row
   on_team(team, [=](const Team& t) { scatter_rows(t, x, ldx, index, y, rows, dim, count, v); });
 }
 
-EXPORT i64 moe_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {
-  return moe_scratch_bytes<T>(MoeShape{tokens, E, H, I, K});
-}
+// Experts of weights of type T for rows of type X, which is that or float.
 // `limit` 0 is the plain gate; biases may be null.
-EXPORT void experts(void* team, const T* x, i64 ldx, const i64* index, const T* weight,
-                    const void* gate_up, const void* down, const T* up_bias, const T* down_bias,
-                    double alpha, double limit, double shift, T* y, i64 ldy, i64 tokens, i64 E,
-                    i64 H, i64 I, i64 K, void* scratch) {
-  const MoeWeights<T> w{gate_up, down, up_bias, down_bias};
-  const MoeShape shape{tokens, E, H, I, K};
-  const LimitedGate<Act::silu> limited{static_cast<float>(alpha), static_cast<float>(limit),
-                                       static_cast<float>(shift)};
-  on_team(team, [=](const Team& t) {
-    if (limit > 0) return moe(t, limited, x, ldx, index, weight, w, y, ldy, shape, scratch);
-    moe(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);
-  });
-}
+#define EXPERTS(NAME, X)                                                                          \
+  EXPORT i64 NAME##_scratch(i64 tokens, i64 E, i64 H, i64 I, i64 K) {                             \
+    return moe_scratch_bytes<X>(MoeShape{tokens, E, H, I, K});                                    \
+  }                                                                                               \
+  EXPORT void NAME(void* team, const X* x, i64 ldx, const i64* index, const X* weight,            \
+                   const void* gate_up, const void* down, const X* up_bias, const X* down_bias,   \
+                   double alpha, double limit, double shift, X* y, i64 ldy, i64 tokens, i64 E,    \
+                   i64 H, i64 I, i64 K, void* scratch) {                                          \
+    const MoeWeights<X> w{gate_up, down, up_bias, down_bias};                                     \
+    const MoeShape shape{tokens, E, H, I, K};                                                     \
+    const LimitedGate<Act::silu> limited{static_cast<float>(alpha), static_cast<float>(limit),    \
+                                         static_cast<float>(shift)};                              \
+    on_team(team, [=](const Team& t) {                                                            \
+      if (limit > 0) return moe<T>(t, limited, x, ldx, index, weight, w, y, ldy, shape, scratch); \
+      moe<T>(t, PlainGate<Act::silu>{}, x, ldx, index, weight, w, y, ldy, shape, scratch);        \
+    });                                                                                           \
+  }
+EXPERTS(experts, T)
+EXPERTS(experts_rounding, float)
 
 #ifdef WITH_MATH
 namespace {

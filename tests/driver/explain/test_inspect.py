@@ -362,7 +362,7 @@ def test_where_ceilings_are_known_ops_have_a_least_time(
     text = capsys.readouterr().out
     assert "at this machine's ceilings: 1.0 GB/s read; fp32 1, bf16 2, int8 4 Gop/s" in text
     rows = text.partition("\nroofline\n")[2].partition("\npasses\n")[0]
-    assert [line.split()[0] for line in rows.splitlines()[1:3]] == ["linear", "paged_attention"]
+    assert [line.split()[0] for line in rows.splitlines()[1:3]] == ["paged_attention", "linear"]
     assert run(["inspect", str(tiny), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["predictions"]["ceilings"]["bf16"] == 2e9
 

@@ -1,0 +1,33 @@
+"""Which products are behind a value: the routers of experts, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.ops import Kind, get_op
+from ..ir.program import Operand, Program, Value
+
+
+def nearest_linears(program: Program, operands: Sequence[Operand]) -> set[int]:
+    """The ids of the nearest linears that these operands are computed from."""
+    producers = program.producers()
+    found: set[int] = set()
+    seen: set[str] = set()
+    pending = [operand for operand in operands if isinstance(operand, Value)]
+    while pending:
+        value = pending.pop()
+        node = producers.get(value.name)
+        if node is None or value.name in seen:
+            continue
+        seen.add(value.name)
+        if node.op == "linear":
+            found.add(id(node))
+        else:
+            pending.extend(node.values())
+    return found
+
+
+def routers(program: Program) -> set[int]:
+    """The ids of the linears that choose experts for tokens, and weigh them."""
+    experts = [node for node in program.nodes if get_op(node.op).kind is Kind.EXPERTS]
+    return nearest_linears(program, [x for node in experts for x in node.inputs[1:3]])
