@@ -24,6 +24,7 @@ from .fuse_rope import FuseRope
 from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
+from .methods.calibrate_weights import NEAREST, CalibrateWeights
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
 from .registry import get_pass
@@ -43,7 +44,10 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         CommonSubexpressions(),  # again: views that differed may now be equal
     ),
     "shard": (),
-    "quantize": (QuantizeWeights(),),  # its scheme is the recipe's; none by default
+    "quantize": (
+        QuantizeWeights(),  # its scheme is the recipe's; none by default
+        CalibrateWeights(),  # of what that has made; its method is the recipe's
+    ),
     "fuse": (
         FuseLayerNorm(),  # before the norm that takes no mean, and is a part of it
         FuseRmsNorm(),
@@ -296,7 +300,7 @@ def with_kv_options(pipeline: Pipeline, *, dtype: str, block_size: int) -> Pipel
 
 
 def with_quantization(
-    pipeline: Pipeline, *, scheme: str, skip: Sequence[str], head: bool
+    pipeline: Pipeline, *, scheme: str, skip: Sequence[str], head: bool, method: str
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged for the scheme none.
 
@@ -304,6 +308,9 @@ def with_quantization(
     """
     if scheme == "none":
         return pipeline
-    return pipeline.with_options(
+    pipeline = pipeline.with_options(
         QuantizeWeights.name, scheme=scheme, skip=" ".join(skip), head=head
     )
+    if method == NEAREST:
+        return pipeline
+    return pipeline.with_options(CalibrateWeights.name, method=method)
