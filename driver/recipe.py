@@ -20,6 +20,7 @@ from ..ir.manifest import LEAST_CONTEXT
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
+from .texts import CALIBRATION
 from .yaml_tree import KeyPath, YamlTree, read_yaml
 
 
@@ -67,6 +68,18 @@ class _Section(BaseModel):
     )
 
 
+class CalibrationSection(_Section):
+    """What a calibrated method of quantization looks at."""
+
+    text: str = _key(
+        CALIBRATION,
+        "A file of text, or of JSON lines with `text` or `messages`, relative to this file; or a"
+        " text that is part of infc: general-calibration.",
+        min_length=1,
+    )
+    tokens: int = _key(8192, "How much of the text is used.", unit="tokens", ge=64, le=1 << 20)
+
+
 class QuantizationSection(_Section):
     """In how many bits matrices are held; a scheme's name alone stands for its section."""
 
@@ -80,6 +93,19 @@ class QuantizationSection(_Section):
         [], "Names of matrices that are not quantized; `*` stands for any text.", unit="patterns"
     )
     head: bool = _key(True, "Whether the output head, which computes the logits, is quantized.")
+    method: Literal["nearest", "gptq"] = _key(
+        "nearest",
+        "nearest: each weight is rounded by itself; gptq: error feedback, so that later weights of"
+        " a row make up for the errors of earlier ones on the calibration text.",
+    )
+    calibration: CalibrationSection = Field(
+        default=CalibrationSection(), description="The calibration of methods that need one."
+    )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a calibration text is looked at."""
+        return self.scheme != "none" and self.method != "nearest"
 
 
 class KvCacheSection(_Section):
@@ -187,6 +213,7 @@ class Recipe(_Section):
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
     ("dtype",): frozenset({"float16", "float8", "float64"}),
+    ("quantization", "method"): frozenset({"awq", "smoothquant", "rotate", "hqq"}),
     ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q8_0", "q4_0"}),
     ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
 }
@@ -228,7 +255,12 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
     """RecipeError for options of a scheme where there is none."""
     if section.scheme != "none":
         return
-    for name, given in (("skip", section.skip), ("head", not section.head)):
+    given_keys = (
+        ("skip", section.skip),
+        ("head", not section.head),
+        ("method", section.method != "nearest"),
+    )
+    for name, given in given_keys:
         if given:
             raise RecipeError(
                 f"quantization.{name} has no effect, because the scheme is none",
