@@ -102,7 +102,8 @@ def feed_back(rows: torch.Tensor, factor: Factor, grid: Grid) -> Rounded:
     state = grid.start(rows.float())
     plain = _round(weight, state, grid, None)
     fed = _round(weight, state, grid, factor)
-    size, nearest, error = _norms([weight, weight - plain.values, weight - fed.values], factor)
+    size, nearest = _norms([weight, weight - plain.values], factor)
+    error = _without_damping(fed.error, weight - fed.values, factor)
     better = fed if error <= nearest else plain
     parts = grid.pack(state, better.groups, better.codes)
     return Rounded(parts, better.values.T, min(error, nearest), nearest, size)
@@ -116,11 +117,15 @@ def round_to_nearest(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Codes (int16) and values of columns `[K, N]`, and the parameters of their groups."""
+    """Codes (int16) and values of columns `[K, N]`, and the parameters of their groups.
+
+    `error` is the squared norm of what feedback left over, damping included.
+    """
 
     codes: torch.Tensor
     values: torch.Tensor
     groups: Sequence[Parameters]
+    error: float
 
 
 def _round(weight: torch.Tensor, state: Parameters, grid: Grid, factor: Factor | None) -> _Columns:
@@ -135,6 +140,7 @@ def _round(weight: torch.Tensor, state: Parameters, grid: Grid, factor: Factor |
     values = torch.empty_like(weight)
     errors = torch.empty_like(weight)
     groups: list[Parameters] = []
+    left = 0.0
     if not grid.group:
         groups.append(grid.fit(weight, state, None))
     for first in range(0, depth, block):
@@ -158,7 +164,10 @@ def _round(weight: torch.Tensor, state: Parameters, grid: Grid, factor: Factor |
                 torch.sub(weight[column], values[column], out=errors[column])
                 later = wanted[end - first :]
                 later.addr_(factor.upper[column, end:last], errors[column])
-    return _Columns(codes, values, groups)
+        if factor is not None:
+            rest = wanted.sub_(values[first:last]).square_().sum(1, dtype=torch.float64)
+            left += float((rest * factor.d[first:last]).sum())
+    return _Columns(codes, values, groups, left)
 
 
 def _expected(
@@ -186,10 +195,20 @@ def _norms(columns: Sequence[torch.Tensor], factor: Factor) -> list[float]:
 
     depth, rows = columns[0].shape
     both = torch.cat(list(columns), 1)
-    total = torch.zeros(both.shape[1], dtype=torch.float64)
+    total = torch.zeros(len(columns), dtype=torch.float64)
     for first in range(0, depth, BLOCK):
         last = min(first + BLOCK, depth)
         part = factor.upper[:last, first:last].T @ both[:last]
-        total += (part.square_() * factor.d[first:last, None]).sum(0, dtype=torch.float64)
-    total -= (both.square() * factor.added[:, None]).sum(0, dtype=torch.float64)
-    return [max(0.0, float(part)) for part in total.view(-1, rows).sum(1)]
+        each = part.square_().view(last - first, -1, rows).sum(2, dtype=torch.float64)
+        total += factor.d[first:last].double() @ each
+    return [
+        _without_damping(float(norm), one, factor) for norm, one in zip(total, columns, strict=True)
+    ]
+
+
+def _without_damping(norm: float, columns: torch.Tensor, factor: Factor) -> float:
+    """The squared norm of columns `[K, N]` over the inputs alone, from that with what was added."""
+    import torch
+
+    squares = columns.square().sum(1, dtype=torch.float64)
+    return max(0.0, norm - float((squares * factor.added).sum()))
