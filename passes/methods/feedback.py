@@ -47,7 +47,7 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
 
     A column that no input reached is alone: it is rounded to nearest, and takes nobody's error.
     Where rounding has left the matrix without a factor, more is added. PassError for NaN or
-    infinity, and where nothing helps. `hessian` is overwritten.
+    infinity, and where nothing helps.
     """
     import torch
 
@@ -62,6 +62,7 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
         turned = hessian.flip(0, 1)
         turned.diagonal().add_(added.flip(0))
         lower, info = torch.linalg.cholesky_ex(turned)
+        del turned
         d = lower.diagonal().square().flip(0)
         if int(info) == 0 and bool(torch.isfinite(d).all()) and bool((d > 0).all()):
             upper = lower.flip(0, 1)
@@ -142,7 +143,7 @@ def _round(weight: torch.Tensor, state: Parameters, grid: Grid, factor: Factor |
     groups: list[Parameters] = []
     left = 0.0
     if not grid.group:
-        groups.append(grid.fit(weight, state, None))
+        groups.append(grid.fit(weight, state, None if factor is None else factor.d))
     for first in range(0, depth, block):
         last = min(first + block, depth)
         wanted = weight[first:last]
@@ -158,7 +159,8 @@ def _round(weight: torch.Tensor, state: Parameters, grid: Grid, factor: Factor |
                 group = wanted[column - first : group_end - first]
                 if factor is not None:
                     group = _expected(weight[column:group_end], group, factor, column)
-                groups.append(grid.fit(group, state, None))
+                importance = None if factor is None else factor.d[column:group_end]
+                groups.append(grid.fit(group, state, importance))
             codes[column:end], values[column:end] = grid.round(here, state, groups[-1])
             if factor is not None:
                 torch.sub(weight[column], values[column], out=errors[column])

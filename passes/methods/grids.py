@@ -114,12 +114,15 @@ class Int4Grid:
     def fit(
         self, values: torch.Tensor, row: Parameters, importance: torch.Tensor | None
     ) -> Parameters:
-        """The multiplier."""
+        """The multiplier: as the scheme rounds, or of some around it the least weighted error."""
         import torch
 
         missing = GROUP_I4 - values.shape[0]
         units = torch.nn.functional.pad((values * row[1]).T, (0, missing))
-        return (best_multipliers(units).squeeze(-1),)
+        if importance is None:
+            return (best_multipliers(units).squeeze(-1),)
+        weights = torch.nn.functional.pad(importance / importance.mean(), (0, missing))
+        return (_weighted_multipliers(units, weights),)
 
     def round(
         self, values: torch.Tensor, row: Parameters, group: Parameters
@@ -140,6 +143,31 @@ class Int4Grid:
         multipliers = torch.stack([multiplier for (multiplier,) in groups], -1)
         packed = pack_i4(padded.reshape(-1, GROUP_I4), multipliers.reshape(-1, 1))
         return {"codes": packed.reshape(rows, len(groups) * GROUP_I4_BYTES), "scales": row[0]}
+
+
+_STEPS: Final = (0, -1, 1, -2)
+"""Multipliers that are tried beside the one that the largest value of a group needs; of columns
+that count for little, large values may be cut off."""
+
+
+def _weighted_multipliers(units: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The multiplier `[N]` of each group `[N, 32]` by its squared error under `weights` `[32]`."""
+    import torch
+
+    top = units.gather(-1, units.abs().argmax(-1, keepdim=True))
+    nearest = (top.abs() / -LOWEST_I4).round_()
+    sign = torch.where(top > 0, -1.0, 1.0)
+    tried = [
+        side * sign * (nearest + step).clamp(1, MOST_MULTIPLIER)
+        for side in (1, -1)
+        for step in _STEPS
+    ]
+    errors = []
+    for multiplier in tried:
+        wrong = (units / multiplier).round_().clamp_(LOWEST_I4, -LOWEST_I4 - 1)
+        errors.append(wrong.mul_(multiplier).sub_(units).square_() @ weights)
+    best = torch.stack(errors).argmin(0, keepdim=True)
+    return torch.stack(tried).squeeze(-1).gather(0, best).squeeze(0)
 
 
 GRIDS: Final[Mapping[str, Grid]] = {"int8": Int8Grid(), "int4": Int4Grid()}

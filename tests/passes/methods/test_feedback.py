@@ -14,7 +14,7 @@ from infc.ir.schemes import get_scheme
 from infc.ir.torch_threads import one_torch_thread
 from infc.passes.methods.feedback import Rounded, factorize, feed_back, round_to_nearest
 from infc.passes.methods.gptq import decoded
-from infc.passes.methods.grids import GRIDS, Grid
+from infc.passes.methods.grids import GRIDS, Grid, Int4Grid
 from infc.passes.methods.hessians import TILE, hessian
 
 SCHEMES = sorted(GRIDS)
@@ -61,9 +61,13 @@ def textbook(
         if column % (grid.group or weight.shape[1]) == 0:
             end = column + (grid.group or weight.shape[1])
             given = left[:, column:end].T
-            group, other = (grid.fit(part.float(), state, None) for part in (given, given * 1.0001))
-            for one, two in zip(group, other, strict=True):
-                close |= one != two
+            importance = upper.diagonal()[column:end].pow(-2).float()
+            group, *others = (
+                grid.fit((given * by).float(), state, importance) for by in (1.0, 0.9999, 1.0001)
+            )
+            for other in others:
+                for one, two in zip(group, other, strict=True):
+                    close |= one != two
         below, here, above = (
             grid.round((left[:, column] * by).float(), state, group)[1].double()
             for by in (0.9999, 1.0, 1.0001)
@@ -96,6 +100,18 @@ def test_it_is_gptq(
     expected, close = textbook(weight, moments(inputs), grid)
     assert factor.dead == len({place for place in dead if place < depth})
     torch.testing.assert_close(found.values[~close].double(), expected[~close], rtol=1e-5, atol=0)
+
+
+class Unweighted(Int4Grid):
+    """The multiplier of a group by what its columns are, whatever their inputs."""
+
+    def fit(
+        self,
+        values: torch.Tensor,
+        row: tuple[torch.Tensor, ...],
+        importance: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, ...]:
+        return super().fit(values, row, None)
 
 
 def output_error(inputs: torch.Tensor, weight: torch.Tensor, values: torch.Tensor) -> float:
@@ -131,13 +147,22 @@ def test_correlated_inputs_gain(scheme: str, gain: float) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("depth", [1, 31, 32, 33, 128, 200])
 def test_without_feedback_it_is_the_schemes_own_rounding(scheme: str, depth: int) -> None:
-    """Inputs that have nothing in common leave nothing to feed back."""
     weight = matrix(7, depth, depth)
     weight[3] = 0
-    found = feed_back(weight, factorize(torch.eye(depth), DAMPING), GRIDS[scheme])
     codes, scales = get_scheme(scheme).quantize(weight)
-    assert torch.equal(found.parts["codes"], codes)
-    assert torch.equal(found.parts["scales"], scales)
+    expected = decoded(scheme, {"codes": codes, "scales": scales}, depth)
+    assert torch.equal(round_to_nearest(weight, GRIDS[scheme]), expected)
+
+
+def test_groups_are_fitted_to_the_columns_that_count() -> None:
+    """A column that hardly any input reaches does not decide how the others are rounded."""
+    inputs, weight = correlated(500, 32, 11), matrix(20, 32, 11)
+    inputs[:, 7] /= 1000
+    weight[:, 7] = 12
+    factor = factorize(moments(inputs), DAMPING)
+    found = feed_back(weight, factor, GRIDS["int4"])
+    unweighted = feed_back(weight, factor, Unweighted())
+    assert found.error < 0.95 * unweighted.error
 
 
 def test_columns_that_no_input_reached_are_rounded_to_nearest() -> None:
