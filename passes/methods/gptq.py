@@ -17,7 +17,7 @@ from .calibration import Calibration
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
 from .grids import GRIDS
 from .hessians import hessian
-from .layer_runs import LayerRuns
+from .layer_runs import STEP_INPUTS, LayerRuns
 from .quantized_matrices import PlainProgram, QuantizedMatrix, plain_program
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A matrix, the node that it is read by first, and how many nodes read it before that."""
+    """A matrix, the place of the node that reads it first, and its shape `[N, K]`."""
 
     index: int
     matrix: QuantizedMatrix
@@ -34,7 +34,7 @@ class _Place:
 
     @property
     def work(self) -> int:
-        """Operations for one token, and one column: a measure of the time that it takes."""
+        """A measure of the time that it takes: its elements, as each meets every token."""
         return self.shape[0] * self.shape[1]
 
 
@@ -64,6 +64,9 @@ class Gptq:
         """PassError names the product whose inputs are not finite, or that has no factor."""
         places = self._places()
         windows = self.calibration.windows
+        if not windows or not {v.name for v in self.program.inputs} <= STEP_INPUTS:
+            what = "no calibration tokens" if not windows else "the program is not a model's step"
+            raise PassError(what)
         runs = LayerRuns(self.plain.program, windows, self._weight, self.pool)
         done: set[str] = set()
         for place in places:
@@ -166,19 +169,16 @@ class Gptq:
         matrix = self.plain.matrices.get(name)
         if matrix is None:
             return evaluate_weight(self.plain.program, name, check_finite=False)
-        made = self.calibration.made
-        parts = {}
-        for part, entry in matrix.parts.items():
-            key = made.get(print_expr(self.program.weights[entry].expr))
-            is_made = key is not None and key == entry
-            parts[part] = (
-                self.calibration.spill.read(entry)
-                if is_made
-                else evaluate_weight(self.program, entry)
-            )
+        parts = {part: self._part(entry) for part, entry in matrix.parts.items()}
         depth = self.plain.program.weights[name].type.shape[-1]
         assert isinstance(depth, int)
         return decoded(matrix.scheme, parts, depth)
+
+    def _part(self, entry: str) -> torch.Tensor:
+        key = self.calibration.made.get(print_expr(self.program.weights[entry].expr))
+        if key is None:
+            return evaluate_weight(self.program, entry)
+        return self.calibration.spill.read(key)
 
     def _tell(self, places: Sequence[_Place], index: int) -> None:
         total = sum(place.work for place in places)

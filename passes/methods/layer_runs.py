@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     WeightSource = Callable[[str], torch.Tensor]
 
+STEP_INPUTS: Final = frozenset({"input_ids", "positions", "logits_index"})
+"""What a model's step may read; each window is one sequence, with every row of logits."""
 WIDE: Final = "f32"
 """What all is computed in."""
 

@@ -14,7 +14,7 @@ import torch
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import CheckpointError, PassError, UsageError
 from infc.ir.interpret import Interpreter
-from infc.ir.program import ModelSpec, Program
+from infc.ir.program import ModelSpec, Program, Value
 from infc.ir.text import parse_program, print_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
@@ -261,6 +261,15 @@ def test_inputs_that_are_not_finite_are_an_error_with_the_layer(
     bad = replace(program, loaders={**program.loaders, "checkpoint": spoilt})
     with pytest.raises(PassError, match=r"linear of layer 3 .*NaN or infinity"):
         calibrated(bad, spills())
+
+
+def test_what_is_no_step_of_a_model_is_refused(spills: Callable[[], SpillFile]) -> None:
+    program = quantized()
+    other = replace(program, inputs=(*program.inputs, Value("x", TensorType(DType.F32, (1,)))))
+    with pytest.raises(PassError, match="not a model's step"):
+        calibrated(other, spills())
+    with pytest.raises(PassError, match="no calibration tokens"):
+        GPTQ.run(program, PassContext(calibration=Calibration((), spills())))
 
 
 def test_a_higher_damping_is_said(
