@@ -29,10 +29,12 @@ from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
 from ..ir.user_cache import make_private
 from .cache import LIMIT_VARIABLE, ArtifactCache, cache_key, checkpoint_identity
+from .calibration import make_calibration, recipe_text
 from .default_output import changed_keys, keep_another_checkpoint
 from .model_source import find_model
 from .progress import LineReporter, Reporter
 from .recipe import LoadedRecipe, Recipe, load_recipe
+from .texts import Text
 from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
     from ..ir.schemes import Quantizer
+    from ..passes.methods.calibration import Calibration
     from ..passes.pipeline import Pipeline
 
 _MAX_PAIR_BYTES = 1 << 29
@@ -191,6 +194,7 @@ class _Job:
     target: Target
     toolchain: Mapping[str, str]
     verify: bool
+    text: Text | None
 
     @property
     def recipe(self) -> Recipe:
@@ -212,7 +216,7 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
             where=str(place),
             hint="choose another directory with -o",
         )
-    return _Job(loaded, model, place, target, toolchain, verify)
+    return _Job(loaded, model, place, target, toolchain, verify, recipe_text(loaded))
 
 
 def _toolchain(recipe: Recipe, target: Target) -> Mapping[str, str]:
@@ -244,6 +248,7 @@ def _key(job: _Job, progress: Reporter) -> str | None:
         "target": job.target.features,
         "toolchain": dict(job.toolchain),
         "verify": job.verify,
+        "calibration": job.text and job.text.sha256,
     }
     return cache_key(parts, job.model)
 
@@ -264,6 +269,8 @@ def _recorded(job: _Job) -> dict[str, Any]:
     data = job.recipe.model_dump()
     is_local = (job.loaded.directory / job.recipe.model).exists()
     name = _model_name(job.recipe, job.model) if is_local else job.recipe.model
+    calibration = data["quantization"]["calibration"]
+    calibration["text"] = Path(calibration["text"]).name
     return {**data, "model": name, "target": job.target.name}
 
 
@@ -327,6 +334,7 @@ def _build_files(
             begun.append(stack.enter_context(backend.begin(result, job.target, directory)))
 
         with progress.stage("run the passes"):
+            calibration = _calibration(job, captured, directory, stack, progress)
             program, report = optimize(
                 captured,
                 pipeline,
@@ -337,6 +345,7 @@ def _build_files(
                 progress=progress,
                 pairs=pairs,
                 on_result=begin,
+                calibration=calibration,
             )
         backend.check(program, job.target)
         with progress.stage("emit code and weights"):
@@ -347,6 +356,20 @@ def _build_files(
     (directory / "report.json").write_text(canonical_json(report), encoding="utf-8")
     tokenizer = _write_tokenizer(job, directory, program.spec.vocab_size, progress)
     return _manifest(job, program, emission, tokenizer)
+
+
+def _calibration(
+    job: _Job,
+    program: Program,
+    directory: Path,
+    stack: contextlib.ExitStack,
+    progress: Reporter,
+) -> Calibration | None:
+    if job.text is None:
+        return None
+    made = make_calibration(job.text, job.loaded, job.model, program, directory, progress.remark)
+    stack.callback(made.spill.close)
+    return made
 
 
 def _capture(job: _Job, progress: Reporter) -> Program:

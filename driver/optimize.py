@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,13 @@ from .recipe import LoadedRecipe
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
+    from ..passes.methods.calibration import Calibration
     from ..passes.pass_report import PassReport
     from ..passes.pipeline import Pipeline
 
 _SHOWN_NEAR_MISSES = 3
+_CALIBRATION_SHARE = 9
+"""Calibration takes so many times as long as all the passes, seen for the bar's sake."""
 _CACHE_DTYPES = {
     "auto": "auto",
     "float32": DType.F32.value,
@@ -50,6 +54,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
         rules=[(rule.match, rule.scheme) for rule in how.rules],
         skip=how.skip,
         head=how.head_scheme,
+        method=how.method,
     )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
@@ -75,6 +80,7 @@ def optimize(
     progress: Reporter,
     pairs: QuantizedPairs | None = None,
     on_result: Callable[[Program], None] | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[Program, dict[str, Any]]:
     """Runs the pipeline; returns the program and a report about each pass, without times.
 
@@ -84,21 +90,32 @@ def optimize(
     from ..passes.pass_manager import run_pipeline
 
     count, done = len(pipeline), 0
+    inner = count * _CALIBRATION_SHARE if calibration is not None else 0
+    total, calibrated = count + inner, 0
 
     def on_pass(name: str) -> None:
         nonlocal done
-        progress.advance(done, count, f"{name} ({done + 1} of {count} passes)")
+        detail = f"{name} ({done + 1} of {count} passes)"
+        progress.advance(done + calibrated, total, detail)
         done += 1
 
+    def on_calibration(part: int, of: int, detail: str) -> None:
+        nonlocal calibrated
+        calibrated = inner * part // max(1, of)
+        progress.advance(done - 1 + calibrated, total, detail)
+
     def told(result: Program) -> None:
-        progress.advance(count, count, "comparing runs before and after")
+        progress.advance(total, total, "comparing runs before and after")
         if on_result is not None:
             on_result(result)
+
+    if calibration is not None:
+        calibration = replace(calibration, advance=on_calibration)
 
     result, report = run_pipeline(
         program,
         pipeline,
-        PassContext(target=target.name, log=progress.remark),
+        PassContext(target=target.name, log=progress.remark, calibration=calibration),
         verify=verify,
         dump_ir_after=dump_ir_after,
         dump_directory=dump_dir,

@@ -20,6 +20,7 @@ from ..ir.manifest import LEAST_CONTEXT
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
+from .texts import CALIBRATION
 from .yaml_tree import KeyPath, YamlTree, read_yaml
 
 
@@ -88,6 +89,18 @@ class RuleSection(_Section):
     scheme: SchemeName = Field(description="Scheme of these matrices.")
 
 
+class CalibrationSection(_Section):
+    """What a calibrated method of quantization looks at."""
+
+    text: str = _key(
+        CALIBRATION,
+        "A file of text, or of JSON lines with `text` or `messages`, relative to this file; or a"
+        " text that is part of infc: general-calibration.",
+        min_length=1,
+    )
+    tokens: int = _key(8192, "How much of the text is used.", unit="tokens", ge=64, le=1 << 20)
+
+
 class QuantizationSection(_Section):
     """In how many bits matrices are held; a scheme's name alone stands for its section."""
 
@@ -109,6 +122,19 @@ class QuantizationSection(_Section):
         "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits,"
         " and `scheme` otherwise. true means auto, false means none.",
     )
+    method: Literal["nearest", "gptq"] = _key(
+        "nearest",
+        "nearest: each weight is rounded by itself; gptq: error feedback, so that later weights of"
+        " a row make up for the errors of earlier ones on the calibration text.",
+    )
+    calibration: CalibrationSection = Field(
+        default=CalibrationSection(), description="The calibration of methods that need one."
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any matrix may be quantized."""
+        return any(one != "none" for one in (self.scheme, *(rule.scheme for rule in self.rules)))
 
     @property
     def head_scheme(self) -> str:
@@ -116,6 +142,11 @@ class QuantizationSection(_Section):
         if self.head != "auto":
             return self.head
         return "int8" if self.scheme in ("int4", "q4_0", "q4_1") else ""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a calibration text is looked at."""
+        return self.is_used and self.method != "nearest"
 
 
 class KvCacheSection(_Section):
@@ -225,6 +256,7 @@ class Recipe(_Section):
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
     ("dtype",): frozenset({"float16", "float8", "float64"}),
+    ("quantization", "method"): frozenset({"awq", "smoothquant", "rotate", "hqq"}),
     ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),
     ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
 }
@@ -264,9 +296,14 @@ def load_recipe(
 
 def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
     """RecipeError for options of a scheme where there is none."""
-    if section.scheme != "none" or any(rule.scheme != "none" for rule in section.rules):
+    if section.is_used:
         return
-    unused = ("rules", section.rules), ("skip", section.skip), ("head", section.head != "auto")
+    unused = (
+        ("rules", section.rules),
+        ("skip", section.skip),
+        ("head", section.head != "auto"),
+        ("method", section.method != "nearest"),
+    )
     for name, given in unused:
         if given:
             raise RecipeError(

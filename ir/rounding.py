@@ -77,6 +77,12 @@ def quantize_i4(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _code_groups(x: torch.Tensor) -> torch.Tensor:
     """Groups [G, 32] in units of their row's scale, as bytes [G, 17]."""
+    best = best_multipliers(x)
+    return pack_i4(_nearest_codes(x, best), best)
+
+
+def best_multipliers(x: torch.Tensor) -> torch.Tensor:
+    """The multiplier [G, 1] of each group [G, 32] in units of its row's scale."""
     import torch
 
     top = x.gather(-1, x.abs().argmax(-1, keepdim=True))
@@ -93,10 +99,17 @@ def _code_groups(x: torch.Tensor) -> torch.Tensor:
             best = torch.where(wrong < error, multiplier, best)
             error = torch.minimum(wrong, error)
     assert best is not None
-    codes = _nearest_codes(x, best).sub_(LOWEST_I4).to(torch.uint8)
+    return best
+
+
+def pack_i4(codes: torch.Tensor, multipliers: torch.Tensor) -> torch.Tensor:
+    """Bytes [G, 17] of codes [G, 32] (-8 .. 7, in float) and multipliers [G, 1]."""
+    import torch
+
+    shifted = (codes - LOWEST_I4).to(torch.uint8)
     half = GROUP_I4 // 2
-    pairs = codes[:, :half] | (codes[:, half:] << 4)
-    return torch.cat([best.to(torch.int8).view(torch.uint8), pairs], -1)
+    pairs = shifted[:, :half] | (shifted[:, half:] << 4)
+    return torch.cat([multipliers.to(torch.int8).view(torch.uint8), pairs], -1)
 
 
 def _nearest_codes(x: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-LEAVES: Final = {"checkpoint": "name", "data": "key"}
-"""Expressions that are read by a loader of the program, and the attribute that names the tensor."""
+LEAVES: Final = {"checkpoint": "name", "data": "key", "calibrated": "key"}
+"""Expressions that are read by a loader of the program, and the attribute that names the tensor.
+
+`data` are constants of the model's code, `calibrated` what a method of quantization made of a
+weight: like those of a checkpoint, such tensors differ from layer to layer."""
 
 WeightMeaning = Callable[[Sequence["torch.Tensor"], Attrs], "torch.Tensor"]
 WeightRule = Callable[[Sequence[TensorType], Attrs], TensorType]

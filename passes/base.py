@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..ir.errors import UsageError
 from ..ir.program import Attr, Program
+
+if TYPE_CHECKING:
+    from .methods.calibration import Calibration
 
 PIPELINE_PHASES: Final = ("canonicalize", "shard", "quantize", "fuse", "lower-kv", "plan")
 """Where a pass may stand, in order."""
@@ -33,20 +36,32 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """The target and limits that a pass may use, and where its messages go."""
+    """The target and limits that a pass may use, and where its messages go.
+
+    `calibration` is the text that a method of quantization may look at.
+    """
 
     target: str | None = None
     options: Mapping[str, Attr] = field(default_factory=dict)
     log: Callable[[str], None] = _silent
+    calibration: Calibration | None = None
+
+    def quietly(self) -> PassContext:
+        """The same for passes that run once more, to be compared."""
+        return replace(self, log=_silent)
 
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """The rewritten program. If `matches` is 0, it is the same object as the input."""
+    """The rewritten program. If `matches` is 0, it is the same object as the input.
+
+    `details` is what else goes into the report, as plain data.
+    """
 
     program: Program
     matches: int = 0
     near_misses: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,9 @@ class Pass:
 
     `requires` and `ensures` name facts (such as "unit-batch-squeezed"), with which the pipeline
     checks the order of passes before running any. `tolerance` limits the error of a lossy pass,
-    relative to the largest magnitude of a row. `doc` is shown by `infc passes`.
+    relative to the largest magnitude of a row. `doc` is shown by `infc passes`. A pass that
+    `fits_weights` makes new weights by what it knows of the model's inputs: on random ones they
+    would say nothing, so it is whole runs that compare them.
     """
 
     name: ClassVar[str]
@@ -64,6 +81,7 @@ class Pass:
     requires: ClassVar[frozenset[str]] = frozenset()
     ensures: ClassVar[frozenset[str]] = frozenset()
     tolerance: ClassVar[float] = 0.05
+    fits_weights: ClassVar[bool] = False
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Returns the rewritten program and the matches; raises PassError if it fails."""

@@ -106,7 +106,7 @@ def _what_runs(
 
 def _rewrite(program: Program, passes: Sequence[Pass], context: PassContext) -> list[_Step] | str:
     """What each pass makes of the program, or how one fails."""
-    silent = PassContext(context.target, context.options)
+    silent = context.quietly()
     steps = []
     try:
         for one, phase in zip(passes, phases_ending(passes), strict=True):

@@ -154,6 +154,7 @@ class _Manager:
                 dict(sorted(Counter(node.op for node in after.nodes).items())),
                 self._cost_of(program, after),
                 checked.text,
+                details=result.details,
             )
         )
         if checked.distance is not None:

@@ -17,7 +17,7 @@ class PassReport:
     """What one pass did. `cost` is of one step at the upper bounds of all symbols.
 
     `ops` counts the nodes of the program it left by op; `distance` is there for a lossy pass whose
-    effect on the model's predictions was measured.
+    effect on the model's predictions was measured, `details` what the pass itself has to say.
     """
 
     name: str
@@ -31,6 +31,7 @@ class PassReport:
     cost: Cost
     verified: str
     distance: Distance | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def as_data(self) -> dict[str, Any]:
         """As plain data, for `report.json`."""
@@ -48,6 +49,7 @@ class PassReport:
             "operations": self.cost.flops,
             "verified": self.verified,
             **({"distance": self.distance.as_data()} if self.distance else {}),
+            **({"details": dict(self.details)} if self.details else {}),
         }
 
 

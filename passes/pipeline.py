@@ -24,6 +24,7 @@ from .fuse_rope import FuseRope
 from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
+from .methods.calibrate_weights import NEAREST, CalibrateWeights
 from .narrow_matrices import NarrowMatrices
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
@@ -47,6 +48,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
     "quantize": (
         NarrowMatrices(),  # before quantisers, which then read 16 bits instead of 32
         QuantizeWeights(),  # its scheme is the recipe's; none by default
+        CalibrateWeights(),  # of what that has made; its method is the recipe's
     ),
     "fuse": (
         FuseLayerNorm(),  # before the norm that takes no mean, and is a part of it
@@ -306,6 +308,7 @@ def with_quantization(
     rules: Sequence[tuple[str, str]] = (),
     skip: Sequence[str] = (),
     head: str = "",
+    method: str = "nearest",
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged for the scheme none.
 
@@ -314,10 +317,13 @@ def with_quantization(
     """
     if {scheme, *(name for _, name in rules)} == {"none"}:
         return pipeline
-    return pipeline.with_options(
+    pipeline = pipeline.with_options(
         QuantizeWeights.name,
         scheme=scheme,
         rules=" ".join(f"{pattern}={name}" for pattern, name in rules),
         skip=" ".join(skip),
         head=head,
     )
+    if method == NEAREST:
+        return pipeline
+    return pipeline.with_options(CalibrateWeights.name, method=method)

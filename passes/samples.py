@@ -86,8 +86,7 @@ class SampleWeights:
         """The tensor of one entry of a program's weight table."""
         weight = program.weights[name]
         self.learn_types(weight)
-        constants = program.loaders.get("data", self._read)
-        loaders = {"checkpoint": self._read, "data": constants}
+        loaders = {"data": self._read, **program.loaders, "checkpoint": self._read}
         return evaluate_expr(widened(weight.expr), loaders, self._pairs)
 
     def learn_types(self, weight: Weight) -> None:

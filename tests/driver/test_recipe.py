@@ -83,6 +83,22 @@ def test_values_arrive(tmp_path: Path) -> None:
             "model: a\nquantization:\n  scheme: none\n  head: false",
             r"yaml:4: quantization.head has no effect, because the scheme is none",
         ),
+        (
+            "model: a\nquantization:\n  method: gptq",
+            r"yaml:3: quantization.method has no effect, because the scheme is none",
+        ),
+        (
+            "model: a\nquantization: {scheme: int4, method: awq}",
+            r"yaml:2: quantization.method: awq is not supported .supported: 'nearest' or 'gptq'",
+        ),
+        (
+            "model: a\nquantization: {scheme: int4, method: gtpq}",
+            r"yaml:2: quantization.method cannot be 'gtpq' .choose 'nearest' or 'gptq'",
+        ),
+        (
+            "model: a\nquantization: {scheme: int4, calibration: {tokens: 3}}",
+            r"yaml:2: quantization.calibration.tokens cannot be 3",
+        ),
         ("model: a\nquantization: gptq", r"yaml:2: quantization.scheme: gptq is not supported"),
         ("model: a\ndtype: float16", r"yaml:2: dtype: float16 is not supported"),
         ("model: a\nkv_cache: {dtype: fp8}", r"yaml:2: kv_cache.dtype: fp8 is not supported"),

@@ -1,0 +1,94 @@
+"""Chooses the codes of quantised matrices by what the model computes on a calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
+
+from ...ir.errors import UsageError
+from ...ir.machine import available_cpus
+from ...ir.program import Attr, Program, Weight, WeightExpr
+from ...ir.quantized_pairs import PARTS
+from ...ir.text import print_expr
+from ...ir.torch_threads import one_torch_thread
+from ..base import Pass, PassContext, PassResult, finish
+from .calibration import Calibration
+from .gptq import Gptq
+
+NEAREST: Final = "nearest"
+GPTQ: Final = "gptq"
+METHODS: Final = (NEAREST, GPTQ)
+
+
+@dataclass(frozen=True)
+class CalibrateWeights(Pass):
+    """`@w.codes = codes{scheme = "int4"}(w)` => `@w.codes = calibrated{key = "w.codes", ...}`.
+
+    Requires: unit-batch-squeezed. Ensures: nothing more (by default the method is nearest).
+    Keeps: the format of every matrix; on the calibration text no result is further from the exact
+    one than with codes that were rounded to nearest.
+    Why: the error of one weight can make up for that of another: with 4 bits, the predictions are
+    two to three times as near.
+    """
+
+    method: str = NEAREST
+    damping: float = 0.01
+
+    name: ClassVar[str] = "calibrate-weights"
+    phase: ClassVar[str] = "quantize"
+    contract: ClassVar[str] = "lossy"
+    requires: ClassVar[frozenset[str]] = frozenset({"unit-batch-squeezed"})
+    fits_weights: ClassVar[bool] = True
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """Quantise anew, layer by layer, every matrix of a scheme with a grid."""
+        if self.method not in METHODS:
+            known = ", ".join(METHODS)
+            raise UsageError(f"unknown method {self.method}", where=self.name, hint=known)
+        if not 0 < self.damping <= 1:
+            raise UsageError(f"damping is {self.damping}, expected 0 to 1", where=self.name)
+        if self.method == NEAREST or not _parts(program):
+            return finish(program, program, 0)
+        calibration = context.calibration
+        if calibration is None:
+            raise UsageError(
+                f"method {self.method} needs a calibration text",
+                where=self.name,
+                hint="set quantization.calibration in the recipe",
+            )
+        details: Mapping[str, Any] = {}
+        misses: tuple[str, ...] = ()
+        # The same passes run again over a few layers of the model: those have been made already.
+        if not calibration.made:
+            with one_torch_thread(), ThreadPoolExecutor(available_cpus()) as pool:
+                method = Gptq(program, calibration, pool, self.damping, context.log)
+                method.run()
+            details, misses = method.details(), method.misses()
+        return replace(self._result(program, calibration, misses), details=details)
+
+    def _result(
+        self, program: Program, calibration: Calibration, misses: tuple[str, ...]
+    ) -> PassResult:
+        weights = dict(program.weights)
+        matches = 0
+        for weight in _parts(program):
+            key = calibration.made.get(print_expr(weight.expr))
+            if key is not None:
+                weights[weight.name] = replace(weight, expr=_made(key, weight))
+                matches += weight.expr.op == "codes"
+        loaders = {**program.loaders, "calibrated": calibration.spill.read}
+        after = replace(program, weights=weights, loaders=loaders)
+        return finish(program, after, matches, misses)
+
+
+def _parts(program: Program) -> list[Weight]:
+    """The entries of the weight table that are parts of a quantised matrix."""
+    return [weight for weight in program.weights.values() if weight.expr.op in PARTS]
+
+
+def _made(key: str, weight: Weight) -> WeightExpr:
+    shape = tuple(dim for dim in weight.type.shape if isinstance(dim, int))
+    attrs: dict[str, Attr] = {"key": key, "dtype": weight.type.dtype.value, "shape": shape}
+    return WeightExpr("calibrated", (), attrs)

@@ -1,0 +1,34 @@
+"""What a calibrated method is given: tokens, where to keep what it makes, whom to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .spill import SpillFile
+
+
+def _unheard(done: int, total: int, detail: str) -> None:
+    """The progress of a calibration that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Windows of token ids, each of which a model reads from position 0; and a place for results.
+
+    `description` says in reports what the text was (its SHA-256). `made` has what was made of
+    every matrix, by what its parts are of: the same passes run again over a few of the layers, and
+    take it from there. `advance` is told how much of the work is done.
+    """
+
+    windows: Sequence[Sequence[int]]
+    spill: SpillFile
+    description: Mapping[str, Any] = field(default_factory=dict)
+    advance: Callable[[int, int, str], None] = _unheard
+    made: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are in all windows."""
+        return sum(map(len, self.windows))

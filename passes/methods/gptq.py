@@ -1,0 +1,222 @@
+"""Error feedback over a whole model, layer by layer: on what the quantised ones before give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...ir.errors import PassError
+from ...ir.interpret import describe
+from ...ir.program import Program, Value
+from ...ir.schemes import get_scheme
+from ...ir.text import print_expr
+from ...ir.weights import evaluate_weight
+from .calibration import Calibration
+from .feedback import ROWS, Factor, Rounded, factorize, feed_back
+from .grids import GRIDS
+from .hessians import hessian
+from .layer_runs import STEP_INPUTS, LayerRuns
+from .quantized_matrices import PlainProgram, QuantizedMatrix, plain_program
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A matrix, the place of the node that reads it first, and its shape `[N, K]`."""
+
+    index: int
+    matrix: QuantizedMatrix
+    shape: tuple[int, int]
+
+    @property
+    def work(self) -> int:
+        """A measure of the time that it takes: its elements, as each meets every token."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(slots=True)
+class Gptq:
+    """Makes codes for every matrix of `program`; the tensors go to `calibration.spill`.
+
+    True-sequential: within a layer, the inputs of each product come from those before it as they
+    were quantised (queries, keys and values; output; gate and up; down). Products of one input
+    share their Hessian.
+    """
+
+    program: Program
+    calibration: Calibration
+    pool: Executor
+    damping: float
+    log: Callable[[str], None]
+    plain: PlainProgram = field(init=False)
+    records: list[dict[str, Any]] = field(default_factory=list, init=False)
+    _current: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    _done_work: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.plain = plain_program(self.program)
+
+    def run(self) -> None:
+        """PassError names the product whose inputs are not finite, or that has no factor."""
+        places = self._places()
+        windows = self.calibration.windows
+        if not windows or not {v.name for v in self.program.inputs} <= STEP_INPUTS:
+            what = "no calibration tokens" if not windows else "the program is not a model's step"
+            raise PassError(what)
+        runs = LayerRuns(self.plain.program, windows, self._weight, self.pool)
+        done: set[str] = set()
+        for place in places:
+            if place.matrix.name in done:
+                continue
+            self._tell(places, place.index)
+            runs.run_to(place.index)
+            self._current.clear()
+            ready = [one for one in places if one.matrix.name not in done and _is_ready(one, runs)]
+            for group in _by_input(ready):
+                self._quantize(group, runs, is_last=ready[-1] is places[-1])
+                done.update(one.matrix.name for one in group)
+        if places:
+            self._tell(places, places[-1].index)
+
+    def _places(self) -> list[_Place]:
+        """The matrices that can be calibrated, in program order, each where it is read first."""
+        found: dict[str, _Place] = {}
+        for index, node in enumerate(self.plain.program.nodes):
+            for ref in node.weights():
+                matrix = self.plain.matrices.get(ref.name)
+                if matrix is not None and _reason(matrix) is None:
+                    rows, depth = self.plain.program.weights[ref.name].type.shape
+                    assert isinstance(rows, int) and isinstance(depth, int)
+                    found.setdefault(ref.name, _Place(index, matrix, (rows, depth)))
+        return list(found.values())
+
+    def misses(self) -> tuple[str, ...]:
+        """The matrices that stay as they were, and why."""
+        reasons = ((m.parts["codes"], _reason(m)) for m in self.plain.matrices.values())
+        return tuple(f"@{name}: {reason}" for name, reason in reasons if reason is not None)
+
+    def details(self) -> dict[str, Any]:
+        """For the report: the text, and the relative squared error of every product on it."""
+        return {
+            "calibration": {
+                "tokens": self.calibration.tokens,
+                **self.calibration.description,
+                "windows": len(self.calibration.windows),
+                "damping": self.damping,
+            },
+            "errors": self.records,
+        }
+
+    def _quantize(self, group: Sequence[_Place], runs: LayerRuns, *, is_last: bool) -> None:
+        """All products of one input."""
+        source = group[0].matrix.input
+        assert source is not None
+        try:
+            factor = factorize(hessian(runs.get(source), self.pool), self.damping)
+        except PassError as error:
+            node = self.plain.program.nodes[group[0].index]
+            raise PassError(error.message, where=describe(node)) from error
+        if factor.damping != self.damping:
+            node = self.plain.program.nodes[group[0].index]
+            self.log(f"{describe(node)}: damping raised to {factor.damping:g}")
+        for place in group:
+            self._make(place, factor, keep=not is_last)
+            self._done_work += place.work
+
+    def _make(self, place: _Place, factor: Factor, *, keep: bool) -> None:
+        """The codes of one matrix, some rows at a time."""
+        import torch
+
+        matrix = place.matrix
+        grid = GRIDS[matrix.scheme]
+        tensor = evaluate_weight(self.plain.program, matrix.name)
+
+        def rows(part: torch.Tensor) -> Rounded:
+            rounded = feed_back(part, factor, grid)
+            stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
+            assert torch.equal(stored, rounded.values), "parts do not say what was computed with"
+            return rounded if keep else rounded.without_values()
+
+        made = list(self.pool.map(rows, tensor.split(ROWS)))
+        for part, entry in matrix.parts.items():
+            self.calibration.spill.write(entry, torch.cat([one.parts[part] for one in made]))
+            self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry
+        if keep:
+            self._current[matrix.name] = torch.cat([one.values for one in made])
+        self._record(matrix, factor, made)
+
+    def _record(self, matrix: QuantizedMatrix, factor: Factor, made: Sequence[Rounded]) -> None:
+        size = sum(one.size for one in made) or 1.0
+        record: dict[str, Any] = {
+            "matrix": matrix.parts["codes"].removesuffix(".codes"),
+            "nearest": _digits(sum(one.nearest for one in made) / size),
+            "gptq": _digits(sum(one.error for one in made) / size),
+        }
+        if factor.damping != self.damping:
+            record["damping"] = factor.damping
+        if factor.dead:
+            record["unused_columns"] = factor.dead
+        self.records.append(record)
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """A weight of the plain program, as it is quantised by now."""
+        if name in self._current:
+            return self._current[name]
+        matrix = self.plain.matrices.get(name)
+        if matrix is None:
+            return evaluate_weight(self.plain.program, name, check_finite=False)
+        parts = {part: self._part(entry) for part, entry in matrix.parts.items()}
+        depth = self.plain.program.weights[name].type.shape[-1]
+        assert isinstance(depth, int)
+        return decoded(matrix.scheme, parts, depth)
+
+    def _part(self, entry: str) -> torch.Tensor:
+        key = self.calibration.made.get(print_expr(self.program.weights[entry].expr))
+        if key is None:
+            return evaluate_weight(self.program, entry)
+        return self.calibration.spill.read(key)
+
+    def _tell(self, places: Sequence[_Place], index: int) -> None:
+        total = sum(place.work for place in places)
+        node = self.plain.program.nodes[index]
+        where = "head" if node.layer is None else f"layer {node.layer}"
+        detail = f"calibrating {where} on {self.calibration.tokens} tokens"
+        self.calibration.advance(self._done_work, total, detail)
+
+
+def decoded(scheme: str, parts: Mapping[str, torch.Tensor], depth: int) -> torch.Tensor:
+    """What the parts of a matrix `[.., N, depth]` stand for, in float32."""
+    integers = get_scheme(scheme).integers(parts["codes"])[..., :depth]
+    return integers.float() * parts["scales"][..., None]
+
+
+def _reason(matrix: QuantizedMatrix) -> str | None:
+    """Why a matrix is not calibrated; None where it is."""
+    if matrix.source is None:
+        return "its codes are not made of one matrix"
+    if matrix.input is None:
+        return "experts are rounded to nearest: few tokens reach each of them"
+    if matrix.scheme not in GRIDS:
+        return f"the scheme {matrix.scheme} has no grid to round to"
+    return None
+
+
+def _is_ready(place: _Place, runs: LayerRuns) -> bool:
+    source = place.matrix.input
+    return isinstance(source, Value) and runs.has(source)
+
+
+def _by_input(places: Sequence[_Place]) -> list[list[_Place]]:
+    groups: dict[str, list[_Place]] = {}
+    for place in places:
+        assert place.matrix.input is not None
+        groups.setdefault(place.matrix.input.name, []).append(place)
+    return list(groups.values())
+
+
+def _digits(number: float) -> float:
+    return float(f"{number:.3g}")

@@ -1,0 +1,114 @@
+"""Runs a program on many windows of tokens at once, a stretch of nodes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from ...ir.interpret import Interpreter
+from ...ir.ops import Kind, get_op
+from ...ir.program import Node, Program, Value, WeightRef
+
+if TYPE_CHECKING:
+    import torch
+
+    WeightSource = Callable[[str], torch.Tensor]
+
+STEP_INPUTS: Final = frozenset({"input_ids", "positions", "logits_index"})
+"""What a model's step may read; each window is one sequence, with every row of logits."""
+WIDE: Final = "f32"
+"""What all is computed in."""
+
+
+@dataclass(slots=True)
+class LayerRuns:
+    """All windows go through the program side by side; `at` nodes are behind them.
+
+    Between two stretches only the values that later nodes read are there, for every window; within
+    one each window has its own, one window a thread, and the weights of the stretch are read once.
+    """
+
+    program: Program
+    windows: Sequence[Sequence[int]]
+    weights: WeightSource
+    pool: Executor
+    at: int = 0
+    values: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    _last_use: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for index, node in enumerate(self.program.nodes):
+            self._last_use.update((value.name, index) for value in node.values())
+        self.values = [self._inputs(window) for window in self.windows]
+
+    def run_to(self, end: int) -> None:
+        """Runs the nodes before `end`."""
+        nodes = self.program.nodes[self.at : end]
+        if not nodes:
+            return
+        stretch = self._stretch(nodes, end)
+        weights = self._weights_of(nodes)
+
+        def run(index: int) -> dict[str, torch.Tensor]:
+            given = self.values[index]
+            length = len(self.windows[index])
+            sizes = dict.fromkeys(self.program.symbols, 1) | {"T": length, "R": length}
+            interpreter = Interpreter(stretch, weights.__getitem__, dtype_override=WIDE)
+            inputs = {value.name: given[value.name] for value in stretch.inputs}
+            results = interpreter.run(inputs, sizes=sizes)
+            kept = {name: x for name, x in given.items() if self._last_use.get(name, -1) >= end}
+            names = [value.name for value in stretch.outputs]
+            return kept | dict(zip(names, results, strict=True))
+
+        self.values = list(self.pool.map(run, range(len(self.windows))))
+        self.at = end
+
+    def has(self, value: Value) -> bool:
+        """Whether a value is there now."""
+        return value.name in self.values[0]
+
+    def get(self, value: Value) -> list[torch.Tensor]:
+        """A value in every window."""
+        return [values[value.name] for values in self.values]
+
+    def _inputs(self, window: Sequence[int]) -> dict[str, torch.Tensor]:
+        import torch
+
+        places = torch.arange(len(window))
+        every = {
+            "input_ids": torch.tensor(list(window)),
+            "positions": places,
+            "logits_index": places,
+        }
+        return {value.name: every[value.name] for value in self.program.inputs}
+
+    def _stretch(self, nodes: Sequence[Node], end: int) -> Program:
+        """These nodes as a program of their own, from what is there to what is read later."""
+        made = {value.name for node in nodes for value in node.outputs}
+        read = {v.name: v for node in nodes for v in node.values() if v.name not in made}
+        kept = [
+            value
+            for node in nodes
+            for value in node.outputs
+            if self._last_use.get(value.name, -1) >= end
+        ]
+        return replace(
+            self.program,
+            inputs=tuple(read.values()),
+            nodes=tuple(nodes),
+            outputs=tuple(kept),
+        )
+
+    def _weights_of(self, nodes: Sequence[Node]) -> dict[str, torch.Tensor]:
+        """The weights that nodes read, widened but for tables in which they look up rows."""
+        found: dict[str, torch.Tensor] = {}
+        for node in nodes:
+            looks_up = get_op(node.op).kind is Kind.GATHER
+            for ref in node.inputs:
+                if isinstance(ref, WeightRef) and ref.name not in found:
+                    tensor = self.weights(ref.name)
+                    wide = tensor.is_floating_point() and not looks_up
+                    found[ref.name] = tensor.float() if wide else tensor
+        return found

@@ -1,0 +1,1 @@
+"""Tests of calibrated quantization: the feedback, and the pass over a model."""

@@ -1,0 +1,326 @@
+"""Calibrated weights of whole programs: what they are made from, by how many threads; faults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import CheckpointError, PassError, UsageError
+from infc.ir.interpret import Interpreter
+from infc.ir.program import ModelSpec, Program, Value
+from infc.ir.text import parse_program, print_program
+from infc.ir.types import DType, Sym, TensorType
+from infc.ir.verify import verify
+from infc.ir.weights import evaluate_weight
+from infc.passes import verification
+from infc.passes.base import PassContext, PassResult
+from infc.passes.methods import calibrate_weights
+from infc.passes.methods.calibrate_weights import CalibrateWeights
+from infc.passes.methods.calibration import Calibration
+from infc.passes.methods.feedback import factorize, feed_back
+from infc.passes.methods.gptq import Gptq, decoded
+from infc.passes.methods.grids import GRIDS
+from infc.passes.methods.hessians import hessian
+from infc.passes.methods.quantized_matrices import plain_program
+from infc.passes.methods.spill import SpillFile
+from infc.passes.pass_manager import run_pipeline
+from infc.passes.pass_report import PipelineReport
+from infc.passes.pipeline import build_pipeline
+from infc.passes.quantize_weights import QuantizeWeights
+from infc.passes.samples import with_random_weights
+
+from ..test_cut_runs import VOCAB, stack
+
+WINDOWS = tuple(
+    tuple(torch.randint(0, VOCAB, (n,), generator=torch.Generator().manual_seed(n)).tolist())
+    for n in (40, 40, 23)
+)
+GPTQ = CalibrateWeights(method="gptq")
+
+
+@pytest.fixture
+def spills(tmp_path: Path) -> Iterator[Callable[[], SpillFile]]:
+    """Makes spill files, which are closed afterwards."""
+    made: list[SpillFile] = []
+
+    def make() -> SpillFile:
+        made.append(SpillFile(tmp_path))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def quantized(scheme: str = "int4", program: Program | None = None, **options: object) -> Program:
+    program = with_random_weights(program or stack())
+    result = QuantizeWeights(scheme=scheme, **options).run(program, PassContext())  # type: ignore[arg-type]
+    return result.program
+
+
+def calibrated(program: Program, spill: SpillFile, **context: object) -> PassResult:
+    calibration = Calibration(WINDOWS, spill, {"name": "random", "sha256": "00"})
+    return GPTQ.run(program, PassContext(calibration=calibration, **context))  # type: ignore[arg-type]
+
+
+def parts_of(program: Program) -> dict[str, torch.Tensor]:
+    made = [weight for weight in program.weights.values() if weight.expr.op == "calibrated"]
+    return {weight.name: evaluate_weight(program, weight) for weight in made}
+
+
+@pytest.mark.parametrize("scheme", sorted(GRIDS))
+def test_every_matrix_is_calibrated(scheme: str, spills: Callable[[], SpillFile]) -> None:
+    before = quantized(scheme)
+    text = print_program(before)
+    result = calibrated(before, spills())
+    after = result.program
+    assert print_program(before) == text
+    verify(after)
+    assert parse_program(print_program(after)) == after
+    assert after.nodes == before.nodes
+    changed = {name for name in after.weights if after.weights[name] != before.weights[name]}
+    assert changed == {name for name in before.weights if name.endswith((".codes", ".scales"))}
+    assert changed == parts_of(after).keys()
+    assert result.matches == len(changed) // 2 == 8 * 7 + 1
+    again = calibrated(after, spills())
+    assert again.matches == 0
+    assert again.program is after
+    errors = result.details["errors"]
+    assert len(errors) == result.matches
+    assert all(0 < one["gptq"] <= one["nearest"] < 1 for one in errors)
+    assert sum(one["gptq"] for one in errors) < 0.8 * sum(one["nearest"] for one in errors)
+    assert result.details["calibration"] == {
+        "name": "random",
+        "sha256": "00",
+        "tokens": 103,
+        "windows": 3,
+        "damping": 0.01,
+    }
+
+
+def test_neither_threads_nor_time_show(
+    spills: Callable[[], SpillFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for threads in (1, 3, 3):
+        monkeypatch.setattr(calibrate_weights, "available_cpus", lambda count=threads: count)
+        results.append(calibrated(quantized(), spills()))
+    found = [parts_of(one.program) for one in results]
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+    assert results[0].details == results[1].details
+
+
+def test_inputs_come_from_what_was_quantised_before(spills: Callable[[], SpillFile]) -> None:
+    """Of the final program: whatever is before a product is what its codes were made on."""
+    unquantized = with_random_weights(stack())
+    after = calibrated(quantized(program=unquantized), spills()).program
+    plain = plain_program(after)
+
+    def weight(name: str) -> torch.Tensor:
+        matrix = plain.matrices.get(name)
+        if matrix is None:
+            return evaluate_weight(after, name)
+        parts = {part: evaluate_weight(after, entry) for part, entry in matrix.parts.items()}
+        return decoded("int4", parts, int(plain.program.weights[name].type.shape[-1]))  # type: ignore[arg-type]
+
+    keep = frozenset(matrix.input.name for matrix in plain.matrices.values() if matrix.input)
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in keep}
+    for window in WINDOWS:
+        places = torch.arange(len(window))
+        run = Interpreter(plain.program, weight, keep=keep)
+        run.run({"input_ids": torch.tensor(window), "positions": places, "logits_index": places})
+        for name in keep:
+            inputs[name].append(run.values[name])
+    with ThreadPoolExecutor(1) as pool:
+        for name, matrix in plain.matrices.items():
+            assert matrix.input is not None
+            factor = factorize(hessian(inputs[matrix.input.name], pool), 0.01)
+            source = evaluate_weight(unquantized, name.removesuffix(".codes.plain"))
+            expected = feed_back(source, factor, GRIDS["int4"])
+            for part, entry in matrix.parts.items():
+                assert torch.equal(evaluate_weight(after, entry), expected.parts[part]), entry
+
+
+def test_matrices_that_are_left_out_stay(spills: Callable[[], SpillFile]) -> None:
+    after = calibrated(quantized(skip="*.up layers.2.*", head=False), spills()).program
+    made = {name.rpartition(".")[0] for name in parts_of(after)}
+    assert made == {
+        f"layers.{layer}.{name}"
+        for layer in range(8)
+        for name in ("q", "k", "v", "o", "gate", "down")
+        if layer != 2
+    }
+
+
+def mixture() -> Program:
+    """A projection, then two experts, then a head."""
+    b = ProgramBuilder("mixture", ModelSpec("mixture", 1, 32, 1, 1, 32, VOCAB, 64))
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+
+    def weight(name: str, *shape: int) -> object:
+        return b.weight(name, TensorType(DType.F32, shape))
+
+    x = b.emit("embedding", weight("embed", VOCAB, 32), ids)  # type: ignore[arg-type]
+    x = b.emit("linear", x, weight("up", 32, 32))  # type: ignore[arg-type]
+    scores = b.emit("linear", x, weight("router", 2, 32))  # type: ignore[arg-type]
+    top = b.add("topk", (scores,), {"k": 1})
+    x = b.emit(
+        "moe", x, top.outputs[1], top.outputs[0], weight("gate_up", 2, 64, 32),  # type: ignore[arg-type]
+        weight("down", 2, 32, 32), act="silu",  # type: ignore[arg-type]
+    )  # fmt: skip
+    b.output(b.emit("linear", x, weight("head", VOCAB, 32)))  # type: ignore[arg-type]
+    return b.build()
+
+
+def test_experts_are_rounded_to_nearest_and_named(spills: Callable[[], SpillFile]) -> None:
+    result = calibrated(quantized(program=mixture()), spills())
+    assert {name.rpartition(".")[0] for name in parts_of(result.program)} == {"up", "head"}
+    assert [re.sub(r":.*", "", miss) for miss in result.near_misses] == [
+        "@gate_up.codes",
+        "@down.codes",
+    ]
+    assert all("experts are rounded to nearest" in miss for miss in result.near_misses)
+
+
+def run(program: Program, directory: Path, spill: SpillFile) -> PipelineReport:
+    calibration = Calibration(WINDOWS, spill)
+    pipeline = build_pipeline(
+        {"quantize-weights": {"scheme": "int4"}, "calibrate-weights": {"method": "gptq"}}
+    )
+    _, report = run_pipeline(
+        with_random_weights(program),
+        pipeline,
+        PassContext(calibration=calibration),
+        failure_directory=directory,
+    )
+    return report
+
+
+@pytest.mark.parametrize("is_heavy", [False, True])
+def test_a_pipeline_with_it_is_verified(
+    is_heavy: bool,
+    tmp_path: Path,
+    spills: Callable[[], SpillFile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also a few layers alone, which take their weights from those of the whole model."""
+    if is_heavy:
+        monkeypatch.setattr(verification, "HEAVY_FLOPS", 0)
+    runs = []
+    plain = Gptq.run
+
+    def counted(self: Gptq) -> None:
+        runs.append(1)
+        plain(self)
+
+    monkeypatch.setattr(Gptq, "run", counted)
+    program = stack((None, 4, 4, 4) if is_heavy else (None,))
+    report = run(program, tmp_path, spills())
+    assert runs == [1]
+    (data,) = (one for one in report.as_data()["passes"] if one["name"] == "calibrate-weights")
+    assert data["verified"] == "weights fitted to inputs, compared in whole runs"
+    assert 0 < data["distance"]["kl"] < 10
+    assert len(data["details"]["errors"]) == data["matches"]
+    phases = "\n".join(report.phases)
+    assert "agree with a whole run of the result of calibrate-weights" in phases
+    assert run(program, tmp_path, spills()).as_data() == report.as_data()
+
+
+def test_progress_goes_up_to_what_there_is_to_do(spills: Callable[[], SpillFile]) -> None:
+    said: list[tuple[int, int, str]] = []
+    calibration = Calibration(WINDOWS, spills(), advance=lambda *what: said.append(what))
+    GPTQ.run(quantized(), PassContext(calibration=calibration))
+    done = [one[0] for one in said]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert done[-1] == said[-1][1]
+    assert {one[1] for one in said} == {said[0][1]}
+    assert said[0][2] == "calibrating layer 0 on 103 tokens"
+    assert any("head" in one[2] for one in said)
+
+
+def test_inputs_that_are_not_finite_are_an_error_with_the_layer(
+    spills: Callable[[], SpillFile],
+) -> None:
+    program = quantized()
+    read = program.loaders["checkpoint"]
+
+    def spoilt(name: str) -> torch.Tensor:
+        return torch.full_like(read(name), 1e30) if name == "layers.3.norm2" else read(name)
+
+    bad = replace(program, loaders={**program.loaders, "checkpoint": spoilt})
+    with pytest.raises(PassError, match=r"linear of layer 3 .*NaN or infinity"):
+        calibrated(bad, spills())
+
+
+def test_what_is_no_step_of_a_model_is_refused(spills: Callable[[], SpillFile]) -> None:
+    program = quantized()
+    other = replace(program, inputs=(*program.inputs, Value("x", TensorType(DType.F32, (1,)))))
+    with pytest.raises(PassError, match="not a model's step"):
+        calibrated(other, spills())
+    with pytest.raises(PassError, match="no calibration tokens"):
+        GPTQ.run(program, PassContext(calibration=Calibration((), spills())))
+
+
+def test_a_higher_damping_is_said(
+    spills: Callable[[], SpillFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infc.passes.methods import gptq
+
+    def harder(moments: torch.Tensor, damping: float) -> object:
+        return factorize(moments, 10 * damping)
+
+    monkeypatch.setattr(gptq, "factorize", harder)
+    said: list[str] = []
+    result = calibrated(quantized(), spills(), log=said.append)
+    assert "%" in said[0]
+    assert "layer 0" in said[0]
+    assert "damping raised to 0.1" in said[0]
+    assert all(one["damping"] == pytest.approx(0.1) for one in result.details["errors"])
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (CalibrateWeights(method="awk"), "unknown method awk"),
+        (CalibrateWeights(method="gptq", damping=0.0), "damping is 0.0"),
+        (CalibrateWeights(method="gptq", damping=float("nan")), "damping is nan"),
+        (GPTQ, "method gptq needs a calibration text"),
+    ],
+)
+def test_options_that_cannot_be(one: CalibrateWeights, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        one.run(quantized(), PassContext())
+
+
+def test_a_spill_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    spill = SpillFile(tmp_path)
+    tensors = {
+        "bytes": torch.arange(17, dtype=torch.uint8).reshape(1, 17),
+        "none": torch.empty(0, 4),
+        "scales": torch.randn(3, 5).T,
+    }
+    for key, tensor in tensors.items():
+        spill.write(key, tensor)
+    for key, tensor in tensors.items():
+        assert torch.equal(spill.read(key), tensor)
+        assert spill.read(key).dtype == tensor.dtype
+    with pytest.raises(CheckpointError, match="no method has made"):
+        spill.read("other")
+    assert list(tmp_path.iterdir()) == []
+    spill.close()
+
+
+def test_a_spill_file_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be kept"):
+        SpillFile(tmp_path / "gone").write("x", torch.zeros(1))
