@@ -28,8 +28,9 @@ from .workplaces import WORKPLACES
 DEFAULT_LIMIT_BYTES = 20 * 10**9
 LIMIT_VARIABLE = "INFC_CACHE_LIMIT"
 _ROOMS = ("ir", "frontend", "passes", "codegen", "driver", "runtime")  # whatever shapes an artifact
-_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "jinja2")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "gguf")
 # What a checkpoint directory often holds beside the model: other formats, and prose.
+_FILE = "model.gguf"
 _IGNORED = frozenset({".md", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".png"})
 
 
@@ -84,10 +85,13 @@ def cache_key(parts: Mapping[str, Any], checkpoint: Path) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def checkpoint_identity(directory: Path) -> str:
-    """SHA-256, in hex, of a checkpoint's weights: what makes it this one and not another."""
-    digests = _digest_checkpoint(directory)
-    weights = {name: digests[name] for name in digests if name.endswith(".safetensors")}
+def checkpoint_identity(path: Path) -> str:
+    """SHA-256, in hex, of a checkpoint's weights: what makes it this one and not another.
+
+    That of a GGUF file is of all of the file, whatever its name.
+    """
+    digests = _digest_checkpoint(path)
+    weights = {name: digests[name] for name in digests if name.endswith((".safetensors", _FILE))}
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
 
@@ -259,21 +263,13 @@ class ArtifactCache:
         return sum(sweep(self.directory / name) for name in names)
 
 
-def _digest_checkpoint(directory: Path) -> dict[str, Any]:
+def _digest_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """Name -> digest of each file that a model may be made of; unchanged ones are remembered."""
-    names = sorted(
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file()
-        and path.suffix.lower() not in _IGNORED
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    )
-    place = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:32]
+    place = hashlib.sha256(os.fsencode(checkpoint.resolve())).hexdigest()[:32]
     memory = cache_directory() / "checkpoints" / f"{place}.json"
     known = _read_memory(memory)
     result, remembered = {}, {}
-    for name in names:
-        path = directory / name
+    for name, path in _model_files(checkpoint):
         state = path.stat()
         stamp = [state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
         entry = known.get(name)
@@ -285,6 +281,19 @@ def _digest_checkpoint(directory: Path) -> dict[str, Any]:
             remembered[name] = entry
     _write_memory(memory, remembered)
     return result
+
+
+def _model_files(checkpoint: Path) -> list[tuple[str, Path]]:
+    """The files that a model may be made of, by their names in it; a file is all of a model."""
+    if not checkpoint.is_dir():
+        return [(_FILE, checkpoint)]
+    return sorted(
+        (path.relative_to(checkpoint).as_posix(), path)
+        for path in checkpoint.rglob("*")
+        if path.is_file()
+        and path.suffix.lower() not in _IGNORED
+        and not any(part.startswith(".") for part in path.relative_to(checkpoint).parts)
+    )
 
 
 def _read_memory(path: Path) -> dict[str, Any]:

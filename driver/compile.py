@@ -63,10 +63,10 @@ def compile_model(
 ) -> Artifact:
     """Compiles a model into an artifact, and opens it.
 
-    `recipe` is a `model.yaml`, a checkpoint directory, a hub id, the name of a bundled recipe, or
-    a Recipe; `output` the artifact's directory (by default named after the model, in the working
-    directory); `overrides` are assignments such as `runtime.max_context=2048`, or a mapping of
-    them. Where no output was named, an artifact of another checkpoint is replaced with `force`
+    `recipe` is a `model.yaml`, a checkpoint directory, a GGUF file, a hub id, the name of a bundled
+    recipe, or a Recipe; `output` the artifact's directory (by default named after the model, in the
+    working directory); `overrides` are assignments such as `runtime.max_context=2048`, or a mapping
+    of them. Where no output was named, an artifact of another checkpoint is replaced with `force`
     alone. `verify` checks what each pass did by running the program before and after it.
     `dump_ir_after` names a pass, or `all`: the program after it is written into `dump_dir`.
     `progress` hears of stages and of every choice that was made for you; by default both go to
@@ -231,6 +231,8 @@ def _model_name(recipe: Recipe, model: Path) -> str:
     name = Path(recipe.model).name
     if name in ("", ".."):
         name = model.name  # `.` stands for the directory itself
+    if model.is_file():
+        return Path(name).stem
     if model.parent.name == "snapshots" and "--" in model.parent.parent.name:
         return model.parent.parent.name.rpartition("--")[2]  # of the hub: models--ORG--NAME
     # `checkpoint` says nothing of the model; the directory around it does.

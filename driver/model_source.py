@@ -1,11 +1,11 @@
-"""Finds the checkpoint of a recipe: a local directory, or a snapshot from the hub."""
+"""Finds the checkpoint of a recipe: a directory, a GGUF file, or a snapshot from the hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..ir.errors import CheckpointError, RecipeError
-from .recipe import HUB_ID, Recipe
+from .recipe import GGUF, HUB_ID, Recipe
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
 # Other copies of the same weights that some repositories contain.
@@ -13,25 +13,29 @@ _DUPLICATES = ["original/*", "consolidated*", "metal/*", "onnx/*"]
 
 
 def find_model(recipe: Recipe, directory: Path) -> Path:
-    """The checkpoint directory; a hub id is downloaded, unless it is in the hub's cache.
+    """The checkpoint directory or GGUF file; a hub id is downloaded, unless it is in the cache.
 
-    A directory of that name takes precedence. Raises CheckpointError if there is no such model,
-    and RecipeError if a revision is given for a directory.
+    A directory or file of that name takes precedence. Raises CheckpointError if there is no such
+    model, and RecipeError if a revision is given for a directory or file.
     """
     path = directory / Path(recipe.model).expanduser()
     if path.exists():
-        if not path.is_dir():
-            raise CheckpointError("the model is a file", where=str(path), hint="name its directory")
+        if not path.is_dir() and path.suffix.lower() != GGUF:
+            raise CheckpointError(
+                "the model is a file", where=str(path), hint=f"name its directory, or a {GGUF} file"
+            )
         if recipe.revision is not None:
+            kind = "directory" if path.is_dir() else "file"
             raise RecipeError(
-                f"the model is a directory, which has no revision {recipe.revision!r}",
+                f"the model is a {kind}, which has no revision {recipe.revision!r}",
                 where=str(path),
                 hint="remove revision, or use a hub id",
             )
         return path.resolve()
-    if not HUB_ID.fullmatch(recipe.model):
+    if not HUB_ID.fullmatch(recipe.model) or path.suffix.lower() == GGUF:
+        what = "GGUF file" if path.suffix.lower() == GGUF else "model directory"
         raise CheckpointError(
-            "no such model directory",
+            f"no such {what}",
             where=str(path),
             hint="`model` is a path relative to the recipe, or a hub id such as org/name",
         )

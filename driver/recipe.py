@@ -64,6 +64,7 @@ def size_or_auto(value: Any) -> Any:
 
 _CountOrAuto = Annotated[int | None, BeforeValidator(_auto_is_none)]
 _SizeOrAuto = Annotated[int | None, BeforeValidator(size_or_auto)]
+GGUF = ".gguf"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ONE_OR_MORE = {"ge": 1, "le": 2**31 - 1}
 
@@ -218,7 +219,7 @@ class Recipe(_Section):
     """How to make an artifact of a model: `model.yaml`."""
 
     model: str = Field(
-        description="The checkpoint: a directory, relative to this file, or a hub id.",
+        description="The checkpoint: a directory or GGUF file, relative to this file, or a hub id.",
         min_length=1,
     )
     revision: str | None = _key(None, "Branch, tag or commit on the hub.", min_length=1)
@@ -274,11 +275,11 @@ class LoadedRecipe:
 def load_recipe(
     source: str | os.PathLike[str] | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> LoadedRecipe:
-    """Reads a recipe from a file, or makes the default one for a checkpoint directory or hub id.
+    """Reads a recipe from a file, or makes the default one for a checkpoint or hub id.
 
-    `source` is a file, a directory with a `model.yaml` or a checkpoint in it, the name of a
-    bundled recipe, or a hub id `org/name`; a file or directory goes before a name. `overrides`
-    are assignments `a.b=c`, as given to `--set`, or a mapping of `a.b` to values.
+    `source` is a file, a directory with a `model.yaml` or a checkpoint in it, a GGUF file, the
+    name of a bundled recipe, or a hub id `org/name`; a file or directory goes before a name.
+    `overrides` are assignments `a.b=c`, as given to `--set`, or a mapping of `a.b` to values.
     Raises RecipeError.
     """
     if isinstance(source, Recipe):
@@ -323,7 +324,7 @@ def recipe_schema() -> dict[str, Any]:
 
 # Of a model, and often given where a recipe belongs.
 _RECIPE_FILES = frozenset({".yaml", ".yml", ".json"})
-_MODEL_FILES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx"})
+_MODEL_FILES = frozenset({GGUF, ".safetensors", ".bin", ".pt", ".pth", ".onnx"})
 
 
 def _find(source: str) -> tuple[YamlTree, Path]:
@@ -350,11 +351,14 @@ def is_hub_id(text: str) -> bool:
 
 
 def _read(path: Path) -> tuple[YamlTree, Path]:
+    if path.suffix.lower() == GGUF and not path.is_dir():
+        return YamlTree({"model": path.name}), path.parent.resolve()
     if path.is_file() and (path.suffix in _MODEL_FILES or path.name == "config.json"):
         raise RecipeError(
             "this is not a recipe",
             where=str(path),
-            hint="use a model.yaml, or a checkpoint directory with config.json and safetensors",
+            hint="use a model.yaml, a checkpoint directory with config.json and safetensors, or a"
+            " GGUF file",
         )
     if not path.is_dir():
         # The file itself may be a link (as all are in the hub's cache): its name says where it is.
@@ -380,6 +384,7 @@ def _below(path: Path) -> str | None:
     if (path / "snapshots").is_dir():
         return f"name one of the directories in {path / 'snapshots'}"
     inner = [one.parent for name in ("config.json", "model.yaml") for one in path.glob(f"*/{name}")]
+    inner += path.glob(f"*{GGUF}")
     return f"did you mean {inner[0]}?" if len(inner) == 1 else None
 
 

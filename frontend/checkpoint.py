@@ -1,4 +1,4 @@
-"""The weights of a checkpoint directory: mapped safetensors, in one file or in shards."""
+"""The tensors of a model by name, and those of a directory: safetensors, whole or in shards."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..ir.errors import CheckpointError
+from ..ir.program import WeightExpr
 from ..ir.safetensors import MappedSafetensors
 from ..ir.types import DType, TensorType
+from ..ir.weights import checkpoint as checkpoint_leaf
 from .config import read_json
 
 if TYPE_CHECKING:
@@ -26,19 +28,43 @@ _SUBLAYERS: Final = 4
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+class TensorFile(Protocol):
+    """A mapped file of tensors."""
+
+    path: Path
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The values of a tensor, which nobody may write to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Published tensors by name: their types, and the mapped file that holds each."""
+    """Published tensors by name: their types, and the mapped file that holds each.
 
-    directory: Path
+    `path` is the directory or file of the model. `parameters` says how the model's parameters are
+    made of the tensors, where these do not have the names and layouts that the library reads.
+    `stored_as` names the format that most weights lie in, where it is no element type;
+    `described_by` is what the configuration was read from, for messages.
+    """
+
+    path: Path
     types: Mapping[str, TensorType]
-    files: Mapping[str, MappedSafetensors]
+    files: Mapping[str, TensorFile]
+    parameters: Mapping[str, WeightExpr] | None = None
+    stored_as: str | None = None
+    described_by: str = "config.json"
 
     def tensor(self, name: str) -> torch.Tensor:
         """A read-only view of a published tensor; CheckpointError where there is none."""
         if name not in self.files:
-            raise CheckpointError(f"tensor {name} is missing", where=str(self.directory))
+            raise CheckpointError(f"tensor {name} is missing", where=str(self.path))
         return self.files[name].tensor(name)
+
+    def published(self) -> Mapping[str, WeightExpr]:
+        """What the library is given, by the names that it knows: parameters, or the tensors."""
+        if self.parameters is not None:
+            return self.parameters
+        return {name: checkpoint_leaf(name, kind) for name, kind in self.types.items()}
 
     def where(self, name: str) -> str:
         """The file and name of a tensor, for messages."""
@@ -51,7 +77,7 @@ class Checkpoint:
             if kind.dtype.is_float:
                 counts[kind.dtype] += kind.num_elements()
         if not counts:
-            raise CheckpointError("holds no floating-point weights", where=str(self.directory))
+            raise CheckpointError("holds no floating-point weights", where=str(self.path))
         return counts.most_common(1)[0][0]
 
     def check_layers(self, num_layers: int) -> None:
@@ -64,7 +90,7 @@ class Checkpoint:
         if num_layers > _SUBLAYERS * stored:
             raise CheckpointError(
                 f"num_hidden_layers is {num_layers}, but the weights are of {stored} layers",
-                where=str(self.directory / "config.json"),
+                where=str(self.path / "config.json"),
                 hint="correct num_hidden_layers, or download the weights again",
             )
 

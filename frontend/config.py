@@ -73,11 +73,35 @@ def read_config(directory: Path, *, allow_remote_code: bool = False) -> Any:
     except Exception as error:
         # Each configuration class validates in its own way, and raises what it likes.
         raise CheckpointError(f"is not valid: {_one_line(error)}", where=str(path)) from error
+    _check_config(config, path)
+    return config
+
+
+def make_config(entries: dict[str, Any], path: Path) -> Any:
+    """The transformers configuration of entries as `config.json` has them, found in `path`.
+
+    Raises as `read_config`.
+    """
+    check_raw_values(entries, path)
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.for_model(**entries)
+    except Exception as error:
+        # As above.
+        raise CheckpointError(
+            f"describes no valid model: {_one_line(error)}", where=str(path)
+        ) from error
+    _check_config(config, path)
+    return config
+
+
+def _check_config(config: Any, path: Path) -> None:
     _check_supported(config, path)
     _check_sizes(text_part(config), path)
     if model_class(config) is not None:
         check_names(text_part(config), path)
-    return config
 
 
 def _check_links(directory: Path) -> None:

@@ -14,9 +14,9 @@ from ..ir.program import ModelSpec, Node, Program, WeightExpr
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, SymbolRange
 from ..ir.verify import verify
-from .checkpoint import Checkpoint, open_checkpoint
-from .config import read_config, text_part
-from .tokenizer_files import check_tokenizer_files
+from .checkpoint import Checkpoint
+from .config import text_part
+from .sources.base import open_source
 
 DTypeName = Literal["float32", "bfloat16", "auto"]
 Log = Callable[[str], None]
@@ -34,7 +34,7 @@ def load_model(
     allow_remote_code: bool = False,
     log: Log = print,
 ) -> Program:
-    """The captured program of a Hugging Face checkpoint directory, in phase `captured`.
+    """The captured program of a checkpoint directory or a GGUF file, in phase `captured`.
 
     `dtype` is what its matrices are held in (`auto`: the checkpoint's own; float16 becomes
     float32): the program computes in float32, from weights rounded to that type, and its spec
@@ -44,16 +44,16 @@ def load_model(
 
     Raises CheckpointError, UnsupportedModelError, CapacityError or UsageError.
     """
-    directory = Path(path)
-    config = read_config(directory, allow_remote_code=allow_remote_code)
-    checkpoint = open_checkpoint(directory)
+    source = open_source(Path(path))
+    config = source.read_config(allow_remote_code=allow_remote_code, log=log)
+    checkpoint = source.open_weights()
     compute = _choose_dtype(dtype, checkpoint, log)
     text = text_part(config)
     if text is not config:
         log(f"{config.model_type} is compiled for text alone: its other inputs are left out")
     checkpoint.check_layers(int(text.num_hidden_layers))
     # It is written last: what can be seen of it is refused now, not after minutes.
-    check_tokenizer_files(directory, getattr(text, "vocab_size", None))
+    source.check_tokenizer(getattr(text, "vocab_size", None))
     context = _choose_context(text, max_context)
     program = _capture(config, checkpoint, compute, context, log)
     program = replace(
@@ -106,16 +106,17 @@ def _own_name(name: str, dtype: DType) -> WeightExpr:
 
 def _choose_dtype(name: str, checkpoint: Checkpoint, log: Log) -> DType:
     stored = checkpoint.main_dtype()
+    shown = checkpoint.stored_as or stored.value
     if name == "auto":
-        if stored in _DTYPES.values():
+        if stored in _DTYPES.values() and checkpoint.stored_as is None:
             return stored
-        log(f"the checkpoint is {stored.value}: computing in float32, which holds it exactly")
+        log(f"the checkpoint is {shown}: computing in float32, which holds it exactly")
         return DType.F32
     if name not in _DTYPES:
         raise UsageError(f"dtype {name!r} is not known", hint="float32, bfloat16 or auto")
     chosen = _DTYPES[name]
     if chosen is DType.BF16 and stored is not DType.BF16:
-        log(f"the checkpoint is {stored.value}: rounding its matrices to bfloat16 loses precision")
+        log(f"the checkpoint is {shown}: rounding its matrices to bfloat16 loses precision")
     return chosen
 
 

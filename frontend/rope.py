@@ -68,6 +68,8 @@ def _fix_longrope(module: torch.nn.Module, max_context: int, log: Callable[[str]
         with torch.no_grad():
             module.inv_freq.copy_(frequencies)  # type: ignore[operator]
     module.rope_type = "default"  # type: ignore[assignment]
+    if not recomputed and parameters["short_factor"] == parameters["long_factor"]:
+        return  # factors that no length changes
     side = "long" if long else "short"
     what = f"short factors and {side} scale" if recomputed else f"{side} factors"
     log(f"rope longrope: {what} for every length, chosen by max_context {max_context}")

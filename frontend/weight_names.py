@@ -18,7 +18,6 @@ from transformers.core_model_loading import (
 from ..ir.errors import CheckpointError, ProgramError
 from ..ir.program import WeightExpr
 from ..ir.types import DType
-from ..ir.weights import checkpoint as checkpoint_leaf
 from ..ir.weights import infer_weight
 from .checkpoint import Checkpoint
 from .skeleton import Skeleton
@@ -65,17 +64,18 @@ class WeightNames:
         exprs: dict[str, WeightExpr] = {}
         collected: dict[str, dict[str, list[WeightExpr]]] = {}
         unexpected: list[str] = []
-        for name in sorted(self._checkpoint.types, key=dot_natural_key):
+        published = self._checkpoint.published()
+        for name in sorted(published, key=dot_natural_key):
             target, pattern = self._rename(name, renamings, converters)
-            leaf = checkpoint_leaf(name, self._checkpoint.types[name])
+            leaf = published[name]
             if target not in self._state:
-                unexpected.append(name)
+                unexpected += self._published(leaf)
             elif pattern is not None:
                 collected.setdefault(target, {}).setdefault(pattern, []).append(leaf)
             elif target in exprs:
                 raise CheckpointError(
                     f"is parameter {target}, which another tensor is already",
-                    where=self._checkpoint.where(name),
+                    where=self._checkpoint.where(self._published(leaf)[0]),
                 )
             else:
                 exprs[target] = leaf
@@ -103,8 +103,8 @@ class WeightNames:
         if left:
             raise CheckpointError(
                 f"{_count(left, 'tensor')} the model does not have: {_show(left)}",
-                where=str(self._checkpoint.directory),
-                hint="the weights are not those of config.json",
+                where=str(self._checkpoint.path),
+                hint=f"the weights are not those of {self._checkpoint.described_by}",
             )
 
     def _merge_tied(self, exprs: Mapping[str, WeightExpr]) -> dict[str, WeightExpr]:
@@ -118,7 +118,7 @@ class WeightNames:
             if other != expr and not self._same_bytes(other, expr):
                 raise CheckpointError(
                     f"{known} and {name} differ, but config.json ties them",
-                    where=str(self._checkpoint.directory),
+                    where=str(self._checkpoint.path),
                     hint="set tie_word_embeddings to false in config.json",
                 )
         return merged
@@ -136,7 +136,7 @@ class WeightNames:
         if left:
             raise CheckpointError(
                 f"{_count(left, 'parameter')} without a tensor: {_show(left)}",
-                where=str(self._checkpoint.directory),
+                where=str(self._checkpoint.path),
             )
 
     def _check_shape(self, name: str, expr: WeightExpr) -> None:
@@ -148,7 +148,8 @@ class WeightNames:
         if kind is None or kind.shape != needed:
             names = self._published(expr)
             raise CheckpointError(
-                f"parameter {name} is {kind}, config.json needs shape {list(needed)}",
+                f"parameter {name} is {kind}, {self._checkpoint.described_by} needs shape"
+                f" {list(needed)}",
                 where=self._checkpoint.where(names[0]),
             )
         if not kind.dtype.is_float:

@@ -15,7 +15,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,9 @@ class Captures:
         """Capture, or read what the same capture gave before; `log` hears the same lines."""
         if checkpoint is None or hasattr(config, "auto_map"):  # code that the digest doesn't cover
             return self.capture(config, checkpoint, compute, context, log)
-        watched = _Watched(checkpoint.directory, checkpoint.types, checkpoint.files)
+        watched = _Watched(
+            **{field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+        )
 
         def make(place: Path) -> None:
             lines: list[str] = []
@@ -130,4 +132,5 @@ def _digest(config: Any, checkpoint: Checkpoint, compute: DType, context: int) -
     digest.update(
         repr(sorted((name, str(kind)) for name, kind in checkpoint.types.items())).encode()
     )
+    digest.update(repr(sorted((checkpoint.parameters or {}).items())).encode())
     return digest.hexdigest()[:24]

@@ -68,8 +68,8 @@ def command(
 ) -> None:
     """Measure the speed of a model, and compare it with the limits of this machine.
 
-    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
-    id. A model that is not compiled yet is compiled first and stored in the cache.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory, a GGUF
+    file or a hub id. A model that is not compiled yet is compiled first and stored in the cache.
 
     \b
       infc bench tiny.infc

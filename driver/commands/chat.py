@@ -16,8 +16,8 @@ from ..set_option import set_option
 def command(model: str, overrides: tuple[str, ...], system: str | None, **options: Any) -> None:
     """Chat with a model in the terminal.
 
-    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
-    id. A model that is not compiled yet is compiled first and stored in the cache.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory, a GGUF
+    file or a hub id. A model that is not compiled yet is compiled first and stored in the cache.
 
     Each line is a message. /reset starts a new chat, /exit or Ctrl-D ends it, and Ctrl-C stops the
     answer or discards the line. When the context is full, the oldest turns are dropped.

@@ -1,4 +1,4 @@
-"""`infc compile`: a recipe, a checkpoint directory or a hub id in, an artifact out."""
+"""`infc compile`: a recipe, a checkpoint, a GGUF file or a hub id in, an artifact out."""
 
 import click
 
@@ -46,12 +46,13 @@ def command(
     """Compile a model into an artifact.
 
     RECIPE is a recipe file, the name of a bundled recipe (see `infc recipe list`), or a checkpoint
-    directory or hub id, which are compiled with default settings.
+    directory, GGUF file or hub id, which are compiled with default settings.
 
     \b
       infc compile tiny -o tiny.infc
       infc compile Qwen/Qwen2.5-0.5B-Instruct --set quantization=int8
       infc compile path/to/checkpoint
+      infc compile path/to/model.Q8_0.gguf --set dtype=bfloat16
       infc compile model.yaml --set dtype=float32 --set runtime.max_context=2048
       infc compile model.yaml --no-cache --dump-ir-after all
     """

@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Measure the perplexity and bits per byte of a text file.
 
-    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
-    id. A model that is not compiled yet is compiled first and stored in the cache.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory, a GGUF
+    file or a hub id. A model that is not compiled yet is compiled first and stored in the cache.
 
     \b
       infc eval tiny.infc recipes/tiny/heldout.py.txt

@@ -43,8 +43,8 @@ def command(
 ) -> None:
     """Continue a text.
 
-    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
-    id. A model that is not compiled yet is compiled first and stored in the cache.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory, a GGUF
+    file or a hub id. A model that is not compiled yet is compiled first and stored in the cache.
 
     If the prompt is - or missing, it is read from stdin.
 

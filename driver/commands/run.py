@@ -32,8 +32,8 @@ def command(
 ) -> None:
     """Run a model: answer a prompt, or chat in the terminal.
 
-    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
-    id. A model that is not compiled yet is compiled first and stored in the cache.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory, a GGUF
+    file or a hub id. A model that is not compiled yet is compiled first and stored in the cache.
 
     The prompt is an argument, a file, or piped input. Without a prompt, a chat starts in the
     terminal, as with `infc chat`. The prompt is sent as a message if the model has a chat

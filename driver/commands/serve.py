@@ -120,8 +120,8 @@ def command(
 ) -> None:
     """Serve a model over HTTP, compatible with the OpenAI API.
 
-    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory or a hub
-    id. A model that is not compiled yet is compiled first and stored in the cache.
+    MODEL is an artifact, a recipe, the name of a bundled recipe, a checkpoint directory, a GGUF
+    file or a hub id. A model that is not compiled yet is compiled first and stored in the cache.
 
     \b
       infc serve tiny

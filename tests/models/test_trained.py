@@ -15,7 +15,7 @@ from infc.driver.evaluate import evaluate_text
 from infc.ir.artifact import Artifact
 from infc.ir.text import parse_program
 
-from .packaged import GEMMA3, SMOLLM2, NotFetchedError, PackagedModel
+from .packaged import GEMMA3, QWEN_CODER, SMOLLM2, NotFetchedError, PackagedModel
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
@@ -28,20 +28,24 @@ TEXT = (
 )
 
 
+SMALL = ["runtime.max_context=1024", "runtime.step_tokens=128", "runtime.max_sequences=4"]
+
+
 def compiled(model: PackagedModel, place: Path) -> tuple[Path, Artifact]:
     """The checkpoint, and its artifact in the checkpoint's own type."""
     try:
         checkpoint = model.directory(ROOT)
     except NotFetchedError as error:
         pytest.skip(f"not to be had from the package registry: {error}")
-    sets = ["runtime.max_context=1024", "runtime.step_tokens=128", "runtime.max_sequences=4"]
-    return checkpoint, infc.compile(checkpoint, place, overrides=sets, cache=False)
+    return checkpoint, infc.compile(checkpoint, place, overrides=SMALL, cache=False)
 
 
-def nats_of_transformers(checkpoint: Path, text: str) -> float:
-    """The total negative log-likelihood of a text, in float32."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+def nats_of_transformers(checkpoint: Path, text: str, **options: str) -> float:
+    """The total negative log-likelihood of a text, in float32; `options` say what is read."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, **options
+    )
     ids = tokenizer(text, return_tensors="pt").input_ids
     with torch.inference_mode():
         log_p = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
@@ -77,3 +81,31 @@ def test_gemma_goes_on_with_a_text(tmp_path: Path) -> None:
     counts = Counter(node.op for node in program.nodes)
     assert counts["linear"] == 4 * 18 + 1
     assert counts["rope_kv_write"] == 18
+
+
+@pytest.mark.parametrize(
+    ("model", "question", "answer"),
+    [
+        (SMOLLM2, "What is the capital of France?", "Paris"),
+        (QWEN_CODER, "Write a Python function that adds two numbers.", "def "),
+        (GEMMA3, None, ""),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_file_is_the_model_that_transformers_reads_in_it(
+    model: PackagedModel, question: str | None, answer: str, tmp_path: Path
+) -> None:
+    """Matrices in Q4_1, Q5_0, Q8_0, Q4_K and Q6_K, as they were published."""
+    try:
+        file = model.file(ROOT)
+    except NotFetchedError as error:
+        pytest.skip(f"not to be had from the package registry: {error}")
+    sets = [*SMALL, "dtype=float32"]
+    artifact = infc.compile(file, tmp_path / "artifact", overrides=sets, cache=False)
+    if question is not None:
+        with infc.LLM(artifact, kv_memory="64MiB") as llm:
+            params = infc.SamplingParams(max_tokens=48)
+            chat = llm.chat([{"role": "user", "content": question}], params)
+        assert answer in chat.outputs[0].text
+    expected = nats_of_transformers(file.parent, TEXT, gguf_file=file.name)
+    assert evaluate_text(artifact, TEXT).nats == pytest.approx(expected, rel=1e-5)

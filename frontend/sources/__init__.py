@@ -1,0 +1,1 @@
+"""Where a model comes from: a Hugging Face directory, or one GGUF file."""

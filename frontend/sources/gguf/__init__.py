@@ -1,0 +1,1 @@
+"""GGUF files as checkpoints: header, tensors, configuration and tokenizer."""
