@@ -82,6 +82,9 @@ def test_it_carries_what_is_not_python(names: set[str], suffix: str) -> None:
     assert data, f"no {suffix} file in the tree"
     assert [str(p) for p in data if f"infc/{p.as_posix()}" not in names] == []
     assert "infc/py.typed" in names
+    texts = {p.relative_to(ROOT) for p in (ROOT / "recipes/texts").glob("*/*")}
+    assert len(texts) > 10
+    assert [str(p) for p in texts if f"infc/{p.as_posix()}" not in names] == []
 
 
 def test_building_leaves_no_build_folder(tree: Path, wheel: Path) -> None:

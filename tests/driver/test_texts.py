@@ -1,0 +1,167 @@
+"""Texts: bundled ones and files as token ids, chats through the template, bad ones refused."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from infc.driver.texts import (
+    BUNDLED,
+    CALIBRATION,
+    EVALUATION,
+    MAX_TEXT_BYTES,
+    Document,
+    Text,
+    checkpoint_tokenizer,
+    read_text,
+    tokenize,
+)
+from infc.ir.errors import UsageError
+from infc.runtime.tokenizer import Tokenizer
+
+from ..test_layout import ROOT
+
+TINY = ROOT / "recipes/tiny/checkpoint"
+VOCABULARY = 4096
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tokenizer:
+    """The tokenizer of the bundled model without its chat template."""
+    found = checkpoint_tokenizer(TINY, vocab_size=VOCABULARY)
+    assert found is not None and found.has_chat_template
+    return Tokenizer(found.backend)
+
+
+@pytest.fixture(scope="module")
+def chatty(plain: Tokenizer) -> Tokenizer:
+    """The same one with a template that takes no tools."""
+    return Tokenizer(plain.backend, chat_template=TEMPLATE, special_tokens={})
+
+
+def decoded(text: Text, tokenizer: Tokenizer) -> list[str]:
+    found = tokenize(text, tokenizer, vocab_size=VOCABULARY, max_tokens=10_000)
+    return [tokenizer.decode(document) for document in found.documents]
+
+
+def test_the_bundled_texts_are_large_enough_and_apart(plain: Tokenizer) -> None:
+    texts = [read_text(name) for name in BUNDLED]
+    sizes = [
+        tokenize(text, plain, vocab_size=VOCABULARY, max_tokens=1 << 20).num_tokens
+        for text in texts
+    ]
+    assert sizes[0] >= 8_000
+    assert 2_000 <= sizes[1] <= 4_000
+    # No eight words of the evaluation stand in the calibration.
+    runs = [
+        {
+            tuple(words[i : i + 8])
+            for document in text.documents
+            for words in [str(document.text or document.messages).split()]
+            for i in range(len(words) - 7)
+        }
+        for text in texts
+    ]
+    assert runs[0] & runs[1] == set()
+    assert len(runs[0]) > 3_000
+
+
+def test_a_bundled_text_is_hashed_as_its_readme_says() -> None:
+    for name, folder in ((CALIBRATION, "calibration"), (EVALUATION, "evaluation")):
+        listed = subprocess.run(
+            "LC_ALL=C sha256sum * | sha256sum",
+            shell=True,
+            cwd=ROOT / "recipes/texts" / folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert read_text(name).sha256 == listed.stdout.split()[0]
+
+
+def test_a_file_is_one_document_under_its_own_hash(tmp_path: Path, plain: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_bytes("zwölf\r\nBoote\n".encode())
+    text = read_text("a.txt", tmp_path)
+    assert text.name == "a.txt"
+    assert text.sha256 == hashlib.sha256((tmp_path / "a.txt").read_bytes()).hexdigest()
+    assert decoded(text, plain) == ["zwölf\r\nBoote\n"]
+
+
+def test_chats_go_through_the_template(tmp_path: Path, plain: Tokenizer, chatty: Tokenizer) -> None:
+    rows = (
+        '{"messages": [{"role": "user", "content": "hi"},'
+        ' {"role": "assistant", "content": "yes"}]}',
+        "",
+        '{"text": "plain\u2028text"}',
+        '{"messages": [{"role": "tool", "content": "refused"}]}',
+    )
+    (tmp_path / "b.jsonl").write_text("\n".join(rows))
+    text = read_text(str(tmp_path / "b.jsonl"))
+    assert decoded(text, chatty) == ["[user] hi\n[assistant] yes\n", "plain\u2028text", "refused"]
+    assert decoded(text, plain)[0] == "hi\n\nyes"
+
+
+def test_tokens_are_counted_over_documents(plain: Tokenizer) -> None:
+    text = Text("x", "0", (Document("x:1", "one two three " * 9), Document("x:2", "four " * 99)))
+    found = tokenize(text, plain, vocab_size=VOCABULARY, max_tokens=40)
+    assert found.num_tokens == 40 and len(found.documents) == 2
+    windows = list(found.windows(16))
+    assert [len(window) for window in windows] == [16, 16, 8]
+    assert [t for window in windows for t in window] == [t for d in found.documents for t in d]
+    assert found.as_data() == {"name": "x", "sha256": "0", "tokens": 40}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin.txt", b"r\xe9sum\xe9", "not UTF-8 text (byte 1)"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
+        ("b.jsonl", b'\n["text"]', "b.jsonl:2: expected an object with either text or messages"),
+        ("c.jsonl", b'{"text": "a", "messages": []}', "c.jsonl:1: expected an object with either"),
+        ("d.jsonl", b'{"text": 3}', "d.jsonl:1: text is not a string"),
+        ("e.jsonl", b'{"messages": []}', "e.jsonl:1: messages is not a list"),
+        ("f.jsonl", b'{"messages": [{"role": "user"}]}', "messages[0] does not have a role"),
+        ("g.jsonl", b"[" * 100_000, "g.jsonl:1: not JSON"),
+    ],
+)
+def test_a_bad_text_is_refused_by_line(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_text(name, tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_missing_an_endless_and_a_short_text_are_refused(
+    tmp_path: Path, plain: Tokenizer
+) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read_text("gone.txt", tmp_path)
+    with pytest.raises(UsageError, match=f"larger than {MAX_TEXT_BYTES >> 20} MiB"):
+        read_text("/dev/zero")
+    with pytest.raises(UsageError, match="x: too little text: 1 tokens, at least 64 are needed"):
+        tokenize(
+            Text("x", "0", (Document("x", "a"),)),
+            plain,
+            vocab_size=VOCABULARY,
+            max_tokens=99,
+            least_tokens=64,
+        )
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(plain: Tokenizer) -> None:
+    text = Text("x", "0", (Document("x", "some words"),))
+    with pytest.raises(UsageError, match="and the model has 3"):
+        tokenize(text, plain, vocab_size=3, max_tokens=99)
+
+
+def test_a_checkpoint_without_a_tokenizer_has_none(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert checkpoint_tokenizer(tmp_path, vocab_size=3, log=said.append) is None
+    assert "no tokenizer" in said[0]
