@@ -55,9 +55,13 @@ class Tally:
     def divergence(self) -> Divergence:
         """Over all that was added."""
         every = np.maximum(np.concatenate(self._kl), 0.0)  # rounding may leave a little below zero
+        with np.errstate(invalid="ignore"):
+            high = float(np.quantile(every, 0.99))
+        if math.isnan(high) and not np.isnan(every).any():
+            high = math.inf  # between two infinities there is nothing to interpolate
         return Divergence(
             float(every.mean()),
-            float(np.quantile(every, 0.99)),
+            high,
             float(every.max()),
             self._same / self.num_predicted,
         )

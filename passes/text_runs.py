@@ -97,16 +97,12 @@ def split_at_rows(program: Program, watched: frozenset[str]) -> tuple[Program, P
     The first gives what the second reads, and the watched values; the second's first input is
     `logits_index`, and its first output the logits.
     """
-    late = {LOGITS_INDEX}
-    body: list[Node] = []
-    head: list[Node] = []
-    for node in program.nodes:
-        is_late = any(value.name in late for value in node.values())
-        (head if is_late else body).append(node)
-        late |= {value.name for value in node.outputs} if is_late else set()
+    early = values_before_rows(program)
+    body = [node for node in program.nodes if all(v.name in early for v in node.outputs)]
+    head = [node for node in program.nodes if not all(v.name in early for v in node.outputs)]
     logits = program.outputs[0]
     read = {value.name: value for node in head for value in node.values()}
-    read |= {} if logits.name in late else {logits.name: logits}
+    read |= {logits.name: logits} if logits.name in early else {}
     made = {value.name: value for node in body for value in node.outputs}
     crossing = [value for name, value in made.items() if name in read or name in watched]
     plain = [value for value in program.inputs if value.name != LOGITS_INDEX]
@@ -115,6 +111,16 @@ def split_at_rows(program: Program, watched: frozenset[str]) -> tuple[Program, P
     first = replace(program, nodes=tuple(body), inputs=tuple(plain), outputs=tuple(crossing))
     second = replace(program, nodes=tuple(head), inputs=(index, *passed), outputs=(logits,))
     return first, second
+
+
+def values_before_rows(program: Program) -> set[str]:
+    """The names of values that do not depend on which rows of logits are wanted."""
+    late = {LOGITS_INDEX}
+    for node in program.nodes:
+        if any(value.name in late for value in node.values()):
+            late |= {value.name for value in node.outputs}
+    made = {value.name for node in program.nodes for value in node.outputs}
+    return made - late
 
 
 def layer_outputs(program: Program) -> dict[int, Value]:
