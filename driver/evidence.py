@@ -193,9 +193,8 @@ def gather_evidence(
     """
     from ..passes.text_runs import layer_outputs
 
-    tokens = [token for part in text.windows(window) for token in part][: runs.tokens]
-    windows = [tokens[at : at + window] for at in range(0, len(tokens) - 1, window)]
-    windows = [one for one in windows if len(one) > 1]
+    text = text.shortened(runs.tokens)
+    windows = [one for one in text.windows(window) if len(one) > 1]
     given = {layer: value.name for layer, value in layer_outputs(runs.first).items()}
     source = _Runner.of(runs.first, pairs, given)
     stages = [_Runner.of(stage.program, pairs, runs.handed_on) for stage in runs.stages]
@@ -204,7 +203,9 @@ def gather_evidence(
     done = 0
 
     def share(part: float) -> None:
-        progress.advance(int(1000 * (done + part)), 1000 * steps, f"{len(tokens)} tokens of text")
+        progress.advance(
+            int(1000 * (done + part)), 1000 * steps, f"{text.num_tokens} tokens of text"
+        )
 
     try:
         for one in windows:
@@ -220,7 +221,7 @@ def gather_evidence(
             engine.close()
     return Evidence(
         runs.what,
-        len(tokens),
+        text.num_tokens,
         tuple(
             StageEvidence(stage.index, stage.name, _figures(runner.tally), _ordered(runner.errors))
             for stage, runner in zip(runs.stages, stages, strict=True)
