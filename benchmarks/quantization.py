@@ -69,7 +69,7 @@ def main() -> None:
         }
         for name, artifact in built.items():
             result = evaluate_text(artifact, text)
-            distance = compare_on_text(artifact, built["bfloat16"], text)
+            distance = compare_on_text(artifact, built["bfloat16"], text).divergence
             row = {
                 "build": name,
                 "bits_per_weight": round(bits_per_weight(artifact), 2),

@@ -27,7 +27,9 @@ from ..ir.manifest import (
 from ..ir.program import hidden_width
 from ..ir.sizes import format_size
 from ..ir.target import Target, check_platform, resolve_target
+from ..ir.types import DType
 from ..ir.user_cache import make_private
+from .accuracy_text import read_evaluation
 from .cache import LIMIT_VARIABLE, ArtifactCache, cache_key, checkpoint_identity
 from .calibration import make_calibration, recipe_text
 from .default_output import changed_keys, keep_another_checkpoint
@@ -39,11 +41,14 @@ from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
     from ..codegen.base import Emission
+    from ..frontend.load import DTypeName
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
     from ..ir.schemes import Quantizer
     from ..passes.methods.calibration import Calibration
     from ..passes.pipeline import Pipeline
+    from ..runtime.tokenizer import Tokenizer
+    from .texts import Text
 
 _MAX_PAIR_BYTES = 1 << 29
 """How much of the quantised matrices stays in memory from the first run of verification on."""
@@ -155,7 +160,7 @@ def compile_cached(
 def _write(job: _Job, progress: Reporter, dumps: _Dumps | None = None) -> Artifact:
     """Compiles without looking into the cache, and writes the artifact to the output."""
     with ArtifactWriter(job.output) as writer:
-        manifest = _build(job, writer.path, dumps or _Dumps(None, Path()), progress)
+        manifest = _build(job, writer, dumps or _Dumps(None, Path()), progress)
         with progress.stage("digest and move into place"):
             writer.commit(manifest)
     return open_artifact(job.output, "none")  # its digests are of what was just written
@@ -194,7 +199,8 @@ class _Job:
     target: Target
     toolchain: Mapping[str, str]
     verify: bool
-    text: Text | None
+    text: Text
+    calibration_text: Text | None
 
     @property
     def recipe(self) -> Recipe:
@@ -216,7 +222,8 @@ def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: b
             where=str(place),
             hint="choose another directory with -o",
         )
-    return _Job(loaded, model, place, target, toolchain, verify, recipe_text(loaded))
+    texts = read_evaluation(loaded), recipe_text(loaded)
+    return _Job(loaded, model, place, target, toolchain, verify, *texts)
 
 
 def _toolchain(recipe: Recipe, target: Target) -> Mapping[str, str]:
@@ -250,7 +257,8 @@ def _key(job: _Job, progress: Reporter) -> str | None:
         "target": job.target.features,
         "toolchain": dict(job.toolchain),
         "verify": job.verify,
-        "calibration": job.text and job.text.sha256,
+        "evaluation": job.text.sha256,
+        "calibration": job.calibration_text and job.calibration_text.sha256,
     }
     return cache_key(parts, job.model)
 
@@ -269,6 +277,7 @@ def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:
 def _recorded(job: _Job) -> dict[str, Any]:
     """The recipe as the manifest keeps it: every key, `native` by name, no path of this machine."""
     data = job.recipe.model_dump()
+    data["accuracy"]["evaluation"] = job.text.name
     is_local = (job.loaded.directory / job.recipe.model).exists()
     name = _model_name(job.recipe, job.model) if is_local else job.recipe.model
     calibration = data["quantization"]["calibration"]
@@ -276,7 +285,7 @@ def _recorded(job: _Job) -> dict[str, Any]:
     return {**data, "model": name, "target": job.target.name}
 
 
-def _build(job: _Job, directory: Path, dumps: _Dumps, progress: Reporter) -> Manifest:
+def _build(job: _Job, writer: ArtifactWriter, dumps: _Dumps, progress: Reporter) -> Manifest:
     """Writes every file of the artifact but the manifest, which it returns."""
     from ..ir.freed_memory import kept_for_reuse
     from ..ir.quantized_pairs import QuantizedPairs
@@ -294,7 +303,7 @@ def _build(job: _Job, directory: Path, dumps: _Dumps, progress: Reporter) -> Man
         stack.enter_context(one_torch_thread())
         stack.enter_context(kept_for_reuse())
         pairs = QuantizedPairs(_MAX_PAIR_BYTES, quantizers)
-        return _build_files(job, pipeline, directory, dumps, pairs, progress)
+        return _build_files(job, pipeline, writer, dumps, pairs, progress)
 
 
 def _quantizers(
@@ -316,7 +325,7 @@ def _quantizers(
 def _build_files(
     job: _Job,
     pipeline: Pipeline,
-    directory: Path,
+    writer: ArtifactWriter,
     dumps: _Dumps,
     pairs: QuantizedPairs,
     progress: Reporter,
@@ -324,10 +333,15 @@ def _build_files(
     """As `_build`, once everything is imported."""
     from ..codegen.registry import get_backend
     from ..ir.text import print_program
+    from .certificate import Compiled, certify, evaluation_tokens
     from .optimize import optimize
 
+    directory = writer.path
     with progress.stage("capture the model"):
-        captured = _capture(job, progress)
+        captured = _capture(job, job.recipe.dtype, progress.remark)
+    files = _write_tokenizer(job, directory, captured.spec.vocab_size, progress)
+    tokenizer = _opened(files, directory) if files is not None else None
+    text = evaluation_tokens(job.text, tokenizer, captured.spec.vocab_size, job.recipe.accuracy)
     backend = get_backend(job.recipe.backend)
     with contextlib.ExitStack() as stack:
         begun: list[object] = []
@@ -337,7 +351,7 @@ def _build_files(
 
         with progress.stage("run the passes"):
             calibration = _calibration(job, captured, directory, stack, progress)
-            program, report = optimize(
+            optimized = optimize(
                 captured,
                 pipeline,
                 job.target,
@@ -348,16 +362,36 @@ def _build_files(
                 pairs=pairs,
                 on_result=begin,
                 calibration=calibration,
+                say_distances=isinstance(text, str),
             )
+        program = optimized.program
         backend.check(program, job.target)
         with progress.stage("emit code and weights"):
             emission = _emit(job, program, directory, progress, pairs, begun[0])
     (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
     (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
-    report = {**report, "toolchain": dict(emission.toolchain)}
+    manifest = _manifest(job, program, emission, files)
+    compiled = Compiled(
+        captured=captured,
+        final=program,
+        passes=tuple(pipeline),
+        context=optimized.context,
+        lossy=optimized.lossy,
+        manifest=manifest,
+        source=lambda: _float32_source(job, captured),
+        open=lambda: writer.preview(manifest),
+        num_bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
+    )
+    if not (job.recipe.accuracy.is_bounded or (job.verify and compiled.is_lossy)):
+        text = "nothing was quantized" if job.verify else "verification was switched off"
+    certificate = certify(compiled, text, job.recipe.accuracy, pairs, progress)
+    report = {
+        **optimized.report,
+        "toolchain": dict(emission.toolchain),
+        "certificate": certificate,
+    }
     (directory / "report.json").write_text(canonical_json(report), encoding="utf-8")
-    tokenizer = _write_tokenizer(job, directory, program.spec.vocab_size, progress)
-    return _manifest(job, program, emission, tokenizer)
+    return manifest
 
 
 def _calibration(
@@ -367,25 +401,34 @@ def _calibration(
     stack: contextlib.ExitStack,
     progress: Reporter,
 ) -> Calibration | None:
-    if job.text is None:
+    if job.calibration_text is None:
         return None
-    made = make_calibration(job.text, job.loaded, job.model, program, directory, progress.remark)
+    made = make_calibration(
+        job.calibration_text, job.loaded, job.model, program, directory, progress.remark
+    )
     stack.callback(made.spill.close)
     return made
 
 
-def _capture(job: _Job, progress: Reporter) -> Program:
+def _float32_source(job: _Job, captured: Program) -> Program:
+    """The captured program without the rounding of its element type, constants included."""
+    if not any(v.type.dtype is DType.BF16 for node in captured.nodes for v in node.outputs):
+        return captured
+    return _capture(job, "float32", lambda _: None)
+
+
+def _capture(job: _Job, dtype: DTypeName, log: Callable[[str], None]) -> Program:
     from ..frontend.load import load_model
 
     runtime = job.recipe.runtime
     return load_model(
         job.model,
-        dtype=job.recipe.dtype,
+        dtype=dtype,
         max_context=runtime.max_context,
         step_tokens=runtime.step_tokens,
         logit_rows=job.recipe.logit_rows,
         allow_remote_code=job.recipe.trust_remote_code,
-        log=progress.remark,
+        log=log,
     )
 
 
@@ -424,9 +467,7 @@ def _write_tokenizer(
 
 def _checked(files: TokenizerFiles, directory: Path, progress: Reporter) -> TokenizerFiles:
     """The tokenizer as serving will open it, without templates that could never be used."""
-    from ..runtime.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.open(directory, files, lambda name: (directory / name).read_text("utf-8"))
+    tokenizer = _opened(files, directory)
     for field in ("chat_template", "tool_template"):
         name = getattr(files, field)
         if name is None:
@@ -438,6 +479,12 @@ def _checked(files: TokenizerFiles, directory: Path, progress: Reporter) -> Toke
             gone: dict[str, Any] = {field: None}
             files = replace(files, **gone)
     return files
+
+
+def _opened(files: TokenizerFiles, directory: Path) -> Tokenizer:
+    from ..runtime.tokenizer import Tokenizer
+
+    return Tokenizer.open(directory, files, lambda name: (directory / name).read_text("utf-8"))
 
 
 def _manifest(

@@ -1,20 +1,22 @@
-"""Evaluates an artifact on a text: perplexity, and the divergence from another artifact."""
+"""Evaluates an artifact on a text: perplexity, and the divergence from another model of it."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
+from ..ir.artifact import Artifact
 from ..ir.errors import UsageError
 from .bare_executor import open_bare
+from .tally import Divergence, Tally, nats_of, perplexity
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..ir.artifact import Artifact
     from ..ir.manifest import Manifest
     from ..runtime.executors.base import Executor
     from ..runtime.step import Step
@@ -40,10 +42,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """The perplexity of the predicted tokens; infinity if it exceeds the range of a float."""
-        try:
-            return math.exp(self.nats / self.num_predicted)
-        except OverflowError:
-            return math.inf
+        return perplexity(self.nats, self.num_predicted)
 
     @property
     def bits_per_byte(self) -> float:
@@ -52,29 +51,53 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
-    """The difference between the predictions of two artifacts of the same model, in nats.
+class Comparison:
+    """The evaluations of two models of the same text, and how far their predictions are apart."""
 
-    `kl` is KL(other || this) per predicted token: its mean, 99th percentile and maximum.
-    `same_top` is the fraction of tokens for which both predict the same most likely token.
-    """
+    mine: Evaluation
+    theirs: Evaluation
+    divergence: Divergence
 
-    kl_mean: float
-    kl_p99: float
-    kl_max: float
-    same_top: float
+
+class OtherModel(Protocol):
+    """What an artifact is compared with, if that is no artifact: see `SourceModel`."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens it knows."""
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """The tokens of a text; None if it has no tokenizer."""
+
+    def window(
+        self, tokens: Sequence[int], first: int, rows: int, on_share: Callable[[float], None]
+    ) -> Iterator[tuple[Rows, Sequence[int]]]:
+        """As `window_rows`; `on_share` is told how much of the window (0 .. 1) is done."""
+
+
+SOURCE_CONTEXT: Final = 1024
+"""Tokens of a window on a checkpoint by default: all pairs of them are held at once."""
 
 
 def window_sizes(
-    artifacts: Sequence[Artifact], context_tokens: int | None, stride_tokens: int | None
+    artifacts: Sequence[Artifact],
+    context_tokens: int | None,
+    stride_tokens: int | None,
+    usual: int | None = None,
 ) -> tuple[int, int]:
     """The context and stride of windows for all artifacts; by default the maximum, and half of it.
+
+    The default does not exceed `usual`.
 
     Artifacts that are compared need the same windows, since longer contexts improve predictions.
     Raises UsageError if the sizes do not fit.
     """
     limit = min(one.manifest.limits.max_context for one in artifacts)
-    context = limit if context_tokens is None else context_tokens
+    context = min(limit, usual or limit) if context_tokens is None else context_tokens
     stride = max(1, context // 2) if stride_tokens is None else stride_tokens
     if not 2 <= context <= limit or not 1 <= stride < context:
         raise UsageError(
@@ -102,17 +125,17 @@ def evaluate_text(
     """
     tokens = _tokenize(artifact, text)
     context, stride = window_sizes((artifact,), context_tokens, stride_tokens)
-    executor = _open(artifact, context, num_threads)
-    rows = _rows(artifact.manifest)
+    executor = open_for_window(artifact, context, num_threads)
+    rows = step_rows(artifact.manifest)
     nats, manifest = 0.0, artifact.manifest
     try:
-        for start, first, end in _windows(len(tokens), context, stride):
+        for start, first, end in windows(len(tokens), context, stride):
             if on_tokens is not None:
                 on_tokens(first, len(tokens))
-            for logits, targets in _window(
+            for logits, targets in window_rows(
                 executor, manifest, tokens[start:end], first - start, rows
             ):
-                nats += _nats(logits, targets)
+                nats += nats_of(logits, targets)
     finally:
         executor.close()
     num_bytes = len(text.encode())
@@ -121,53 +144,96 @@ def evaluate_text(
 
 def compare_on_text(
     artifact: Artifact,
-    other: Artifact,
+    other: Artifact | OtherModel,
     text: str,
     *,
     context_tokens: int | None = None,
     stride_tokens: int | None = None,
     num_threads: int | None = None,
     on_tokens: OnTokens | None = None,
-) -> Divergence:
-    """Compares the predictions of two artifacts, over the same windows as `evaluate_text`.
+) -> Comparison:
+    """Compares the predictions of two models, over the same windows as `evaluate_text`.
 
-    Raises UsageError if they have different vocabularies or tokenize the text differently.
+    `other` is another artifact of the model, or its checkpoint; of that, windows have
+    `SOURCE_CONTEXT` tokens at most, unless `context_tokens` says otherwise. Raises UsageError if
+    they have different vocabularies or tokenize the text differently.
     """
-    import numpy as np
-
     tokens = _tokenize(artifact, text)
-    sizes = {one.manifest.model.vocab_size for one in (artifact, other)}
-    if len(sizes) != 1 or _tokenize(other, text) != tokens:
-        raise UsageError(
-            "the two artifacts do not have the same tokens",
-            where=f"{artifact.path} and {other.path}",
-            hint="compare artifacts of one model, compiled in different ways",
-        )
-    both = (artifact, other)
-    context, stride = window_sizes(both, context_tokens, stride_tokens)
-    rows = min(_rows(one.manifest) for one in both)
-    executors = [_open(one, context, num_threads) for one in both]
-    kl: list[Rows] = []
-    same = 0
-    try:
-        for start, first, end in _windows(len(tokens), context, stride):
-            if on_tokens is not None:
-                on_tokens(first, len(tokens))
+    _check_same_tokens(artifact, other, text, tokens)
+    artifacts = [artifact, other] if isinstance(other, Artifact) else [artifact]
+    usual = None if isinstance(other, Artifact) else SOURCE_CONTEXT
+    context, stride = window_sizes(artifacts, context_tokens, stride_tokens, usual)
+    tally = compare_tokens(artifact, other, tokens, context, stride, num_threads, on_tokens)
+    size, count = len(text.encode()), len(tokens)
+    mine, theirs = (
+        Evaluation(size, count, count - 1, nats, context, stride)
+        for nats in (tally.nats, tally.other_nats)
+    )
+    return Comparison(mine, theirs, tally.divergence())
+
+
+def compare_tokens(
+    artifact: Artifact,
+    other: Artifact | OtherModel,
+    tokens: Sequence[int],
+    context: int,
+    stride: int,
+    num_threads: int | None = None,
+    on_tokens: OnTokens | None = None,
+) -> Tally:
+    """As `compare_on_text`, for tokens that both models have."""
+    both = [artifact, other] if isinstance(other, Artifact) else [artifact]
+    rows = min(step_rows(one.manifest) for one in both)
+    tally = Tally()
+    with contextlib.ExitStack() as stack:
+        executors = [open_for_window(one, context, num_threads) for one in both]
+        for executor in executors:
+            stack.callback(executor.close)
+        for start, first, end in windows(len(tokens), context, stride):
+            window = tokens[start:end]
+
+            def share(done: float, first: int = first, end: int = end) -> None:
+                if on_tokens is not None:
+                    on_tokens(first + int(done * (end - first)), len(tokens))
+
+            share(0)
             sides = [
-                _window(executor, one.manifest, tokens[start:end], first - start, rows)
+                window_rows(executor, one.manifest, window, first - start, rows)
                 for executor, one in zip(executors, both, strict=True)
             ]
-            for (mine, _), (theirs, _) in zip(*sides, strict=True):
-                p, q = _log_softmax(theirs), _log_softmax(mine)
-                kl.append((np.exp(p) * (p - q)).sum(axis=1))
-                same += int((mine.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-    finally:
-        for executor in executors:
-            executor.close()
-    every = np.maximum(np.concatenate(kl), 0.0)  # rounding may leave a little below zero
-    return Divergence(
-        float(every.mean()), float(np.quantile(every, 0.99)), float(every.max()), same / len(every)
-    )
+            if not isinstance(other, Artifact):
+                sides.append(other.window(window, first - start, rows, share))
+            for (ours, targets), (theirs, _) in zip(*sides, strict=True):
+                tally.add(ours, theirs, targets)
+    return tally
+
+
+def _check_same_tokens(
+    artifact: Artifact, other: Artifact | OtherModel, text: str, tokens: list[int]
+) -> None:
+    """UsageError unless both models have the same vocabulary and tokens of a text."""
+    if isinstance(other, Artifact):
+        size, name, theirs = (
+            other.manifest.model.vocab_size,
+            str(other.path),
+            _tokenize(other, text),
+        )
+    else:
+        size, name = other.vocab_size, other.name
+        theirs = tokens if (found := other.tokenize(text)) is None else found
+    hint = "compare builds of one model, or a build with the checkpoint that it was compiled from"
+    if artifact.manifest.model.vocab_size != size:
+        raise UsageError(
+            f"the vocabularies differ: {artifact.manifest.model.vocab_size} tokens and {size}",
+            where=f"{artifact.path} and {name}",
+            hint=hint,
+        )
+    if theirs != tokens:
+        raise UsageError(
+            "the tokenizers differ: the text has other tokens",
+            where=f"{artifact.path} and {name}",
+            hint=hint,
+        )
 
 
 def _tokenize(artifact: Artifact, text: str) -> list[int]:
@@ -182,12 +248,12 @@ def _tokenize(artifact: Artifact, text: str) -> list[int]:
     return tokens
 
 
-def _rows(manifest: Manifest) -> int:
+def step_rows(manifest: Manifest) -> int:
     """The number of tokens for which one step can return all logits."""
     return min(manifest.limits.step_tokens, manifest.limits.logit_rows)
 
 
-def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(start, first counted token, end) of each window; every token except 0 is counted once."""
     start, first = 0, 1
     while first < count:
@@ -196,14 +262,14 @@ def _windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, 
         start, first = start + stride, end
 
 
-def _open(artifact: Artifact, context: int, num_threads: int | None) -> Executor:
+def open_for_window(artifact: Artifact, context: int, num_threads: int | None) -> Executor:
     groups = artifact.manifest.kv.groups
     # One sequence alone; block 0 is never used.
     blocks = [-(-context // group.block_size) + 1 for group in groups]
     return open_bare(artifact, blocks, num_threads=num_threads)
 
 
-def _window(
+def window_rows(
     executor: Executor, manifest: Manifest, tokens: Sequence[int], first: int, rows: int
 ) -> Iterator[tuple[Rows, Sequence[int]]]:
     """Yields logits and targets for tokens[first:], given the previous tokens in the window.
@@ -219,21 +285,6 @@ def _window(
         logits = executor.run(_step(manifest, tokens, start, end, wanted)).astype(np.float64)
         if len(wanted):
             yield logits, tokens[wanted.start + 1 : wanted.stop + 1]
-
-
-def _log_softmax(logits: Rows) -> Rows:
-    import numpy as np
-
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: Rows = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
-def _nats(logits: Rows, targets: Sequence[int]) -> float:
-    """Sum of -log p of the targets."""
-    import numpy as np
-
-    return -float(_log_softmax(logits)[np.arange(len(targets)), np.asarray(targets)].sum())
 
 
 def _step(manifest: Manifest, tokens: Sequence[int], start: int, end: int, wanted: range) -> Step:

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from .recipe import LoadedRecipe
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
+    from ..passes.base import PassContext
+    from ..passes.lossy_stages import LossyStage
     from ..passes.methods.calibration import Calibration
     from ..passes.pass_report import PassReport
     from ..passes.pipeline import Pipeline
@@ -32,6 +34,16 @@ _CACHE_DTYPES = {
     "bfloat16": DType.BF16.value,
     "int8": DType.I8.value,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """The program after all passes, a report about each without times, and what lossy ones left."""
+
+    program: Program
+    report: dict[str, Any]
+    context: PassContext
+    lossy: tuple[LossyStage, ...]
 
 
 def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
@@ -81,10 +93,12 @@ def optimize(
     pairs: QuantizedPairs | None = None,
     on_result: Callable[[Program], None] | None = None,
     calibration: Calibration | None = None,
-) -> tuple[Program, dict[str, Any]]:
-    """Runs the pipeline; returns the program and a report about each pass, without times.
+    say_distances: bool = True,
+) -> Optimized:
+    """Runs the pipeline.
 
     `on_result` is told the program before the last comparison with the one that was captured.
+    `say_distances` is whether the distances of lossy passes on random tokens are printed.
     """
     from ..passes.base import PassContext
     from ..passes.pass_manager import run_pipeline
@@ -111,11 +125,11 @@ def optimize(
 
     if calibration is not None:
         calibration = replace(calibration, advance=on_calibration)
-
+    context = PassContext(target=target.name, log=progress.remark, calibration=calibration)
     result, report = run_pipeline(
         program,
         pipeline,
-        PassContext(target=target.name, log=progress.remark, calibration=calibration),
+        context,
         verify=verify,
         dump_ir_after=dump_ir_after,
         dump_directory=dump_dir,
@@ -123,13 +137,15 @@ def optimize(
         on_pass=on_pass,
         on_result=told,
         pairs=pairs,
+        say_distances=say_distances,
     )
     for line in _idle_passes(report.passes):
         progress.remark(line)
     for name, seconds in report.times:
         key = f"pass {name}"
         progress.seconds[key] = progress.seconds.get(key, 0.0) + seconds
-    return result, {**report.as_data(), "pipeline": pipeline.spell()}
+    data = {**report.as_data(), "pipeline": pipeline.spell()}
+    return Optimized(result, data, context, tuple(report.lossy))
 
 
 def _idle_passes(reports: Iterable[PassReport]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from ..ir.manifest import LEAST_CONTEXT
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
-from .texts import CALIBRATION
+from .texts import CALIBRATION, EVALUATION
 from .yaml_tree import KeyPath, YamlTree, read_yaml
 
 
@@ -62,6 +62,13 @@ def size_or_auto(value: Any) -> Any:
         raise PydanticCustomError("size", "not a size such as 1GiB or 500MB") from None
 
 
+def _exponent(value: Any) -> Any:
+    """The number of a text such as `1e-3`, which is none in YAML without a point; others as is."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+_EXPONENT = re.compile(r"\d+[eE][+-]?\d{1,3}")
+_BoundOrNone = Annotated[float | None, BeforeValidator(_exponent)]
 _CountOrAuto = Annotated[int | None, BeforeValidator(_auto_is_none)]
 _SizeOrAuto = Annotated[int | None, BeforeValidator(size_or_auto)]
 GGUF = ".gguf"
@@ -150,6 +157,33 @@ class QuantizationSection(_Section):
         return self.is_used and self.method != "nearest"
 
 
+class AccuracySection(_Section):
+    """How far the artifact's predictions may be from the checkpoint's, on a text."""
+
+    max_kl: _BoundOrNone = _key(
+        None,
+        "The mean KL divergence of the predictions from those of the checkpoint in float32 that is"
+        " accepted; a compilation that exceeds it fails.",
+        unit="nats",
+        gt=0,
+    )
+    max_perplexity_increase: _BoundOrNone = _key(
+        None,
+        "The relative increase of the perplexity that is accepted, such as 0.01 for 1 %.",
+        gt=0,
+    )
+    evaluation: str = _key(
+        EVALUATION,
+        f"The text to measure on: a file of text or JSONL, relative to this file, or {EVALUATION}.",
+        min_length=1,
+    )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a bound that the artifact must keep."""
+        return self.max_kl is not None or self.max_perplexity_increase is not None
+
+
 class KvCacheSection(_Section):
     """How attention state is kept between steps."""
 
@@ -235,6 +269,9 @@ class Recipe(_Section):
     )
     quantization: Annotated[QuantizationSection, BeforeValidator(_scheme_alone)] = Field(
         default=QuantizationSection(), description="Quantization of weights."
+    )
+    accuracy: AccuracySection = Field(
+        default=AccuracySection(), description="Bounds of what compiling may lose."
     )
     kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The KV cache.")
     passes: Annotated[Any, BeforeValidator(_check_passes)] = _key(

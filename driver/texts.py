@@ -67,6 +67,13 @@ class TokenText:
         """What identifies it, as plain data for reports."""
         return {"name": self.name, "sha256": self.sha256, "tokens": self.num_tokens}
 
+    def shortened(self, max_tokens: int) -> TokenText:
+        """At most so many tokens: of each document its beginning, all in the same proportion."""
+        if self.num_tokens <= max_tokens:
+            return self
+        parts = (one[: len(one) * max_tokens // self.num_tokens] for one in self.documents)
+        return TokenText(self.name, self.sha256, tuple(part for part in parts if part))
+
     def windows(self, length: int) -> Iterator[tuple[int, ...]]:
         """Sequences of `length` tokens, the last one shorter; documents follow each other."""
         joined = [token for document in self.documents for token in document]

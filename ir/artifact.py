@@ -25,7 +25,7 @@ from .directory import OpenDirectory
 from .errors import ArtifactError, UsageError
 from .files import exchange, is_ours, protect, share_file, sync, umask, uninterrupted
 from .leftovers import lock_path, partial_prefix, sweep
-from .manifest import FORMAT, MANIFEST_NAME, Manifest, parse_manifest
+from .manifest import FORMAT, MANIFEST_NAME, FileDigest, Manifest, parse_manifest
 from .sizes import format_size
 from .user_cache import cache_directory
 
@@ -315,6 +315,7 @@ class ArtifactWriter:
     def __init__(self, destination: str | os.PathLike[str]) -> None:
         self.destination = Path(os.path.abspath(destination))
         self.path = self.destination  # until entered
+        self._weights: tuple[tuple[int, ...], FileDigest] | None = None
         # A moment's patience: another writer may be sweeping up after one that was killed.
         self._lock = FileLock(lock_path(self.destination), timeout=1)
 
@@ -351,14 +352,36 @@ class ArtifactWriter:
     def commit(self, manifest: Manifest) -> Manifest:
         """Lists and digests every file, writes the manifest, and moves all to the destination."""
         with self._explained():
-            directory = OpenDirectory(self.path)
-            names = sorted(name for name, _ in _walk(directory))
-            files = {name: digest_file(self.path / name) for name in names}
-            complete = replace(manifest, files=files)
-            (self.path / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
-            _check_names(directory, complete)
-            self._move([*names, MANIFEST_NAME])
+            complete = self._write_manifest(manifest)
+            self._move([*complete.files, MANIFEST_NAME])
         return complete
+
+    def preview(self, manifest: Manifest) -> Artifact:
+        """Opens what is there so far, where it is written, to be run before it is committed."""
+        with self._explained():
+            self._write_manifest(manifest)
+            return open_artifact(self.path, "none")
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
+        directory = OpenDirectory(self.path)
+        names = sorted(name for name, _ in _walk(directory) if name != MANIFEST_NAME)
+        weights = manifest.weights.file
+        files = {
+            name: self._weights_digest(name) if name == weights else digest_file(self.path / name)
+            for name in names
+        }
+        complete = replace(manifest, files=files)
+        (self.path / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
+        _check_names(directory, complete)
+        return complete
+
+    def _weights_digest(self, name: str) -> FileDigest:
+        """The digest of the largest file, taken once for as long as nobody writes to it."""
+        found = (self.path / name).stat()
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._weights is None or self._weights[0] != stamp:
+            self._weights = stamp, digest_file(self.path / name)
+        return self._weights[1]
 
     def commit_copy(self, artifact: Artifact) -> None:
         """Moves a copy of an artifact, whose files were checked, to the destination.

@@ -28,7 +28,7 @@ class CutReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class CutStep:
     """A pass over the cut program, and the phase that is over after it."""
 
     one: Pass
@@ -74,22 +74,22 @@ def check_cut(
 
 def _what_runs(
     captured: Program, final: Program, passes: Sequence[Pass], context: PassContext
-) -> tuple[Program, str, list[_Step]] | str:
+) -> tuple[Program, str, list[CutStep]] | str:
     """The program to run, its name in reports, and what each pass makes of it; or why none runs.
 
     It is the cut one where that stands for every layer; else the whole one, if its runs are not
     too long; else the cut one for the layers that it does stand for.
     """
     kept = choose_layers(captured, final)
-    what = f"layers {_spell(kept)} of {len(layers_of(captured))} and the head"
-    partial: tuple[Program, str, list[_Step]] | None = None
+    what = f"layers {spell_layers(kept)} of {len(layers_of(captured))} and the head"
+    partial: tuple[Program, str, list[CutStep]] | None = None
     cut = cut_program(captured, kept)
     if isinstance(cut, str):
         reason = f"{what} cannot run alone: {cut}"
     elif run_flops(cut) > MAX_CUT_FLOPS:
         reason = f"a run of {what} takes {run_flops(cut) / 1e9:.0f} GFLOP"
     else:
-        steps = _rewrite(cut, passes, context)
+        steps = rewritten(cut, passes, context)
         if isinstance(steps, str):
             reason = f"a pass fails on {what} alone: {steps}"
         elif _coverage(final, steps[-1].after).is_full:
@@ -97,14 +97,16 @@ def _what_runs(
         else:
             reason, partial = "", (cut, what, steps)
     if run_flops(captured) <= MAX_FLOPS:
-        steps = _rewrite(captured, passes, context)
+        steps = rewritten(captured, passes, context)
         if not isinstance(steps, str):
             return captured, "the whole model", steps
         reason = reason or f"a pass fails when it is run again: {steps}"
     return partial or reason
 
 
-def _rewrite(program: Program, passes: Sequence[Pass], context: PassContext) -> list[_Step] | str:
+def rewritten(
+    program: Program, passes: Sequence[Pass], context: PassContext
+) -> list[CutStep] | str:
     """What each pass makes of the program, or how one fails."""
     silent = context.quietly()
     steps = []
@@ -114,7 +116,7 @@ def _rewrite(program: Program, passes: Sequence[Pass], context: PassContext) -> 
             after = result.program
             if phase is not None and PHASES.index(after.phase) < PHASES.index(REACHES[phase]):
                 after = replace(after, phase=REACHES[phase])
-            steps.append(_Step(one, program, after, result.matches > 0, phase))
+            steps.append(CutStep(one, program, after, result.matches > 0, phase))
             program = after
     except (Exception, SystemExit) as error:  # a user's pass may raise anything here
         return str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
@@ -137,8 +139,8 @@ def _coverage(final: Program, ran: Program) -> _Coverage:
     if unlike:
         return _Coverage(
             False,
-            f"layers {_spell(unlike)} are unlike any that ran; of them only regions without paged"
-            " state were compared",
+            f"layers {spell_layers(unlike)} are unlike any that ran; of them only regions without"
+            " paged state were compared",
         )
     if None in keys and keys[None] not in known:
         text = "what is in no layer was rewritten otherwise; its regions were compared"
@@ -146,5 +148,6 @@ def _coverage(final: Program, ran: Program) -> _Coverage:
     return _Coverage(True, f"each of the {len(layers)} layers is equal to one that ran")
 
 
-def _spell(layers: Sequence[int]) -> str:
+def spell_layers(layers: Sequence[int]) -> str:
+    """Numbers of layers for reports: "0, 1, 7"."""
     return ", ".join(map(str, layers))

@@ -19,6 +19,7 @@ from ..ir.text import print_program
 from ..ir.verify import verify as check_program
 from .base import REACHES, Pass, PassContext, PassResult, phases_ending
 from .compare import Distance
+from .lossy_stages import LossyStage
 from .pass_report import PassReport, PipelineReport, step_cost
 from .pipeline import Pipeline
 from .user_code import pass_title, run_guarded
@@ -37,6 +38,7 @@ def run_pipeline(
     on_pass: Callable[[str], None] | None = None,
     on_result: Callable[[Program], None] | None = None,
     pairs: QuantizedPairs | None = None,
+    say_distances: bool = True,
 ) -> tuple[Program, PipelineReport]:
     """The program after every pass, and what they did.
 
@@ -44,7 +46,8 @@ def run_pipeline(
     `dump_ir_after` names passes ("all": every one) whose result is written to `dump_directory` as
     `03-fuse-rope.ir`. `on_pass` is told each pass before it runs, `on_result` the program that
     all of them gave, before whole runs of a heavy one are compared. Runs that compare programs
-    take codes and scales of matrices from `pairs`. PassError names a pass that failed; the program
+    take codes and scales of matrices from `pairs`. Without `say_distances` the distances of lossy
+    passes are recorded, and not told to the log. PassError names a pass that failed; the program
     it received is then in `failure_directory`. UsageError for a wrong order.
     """
     manager = _Manager(
@@ -53,6 +56,7 @@ def run_pipeline(
         dumps=_dump_names(dump_ir_after, pipeline),
         dump_directory=Path(dump_directory),
         failure_directory=Path(failure_directory),
+        say_distances=say_distances,
     )
     pipeline.check(known_facts(program))
     passes = list(pipeline)
@@ -127,6 +131,7 @@ class _Manager:
     dumps: frozenset[str]
     dump_directory: Path
     failure_directory: Path | None
+    say_distances: bool = True
     report: PipelineReport = field(default_factory=PipelineReport)
     done: list[str] = field(default_factory=list)
 
@@ -142,6 +147,8 @@ class _Manager:
         self.done.append(one.name)
         after = result.program
         self._note_makers(index, program, after)
+        if one.contract == "lossy" and result.matches:
+            self.report.lossy.append(LossyStage(index, one.name, after))
         self.report.passes.append(
             PassReport(
                 one.name,
@@ -198,7 +205,8 @@ class _Manager:
         """Note and print how far a lossy pass went."""
         reports = self.report.passes
         reports[index] = replace(reports[index], distance=distance)
-        self.context.log(f"{reports[index].name} is lossy: {distance.text()}")
+        if self.say_distances:
+            self.context.log(f"{reports[index].name} is lossy: {distance.text()}")
 
     def end_phase(self, phase: str, program: Program) -> Program:
         """Move the program to the phase it has reached, and compare whole runs."""

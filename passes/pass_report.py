@@ -10,6 +10,7 @@ from ..ir.analyses import total_cost
 from ..ir.ops.base import Cost
 from ..ir.program import Program
 from .compare import Distance
+from .lossy_stages import LossyStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,14 @@ class PipelineReport:
     """What a whole pipeline did; times (seconds by pass, in order) are kept apart.
 
     `makers` says of each node that is left, by its label, which pass (its place in `passes`)
-    made it; nodes that are not in it were captured.
+    made it; nodes that are not in it were captured. `lossy` has what each lossy pass left.
     """
 
     passes: list[PassReport] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     times: list[tuple[str, float]] = field(default_factory=list)
     makers: dict[str, int] = field(default_factory=dict)
+    lossy: list[LossyStage] = field(default_factory=list)
 
     def as_data(self) -> dict[str, Any]:
         """As plain data without times, so that equal compiles report equally."""

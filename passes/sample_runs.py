@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from ..ir.builder import ProgramBuilder
-from ..ir.interpret import Interpreter
+from ..ir.interpret import Interpreter, WeightSource
 from ..ir.ops.quantized import QUANTIZERS
 from ..ir.paged_state import PagedState
 from ..ir.program import Attr, Node, Operand, Program, WeightExpr, WeightRef
@@ -51,22 +51,33 @@ def _interpreter(
     program: Program, pairs: QuantizedPairs, state: PagedState | None = None, wide: str = "f32"
 ) -> Interpreter:
     """In float32, float64 over codes; weights one at a time, random without a checkpoint."""
-    # Codes step: float32 sums in another order would make other codes now and then, and hide less.
-    if any(node.op in QUANTIZERS for node in program.nodes):
-        wide = "f64"
+    wide = run_dtype(program, wide)
     program = split_matrices(program)
-    if "checkpoint" in program.loaders:
+    return Interpreter(program, weight_source(program, pairs), state, dtype_override=wide)
 
-        def real(name: str) -> torch.Tensor:
-            entry = program.weights[name]
-            expr = widened(entry.expr)
-            if expr is not entry.expr:
-                return evaluate_expr(expr, program.loaders, pairs)
-            return evaluate_weight(program, entry, check_finite=False, pairs=pairs)
 
-        return Interpreter(program, real, state, dtype_override=wide)
-    sample = SampleWeights((program,))
-    return Interpreter(program, lambda name: sample.get(program, name), state, dtype_override=wide)
+def run_dtype(program: Program, wide: str = "f32") -> str:
+    """What floats of a run are held in: `wide`, but float64 over codes.
+
+    Codes step: float32 sums in another order would make other codes now and then, and hide less.
+    """
+    return "f64" if any(node.op in QUANTIZERS for node in program.nodes) else wide
+
+
+def weight_source(program: Program, pairs: QuantizedPairs) -> WeightSource:
+    """Reads the weights of the checkpoint one at a time; random ones where there is none."""
+    if "checkpoint" not in program.loaders:
+        sample = SampleWeights((program,))
+        return lambda name: sample.get(program, name)
+
+    def real(name: str) -> torch.Tensor:
+        entry = program.weights[name]
+        expr = widened(entry.expr)
+        if expr is not entry.expr:
+            return evaluate_expr(expr, program.loaders, pairs)
+        return evaluate_weight(program, entry, check_finite=False, pairs=pairs)
+
+    return real
 
 
 def split_matrices(program: Program) -> Program:

@@ -70,6 +70,7 @@ def inspect_artifact(
         program=_program_facts(artifact, workload, report, passes),
         passes=passes,
         verification=tuple(report.get("verification", ())),
+        certificate=report.get("certificate"),
         memory=plan_memory(manifest, workload.context, memory),
         predictions=(
             None if final is None or ceilings is None else predict_steps(final, workload, ceilings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...ir.manifest import Manifest
 from ...ir.ops import Cost
@@ -181,7 +182,7 @@ class PassFacts:
     before: Cost | None
     after: Cost
     verified: str
-    distance: Mapping[str, float | str] | None = None
+    distance: Mapping[str, int | float | str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +248,8 @@ class ArtifactFacts:
     """Everything that `infc inspect` says; no `program`, no `passes` where none were recorded.
 
     `verification` has a line for each phase of the compilation: what was compared after it.
-    `predictions` are there where the machine's ceilings are known.
+    `predictions` are there where the machine's ceilings are known, `certificate` (see
+    `driver/certificate.py`) where the report has one.
     """
 
     path: str
@@ -259,3 +261,4 @@ class ArtifactFacts:
     verification: tuple[str, ...]
     memory: MemoryFacts
     predictions: Predictions | None = None
+    certificate: Mapping[str, Any] | None = None

@@ -21,6 +21,7 @@ from .amounts import (
     moved_bytes,
     printable,
 )
+from .certificate_text import certificate_pairs
 from .facts import (
     ArtifactFacts,
     Costs,
@@ -54,7 +55,11 @@ def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = F
     if facts.predictions is not None:
         page.say(f"at this machine's ceilings: {facts.predictions.ceilings.describe()}")
         page.table("roofline", _ROOFLINE_HEAD, [*_roofline_rows(facts, facts.predictions)])
-    _say_passes(page, facts.passes, facts.verification)
+    certificate = facts.certificate
+    is_measured = bool(certificate and certificate["passes"])
+    _say_passes(page, facts.passes, facts.verification, with_losses=not is_measured)
+    if certificate is not None:
+        page.pairs("certificate", certificate_pairs(certificate))
     page.pairs("files", _files(facts))
     page.pairs("recipe", _flatten(facts.manifest.recipe))
     return page.text()
@@ -67,13 +72,20 @@ def render_passes(passes: Sequence[PassFacts], verification: Sequence[str]) -> s
     return page.text()
 
 
-def _say_passes(page: Page, passes: Sequence[PassFacts], verification: Sequence[str]) -> None:
+def _say_passes(
+    page: Page,
+    passes: Sequence[PassFacts],
+    verification: Sequence[str],
+    *,
+    with_losses: bool = True,
+) -> None:
     if not passes:
         return
     page.table("passes", PASS_HEAD, [*pass_rows(passes)])
     page.lines("", _idle(passes))
     page.lines("why not (near misses)", near_miss_lines(_all_misses(passes)))
-    page.lines("lost by lossy passes, against the program before each", _losses(passes))
+    if with_losses:
+        page.lines("lost by lossy passes, against the program before each", _losses(passes))
     page.lines("verified", verification)
 
 

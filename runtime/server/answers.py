@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -169,6 +169,12 @@ class ModelCard(_Answer):
     created: int
     owned_by: Literal["infc"]
     max_model_len: _Count
+
+
+class CertifiedModel(ModelCard):
+    """The model with the certificate of its accuracy, if its artifact has one."""
+
+    certificate: dict[str, Any] | None
 
 
 class ModelList(_Answer):

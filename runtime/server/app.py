@@ -14,12 +14,12 @@ from fastapi.security import HTTPBearer
 from starlette.responses import JSONResponse, Response
 
 from .answers import (
+    CertifiedModel,
     ChatAnswer,
     ChatChunk,
     CompletionAnswer,
     CompletionChunk,
     Health,
-    ModelCard,
     ModelList,
     Version,
 )
@@ -46,10 +46,12 @@ def create_app(
     settings: ServerSettings,
     *,
     backend: str = "unknown",
+    certificate: dict[str, Any] | None = None,
 ) -> FastAPI:
     """The application that serves `engine`; `tokenizer` None takes and gives token ids only.
 
-    `backend` is what `/version` and `/metrics` call what executes the model.
+    `backend` is what `/version` and `/metrics` call what executes the model, `certificate` what
+    `/v1/models/NAME` says of its accuracy.
     """
     # The face has it too, and reaches every room: a server stands on ir alone.
     own = metadata.version("infc")
@@ -72,7 +74,7 @@ def create_app(
         with_key.append(Depends(HTTPBearer(auto_error=False)))
     router = APIRouter(prefix="/v1", dependencies=with_key)
     _add_generation(router, service)
-    _add_models(router, service)
+    _add_models(router, service, certificate)
     app.include_router(router)
     open_to_all = APIRouter()
     _add_health(open_to_all, engine)
@@ -130,7 +132,7 @@ def _add_generation(router: APIRouter, service: Service) -> None:
             return await create_chat(service, body, record_of(request.scope))
 
 
-def _add_models(router: APIRouter, service: Service) -> None:
+def _add_models(router: APIRouter, service: Service, certificate: dict[str, Any] | None) -> None:
     created, names = int(time.time()), list(service.settings.model_names)
     in_path: Any = Path(examples=names)
 
@@ -149,11 +151,11 @@ def _add_models(router: APIRouter, service: Service) -> None:
         cards = [card(name) for name in names]
         return JSONResponse({"object": "list", "data": cards})
 
-    @router.get("/models/{name:path}", responses=answers(ModelCard, 401, 404))
+    @router.get("/models/{name:path}", responses=answers(CertifiedModel, 401, 404))
     async def model(name: str = in_path) -> Response:
-        """The model of that name."""
+        """The model of that name, with the certificate that was made when it was compiled."""
         service.check_model(name)
-        return JSONResponse(card(name))
+        return JSONResponse({**card(name), "certificate": certificate})
 
 
 def _add_health(router: APIRouter, engine: AsyncEngine) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...ir.artifact import Verification, open_artifact
 from ..limits import RuntimeOptions
 from ..sampling_params import notes_on_ignored
+from .certificate import read_certificate
 from .listener import open_listener
 from .log import ServerLog
 from .log_writer import LOG_WRITER
@@ -64,7 +65,10 @@ def serve(
         async_engine = AsyncEngine(engine)
         try:
             backend = artifact.manifest.backend
-            app = create_app(async_engine, engine.tokenizer, chosen, backend=backend)
+            certificate = read_certificate(artifact)
+            app = create_app(
+                async_engine, engine.tokenizer, chosen, backend=backend, certificate=certificate
+            )
             return run_server(app, listener, async_engine, chosen)
         finally:
             async_engine.shutdown(timeout_seconds=5.0)

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.driver.cli import run
-from infc.driver.evaluate import Evaluation, _nats, _rows, _window, _windows, evaluate_text
+from infc.driver.evaluate import (
+    Evaluation,
+    evaluate_text,
+    step_rows,
+    window_rows,
+    windows,
+)
+from infc.driver.tally import nats_of
 from infc.driver.text_input import read_file
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import UsageError
@@ -33,7 +40,7 @@ def test_every_token_but_the_first_counts_once(
 ) -> None:
     stride = data.draw(st.integers(1, context - 1))
     counted: list[int] = []
-    for start, first, end in _windows(count, context, stride):
+    for start, first, end in windows(count, context, stride):
         assert start < first < end <= min(start + context, count)
         # Whoever asks for overlap gets it: all but the first window's tokens have a past.
         assert start == 0 or first - start >= context - stride
@@ -67,8 +74,8 @@ def test_chunks_add_up(step_tokens: int, logit_rows: int, data: st.DataObject) -
     executor = _Bigrams()
     limits = Limits(64, step_tokens, 4, logit_rows)
     limited = replace(manifest(), limits=limits)
-    chunks = _window(executor, limited, tokens, first, _rows(limited))
-    nats = sum(_nats(logits, targets) for logits, targets in chunks)
+    chunks = window_rows(executor, limited, tokens, first, step_rows(limited))
+    nats = sum(nats_of(logits, targets) for logits, targets in chunks)
     table = executor.table.astype(np.float32).astype(np.float64)
     log_p = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
     expected = -sum(log_p[tokens[at - 1], tokens[at]] for at in range(first, len(tokens)))

@@ -13,6 +13,7 @@ from infc.driver.texts import (
     MAX_TEXT_BYTES,
     Document,
     Text,
+    TokenText,
     checkpoint_tokenizer,
     read_text,
     tokenize,
@@ -114,6 +115,14 @@ def test_tokens_are_counted_over_documents(plain: Tokenizer) -> None:
     assert [len(window) for window in windows] == [16, 16, 8]
     assert [t for window in windows for t in window] == [t for d in found.documents for t in d]
     assert found.as_data() == {"name": "x", "sha256": "0", "tokens": 40}
+
+
+def test_a_shortened_text_keeps_a_share_of_each_document() -> None:
+    text = TokenText("x", "0", (tuple(range(90)), tuple(range(200, 210)), (7,)))
+    assert text.shortened(101) is text
+    short = text.shortened(51)
+    assert short.documents == (tuple(range(45)), tuple(range(200, 205)))
+    assert text.shortened(0).documents == ()
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def serving(
     num_blocks: int = 400,
     max_waiting: int = 256,
     max_context: int = MAX_CONTEXT,
+    certificate: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     """Serves on 127.0.0.1 until left."""
@@ -138,7 +139,8 @@ def serving(
     model = PacedModel(groups, (num_blocks,), vocab_size)
     engine = AsyncEngine(Engine(model, plan, vocab_size=vocab_size, tokenizer=tokenizer))
     chosen = ServerSettings(**{"model_names": ("toy",), **settings})
-    config = server_config(create_app(engine, tokenizer, chosen), chosen)
+    app = create_app(engine, tokenizer, chosen, certificate=certificate)
+    config = server_config(app, chosen)
     server = uvicorn.Server(config)
     with open_listener("127.0.0.1", 0, has_key=False) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from infc.ir.artifact import ArtifactWriter, open_artifact
+from infc.runtime.server.certificate import read_certificate
 
 from ..small_artifact import write_small_artifact
 from .serving import Serving, serving
@@ -41,6 +45,31 @@ def test_head_of_what_is_not_there(server: Serving) -> None:
         answer = httpx.head(f"{server.url}{path}")
         assert (answer.status_code, answer.content) == (status, b"")
     assert httpx.post(f"{server.url}/health").headers["allow"] == "GET, HEAD"
+
+
+def test_a_model_has_the_certificate_of_its_artifact(server: Serving) -> None:
+    certificate = {"bits_per_weight": 4.3, "figures": {"kl_mean": 0.01}}
+    with serving(certificate=certificate) as certified:
+        found = httpx.get(f"{certified.url}/v1/models/toy").json()
+        (listed,) = httpx.get(f"{certified.url}/v1/models").json()["data"]
+    assert found == {**listed, "certificate": certificate}
+    assert httpx.get(f"{server.url}/v1/models/toy").json()["certificate"] is None
+
+
+def test_a_certificate_is_read_from_the_report(tmp_path: Path) -> None:
+    artifact = open_artifact(write_small_artifact(tmp_path / "small"))
+    assert read_certificate(artifact) is None
+    for report, expected in (
+        ('{"certificate": {"figures": null}}', {"figures": None}),
+        ('{"certificate": 3}', None),
+        ("[]", None),
+    ):
+        place = tmp_path / "copy"
+        with ArtifactWriter(place) as writer:
+            shutil.copytree(artifact.path, writer.path, dirs_exist_ok=True)
+            (writer.path / "report.json").write_text(report)
+            writer.commit(artifact.manifest)
+        assert read_certificate(open_artifact(place)) == expected
 
 
 def test_the_scheme_of_the_key_may_be_in_any_case() -> None:

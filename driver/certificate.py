@@ -1,0 +1,247 @@
+"""The certificate of an artifact: what its weights are held in, and what that costs on a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..ir.errors import InfcError, PassError, RequestError, TargetError
+from ..ir.target import check_target
+from ..ir.types import DType
+from .evidence import (
+    MAX_TOKENS,
+    Evidence,
+    Figures,
+    StageEvidence,
+    gather_evidence,
+    rounded,
+    text_budget,
+)
+from .explain.certificate_text import figures_text
+from .held_formats import held_formats
+from .texts import Text, TokenText, tokenize
+
+if TYPE_CHECKING:
+    from ..ir.artifact import Artifact
+    from ..ir.manifest import Manifest
+    from ..ir.program import Program
+    from ..ir.quantized_pairs import QuantizedPairs
+    from ..passes.base import Pass, PassContext
+    from ..passes.lossy_stages import LossyRuns, LossyStage
+    from ..runtime.tokenizer import Tokenizer
+    from .progress import Reporter
+    from .recipe import AccuracySection
+
+LEAST_TOKENS = 64
+"""Of an evaluation text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What was compiled, as the certificate needs it.
+
+    `source` gives the captured program in float32; `open` the artifact that is being written, and
+    `num_bytes` is what its files take but for the manifest and the report.
+    """
+
+    captured: Program
+    final: Program
+    passes: tuple[Pass, ...]
+    context: PassContext
+    lossy: tuple[LossyStage, ...]
+    manifest: Manifest
+    source: Callable[[], Program]
+    open: Callable[[], Artifact]
+    num_bytes: int
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether a pass or the KV cache loses more than the rounding of its element type."""
+        return bool(self.lossy) or any(
+            group.dtype == DType.I8.value for group in self.final.resources
+        )
+
+
+def evaluation_tokens(
+    text: Text, tokenizer: Tokenizer | None, vocab_size: int, accuracy: AccuracySection
+) -> TokenText | str:
+    """The tokens that an artifact is measured on, or why it cannot be; an error if it must be."""
+    problem = "the checkpoint has no tokenizer"
+    try:
+        if tokenizer is not None:
+            return tokenize(
+                text,
+                tokenizer,
+                vocab_size=vocab_size,
+                max_tokens=MAX_TOKENS,
+                least_tokens=LEAST_TOKENS,
+            )
+    except (InfcError, RequestError) as error:
+        if accuracy.is_bounded:
+            raise
+        problem = str(error)
+    if accuracy.is_bounded:
+        raise _not_measured(problem)
+    return problem
+
+
+def certify(
+    compiled: Compiled,
+    text: TokenText | str,
+    accuracy: AccuracySection,
+    pairs: QuantizedPairs,
+    progress: Reporter,
+) -> dict[str, Any]:
+    """The certificate as plain data; PassError if the artifact breaks a bound of the recipe.
+
+    `text` is what to measure on, or why nothing is measured.
+    """
+    found: Evidence | str = text if isinstance(text, str) else ""
+    if not isinstance(text, str):
+        with progress.stage("measure the accuracy"):
+            found = _measure(compiled, text, pairs, progress)
+    if isinstance(found, Evidence):
+        _say(found, text, progress)
+        check_bounds(found, accuracy)
+    elif accuracy.is_bounded:
+        raise _not_measured(found)
+    elif not isinstance(text, str):
+        progress.remark(f"the accuracy was not measured: {found}")
+    held = held_formats(compiled.final)
+    bounds = {
+        name: value
+        for name in ("max_kl", "max_perplexity_increase")
+        if (value := getattr(accuracy, name)) is not None
+    }
+    return {
+        "checkpoint": compiled.manifest.checkpoint,
+        "against": "the checkpoint in float32",
+        "formats": held.as_data(),
+        "bits_per_weight": round(held.bits_per_weight, 3),
+        "artifact_bytes": compiled.num_bytes,
+        "bounds": bounds,
+        **_evidence_data(found, text),
+    }
+
+
+def _evidence_data(found: Evidence | str, text: TokenText | str) -> dict[str, Any]:
+    if isinstance(found, str) or isinstance(text, str) or found.figures is None:
+        reason = found if isinstance(found, str) else found.reason
+        return {"measured": None, "reason": reason, "figures": None, "passes": []}
+    return {
+        "measured": "the artifact" if found.artifact else "the program",
+        "what": found.what,
+        **({"reason": found.reason} if found.reason else {}),
+        "evaluation": text.as_data(),
+        "figures": found.figures.as_data(),
+        "passes": [stage.as_data() for stage in found.stages],
+    }
+
+
+def _measure(
+    compiled: Compiled, text: TokenText, pairs: QuantizedPairs, progress: Reporter
+) -> Evidence | str:
+    from ..passes.lossy_stages import choose_runs
+
+    budget = text_budget(compiled.manifest.limits.max_context, text.num_tokens)
+    runs = choose_runs(
+        compiled.source(),
+        compiled.captured,
+        compiled.final,
+        compiled.passes,
+        compiled.context,
+        compiled.lossy,
+        budget,
+    )
+    if isinstance(runs, str):
+        return runs
+    artifact = _artifact_to_run(compiled, runs)
+    if isinstance(artifact, str) and not runs.stages:
+        return artifact
+    return gather_evidence(runs, text, pairs, artifact, progress, budget.window)
+
+
+def _artifact_to_run(compiled: Compiled, runs: LossyRuns) -> Artifact | str:
+    """The artifact, where it can run here and there is something to compare it with."""
+    manifest = compiled.manifest
+    if not runs.is_whole:
+        return f"only {runs.what} were run: the whole model takes too long without being compiled"
+    if manifest.backend == "reference" and runs.stages:
+        return "the backend reference computes what the program says"
+    try:
+        check_target(manifest.target.features)
+    except TargetError as error:
+        return f"it was compiled for another processor: {error.message}"
+    return compiled.open()
+
+
+def check_bounds(found: Evidence, accuracy: AccuracySection) -> None:
+    """PassError that names the figure, the bound, the pass and the layer, if a bound is broken."""
+    if (figures := found.figures) is None:
+        if accuracy.is_bounded:
+            raise _not_measured(found.reason or "nothing ran")
+        return
+    for name, key, spell in _BOUNDS:
+        bound, value = getattr(accuracy, name), _figure(figures, key)
+        if bound is None or value <= bound:  # NaN is beyond every bound
+            continue
+        guilty = next((s for s in found.stages if not _figure(s.figures, key) <= bound), None)
+        where, origin = _blame(guilty, found)
+        raise PassError(
+            f"{spell(value)} exceeds accuracy.{name}: {bound:g}, measured on {found.what}"
+            f" over {figures.tokens} tokens{origin}",
+            where=where,
+            hint="accept more, or quantize less (see docs/quantization.md)",
+        )
+
+
+def _blame(guilty: StageEvidence | None, found: Evidence) -> tuple[str, str]:
+    """The pass that broke a bound, and in words where its error begins."""
+    if guilty is None and not found.stages:
+        return "the artifact", "; no pass is lossy: it is the rounding of dtype or kv_cache.dtype"
+    stage = guilty or found.stages[-1]
+    if (place := stage.origin()) is None:
+        return stage.name, ""
+    errors = dict(stage.errors)
+    places = list(errors)
+    before = errors[places[places.index(place) - 1]] if places.index(place) else 0.0
+    rise = f"(from {rounded(before)} to {rounded(errors[place])})"
+    return stage.name, f"; the error begins in {place}, where it grows most {rise}"
+
+
+def _figure(figures: Figures, key: str) -> float:
+    value = getattr(figures, key)
+    assert isinstance(value, float)
+    return value
+
+
+def _spell_kl(value: float) -> str:
+    return f"a KL divergence of {rounded(value)}"
+
+
+def _spell_increase(value: float) -> str:
+    return f"a perplexity increase of {rounded(value)}"
+
+
+_BOUNDS = (
+    ("max_kl", "kl_mean", _spell_kl),
+    ("max_perplexity_increase", "perplexity_increase", _spell_increase),
+)
+
+
+def _not_measured(reason: str) -> PassError:
+    return PassError(
+        f"the accuracy cannot be measured: {reason}",
+        where="accuracy",
+        hint="remove the bounds from the recipe",
+    )
+
+
+def _say(found: Evidence, text: TokenText | str, progress: Reporter) -> None:
+    assert not isinstance(text, str)
+    for stage in found.stages:
+        progress.remark(f"{stage.name} is lossy: {figures_text(stage.figures.as_data())}")
+    if found.artifact is not None:
+        progress.remark(f"the artifact: {figures_text(found.artifact.as_data())}")
+    progress.remark(f"against the checkpoint in float32, on {text.name} ({found.what})")
