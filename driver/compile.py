@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from ..passes.methods.calibration import Calibration
     from ..passes.pipeline import Pipeline
     from ..runtime.tokenizer import Tokenizer
+    from .certificate import Compiled
+    from .optimize import Optimized
     from .texts import Text
 
 _MAX_PAIR_BYTES = 1 << 29
@@ -310,7 +312,7 @@ def _quantizers(
     job: _Job, stack: contextlib.ExitStack, log: Callable[[str], None]
 ) -> Mapping[str, Quantizer]:
     """Compiled quantisers, where there is a compiler and something to quantise."""
-    if job.recipe.backend != "cpp" or job.recipe.quantization.scheme == "none":
+    if job.recipe.backend != "cpp" or not job.recipe.quantization.is_used:
         return {}
     from ..codegen.cpp.quantizers import NOT_COMPILED, compiled_quantizers
     from ..ir.errors import InfcError
@@ -333,7 +335,7 @@ def _build_files(
     """As `_build`, once everything is imported."""
     from ..codegen.registry import get_backend
     from ..ir.text import print_program
-    from .certificate import Compiled, certify, evaluation_tokens
+    from .certificate import certify, evaluation_tokens
     from .optimize import optimize
 
     directory = writer.path
@@ -368,23 +370,13 @@ def _build_files(
         backend.check(program, job.target)
         with progress.stage("emit code and weights"):
             emission = _emit(job, program, directory, progress, pairs, begun[0])
-    (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
-    (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
-    manifest = _manifest(job, program, emission, files)
-    compiled = Compiled(
-        captured=captured,
-        final=program,
-        passes=tuple(pipeline),
-        context=optimized.context,
-        lossy=optimized.lossy,
-        manifest=manifest,
-        source=lambda: _float32_source(job, captured),
-        open=lambda: writer.preview(manifest),
-        num_bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
-    )
-    if not (job.recipe.accuracy.is_bounded or (job.verify and compiled.is_lossy)):
-        text = "nothing was quantized" if job.verify else "verification was switched off"
-    certificate = certify(compiled, text, job.recipe.accuracy, pairs, progress)
+        (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
+        (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
+        manifest = _manifest(job, program, emission, files)
+        compiled = _compiled(job, captured, pipeline, optimized, manifest, writer)
+        if not (job.recipe.accuracy.is_bounded or (job.verify and compiled.is_lossy)):
+            text = "nothing was quantized" if job.verify else "verification was switched off"
+        certificate = certify(compiled, text, job.recipe.accuracy, pairs, progress)
     report = {
         **optimized.report,
         "toolchain": dict(emission.toolchain),
@@ -392,6 +384,30 @@ def _build_files(
     }
     (directory / "report.json").write_text(canonical_json(report), encoding="utf-8")
     return manifest
+
+
+def _compiled(
+    job: _Job,
+    captured: Program,
+    pipeline: Pipeline,
+    optimized: Optimized,
+    manifest: Manifest,
+    writer: ArtifactWriter,
+) -> Compiled:
+    """What was made, for the certificate."""
+    from .certificate import Compiled
+
+    return Compiled(
+        captured=captured,
+        final=optimized.program,
+        passes=tuple(pipeline),
+        context=optimized.context,
+        lossy=optimized.lossy,
+        manifest=manifest,
+        source=lambda: _float32_source(job, captured),
+        open=lambda: writer.preview(manifest),
+        num_bytes=sum(file.stat().st_size for file in writer.path.rglob("*") if file.is_file()),
+    )
 
 
 def _calibration(

@@ -190,8 +190,7 @@ class Gptq:
 
 def decoded(scheme: str, parts: Mapping[str, torch.Tensor], depth: int) -> torch.Tensor:
     """What the parts of a matrix `[.., N, depth]` stand for, in float32."""
-    integers = get_scheme(scheme).integers(parts["codes"])[..., :depth]
-    return integers.float() * parts["scales"][..., None]
+    return get_scheme(scheme).weight.decode(parts["codes"], parts["scales"], depth)
 
 
 def _reason(matrix: QuantizedMatrix) -> str | None:

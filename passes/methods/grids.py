@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ...ir.block_rounding import BlockRounding, GroupScales
+from ...ir.formats import GROUP, Format
 from ...ir.rounding import (
     GROUP_I4,
     GROUP_I4_BYTES,
@@ -15,6 +17,7 @@ from ...ir.rounding import (
     best_multipliers,
     pack_i4,
 )
+from ...ir.schemes import SCHEMES
 
 if TYPE_CHECKING:
     import torch
@@ -170,5 +173,55 @@ def _weighted_multipliers(units: torch.Tensor, weights: torch.Tensor) -> torch.T
     return torch.stack(tried).squeeze(-1).gather(0, best).squeeze(0)
 
 
-GRIDS: Final[Mapping[str, Grid]] = {"int8": Int8Grid(), "int4": Int4Grid()}
+class BlockGrid:
+    """A grouped format, with what `BlockRounding` rounds it by."""
+
+    group = GROUP
+
+    def __init__(self, form: Format) -> None:
+        self.rounding = BlockRounding(form)
+
+    def start(self, rows: torch.Tensor) -> Parameters:
+        """The scale and its inverse."""
+        import torch
+
+        scale = self.rounding.start(rows)
+        return scale, torch.where(scale == 0, 0.0, 1 / torch.where(scale == 0, 1.0, scale))
+
+    def fit(
+        self, values: torch.Tensor, row: Parameters, importance: torch.Tensor | None
+    ) -> Parameters:
+        """The scale of the group, and its minimum if the format has one."""
+        weights = None if importance is None else importance / importance.mean()
+        found = self.rounding.fit((values * row[1]).T.contiguous(), weights)
+        parts = (found.scale, found.minimum)
+        return tuple(one.squeeze(-1) for one in parts if one is not None)
+
+    def round(
+        self, values: torch.Tensor, row: Parameters, group: Parameters
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """To the nearest code."""
+        scales = GroupScales(*group)
+        codes = self.rounding.codes(values * row[1], scales)
+        return codes.float(), self.rounding.values(codes, scales).mul_(row[0])
+
+    def pack(
+        self, row: Parameters, groups: Sequence[Parameters], codes: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Blocks `[N, groups * block_bytes]` and scales `[N]`."""
+        import torch
+
+        depth, rows = codes.shape
+        padded = torch.nn.functional.pad(codes.T, (0, len(groups) * GROUP - depth))
+        kind = torch.int8 if self.rounding.format.bits == 8 else torch.uint8
+        scales = (torch.stack(parts, -1).reshape(-1, 1) for parts in zip(*groups, strict=True))
+        packed = self.rounding.pack(padded.to(kind).reshape(-1, GROUP), GroupScales(*scales))
+        return {"codes": packed.reshape(rows, -1), "scales": row[0]}
+
+
+GRIDS: Final[Mapping[str, Grid]] = {
+    "int8-token": Int8Grid(),
+    "int4-token": Int4Grid(),
+    **{name: BlockGrid(scheme.weight) for name, scheme in SCHEMES.items() if not scheme.is_exact},
+}
 """The grid of each scheme that feedback can round to."""

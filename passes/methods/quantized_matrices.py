@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...ir.builder import ProgramBuilder, remove_dead_code
 from ...ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
 from ...ir.types import Dim, TensorType
+from ...ir.weights import infer_weight
 from ..match import adopt_name
 
 
@@ -97,10 +98,11 @@ class _Plain:
         places = {"codes": codes.name, "scales": scales.name}
         scheme = str(node.attrs["scheme"])
         self.matrices.setdefault(name, QuantizedMatrix(name, scheme, source, places, x))
-        # Never evaluated: whoever runs the plain program gives its matrices.
-        return self.builder.weight(
-            name, kind, source or WeightExpr("checkpoint", (), {"name": name})
-        )
+        # Without a source never evaluated: whoever runs the plain program gives its matrices.
+        expr = source or WeightExpr("checkpoint", (), {"name": name})
+        if source is not None and infer_weight(source) != kind:
+            expr = WeightExpr("cast", (expr,), {"dtype": kind.dtype.value})
+        return self.builder.weight(name, kind, expr)
 
     def _emit(
         self, node: Node, op: str, operands: tuple[Operand, ...], attrs: Mapping[str, object]

@@ -47,7 +47,7 @@ class Products:
         ]
         if bias:
             operands.append(self.b.weight(f"{name}_bias", TensorType(self.dtype, (n,))))
-        return self.b.emit("scaled_linear", *operands, dtype=self.dtype.value, scheme="int8")
+        return self.b.emit("scaled_linear", *operands, dtype=self.dtype.value, scheme="int8-token")
 
     def program(self) -> Program:
         program = self.b.build()
@@ -82,7 +82,7 @@ def test_a_matrix_that_is_computed_is_refused() -> None:
     square = b.weight("square", TensorType(DType.F32, (8, 8)))
     matrix, matrix_scale = b.add("quantize_rows", (b.emit("neg", square),), {}).outputs
     operands = (codes, scale, matrix, matrix_scale)
-    b.outputs = [b.emit("scaled_linear", *operands, dtype="f32", scheme="int8")]
+    b.outputs = [b.emit("scaled_linear", *operands, dtype="f32", scheme="int8-token")]
     with pytest.raises(ProgramError, match="must be a weight"):
         get_backend("cpp").check(b.build(), resolve_target("native"))
 
@@ -161,7 +161,7 @@ def routed(dtype: DType, *, biased: bool) -> Program:
         operands.append(b.weight("up_bias", TensorType(dtype, (5, 22))))
         operands.append(b.weight("down_bias", TensorType(dtype, (5, WIDTH))))
     gate: dict[str, Any] = {"act": "silu", "alpha": 1.7, "limit": 900.0, "shift": 1.0}
-    b.outputs = [b.emit("scaled_moe", *operands, scheme="int8", **gate)]
+    b.outputs = [b.emit("scaled_moe", *operands, scheme="int8-token", **gate)]
     program = b.build()
     program = replace(program, spec=replace(program.spec, vocab_size=WIDTH))
     return with_weights(program, random_weights(program, seed=5))

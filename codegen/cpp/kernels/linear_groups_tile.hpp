@@ -76,7 +76,6 @@ struct ScaledRow {
   const int8_t* x;
   const float* scale;
 };
-INFC_INLINE const int8_t* elements_of(const ScaledRow& row) { return row.x; }
 
 // How codes are multiplied: unsigned bytes by signed ones, four products in a 32-bit lane (VNNI, and
 // levels of a book, which are below 128: no pair of products overflows 16 bits); two in a 16-bit lane
@@ -135,6 +134,12 @@ struct Rows<Grouped<kBits, Scale, Minimum, kLevels>> {
     }
   }
 };
+
+template <class W>
+INFC_INLINE PreparedRow<int8_t> prepare_row(const ScaledRow& row, int64_t K, void* made) {
+  Rows<W>::prepare(row, K, made);
+  return {row.x, made};
+}
 
 #if INFC_VNNI || INFC_MADDUBS
 namespace reg {

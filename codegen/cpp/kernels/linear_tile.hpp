@@ -54,12 +54,6 @@ struct PreparedRow {
   const void* made;
 };
 
-// Where the elements of a row are, of what a product is given for the row.
-template <class X>
-INFC_INLINE const X* elements_of(const X* x) {
-  return x;
-}
-
 // What rows that meet weights of type W consist of, what sums are made in, and what is prepared:
 // `made_bytes(K)` bytes a row, a multiple of 64. By default rows are read as they are. Rows of float
 // meet bf16 rounded to bf16, on every target.
