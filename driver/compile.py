@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +26,15 @@ from ..ir.manifest import (
 )
 from ..ir.program import hidden_width
 from ..ir.sizes import format_size
-from ..ir.target import Target, check_platform, resolve_target
+from ..ir.target import check_platform
 from ..ir.types import DType
 from ..ir.user_cache import make_private
-from .accuracy_text import read_evaluation
-from .cache import LIMIT_VARIABLE, ArtifactCache, cache_key, checkpoint_identity
-from .calibration import make_calibration, recipe_text
+from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
+from .calibration import make_calibration
+from .compile_job import CompileJob, job_key, plan_job, recorded_recipe
 from .default_output import changed_keys, keep_another_checkpoint
-from .model_source import find_model
 from .progress import LineReporter, Reporter
-from .recipe import LoadedRecipe, Recipe, load_recipe
-from .texts import Text
+from .recipe import Recipe, load_recipe
 from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
     from ..runtime.tokenizer import Tokenizer
     from .certificate import Compiled
     from .optimize import Optimized
-    from .texts import Text
 
 _MAX_PAIR_BYTES = 1 << 29
 """How much of the quantised matrices stays in memory from the first run of verification on."""
@@ -84,14 +81,14 @@ def compile_model(
     check_platform()
     require_compiler("compiling")
     progress = progress or LineReporter()
-    job = _plan(load_recipe(recipe, overrides), output, verify)
+    job = plan_job(load_recipe(recipe, overrides), output, verify)
     if output is None and not force:
         replaced = keep_another_checkpoint(
             job.output,
             lambda: checkpoint_identity(job.model),
             hint="name another output with -o, or replace it with --force",
         )
-        changed = changed_keys(replaced, _recorded(job)) if replaced is not None else []
+        changed = changed_keys(replaced, recorded_recipe(job)) if replaced is not None else []
         if changed:
             names = ", ".join(changed)
             progress.remark(f"replacing {job.output}, which had other options ({names})")
@@ -101,7 +98,7 @@ def compile_model(
     if reusable:
         with progress.stage("look into the cache"):
             store.sweep()
-            key = _key(job, progress)
+            key = job_key(job, progress)
             found = key is not None and _take(store, key, job, progress)
         if found:
             progress.remark(f"{job.output}: from the cache, which had the same compilation")
@@ -133,9 +130,9 @@ def compile_cached(
     require_compiler(f"{loaded.recipe.model} is not an artifact, and compiling it")
     progress = progress or LineReporter()
     store = ArtifactCache()
-    job = _plan(loaded, store.place("new"), verify=True)
-    name = _recorded(job)["model"]
-    key = _key(job, progress)
+    job = plan_job(loaded, store.place("new"), verify=True)
+    name = recorded_recipe(job)["model"]
+    key = job_key(job, progress)
     if key is not None and store.limit_bytes == 0:
         progress.remark(f"not cached: the cache keeps nothing ({LIMIT_VARIABLE})")
         key = None
@@ -159,7 +156,7 @@ def compile_cached(
     return artifact
 
 
-def _write(job: _Job, progress: Reporter, dumps: _Dumps | None = None) -> Artifact:
+def _write(job: CompileJob, progress: Reporter, dumps: _Dumps | None = None) -> Artifact:
     """Compiles without looking into the cache, and writes the artifact to the output."""
     with ArtifactWriter(job.output) as writer:
         manifest = _build(job, writer, dumps or _Dumps(None, Path()), progress)
@@ -168,7 +165,7 @@ def _write(job: _Job, progress: Reporter, dumps: _Dumps | None = None) -> Artifa
     return open_artifact(job.output, "none")  # its digests are of what was just written
 
 
-def _take(store: ArtifactCache, key: str, job: _Job, progress: Reporter) -> bool:
+def _take(store: ArtifactCache, key: str, job: CompileJob, progress: Reporter) -> bool:
     """Whether the cache had the artifact, and a copy is in place."""
     cached = store.find(key, progress.remark)
     if cached is None:
@@ -191,103 +188,7 @@ class _Dumps:
     directory: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A recipe with everything resolved that needs no heavy import."""
-
-    loaded: LoadedRecipe
-    model: Path
-    output: Path
-    target: Target
-    toolchain: Mapping[str, str]
-    verify: bool
-    text: Text
-    calibration_text: Text | None
-
-    @property
-    def recipe(self) -> Recipe:
-        """What the recipe says."""
-        return self.loaded.recipe
-
-
-def _plan(loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: bool) -> _Job:
-    recipe = loaded.recipe
-    target = resolve_target(recipe.target)
-    # A missing compiler is told now, not after minutes of work.
-    toolchain = _toolchain(recipe, target)
-    model = find_model(recipe, loaded.directory)
-    place = Path(output) if output is not None else Path(f"{_model_name(recipe, model)}.infc")
-    place = Path(os.path.abspath(place))
-    if model == place or model in place.parents or place in model.parents:
-        raise ArtifactError(
-            "the output is inside the checkpoint, or contains it",
-            where=str(place),
-            hint="choose another directory with -o",
-        )
-    texts = read_evaluation(loaded), recipe_text(loaded)
-    return _Job(loaded, model, place, target, toolchain, verify, *texts)
-
-
-def _toolchain(recipe: Recipe, target: Target) -> Mapping[str, str]:
-    if recipe.backend != "cpp":
-        return {}
-    from ..codegen.cpp.toolchain import toolchain_for
-
-    return {"version": toolchain_for(target).version}
-
-
-def _model_name(recipe: Recipe, model: Path) -> str:
-    name = Path(recipe.model).name
-    if name in ("", ".."):
-        name = model.name  # `.` stands for the directory itself
-    if model.is_file():
-        return Path(name).stem
-    if model.parent.name == "snapshots" and "--" in model.parent.parent.name:
-        return model.parent.parent.name.rpartition("--")[2]  # of the hub: models--ORG--NAME
-    # `checkpoint` says nothing of the model; the directory around it does.
-    return model.parent.name or name if name in ("checkpoint", "model") else name
-
-
-def _key(job: _Job, progress: Reporter) -> str | None:
-    """The name of this compilation in the cache; None where it must not be reused."""
-    if own := list(_own_passes(job.loaded)):
-        # What a user's module imports, and so what it does, can't be known without running it.
-        progress.remark(f"not cached: the recipe brings a pass of its own ({own[0]})")
-        return None
-    parts = {
-        "recipe": _recorded(job),
-        "target": job.target.features,
-        "toolchain": dict(job.toolchain),
-        "verify": job.verify,
-        "evaluation": job.text.sha256,
-        "calibration": job.calibration_text and job.calibration_text.sha256,
-    }
-    return cache_key(parts, job.model)
-
-
-def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:
-    """Every pass of the recipe that is not infc's: of a module, or of a plug-in."""
-    from ..passes.pipeline import OUR_PASSES
-    from .optimize import build_recipe_pipeline
-
-    if loaded.recipe.passes:
-        ours = {kind.name for kind in OUR_PASSES}
-        pipeline = build_recipe_pipeline(loaded)
-        yield from (name for name in pipeline.names() if name not in ours)
-
-
-def _recorded(job: _Job) -> dict[str, Any]:
-    """The recipe as the manifest keeps it: every key, `native` by name, no path of this machine."""
-    data = job.recipe.model_dump()
-    data["accuracy"]["evaluation"] = job.text.name
-    is_local = (job.loaded.directory / job.recipe.model).exists()
-    name = _model_name(job.recipe, job.model) if is_local else job.recipe.model
-    calibration = data["quantization"]["calibration"]
-    calibration["text"] = Path(calibration["text"]).name
-    return {**data, "model": name, "target": job.target.name}
-
-
-def _build(job: _Job, writer: ArtifactWriter, dumps: _Dumps, progress: Reporter) -> Manifest:
+def _build(job: CompileJob, writer: ArtifactWriter, dumps: _Dumps, progress: Reporter) -> Manifest:
     """Writes every file of the artifact but the manifest, which it returns."""
     from ..ir.freed_memory import kept_for_reuse
     from ..ir.quantized_pairs import QuantizedPairs
@@ -309,7 +210,7 @@ def _build(job: _Job, writer: ArtifactWriter, dumps: _Dumps, progress: Reporter)
 
 
 def _quantizers(
-    job: _Job, stack: contextlib.ExitStack, log: Callable[[str], None]
+    job: CompileJob, stack: contextlib.ExitStack, log: Callable[[str], None]
 ) -> Mapping[str, Quantizer]:
     """Compiled quantisers, where there is a compiler and something to quantise."""
     if job.recipe.backend != "cpp" or not job.recipe.quantization.is_used:
@@ -325,7 +226,7 @@ def _quantizers(
 
 
 def _build_files(
-    job: _Job,
+    job: CompileJob,
     pipeline: Pipeline,
     writer: ArtifactWriter,
     dumps: _Dumps,
@@ -387,7 +288,7 @@ def _build_files(
 
 
 def _compiled(
-    job: _Job,
+    job: CompileJob,
     captured: Program,
     pipeline: Pipeline,
     optimized: Optimized,
@@ -411,7 +312,7 @@ def _compiled(
 
 
 def _calibration(
-    job: _Job,
+    job: CompileJob,
     program: Program,
     directory: Path,
     stack: contextlib.ExitStack,
@@ -426,14 +327,14 @@ def _calibration(
     return made
 
 
-def _float32_source(job: _Job, captured: Program) -> Program:
+def _float32_source(job: CompileJob, captured: Program) -> Program:
     """The captured program without the rounding of its element type, constants included."""
     if not any(v.type.dtype is DType.BF16 for node in captured.nodes for v in node.outputs):
         return captured
     return _capture(job, "float32", lambda _: None)
 
 
-def _capture(job: _Job, dtype: DTypeName, log: Callable[[str], None]) -> Program:
+def _capture(job: CompileJob, dtype: DTypeName, log: Callable[[str], None]) -> Program:
     from ..frontend.load import load_model
 
     runtime = job.recipe.runtime
@@ -449,7 +350,7 @@ def _capture(job: _Job, dtype: DTypeName, log: Callable[[str], None]) -> Program
 
 
 def _emit(
-    job: _Job,
+    job: CompileJob,
     program: Program,
     directory: Path,
     progress: Reporter,
@@ -470,7 +371,7 @@ def _emit(
 
 
 def _write_tokenizer(
-    job: _Job, directory: Path, vocab_size: int, progress: Reporter
+    job: CompileJob, directory: Path, vocab_size: int, progress: Reporter
 ) -> TokenizerFiles | None:
     from ..frontend.tokenizer import write_tokenizer
     from ..runtime.sampling_params import notes_on_ignored
@@ -504,14 +405,14 @@ def _opened(files: TokenizerFiles, directory: Path) -> Tokenizer:
 
 
 def _manifest(
-    job: _Job, program: Program, emission: Emission, tokenizer: TokenizerFiles | None
+    job: CompileJob, program: Program, emission: Emission, tokenizer: TokenizerFiles | None
 ) -> Manifest:
     from .. import __version__
 
     runtime = job.recipe.runtime
     return Manifest(
         infc_version=__version__,
-        recipe=_recorded(job),
+        recipe=recorded_recipe(job),
         model=program.spec,
         backend=job.recipe.backend,
         target=TargetMachine(job.target.name, job.target.features),

@@ -1,0 +1,118 @@
+"""What a compilation is of: the recipe with everything resolved, and its name in the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import ArtifactError
+from ..ir.target import Target, resolve_target
+from .accuracy_text import read_evaluation
+from .cache import cache_key
+from .calibration import recipe_text
+from .model_source import find_model
+from .progress import Reporter
+from .recipe import LoadedRecipe, Recipe
+from .texts import Text
+
+
+@dataclass(frozen=True, slots=True)
+class CompileJob:
+    """A recipe with everything resolved that needs no heavy import."""
+
+    loaded: LoadedRecipe
+    model: Path
+    output: Path
+    target: Target
+    toolchain: Mapping[str, str]
+    verify: bool
+    text: Text
+    calibration_text: Text | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the recipe says."""
+        return self.loaded.recipe
+
+
+def plan_job(
+    loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: bool
+) -> CompileJob:
+    """The job of a recipe; ArtifactError if the output and the checkpoint contain each other."""
+    recipe = loaded.recipe
+    target = resolve_target(recipe.target)
+    # A missing compiler is told now, not after minutes of work.
+    toolchain = _toolchain(recipe, target)
+    model = find_model(recipe, loaded.directory)
+    place = Path(output) if output is not None else Path(f"{_model_name(recipe, model)}.infc")
+    place = Path(os.path.abspath(place))
+    if model == place or model in place.parents or place in model.parents:
+        raise ArtifactError(
+            "the output is inside the checkpoint, or contains it",
+            where=str(place),
+            hint="choose another directory with -o",
+        )
+    texts = read_evaluation(loaded), recipe_text(loaded)
+    return CompileJob(loaded, model, place, target, toolchain, verify, *texts)
+
+
+def _toolchain(recipe: Recipe, target: Target) -> Mapping[str, str]:
+    if recipe.backend != "cpp":
+        return {}
+    from ..codegen.cpp.toolchain import toolchain_for
+
+    return {"version": toolchain_for(target).version}
+
+
+def _model_name(recipe: Recipe, model: Path) -> str:
+    name = Path(recipe.model).name
+    if name in ("", ".."):
+        name = model.name  # `.` stands for the directory itself
+    if model.is_file():
+        return Path(name).stem
+    if model.parent.name == "snapshots" and "--" in model.parent.parent.name:
+        return model.parent.parent.name.rpartition("--")[2]  # of the hub: models--ORG--NAME
+    # `checkpoint` says nothing of the model; the directory around it does.
+    return model.parent.name or name if name in ("checkpoint", "model") else name
+
+
+def job_key(job: CompileJob, progress: Reporter) -> str | None:
+    """The name of this compilation in the cache; None where it must not be reused."""
+    if own := list(_own_passes(job.loaded)):
+        # What a user's module imports, and so what it does, can't be known without running it.
+        progress.remark(f"not cached: the recipe brings a pass of its own ({own[0]})")
+        return None
+    parts = {
+        "recipe": recorded_recipe(job),
+        "target": job.target.features,
+        "toolchain": dict(job.toolchain),
+        "verify": job.verify,
+        "evaluation": job.text.sha256,
+        "calibration": job.calibration_text and job.calibration_text.sha256,
+    }
+    return cache_key(parts, job.model)
+
+
+def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:
+    """Every pass of the recipe that is not infc's: of a module, or of a plug-in."""
+    from ..passes.pipeline import OUR_PASSES
+    from .optimize import build_recipe_pipeline
+
+    if loaded.recipe.passes:
+        ours = {kind.name for kind in OUR_PASSES}
+        pipeline = build_recipe_pipeline(loaded)
+        yield from (name for name in pipeline.names() if name not in ours)
+
+
+def recorded_recipe(job: CompileJob) -> dict[str, Any]:
+    """The recipe as the manifest keeps it: every key, `native` by name, no path of this machine."""
+    data = job.recipe.model_dump()
+    data["accuracy"]["evaluation"] = job.text.name
+    is_local = (job.loaded.directory / job.recipe.model).exists()
+    name = _model_name(job.recipe, job.model) if is_local else job.recipe.model
+    calibration = data["quantization"]["calibration"]
+    calibration["text"] = Path(calibration["text"]).name
+    return {**data, "model": name, "target": job.target.name}
