@@ -41,8 +41,7 @@ LEAST_TOKENS = 64
 class Compiled:
     """What was compiled, as the certificate needs it.
 
-    `source` gives the captured program in float32; `open` the artifact that is being written, and
-    `num_bytes` is what its files take but for the manifest and the report.
+    `source` gives the captured program in float32; `open` the artifact that is being written.
     """
 
     captured: Program
@@ -53,7 +52,6 @@ class Compiled:
     manifest: Manifest
     source: Callable[[], Program]
     open: Callable[[], Artifact]
-    num_bytes: int
 
     @property
     def is_lossy(self) -> bool:
@@ -119,7 +117,6 @@ def certify(
         "against": "the checkpoint in float32",
         "formats": held.as_data(),
         "bits_per_weight": round(held.bits_per_weight, 3),
-        "artifact_bytes": compiled.num_bytes,
         "bounds": bounds,
         **_evidence_data(found, text),
     }

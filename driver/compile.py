@@ -307,7 +307,6 @@ def _compiled(
         manifest=manifest,
         source=lambda: _float32_source(job, captured),
         open=lambda: writer.preview(manifest),
-        num_bytes=sum(file.stat().st_size for file in writer.path.rglob("*") if file.is_file()),
     )
 
 

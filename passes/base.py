@@ -132,17 +132,24 @@ def make_pass(kind: type[Pass], options: Mapping[str, Any]) -> Pass:
     import difflib
 
     known = {option.name: option for option in fields(kind)}
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known) or 'none'}"
             raise UsageError(f"pass {kind.name} has no option {name}", hint=hint)
+    given = {name: _as_declared(known[name].type, value) for name, value in options.items()}
+    for name, value in given.items():
         _check_option(kind.name, name, str(known[name].type), value)
-    return kind(**{name: _as_declared(known[name].type, value) for name, value in options.items()})
+    return kind(**given)
 
 
 def _as_declared(annotation: Any, value: Any) -> Any:
-    """A whole number for a float option is that float, however somebody wrote it."""
+    """A whole number for a float option is that float, however somebody wrote it.
+
+    The word `none`, which pipeline text reads as no value, is a text where an option is one.
+    """
+    if value is None and annotation == "str":
+        return "none"
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and annotation == "float" else value
 

@@ -18,7 +18,6 @@ def certificate_pairs(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str
         bits = f"{one['bits_per_weight']:.2f}".rstrip("0").rstrip(".")
         yield one["class"], f"{tensors} in {one['format']}, {bits} bits a weight, {size}"
     yield "in all", f"{certificate['bits_per_weight']:.2f} bits a weight, without what is other"
-    yield "artifact", f"{format_size(certificate['artifact_bytes'])}, manifest and report apart"
     for name, bound in certificate["bounds"].items():
         yield name, f"{bound:g}, kept"
     if certificate["figures"] is None:

@@ -192,8 +192,14 @@ class BlockGrid:
         self, values: torch.Tensor, row: Parameters, importance: torch.Tensor | None
     ) -> Parameters:
         """The scale of the group, and its minimum if the format has one."""
-        weights = None if importance is None else importance / importance.mean()
-        found = self.rounding.fit((values * row[1]).T.contiguous(), weights)
+        import torch
+
+        missing = GROUP - values.shape[0]
+        units = torch.nn.functional.pad((values * row[1]).T, (0, missing))
+        weights = None
+        if importance is not None and bool(importance.any()):
+            weights = torch.nn.functional.pad(importance / importance.mean(), (0, missing))
+        found = self.rounding.fit(units, weights)
         parts = (found.scale, found.minimum)
         return tuple(one.squeeze(-1) for one in parts if one is not None)
 

@@ -133,9 +133,9 @@ def test_its_figures_are_those_of_an_evaluation(int4: Artifact, place: Path) -> 
     figures = certificate_of(int4)["figures"]
     text = (place / "short.txt").read_text()
     compared = compare_on_text(int4, open_source(int4, TINY / "checkpoint"), text)
-    assert figures["kl_mean"] == pytest.approx(compared.divergence.kl_mean, rel=0.005)
-    assert figures["source_perplexity"] == pytest.approx(compared.theirs.perplexity, rel=0.005)
-    assert figures["perplexity"] == pytest.approx(compared.mine.perplexity, rel=0.005)
+    assert figures["kl_mean"] == pytest.approx(compared.divergence.kl_mean, rel=0.02)
+    assert figures["source_perplexity"] == pytest.approx(compared.theirs.perplexity, rel=0.02)
+    assert figures["perplexity"] == pytest.approx(compared.mine.perplexity, rel=0.02)
 
 
 def test_it_says_in_what_formats_weights_are(int4: Artifact) -> None:
@@ -143,11 +143,9 @@ def test_it_says_in_what_formats_weights_are(int4: Artifact) -> None:
     formats = {(one["class"], one["format"]): one for one in found["formats"]}
     assert formats["embeddings", "f32"]["bits_per_weight"] == 32
     assert 4.25 < formats["layers", "int4"]["bits_per_weight"] < 4.6
-    assert formats["head", "int4"]["weights"] == 4096 * 256
+    assert formats["head", "int8"]["weights"] == 4096 * 256
     weights = sum(one["bytes"] for one in found["formats"])
     assert 0 < int4.manifest.files["weights.safetensors"].bytes - weights < 1 << 16
-    kept = {name: d.bytes for name, d in int4.manifest.files.items() if name != "report.json"}
-    assert found["artifact_bytes"] == sum(kept.values())
 
 
 def test_a_second_compilation_gives_the_same_bytes(int4: Artifact, build: Build) -> None:
@@ -173,7 +171,8 @@ def test_a_broken_bound_leaves_nothing(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out" / "tiny.infc"
-    options = ["--set", "quantization=int4", "--set", "accuracy.max_perplexity_increase=1e-6"]
+    options = ["--set", "quantization=int4-token"]
+    options += ["--set", "accuracy.max_perplexity_increase=1e-6"]
     command = ["compile", str(place / "model.yaml"), "-o", str(output), *options, "-q"]
     assert run([*command, "--no-verify"]) == 4  # a bound holds without verification too
     error = capsys.readouterr().err

@@ -18,6 +18,8 @@ EQUAL = 2e-5
 SHARE_EQUAL = 0.4
 """A last bit can round to the neighbouring code, here and there: that row, and those that attend
 to it, are off by more. A fault past the first block would leave a quarter of the rows equal."""
+SHARE_EQUAL_ROUTED = 0.1
+"""The same where experts are routed: more products, and their sums are of floats."""
 STEP = 0.1
 """Error of such rows; int8 itself changes a row of these models by up to three times that."""
 SHARE_REROUTED = 0.04
@@ -41,8 +43,9 @@ def test_codes_are_those_of_the_reference(arch: str, sets: Settings, builds: Bui
     sequences = prompts(cpp.manifest.model.vocab_size, lengths)
     rows = [np.concatenate(teacher_forced(one, sequences)) for one in (cpp, reference)]
     errors = row_errors(*rows)
-    assert (errors <= EQUAL).mean() >= SHARE_EQUAL
     program = (cpp.path / "program.ir").read_text()
+    share = SHARE_EQUAL_ROUTED if "scaled_moe" in program else SHARE_EQUAL
+    assert (errors <= EQUAL).mean() >= share
     assert (errors > STEP).mean() <= (SHARE_REROUTED if "scaled_moe" in program else 0.0)
     assert "scaled_linear" in program
     assert ("i8" in cpp.manifest.kv.groups[0].dtype) == (sets == INT8)

@@ -205,14 +205,14 @@ def test_packed_weights_are_their_documented_values(tmp_path: Path) -> None:
     assert error(described(path), program) < TOLERANCE
     del lines[:]
     load(path, dtype="bfloat16", log=lines.append)
-    assert lines == ["the checkpoint is Q4_1: rounding its weights to bfloat16 loses precision"]
+    assert lines == ["the checkpoint is Q4_1: rounding its matrices to bfloat16 loses precision"]
 
 
 def test_what_is_bfloat16_stays_so(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     quantized(path, GGMLQuantizationType.BF16)
     program = load(path)
-    assert program.outputs[0].type.dtype.value == "bf16"
+    assert program.spec.dtype == "bf16"
     weight = evaluate_weight(program, "model.layers.0.mlp.up_proj.weight")
     assert torch.equal(weight, GgufTensors(path).tensor("blk.0.ffn_up.weight"))
 

@@ -227,7 +227,7 @@ def test_whole_runs_quantise_a_matrix_once() -> None:
         program = step({"logits": factor})
         kind = program.weights["embed"].type
         leaf = WeightExpr("checkpoint", (), {"name": "embed"})
-        codes = WeightExpr("codes", (leaf,), {"scheme": "int8"})
+        codes = WeightExpr("codes", (leaf,), {"scheme": "int8-token"})
         weight = replace(
             program.weights["embed"], expr=WeightExpr("cast", (codes,), {"dtype": "f32"})
         )

@@ -94,7 +94,7 @@ def product(dtype: DType, op: str) -> tuple[Program, Node]:
         codes, scale = b.add("quantize_rows", (x,), {}).outputs
         w = b.weight("w", TensorType(DType.I8, (4, 8)))
         w_scale = b.weight("s", TensorType(DType.F32, (4,)))
-        b.emit(op, codes, scale, w, w_scale, dtype=dtype.value, scheme="int8")
+        b.emit(op, codes, scale, w, w_scale, dtype=dtype.value, scheme="int8-token")
     elif op == "linear":
         b.emit(op, x, b.weight("w", TensorType(dtype, (4, 8))))
     else:

@@ -168,13 +168,13 @@ def test_groups_are_fitted_to_the_columns_that_count() -> None:
 def test_columns_that_no_input_reached_are_rounded_to_nearest() -> None:
     inputs, weight = correlated(300, 64, 5), matrix(16, 64, 5)
     inputs[:, [0, 31, 40]] = 0
-    found = feed_back(weight, factorize(moments(inputs), DAMPING), GRIDS["int8"])
-    nearest = round_to_nearest(weight, GRIDS["int8"])
+    found = feed_back(weight, factorize(moments(inputs), DAMPING), GRIDS["int8-token"])
+    nearest = round_to_nearest(weight, GRIDS["int8-token"])
     assert torch.equal(found.values[:, [0, 31, 40]], nearest[:, [0, 31, 40]])
     assert not torch.equal(found.values, nearest)
     none = factorize(torch.zeros(64, 64), DAMPING)
     assert none.dead == 64
-    assert torch.equal(feed_back(weight, none, GRIDS["int8"]).values, nearest)
+    assert torch.equal(feed_back(weight, none, GRIDS["int8-token"]).values, nearest)
 
 
 def test_damping_is_raised_where_there_is_no_factor() -> None:
