@@ -92,14 +92,14 @@ double time_scaled_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int
   std::vector<float> scale(static_cast<size_t>(N), 0.01f);
   std::vector<bf16> x(static_cast<size_t>(M * K));
   std::vector<int8_t> q(x.size());
-  std::vector<float> row_scale(static_cast<size_t>(M));
+  std::vector<float> row_scale(static_cast<size_t>(M * RowScales<W>::count(K)));
   std::vector<bf16> y(static_cast<size_t>(M * N));
   for (int64_t i = 0; i < bytes * matrices; ++i) w.as<char>()[i] = static_cast<char>(i % 251);
   for (size_t i = 0; i < x.size(); ++i) x[i] = from_float<bf16>(static_cast<float>(i % 13) - 6.0f);
   const double seconds = best_of(repeats, [&] {
     on_team(team, [&](const Team& t) {
       for (int64_t i = 0; i < matrices; ++i) {
-        quantize_rows(t, x.data(), K, q.data(), row_scale.data(), M, K);
+        RowScales<W>::quantize(t, x.data(), K, q.data(), row_scale.data(), M, K);
         t.barrier();
         scaled_linear<W, bf16>(t, q.data(), K, row_scale.data(), w.as<char>() + i * bytes,
                                scale.data(), nullptr, y.data(), N, M, N, K);
@@ -155,10 +155,14 @@ double time_attention(ThreadTeam& team, const AttentionShape& shape, int repeats
 
 }  // namespace
 
-// `kind`: 0 float, 1 bf16, 2 int8, 3 int4.
+using Int8 = Grouped<8, int8_t>;
+using Int4 = Grouped<4, int8_t, absent, Levels::book>;
+
+// `kind`: 0 float, 1 bf16, 2 int8, 3 int4, 4 int8-token, 5 int4-token.
 EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N, int64_t K,
                              int64_t matrices, int64_t repeats) {
   const int64_t scratch = std::max({product_scratch_bytes<float>(K), product_scratch_bytes<bf16>(K),
+                                    product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),
                                     product_scratch_bytes<int8_t>(K),
                                     product_scratch_bytes<int4x2>(K)});
   ThreadTeam team(static_cast<int>(threads), static_cast<size_t>(scratch));
@@ -166,7 +170,9 @@ EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N
   switch (kind) {
     case 0: return time_linear<float>(team, M, N, K, matrices, r);
     case 1: return time_linear<bf16>(team, M, N, K, matrices, r);
-    case 2: return time_scaled_linear<int8_t>(team, M, N, K, matrices, r);
+    case 2: return time_scaled_linear<Int8>(team, M, N, K, matrices, r);
+    case 3: return time_scaled_linear<Int4>(team, M, N, K, matrices, r);
+    case 4: return time_scaled_linear<int8_t>(team, M, N, K, matrices, r);
     default: return time_scaled_linear<int4x2>(team, M, N, K, matrices, r);
   }
 }

@@ -33,7 +33,17 @@ ATTENTION = (
     (512, 512, 14, 2),
     (512, 4096, 14, 2),
 )
-KINDS = {"float": 4, "bf16": 2, "int8": 1, "int4": 17 / 32}  # and bytes of a weight
+KINDS = {
+    "float": 4,
+    "bf16": 2,
+    "int8": 33 / 32,
+    "int4": 17 / 32,
+    "int8-token": 1,
+    "int4-token": 17 / 32,
+}
+"""Kinds of weights, and their bytes."""
+ATTENDED = ("float", "bf16", "int8")
+"""Kinds that a cache may be of."""
 
 
 def main() -> None:
@@ -68,7 +78,8 @@ def report(call: Callable[..., float], probe: Probe, threads: int) -> None:
     """Measure and print."""
     read = probe.read_rate(threads, 2 * WEIGHT_BYTES)
     peaks = [probe.product_rate(kind, threads) for kind in PEAKS]
-    peaks.append(peaks[-1])  # of bytes: int4 may pass it where 16-bit sums take more products
+    # Of bytes: codes of 4 bits may pass it where 16-bit sums take more products.
+    peaks += peaks[-1:] * (len(KINDS) - len(peaks))
     print(f"threads {threads}: read {read / 1e9:.1f} GB/s, barrier", end=" ")
     print(f"{call('barrier_seconds', threads) * 1e6:.2f} µs")
     for kind, name in enumerate(KINDS):
@@ -76,7 +87,7 @@ def report(call: Callable[..., float], probe: Probe, threads: int) -> None:
         for n, k in SHAPES:
             for m in ROWS:
                 print(linear_line(call, threads, name, (m, n, k), read, peaks[kind]))
-        for shape in ATTENTION if name != "int4" else ():
+        for shape in ATTENTION if name in ATTENDED else ():
             print(attention_line(call, threads, name, shape))
 
 

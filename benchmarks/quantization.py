@@ -33,7 +33,7 @@ BUILDS: dict[str, dict[str, object]] = {
 def num_weights(node: Node, matrix: TensorType) -> int:
     """What a matrix has, or what its codes stand for."""
     scheme = node.attrs.get("scheme")
-    return get_scheme(scheme).num_weights(matrix) if scheme else matrix.num_elements()
+    return get_scheme(scheme).weight.num_weights(matrix) if scheme else matrix.num_elements()
 
 
 def bits_per_weight(artifact: infc.Artifact) -> float:
