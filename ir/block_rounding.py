@@ -163,7 +163,7 @@ class BlockRounding:
             lowest = self.format.levels[0]
             return (wanted.clamp(lowest, lowest + 15) - lowest).to(torch.uint8)
         place = wanted.clamp(_LOWEST_UNIT, -_LOWEST_UNIT - 1) - _LOWEST_UNIT
-        return torch.tensor(nearest_levels(), dtype=torch.uint8)[place.nan_to_num(0).int()]
+        return _table(nearest_levels(), torch.uint8).take(place.nan_to_num(0).long())
 
     def values(self, codes: torch.Tensor, scales: GroupScales) -> torch.Tensor:
         """What codes `[R, n]` stand for, in units of the scale of their row."""
@@ -171,7 +171,7 @@ class BlockRounding:
 
         levels = codes.float()
         if self.format.bits == 4:
-            levels = torch.tensor(self.format.levels, dtype=torch.float32)[codes.int()]
+            levels = _table(self.format.levels, torch.float32).take(codes.long())
         values = levels * scales.scale
         return values if scales.minimum is None else values + scales.minimum
 
@@ -201,6 +201,14 @@ class BlockRounding:
             made.append(self.pack(self.codes(part, fitted), fitted))
         width = blocks * self.format.block_bytes
         return torch.cat(made).reshape(*matrix.shape[:-1], width), scales
+
+
+@cache
+def _table(numbers: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Numbers to look up, made once: error feedback rounds one column at a time."""
+    import torch
+
+    return torch.tensor(numbers, dtype=dtype)
 
 
 def _top_level(form: Format) -> int:
