@@ -189,7 +189,7 @@ def check_bounds(found: Evidence, accuracy: AccuracySection) -> None:
             f"{spell(value)} exceeds accuracy.{name}: {bound:g}, measured on {found.what}"
             f" over {figures.tokens} tokens{origin}",
             where=where,
-            hint="accept more, or quantize less (see docs/quantization.md)",
+            hint="accept more, quantize less, or calibrate with quantization.method=gptq",
         )
 
 
