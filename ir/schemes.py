@@ -10,7 +10,6 @@ from .block_rounding import BlockRounding
 from .errors import ProgramError
 from .formats import B4_G32, GROUP, I4_G32, I8, I8_G32, Q4_0, Q4_1, Q8_0, Format
 from .rounding import quantize_i4, quantize_i8
-from .types import Dim
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +44,6 @@ class Scheme:
     def is_exact(self) -> bool:
         """Whether products are sums of integers."""
         return self.row_group == 0
-
-    def row_scales(self, lead: tuple[Dim, ...], depth: Dim) -> tuple[Dim, ...]:
-        """The shape of the scales of rows `[*lead, depth]`."""
-        if not self.row_group:
-            return lead
-        if not isinstance(depth, int):
-            raise ProgramError(f"rows of {depth} elements have no fixed number of groups")
-        return (*lead, -(-depth // self.row_group))
 
 
 _ROWS: Final = "; int8 activations with a scale for each group of 32"

@@ -365,26 +365,6 @@ def test_a_failure_keeps_the_old_one(artifact: Path) -> None:
     assert os.listdir(artifact.parent) == [artifact.name]
 
 
-def test_what_is_being_written_can_be_opened_before(tmp_path: Path) -> None:
-    place = tmp_path / "a"
-    with ArtifactWriter(place) as writer:
-        fill(writer.path)
-        early = writer.preview(manifest())
-        assert early.weights_path.read_bytes() == WEIGHTS
-        assert not place.exists()
-        (writer.path / "report.json").write_text("{}")
-        writer.commit(manifest())
-    opened = open_artifact(place, "full")
-    assert set(opened.manifest.files) == {*early.manifest.files, "report.json"}
-    with ArtifactWriter(place) as writer:
-        fill(writer.path)
-        writer.preview(manifest())
-        weights = writer.path / manifest().weights.file
-        weights.write_bytes(WEIGHTS + bytes(16))  # whoever writes to it again is seen
-        writer.commit(manifest())
-    assert open_artifact(place, "full").weights_path.read_bytes() == WEIGHTS + bytes(16)
-
-
 def test_an_old_artifact_is_replaced(artifact: Path) -> None:
     with ArtifactWriter(artifact) as writer:
         fill(writer.path)
