@@ -25,6 +25,7 @@ from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
 from .methods.calibrate_weights import NEAREST, CalibrateWeights
+from .narrow_activations import NarrowActivations
 from .narrow_matrices import NarrowMatrices
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
@@ -61,6 +62,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         FuseAddNorm(),
         RemoveNoOp(),  # again: the transposes that fuse-rope brought cancel those of the model
         SinkLogitsRows(),
+        NarrowActivations(),  # behind all that fuses: it looks at who reads what
     ),
     "lower-kv": (LowerKv(),),
     "plan": (

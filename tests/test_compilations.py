@@ -24,7 +24,7 @@ SOURCE = """\
 #include "kernels/entry.hpp"
 namespace infc {
 void step(const Team& t, const Model& m, const infc_step& s) {
-  rms_norm<float, float, true>(t, s.hidden, 8, weight_at<float>(m.weights, 0, 0), s.logits, 8,
+  rms_norm<true>(t, s.hidden, 8, weight_at<float>(m.weights, 0, 0), s.logits, 8,
                                s.num_tokens, 1, 8, 1e-5f);
 }
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ...ir.plan import loop_groups, planned_arena
 from ...ir.program import EMPTY_SPEC, Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
-from ...ir.text import print_attr, print_expr
+from ...ir.text import print_attr, print_expr, spoken_attrs
 
 _LONGEST_PERIOD = 12
 _MANY = 3
@@ -223,7 +223,7 @@ class _Lister:
         inputs = ", ".join(self._operand(operand, layer) for operand in node.inputs)
         attrs = ", ".join(
             f"{name} = {print_attr(value)}"
-            for name, value in node.attrs.items()
+            for name, value in spoken_attrs(node).items()
             if name != "layer" or value != layer
         )
         text = f"  {', '.join(f'%{self.names[value.name]}' for value in node.outputs)}"

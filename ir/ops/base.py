@@ -470,3 +470,23 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     import torch
 
     return x if x.dtype == torch.float64 else x.float()
+
+
+RESULT_DTYPE: Final = AttrSpec("dtype", AttrKind.DTYPE, None, optional=True)
+"""The element type of a result that need not be that of the operand it follows."""
+
+
+def result_dtype(x: TensorType, attrs: Attrs) -> DType:
+    """The type in `RESULT_DTYPE`, or that of x; ProgramError where it is no floating point."""
+    name = attrs["dtype"]
+    dtype = x.dtype if name is None else DType(name)
+    if not dtype.is_float:
+        raise ProgramError(f"dtype is {dtype.value}, expected floating point")
+    return dtype
+
+
+def as_result(y: torch.Tensor, x: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    """`y`, rounded once to the type that `result_dtype` has for x."""
+    from ..torch_types import to_torch
+
+    return y.to(x.dtype if dtype is None else to_torch(DType(dtype)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import ProgramError
 from ..types import TensorType
 from .base import (
+    RESULT_DTYPE,
     AttrKind,
     Attrs,
     AttrSpec,
@@ -14,8 +15,10 @@ from .base import (
     Op,
     Outputs,
     Types,
+    as_result,
     is_token_dim,
     need_float,
+    result_dtype,
     tensor,
     wide,
 )
@@ -42,13 +45,13 @@ def _gated_act(types: Types, attrs: Attrs) -> Outputs:
     last = kind.shape[-1] if kind.shape else None
     if not isinstance(last, int) or last % 2:
         raise ProgramError(f"gate_up is {kind}, expected an even last dimension")
-    return (TensorType(kind.dtype, (*kind.shape[:-1], last // 2)),)
+    return (TensorType(result_dtype(kind, attrs), (*kind.shape[:-1], last // 2)),)
 
 
-def gated_act_meaning(gate_up: torch.Tensor, *, act: str) -> torch.Tensor:
+def gated_act_meaning(gate_up: torch.Tensor, *, act: str, dtype: str | None = None) -> torch.Tensor:
     """act(gate) * up in at least float32, rounded once; gate is the first half."""
     gate, up = wide(gate_up).chunk(2, -1)
-    return (activate(gate, act) * up).to(gate_up.dtype)
+    return as_result(activate(gate, act) * up, gate_up, dtype)
 
 
 def _mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
@@ -59,11 +62,12 @@ OPS = (
     Op(
         "gated_act",
         Kind.FUSED,
-        "act(gate) * up of gate_up[.., 2I], gate first -> [.., I]; in float32, rounded once.",
+        "act(gate) * up of gate_up[.., 2I], gate first -> [.., I] of `dtype`, or else of the type "
+        "of gate_up; in float32, rounded once.",
         ("gate_up",),
         _gated_act,
         gated_act_meaning,
-        (AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS),),
+        (AttrSpec("act", AttrKind.STR, choices=ACTIVATIONS), RESULT_DTYPE),
         mixes=_mixes,
     ),
 )

@@ -9,17 +9,20 @@ from ..errors import ProgramError
 from ..shapes import broadcast
 from ..types import TensorType
 from .base import (
+    RESULT_DTYPE,
     Attrs,
     Cost,
     Kind,
     Op,
     Outputs,
     Types,
+    as_result,
     default_cost,
     is_token_dim,
     matrix_dtype,
     need_float,
     need_shape,
+    result_dtype,
     rounded,
     same_dtype,
     tensor,
@@ -36,16 +39,18 @@ def _linear(types: Types, attrs: Attrs) -> Outputs:
     if not x.shape or x.shape[-1] != w.shape[1]:
         raise ProgramError(f"x is {x} and w {w}: their last dimensions differ")
     if len(types) > 2:
-        bias = tensor(types, 2, 1, "bias")
-        same_dtype(x, bias)
+        bias = need_float(tensor(types, 2, 1, "bias"), "bias")
         need_shape(bias, w.shape[:1], "bias")
-    return (TensorType(x.dtype, (*x.shape[:-1], w.shape[0])),)
+    return (TensorType(result_dtype(x, attrs), (*x.shape[:-1], w.shape[0])),)
 
 
 def linear_meaning(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dtype: str | None = None,
 ) -> torch.Tensor:
-    """x @ w.T + bias in at least float32, rounded once to x's element type.
+    """x @ w.T + bias in at least float32, rounded once to `dtype`, or to x's element type.
 
     Rows of x are rounded to the element type of w first where that is narrower.
     """
@@ -53,7 +58,8 @@ def linear_meaning(
 
     rows = rounded(x, w)
     wide_bias = None if bias is None else bias.to(rows.dtype)
-    return torch.nn.functional.linear(rows, w.to(rows.dtype), wide_bias).to(x.dtype)
+    product = torch.nn.functional.linear(rows, w.to(rows.dtype), wide_bias)
+    return as_result(product, x, dtype)
 
 
 def _linear_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
@@ -89,11 +95,12 @@ OPS = (
     Op(
         "linear",
         Kind.MATRIX,
-        "x[.., K] @ w[N, K].T + bias[N] -> [.., N] of x's type; accumulated in float32, rounded "
-        "once. Rows of float32 meet a matrix of 16 bits rounded to its type.",
+        "x[.., K] @ w[N, K].T + bias[N] -> [.., N] of `dtype`, or else of x's type; accumulated in "
+        "float32, rounded once. Rows of float32 meet a matrix of 16 bits rounded to its type.",
         ("x", "w", "bias?"),
         _linear,
         linear_meaning,
+        (RESULT_DTYPE,),
         cost_rule=_linear_cost,
         mixes=_linear_mixes,
     ),

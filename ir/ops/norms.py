@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
+from ..types import TensorType
 from .base import (
+    RESULT_DTYPE,
     AttrKind,
     Attrs,
     AttrSpec,
@@ -13,9 +15,11 @@ from .base import (
     Op,
     Outputs,
     Types,
+    as_result,
     is_token_dim,
     need_float,
     need_shape,
+    result_dtype,
     same_dtype,
     tensor,
     wide,
@@ -32,7 +36,7 @@ def _norm(types: Types, attrs: Attrs) -> Outputs:
     for i in range(1, len(types)):
         weight = need_float(tensor(types, i, 1), "weight")
         need_shape(weight, x.shape[-1:], "weight")
-    return (x,)
+    return (TensorType(result_dtype(x, attrs), x.shape),)
 
 
 def _add_norm(types: Types, attrs: Attrs) -> Outputs:
@@ -47,18 +51,27 @@ def _mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
 
 
 def rms_norm_meaning(
-    x: torch.Tensor, w: torch.Tensor, *, eps: float, round_before_scale: bool
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    eps: float,
+    round_before_scale: bool,
+    dtype: str | None = None,
 ) -> torch.Tensor:
     """x / sqrt(mean(x²) + eps) * w over the last dimension."""
     value = wide(x)
     normed = value * (value.square().mean(-1, keepdim=True) + eps).rsqrt()
-    if round_before_scale:
-        return (normed.to(x.dtype) * w).to(x.dtype)
-    return (normed * wide(w)).to(x.dtype)
+    scaled = normed.to(x.dtype) * w if round_before_scale else normed * wide(w)
+    return as_result(scaled, x, dtype)
 
 
 def layer_norm_meaning(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, *, eps: float
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None = None,
+    *,
+    eps: float,
+    dtype: str | None = None,
 ) -> torch.Tensor:
     """(x - mean) / sqrt(variance + eps) * w + b over the last dimension."""
     import torch.nn.functional
@@ -66,7 +79,7 @@ def layer_norm_meaning(
     value = wide(x)
     wide_w, wide_b = w.to(value.dtype), None if b is None else b.to(value.dtype)
     normed = torch.nn.functional.layer_norm(value, x.shape[-1:], wide_w, wide_b, eps)
-    return normed.to(x.dtype)
+    return as_result(normed, x, dtype)
 
 
 def _add_rms_norm_meaning(
@@ -76,9 +89,11 @@ def _add_rms_norm_meaning(
     *,
     eps: float,
     round_before_scale: bool,
+    dtype: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = x + residual
-    return rms_norm_meaning(total, w, eps=eps, round_before_scale=round_before_scale), total
+    normed = rms_norm_meaning(total, w, eps=eps, round_before_scale=round_before_scale, dtype=dtype)
+    return normed, total
 
 
 def _add_layer_norm_meaning(
@@ -88,13 +103,14 @@ def _add_layer_norm_meaning(
     b: torch.Tensor | None = None,
     *,
     eps: float,
+    dtype: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = x + residual
-    return layer_norm_meaning(total, w, b, eps=eps), total
+    return layer_norm_meaning(total, w, b, eps=eps, dtype=dtype), total
 
 
 _EPS = AttrSpec("eps", AttrKind.FLOAT)
-_RMS = (_EPS, AttrSpec("round_before_scale", AttrKind.BOOL, True))
+_RMS = (_EPS, AttrSpec("round_before_scale", AttrKind.BOOL, True), RESULT_DTYPE)
 
 OPS = (
     Op(
@@ -102,7 +118,7 @@ OPS = (
         Kind.NORM,
         "x / sqrt(mean(x²) + eps) * w over the last dimension, in float32. With "
         "`round_before_scale` the normed value is rounded to x's element type before the "
-        "weight (Llama), else after it (Gemma).",
+        "weight (Llama), else after it (Gemma). The result is of `dtype`, or else of x's type.",
         ("x", "w"),
         _norm,
         rms_norm_meaning,
@@ -123,11 +139,11 @@ OPS = (
         "layer_norm",
         Kind.NORM,
         "(x - mean) / sqrt(variance + eps) * w + b over the last dimension, in float32, "
-        "rounded once.",
+        "rounded once to `dtype`, or else to x's type.",
         ("x", "w", "b?"),
         _norm,
         layer_norm_meaning,
-        (_EPS,),
+        (_EPS, RESULT_DTYPE),
         mixes=_mixes,
     ),
     Op(
@@ -137,7 +153,7 @@ OPS = (
         ("x", "residual", "w", "b?"),
         _add_norm,
         _add_layer_norm_meaning,
-        (_EPS,),
+        (_EPS, RESULT_DTYPE),
         mixes=_mixes,
     ),
 )

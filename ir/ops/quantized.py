@@ -99,8 +99,7 @@ def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
     if not dtype.is_float:
         raise ProgramError(f"dtype is {dtype.value}, expected floating point")
     if len(types) > 4:
-        bias = tensor(types, 4, 1, "bias")
-        _need(bias, dtype, "bias")
+        bias = need_float(tensor(types, 4, 1, "bias"), "bias")
         need_shape(bias, w.shape[:1], "bias")
     return (TensorType(dtype, (*x.shape[:-1], w.shape[0])),)
 

@@ -376,7 +376,8 @@ def test_experts_are_those_written_out(act: str, biases: bool) -> None:
 
 def test_attributes_are_completed_and_checked() -> None:
     op = get_op("rms_norm")
-    assert op.complete({"eps": 1}, [f32(T, 8), f32(8)]) == {"eps": 1.0, "round_before_scale": True}
+    attrs = {"eps": 1.0, "round_before_scale": True, "dtype": None}
+    assert op.complete({"eps": 1}, [f32(T, 8), f32(8)]) == attrs
     assert isinstance(op.complete({"eps": 1}, [])["eps"], float)
     refuse("no attribute", "rms_norm", f32(T, 8), f32(8), eps=1e-5, epsilon=1)
     refuse("expected a number", "rms_norm", f32(T, 8), f32(8), eps="small")
@@ -394,3 +395,35 @@ def test_costs_count_bytes_and_operations() -> None:
     table = TensorType(DType.BF16, (1000, 8))
     embedding = get_op("embedding").cost([table, TensorType(DType.I64, (T,))], {}, {"T": 3})
     assert embedding.bytes_read == 3 * 8 * 2 + 3 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "attrs"),
+    [
+        ("linear", [f32(T, 8), f32(8, 8), f32(8)], {}),
+        ("gated_act", [f32(T, 16)], {"act": "silu"}),
+        ("rms_norm", [f32(T, 8), f32(8)], {"eps": 1e-5}),
+        ("layer_norm", [f32(T, 8), f32(8), f32(8)], {"eps": 1e-5}),
+        ("add_rms_norm", [f32(T, 8), f32(T, 8), f32(8)], {"eps": 1e-5}),
+        ("add_layer_norm", [f32(T, 8), f32(T, 8), f32(8)], {"eps": 1e-5}),
+    ],
+)
+def test_a_result_can_be_of_a_type_of_its_own(
+    name: str, types: list[TensorType], attrs: dict[str, object]
+) -> None:
+    """Rounded once, behind all that is computed; only the first result."""
+    op = get_op(name)
+    narrow = op.complete(attrs | {"dtype": "bf16"}, types)
+    kinds = op.infer(types, narrow)
+    assert kinds[0] == TensorType(DType.BF16, (T, 8))
+    assert kinds[1:] == op.infer(types, op.complete(attrs, types))[1:]
+    values = [torch.randn([5 if dim == T else int(str(dim)) for dim in k.shape]) for k in types]
+    wide, found = (_results(op.meaning(*values, **op.complete(a, types))) for a in (attrs, narrow))
+    assert torch.equal(found[0], wide[0].bfloat16())
+    assert all(torch.equal(a, b) for a, b in zip(wide[1:], found[1:], strict=True))
+    with pytest.raises(ProgramError, match="expected floating point"):
+        op.infer(types, op.complete(attrs | {"dtype": "i32"}, types))
+
+
+def _results(found: Any) -> tuple[torch.Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)

@@ -168,7 +168,7 @@ def test_types_are_inferred_and_refused() -> None:
         "expected element type i8": [*CODES, bf16, MATRIX[1]],
         "w_scale": [*CODES, MATRIX[0], TensorType(DType.F32, (8,))],
         "x_scale": [CODES[0], MATRIX[1], *MATRIX],
-        "bias": [*CODES, *MATRIX, TensorType(DType.F32, (4,))],
+        "bias": [*CODES, *MATRIX, TensorType(DType.I32, (4,))],
         "int32 sums": [TensorType(DType.I8, (T, *deep.shape[1:])), CODES[1], deep, MATRIX[1]],
     }.items():
         with pytest.raises(ProgramError, match=match):

@@ -96,7 +96,8 @@ def test_what_has_a_default_may_be_left_out() -> None:
         }""")
     assert program.phase == "captured"
     assert program.weights["w"].expr == WeightExpr("checkpoint", (), {"name": "w"})
-    assert program.nodes[0].attrs == {"eps": 1.0, "round_before_scale": True}
+    attrs = {"eps": 1.0, "round_before_scale": True, "dtype": None}
+    assert program.nodes[0].attrs == attrs
     assert program.symbols["T"].low == 1
 
 

@@ -39,8 +39,8 @@ struct LimitedGate {
 };
 
 // y[i] = combine(gate[i], up[i]) in float, one rounding.
-template <class Gate, class T>
-INFC_INLINE void gated_row(const Gate& combine, const T* gate, const T* up, T* y, int64_t count) {
+template <class Gate, class T, class TY>
+INFC_INLINE void gated_row(const Gate& combine, const T* gate, const T* up, TY* y, int64_t count) {
   for_each_group(count, [&](int64_t i, int64_t n) {
     store_group(y + i, combine(load_group(gate + i, n), load_group(up + i, n)), n);
   });
@@ -48,8 +48,8 @@ INFC_INLINE void gated_row(const Gate& combine, const T* gate, const T* up, T* y
 
 // x [rows, 2 * I] (gate first, row stride ldx) → y [rows, I] (row stride ldy). Threads share the
 // columns of each row, in groups of 16.
-template <class Gate, class T>
-void gated_rows(const Team& t, const Gate& combine, const T* x, int64_t ldx, T* y, int64_t ldy,
+template <class Gate, class T, class TY>
+void gated_rows(const Team& t, const Gate& combine, const T* x, int64_t ldx, TY* y, int64_t ldy,
                 int64_t rows, int64_t I) {
   const int64_t groups = ceil_groups(I);
   const Share share = share_of(t, rows * groups);
@@ -63,8 +63,9 @@ void gated_rows(const Team& t, const Gate& combine, const T* x, int64_t ldx, T* 
     u = next;
   }
 }
-template <Act A, class T>
-void gated_act(const Team& t, const T* x, int64_t ldx, T* y, int64_t ldy, int64_t rows, int64_t I) {
+template <Act A, class T, class TY>
+void gated_act(const Team& t, const T* x, int64_t ldx, TY* y, int64_t ldy, int64_t rows,
+               int64_t I) {
   gated_rows(t, PlainGate<A>{}, x, ldx, y, ldy, rows, I);
 }
 

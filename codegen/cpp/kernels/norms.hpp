@@ -19,9 +19,9 @@ INFC_INLINE float sum_row(int64_t dim, F f) {
 }
 
 // y = x / sqrt(mean(x²) + eps) * w. RoundBeforeScale: rounded to T before the weight and again
-// after (Llama); else one rounding after it (Gemma). y may be x.
-template <bool RoundBeforeScale, class T, class TW>
-INFC_INLINE void rms_norm_row(const T* x, const TW* w, T* y, int64_t dim, float eps) {
+// after (Llama); else one rounding after it (Gemma). The last rounding is to TY. y may be x.
+template <bool RoundBeforeScale, class T, class TW, class TY>
+INFC_INLINE void rms_norm_row(const T* x, const TW* w, TY* y, int64_t dim, float eps) {
   const float sum = sum_row(dim, [&](const f32x16& acc, int64_t i, int64_t n) {
     const f32x16 v = load_group(x + i, n);
     return fma(v, v, acc);
@@ -39,8 +39,8 @@ INFC_INLINE void rms_norm_row(const T* x, const TW* w, T* y, int64_t dim, float 
 }
 
 // y = (x - mean) / sqrt(variance + eps) * w + b; b may be null. y may be x.
-template <class T, class TW>
-INFC_INLINE void layer_norm_row(const T* x, const TW* w, const TW* b, T* y, int64_t dim,
+template <class T, class TW, class TY>
+INFC_INLINE void layer_norm_row(const T* x, const TW* w, const TW* b, TY* y, int64_t dim,
                                 float eps) {
   const float sum = sum_row(dim, [&](const f32x16& acc, int64_t i, int64_t n) {
     return acc + load_group(x + i, n);
@@ -68,9 +68,9 @@ INFC_INLINE void add_row(const T* x, const T* residual, T* sum, int64_t dim) {
 }
 
 // Rows of [outer][inner][dim]; ldx, ldy: elements from one outer row to the next.
-template <class T, class TW, bool RoundBeforeScale>
-void rms_norm(const Team& t, const T* x, int64_t ldx, const TW* w, T* y, int64_t ldy, int64_t outer,
-              int64_t inner, int64_t dim, float eps) {
+template <bool RoundBeforeScale, class T, class TW, class TY>
+void rms_norm(const Team& t, const T* x, int64_t ldx, const TW* w, TY* y, int64_t ldy,
+              int64_t outer, int64_t inner, int64_t dim, float eps) {
   const Share share = share_of(t, outer * inner);
   for (int64_t r = share.begin; r < share.end; ++r) {
     const int64_t o = r / inner;
@@ -80,15 +80,15 @@ void rms_norm(const Team& t, const T* x, int64_t ldx, const TW* w, T* y, int64_t
 }
 
 // Plain matrix: x [rows, dim] with row stride ldx, y contiguous.
-template <class T, class TW, bool RoundBeforeScale>
-void rms_norm(const Team& t, const T* x, int64_t ldx, const TW* w, T* y, int64_t rows, int64_t dim,
+template <bool RoundBeforeScale, class T, class TW, class TY>
+void rms_norm(const Team& t, const T* x, int64_t ldx, const TW* w, TY* y, int64_t rows, int64_t dim,
               float eps) {
-  rms_norm<T, TW, RoundBeforeScale>(t, x, ldx, w, y, dim, rows, 1, dim, eps);
+  rms_norm<RoundBeforeScale>(t, x, ldx, w, y, dim, rows, 1, dim, eps);
 }
 
 // sum = round(x + residual), y = rms_norm(sum). All contiguous; sum may be x or residual.
-template <class T, class TW, bool RoundBeforeScale>
-void add_rms_norm(const Team& t, const T* x, const T* residual, const TW* w, T* y, T* sum,
+template <bool RoundBeforeScale, class T, class TW, class TY>
+void add_rms_norm(const Team& t, const T* x, const T* residual, const TW* w, TY* y, T* sum,
                   int64_t rows, int64_t dim, float eps) {
   const Share share = share_of(t, rows);
   for (int64_t r = share.begin; r < share.end; ++r) {
@@ -98,9 +98,9 @@ void add_rms_norm(const Team& t, const T* x, const T* residual, const TW* w, T* 
 }
 
 // As rms_norm, for LayerNorm; b may be null.
-template <class T, class TW>
-void layer_norm(const Team& t, const T* x, int64_t ldx, const TW* w, const TW* b, T* y, int64_t ldy,
-                int64_t outer, int64_t inner, int64_t dim, float eps) {
+template <class T, class TW, class TY>
+void layer_norm(const Team& t, const T* x, int64_t ldx, const TW* w, const TW* b, TY* y,
+                int64_t ldy, int64_t outer, int64_t inner, int64_t dim, float eps) {
   const Share share = share_of(t, outer * inner);
   for (int64_t r = share.begin; r < share.end; ++r) {
     const int64_t o = r / inner;
@@ -108,15 +108,15 @@ void layer_norm(const Team& t, const T* x, int64_t ldx, const TW* w, const TW* b
     layer_norm_row(x + o * ldx + i, w, b, y + o * ldy + i, dim, eps);
   }
 }
-template <class T, class TW>
-void layer_norm(const Team& t, const T* x, int64_t ldx, const TW* w, const TW* b, T* y,
+template <class T, class TW, class TY>
+void layer_norm(const Team& t, const T* x, int64_t ldx, const TW* w, const TW* b, TY* y,
                 int64_t rows, int64_t dim, float eps) {
   layer_norm(t, x, ldx, w, b, y, dim, rows, 1, dim, eps);
 }
 
 // sum = round(x + residual), y = layer_norm(sum). All contiguous; sum may be x or residual.
-template <class T, class TW>
-void add_layer_norm(const Team& t, const T* x, const T* residual, const TW* w, const TW* b, T* y,
+template <class T, class TW, class TY>
+void add_layer_norm(const Team& t, const T* x, const T* residual, const TW* w, const TW* b, TY* y,
                     T* sum, int64_t rows, int64_t dim, float eps) {
   const Share share = share_of(t, rows);
   for (int64_t r = share.begin; r < share.end; ++r) {

@@ -14,7 +14,7 @@ def lower_rms_norm(e: Emitter, node: Node) -> None:
     w = e.dense(e.buffer(node.inputs[1]))
     out = e.output(node.output)
     e.call(
-        f"rms_norm<{out.ctype}, {w.ctype}, {_round(node)}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
+        f"rms_norm<{_round(node)}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
         f"{x.inner_count * x.length}, {x.count}, {x.inner_count}, {x.length}, {_eps(node)});",
         (x.pointer, pointer(w), pointer(out)),
         reads=(x.buffer, w),
@@ -26,7 +26,7 @@ def lower_rms_norm(e: Emitter, node: Node) -> None:
 
 def lower_add_rms_norm(e: Emitter, node: Node) -> None:
     """`add_rms_norm(x, residual, w)` → normed rows and the sum that travels on."""
-    _add_norm(e, node, f"add_rms_norm<{{T}}, {{W}}, {_round(node)}>", biased=False)
+    _add_norm(e, node, f"add_rms_norm<{_round(node)}>", biased=False)
 
 
 def lower_layer_norm(e: Emitter, node: Node) -> None:
@@ -36,7 +36,7 @@ def lower_layer_norm(e: Emitter, node: Node) -> None:
     bias = _bias(e, node.inputs[2:])
     out = e.output(node.output)
     e.call(
-        f"layer_norm<{out.ctype}, {w.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, "
+        f"layer_norm(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, "
         f"{x.count}, {x.length}, {_eps(node)});",
         (x.pointer, pointer(w), _address(bias, w.ctype), pointer(out)),
         reads=(x.buffer, w, *bias),
@@ -48,7 +48,7 @@ def lower_layer_norm(e: Emitter, node: Node) -> None:
 
 def lower_add_layer_norm(e: Emitter, node: Node) -> None:
     """`add_layer_norm(x, residual, w, b?)` → normed rows and the sum that travels on."""
-    _add_norm(e, node, "add_layer_norm<{T}, {W}>", biased=True)
+    _add_norm(e, node, "add_layer_norm", biased=True)
 
 
 def _add_norm(e: Emitter, node: Node, kernel: str, *, biased: bool) -> None:
@@ -62,9 +62,8 @@ def _add_norm(e: Emitter, node: Node, kernel: str, *, biased: bool) -> None:
     if biased:
         args.insert(3, _address(bias, w.ctype))
         bias_place = ", {5}"
-    name = kernel.format(T=normed.ctype, W=w.ctype)
     e.call(
-        f"{name}(t, {{0}}, {{1}}, {{2}}, {{3}}, {{4}}{bias_place}, "
+        f"{kernel}(t, {{0}}, {{1}}, {{2}}, {{3}}, {{4}}{bias_place}, "
         f"{rows.count}, {rows.length}, {_eps(node)});",
         args,
         reads=(x, residual, w, *bias),

@@ -104,3 +104,16 @@ def test_a_row_does_not_depend_on_the_others(k: Kernels) -> None:
     with k.team(2) as team:
         k.call("add_rms_norm_rows", team, x[4:5].copy(), r[4:5].copy(), w, y, total, 1, 83, EPS)
     assert same_bits(y[0], results[0][4])
+
+
+@pytest.mark.parametrize("dim", [1, 33, 131])
+def test_a_narrow_result_is_the_wide_one_rounded_once(k: Kernels, dim: int) -> None:
+    """Norms and gates of float rows: a product that reads them would round the same numbers."""
+    rng = np.random.default_rng(7)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, dim), (dim,)))
+    y, total = k.poison(27, dim), np.full((6, dim), np.nan, np.float32)
+    wide = np.full((27, dim), np.nan, np.float32)
+    with k.team(2) as team:
+        k.call("rounded_results", team, x, w, y, wide, total, 6, dim, EPS)
+    assert np.isfinite(wide).all()
+    assert same_bits(y, k.array(wide))

@@ -71,28 +71,47 @@ EXPORT void rms_norm_rows(void* team, i64 round_first, const T* x, i64 ldx, cons
   const float e = static_cast<float>(eps);
   on_team(team, [=](const Team& t) {
     if (round_first != 0) {
-      rms_norm<T, T, true>(t, x, ldx, w, y, ldy, outer, inner, dim, e);
+      rms_norm<true>(t, x, ldx, w, y, ldy, outer, inner, dim, e);
     } else {
-      rms_norm<T, T, false>(t, x, ldx, w, y, ldy, outer, inner, dim, e);
+      rms_norm<false>(t, x, ldx, w, y, ldy, outer, inner, dim, e);
     }
   });
 }
 EXPORT void add_rms_norm_rows(void* team, const T* x, const T* residual, const float* w, T* y,
                               T* sum, i64 rows, i64 dim, double eps) {
   on_team(team, [=](const Team& t) {
-    add_rms_norm<T, float, true>(t, x, residual, w, y, sum, rows, dim, static_cast<float>(eps));
+    add_rms_norm<true>(t, x, residual, w, y, sum, rows, dim, static_cast<float>(eps));
   });
 }
 EXPORT void layer_norm_rows(void* team, const T* x, i64 ldx, const T* w, const T* b, T* y,
                             i64 rows, i64 dim, double eps) {
   on_team(team, [=](const Team& t) {
-    layer_norm<T, T>(t, x, ldx, w, b, y, rows, dim, static_cast<float>(eps));
+    layer_norm(t, x, ldx, w, b, y, rows, dim, static_cast<float>(eps));
   });
 }
 EXPORT void add_layer_norm_rows(void* team, const T* x, const T* residual, const T* w, const T* b,
                                 T* y, T* sum, i64 rows, i64 dim, double eps) {
   on_team(team, [=](const Team& t) {
-    add_layer_norm<T, T>(t, x, residual, w, b, y, sum, rows, dim, static_cast<float>(eps));
+    add_layer_norm(t, x, residual, w, b, y, sum, rows, dim, static_cast<float>(eps));
+  });
+}
+
+// Results of another type than the rows: of float rows, each in T (y) and in float (wide).
+EXPORT void rounded_results(void* team, const float* x, const float* w, T* y, float* wide,
+                            float* sum, i64 rows, i64 dim, double eps) {
+  const float e = static_cast<float>(eps);
+  on_team(team, [=](const Team& t) {
+    const i64 size = rows * dim;
+    add_rms_norm<true>(t, x, x, w, y, sum, rows, dim, e);
+    add_rms_norm<true>(t, x, x, w, wide, sum, rows, dim, e);
+    rms_norm<true>(t, x, dim, w, y + size, rows, dim, e);
+    rms_norm<true>(t, x, dim, w, wide + size, rows, dim, e);
+    layer_norm(t, x, dim, w, w, y + 2 * size, rows, dim, e);
+    layer_norm(t, x, dim, w, w, wide + 2 * size, rows, dim, e);
+    add_layer_norm(t, x, x, w, w, y + 3 * size, sum, rows, dim, e);
+    add_layer_norm(t, x, x, w, w, wide + 3 * size, sum, rows, dim, e);
+    gated_act<Act::silu>(t, x, 2 * dim, y + 4 * size, dim, rows / 2, dim);
+    gated_act<Act::silu>(t, x, 2 * dim, wide + 4 * size, dim, rows / 2, dim);
   });
 }
 
