@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,45 @@ PIECE_BYTES: Final = 2 << 20
 """What is copied at once: a huge page."""
 
 
+@dataclass(slots=True)
+class _Ranges:
+    """The addresses that copied weights own: where tensors are, and where pieces are made.
+
+    A page that has moved leaves a hole in the second range, which the system may give to anything
+    else, for instance to malloc: from then on, it is not ours to unmap. The pages that move are
+    the first ones, so what is still owned there begins at `made + copied`.
+    """
+
+    base: int
+    made: int
+    span: int
+    copied: int = 0
+
+    @classmethod
+    def reserve(cls, num_bytes: int) -> _Ranges:
+        """Both ranges for a file of so many bytes, in whole pieces; OSError without memory."""
+        span = -(-num_bytes // PIECE_BYTES) * PIECE_BYTES
+        whole = 2 * span + PIECE_BYTES
+        begin = reserve_addresses(whole)
+        base = -(-begin // PIECE_BYTES) * PIECE_BYTES
+        end = base + 2 * span
+        for first, last in ((begin, base), (end, begin + whole)):
+            if first < last:
+                unmap(first, last - first)
+        return cls(base, base + span, span)
+
+    def move_piece(self) -> None:
+        """Move the first piece that has not moved to where its tensors are."""
+        move_pages(self.made + self.copied, self.base + self.copied, PIECE_BYTES)
+        self.copied += PIECE_BYTES
+
+    def unmap(self) -> None:
+        """Give back what is owned."""
+        unmap(self.base, self.span)
+        if self.copied < self.span:
+            unmap(self.made + self.copied, self.span - self.copied)
+
+
 class CopiedWeights:
     """A safetensors file that is mapped, and copied piece by piece into memory of huge pages.
 
@@ -45,19 +85,13 @@ class CopiedWeights:
         self.path = path
         self.entries, _, self._start = read_header(path, handle)
         self._size = os.fstat(handle).st_size
-        self._copied = 0
-        span = -(-self._size // PIECE_BYTES) * PIECE_BYTES
         try:
-            # Twice: where the tensors are, and where pieces are made before they go there.
-            whole = 2 * span + PIECE_BYTES
-            begin = reserve_addresses(whole)
-            self._unmap = _at_the_end_of(self, unmap, begin, whole)
-            self._base = -(-begin // PIECE_BYTES) * PIECE_BYTES
-            self._made = self._base + span
-            map_file_at(self._base, self._size, handle)
+            self._ranges = _Ranges.reserve(self._size)
+            self._unmap = _at_the_end_of(self, self._ranges.unmap)
+            map_file_at(self._ranges.base, self._size, handle)
             self._file = os.dup(handle)
             self._close_file = _at_the_end_of(self, os.close, self._file)
-            map_memory_at(self._made, span)
+            map_memory_at(self._ranges.made, self._ranges.span)
         except OSError as error:
             raise CapacityError(
                 f"cannot allocate memory for the weights: {error}",
@@ -65,14 +99,14 @@ class CopiedWeights:
                 hint="use weights=mapped",
             ) from error
         # All of it is needed in a moment; a disk reads it faster when told so.
-        advise(self._base, self._size, mmap.MADV_WILLNEED)
+        advise(self._ranges.base, self._size, mmap.MADV_WILLNEED)
 
     def address(self, name: str) -> int:
         """Where the tensor's first byte lies; ArtifactError where there is none."""
         entry = self.entries.get(name)
         if entry is None:
             raise ArtifactError("is not in the file", where=f"{self.path}: {name}")
-        return self._base + self._start + entry.begin
+        return self._ranges.base + self._start + entry.begin
 
     def copy(self, seconds: float) -> bool:
         """Copy pieces for about so long, one at least; whether any is left.
@@ -84,7 +118,9 @@ class CopiedWeights:
             try:
                 self._copy_piece()
             except OSError as error:  # what is mapped stays mapped: slower, and nothing else
-                _LOG.warning("weights from %d MiB on stay mapped: %s", self._copied >> 20, error)
+                _LOG.warning(
+                    "weights from %d MiB on stay mapped: %s", self._ranges.copied >> 20, error
+                )
                 self._close_file()
             if time.perf_counter() >= end:
                 break
@@ -96,13 +132,12 @@ class CopiedWeights:
         self._unmap()
 
     def _copy_piece(self) -> None:
-        at = self._copied
+        ranges, at = self._ranges, self._ranges.copied
         count = min(PIECE_BYTES, self._size - at)
-        piece = memoryview((ctypes.c_char * count).from_address(self._made + at)).cast("B")
+        piece = memoryview((ctypes.c_char * count).from_address(ranges.made + at)).cast("B")
         _read_into(piece, self._file, at, self.path)
-        move_pages(self._made + at, self._base + at, PIECE_BYTES)
-        self._copied += PIECE_BYTES
-        if self._copied >= self._size:
+        ranges.move_piece()
+        if ranges.copied >= self._size:
             self._close_file()
 
 

@@ -19,7 +19,7 @@ from infc.ir.manifest import FileDigest
 from infc.ir.safetensors import write_safetensors
 from infc.ir.types import DType, TensorType
 from infc.runtime import limits
-from infc.runtime.executors import weight_memory
+from infc.runtime.executors import address_space, weight_memory
 from infc.runtime.executors.base import WeightPlacement
 from infc.runtime.executors.reserve import reserve
 from infc.runtime.executors.weight_memory import CopiedWeights, LoadedWeights, open_weights
@@ -50,6 +50,40 @@ def opened(path: Path, placement: WeightPlacement) -> Any:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """More pieces than one: a page each."""
     monkeypatch.setattr(weight_memory, "PIECE_BYTES", mmap.PAGESIZE)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("pieces", [1, 2, 100])
+def test_what_the_system_maps_where_pieces_were_made_stays_when_weights_go(
+    file: Path, pieces: int
+) -> None:
+    """A moved page leaves a hole, and the next large block of malloc may lie in it."""
+    copied = opened(file, "copied")
+    holes = [copied._ranges.made]
+    while copied.copy(0.0) and len(holes) < pieces:
+        holes.append(holes[-1] + mmap.PAGESIZE)
+    taken = [
+        address_space._map(hole, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, PRIVATE, -1)
+        for hole in holes
+    ]
+    assert taken == holes
+    owned = [copied._ranges.base, copied._ranges.made + copied._ranges.copied]
+    copied.close()
+    assert [is_mapped(page) for page in taken] == [True] * len(taken)
+    assert not is_mapped(owned[0])
+    assert pieces == 100 or not is_mapped(owned[1])
+    for page in taken:
+        address_space.unmap(page, mmap.PAGESIZE)
+
+
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+def is_mapped(page: int) -> bool:
+    """mincore(2) fails for pages that are not."""
+    found = ctypes.c_ubyte()
+    address = ctypes.c_void_p(page)
+    return bool(ctypes.CDLL(None).mincore(address, ctypes.c_size_t(1), ctypes.byref(found)) == 0)
 
 
 @pytest.mark.usefixtures("small_pieces")
