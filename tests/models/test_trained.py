@@ -84,23 +84,29 @@ def test_gemma_goes_on_with_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "question", "answer"),
+    ("model", "dtype", "error", "question", "answer"),
     [
-        (SMOLLM2, "What is the capital of France?", "Paris"),
-        (QWEN_CODER, "Write a Python function that adds two numbers.", "def "),
-        (GEMMA3, None, ""),
+        (SMOLLM2, "float32", 1e-5, "What is the capital of France?", "Paris"),
+        # In float32, its artifact would take 2.4 GB of the disk.
+        (QWEN_CODER, "bfloat16", 5e-3, "Write a Python function that adds two numbers.", "def "),
+        (GEMMA3, "float32", 1e-5, None, ""),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_a_file_is_the_model_that_transformers_reads_in_it(
-    model: PackagedModel, question: str | None, answer: str, tmp_path: Path
+    model: PackagedModel,
+    dtype: str,
+    error: float,
+    question: str | None,
+    answer: str,
+    tmp_path: Path,
 ) -> None:
     """Matrices in Q4_1, Q5_0, Q8_0, Q4_K and Q6_K, as they were published."""
     try:
         file = model.file(ROOT)
-    except NotFetchedError as error:
-        pytest.skip(f"not to be had from the package registry: {error}")
-    sets = [*SMALL, "dtype=float32"]
+    except NotFetchedError as reason:
+        pytest.skip(f"not to be had from the package registry: {reason}")
+    sets = [*SMALL, f"dtype={dtype}"]
     artifact = infc.compile(file, tmp_path / "artifact", overrides=sets, cache=False)
     if question is not None:
         with infc.LLM(artifact, kv_memory="64MiB") as llm:
@@ -108,4 +114,4 @@ def test_a_file_is_the_model_that_transformers_reads_in_it(
             chat = llm.chat([{"role": "user", "content": question}], params)
         assert answer in chat.outputs[0].text
     expected = nats_of_transformers(file.parent, TEXT, gguf_file=file.name)
-    assert evaluate_text(artifact, TEXT).nats == pytest.approx(expected, rel=1e-5)
+    assert evaluate_text(artifact, TEXT).nats == pytest.approx(expected, rel=error)
