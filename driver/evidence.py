@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ..ir.machine import available_cpus
 from .evaluate import open_for_window, step_rows, window_rows
-from .tally import Tally, perplexity
+from .tally import Tally, log_softmax, perplexity
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.lossy_stages import LossyRuns, TextBudget
-    from ..passes.text_runs import TextRunner, Window
+    from ..passes.text_runs import OnShare, TextRunner, Window
     from .progress import Reporter
     from .texts import TokenText
 
@@ -171,10 +174,10 @@ class _Runner:
                 found.add(expected, actual, window.num_tokens)
 
     def compare_rows(self, mine: Rows, theirs: Rows, targets: Sequence[int]) -> None:
-        """Add logits, whose common shift says nothing."""
+        """Add the logarithms of probabilities, of whose logits a common shift says nothing."""
         import torch
 
-        self.tally.add(mine, theirs, targets)
+        self.tally.add_logarithms(mine, theirs, targets)
         a, b = (torch.from_numpy(x - x.mean(axis=1, keepdims=True)) for x in (theirs, mine))
         self.errors.setdefault(HEAD, _Errors()).add(a, b, len(a))
 
@@ -199,24 +202,19 @@ def gather_evidence(
     source = _Runner.of(runs.first, pairs, given)
     stages = [_Runner.of(stage.program, pairs, runs.handed_on) for stage in runs.stages]
     engine = None if isinstance(artifact, str) else _Engine(artifact, window)
-    steps = len(windows) * (1 + len(stages) + (engine is not None))
-    done = 0
-
-    def share(part: float) -> None:
-        progress.advance(
-            int(1000 * (done + part)), 1000 * steps, f"{text.num_tokens} tokens of text"
-        )
-
+    sides = (source, *stages)
+    steps = len(windows) * (len(sides) + (engine is not None))
+    bar = _Bar(progress, steps, f"{text.num_tokens} tokens of text")
+    # One thread each: the source and what passes made of it do not depend on each other.
+    pool = ThreadPoolExecutor(min(len(sides), available_cpus()), thread_name_prefix="infc-text")
     try:
         for one in windows:
-            ran = []
-            for runner in (source, *stages):
-                ran.append(runner.runner.run(one, share))
-                done += 1
-            _compare(source, stages, ran, engine, one)
-            done += engine is not None
-            share(0)
+            run = [pool.submit(side.runner.run, one, bar.part()) for side in sides]
+            ran = [side.result() for side in run]
+            _compare(source, stages, _logits(ran, pool), ran, engine, one)
+            bar.finish(len(sides) + (engine is not None))
     finally:
+        pool.shutdown(cancel_futures=True)
         if engine is not None:
             engine.close()
     return Evidence(
@@ -246,30 +244,70 @@ class _Engine:
             yield logits
 
 
+class _Bar:
+    """Adds up what several threads have done of the steps that there are in all."""
+
+    def __init__(self, progress: Reporter, steps: int, detail: str) -> None:
+        self._progress, self._steps, self._detail = progress, steps, detail
+        self._lock = threading.Lock()
+        self._done = 0
+        self._shares: list[float] = []
+
+    def part(self) -> OnShare:
+        """What one thread tells about its step."""
+        with self._lock:
+            place = len(self._shares)
+            self._shares.append(0.0)
+
+        def advance(share: float) -> None:
+            with self._lock:
+                self._shares[place] = share
+                self._show()
+
+        return advance
+
+    def finish(self, steps: int) -> None:
+        """So many steps are done, those of all threads among them."""
+        with self._lock:
+            self._done += steps
+            self._shares.clear()
+            self._show()
+
+    def _show(self) -> None:
+        done = self._done + sum(self._shares)
+        self._progress.advance(int(1000 * done), 1000 * self._steps, self._detail)
+
+
+def _logits(ran: Sequence[Window], pool: Executor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Of each window the logits in order, some rows of all of them at a time."""
+    parts = [window.logits(range(window.num_tokens - 1)) for window in ran]
+    while rows := [
+        side for side in pool.map(lambda part: next(part, None), parts) if side is not None
+    ]:
+        for at in range(0, len(rows[0]), _ROWS):
+            yield tuple(side[at : at + _ROWS] for side in rows)
+
+
 def _compare(
     source: _Runner,
     stages: Sequence[_Runner],
+    logits: Iterator[tuple[torch.Tensor, ...]],
     ran: Sequence[Window],
     engine: _Engine | None,
     tokens: Sequence[int],
 ) -> None:
     for runner, window in zip(stages, ran[1:], strict=True):
         runner.compare_values(window, source, ran[0])
-    wanted = range(len(tokens) - 1)
-    sides = [
-        regrouped((part.double().numpy() for part in window.logits(wanted)), _ROWS)
-        for window in ran
-    ]
-    if engine is not None:
-        sides.append(regrouped(engine.rows(tokens), _ROWS))
+    mine = None if engine is None else _RowStream(engine.rows(tokens))
     at = 0
-    for theirs, *others in zip(*sides, strict=True):
+    for rows in logits:
+        theirs, *others = (log_softmax(side.double().numpy()) for side in rows)
         targets = tokens[at + 1 : at + 1 + len(theirs)]
         at += len(theirs)
-        for runner, mine in zip(stages, others, strict=False):
-            runner.compare_rows(mine, theirs, targets)
-        if engine is not None:
-            engine.tally.add(others[-1], theirs, targets)
+        for runner, other in zip(stages, others, strict=True):
+            runner.compare_rows(other, theirs, targets)
+        if engine is not None and mine is not None:
+            engine.tally.add_logarithms(log_softmax(mine.take(len(theirs))), theirs, targets)
 
 
 def _figures(tally: Tally) -> Figures:
@@ -283,8 +321,12 @@ def _ordered(errors: dict[str, _Errors]) -> tuple[tuple[str, float], ...]:
     return tuple((place, found.mean()) for place, found in errors.items())
 
 
-def regrouped(parts: Iterable[Rows], size: int) -> Iterator[Rows]:
-    """The same rows, `size` at a time, the last time fewer."""
-    rows = (row for part in parts for row in part)
-    while group := list(islice(rows, size)):
-        yield np.stack(group)
+class _RowStream:
+    """Rows that come in parts of any size, to be taken in parts of another."""
+
+    def __init__(self, parts: Iterable[Rows]) -> None:
+        self._rows = (row for part in parts for row in part)
+
+    def take(self, count: int) -> Rows:
+        """The next ones; fewer at the end."""
+        return np.stack(list(islice(self._rows, count)))

@@ -41,7 +41,11 @@ class Tally:
 
     def add(self, mine: Rows, others: Rows, targets: Sequence[int]) -> None:
         """Logits `[n, V]` of this model and the other, and the n tokens that followed."""
-        q, p = log_softmax(mine), log_softmax(others)
+        self.add_logarithms(log_softmax(mine), log_softmax(others), targets)
+
+    def add_logarithms(self, mine: Rows, others: Rows, targets: Sequence[int]) -> None:
+        """As `add`, for the logarithms of probabilities, as `log_softmax` gives them."""
+        q, p = mine, others
         with np.errstate(invalid="ignore"):
             terms = np.exp(p) * (p - q)
         # Where p is 0 (a logit of -inf) the term is 0, whatever q says.

@@ -126,14 +126,18 @@ class Format:
             found[part.name] = data.view(to_torch(part.dtype))
         return found
 
-    def code_levels(self, codes: torch.Tensor) -> torch.Tensor:
-        """The levels (int8) of a part of codes `[.., count]`: `[.., 32]` in grouped formats."""
+    def code_levels(self, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The levels of a part of codes `[.., count]`: `[.., 32]` in grouped formats.
+
+        In int8 (8 bits: the codes themselves), or as a new tensor in another type.
+        """
         import torch
 
         if self.bits == 8:
-            return codes
+            return codes if dtype is None else codes.to(dtype)
         numbers = torch.cat([codes & 15, codes >> 4], -1)
-        return torch.tensor(self.levels, dtype=torch.int8)[numbers.long()]
+        levels = torch.tensor(self.levels, dtype=dtype or torch.int8)
+        return levels.index_select(0, numbers.flatten().int()).view(numbers.shape)
 
     def decode(self, codes: torch.Tensor, scales: torch.Tensor, depth: int) -> torch.Tensor:
         """The matrix `[.., N, depth]` that codes and row scales stand for, in the type of the
@@ -143,12 +147,12 @@ class Format:
         minimum, times the scale of the row.
         """
         parts = self.split(codes)
-        values = self.code_levels(parts["codes"]).to(scales.dtype)
+        values = self.code_levels(parts["codes"], scales.dtype)
         if "scale" in parts:
-            values = values * parts["scale"].to(scales.dtype)
+            values.mul_(parts["scale"].to(scales.dtype))
         if "minimum" in parts:
-            values = values + parts["minimum"].to(scales.dtype)
-        return values.flatten(-2)[..., :depth] * scales[..., None]
+            values.add_(parts["minimum"].to(scales.dtype))
+        return values.flatten(-2)[..., :depth].mul_(scales[..., None])
 
 
 I8: Final = Format("i8", 8, doc="int8, one float32 scale for each row")

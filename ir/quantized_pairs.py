@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -36,7 +37,7 @@ class QuantizedPairs:
     Of a matrix both are wanted, most often one right after the other, so the last pair stays in
     any case. Others stay for good until the bytes are used up: uses come in rounds, in the order of
     the program, where giving up the oldest would leave nothing to find again. `quantizers` do by
-    scheme what the scheme's own quantiser does, bit for bit, in less time.
+    scheme what the scheme's own quantiser does, bit for bit, in less time. Several threads may ask.
     """
 
     max_bytes: int = 0
@@ -44,6 +45,7 @@ class QuantizedPairs:
     _kept: dict[tuple[object, ...], _Pair] = field(default_factory=dict, init=False)
     _last: tuple[tuple[object, ...], _Pair] | None = field(default=None, init=False)
     _bytes: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def part(
         self, expr: WeightExpr, readers: Sequence[WeightLoader], matrix: Callable[[], torch.Tensor]
@@ -54,6 +56,17 @@ class QuantizedPairs:
         """
         (inner,) = expr.inputs
         key = (expr.attrs["scheme"], print_expr(inner), *map(id, readers))
+        with self._lock:
+            pair = self._pair(key, expr, readers, matrix)
+        return pair.parts[PARTS[expr.op]]
+
+    def _pair(
+        self,
+        key: tuple[object, ...],
+        expr: WeightExpr,
+        readers: Sequence[WeightLoader],
+        matrix: Callable[[], torch.Tensor],
+    ) -> _Pair:
         pair = self._kept.get(key)
         if pair is None and self._last is not None and self._last[0] == key:
             pair = self._last[1]
@@ -62,7 +75,7 @@ class QuantizedPairs:
             quantize = self.quantizers.get(scheme.name, scheme.quantize)
             pair = _Pair(quantize(matrix()), readers)
             self._keep(key, pair)
-        return pair.parts[PARTS[expr.op]]
+        return pair
 
     def _keep(self, key: tuple[object, ...], pair: _Pair) -> None:
         self._last = key, pair

@@ -10,13 +10,17 @@ from ..ir.analyses import LOGITS_INDEX, node_cost
 from ..ir.interpret import Interpreter, NodeHook
 from ..ir.program import Node, Program, Value
 from ..ir.quantized_pairs import QuantizedPairs
-from .sample_runs import run_dtype, split_matrices, weight_source
+from .sample_runs import split_matrices, weight_source
 
 if TYPE_CHECKING:
     import torch
 
 LOGITS_BYTES: Final = 1 << 28
 """What the logits of one run of the head may take in float32."""
+
+_WIDE: Final = "f32"
+"""What all is computed in. Over codes too: text is run to measure them, and a code that falls the
+other way now and then is within what is measured."""
 
 OnShare = Callable[[float], None]
 """Told which share (0 .. 1) of a window is done."""
@@ -40,7 +44,7 @@ class Window:
 
 @dataclass(slots=True)
 class TextRunner:
-    """Runs a model's step in phases before lowering, in float32 (float64 over codes).
+    """Runs a model's step in phases before lowering, in float32.
 
     Each window is a sequence of its own, run at once up to where rows of logits are chosen; from
     there on in parts, so that memory is bounded. Weights are read one at a time, in each window.
@@ -54,12 +58,11 @@ class TextRunner:
     _head: Interpreter = field(init=False)
 
     def __post_init__(self) -> None:
-        wide = run_dtype(self.program)
         program = split_matrices(self.program)
         weights = weight_source(program, self.pairs)
         body, head = split_at_rows(program, self.watched)
-        self._body = Interpreter(body, weights, dtype_override=wide)
-        self._head = Interpreter(head, weights, dtype_override=wide)
+        self._body = Interpreter(body, weights, dtype_override=_WIDE)
+        self._head = Interpreter(head, weights, dtype_override=_WIDE)
 
     @property
     def head_rows(self) -> int:
