@@ -66,6 +66,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
         rules=[(rule.match, rule.scheme) for rule in how.rules],
         skip=how.skip,
         head=how.head_scheme,
+        embedding=how.embedding,
         method=how.method,
     )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
@@ -100,6 +101,7 @@ def optimize(
     `on_result` is told the program before the last comparison with the one that was captured.
     `say_distances` is whether the distances of lossy passes on random tokens are printed.
     """
+    from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.base import PassContext
     from ..passes.pass_manager import run_pipeline
 
@@ -124,7 +126,7 @@ def optimize(
             on_result(result)
 
     if calibration is not None:
-        calibration = replace(calibration, advance=on_calibration)
+        calibration = replace(calibration, advance=on_calibration, pairs=pairs or QuantizedPairs())
     context = PassContext(target=target.name, log=progress.remark, calibration=calibration)
     result, report = run_pipeline(
         program,

@@ -130,6 +130,12 @@ class QuantizationSection(_Section):
         "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits,"
         " and `scheme` otherwise. true means auto, false means none.",
     )
+    embedding: Annotated[SchemeName | Literal["auto"], BeforeValidator(_head_choice)] = _key(
+        "auto",
+        "Scheme of the table of token embeddings; auto is that of the output head if both are the"
+        " same matrix, which is then stored once, and int8 otherwise. true means auto, false means"
+        " none.",
+    )
     method: Literal["nearest", "gptq"] = _key(
         "nearest",
         "nearest: each weight is rounded by itself; gptq: error feedback, so that later weights of"
@@ -340,6 +346,7 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
         ("rules", section.rules),
         ("skip", section.skip),
         ("head", section.head != "auto"),
+        ("embedding", section.embedding != "auto"),
         ("method", section.method != "nearest"),
     )
     for name, given in unused:

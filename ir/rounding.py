@@ -36,7 +36,8 @@ def quantize_i8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     value = x if x.dtype == torch.float64 else x.float()
     top = value.abs().amax(-1, keepdim=True)
     used = ~(top < TINY)  # NaN counts as used: it must show in the scale, not turn into zeros
-    inverse = torch.where(used, LARGEST_I8 / top.clamp_min(TINY), 0.0)
+    # Of a number and a tensor, torch would take the reciprocal first, and round twice.
+    inverse = torch.where(used, torch.tensor(float(LARGEST_I8)) / top.clamp_min(TINY), 0.0)
     codes = (value * inverse).round().clamp(-LARGEST_I8, LARGEST_I8).to(torch.int8)
     scale = torch.where(used, top / LARGEST_I8, 0.0).squeeze(-1)
     return codes, scale

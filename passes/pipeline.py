@@ -310,11 +310,13 @@ def with_quantization(
     rules: Sequence[tuple[str, str]] = (),
     skip: Sequence[str] = (),
     head: str = "",
+    embedding: str = "auto",
     method: str = "nearest",
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged for the scheme none.
 
-    `rules` are patterns of names with their schemes, and `head` is the scheme of the output head.
+    `rules` are patterns of names with their schemes; `head` and `embedding` are the schemes of the
+    output head and of the table of tokens.
     UsageError where the recipe has switched that pass off.
     """
     if {scheme, *(name for _, name in rules)} == {"none"}:
@@ -325,6 +327,7 @@ def with_quantization(
         rules=" ".join(f"{pattern}={name}" for pattern, name in rules),
         skip=" ".join(skip),
         head=head,
+        embedding=embedding,
     )
     if method == NEAREST:
         return pipeline

@@ -7,18 +7,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..ir.analyses import depends_only_on
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
 from ..ir.interpret import describe
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
-from ..ir.schemes import MAX_EXACT_DEPTH, SCHEMES, Scheme
-from ..ir.types import TensorType
+from ..ir.schemes import INT8, MAX_EXACT_DEPTH, SCHEMES, Scheme
+from ..ir.text import print_expr
+from ..ir.types import DType, TensorType
+from ..ir.weights import leaves
 from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
 from .routers import nearest_linears, routers
 
 NONE = "none"
 """The scheme that changes nothing."""
+AUTO = "auto"
+"""The scheme of an embedding that is chosen by what else reads its table."""
+_TOKENS = "input_ids"
 
 
 @dataclass(frozen=True)
@@ -29,18 +35,23 @@ class QuantizeWeights(Pass):
     `rules` are pairs `pattern=scheme`, separated by spaces: a matrix whose name matches gets the
     scheme of the first such pair, and the others get `scheme`. `skip` are patterns of matrices that
     are not quantized. `head` is the scheme of the output head if no rule matches it; empty means
-    `scheme`. A pattern matches the name of a weight, with or without `.weight`.
+    `scheme`. `embedding` is the scheme of a table in which tokens are looked up, which becomes
+    `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means that of the head if it is the same
+    matrix, so that both read the same codes, and int8 otherwise. Other tables are quantized if a
+    rule says so. A pattern matches the name of a weight, with or without `.weight`.
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the scheme is none).
     Keeps: what the bits can say of a row: errors near 1 % of its largest value with 8, 8 % with 4.
     Why: decoding reads every weight once per token, and codes are at most half of the bytes. With
-    VNNI, integer products are twice as fast as others; on AVX2, they are equally fast.
+    VNNI, integer products are twice as fast as others; on AVX2, they are equally fast. An embedding
+    takes up to a third of a small model, and twice that if the head is a copy in another format.
     """
 
     scheme: str = NONE
     rules: str = ""
     skip: str = ""
     head: str = ""
+    embedding: str = AUTO
 
     name: ClassVar[str] = "quantize-weights"
     phase: ClassVar[str] = "quantize"
@@ -50,25 +61,33 @@ class QuantizeWeights(Pass):
     @property
     def allowed_error(self) -> float:
         """What the schemes may be off by."""
-        named = {self.scheme, self.head, *(rule.partition("=")[2] for rule in self.rules.split())}
+        named = {
+            self.scheme,
+            self.head,
+            self.embedding,
+            *(rule.partition("=")[2] for rule in self.rules.split()),
+        }
         return max((SCHEMES[x].tolerance for x in named if x in SCHEMES), default=self.tolerance)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Quantise every matrix but routers and those that an option leaves alone."""
         rules = tuple(self._rules())
-        if {self.scheme, self.head or NONE, *(scheme for _, scheme in rules)} == {NONE}:
+        table = NONE if self.embedding == AUTO else self.embedding
+        if {self.scheme, self.head or NONE, table, *(scheme for _, scheme in rules)} == {NONE}:
             return finish(program, program, 0)
-        choices = _Choices(program, self.scheme, rules, self.head)
+        choices = _Choices(program, self.scheme, rules, self.head, self.embedding)
         quantizing = _Quantizing(ProgramBuilder.from_program(program))
         misses = []
         for node in program.nodes:
-            chosen = choices.choose(node) if node.op in _QUANTIZED else None
+            chosen = choices.choose(node)
             if isinstance(chosen, str):
                 misses.append(f"{describe(node)}: {chosen}")
             if not isinstance(chosen, Scheme):
-                quantizing.builder.copy(node)
+                quantizing.copy(node)
             elif node.op == "linear":
                 quantizing.linear(node, chosen)
+            elif node.op == "embedding":
+                quantizing.embedding(node, choices.table(node), chosen)
             else:
                 quantizing.experts(node, chosen)
         choices.require_every_pattern_used(self.name)
@@ -81,14 +100,15 @@ class QuantizeWeights(Pass):
         for rule in self.rules.split():
             pattern, _, scheme = rule.rpartition("=")
             pairs.append((pattern, scheme))
-        for name in (self.scheme, *(scheme for _, scheme in pairs), self.head or NONE):
+        named = (self.scheme, *(scheme for _, scheme in pairs), self.head or NONE)
+        for name in (*named, NONE if self.embedding == AUTO else self.embedding):
             if name != NONE and name not in SCHEMES:
                 known = ", ".join((NONE, *SCHEMES))
                 raise UsageError(f"unknown scheme {name}", where=self.name, hint=known)
         return ((pattern.removeprefix("@"), scheme) for pattern, scheme in pairs)
 
 
-_QUANTIZED = {"linear": (1,), "moe": (3, 4)}
+_QUANTIZED = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}
 """Ops that have a form over codes, and which of their operands are matrices."""
 
 
@@ -96,18 +116,76 @@ class _Choices:
     """Which scheme each matrix gets, or why it stays as it is."""
 
     def __init__(
-        self, program: Program, scheme: str, rules: tuple[tuple[str, str], ...], head: str
+        self,
+        program: Program,
+        scheme: str,
+        rules: tuple[tuple[str, str], ...],
+        head: str,
+        embedding: str,
     ) -> None:
         self.program = program
         self.scheme = scheme
         self.rules = rules
         self.head = head
+        self.embedding = embedding
         self.used: set[str] = set()
         self.routers = routers(program)
         self.heads = nearest_linears(program, [program.outputs[0]])
+        self.of_tokens = {_TOKENS, *depends_only_on(program, [_TOKENS])}
+        self.products: dict[str, Node] = {}
+        for node in program.nodes:
+            if node.op == "linear" and isinstance(ref := node.inputs[1], WeightRef):
+                self.products.setdefault(self._matrix(ref), node)
 
-    def choose(self, node: Node) -> Scheme | str:
-        """The scheme of a product, or why it stays as it is."""
+    def choose(self, node: Node) -> Scheme | str | None:
+        """The scheme of a matrix, or why it stays as it is; None for an op that reads none."""
+        if node.op == "embedding":
+            return self._choose_table(node)
+        return self._choose_product(node) if node.op in _QUANTIZED else None
+
+    def table(self, node: Node) -> WeightRef:
+        """The matrix that an embedding looks up rows in: under the name that a product reads."""
+        ref = node.inputs[0]
+        assert isinstance(ref, WeightRef)
+        product = self._product(ref)
+        shared = ref if product is None else product.inputs[1]
+        assert isinstance(shared, WeightRef)
+        return shared
+
+    def _product(self, table: WeightRef) -> Node | None:
+        """The first product that multiplies by the matrix that a table is."""
+        return self.products.get(self._matrix(table))
+
+    def _matrix(self, ref: WeightRef) -> str:
+        """What a matrix is before its type is changed: in codes, both are the same matrix."""
+        expr = self.program.weights[ref.name].expr
+        while expr.op == "cast":
+            (expr,) = expr.inputs
+        return print_expr(expr)
+
+    def _choose_table(self, node: Node) -> Scheme | str | None:
+        """As `choose`; None as well for a table that was computed when compiling."""
+        ref = node.inputs[0]
+        if not isinstance(ref, WeightRef) or not _is_stored(self.program.weights[ref.name].expr):
+            return None
+        rule = self._rule(ref.name, is_head=False)
+        scheme, reason = INT8.name, ""
+        if rule is not None:
+            scheme, reason = rule[1], f"it matches {rule[0]}, which is left out"
+        elif getattr(node.inputs[1], "name", None) not in self.of_tokens:
+            return "no tokens are looked up in it"
+        elif self.embedding != AUTO:
+            scheme, reason = self.embedding, "it is the embedding, which is left out"
+        elif (product := self._product(ref)) is not None:
+            chosen = self._choose_product(product)
+            return chosen if isinstance(chosen, Scheme) else f"a product reads it, and {chosen}"
+        elif self.scheme == NONE:
+            scheme, reason = NONE, "the scheme is none"
+        if scheme == NONE:
+            return reason
+        return self._obstacle(self.table(node), SCHEMES[scheme]) or SCHEMES[scheme]
+
+    def _choose_product(self, node: Node) -> Scheme | str:
         if id(node) in self.routers:
             return "it routes tokens to experts, where a small error is another expert"
         refs = [node.inputs[place] for place in _QUANTIZED[node.op]]
@@ -151,6 +229,7 @@ class _Choices:
                 names = [
                     str(node.inputs[place]).removeprefix("@")
                     for node in self.program.nodes
+                    if node.op != "embedding"
                     for place in _QUANTIZED.get(node.op, ())
                 ]
                 hint = f"names look like {', '.join(names[:3])}" if names else None
@@ -158,13 +237,48 @@ class _Choices:
                 raise UsageError(f"{what}: no matrix is named {pattern}", where=where, hint=hint)
 
 
+def _is_stored(expr: WeightExpr) -> bool:
+    return any(leaf.op == "checkpoint" for leaf in leaves(expr))
+
+
 @dataclass(slots=True)
 class _Quantizing:
-    """Emits products over codes; rows that several products read are quantised once."""
+    """Emits products over codes; rows that several products read are quantised once.
+
+    `wide` has by name what was rounded to 16 bits as a row of a table, and is float32 now.
+    """
 
     builder: ProgramBuilder
     rows: dict[tuple[str, int], tuple[Value, Value]] = field(default_factory=dict)
+    wide: dict[str, Value] = field(default_factory=dict)
     matches: int = 0
+
+    def copy(self, node: Node) -> None:
+        """A node as it is, but for a cast of what is float32 already."""
+        source = node.inputs[0] if node.op == "cast" else None
+        wide = self.wide.get(source.name) if isinstance(source, Value) else None
+        if wide is not None and node.output.type.dtype is DType.F32:
+            self.builder.replace(node.output, wide)
+        else:
+            self.builder.copy(node)
+
+    def embedding(self, node: Node, matrix: WeightRef, scheme: Scheme) -> None:
+        """Rows in float32, for all that would widen them at once."""
+        kind = node.output.type
+        mark = len(self.builder.nodes)
+        made = self.builder.add(
+            "scaled_embedding",
+            (*self._weight(matrix, scheme), node.inputs[1]),
+            {"dtype": DType.F32.value, "scheme": scheme.name, "width": kind.shape[-1]},
+            names=(f"{node.output.name}.scaled",),
+            layer=node.layer,
+            source=node.source,
+        ).output
+        if kind.dtype is not DType.F32:
+            self.wide[node.output.name] = made
+            made = self.builder.emit("cast", made, dtype=kind.dtype.value)
+        adopt_name(self.builder, mark, node.output, made)
+        self.matches += 1
 
     def linear(self, node: Node, scheme: Scheme) -> None:
         x, matrix, *bias = node.inputs
@@ -223,7 +337,16 @@ class _Quantizing:
         )
         attrs = {"scheme": scheme.name}
         codes, scales = (
-            self.builder.weight(f"{ref.name}.{op}", kind, WeightExpr(op, (weight.expr,), attrs))
+            self._entry(ref.name, scheme, kind, WeightExpr(op, (weight.expr,), attrs))
             for op, kind in kinds
         )
         return codes, scales
+
+    def _entry(self, name: str, scheme: Scheme, kind: TensorType, expr: WeightExpr) -> WeightRef:
+        """An entry of the weight table; a table and a head may differ in the scheme."""
+        plain = f"{name}.{expr.op}"
+        known = self.builder.weights.get(plain)
+        is_other = known is not None and known.expr != expr
+        return self.builder.weight(
+            f"{name}.{scheme.name}.{expr.op}" if is_other else plain, kind, expr
+        )

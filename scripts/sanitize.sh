@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 TESTS=(
     tests/codegen/kernels
     tests/codegen/test_cpp_quantized.py
+    tests/codegen/test_cpp_tables.py
     "tests/e2e/test_parity.py::test_logits_hidden_states_and_greedy_tokens_are_those_of_transformers[llama-cpp]"
 )
 

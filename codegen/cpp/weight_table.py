@@ -10,7 +10,13 @@ from ...ir.target import Target
 from .layout import weight_layout
 from .packing import PACK
 
-PACKED_OPS = {"linear": (1,), "scaled_linear": (2,), "moe": (3, 4), "scaled_moe": (3, 5)}
+PACKED_OPS = {
+    "linear": (1,),
+    "scaled_linear": (2,),
+    "moe": (3, 4),
+    "scaled_moe": (3, 5),
+    "scaled_embedding": (0,),
+}
 """Op -> which of its operands are read in panels."""
 
 PACKED = ":packed"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..types import TensorType
+from ..errors import ProgramError
+from ..schemes import get_scheme
+from ..types import DType, TensorType
 from .base import (
     AttrKind,
     Attrs,
@@ -21,6 +23,7 @@ from .base import (
     need_shape,
     tensor,
 )
+from .quantized import SCHEME, check_matrix
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +43,39 @@ def _embedding_mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> s
     if is_token_dim(tensor(types, 0).shape[0], token):
         return "looks up rows of other tokens"
     return None
+
+
+def _scaled_embedding(types: Types, attrs: Attrs) -> Outputs:
+    table, scale = tensor(types, 0, 2, "table"), tensor(types, 1, name="table_scale")
+    ids = need_int(tensor(types, 2), "ids")
+    width, dtype = int_attr(attrs, "width"), DType(attrs["dtype"])
+    if width < 1:
+        raise ProgramError(f"width is {width}, expected at least 1")
+    check_matrix(table, scale, width, attrs, "table")
+    if not dtype.is_float:
+        raise ProgramError(f"dtype is {dtype.value}, expected floating point")
+    return (TensorType(dtype, (*ids.shape, width)),)
+
+
+def scaled_embedding_meaning(
+    table: torch.Tensor,
+    table_scale: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    dtype: str,
+    scheme: str,
+    width: int,
+) -> torch.Tensor:
+    """Rows `ids[..]` of the matrix `[V, width]` that codes and row scales `[V]` stand for.
+
+    Only these rows are decoded (`Format.decode`), in the type of the scales, and rounded to `dtype`
+    at the end.
+    """
+    from ..torch_types import to_torch
+
+    rows = ids.long()
+    values = get_scheme(scheme).weight.decode(table[rows], table_scale[rows], width)
+    return values.to(to_torch(DType(dtype)))
 
 
 def _take(types: Types, attrs: Attrs) -> Outputs:
@@ -93,6 +129,16 @@ def _rows_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str,
     return Cost(moved + tensor(types, 1).num_bytes(bindings), moved, 0)
 
 
+def _scaled_rows_cost(
+    types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, int]
+) -> Cost:
+    """Only the codes and scales of the rows picked are read; each element is scaled once."""
+    codes, ids = tensor(types, 0), tensor(types, 2)
+    row = TensorType(codes.dtype, codes.shape[1:]).num_bytes(bindings) + DType.F32.size_bytes
+    read = ids.num_elements(bindings) * row + ids.num_bytes(bindings)
+    return Cost(read, outs[0].num_bytes(bindings), outs[0].num_elements(bindings))
+
+
 OPS = (
     Op(
         "embedding",
@@ -102,6 +148,19 @@ OPS = (
         _embedding,
         _embedding_meaning,
         cost_rule=_rows_cost,
+        mixes=_embedding_mixes,
+    ),
+    Op(
+        "scaled_embedding",
+        Kind.GATHER,
+        "Row `ids` of the table [V, width] that codes and scales table_scale[V] stand for under "
+        "`scheme`: ids[..] -> [.., width] of `dtype`. Numbers are decoded in float32 (scale of the "
+        "group times level, plus minimum, times scale of the row) and rounded once.",
+        ("table", "table_scale", "ids"),
+        _scaled_embedding,
+        scaled_embedding_meaning,
+        (AttrSpec("dtype", AttrKind.DTYPE), SCHEME, AttrSpec("width", AttrKind.INT)),
+        cost_rule=_scaled_rows_cost,
         mixes=_embedding_mixes,
     ),
     Op(

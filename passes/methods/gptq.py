@@ -168,7 +168,8 @@ class Gptq:
             return self._current[name]
         matrix = self.plain.matrices.get(name)
         if matrix is None:
-            return evaluate_weight(self.plain.program, name, check_finite=False)
+            pairs = self.calibration.pairs
+            return evaluate_weight(self.plain.program, name, check_finite=False, pairs=pairs)
         parts = {part: self._part(entry) for part, entry in matrix.parts.items()}
         depth = self.plain.program.weights[name].type.shape[-1]
         assert isinstance(depth, int)
@@ -177,7 +178,7 @@ class Gptq:
     def _part(self, entry: str) -> torch.Tensor:
         key = self.calibration.made.get(print_expr(self.program.weights[entry].expr))
         if key is None:
-            return evaluate_weight(self.program, entry)
+            return evaluate_weight(self.program, entry, pairs=self.calibration.pairs)
         return self.calibration.spill.read(key)
 
     def _tell(self, places: Sequence[_Place], index: int) -> None:
@@ -199,6 +200,8 @@ def _reason(matrix: QuantizedMatrix) -> str | None:
         return "its codes are not made of one matrix"
     if matrix.input is None:
         return "experts are rounded to nearest: few tokens reach each of them"
+    if matrix.is_table:
+        return "rows are looked up in it as well, and feedback would move them further away"
     if matrix.scheme not in GRIDS:
         return f"the scheme {matrix.scheme} has no grid to round to"
     return None

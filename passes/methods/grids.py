@@ -74,7 +74,7 @@ class Int8Grid:
 
         top = rows.abs().amax(-1)
         used = top >= TINY
-        inverse = torch.where(used, LARGEST_I8 / top.clamp_min(TINY), 0.0)
+        inverse = torch.where(used, torch.tensor(float(LARGEST_I8)) / top.clamp_min(TINY), 0.0)
         return torch.where(used, top / LARGEST_I8, 0.0), inverse
 
     def fit(

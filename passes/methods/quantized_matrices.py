@@ -18,7 +18,7 @@ class QuantizedMatrix:
 
     `name` is its own in the plain program, where `input` is what multiplies it (None: a mixture's
     experts). `source` is what it is made of (None where that is not known any more), `parts` has
-    the entries by part.
+    the entries by part. `is_table` is whether rows are looked up in the same entries.
     """
 
     name: str
@@ -26,6 +26,7 @@ class QuantizedMatrix:
     source: WeightExpr | None
     parts: Mapping[str, str]
     input: Value | None
+    is_table: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,10 @@ def plain_program(program: Program) -> PlainProgram:
     """`scaled_linear(quantize_rows(%x), codes(w), scales(w))` => `linear(%x, @w)`; experts too.
 
     Rows are not quantised: each token's rounding is its own, and feedback can do nothing about it.
+    Tables stay in codes, of which only the rows that are looked up are decoded.
     """
-    plain = _Plain(program, ProgramBuilder.from_program(program), program.producers(), {})
+    tables = {str(node.inputs[0]) for node in program.nodes if node.op == "scaled_embedding"}
+    plain = _Plain(program, ProgramBuilder.from_program(program), program.producers(), {}, tables)
     for node in program.nodes:
         if node.op == "scaled_linear":
             plain.linear(node)
@@ -61,6 +64,7 @@ class _Plain:
     builder: ProgramBuilder
     producers: Mapping[str, Node]
     matrices: dict[str, QuantizedMatrix]
+    tables: set[str]
 
     def linear(self, node: Node) -> None:
         codes, scales, *bias = node.inputs[2:]
@@ -97,7 +101,8 @@ class _Plain:
         source = entry.expr.inputs[0] if entry.expr.op == "codes" else None
         places = {"codes": codes.name, "scales": scales.name}
         scheme = str(node.attrs["scheme"])
-        self.matrices.setdefault(name, QuantizedMatrix(name, scheme, source, places, x))
+        is_table = str(codes) in self.tables
+        self.matrices.setdefault(name, QuantizedMatrix(name, scheme, source, places, x, is_table))
         # Without a source never evaluated: whoever runs the plain program gives its matrices.
         expr = source or WeightExpr("checkpoint", (), {"name": name})
         if source is not None and infer_weight(source) != kind:

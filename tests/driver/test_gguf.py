@@ -16,6 +16,7 @@ from infc.driver.model_source import find_model
 from infc.driver.open_model import is_artifact
 from infc.driver.recipe import load_recipe
 from infc.ir.errors import ArtifactError, RecipeError
+from infc.ir.text import parse_program
 
 from ..gguf_files import make_gguf
 from .compiling import Lines
@@ -95,6 +96,21 @@ def test_the_default_output_is_named_after_the_file(
     assert (tmp_path / "small-Q0.infc" / "manifest.json").is_file()
     with pytest.raises(ArtifactError, match="the output is inside the checkpoint, or contains it"):
         infc.compile(file, file.parent, cache=False)
+
+
+@pytest.mark.parametrize(("name", "is_tied"), [("gemma3", True), ("llama", False)])
+def test_a_table_is_stored_once_if_it_is_the_head(name: str, is_tied: bool, tmp_path: Path) -> None:
+    make_gguf(name, tmp_path / "model.gguf", tokenizer=True)
+    output = tmp_path / "out.infc"
+    overrides = [*QUICK, "quantization=int8"]
+    artifact = infc.compile(tmp_path / "model.gguf", output, overrides=overrides, cache=False)
+    program = parse_program((artifact.path / "program.ir").read_text())
+    (table,) = (node for node in program.nodes if node.op == "scaled_embedding")
+    head = next(node for node in reversed(program.nodes) if node.op == "scaled_linear")
+    assert (table.inputs[:2] == head.inputs[2:]) == is_tied
+    vocab = artifact.manifest.model.vocab_size
+    tables = [one for one in program.weights.values() if one.type.shape[0] == vocab]
+    assert len(tables) == (2 if is_tied else 4), "codes and scales of each"
 
 
 def test_a_file_that_is_cut_off_is_refused_in_one_line(

@@ -85,6 +85,10 @@ def test_values_arrive(tmp_path: Path) -> None:
             r"yaml:4: quantization.head has no effect, because the scheme is none",
         ),
         (
+            "model: a\nquantization:\n  embedding: int8",
+            r"yaml:3: quantization.embedding has no effect, because the scheme is none",
+        ),
+        (
             "model: a\nquantization:\n  method: gptq",
             r"yaml:3: quantization.method has no effect, because the scheme is none",
         ),

@@ -18,6 +18,8 @@ Settings = tuple[tuple[str, Any], ...]
 SEED = 7
 INT8: Settings = (("quantization", "int8"), ("kv_cache.dtype", "int8"))
 """Matrices and the cache in int8."""
+INT8_PRODUCTS: Settings = (("quantization", {"scheme": "int8", "embedding": "none"}), INT8[1])
+"""The same, without the table of tokens."""
 INT4: Settings = (("quantization", "int4"),)
 """Matrices in 4 bits."""
 

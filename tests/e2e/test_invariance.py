@@ -15,7 +15,7 @@ from infc.runtime.outputs import RequestOutput
 from infc.runtime.sampling_params import SamplingParams
 
 from ..configs import CONFIGS
-from .builds import INT8, Build, Builds, Settings
+from .builds import INT4, INT8, Build, Builds, Settings
 from .neighbours import Events, answer_of, block_bytes, compare_with_alone
 from .support import prompts
 
@@ -36,8 +36,9 @@ OTHERS = [
     if arch == small.kind and Build(arch) not in CASES
 ]
 OTHERS += [Build(arch, sets=INT8) for arch, small in CONFIGS.items() if arch == small.kind]
-OTHERS += [Build("gemma3-one-kv-head", dtype="bfloat16")]
-"""Every other architecture, and every one in int8: with a few examples."""
+OTHERS += [Build("gemma3-one-kv-head", dtype="bfloat16"), Build("llama-tied", sets=INT4)]
+"""Every other architecture, and every one in int8: with a few examples. One whose table of tokens
+is the codes of the head."""
 
 FAMILIES: dict[str, Settings] = {
     "llama": (),

@@ -24,6 +24,7 @@
 #include "rope.hpp"
 #include "rows.hpp"
 #include "sampling.hpp"
+#include "scaled_embedding.hpp"
 #include "scaled_linear.hpp"
 #include "scaled_moe.hpp"
 #include "team.hpp"

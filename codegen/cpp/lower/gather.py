@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
+from ....ir.schemes import get_scheme
+from ..buffers import CODES
 from ..calls import WeightPtr, c_dim
 from ..emitter import Emitter, Lowering, pointer
 from ..expressions import literal
@@ -28,6 +30,27 @@ def lower_embedding(e: Emitter, node: Node) -> None:
         f"embedding_rows<{out.ctype}>(t, {{0}}, {{1}}, {{2}}, {count}, {c_dim(rows.shape[-1])});",
         (pointer(rows), pointer(ids), pointer(out)),
         reads=(rows, ids),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
+def lower_scaled_embedding(e: Emitter, node: Node) -> None:
+    """`scaled_embedding(table, table_scale, ids)`: from the panels that a product reads, too."""
+    table = node.inputs[0]
+    assert isinstance(table, WeightRef), "supports() takes a table that is a weight only"
+    scale, ids = (e.dense(e.buffer(node.inputs[place])) for place in (1, 2))
+    out = e.output(node.output)
+    count = " * ".join(c_dim(d) for d in ids.shape) or "1"
+    scheme = get_scheme(node.attrs["scheme"])
+    e.call(
+        f"scaled_embedding<{CODES[scheme.name]}>(t, {{0}}, {{1}}, {{2}}, {{3}}, {count}, "
+        f"{node.attrs['width']});",
+        (
+            *(WeightPtr("char", e.weights.packed(table.name, scheme.weight)), pointer(scale)),
+            *(pointer(ids), pointer(out)),
+        ),
+        reads=(scale, ids),
         writes=(out,),
         comment=node.op,
     )
@@ -135,6 +158,7 @@ def lower_iota(e: Emitter, node: Node) -> None:
 
 LOWERINGS: dict[str, Lowering] = {
     "embedding": lower_embedding,
+    "scaled_embedding": lower_scaled_embedding,
     "take": lower_take,
     "topk": lower_topk,
     "gather": lower_gather,

@@ -148,7 +148,7 @@ bool rows_to_i8(const T* weights, int64_t rows, int64_t depth, int8_t* codes, fl
     const float top = largest(weights, depth);
     if (!(top <= 3.402823466e38f)) return false;
     const bool used = !(top < kTiny);
-    const float inverse = used ? 1 / (top < kTiny ? kTiny : top) * kLargest : 0;  // as torch divides
+    const float inverse = used ? kLargest / (top < kTiny ? kTiny : top) : 0;
     scales[r] = used ? top / kLargest : 0;
     for (int64_t i = 0; i < depth; ++i) {
       const float code = std::nearbyint(widen(weights[i]) * inverse);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/quantize.hpp"
+#include "kernels/scaled_embedding.hpp"
 #include "kernels/scaled_linear.hpp"
 #include "kernels/scaled_moe.hpp"
 
@@ -42,6 +43,18 @@ SCALED_LINEAR(scaled_linear_q4_0, Q4_0, T)
 SCALED_LINEAR(scaled_linear_q4_0_float, Q4_0, float)
 SCALED_LINEAR(scaled_linear_q4_1, Q4_1, T)
 SCALED_LINEAR(scaled_linear_q4_1_float, Q4_1, float)
+#define SCALED_EMBEDDING(NAME, W)                                                                   \
+  EXPORT void NAME(void* team, const void* table, const float* scale, const int32_t* ids, T* y,     \
+                   i64 rows, i64 dim) {                                                             \
+    on_team(team, [=](const Team& t) { scaled_embedding<W>(t, table, scale, ids, y, rows, dim); }); \
+  }
+SCALED_EMBEDDING(scaled_embedding_int8_token, int8_t)
+SCALED_EMBEDDING(scaled_embedding_int4_token, int4x2)
+SCALED_EMBEDDING(scaled_embedding_int8, Int8)
+SCALED_EMBEDDING(scaled_embedding_int4, Int4)
+SCALED_EMBEDDING(scaled_embedding_q8_0, Q8_0)
+SCALED_EMBEDDING(scaled_embedding_q4_0, Q4_0)
+SCALED_EMBEDDING(scaled_embedding_q4_1, Q4_1)
 EXPORT i64 linear_scratch(i64 K) {
   return std::max({product_scratch_bytes<int8_t>(K), product_scratch_bytes<int4x2>(K),
                    product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),

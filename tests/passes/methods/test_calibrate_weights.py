@@ -86,7 +86,8 @@ def test_every_matrix_is_calibrated(scheme: str, spills: Callable[[], SpillFile]
     assert parse_program(print_program(after)) == after
     assert after.nodes == before.nodes
     changed = {name for name in after.weights if after.weights[name] != before.weights[name]}
-    assert changed == {name for name in before.weights if name.endswith((".codes", ".scales"))}
+    parts = {name for name in before.weights if name.endswith((".codes", ".scales"))}
+    assert changed == parts - {"embed.codes", "embed.scales"}
     assert changed == parts_of(after).keys()
     assert result.matches == len(changed) // 2 == 8 * 7 + 1
     again = calibrated(after, spills())
@@ -190,6 +191,44 @@ def test_experts_are_rounded_to_nearest_and_named(spills: Callable[[], SpillFile
         "@down.codes",
     ]
     assert all("experts are rounded to nearest" in miss for miss in result.near_misses)
+
+
+def tied() -> Program:
+    """A projection between a table of tokens and a head that is the same matrix."""
+    b = ProgramBuilder("tied", ModelSpec("tied", 1, 32, 1, 1, 32, VOCAB, 64))
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    table = b.weight("embed", TensorType(DType.F32, (VOCAB, 32)))
+    x = b.emit("embedding", table, ids)
+    x = b.emit("linear", x, b.weight("up", TensorType(DType.F32, (32, 32))))
+    b.output(b.emit("linear", x, table))
+    return b.build()
+
+
+def test_a_head_in_whose_codes_rows_are_looked_up_is_rounded_to_nearest(
+    spills: Callable[[], SpillFile],
+) -> None:
+    result = calibrated(quantized(program=tied()), spills())
+    assert {name.rpartition(".")[0] for name in parts_of(result.program)} == {"up"}
+    (miss,) = result.near_misses
+    assert miss.startswith("@embed.codes: rows are looked up in it")
+    apart = quantized(program=tied(), embedding="int8")
+    assert {"embed.codes", "embed.int4.codes"} <= apart.weights.keys()
+    made = parts_of(calibrated(apart, spills()).program)
+    assert {name.rpartition(".")[0] for name in made} == {"up", "embed.int4"}
+
+
+def test_products_are_calibrated_on_the_rows_that_codes_stand_for(
+    spills: Callable[[], SpillFile],
+) -> None:
+    before = quantized(program=tied(), head="int8")
+    after = calibrated(before, spills()).program
+    codes, scales = (evaluate_weight(before, f"embed.{part}") for part in ("codes", "scales"))
+    rows = decoded("int8", {"codes": codes, "scales": scales}, 32)
+    with ThreadPoolExecutor(1) as pool:
+        factor = factorize(hessian([rows[list(one)] for one in WINDOWS], pool), 0.01)
+    expected = feed_back(evaluate_weight(with_random_weights(tied()), "up"), factor, GRIDS["int4"])
+    assert torch.equal(evaluate_weight(after, "up.codes"), expected.parts["codes"])
 
 
 def run(program: Program, directory: Path, spill: SpillFile) -> PipelineReport:
