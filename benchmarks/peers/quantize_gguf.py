@@ -1,6 +1,6 @@
 """A GGUF file in fewer bits, by llama.cpp's own quantiser.
 
-ENVIRONMENT/bin/python -m benchmarks.peers.quantize_gguf SOURCE OUT q4_0|q8_0
+ENVIRONMENT/bin/python -m benchmarks.peers.quantize_gguf SOURCE OUT q4_0|q4_k_m|q8_0
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-TYPES = {"q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0}
+TYPES = {
+    "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q4_k_m": lib.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
+}
 
 
 def main() -> None:
