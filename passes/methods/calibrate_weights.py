@@ -35,6 +35,7 @@ class CalibrateWeights(Pass):
 
     method: str = NEAREST
     damping: float = 0.01
+    correction: float = 0.5
 
     name: ClassVar[str] = "calibrate-weights"
     phase: ClassVar[str] = "quantize"
@@ -49,6 +50,8 @@ class CalibrateWeights(Pass):
             raise UsageError(f"unknown method {self.method}", where=self.name, hint=known)
         if not 0 < self.damping <= 1:
             raise UsageError(f"damping is {self.damping}, expected 0 to 1", where=self.name)
+        if not 0 <= self.correction <= 1:
+            raise UsageError(f"correction is {self.correction}, expected 0 to 1", where=self.name)
         if self.method == NEAREST or not _parts(program):
             return finish(program, program, 0)
         calibration = context.calibration
@@ -63,7 +66,9 @@ class CalibrateWeights(Pass):
         # The same passes run again over a few layers of the model: those have been made already.
         if not calibration.made:
             with one_torch_thread(), ThreadPoolExecutor(available_cpus()) as pool:
-                method = Gptq(program, calibration, pool, self.damping, context.log)
+                method = Gptq(
+                    program, calibration, pool, self.damping, self.correction, context.log
+                )
                 method.run()
             details, misses = method.details(), method.misses()
         return replace(self._result(program, calibration, misses), details=details)
