@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .feedback import CompiledRounding
 from .spill import SpillFile
 
 
@@ -19,7 +20,8 @@ class Calibration:
 
     `description` says in reports what the text was (its SHA-256). `made` has what was made of
     every matrix, by what its parts are of: the same passes run again over a few of the layers, and
-    take it from there. `advance` is told how much of the work is done.
+    take it from there. `advance` is told how much of the work is done. `compiled` has schemes that
+    compiled code rounds to, which takes a fraction of the time.
     """
 
     windows: Sequence[Sequence[int]]
@@ -27,6 +29,7 @@ class Calibration:
     description: Mapping[str, Any] = field(default_factory=dict)
     advance: Callable[[int, int, str], None] = _unheard
     made: dict[str, str] = field(default_factory=dict)
+    compiled: Mapping[str, CompiledRounding] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

@@ -157,9 +157,11 @@ class Gptq:
 
         matrix = place.matrix
         grid = GRIDS[matrix.scheme]
+        compiled = self.calibration.compiled.get(matrix.scheme)
 
         def rows(part: torch.Tensor) -> Rounded:
-            rounded = feed_back(part, factor, grid)
+            rounded = compiled.feed_back(part, factor) if compiled is not None else None
+            rounded = rounded or feed_back(part, factor, grid)
             stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
             assert torch.equal(stored, rounded.values), "parts do not say what was computed with"
             return rounded if keep else rounded.without_values()
