@@ -50,11 +50,12 @@ class Correction:
     shift: torch.Tensor | None
     added: Sequence[torch.Tensor]
 
-    def of(self, place: int, matrix: torch.Tensor) -> torch.Tensor:
-        """The matrix `[N, K]` in that place among those that were given, moved, in float32."""
+    def of(self, place: int, rows: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Rows `[n, K]` from `first` on of the matrix in that place, moved, in float32."""
+        rows = rows.float()
         if self.shift is None:
-            return matrix.float() + self.added[place]
-        return matrix.float() + matrix.float() @ self.shift
+            return rows + self.added[place][first : first + len(rows)]
+        return rows + rows @ self.shift
 
 
 def correct(
@@ -64,7 +65,7 @@ def correct(
     strength: float,
     pool: Executor,
 ) -> Correction | None:
-    """The correction of matrices `[N, K]` that multiply the same inputs.
+    """The correction of matrices `[N, K]` that multiply the same inputs, which have places in it.
 
     `hessian` is that of the quantised inputs (its upper half), `strength` (0 to 1) how much of the
     way is gone. None where the regression has no solution in float32.

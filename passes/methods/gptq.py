@@ -128,10 +128,9 @@ class Gptq:
         matrices = [evaluate_weight(self.plain.program, one.matrix.name) for one in group]
         inputs = runs.get(x)
         moments = hessian(inputs, self.pool)
+        correction = None
         if source is not None:
             correction = self._correction(matrices, Drift(source.get(x), inputs), moments)
-            if correction is not None:
-                matrices = [correction.of(i, matrix) for i, matrix in enumerate(matrices)]
         try:
             factor = factorize(moments, self.damping)
         except PassError as error:
@@ -140,8 +139,15 @@ class Gptq:
         if factor.damping != self.damping:
             node = self.plain.program.nodes[group[0].index]
             self.log(f"{describe(node)}: damping raised to {factor.damping:g}")
-        for place, matrix in zip(group, matrices, strict=True):
-            self._make(place, matrix, factor, keep=not is_last)
+        for index, (place, matrix) in enumerate(zip(group, matrices, strict=True)):
+
+            def moved(
+                first: int, index: int = index, matrix: torch.Tensor = matrix
+            ) -> torch.Tensor:
+                rows = matrix[first : first + ROWS]
+                return rows if correction is None else correction.of(index, rows, first)
+
+            self._make(place, moved, factor, keep=not is_last)
             self._done_work += place.work
 
     def _correction(
@@ -151,22 +157,25 @@ class Gptq:
             return None
         return correct(matrices, drift, moments, self.correction, self.pool)
 
-    def _make(self, place: _Place, tensor: torch.Tensor, factor: Factor, *, keep: bool) -> None:
-        """The codes of one matrix, some rows at a time."""
+    def _make(
+        self, place: _Place, source: Callable[[int], torch.Tensor], factor: Factor, *, keep: bool
+    ) -> None:
+        """The codes of one matrix, some rows at a time: `source` gives those from a row on."""
         import torch
 
         matrix = place.matrix
         grid = GRIDS[matrix.scheme]
         compiled = self.calibration.compiled.get(matrix.scheme)
 
-        def rows(part: torch.Tensor) -> Rounded:
+        def rows(first: int) -> Rounded:
+            part = source(first)
             rounded = compiled.feed_back(part, factor) if compiled is not None else None
             rounded = rounded or feed_back(part, factor, grid)
             stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
             assert torch.equal(stored, rounded.values), "parts do not say what was computed with"
             return rounded if keep else rounded.without_values()
 
-        made = list(self.pool.map(rows, tensor.split(ROWS)))
+        made = list(self.pool.map(rows, range(0, place.shape[0], ROWS)))
         for part, entry in matrix.parts.items():
             self.calibration.spill.write(entry, torch.cat([one.parts[part] for one in made]))
             self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry
