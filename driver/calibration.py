@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,6 +14,7 @@ from .texts import Text, TokenText, checkpoint_tokenizer, read_text, tokenize
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..passes.methods.calibration import Calibration
+    from ..passes.methods.feedback import CompiledRounding
 
 WINDOW_TOKENS: Final = 512
 """Tokens of a window: attention is quadratic in it, and longer ones brought nothing."""
@@ -39,8 +40,11 @@ def make_calibration(
     program: Program,
     directory: Path,
     log: Callable[[str], None],
+    compiled: Mapping[str, CompiledRounding],
 ) -> Calibration:
     """The text in windows of the model's tokens; what is made of weights is kept in `directory`.
+
+    `compiled` has schemes that compiled code rounds to.
 
     Raises UsageError where there is too little text, or no tokenizer to make tokens of it.
     """
@@ -68,7 +72,7 @@ def make_calibration(
         log(f"{have}: {text.name} has no more, and {wanted} are asked for")
     length = min(WINDOW_TOKENS, program.spec.max_context)
     windows = _windows(tokens, length, tokenizer.bos_token_id)
-    return Calibration(windows, SpillFile(directory), tokens.as_data())
+    return Calibration(windows, SpillFile(directory), tokens.as_data(), compiled=compiled)
 
 
 def _windows(tokens: TokenText, length: int, bos: int | None) -> tuple[tuple[int, ...], ...]:

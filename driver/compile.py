@@ -39,11 +39,12 @@ from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
     from ..codegen.base import Emission
+    from ..codegen.cpp.quantizers import Quantizers
     from ..frontend.load import DTypeName
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
-    from ..ir.schemes import Quantizer
     from ..passes.methods.calibration import Calibration
+    from ..passes.methods.feedback import CompiledRounding
     from ..passes.pipeline import Pipeline
     from ..runtime.tokenizer import Tokenizer
     from .certificate import Compiled
@@ -205,24 +206,37 @@ def _build(job: CompileJob, writer: ArtifactWriter, dumps: _Dumps, progress: Rep
             import transformers  # noqa: F401
         stack.enter_context(one_torch_thread())
         stack.enter_context(kept_for_reuse())
-        pairs = QuantizedPairs(_MAX_PAIR_BYTES, quantizers)
-        return _build_files(job, pipeline, writer, dumps, pairs, progress)
+        pairs = QuantizedPairs(_MAX_PAIR_BYTES, quantizers.table() if quantizers else {})
+        rounding = _compiled_rounding(quantizers) if quantizers else {}
+        return _build_files(job, pipeline, writer, dumps, pairs, rounding, progress)
 
 
 def _quantizers(
     job: CompileJob, stack: contextlib.ExitStack, log: Callable[[str], None]
-) -> Mapping[str, Quantizer]:
+) -> Quantizers | None:
     """Compiled quantisers, where there is a compiler and something to quantise."""
     if job.recipe.backend != "cpp" or not job.recipe.quantization.is_used:
-        return {}
+        return None
     from ..codegen.cpp.quantizers import NOT_COMPILED, compiled_quantizers
     from ..ir.errors import InfcError
 
     try:
-        return stack.enter_context(compiled_quantizers(log)).table()
+        return stack.enter_context(compiled_quantizers(log))
     except (OSError, InfcError) as error:  # no place or compiler for them
         log(f"{NOT_COMPILED}: {error}")
-        return {}
+        return None
+
+
+def _compiled_rounding(quantizers: Quantizers) -> dict[str, CompiledRounding]:
+    """What methods of quantization use of compiled code, by the names of schemes."""
+    from ..ir.schemes import SCHEMES
+    from ..passes.methods.feedback import CompiledRounding
+
+    nearest = quantizers.table()
+    return {
+        name: CompiledRounding(SCHEMES[name], nearest[name], fed)
+        for name, fed in quantizers.feedback().items()
+    }
 
 
 def _build_files(
@@ -231,6 +245,7 @@ def _build_files(
     writer: ArtifactWriter,
     dumps: _Dumps,
     pairs: QuantizedPairs,
+    rounding: Mapping[str, CompiledRounding],
     progress: Reporter,
 ) -> Manifest:
     """As `_build`, once everything is imported."""
@@ -253,7 +268,7 @@ def _build_files(
             begun.append(stack.enter_context(backend.begin(result, job.target, directory)))
 
         with progress.stage("run the passes"):
-            calibration = _calibration(job, captured, directory, stack, progress)
+            calibration = _calibration(job, captured, directory, stack, rounding, progress)
             optimized = optimize(
                 captured,
                 pipeline,
@@ -315,12 +330,13 @@ def _calibration(
     program: Program,
     directory: Path,
     stack: contextlib.ExitStack,
+    rounding: Mapping[str, CompiledRounding],
     progress: Reporter,
 ) -> Calibration | None:
     if job.calibration_text is None:
         return None
     made = make_calibration(
-        job.calibration_text, job.loaded, job.model, program, directory, progress.remark
+        job.calibration_text, job.loaded, job.model, program, directory, progress.remark, rounding
     )
     stack.callback(made.spill.close)
     return made

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ...ir.errors import InfcError
 from ...ir.machine import available_cpus
@@ -22,10 +23,16 @@ from .toolchain import LibraryBuild
 if TYPE_CHECKING:
     import torch
 
+    FeedbackCode = Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None
+    ]
+
 SOURCE = Path(__file__).parent / "quantizer" / "quantize.cpp"
 NOT_COMPILED = "matrices are quantized without compiled code, which takes longer"
 _COMPILED = frozenset({"i8", "i4_g32", "i8_g32", "b4_g32"})
 """Formats that `quantize.cpp` rounds to."""
+_FED: Final = frozenset({"i8_g32", "b4_g32"})
+"""Those that it rounds to by error feedback too."""
 _PART_ELEMENTS = 1 << 20
 """Weights that a thread takes at a time: some milliseconds of work."""
 
@@ -65,6 +72,43 @@ class Quantizers:
             for name, scheme in SCHEMES.items()
             if scheme.weight.name in _COMPILED
         }
+
+    def feedback(self) -> dict[str, FeedbackCode]:
+        """Error feedback by the names of schemes, for those that there is compiled code for."""
+        return {
+            name: partial(self.feed_back, name)
+            for name, scheme in SCHEMES.items()
+            if scheme.weight.name in _FED
+        }
+
+    def feed_back(
+        self,
+        scheme: str,
+        rows: torch.Tensor,
+        scales: torch.Tensor,
+        upper: torch.Tensor,
+        d: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Codes of finite rows `[N, K]` (float32) with scales `[N]`, by error feedback.
+
+        `upper` `[K, K]` and `d` `[K]` are the factor of the Hessian. None where the library cannot
+        be used.
+        """
+        import torch
+
+        if not self._is_there():
+            return None
+        form = get_scheme(scheme).weight
+        count, depth = rows.shape
+        codes = torch.empty((count, -(-depth // form.group) * form.block_bytes), dtype=torch.uint8)
+        rows, *given = (one.contiguous() for one in (rows, upper, d, scales))
+        getattr(self._open(), f"feed_back_{form.name}")(
+            ctypes.c_void_p(rows.data_ptr()),
+            ctypes.c_int64(count),
+            ctypes.c_int64(depth),
+            *(ctypes.c_void_p(one.data_ptr()) for one in (*given, codes)),
+        )
+        return codes
 
     def quantize(self, scheme: str, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales of a matrix, as `Scheme.quantize` makes them."""

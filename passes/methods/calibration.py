@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...ir.quantized_pairs import QuantizedPairs
+from .feedback import CompiledRounding
 from .spill import SpillFile
 
 
@@ -21,7 +22,8 @@ class Calibration:
     `description` says in reports what the text was (its SHA-256). `made` has what was made of
     every matrix, by what its parts are of: the same passes run again over a few of the layers, and
     take it from there. `advance` is told how much of the work is done. `pairs` rounds what is not
-    calibrated.
+    calibrated. `compiled` has schemes that compiled code rounds to with feedback, which takes a
+    fraction of the time.
     """
 
     windows: Sequence[Sequence[int]]
@@ -30,6 +32,7 @@ class Calibration:
     advance: Callable[[int, int, str], None] = _unheard
     made: dict[str, str] = field(default_factory=dict)
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
+    compiled: Mapping[str, CompiledRounding] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

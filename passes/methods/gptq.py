@@ -14,6 +14,7 @@ from ...ir.schemes import get_scheme
 from ...ir.text import print_expr
 from ...ir.weights import evaluate_weight
 from .calibration import Calibration
+from .correction import Correction, Drift, correct
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
 from .grids import GRIDS
 from .hessians import hessian
@@ -51,6 +52,7 @@ class Gptq:
     calibration: Calibration
     pool: Executor
     damping: float
+    correction: float
     log: Callable[[str], None]
     plain: PlainProgram = field(init=False)
     records: list[dict[str, Any]] = field(default_factory=list, init=False)
@@ -68,6 +70,9 @@ class Gptq:
             what = "no calibration tokens" if not windows else "the program is not a model's step"
             raise PassError(what)
         runs = LayerRuns(self.plain.program, windows, self._weight, self.pool)
+        source = None
+        if self.correction:
+            source = LayerRuns(self.plain.program, windows, self._source_weight, self.pool)
         done: set[str] = set()
         for place in places:
             if place.matrix.name in done:
@@ -75,9 +80,11 @@ class Gptq:
             self._tell(places, place.index)
             runs.run_to(place.index)
             self._current.clear()
+            if source is not None:
+                source.run_to(place.index)
             ready = [one for one in places if one.matrix.name not in done and _is_ready(one, runs)]
             for group in _by_input(ready):
-                self._quantize(group, runs, is_last=ready[-1] is places[-1])
+                self._quantize(group, runs, source, is_last=ready[-1] is places[-1])
                 done.update(one.matrix.name for one in group)
         if places:
             self._tell(places, places[-1].index)
@@ -107,41 +114,68 @@ class Gptq:
                 **self.calibration.description,
                 "windows": len(self.calibration.windows),
                 "damping": self.damping,
+                "correction": self.correction,
             },
             "errors": self.records,
         }
 
-    def _quantize(self, group: Sequence[_Place], runs: LayerRuns, *, is_last: bool) -> None:
+    def _quantize(
+        self, group: Sequence[_Place], runs: LayerRuns, source: LayerRuns | None, *, is_last: bool
+    ) -> None:
         """All products of one input."""
-        source = group[0].matrix.input
-        assert source is not None
+        x = group[0].matrix.input
+        assert x is not None
+        matrices = [evaluate_weight(self.plain.program, one.matrix.name) for one in group]
+        inputs = runs.get(x)
+        moments = hessian(inputs, self.pool)
+        correction = None
+        if source is not None:
+            correction = self._correction(matrices, Drift(source.get(x), inputs), moments)
         try:
-            factor = factorize(hessian(runs.get(source), self.pool), self.damping)
+            factor = factorize(moments, self.damping)
         except PassError as error:
             node = self.plain.program.nodes[group[0].index]
             raise PassError(error.message, where=describe(node)) from error
         if factor.damping != self.damping:
             node = self.plain.program.nodes[group[0].index]
             self.log(f"{describe(node)}: damping raised to {factor.damping:g}")
-        for place in group:
-            self._make(place, factor, keep=not is_last)
+        for index, (place, matrix) in enumerate(zip(group, matrices, strict=True)):
+
+            def moved(
+                first: int, index: int = index, matrix: torch.Tensor = matrix
+            ) -> torch.Tensor:
+                rows = matrix[first : first + ROWS]
+                return rows if correction is None else correction.of(index, rows, first)
+
+            self._make(place, moved, factor, keep=not is_last)
             self._done_work += place.work
 
-    def _make(self, place: _Place, factor: Factor, *, keep: bool) -> None:
-        """The codes of one matrix, some rows at a time."""
+    def _correction(
+        self, matrices: Sequence[torch.Tensor], drift: Drift, moments: torch.Tensor
+    ) -> Correction | None:
+        if drift.is_zero:
+            return None
+        return correct(matrices, drift, moments, self.correction, self.pool)
+
+    def _make(
+        self, place: _Place, source: Callable[[int], torch.Tensor], factor: Factor, *, keep: bool
+    ) -> None:
+        """The codes of one matrix, some rows at a time: `source` gives those from a row on."""
         import torch
 
         matrix = place.matrix
         grid = GRIDS[matrix.scheme]
-        tensor = evaluate_weight(self.plain.program, matrix.name)
+        compiled = self.calibration.compiled.get(matrix.scheme)
 
-        def rows(part: torch.Tensor) -> Rounded:
-            rounded = feed_back(part, factor, grid)
+        def rows(first: int) -> Rounded:
+            part = source(first)
+            rounded = compiled.feed_back(part, factor) if compiled is not None else None
+            rounded = rounded or feed_back(part, factor, grid)
             stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
             assert torch.equal(stored, rounded.values), "parts do not say what was computed with"
             return rounded if keep else rounded.without_values()
 
-        made = list(self.pool.map(rows, tensor.split(ROWS)))
+        made = list(self.pool.map(rows, range(0, place.shape[0], ROWS)))
         for part, entry in matrix.parts.items():
             self.calibration.spill.write(entry, torch.cat([one.parts[part] for one in made]))
             self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry
@@ -161,6 +195,13 @@ class Gptq:
         if factor.dead:
             record["unused_columns"] = factor.dead
         self.records.append(record)
+
+    def _source_weight(self, name: str) -> torch.Tensor:
+        """A weight of the plain program, as it is in the source model where that is known."""
+        matrix = self.plain.matrices.get(name)
+        if matrix is None or matrix.source is not None:
+            return evaluate_weight(self.plain.program, name, check_finite=False)
+        return self._weight(name)
 
     def _weight(self, name: str) -> torch.Tensor:
         """A weight of the plain program, as it is quantised by now."""

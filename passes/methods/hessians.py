@@ -37,6 +37,29 @@ def hessian(windows: Sequence[torch.Tensor], pool: Executor) -> torch.Tensor:
     return result
 
 
+def cross_moments(
+    lefts: Sequence[torch.Tensor], windows: Sequence[torch.Tensor], pool: Executor
+) -> torch.Tensor:
+    """The mean over all tokens of `y.T @ x`, `[R, K]` in float32.
+
+    For what `y` is in each window, transposed (`[R, tokens]`), and windows `[.., K]` of `x`.
+    """
+    import torch
+
+    depth, rows = windows[0].shape[-1], lefts[0].shape[0]
+    tokens = sum(y.shape[1] for y in lefts)
+    result = torch.zeros(rows, depth)
+
+    def tile(place: tuple[int, int]) -> None:
+        top, left = (slice(first, first + TILE) for first in place)
+        total = result[top, left]
+        for y, x in zip(lefts, windows, strict=True):
+            total.addmm_(y[top], x.reshape(-1, depth)[:, left], alpha=1 / tokens)
+
+    _all(pool.map(tile, product(range(0, rows, TILE), range(0, depth, TILE))))
+    return result
+
+
 def _all(results: Iterable[None]) -> None:
     """Wait for every result; the first error is raised."""
     for _ in results:

@@ -9,19 +9,32 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.quantizers import compiled_quantizers
+from infc.codegen.cpp.quantizers import Quantizers, compiled_quantizers
 from infc.ir.program import WeightExpr
 from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.schemes import SCHEMES, Quantizer
 from infc.ir.weights import checkpoint, evaluate_expr
+from infc.passes.methods.feedback import CompiledRounding, factorize, feed_back
+from infc.passes.methods.grids import GRIDS
 
+FED = ("int8", "int4")
 COMPILED = ("int8", "int4", "int8-token", "int4-token")
 
 
 @pytest.fixture(scope="module")
-def quantizers() -> Iterator[Mapping[str, Quantizer]]:
-    with compiled_quantizers(lambda _: None) as compiled:
-        yield compiled.table()
+def library() -> Iterator[Quantizers]:
+    with compiled_quantizers(pytest.fail) as compiled:
+        yield compiled
+
+
+@pytest.fixture(scope="module")
+def quantizers(library: Quantizers) -> Mapping[str, Quantizer]:
+    return library.table()
+
+
+def rounding(quantizers: Quantizers, scheme: str) -> CompiledRounding:
+    nearest, fed = quantizers.table()[scheme], quantizers.feedback()[scheme]
+    return CompiledRounding(SCHEMES[scheme], nearest, fed)
 
 
 def matrix(seed: int, shape: tuple[int, ...], spread: float, dtype: torch.dtype) -> torch.Tensor:
@@ -106,6 +119,64 @@ def test_the_schemes_themselves_serve_where_no_library_can_be_loaded(
             same(compiled.table()[scheme], scheme, matrix(seed, (4, 70), 0.0, torch.float32))
     (line,) = lines  # said once
     assert line.endswith("which takes longer: failed to map segment from shared object")
+
+
+def correlated(depth: int, seed: int) -> torch.Tensor:
+    """Second moments of inputs with a common part."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(300, depth, generator=generator)
+    inputs += torch.randn(300, 1, generator=generator)
+    return inputs.T @ inputs / 300
+
+
+@pytest.mark.parametrize("scheme", FED)
+@given(
+    rows=st.integers(1, 70),
+    depth=st.integers(1, 200),
+    spread=st.sampled_from([0.0, 2.0]),
+    seed=st.integers(0, 2**20),
+)
+def test_feedback_is_that_of_torch(
+    library: Quantizers, scheme: str, rows: int, depth: int, spread: float, seed: int
+) -> None:
+    """Up to sums whose last bits decide a tie, after which a row goes another way."""
+    weight = matrix(seed, (rows, depth), spread, torch.float32)
+    factor = factorize(correlated(depth, seed), 0.01)
+    expected = feed_back(weight, factor, GRIDS[scheme])
+    found = rounding(library, scheme).feed_back(weight, factor)
+    assert found is not None
+    stored = SCHEMES[scheme].weight.decode(found.parts["codes"], found.parts["scales"], depth)
+    assert torch.equal(stored, found.values)
+    assert torch.equal(found.parts["scales"], expected.parts["scales"])
+    other = (found.values != expected.values).any(1)
+    assert other.sum() <= 1 + 0.1 * rows
+    for name in ("error", "nearest", "size"):
+        made, wanted = getattr(found, name), getattr(expected, name)
+        assert made == pytest.approx(wanted, rel=0.05, abs=1e-5 * expected.size)
+
+
+@pytest.mark.parametrize("scheme", FED)
+def test_feedback_gives_a_row_the_same_codes_whatever_is_beside_it(
+    library: Quantizers, scheme: str
+) -> None:
+    weight, factor = matrix(7, (50, 90), 1.0, torch.float32), factorize(correlated(90, 7), 0.01)
+    scales = GRIDS[scheme].start(weight)[0]
+    feed = library.feedback()[scheme]
+    whole = feed(weight, scales, factor.upper, factor.d)
+    assert whole is not None
+    for part in (slice(0, 1), slice(3, 40), slice(49, 50)):
+        alone = feed(weight[part], scales[part], factor.upper, factor.d)
+        assert alone is not None and torch.equal(alone, whole[part])
+
+
+def test_feedback_without_a_library_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: str) -> None:
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr("infc.codegen.cpp.quantizers.ctypes.CDLL", refused)
+    with compiled_quantizers(lambda _: None) as compiled:
+        weight, factor = matrix(7, (5, 40), 0.0, torch.float32), factorize(correlated(40, 7), 0.01)
+        assert rounding(compiled, "int4").feed_back(weight, factor) is None
 
 
 def test_pairs_are_made_by_them() -> None:

@@ -63,6 +63,7 @@ def test_two_compilations_are_the_same_whatever_the_threads(
         "tokens": 300,
         "windows": 3,
         "damping": 0.01,
+        "correction": 0.5,
     }
     assert "calibrated" in (made[0].path / "program.ir").read_text()
     # What it generates comes from these weights: not those that are rounded to nearest.

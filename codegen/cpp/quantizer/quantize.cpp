@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace {
 
@@ -291,6 +292,158 @@ bool rows_to_groups(const T* weights, int64_t rows, int64_t depth, uint8_t* code
   return true;
 }
 
+// Error feedback (passes/methods/feedback.py says what it computes), for kLanes rows side by side.
+
+constexpr int kLanes = 32;
+constexpr int kTile = 4;  // columns whose sums stay in registers
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+
+struct Book {
+  static constexpr int64_t kBlockBytes = 17;
+  static Lanes levels(const Lanes& numbers) {
+    Lanes found = numbers;
+    for (size_t i = 0; i < kLanes; i += 8) {
+      f32x8 part;
+      std::memcpy(&part, reinterpret_cast<float*>(&found) + i, sizeof part);
+      part = nearest_levels(part);
+      std::memcpy(reinterpret_cast<float*>(&found) + i, &part, sizeof part);
+    }
+    return found;
+  }
+
+  // The multipliers with the least squared error, weighted by `importance`.
+  static Lanes fit(const Lanes* x, const float* importance, int count, const Lanes& top) {
+    Lanes best, error;
+    bool first = true;
+    for (float factor : kFactors) {
+      for (int sign = 1; sign >= -1; sign -= 2) {
+        Lanes tried;
+        const float wanted = static_cast<float>(sign) * factor;
+        for (int r = 0; r < kLanes; ++r) tried[r] = stored_multiplier(top[r] * (1.0f / kBookTop) * wanted);
+        const Lanes inverse = 1.0f / tried;
+        Lanes wrong = {};
+        for (int k = 0; k < count; ++k) {
+          const Lanes off = levels(x[k] * inverse) * tried - x[k];
+          wrong += off * off * importance[k];
+        }
+        if (first) best = tried, error = wrong;
+        first = false;
+        for (int r = 0; r < kLanes; ++r) {
+          best[r] = wrong[r] < error[r] ? tried[r] : best[r];
+          error[r] = wrong[r] < error[r] ? wrong[r] : error[r];
+        }
+      }
+    }
+    return best;
+  }
+
+  static void pack(const float* levels, uint8_t* out) {
+    for (int j = 0; j < kGroup / 2; ++j) {
+      out[j] = static_cast<uint8_t>(code_of(levels[j]) | code_of(levels[j + kGroup / 2]) << 4);
+    }
+  }
+};
+
+struct Bytes {
+  static constexpr int64_t kBlockBytes = 33;
+  static Lanes levels(const Lanes& numbers) {
+    Lanes found;
+    for (int r = 0; r < kLanes; ++r) found[r] = limited(std::nearbyint(numbers[r]), -kMostCode, kMostCode);
+    return found;
+  }
+
+  static Lanes fit(const Lanes*, const float*, int, const Lanes& top) {
+    Lanes found;
+    for (int r = 0; r < kLanes; ++r) found[r] = stored_multiplier(std::ceil(top[r] * (1.0f / kMostCode)));
+    return found;
+  }
+
+  static void pack(const float* levels, uint8_t* out) {
+    for (int j = 0; j < kGroup; ++j) {
+      out[j] = static_cast<uint8_t>(static_cast<int8_t>(static_cast<int>(levels[j])));
+    }
+  }
+};
+
+// Adds to `count` columns from `first` what the errors (w - q) of the columns before them pass on.
+void pass_on(const Lanes* errors, const float* upper, int64_t depth, int64_t first, int count,
+             Lanes* wanted) {
+  for (int k = 0; k < count; k += kTile) {
+    const int tile = count - k < kTile ? count - k : kTile;
+    Lanes sums[kTile] = {};
+    const auto add = [&](int columns) {
+      for (int64_t j = 0; j < first; ++j) {
+        const float* factors = upper + j * depth + first + k;
+        for (int c = 0; c < columns; ++c) sums[c] += errors[j] * factors[c];
+      }
+    };
+    tile == kTile ? add(kTile) : add(tile);  // a constant keeps the sums in registers
+    for (int c = 0; c < tile; ++c) wanted[k + c] += sums[c];
+  }
+}
+
+// What the columns of a group will be when their turn comes, if its own are rounded without error.
+void expect(const Lanes* weights, const Lanes* wanted, const float* inner, int64_t depth, int count,
+            Lanes* expected) {
+  Lanes moved[kGroup];
+  for (int k = 0; k < count; ++k) {
+    moved[k] = wanted[k] - weights[k];
+    for (int j = 0; j < k; ++j) moved[k] -= moved[j] * inner[j * depth + k];
+    expected[k] = weights[k] + moved[k];
+  }
+}
+
+template <class Kind>
+void feed_back(const float* rows, int64_t count, int64_t depth, const float* upper, const float* d,
+               const float* scales, uint8_t* codes) {
+  const int64_t width = (depth + kGroup - 1) / kGroup * Kind::kBlockBytes;
+  std::vector<Lanes> matrix(static_cast<size_t>(depth)), left(matrix.size());
+  Lanes *const weights = matrix.data(), *const errors = left.data();
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int used = static_cast<int>(count - first < kLanes ? count - first : kLanes);
+    Lanes scale = {}, unit = {};
+    for (int r = 0; r < used; ++r) {
+      scale[r] = scales[first + r];
+      unit[r] = scale[r] == 0 ? 0 : 1 / scale[r];
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      Lanes column = {};
+      for (int r = 0; r < used; ++r) column[r] = rows[(first + r) * depth + k];
+      weights[k] = column;
+    }
+    for (int64_t g = 0; g < depth; g += kGroup) {
+      const int size = static_cast<int>(depth - g < kGroup ? depth - g : kGroup);
+      const float* inner = upper + g * depth + g;
+      Lanes wanted[kGroup], units[kGroup], top = {};
+      for (int k = 0; k < size; ++k) wanted[k] = weights[g + k];
+      pass_on(errors, upper, depth, g, size, wanted);
+      expect(weights + g, wanted, inner, depth, size, units);
+      for (int k = 0; k < size; ++k) {
+        units[k] *= unit;
+        for (int r = 0; r < kLanes; ++r) {
+          const float magnitude = std::fabs(units[k][r]);
+          top[r] = magnitude > top[r] ? magnitude : top[r];
+        }
+      }
+      const Lanes multiplier = Kind::fit(units, d + g, size, top);
+      const Lanes inverse = 1.0f / multiplier;
+      float chosen[kLanes][kGroup] = {};
+      for (int k = 0; k < size; ++k) {
+        const Lanes levels = Kind::levels(wanted[k] * unit * inverse);
+        const Lanes wrong = weights[g + k] - levels * multiplier * scale;
+        errors[g + k] = wrong;
+        for (int later = k + 1; later < size; ++later) wanted[later] += wrong * inner[k * depth + later];
+        for (int r = 0; r < kLanes; ++r) chosen[r][k] = levels[r];
+      }
+      for (int r = 0; r < used; ++r) {
+        uint8_t* block = codes + (first + r) * width + g / kGroup * Kind::kBlockBytes;
+        block[0] = static_cast<uint8_t>(static_cast<int8_t>(multiplier[r]));
+        Kind::pack(chosen[r], block + 1);
+      }
+    }
+  }
+}
+
 template <class F>
 int32_t of_type(const void* weights, int32_t narrow, F f) {
   return narrow ? f(static_cast<const uint16_t*>(weights)) : f(static_cast<const float*>(weights));
@@ -330,4 +483,16 @@ INFC_EXPORT int32_t quantize_i8_g32(const void* weights, int32_t narrow, int64_t
     return rows_to_groups(w, rows, depth, static_cast<uint8_t*>(codes), scales,
                           1.0 / (127.0 * 127.0), 33, byte_group);
   });
+}
+
+// Finite rows of float32 as codes by error feedback, given their scales and the factor of the Hessian:
+// `upper` `[depth, depth]` unit upper triangular, `d` `[depth]`.
+INFC_EXPORT void feed_back_b4_g32(const float* rows, int64_t count, int64_t depth, const float* upper,
+                                  const float* d, const float* scales, void* codes) {
+  feed_back<Book>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes));
+}
+
+INFC_EXPORT void feed_back_i8_g32(const float* rows, int64_t count, int64_t depth, const float* upper,
+                                  const float* d, const float* scales, void* codes) {
+  feed_back<Bytes>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes));
 }

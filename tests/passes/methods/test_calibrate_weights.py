@@ -24,6 +24,7 @@ from infc.passes.base import PassContext, PassResult
 from infc.passes.methods import calibrate_weights
 from infc.passes.methods.calibrate_weights import CalibrateWeights
 from infc.passes.methods.calibration import Calibration
+from infc.passes.methods.correction import Drift, correct
 from infc.passes.methods.feedback import factorize, feed_back
 from infc.passes.methods.gptq import Gptq, decoded
 from infc.passes.methods.grids import GRIDS
@@ -103,6 +104,7 @@ def test_every_matrix_is_calibrated(scheme: str, spills: Callable[[], SpillFile]
         "tokens": 103,
         "windows": 3,
         "damping": 0.01,
+        "correction": 0.5,
     }
 
 
@@ -120,10 +122,16 @@ def test_neither_threads_nor_time_show(
     assert results[0].details == results[1].details
 
 
-def test_inputs_come_from_what_was_quantised_before(spills: Callable[[], SpillFile]) -> None:
-    """Of the final program: whatever is before a product is what its codes were made on."""
+@pytest.mark.parametrize("correction", [0.0, 0.5])
+def test_inputs_come_from_what_was_quantised_before(
+    correction: float, spills: Callable[[], SpillFile]
+) -> None:
+    """Of the final program: whatever is before a product is what its codes were made on, and what
+    the source model has there is what they were moved towards."""
     unquantized = with_random_weights(stack())
-    after = calibrated(quantized(program=unquantized), spills()).program
+    method = CalibrateWeights(method="gptq", correction=correction)
+    context = PassContext(calibration=Calibration(WINDOWS, spills()))
+    after = method.run(quantized(program=unquantized), context).program
     plain = plain_program(after)
 
     def weight(name: str) -> torch.Tensor:
@@ -133,22 +141,42 @@ def test_inputs_come_from_what_was_quantised_before(spills: Callable[[], SpillFi
         parts = {part: evaluate_weight(after, entry) for part, entry in matrix.parts.items()}
         return decoded("int4", parts, int(plain.program.weights[name].type.shape[-1]))  # type: ignore[arg-type]
 
-    keep = frozenset(matrix.input.name for matrix in plain.matrices.values() if matrix.input)
-    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in keep}
+    def source(name: str) -> torch.Tensor:
+        return evaluate_weight(unquantized, name.removesuffix(".codes.plain"))
+
+    groups: dict[str, list[str]] = {}
+    for name, matrix in plain.matrices.items():
+        assert matrix.input is not None
+        groups.setdefault(matrix.input.name, []).append(name)
+    inputs, exact = (inputs_of(plain.program, read, frozenset(groups)) for read in (weight, source))
+    with ThreadPoolExecutor(1) as pool:
+        for value, names in groups.items():
+            drift = Drift(exact[value], inputs[value])
+            moments = hessian(inputs[value], pool)
+            factor = factorize(moments, 0.01)
+            sources = [source(name) for name in names]
+            if correction and not drift.is_zero:
+                found = correct(sources, drift, moments, correction, pool)
+                assert found is not None
+                sources = [found.of(i, one) for i, one in enumerate(sources)]
+            for name, one in zip(names, sources, strict=True):
+                expected = feed_back(one, factor, GRIDS["int4"])
+                for part, entry in plain.matrices[name].parts.items():
+                    assert torch.equal(evaluate_weight(after, entry), expected.parts[part]), entry
+
+
+def inputs_of(
+    program: Program, weight: Callable[[str], torch.Tensor], keep: frozenset[str]
+) -> dict[str, list[torch.Tensor]]:
+    """The values of these names in every window."""
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in keep}
     for window in WINDOWS:
         places = torch.arange(len(window))
-        run = Interpreter(plain.program, weight, keep=keep)
+        run = Interpreter(program, weight, keep=keep)
         run.run({"input_ids": torch.tensor(window), "positions": places, "logits_index": places})
         for name in keep:
-            inputs[name].append(run.values[name])
-    with ThreadPoolExecutor(1) as pool:
-        for name, matrix in plain.matrices.items():
-            assert matrix.input is not None
-            factor = factorize(hessian(inputs[matrix.input.name], pool), 0.01)
-            source = evaluate_weight(unquantized, name.removesuffix(".codes.plain"))
-            expected = feed_back(source, factor, GRIDS["int4"])
-            for part, entry in matrix.parts.items():
-                assert torch.equal(evaluate_weight(after, entry), expected.parts[part]), entry
+            found[name].append(run.values[name])
+    return found
 
 
 def test_matrices_that_are_left_out_stay(spills: Callable[[], SpillFile]) -> None:
@@ -334,6 +362,8 @@ def test_a_higher_damping_is_said(
         (CalibrateWeights(method="awk"), "unknown method awk"),
         (CalibrateWeights(method="gptq", damping=0.0), "damping is 0.0"),
         (CalibrateWeights(method="gptq", damping=float("nan")), "damping is nan"),
+        (CalibrateWeights(method="gptq", correction=1.5), "correction is 1.5, expected 0 to 1"),
+        (CalibrateWeights(method="gptq", correction=float("nan")), "correction is nan"),
         (GPTQ, "method gptq needs a calibration text"),
     ],
 )

@@ -1,0 +1,104 @@
+"""Moves matrices so that products of inputs that have drifted are near those of the source model.
+
+Li et al. 2025 (GPTAQ, https://arxiv.org/abs/2504.02692) minimise the distance of the quantised
+products from those that the source model has at the same place, `|W X - Q Y|`, where `X` are its
+inputs and `Y` those that quantised matrices before it give. The matrix that does so without any
+rounding is `W + W (X - Y) Y.T (Y Y.T)^-1`; feedback then rounds that one. It is found by ridge
+regression here, and only a part of the way is gone: a text of a few thousand tokens says little
+about some thousand columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from .hessians import TILE, cross_moments
+
+if TYPE_CHECKING:
+    import torch
+
+RIDGE: Final = 0.2
+"""What is added to the diagonal of the regression, as a share of its mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Inputs `[.., K]` of the same product in each window: in the source model, and quantised."""
+
+    source: Sequence[torch.Tensor]
+    quantized: Sequence[torch.Tensor]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing that was quantised is before the product."""
+        import torch
+
+        return all(map(torch.equal, self.source, self.quantized))
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How all matrices that multiply the same inputs are moved.
+
+    `shift` `[K, K]` is what a matrix is multiplied by to give what is added to it; or, for few
+    rows, `added` has that sum `[N, K]` for every one of the matrices.
+    """
+
+    shift: torch.Tensor | None
+    added: Sequence[torch.Tensor]
+
+    def of(self, place: int, rows: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Rows `[n, K]` from `first` on of the matrix in that place, moved, in float32."""
+        rows = rows.float()
+        if self.shift is None:
+            return rows + self.added[place][first : first + len(rows)]
+        return rows + rows @ self.shift
+
+
+def correct(
+    matrices: Sequence[torch.Tensor],
+    drift: Drift,
+    hessian: torch.Tensor,
+    strength: float,
+    pool: Executor,
+) -> Correction | None:
+    """The correction of matrices `[N, K]` that multiply the same inputs, which have places in it.
+
+    `hessian` is that of the quantised inputs (its upper half), `strength` (0 to 1) how much of the
+    way is gone. None where the regression has no solution in float32.
+    """
+    import torch
+
+    depth = hessian.shape[0]
+    lower, info = torch.linalg.cholesky_ex(_with_ridge(hessian))
+    if int(info) != 0 or not bool(torch.isfinite(lower).all()):
+        return None
+    rows = sum(len(matrix) for matrix in matrices)
+    whole = torch.cat([matrix.float() for matrix in matrices]) if rows < depth else None
+
+    def left(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        moved = (pair[0] - pair[1]).reshape(-1, depth).T
+        return moved if whole is None else whole @ moved
+
+    lefts = list(pool.map(left, zip(drift.source, drift.quantized, strict=True)))
+    found = cross_moments(lefts, drift.quantized, pool)
+
+    def solve(part: torch.Tensor) -> torch.Tensor:
+        return torch.cholesky_solve(part.T, lower).T.mul_(strength)
+
+    found = torch.cat(list(pool.map(solve, found.split(TILE))))
+    if whole is None:
+        return Correction(found, ())
+    return Correction(None, found.split([len(matrix) for matrix in matrices]))
+
+
+def _with_ridge(hessian: torch.Tensor) -> torch.Tensor:
+    """The whole symmetric matrix of which the upper half is given, with more on its diagonal."""
+    whole = hessian.triu()
+    whole = whole + whole.triu(1).T
+    mean = float(whole.diagonal().double().mean())
+    whole.diagonal().add_(RIDGE * mean)
+    return whole
