@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..ir.errors import UsageError
 from .recipe import LoadedRecipe
-from .texts import Text, TokenText, checkpoint_tokenizer, read_text, tokenize
+from .texts import Text, checkpoint_tokenizer, read_text, tokenize
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -71,18 +70,5 @@ def make_calibration(
         have = f"calibrating on {tokens.num_tokens} tokens"
         log(f"{have}: {text.name} has no more, and {wanted} are asked for")
     length = min(WINDOW_TOKENS, program.spec.max_context)
-    windows = _windows(tokens, length, tokenizer.bos_token_id)
+    windows = tuple(tokens.windows(length))
     return Calibration(windows, SpillFile(directory), tokens.as_data(), compiled=compiled)
-
-
-def _windows(tokens: TokenText, length: int, bos: int | None) -> tuple[tuple[int, ...], ...]:
-    """The text in windows that each begin as a text does: some models expect it, and give states
-    at the first position that no other token has."""
-    if bos is None or tokens.documents[0][0] != bos or length < 2:
-        return tuple(tokens.windows(length))
-    rest = replace(tokens, documents=tuple(_without(bos, part) for part in tokens.documents))
-    return tuple((bos, *window) for window in rest.windows(length - 1))
-
-
-def _without(bos: int, document: tuple[int, ...]) -> tuple[int, ...]:
-    return document[1:] if document[:1] == (bos,) else document

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .progress import Reporter
     from .recipe import AccuracySection
 
+_CALIBRATING = "calibrate-weights"
 LEAST_TOKENS = 64
 """Of an evaluation text."""
 
@@ -41,7 +42,7 @@ LEAST_TOKENS = 64
 class Compiled:
     """What was compiled, as the certificate needs it.
 
-    `source` gives the captured program in float32; `open` the artifact that is being written.
+    `open` gives the artifact that is being written.
     """
 
     captured: Program
@@ -50,7 +51,6 @@ class Compiled:
     context: PassContext
     lossy: tuple[LossyStage, ...]
     manifest: Manifest
-    source: Callable[[], Program]
     open: Callable[[], Artifact]
 
     @property
@@ -98,13 +98,13 @@ def certify(
     found: Evidence | str = text if isinstance(text, str) else ""
     if not isinstance(text, str):
         with progress.stage("measure the accuracy"):
-            found = _measure(compiled, text, pairs, progress)
+            found = _measured(compiled, text, pairs, progress)
     if isinstance(found, Evidence):
         _say(found, text, progress)
         check_bounds(found, accuracy)
     elif accuracy.is_bounded:
         raise _not_measured(found)
-    elif not isinstance(text, str):
+    elif compiled.is_lossy:
         progress.remark(f"the accuracy was not measured: {found}")
     held = held_formats(compiled.final)
     bounds = {
@@ -130,10 +130,20 @@ def _evidence_data(found: Evidence | str, text: TokenText | str) -> dict[str, An
         "measured": "the artifact" if found.artifact else "the program",
         "what": found.what,
         **({"reason": found.reason} if found.reason else {}),
-        "evaluation": text.as_data(),
+        "evaluation": {**text.as_data(), "tokens": found.tokens},
         "figures": found.figures.as_data(),
         "passes": [stage.as_data() for stage in found.stages],
     }
+
+
+def _measured(
+    compiled: Compiled, text: TokenText, pairs: QuantizedPairs, progress: Reporter
+) -> Evidence | str:
+    """The evidence, or why there is none: what fails here need not lose the finished artifact."""
+    try:
+        return _measure(compiled, text, pairs, progress)
+    except (InfcError, OSError, MemoryError) as error:
+        return str(error) or type(error).__name__
 
 
 def _measure(
@@ -143,7 +153,6 @@ def _measure(
 
     budget = text_budget(compiled.manifest.limits.max_context, text.num_tokens)
     runs = choose_runs(
-        compiled.source(),
         compiled.captured,
         compiled.final,
         compiled.passes,
@@ -183,21 +192,37 @@ def check_bounds(found: Evidence, accuracy: AccuracySection) -> None:
         bound, value = getattr(accuracy, name), _figure(figures, key)
         if bound is None or value <= bound:  # NaN is beyond every bound
             continue
-        guilty = next((s for s in found.stages if not _figure(s.figures, key) <= bound), None)
-        where, origin = _blame(guilty, found)
+        where, origin = _begins(_breaking(found.stages, key, bound), found)
         raise PassError(
             f"{spell(value)} exceeds accuracy.{name}: {bound:g}, measured on {found.what}"
             f" over {figures.tokens} tokens{origin}",
             where=where,
-            hint="accept more, quantize less, or calibrate with quantization.method=gptq",
+            hint=_hint(found),
         )
 
 
-def _blame(guilty: StageEvidence | None, found: Evidence) -> tuple[str, str]:
-    """The pass that broke a bound, and in words where its error begins."""
-    if guilty is None and not found.stages:
+def _breaking(stages: Sequence[StageEvidence], key: str, bound: float) -> StageEvidence | None:
+    """The first pass from which on a bound is exceeded: what a later pass mends does not count."""
+    first = None
+    for stage in reversed(stages):
+        if _figure(stage.figures, key) <= bound:
+            break
+        first = stage
+    return first
+
+
+def _hint(found: Evidence) -> str:
+    more = "accept more, quantize less"
+    if any(stage.name == _CALIBRATING for stage in found.stages):
+        return f"{more}, or calibrate on more tokens"
+    return f"{more}, or calibrate with quantization.method=gptq"
+
+
+def _begins(breaking: StageEvidence | None, found: Evidence) -> tuple[str, str]:
+    """The pass that exceeded a bound, and in words where its error begins."""
+    if breaking is None and not found.stages:
         return "the artifact", "; no pass is lossy: it is the rounding of dtype or kv_cache.dtype"
-    stage = guilty or found.stages[-1]
+    stage = breaking or found.stages[-1]
     if (place := stage.origin()) is None:
         return stage.name, ""
     errors = dict(stage.errors)

@@ -27,7 +27,6 @@ from ..ir.manifest import (
 from ..ir.program import hidden_width
 from ..ir.sizes import format_size
 from ..ir.target import check_platform
-from ..ir.types import DType
 from ..ir.user_cache import make_private
 from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
 from .calibration import make_calibration
@@ -320,7 +319,6 @@ def _compiled(
         context=optimized.context,
         lossy=optimized.lossy,
         manifest=manifest,
-        source=lambda: _float32_source(job, captured),
         open=lambda: writer.preview(manifest),
     )
 
@@ -340,13 +338,6 @@ def _calibration(
     )
     stack.callback(made.spill.close)
     return made
-
-
-def _float32_source(job: CompileJob, captured: Program) -> Program:
-    """The captured program without the rounding of its element type, constants included."""
-    if not any(v.type.dtype is DType.BF16 for node in captured.nodes for v in node.outputs):
-        return captured
-    return _capture(job, "float32", lambda _: None)
 
 
 def _capture(job: CompileJob, dtype: DTypeName, log: Callable[[str], None]) -> Program:

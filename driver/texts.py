@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,11 +52,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """A text as token ids, a sequence a document; never empty."""
+    """A text as token ids, a sequence a document; never empty.
+
+    `first` is the token that texts of the model begin with, if there is one.
+    """
 
     name: str
     sha256: str
     documents: tuple[tuple[int, ...], ...]
+    first: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -72,13 +76,23 @@ class TokenText:
         if self.num_tokens <= max_tokens:
             return self
         parts = (one[: len(one) * max_tokens // self.num_tokens] for one in self.documents)
-        return TokenText(self.name, self.sha256, tuple(part for part in parts if part))
+        return replace(self, documents=tuple(part for part in parts if part))
 
     def windows(self, length: int) -> Iterator[tuple[int, ...]]:
-        """Sequences of `length` tokens, the last one shorter; documents follow each other."""
-        joined = [token for document in self.documents for token in document]
-        for start in range(0, len(joined), length):
-            yield tuple(joined[start : start + length])
+        """Sequences of `length` tokens, the last one shorter; documents follow each other.
+
+        If documents begin with the model's first token, every window does: some models expect it,
+        and give states at the first position that no other token has.
+        """
+        first: tuple[int, ...] = ()
+        documents = self.documents
+        if self.first is not None and length > 1 and documents[0][0] == self.first:
+            first = (self.first,)
+            documents = tuple(one[1:] if one[0] == self.first else one for one in documents)
+        joined = [token for document in documents for token in document]
+        step = length - len(first)
+        for start in range(0, len(joined), step):
+            yield (*first, *joined[start : start + step])
 
 
 def read_text(source: str, directory: Path = Path()) -> Text:
@@ -118,7 +132,7 @@ def tokenize(
             )
         found += [tuple(ids)] if ids else []
         left -= len(ids)
-    result = TokenText(text.name, text.sha256, tuple(found))
+    result = TokenText(text.name, text.sha256, tuple(found), tokenizer.bos_token_id)
     if result.num_tokens < least_tokens:
         raise UsageError(
             f"too little text: {result.num_tokens} tokens, at least {least_tokens} are needed",

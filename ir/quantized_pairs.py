@@ -34,18 +34,19 @@ class _Pair:
 class QuantizedPairs:
     """Gives codes and scales of matrices; those that fit into `max_bytes` are made once.
 
-    Of a matrix both are wanted, most often one right after the other, so the last pair stays in
-    any case. Others stay for good until the bytes are used up: uses come in rounds, in the order of
-    the program, where giving up the oldest would leave nothing to find again. `quantizers` do by
-    scheme what the scheme's own quantiser does, bit for bit, in less time. Several threads may ask.
+    Of a matrix both are wanted, most often one right after the other, so the last pair of each
+    thread stays in any case. Others stay for good until the bytes are used up: uses come in rounds,
+    in the order of the program, where giving up the oldest would leave nothing to find again.
+    `quantizers` do by scheme what the scheme's own quantiser does, bit for bit, in less time.
+    Several threads may ask.
     """
 
     max_bytes: int = 0
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
     _kept: dict[tuple[object, ...], _Pair] = field(default_factory=dict, init=False)
-    _last: tuple[tuple[object, ...], _Pair] | None = field(default=None, init=False)
+    _last: threading.local = field(default_factory=threading.local, init=False)
     _bytes: int = field(default=0, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     def part(
         self, expr: WeightExpr, readers: Sequence[WeightLoader], matrix: Callable[[], torch.Tensor]
@@ -68,8 +69,9 @@ class QuantizedPairs:
         matrix: Callable[[], torch.Tensor],
     ) -> _Pair:
         pair = self._kept.get(key)
-        if pair is None and self._last is not None and self._last[0] == key:
-            pair = self._last[1]
+        last: tuple[tuple[object, ...], _Pair] | None = getattr(self._last, "pair", None)
+        if pair is None and last is not None and last[0] == key:
+            pair = last[1]
         if pair is None:
             scheme = get_scheme(expr.attrs["scheme"])
             quantize = self.quantizers.get(scheme.name, scheme.quantize)
@@ -78,7 +80,7 @@ class QuantizedPairs:
         return pair
 
     def _keep(self, key: tuple[object, ...], pair: _Pair) -> None:
-        self._last = key, pair
+        self._last.pair = key, pair
         if self._bytes + pair.num_bytes <= self.max_bytes:
             self._kept[key] = pair
             self._bytes += pair.num_bytes

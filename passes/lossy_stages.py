@@ -57,7 +57,6 @@ class TextBudget:
 
 def choose_runs(
     first: Program,
-    captured: Program,
     final: Program,
     passes: Sequence[Pass],
     context: PassContext,
@@ -66,7 +65,7 @@ def choose_runs(
 ) -> LossyRuns | str:
     """The whole model where that is not too long, else a cut one; or why neither can be run.
 
-    `captured` is what the passes were given, and `first` the same, maybe in another element type.
+    `first` is what the passes were given.
     Passes that follow the lowering of the KV cache are left out: their programs need paged state.
     """
     kept = tuple(stage for stage in stages if not stage.program.resources)
@@ -74,7 +73,7 @@ def choose_runs(
     if reason := next(filter(None, map(not_runnable, programs)), None):
         return reason
     if tokens := budget.tokens(first):
-        return LossyRuns(first, kept, _handed_on(captured), "the whole model", True, tokens)
+        return LossyRuns(first, kept, _handed_on(first), "the whole model", True, tokens)
     layers = choose_layers(first, final)
     what = f"layers {spell_layers(layers)} of {len(layers_of(first))} and the head"
     cut = cut_program(first, layers)

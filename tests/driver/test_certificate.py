@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from infc.driver.source_model import open_source
 from infc.driver.tally import Tally
 from infc.driver.texts import EVALUATION, read_text
 from infc.ir.artifact import Artifact
-from infc.ir.errors import InfcError, PassError, TargetError
+from infc.ir.errors import CapacityError, InfcError, PassError, TargetError
 from infc.runtime.server.certificate import read_certificate
 
 from ..checkpoints import make_checkpoint
@@ -316,6 +317,34 @@ def test_the_origin_is_where_the_error_grows_most(errors: list[float]) -> None:
     grown = [now - before for before, now in zip([0.0, *errors], errors, strict=False)]
     places = [place for place, _ in stage.errors]
     assert grown[places.index(str(stage.origin()))] == max(grown)
+
+
+@pytest.mark.parametrize(
+    ("distances", "named"), [((3.0, 0.5, 2.0), "c"), ((3.0, 2.0), "a"), ((0.5, 2.0), "b")]
+)
+def test_a_pass_that_a_later_one_mends_is_not_named(
+    distances: tuple[float, ...], named: str
+) -> None:
+    """Rounding to nearest may be beyond a bound that calibrated codes keep."""
+    stages = tuple(
+        replace(_stage([0.1], kl=kl), name=name) for name, kl in zip("abc", distances, strict=False)
+    )
+    found = Evidence("the whole model", 10, stages, replace(stages[-1].figures, kl_mean=2.0))
+    with pytest.raises(PassError, match=f"^{named}: a KL divergence of 2.0 exceeds"):
+        check_bounds(found, AccuracySection(max_kl=1.0))
+
+
+def test_an_artifact_that_cannot_be_measured_is_kept_unless_it_must_be(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise CapacityError("no memory for it", where="test")
+
+    monkeypatch.setattr(certificate, "gather_evidence", fail)
+    found = certificate_of(build("quantization=int8"))
+    assert found["measured"] is None and "no memory for it" in found["reason"]
+    with pytest.raises(PassError, match=r"the accuracy cannot be measured: .*no memory for it"):
+        build("quantization=int8", "accuracy.max_kl=1")
 
 
 def test_what_is_no_number_breaks_every_bound() -> None:

@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infc.driver.texts import (
     BUNDLED,
@@ -115,6 +117,24 @@ def test_tokens_are_counted_over_documents(plain: Tokenizer) -> None:
     assert [len(window) for window in windows] == [16, 16, 8]
     assert [t for window in windows for t in window] == [t for d in found.documents for t in d]
     assert found.as_data() == {"name": "x", "sha256": "0", "tokens": 40}
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=40), min_size=1),
+    length=st.integers(2, 20),
+    begins=st.booleans(),
+)
+def test_every_window_begins_as_texts_do(
+    documents: list[list[int]], length: int, begins: bool
+) -> None:
+    """With the first token of the model, where documents have it; nothing else changes."""
+    first = (0,) if begins else ()
+    text = TokenText("x", "0", tuple((*first, *one) for one in documents), 0)
+    windows = list(text.windows(length))
+    assert all(1 <= len(one) <= length for one in windows)
+    assert all(one[: len(first)] == first for one in windows)
+    rest = [token for one in windows for token in one[len(first) :]]
+    assert rest == [token for one in documents for token in one]
 
 
 def test_a_shortened_text_keeps_a_share_of_each_document() -> None:
