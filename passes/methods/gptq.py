@@ -15,7 +15,7 @@ from ...ir.text import print_expr
 from ...ir.weights import evaluate_weight
 from .calibration import Calibration
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
-from .grids import GRIDS
+from .grids import GRIDS, BlockGrid
 from .hessians import hessian
 from .layer_runs import STEP_INPUTS, LayerRuns
 from .quantized_matrices import PlainProgram, QuantizedMatrix, plain_program
@@ -134,14 +134,22 @@ class Gptq:
         matrix = place.matrix
         grid = GRIDS[matrix.scheme]
         tensor = evaluate_weight(self.plain.program, matrix.name)
+        where = f"@{matrix.name}"
+
+        def check(part: torch.Tensor, codes: torch.Tensor) -> None:
+            if isinstance(grid, BlockGrid):
+                grid.rounding.check_scales(part, codes, where=where)
 
         def rows(part: torch.Tensor) -> Rounded:
             rounded = feed_back(part, factor, grid)
             stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
-            assert torch.equal(stored, rounded.values), "parts do not say what was computed with"
+            if not torch.equal(stored, rounded.values):
+                check(part, rounded.parts["codes"])
+                raise PassError("the codes do not stand for the rounded values", where=where)
             return rounded if keep else rounded.without_values()
 
         made = list(self.pool.map(rows, tensor.split(ROWS)))
+        check(tensor, torch.cat([one.parts["codes"] for one in made]))
         for part, entry in matrix.parts.items():
             self.calibration.spill.write(entry, torch.cat([one.parts[part] for one in made]))
             self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry

@@ -53,6 +53,8 @@ INFC_INLINE f32 load_scales(const half* p) {
   u16 narrow;
   std::memcpy(&narrow, p, sizeof narrow);
   const u32 h = __builtin_convertvector(narrow, u32);
+  // Infinity would become 65536 and NaN a larger number here. No artifact has either: quantization
+  // refuses matrices that need them (BlockRounding.check_scales in ir/block_rounding.py).
   // The exponent is shifted by 112; subnormal numbers get their leading 1 and lose it again.
   const u32 wide = ((h & 0x7fff) << 13) + 0x38000000u;
   const f32 lifted = (f32)(wide + 0x00800000u) - (f32)(u32{} + 0x38800000u);
