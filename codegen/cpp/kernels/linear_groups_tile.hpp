@@ -25,7 +25,7 @@ struct half {
 struct absent {};
 
 // What the codes of 4 bits stand for: -8 .. 7 (stored as 0 .. 15), 0 .. 15, or the levels of a book,
-// which are denser around zero (ir/formats.py: LEVELS_I4).
+// which are denser around zero (ir/formats.py: BOOK_I4).
 enum class Levels { centered, counted, book };
 constexpr int8_t kBook[16] = {-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56};
 constexpr int kBookZero = 64;  // added to a level where it is multiplied as an unsigned number
@@ -282,7 +282,8 @@ INFC_INLINE f32 group_sum(i32 sum) {
 }
 }  // namespace reg
 
-// Panels of float scales and bytes that codes of 4 bits are widened to lie as Grouped<8, ...> do.
+// Also multiplies panels of 4-bit codes that widen_groups has widened to bytes: these are panels of
+// Grouped<8, float, ...>.
 template <int kBits, class Scale, class Minimum, Levels kLevels, int MR, int P>
 struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
   using W = Grouped<kBits, Scale, Minimum, kLevels>;
