@@ -15,6 +15,7 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import CheckpointError, PassError, UsageError
 from infc.ir.interpret import Interpreter
 from infc.ir.program import ModelSpec, Program, Value
+from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.text import parse_program, print_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
@@ -35,6 +36,7 @@ from infc.passes.pass_report import PipelineReport
 from infc.passes.pipeline import build_pipeline
 from infc.passes.quantize_weights import QuantizeWeights
 from infc.passes.samples import with_random_weights
+from infc.passes.whole_runs import WholeRuns
 
 from ..test_cut_runs import VOCAB, stack
 
@@ -320,6 +322,10 @@ def test_a_matrix_outside_of_the_range_of_its_format_is_named(
         calibrated(bad, spills())
     with pytest.raises(UsageError, match=named):
         parts_of(bad, "codes")
+    plain, runs = with_random_weights(stack()), WholeRuns(QuantizedPairs())
+    runs.start(plain)
+    with pytest.raises(UsageError, match=f"^@{named}"):
+        runs.rebase(plain, bad, "quantize-weights")
 
 
 def test_codes_that_do_not_stand_for_the_rounded_values_are_an_error(
