@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,11 +101,17 @@ def read_text(source: str, directory: Path = Path()) -> Text:
 
     A file that ends in `.jsonl` has a JSON object in each line: `{"text": ...}`, or
     `{"messages": [...]}` with a chat as the API takes it; any other is one document of plain text.
-    Raises UsageError for what cannot be read, is not UTF-8, or has a bad row, with its line.
+    Raises UsageError for what is no regular file or cannot be read, is not UTF-8, or has a bad row,
+    with its line.
     """
     if source in _BUNDLED_FOLDERS:
         return _read_bundled(source)
-    path = directory / Path(source).expanduser()
+    try:
+        path = directory / Path(source).expanduser()
+    except RuntimeError:  # its message is about Python
+        raise UsageError(
+            "there is no such user", where=source, hint="write the path of the file without ~"
+        ) from None
     data = _read_bytes(path, source)
     return Text(path.name, hashlib.sha256(data).hexdigest(), tuple(_documents(path, data)))
 
@@ -174,16 +181,22 @@ def _read_bundled(name: str) -> Text:
 
 
 def _read_bytes(path: Path, named: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)  # a device may have no end
-    except OSError as error:
+    def refuse(problem: str) -> UsageError:
         known = ", ".join(BUNDLED)
-        raise UsageError(
-            f"the text cannot be read: {error.strerror}",
-            where=str(path),
-            hint=f"name a file of text or JSONL, or one of {known}" if named == path.name else None,
-        ) from None
+        where = str(path).replace("\0", "\\0")
+        hint = f"name a file of text or JSONL, or one of {known}" if named == path.name else None
+        return UsageError(f"the text cannot be read: {problem}", where=where, hint=hint)
+
+    try:
+        # Opening a pipe would wait for a writer, and a device may have no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise refuse("not a regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise refuse(error.strerror or str(error)) from None
+    except ValueError:
+        raise refuse("its name holds a null character") from None
     if len(data) > MAX_TEXT_BYTES:
         raise UsageError(f"larger than {MAX_TEXT_BYTES >> 20} MiB", where=str(path))
     return data

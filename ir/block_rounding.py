@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from .errors import UsageError
 from .formats import BOOK_I4, GROUP, Format
 from .rounding import LARGEST_I8, TINY
 from .types import DType
@@ -20,6 +21,7 @@ _RANGE_FACTORS: Final = (1.0, 0.9, 0.8)
 _LOWEST_UNIT: Final = -64
 _CHUNK: Final = 1 << 18
 """Weights at a time: what is made of them on the way stays in the caches."""
+_MAX_HALF: Final = 65504
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,10 @@ class BlockRounding:
         """
         import torch
 
-        top = matrix.float().abs().amax(-1)
+        if not matrix.shape[-1]:
+            top = torch.zeros(matrix.shape[:-1])
+        else:
+            top = matrix.float().abs().amax(-1)
         if self.format.scale is not DType.I8:
             # A row that is not finite must show in its scale.
             return torch.where(torch.isfinite(top), 1.0, torch.nan)
@@ -188,19 +193,67 @@ class BlockRounding:
         return torch.cat([*head, codes[:, :half] | (codes[:, half:] << 4)], -1)
 
     def encode(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The codes (uint8) and row scales of a matrix `[.., N, K]`, rounded to nearest."""
+        """The codes (uint8) and row scales of a matrix `[.., N, K]`, rounded to nearest.
+
+        UsageError as `check_scales` says it.
+        """
         import torch
 
         scales = self.start(matrix)
         blocks = -(-matrix.shape[-1] // GROUP)
+        width = blocks * self.format.block_bytes
+        if not matrix.numel():
+            return torch.empty((*matrix.shape[:-1], width), dtype=torch.uint8), scales
         units = self.units(matrix, scales)
         padded = torch.nn.functional.pad(units, (0, blocks * GROUP - matrix.shape[-1]))
         made = []
         for part in padded.reshape(-1, GROUP).split(_CHUNK // GROUP):
             fitted = self.fit(part)
             made.append(self.pack(self.codes(part, fitted), fitted))
-        width = blocks * self.format.block_bytes
-        return torch.cat(made).reshape(*matrix.shape[:-1], width), scales
+        codes = torch.cat(made).reshape(*matrix.shape[:-1], width)
+        self.check_scales(matrix, codes)
+        return codes, scales
+
+    def check_scales(
+        self, matrix: torch.Tensor, codes: torch.Tensor, *, where: str | None = None
+    ) -> None:
+        """UsageError if a matrix `[.., N, K]` is outside of the range of float16 scales.
+
+        This is the case if a scale or minimum in its `codes` `[.., N, width]` is infinite, or if
+        all of them are 0 and the matrix is not. Row scales extend the range of other formats.
+        """
+        import torch
+
+        if self._is_whole or not matrix.numel():
+            return
+        head = self.format.part("codes").offset
+        blocks = codes.reshape(-1, self.format.block_bytes)
+        stored = blocks[:, :head].contiguous().view(torch.float16)
+        if stored.isinf().any():
+            problem = "too large"
+        elif not stored.any() and matrix.any():
+            problem = "so small that all of it would become 0"
+        else:
+            return
+        top = float(matrix.abs().amax())
+        raise UsageError(
+            f"its largest magnitude is {top:.3g}, {problem} for {self._range}",
+            where=where,
+            hint="choose another scheme for this weight with an entry of quantization.rules",
+        )
+
+    @property
+    def _range(self) -> str:
+        """What float16 scales allow, for messages."""
+        largest = _top_level(self.format) * _MAX_HALF
+        # Half of the smallest subnormal number, 2^-24, is rounded to 0.
+        smallest = _top_level(self.format) * 2.0**-25
+        if self.format.minimum is None:
+            return f"{self.format.name}, which holds about {smallest:.2g} to {largest:.3g}"
+        return (
+            f"{self.format.name}, where a group holds about {-_MAX_HALF} or more, "
+            f"and spans about {smallest:.2g} to {largest:.3g}"
+        )
 
 
 @cache

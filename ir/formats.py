@@ -111,10 +111,6 @@ class Format:
         """How many weights codes stand for, with the last block of each row counted as full."""
         return codes.num_elements() // self.block_bytes * self.group
 
-    def bits_per_weight(self, depth: int) -> float:
-        """Bits for each weight of a row of `depth`, scales included."""
-        return (8 * -(-depth // self.group) * self.block_bytes + 32) / depth
-
     def split(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of codes `[.., N, width]`, by name, each as `[.., N, blocks, count]`."""
         from .torch_types import to_torch

@@ -20,7 +20,10 @@ PARTS: Final = {"codes": 0, "scales": 1}
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What a scheme made of a matrix, and who read it (held, so that nobody else gets its id)."""
+    """What a scheme made of a matrix, and its loaders, whose ids are part of the key.
+
+    They are kept alive, so that their ids are not used again for other loaders.
+    """
 
     parts: tuple[torch.Tensor, torch.Tensor]
     readers: Sequence[WeightLoader]

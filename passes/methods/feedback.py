@@ -147,12 +147,6 @@ class CompiledRounding:
         return Rounded(parts, values[better], min(error, nearest), nearest, size)
 
 
-def round_to_nearest(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """What rows `[N, K]` are in a grid without feedback, in float32."""
-    weight = rows.T.contiguous().float()
-    return _round(weight, grid.start(rows.float()), grid, None).values.T
-
-
 @dataclass(frozen=True, slots=True)
 class _Columns:
     """Codes (int16) and values of columns `[K, N]`, and the parameters of their groups.

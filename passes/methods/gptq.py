@@ -16,7 +16,7 @@ from ...ir.weights import evaluate_weight
 from .calibration import Calibration
 from .correction import Correction, Drift, correct
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
-from .grids import GRIDS
+from .grids import GRIDS, BlockGrid
 from .hessians import hessian
 from .layer_runs import STEP_INPUTS, LayerRuns
 from .quantized_matrices import PlainProgram, QuantizedMatrix, plain_program
@@ -166,16 +166,25 @@ class Gptq:
         matrix = place.matrix
         grid = GRIDS[matrix.scheme]
         compiled = self.calibration.compiled.get(matrix.scheme)
+        where = f"@{matrix.name}"
+
+        def check(codes: torch.Tensor) -> None:
+            if isinstance(grid, BlockGrid):
+                whole = evaluate_weight(self.plain.program, matrix.name)
+                grid.rounding.check_scales(whole, codes, where=where)
 
         def rows(first: int) -> Rounded:
             part = source(first)
             rounded = compiled.feed_back(part, factor) if compiled is not None else None
             rounded = rounded or feed_back(part, factor, grid)
             stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
-            assert torch.equal(stored, rounded.values), "parts do not say what was computed with"
+            if not torch.equal(stored, rounded.values):
+                check(rounded.parts["codes"])
+                raise PassError("the codes do not stand for the rounded values", where=where)
             return rounded if keep else rounded.without_values()
 
         made = list(self.pool.map(rows, range(0, place.shape[0], ROWS)))
+        check(torch.cat([one.parts["codes"] for one in made]))
         for part, entry in matrix.parts.items():
             self.calibration.spill.write(entry, torch.cat([one.parts[part] for one in made]))
             self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry

@@ -1,6 +1,7 @@
 """Texts: bundled ones and files as token ids, chats through the template, bad ones refused."""
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -172,8 +173,10 @@ def test_a_missing_an_endless_and_a_short_text_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         read_text("gone.txt", tmp_path)
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(MAX_TEXT_BYTES + 1)
     with pytest.raises(UsageError, match=f"larger than {MAX_TEXT_BYTES >> 20} MiB"):
-        read_text("/dev/zero")
+        read_text("large.txt", tmp_path)
     with pytest.raises(UsageError, match="x: too little text: 1 tokens, at least 64 are needed"):
         tokenize(
             Text("x", "0", (Document("x", "a"),)),
@@ -182,6 +185,26 @@ def test_a_missing_an_endless_and_a_short_text_are_refused(
             max_tokens=99,
             least_tokens=64,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("~nosuchuser/a.txt", "~nosuchuser/a.txt: there is no such user (write the path"),
+        ("a\0b", r"a\0b: the text cannot be read: its name holds a null character (name a"),
+        ("pipe", "pipe: the text cannot be read: not a regular file (name a file of text"),
+        (".", "the text cannot be read: not a regular file"),
+        ("/dev/zero", "/dev/zero: the text cannot be read: not a regular file"),
+        ("a" * 300, "the text cannot be read: File name too long"),
+    ],
+)
+def test_what_is_no_file_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    """At once: opening a pipe would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError) as caught:
+        read_text(name, tmp_path)
+    assert message in str(caught.value)
+    assert "\0" not in str(caught.value)
 
 
 def test_tokens_that_the_model_does_not_have_are_refused(plain: Tokenizer) -> None:

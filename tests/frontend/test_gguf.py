@@ -102,8 +102,8 @@ def test_a_planted_fault_shows(name: str, suffix: str, change: Any, tmp_path: Pa
     assert relative_error(logits(described(path)), logits(model)) > VISIBLE
 
 
-def rewrite(source: Path, target: Path, change: Any) -> None:
-    """A copy of a file with its tensors changed; None leaves one out."""
+def rewrite(source: Path, target: Path, change: Any, **renamed: str) -> None:
+    """A copy of a file with its tensors changed (None leaves one out), or renamed."""
     reader = gguf.GGUFReader(source)
     field = reader.fields["general.architecture"]
     writer = gguf.GGUFWriter(target, field.contents())
@@ -115,7 +115,8 @@ def rewrite(source: Path, target: Path, change: Any) -> None:
     for tensor in reader.tensors:
         value = change(tensor.name, torch.tensor(np.array(tensor.data)))
         if value is not None:
-            writer.add_tensor(tensor.name, value.contiguous().numpy())
+            name = renamed.get(tensor.name, tensor.name)
+            writer.add_tensor(name, value.contiguous().numpy())
     finish(writer)
 
 
@@ -170,7 +171,9 @@ def test_blocks_are_widened_as_the_package_does(
     monkeypatch.setattr("infc.frontend.sources.gguf.tensors._CHUNK_BYTES", 3 * size + 1)
     tensors = GgufTensors(tmp_path / "one.gguf")
     assert tensors.format("one") == kind.name
-    assert tensors.raw("one").tolist() == raw.tolist()
+    place = tensors.header.entries["one"]
+    stored = (tmp_path / "one.gguf").read_bytes()[place.begin : place.end]
+    assert stored == raw.tobytes()
     expected = gguf.quants.dequantize(raw, kind)
     assert expected.shape == (6, 4 * block)
     assert np.array_equal(tensors.tensor("one").numpy(), expected)
@@ -224,8 +227,8 @@ def test_keys_without_effect_are_said(tmp_path: Path) -> None:
     assert lines == ["keys of the GGUF file without effect: llama.attention.novelty"]
 
 
-def with_key(place: Path, key: str, value: Any, name: str = "llama") -> Path:
-    """A file in which one key has another value, or (None) none."""
+def with_key(place: Path, key: str, value: Any, name: str = "llama", **more: Any) -> Path:
+    """A file in which one key has another value, or (None) none; `more` are keys that it lacks."""
     make_gguf(name, place / "model.gguf")
     path = place / "changed.gguf"
     reader = gguf.GGUFReader(place / "model.gguf")
@@ -236,8 +239,10 @@ def with_key(place: Path, key: str, value: Any, name: str = "llama") -> Path:
         if known not in (key, "general.architecture") and not known.startswith("GGUF."):
             writer.add_key_value(known, field.contents(), field.types[0])
     if value is not None and key != "general.architecture":
+        more = {key: value, **more}
+    for added, one in more.items():
         kinds = {bool: "BOOL", int: "INT64", float: "FLOAT64", str: "STRING"}
-        writer.add_key_value(key, value, gguf.GGUFValueType[kinds[type(value)]])
+        writer.add_key_value(added, one, gguf.GGUFValueType[kinds[type(one)]])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data))
     finish(writer)
@@ -284,6 +289,27 @@ def test_metadata_that_is_wrong_is_refused_by_key(
         load(with_key(tmp_path, key, value))
 
 
+def test_a_trained_context_without_a_logarithm_to_divide_by_is_refused(tmp_path: Path) -> None:
+    path = with_key(tmp_path, "phi3.rope.scaling.original_context_length", 1, "phi3-longrope")
+    with pytest.raises(CheckpointError, match=r"original_context_length: is 1, expected 2 to"):
+        load(path)
+
+
+@pytest.mark.parametrize(("factor", "multiplier"), [(0.5, 20.0), (1e300, 1e308)])
+def test_a_yarn_without_a_divisor_above_0_is_refused(
+    factor: float, multiplier: float, tmp_path: Path
+) -> None:
+    scaling: dict[str, Any] = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": factor,
+    }
+    key = "llama.rope.scaling.yarn_log_multiplier"
+    path = with_key(tmp_path, key, multiplier, **scaling)
+    message = r"yarn_log_multiplier: is .*, which is too large for the factor"
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
 def test_windows_that_a_model_would_lack_are_refused(tmp_path: Path) -> None:
     path = with_key(tmp_path, "qwen2.attention.sliding_window", 8, "qwen2")
     with pytest.raises(UnsupportedModelError, match="sliding_window: is 8, which is not supported"):
@@ -316,6 +342,17 @@ def test_a_tensor_of_another_model_is_named(tmp_path: Path) -> None:
     make_gguf("qwen3", tmp_path / "model.gguf")
     path = with_architecture(tmp_path, "qwen2")
     with pytest.raises(CheckpointError, match=r"tensor blk.0.attn_k_norm.weight: is a tensor that"):
+        load(path)
+
+
+@pytest.mark.parametrize("number", ["00", "01", "\u0661", "-1", "1_0"])
+def test_a_number_of_a_layer_is_written_in_one_way(number: str, tmp_path: Path) -> None:
+    make_gguf("llama", tmp_path / "model.gguf")
+    path = tmp_path / "changed.gguf"
+    name = f"blk.{number}.attn_q.weight"
+    renamed = {"blk.1.attn_q.weight": name}
+    rewrite(tmp_path / "model.gguf", path, lambda _, value: value, **renamed)
+    with pytest.raises(CheckpointError, match=rf"tensor {name}: is a tensor that models of this"):
         load(path)
 
 

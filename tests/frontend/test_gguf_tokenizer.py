@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,10 @@ ARRAY, STRING, BOOL = (gguf.GGUFValueType[kind] for kind in ("ARRAY", "STRING", 
         (with_value("merges", ["Ġt"], ARRAY), r"merges: holds 'Ġt', which are not two parts"),
         (with_value("merges", ["Ġ tt"], ARRAY), r"the tokenizer cannot be read: .*tt"),
         (with_value("tokens", ["a", "a"], ARRAY), r"tokens: holds the token 'a' twice"),
+        (
+            with_value("tokens", ["a", "\u00e9" * 2049], ARRAY),
+            r"tokens: holds a token of 4098 bytes \(number 1\), expected 4096 or fewer",
+        ),
         (with_value("tokens", "abc", STRING), r"tokens: is b'abc', expected a list of texts"),
         (with_value("tokens", ["a", "b"], ARRAY), r"token_type: is a list of 320, expected 2 num"),
         (lambda writer: write_pieces(writer, scores=None), r"scores: is missing from the meta"),
@@ -211,6 +216,22 @@ def test_what_is_missing_or_wrong_is_named(write: Write, message: str, tmp_path:
     path = file(tmp_path / "t.gguf", write)
     with pytest.raises(CheckpointError, match=message):
         open_source(path).read_tokenizer(None)
+
+
+def test_a_long_token_takes_no_time(tmp_path: Path) -> None:
+    """The merges that it implies would take hours."""
+    tokens = [*PIECE_TOKENS[:-1], "a" * 2_000_000]
+    path = file(tmp_path / "t.gguf", lambda writer: write_pieces(writer, tokens=tokens))
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="holds a token of 2000000 bytes"):
+        open_source(path).read_tokenizer(None)
+    assert time.monotonic() - start < 5
+
+
+def test_a_token_may_be_as_long_as_that(tmp_path: Path) -> None:
+    tokens = [*PIECE_TOKENS[:-1], "a" * 4096]
+    found = read(tmp_path / "t.gguf", lambda writer: write_pieces(writer, tokens=tokens))
+    assert len(found.text) > 4096
 
 
 def test_more_tokens_than_the_model_has_are_refused_early(tmp_path: Path) -> None:

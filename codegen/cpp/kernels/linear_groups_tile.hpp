@@ -25,7 +25,7 @@ struct half {
 struct absent {};
 
 // What the codes of 4 bits stand for: -8 .. 7 (stored as 0 .. 15), 0 .. 15, or the levels of a book,
-// which are denser around zero (ir/formats.py: LEVELS_I4).
+// which are denser around zero (ir/formats.py: BOOK_I4).
 enum class Levels { centered, counted, book };
 constexpr int8_t kBook[16] = {-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56};
 constexpr int kBookZero = 64;  // added to a level where it is multiplied as an unsigned number
@@ -53,6 +53,8 @@ INFC_INLINE f32 load_scales(const half* p) {
   u16 narrow;
   std::memcpy(&narrow, p, sizeof narrow);
   const u32 h = __builtin_convertvector(narrow, u32);
+  // Infinity would become 65536 and NaN a larger number here. No artifact has either: quantization
+  // refuses matrices that need them (BlockRounding.check_scales in ir/block_rounding.py).
   // The exponent is shifted by 112; subnormal numbers get their leading 1 and lose it again.
   const u32 wide = ((h & 0x7fff) << 13) + 0x38000000u;
   const f32 lifted = (f32)(wide + 0x00800000u) - (f32)(u32{} + 0x38800000u);
@@ -280,7 +282,8 @@ INFC_INLINE f32 group_sum(i32 sum) {
 }
 }  // namespace reg
 
-// Panels of float scales and bytes that codes of 4 bits are widened to lie as Grouped<8, ...> do.
+// Also multiplies panels of 4-bit codes that widen_groups has widened to bytes: these are panels of
+// Grouped<8, float, ...>.
 template <int kBits, class Scale, class Minimum, Levels kLevels, int MR, int P>
 struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
   using W = Grouped<kBits, Scale, Minimum, kLevels>;

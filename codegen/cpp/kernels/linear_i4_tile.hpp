@@ -1,7 +1,7 @@
 // The products of linear_tile.hpp for rows of signed bytes and weights of 4 bits in groups of 32.
 //
 // A weight is the integer m * c: a code c in -8 .. 7, kept as c + 8, and its group's multiplier m in
-// -15 .. 15 (ir/schemes.py). A panel holds, group after group of k: NR multipliers, then four times
+// -15 .. 15 (ir/formats.py: I4_G32). A panel holds, group after group of k: NR multipliers, then four times
 // [NR][4] bytes, whose lower halves are the codes of k = 4j .. 4j + 3 and the upper of 16 more.
 // A group's sum of x * c lies within 32512 and is multiplied by m as 16 bits; all is exact.
 #pragma once

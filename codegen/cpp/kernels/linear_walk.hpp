@@ -98,9 +98,8 @@ class Product {
   Product(const Team& t, const void* packed, int64_t K)
       : packed_(static_cast<const char*>(packed)), scratch_(reinterpret_cast<char*>(t.scratch)), K_(K) {}
 
-  // Rows [first, last) by panels [begin, end): row(i) gives the i-th row (its address, or
-  // a ScaledRow), and
-  // write(i, panel, sums) receives the NR sums of one row by one panel.
+  // Rows [first, last) by panels [begin, end): row(i) gives the i-th row (its address, or a ScaledRow),
+  // and write(i, panel, sums) receives the NR sums of one row by one panel.
   template <class RowAt, class Write>
   void run(int64_t first, int64_t last, int64_t begin, int64_t end, RowAt row, Write write) {
     if (begin >= end) return;

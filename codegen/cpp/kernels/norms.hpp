@@ -19,7 +19,8 @@ INFC_INLINE float sum_row(int64_t dim, F f) {
 }
 
 // y = x / sqrt(mean(x²) + eps) * w. RoundBeforeScale: rounded to T before the weight and again
-// after (Llama); else one rounding after it (Gemma). The last rounding is to TY. y may be x.
+// after (Llama); else one rounding after it (Gemma). The last rounding is to TY. y may be x
+// where TY is T.
 template <bool RoundBeforeScale, class T, class TW, class TY>
 INFC_INLINE void rms_norm_row(const T* x, const TW* w, TY* y, int64_t dim, float eps) {
   const float sum = sum_row(dim, [&](const f32x16& acc, int64_t i, int64_t n) {
@@ -38,7 +39,7 @@ INFC_INLINE void rms_norm_row(const T* x, const TW* w, TY* y, int64_t dim, float
   });
 }
 
-// y = (x - mean) / sqrt(variance + eps) * w + b; b may be null. y may be x.
+// y = (x - mean) / sqrt(variance + eps) * w + b; b may be null. y may be x where TY is T.
 template <class T, class TW, class TY>
 INFC_INLINE void layer_norm_row(const T* x, const TW* w, const TW* b, TY* y, int64_t dim,
                                 float eps) {

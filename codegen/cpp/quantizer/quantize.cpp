@@ -1,5 +1,6 @@
-// Codes and scales of rows, bit for bit as ir/rounding.py makes them with torch, which says what
-// they mean. Compiled without contraction of multiply-add, so that every operation rounds as there.
+// Codes and scales of rows, bit for bit as ir/rounding.py and ir/block_rounding.py make them with
+// torch, which say what they mean. Compiled without contraction of multiply-add, so that every
+// operation rounds as there.
 #include <array>
 #include <cmath>
 #include <cstdint>

@@ -17,6 +17,9 @@ TOP: Final = {
 }
 """Tensors of no layer, without `.weight`."""
 
+LAYER_NUMBER: Final = "0|[1-9][0-9]{0,4}"
+"""The numbers of layers in names of tensors, as a pattern."""
+
 _ATTENTION: Final = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",

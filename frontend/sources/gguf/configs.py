@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ....ir.errors import CheckpointError, UnsupportedModelError
-from .architectures import Architecture
+from .architectures import LAYER_NUMBER, Architecture
 from .metadata import Metadata
 from .ropes import rope_parameters
 from .tensors import GgufTensors
 
 _EMBEDDING: Final = "token_embd.weight"
+_LAYER: Final = re.compile(rf"blk\.({LAYER_NUMBER})\.")
 _MAX_LAYERS, _MAX_HEADS, _MAX_CONTEXT = 1 << 12, 1 << 12, 1 << 31
 _IDS: Final = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 
@@ -81,7 +83,8 @@ def config_entries(
 
 def _facts(metadata: Metadata, tensors: GgufTensors) -> _Facts:
     num_layers = metadata.count(".block_count", high=_MAX_LAYERS)
-    numbers = {int(n.split(".")[1]) for n in tensors.types if _is_layer(n)}
+    layers = map(_LAYER.match, tensors.types)
+    numbers = {int(layer[1]) for layer in layers if layer is not None}
     if len(numbers) != num_layers or max(numbers, default=-1) != num_layers - 1:
         raise metadata.error(
             ".block_count", f"is {num_layers}, but there are {len(numbers)} blocks"
@@ -109,11 +112,6 @@ def _facts(metadata: Metadata, tensors: GgufTensors) -> _Facts:
         )
     context = metadata.count(".context_length", high=_MAX_CONTEXT)
     return _Facts(metadata, tensors, num_layers, hidden, heads, size, context)
-
-
-def _is_layer(name: str) -> bool:
-    parts = name.split(".")
-    return len(parts) > 2 and parts[0] == "blk" and parts[1].isdecimal() and len(parts[1]) < 6
 
 
 def _special_ids(metadata: Metadata, vocabulary: int) -> dict[str, int | None]:

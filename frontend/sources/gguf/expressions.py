@@ -14,11 +14,11 @@ from typing import Final
 from ....ir.errors import CheckpointError
 from ....ir.program import WeightExpr
 from ....ir.weights import checkpoint
-from .architectures import TOP, Architecture
+from .architectures import LAYER_NUMBER, TOP, Architecture
 from .ropes import ROPE_TENSORS
 from .tensors import GgufTensors
 
-_LAYER: Final = re.compile(r"blk\.(\d{1,5})\.(.+)\.(weight|bias)")
+_LAYER: Final = re.compile(rf"blk\.({LAYER_NUMBER})\.(.+)\.(weight|bias)")
 _EXPERTS: Final = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _PAIRED: Final = {"attn_q": True, "attn_k": False}
 """Tensors whose rows are turned by rope: true for those of query heads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
@@ -192,17 +193,22 @@ def _entry(cursor: _Cursor) -> Entry:
     return Entry(name, type_id, shape, begin, begin + _num_bytes(cursor, type_id, shape))
 
 
-def _num_bytes(cursor: _Cursor, type_id: int, shape: tuple[int, ...]) -> int:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+@cache
+def _known_types() -> Mapping[int, tuple[str, int, int]]:
+    """The element types by their numbers: name, elements of a block, bytes of a block."""
+    from gguf.constants import GGML_QUANT_SIZES
 
-    known = {kind.value: kind for kind in GGML_QUANT_SIZES}
+    return {kind.value: (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+
+
+def _num_bytes(cursor: _Cursor, type_id: int, shape: tuple[int, ...]) -> int:
+    known = _known_types()
     if type_id not in known:
         cursor.refuse(
             f"is of type {type_id}, which is not known",
             hint="a newer gguf package may know it: pip install --upgrade gguf",
         )
-    kind: GGMLQuantizationType = known[type_id]
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    kind, block, block_bytes = known[type_id]
     elements = 1
     for size in shape:
         elements *= size
@@ -210,7 +216,7 @@ def _num_bytes(cursor: _Cursor, type_id: int, shape: tuple[int, ...]) -> int:
     if min(shape) < 1 or elements > 8 * len(cursor.data):
         cursor.refuse(f"has the shape {list(shape)}, which the file cannot hold")
     if shape[-1] % block:
-        cursor.refuse(f"has rows of {shape[-1]}, expected a multiple of {block} for {kind.name}")
+        cursor.refuse(f"has rows of {shape[-1]}, expected a multiple of {block} for {kind}")
     return elements // block * block_bytes
 
 

@@ -12,6 +12,7 @@ from .tensors import GgufTensors
 
 _FREQUENCIES: Final = "rope_freqs.weight"
 _SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+_LOG_MULTIPLIER: Final = ".rope.scaling.yarn_log_multiplier"
 ROPE_TENSORS: Final = (_FREQUENCIES, _SHORT, _LONG)
 """Tensors that are part of the configuration, and of no layer."""
 
@@ -58,9 +59,12 @@ def _yarn(metadata: Metadata, factor: float, context: int) -> dict[str, Any]:
         found["attention_factor"] = metadata.number(".rope.scaling.yarn_attn_factor")
         return found
     stretch = metadata.number(".rope.scaling.attn_factor", 1.0)
-    divisor = 1.0 + 0.1 * math.log(factor) * metadata.number(
-        ".rope.scaling.yarn_log_multiplier", 0.0, zero=True
-    )
+    multiplier = metadata.number(_LOG_MULTIPLIER, 0.0, zero=True)
+    divisor = 1.0 + 0.1 * math.log(factor) * multiplier
+    if not 0 < divisor < math.inf:
+        raise metadata.error(
+            _LOG_MULTIPLIER, f"is {multiplier:g}, which is too large for the factor {factor:g}"
+        )
     if (stretch, divisor) != (1.0, 1.0):
         found["attention_factor"] = stretch * (1.0 + 0.1 * math.log(factor)) / divisor
     return found
@@ -75,7 +79,8 @@ def _with_factors(
     file as such too, and not as the four numbers that they were made of.
     """
     if _SHORT in tensors.types and _LONG in tensors.types:
-        original = metadata.count(".rope.scaling.original_context_length")
+        # Its logarithm is a divisor.
+        original = metadata.count(".rope.scaling.original_context_length", low=2)
         stretch = context / original
         factor = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
         return found | {

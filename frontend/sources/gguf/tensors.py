@@ -57,11 +57,6 @@ class GgufTensors:
                 counts[self.format(name)] += self.types[name].num_elements()
         return tuple(name for name, _ in counts.most_common())
 
-    def raw(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor as they lie: `[..., bytes of a row]`, read-only."""
-        entry = self.header.entries[name]
-        return self._bytes[entry.begin : entry.end].reshape(*entry.shape[:-1], -1)
-
     def tensor(self, name: str) -> torch.Tensor:
         """The values of a tensor: a view where torch has its type, else a new float32 tensor.
 

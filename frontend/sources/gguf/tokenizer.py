@@ -19,6 +19,8 @@ _MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
 _SPACE: Final = "\u2581"
 _KINDS: Final = ("gpt2", "llama")
+_MAX_TOKEN_BYTES: Final = 4096
+"""Of one token: the merges that it implies take time in the square of its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def read_vocabulary(metadata: Metadata, vocab_size: int | None) -> Vocabulary | 
             where=f"{metadata.path}: {_MODEL}",
             hint=f"supported: {', '.join(_KINDS)}",
         )
-    tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(metadata.texts(_TOKENS))]
+    tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(_token_texts(metadata))]
     if vocab_size is not None and len(tokens) > vocab_size:
         raise metadata.error(_TOKENS, f"holds {len(tokens)} tokens, and the model has {vocab_size}")
     if len(set(tokens)) != len(tokens):
@@ -66,6 +68,19 @@ def read_vocabulary(metadata: Metadata, vocab_size: int | None) -> Vocabulary | 
     else:
         _scores(metadata, len(tokens))
     return Vocabulary(kind, tokens, types)
+
+
+def _token_texts(metadata: Metadata) -> list[str]:
+    texts = metadata.texts(_TOKENS)
+    for number, text in enumerate(texts):
+        size = len(text.encode())
+        if size > _MAX_TOKEN_BYTES:
+            raise metadata.error(
+                _TOKENS,
+                f"holds a token of {size} bytes (number {number}), expected {_MAX_TOKEN_BYTES}"
+                " or fewer",
+            )
+    return texts
 
 
 def _first_twice(tokens: Sequence[str]) -> str:

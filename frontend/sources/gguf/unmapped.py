@@ -1,4 +1,4 @@
-"""Keys of a model's architecture that nobody asked for: refused where they change its meaning."""
+"""Keys of a model's architecture that are not read: refused where they change its meaning."""
 
 from __future__ import annotations
 

@@ -15,13 +15,14 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import CheckpointError, PassError, UsageError
 from infc.ir.interpret import Interpreter
 from infc.ir.program import ModelSpec, Program, Value
+from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.text import parse_program, print_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.ir.weights import evaluate_weight
 from infc.passes import verification
 from infc.passes.base import PassContext, PassResult
-from infc.passes.methods import calibrate_weights
+from infc.passes.methods import calibrate_weights, gptq
 from infc.passes.methods.calibrate_weights import CalibrateWeights
 from infc.passes.methods.calibration import Calibration
 from infc.passes.methods.correction import Drift, correct
@@ -36,6 +37,7 @@ from infc.passes.pass_report import PipelineReport
 from infc.passes.pipeline import build_pipeline
 from infc.passes.quantize_weights import QuantizeWeights
 from infc.passes.samples import with_random_weights
+from infc.passes.whole_runs import WholeRuns
 
 from ..test_cut_runs import VOCAB, stack
 
@@ -71,8 +73,8 @@ def calibrated(program: Program, spill: SpillFile, **context: object) -> PassRes
     return GPTQ.run(program, PassContext(calibration=calibration, **context))  # type: ignore[arg-type]
 
 
-def parts_of(program: Program) -> dict[str, torch.Tensor]:
-    made = [weight for weight in program.weights.values() if weight.expr.op == "calibrated"]
+def parts_of(program: Program, op: str = "calibrated") -> dict[str, torch.Tensor]:
+    made = [weight for weight in program.weights.values() if weight.expr.op == op]
     return {weight.name: evaluate_weight(program, weight) for weight in made}
 
 
@@ -330,6 +332,38 @@ def test_inputs_that_are_not_finite_are_an_error_with_the_layer(
     bad = replace(program, loaders={**program.loaders, "checkpoint": spoilt})
     with pytest.raises(PassError, match=r"linear of layer 3 .*NaN or infinity"):
         calibrated(bad, spills())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(1e6, "too large for q4_0"), (1e-9, "would become 0 for q4_0")]
+)
+def test_a_matrix_outside_of_the_range_of_its_format_is_named(
+    value: float, message: str, spills: Callable[[], SpillFile]
+) -> None:
+    program = quantized("q4_0")
+    read = program.loaders["checkpoint"]
+
+    def spoilt(name: str) -> torch.Tensor:
+        return torch.full_like(read(name), value) if name == "layers.2.down" else read(name)
+
+    bad = replace(program, loaders={**program.loaders, "checkpoint": spoilt})
+    named = rf"layers\.2\.down.*: its largest .*{message}"
+    with pytest.raises(UsageError, match=named):
+        calibrated(bad, spills())
+    with pytest.raises(UsageError, match=named):
+        parts_of(bad, "codes")
+    plain, runs = with_random_weights(stack()), WholeRuns(QuantizedPairs())
+    runs.start(plain)
+    with pytest.raises(UsageError, match=f"^@{named}"):
+        runs.rebase(plain, bad, "quantize-weights")
+
+
+def test_codes_that_do_not_stand_for_the_rounded_values_are_an_error(
+    spills: Callable[[], SpillFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gptq, "decoded", lambda *_: torch.zeros(()))
+    with pytest.raises(PassError, match=r"^@.*: the codes do not stand for the rounded values"):
+        calibrated(quantized(), spills())
 
 
 def test_what_is_no_step_of_a_model_is_refused(spills: Callable[[], SpillFile]) -> None:

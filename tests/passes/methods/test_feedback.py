@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from infc.ir.errors import PassError
 from infc.ir.schemes import get_scheme
 from infc.ir.torch_threads import one_torch_thread
-from infc.passes.methods.feedback import Rounded, factorize, feed_back, round_to_nearest
+from infc.passes.methods.feedback import Rounded, factorize, feed_back
 from infc.passes.methods.gptq import decoded
 from infc.passes.methods.grids import GRIDS, Grid, Int4Grid
 from infc.passes.methods.hessians import TILE, hessian
@@ -34,6 +34,14 @@ def correlated(tokens: int, depth: int, seed: int) -> torch.Tensor:
 
 def matrix(rows: int, depth: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, depth, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def round_to_nearest(rows: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """What rows `[N, K]` are in a grid without feedback, in float32."""
+    state = grid.start(rows)
+    parts = rows.T.contiguous().split(grid.group or rows.shape[1])
+    values = [grid.round(one, state, grid.fit(one, state, None))[1] for one in parts]
+    return torch.cat(values).T
 
 
 def moments(inputs: torch.Tensor) -> torch.Tensor:
