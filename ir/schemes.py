@@ -74,6 +74,20 @@ SCHEMES: Final = {
 }
 """Every scheme by name."""
 
+NONE: Final = "none"
+"""The name of no scheme: a matrix stays as it is."""
+AUTO: Final = "auto"
+"""The name of a scheme that follows from others."""
+
+
+def is_quantizing(*names: str) -> bool:
+    """Whether any of these choices of schemes may quantize a matrix.
+
+    `NONE`, `AUTO` and an empty name do not by themselves; every other name counts, also a
+    misspelt one, which would otherwise be ignored instead of refused.
+    """
+    return any(name not in ("", NONE, AUTO) for name in names)
+
 
 def get_scheme(name: object) -> Scheme:
     """The scheme of that name; ProgramError if there is none."""

@@ -12,7 +12,7 @@ from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
 from ..ir.interpret import describe
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
-from ..ir.schemes import INT8, MAX_EXACT_DEPTH, SCHEMES, Scheme
+from ..ir.schemes import AUTO, INT8, MAX_EXACT_DEPTH, NONE, SCHEMES, Scheme, is_quantizing
 from ..ir.text import print_expr
 from ..ir.types import DType, TensorType
 from ..ir.weights import leaves
@@ -20,10 +20,6 @@ from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
 from .routers import nearest_linears, routers
 
-NONE = "none"
-"""The scheme that changes nothing."""
-AUTO = "auto"
-"""The scheme of an embedding that is chosen by what else reads its table."""
 _TOKENS = "input_ids"
 
 
@@ -65,15 +61,14 @@ class QuantizeWeights(Pass):
             self.scheme,
             self.head,
             self.embedding,
-            *(rule.partition("=")[2] for rule in self.rules.split()),
+            *(scheme for _, scheme in _parse_rules(self.rules)),
         }
         return max((SCHEMES[x].tolerance for x in named if x in SCHEMES), default=self.tolerance)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Quantise every matrix but routers and those that an option leaves alone."""
         rules = tuple(self._rules())
-        table = NONE if self.embedding == AUTO else self.embedding
-        if {self.scheme, self.head or NONE, table, *(scheme for _, scheme in rules)} == {NONE}:
+        if not rules and not is_quantizing(self.scheme, self.head, self.embedding):
             return finish(program, program, 0)
         choices = _Choices(program, self.scheme, rules, self.head, self.embedding)
         quantizing = _Quantizing(ProgramBuilder.from_program(program))
@@ -97,15 +92,18 @@ class QuantizeWeights(Pass):
     def _rules(self) -> Iterator[tuple[str, str]]:
         """Patterns and schemes, first those that are skipped; UsageError for an unknown scheme."""
         pairs = [(pattern, NONE) for pattern in self.skip.split()]
-        for rule in self.rules.split():
-            pattern, _, scheme = rule.rpartition("=")
-            pairs.append((pattern, scheme))
+        pairs += _parse_rules(self.rules)
         named = (self.scheme, *(scheme for _, scheme in pairs), self.head or NONE)
         for name in (*named, NONE if self.embedding == AUTO else self.embedding):
             if name != NONE and name not in SCHEMES:
                 known = ", ".join((NONE, *SCHEMES))
                 raise UsageError(f"unknown scheme {name}", where=self.name, hint=known)
         return ((pattern.removeprefix("@"), scheme) for pattern, scheme in pairs)
+
+
+def _parse_rules(text: str) -> list[tuple[str, str]]:
+    """Patterns and schemes of `pattern=scheme`, separated by spaces."""
+    return [(pattern, scheme) for pattern, _, scheme in (x.rpartition("=") for x in text.split())]
 
 
 _QUANTIZED = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}
