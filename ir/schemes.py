@@ -18,7 +18,10 @@ Quantizer = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 """Makes the codes and row scales of a matrix `[.., N, K]`."""
 
 MAX_EXACT_DEPTH: Final = 65536
-"""The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255."""
+"""The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255.
+
+The limit of rows of exact schemes. With groups, an integer sum has `GROUP` products.
+"""
 
 
 @dataclass(frozen=True, slots=True)

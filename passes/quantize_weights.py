@@ -258,7 +258,9 @@ class _Choices:
         if not kind.dtype.is_float:
             return "its matrix is quantised already"
         depth = kind.shape[-1]
-        if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
+        if not isinstance(depth, int):
+            return "its rows have no fixed length"
+        if scheme.is_exact and depth > MAX_EXACT_DEPTH:
             return f"its rows of {depth} are longer than int32 sums hold"
         return None
 

@@ -46,7 +46,9 @@ def check_matrix(codes: TensorType, scale: TensorType, depth: Dim, attrs: Attrs,
     """ProgramError unless codes of `[.., N, depth]` and their scales fit the scheme in `attrs`."""
     scheme = get_scheme(attrs["scheme"])
     _need(codes, scheme.weight.code_dtype, what)
-    if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
+    if not isinstance(depth, int):
+        raise ProgramError(f"{what} is {codes}: its rows have no fixed length")
+    if scheme.is_exact and depth > MAX_EXACT_DEPTH:
         raise ProgramError(f"{what} is {codes}: int32 sums hold {MAX_EXACT_DEPTH} products")
     plain = TensorType(DType.F32, (*codes.shape[:-1], depth))
     wanted = scheme.weight.code_type(plain)

@@ -174,6 +174,8 @@ def test_types_are_inferred_and_refused() -> None:
     }.items():
         with pytest.raises(ProgramError, match=match):
             linear.infer(types, attrs)
+    with pytest.raises(ProgramError, match="no fixed length"):
+        linear.infer([TensorType(DType.I8, (8, T)), TensorType(DType.F32, (8,)), *MATRIX], attrs)
     with pytest.raises(ProgramError, match="scheme"):
         linear.infer([*CODES, *MATRIX], attrs | {"scheme": "int3"})
     with pytest.raises(ProgramError, match="at least one"):

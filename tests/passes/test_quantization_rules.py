@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import UsageError
 from infc.ir.program import Program, WeightRef
-from infc.ir.schemes import NONE
+from infc.ir.schemes import MAX_EXACT_DEPTH, NONE, SCHEMES
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.passes.base import PassContext, PassResult
@@ -138,3 +138,18 @@ def test_the_first_pattern_decides_or_there_is_an_error(
             quantize(PROGRAM, **options)
     else:
         assert schemes(**options) == [next(iter(one)) for one in wanted]
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_only_sums_of_integers_limit_the_length_of_rows(scheme: str) -> None:
+    b = ProgramBuilder("deep")
+    b.symbol("T", 1, 64)
+    depth = MAX_EXACT_DEPTH + 8
+    x = b.input("x", TensorType(DType.F32, (Sym("T"), depth)))
+    b.output(b.emit("linear", x, b.weight("w", TensorType(DType.F32, (4, depth)))))
+    result = quantize(b.build(), scheme=scheme)
+    if SCHEMES[scheme].is_exact:
+        assert result.program.nodes[-1].op == "linear"
+        assert "its rows of 65544 are longer than int32 sums hold" in result.near_misses[0]
+    else:
+        assert result.program.nodes[-1].op == "scaled_linear"
