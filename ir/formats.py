@@ -107,10 +107,6 @@ class Format:
         """The type of the scales of its rows, `[.., N]`."""
         return TensorType(DType.F32, plain.shape[:-1])
 
-    def num_weights(self, codes: TensorType) -> int:
-        """How many weights codes stand for, with the last block of each row counted as full."""
-        return codes.num_elements() // self.block_bytes * self.group
-
     def bits_per_weight(self, depth: int) -> float:
         """Bits for each weight of a row of `depth`, scales included."""
         return (8 * -(-depth // self.group) * self.block_bytes + 32) / depth

@@ -106,6 +106,10 @@ def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
     return (TensorType(dtype, (*x.shape[:-1], w.shape[0])),)
 
 
+def _code_depths(types: Types, attrs: Attrs) -> Mapping[int, Dim]:
+    return {2: tensor(types, 0).shape[-1]}
+
+
 def scaled_linear_meaning(
     x: torch.Tensor,
     x_scale: torch.Tensor,
@@ -216,5 +220,6 @@ OPS = (
         (AttrSpec("dtype", AttrKind.DTYPE), SCHEME),
         cost_rule=_scaled_linear_cost,
         mixes=_mixes,
+        code_depths=_code_depths,
     ),
 )
