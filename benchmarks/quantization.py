@@ -14,9 +14,8 @@ from pathlib import Path
 
 import infc
 from infc.driver.evaluate import compare_on_text, evaluate_text
-from infc.ir.program import Node
-from infc.ir.schemes import get_scheme
-from infc.ir.types import TensorType
+from infc.ir.analyses import num_weights
+from infc.ir.program import WeightRef
 
 RECIPES = Path(__file__).parent.parent / "recipes/tiny"
 BUILDS: dict[str, dict[str, object]] = {
@@ -30,12 +29,6 @@ BUILDS: dict[str, dict[str, object]] = {
 }
 
 
-def num_weights(node: Node, matrix: TensorType) -> int:
-    """What a matrix has, or what its codes stand for."""
-    scheme = node.attrs.get("scheme")
-    return get_scheme(scheme).weight.num_weights(matrix) if scheme else matrix.num_elements()
-
-
 def bits_per_weight(artifact: infc.Artifact) -> float:
     """Of what the matrix products read: stored bits over the elements of the matrices."""
     from infc.ir.text import parse_program
@@ -45,10 +38,11 @@ def bits_per_weight(artifact: infc.Artifact) -> float:
     for node in program.nodes:
         if node.op not in ("linear", "scaled_linear"):
             continue
-        for ref in node.weights():
-            kind = program.weights[ref.name].type
-            bits += 8 * kind.num_bytes()
-            elements += num_weights(node, kind) if kind.rank == 2 else 0
+        for place, ref in enumerate(node.inputs):
+            if isinstance(ref, WeightRef):
+                kind = program.weights[ref.name].type
+                bits += 8 * kind.num_bytes()
+                elements += num_weights(program, node, place) if kind.rank == 2 else 0
     return bits / elements
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,11 @@ class HeldFormats:
         """As plain data, in the order of the program."""
         return [one.as_data() for one in self.formats.values()]
 
-    def add(self, node: NodeFacts, vocab_size: int) -> None:
-        """Count what a node reads and none before it did."""
+    def add(self, node: NodeFacts, tables: Set[str]) -> None:
+        """Count what a node reads and none before it did; `tables` have a row for each token."""
         fresh = [one for one in node.weights if one.name not in self._seen]
         self._seen.update(one.name for one in fresh)
-        main = [one for one in fresh if _is_matrix(node, one, vocab_size)]
+        main = [one for one in fresh if _is_matrix(node, one, tables)]
         place = OTHER
         if main:
             place = _place(node)
@@ -89,15 +90,18 @@ def held_formats(program: Program) -> HeldFormats:
     context = max(2, program.spec.max_context)
     facts = measure_program(program, Workload(batch=1, context=context, tokens=1))
     found = HeldFormats()
+    vocab_size = program.spec.vocab_size
+    kinds = {name: one.type for name, one in program.weights.items()}
+    tables = {name for name, one in kinds.items() if one.rank == 2 and one.shape[0] == vocab_size}
     for node in facts.nodes:
-        found.add(node, program.spec.vocab_size)
+        found.add(node, tables)
     return found
 
 
-def _is_matrix(node: NodeFacts, weight: WeightFacts, vocab_size: int) -> bool:
+def _is_matrix(node: NodeFacts, weight: WeightFacts, tables: Set[str]) -> bool:
     if node.kind == Kind.GATHER.value:
         # A table of positions is no embedding of tokens.
-        return weight.type.partition("[")[2].startswith(f"{vocab_size},")
+        return weight.name in tables and not weight.operand.endswith("scale")
     is_product = node.kind in _PRODUCTS
     return is_product and "bias" not in weight.operand and not weight.operand.endswith("scale")
 

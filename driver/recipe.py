@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ..ir.errors import RecipeError
 from ..ir.manifest import LEAST_CONTEXT
+from ..ir.schemes import is_quantizing
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
@@ -85,12 +86,16 @@ class _Section(BaseModel):
 SchemeName = Literal["none", "int8", "int4", "int8-token", "int4-token", "q8_0", "q4_0", "q4_1"]
 
 
+_PATTERN = r"^[^\s=]+$"
+"""Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
+
+
 class RuleSection(_Section):
     """The scheme of the matrices whose names match a pattern."""
 
     match: str = Field(
         min_length=1,
-        pattern=r"^[^\s=]+$",
+        pattern=_PATTERN,
         description="Name of a matrix, as `infc inspect` shows it, with or without `.weight`; `*`"
         " stands for any text, and `lm_head` for the output head.",
     )
@@ -122,8 +127,11 @@ class QuantizationSection(_Section):
     rules: list[RuleSection] = _key(
         [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
     )
-    skip: list[str] = _key(
-        [], "Names of matrices that are not quantized; `*` stands for any text.", unit="patterns"
+    skip: list[Annotated[str, Field(pattern=_PATTERN)]] = _key(
+        [],
+        "Names of matrices that are not quantized, whatever the rules say; `*` stands for any"
+        " text.",
+        unit="patterns",
     )
     head: Annotated[SchemeName | Literal["auto"], BeforeValidator(_head_choice)] = _key(
         "auto",
@@ -148,7 +156,8 @@ class QuantizationSection(_Section):
     @property
     def is_used(self) -> bool:
         """Whether any matrix may be quantized."""
-        return any(one != "none" for one in (self.scheme, *(rule.scheme for rule in self.rules)))
+        schemes = (rule.scheme for rule in self.rules)
+        return is_quantizing(self.scheme, self.head, self.embedding, *schemes)
 
     @property
     def head_scheme(self) -> str:
@@ -339,7 +348,7 @@ def load_recipe(
 
 
 def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
-    """RecipeError for options of a scheme where there is none."""
+    """RecipeError for options of a scheme where nothing is quantized."""
     if section.is_used:
         return
     unused = (
@@ -348,11 +357,12 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
         ("head", section.head != "auto"),
         ("embedding", section.embedding != "auto"),
         ("method", section.method != "nearest"),
+        ("calibration", "calibration" in section.model_fields_set),
     )
     for name, given in unused:
         if given:
             raise RecipeError(
-                f"quantization.{name} has no effect, because the scheme is none",
+                f"quantization.{name} has no effect, because nothing is quantized",
                 where=tree.place(("quantization", name)),
                 hint="set scheme: int8, or remove the key",
             )

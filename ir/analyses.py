@@ -11,6 +11,7 @@ from .interpret import describe
 from .ops import Cost, Kind, get_op
 from .ops.base import PagedLoad, is_token_dim
 from .program import Node, Program, Value
+from .types import TensorType
 
 ROW_SYMBOLS = ("T", "R")
 """The symbols that count tokens of a step, and rows of logits."""
@@ -136,6 +137,18 @@ def node_cost(
     load = load or StepLoad(1, bindings.get(ROW_SYMBOLS[0], 1))
     paged = PagedLoad(load.sequences, load.context, token_bytes(program, node))
     return op.cost(types, node.attrs, bindings, paged)
+
+
+def num_weights(program: Program, node: Node, place: int) -> int:
+    """How many numbers operand `place` of a node has; of codes `[.., N, width]`, `N * K`."""
+    types = [program.operand_type(operand) for operand in node.inputs]
+    kind = types[place]
+    rule = get_op(node.op).code_depths
+    depths = rule(types, node.attrs) if rule else {}
+    assert isinstance(kind, TensorType), "a number is no weight"
+    if place in depths:
+        kind = TensorType(kind.dtype, (*kind.shape[:-1], depths[place]))
+    return kind.num_elements()
 
 
 def token_bytes(program: Program, node: Node) -> int:

@@ -107,10 +107,6 @@ class Format:
         """The type of the scales of its rows, `[.., N]`."""
         return TensorType(DType.F32, plain.shape[:-1])
 
-    def num_weights(self, codes: TensorType) -> int:
-        """How many weights codes stand for, with the last block of each row counted as full."""
-        return codes.num_elements() // self.block_bytes * self.group
-
     def split(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of codes `[.., N, width]`, by name, each as `[.., N, blocks, count]`."""
         from .torch_types import to_torch

@@ -18,7 +18,10 @@ Quantizer = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 """Makes the codes and row scales of a matrix `[.., N, K]`."""
 
 MAX_EXACT_DEPTH: Final = 65536
-"""The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255."""
+"""The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255.
+
+The limit of rows of exact schemes. With groups, an integer sum has `GROUP` products.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,20 @@ SCHEMES: Final = {
     )
 }
 """Every scheme by name."""
+
+NONE: Final = "none"
+"""The name of no scheme: a matrix stays as it is."""
+AUTO: Final = "auto"
+"""The name of a scheme that follows from others."""
+
+
+def is_quantizing(*names: str) -> bool:
+    """Whether any of these choices of schemes may quantize a matrix.
+
+    `NONE`, `AUTO` and an empty name do not by themselves; every other name counts, also a
+    misspelt one, which would otherwise be ignored instead of refused.
+    """
+    return any(name not in ("", NONE, AUTO) for name in names)
 
 
 def get_scheme(name: object) -> Scheme:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ..ir.errors import UsageError
+from ..ir.schemes import is_quantizing
 from .base import PIPELINE_PHASES, Pass, make_pass
 from .common_subexpressions import CommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
@@ -313,13 +314,21 @@ def with_quantization(
     embedding: str = "auto",
     method: str = "nearest",
 ) -> Pipeline:
-    """The pipeline with the recipe's `quantization` in its pass; unchanged for the scheme none.
+    """The pipeline with the recipe's `quantization` in its pass; unchanged if no scheme is given.
 
     `rules` are patterns of names with their schemes; `head` and `embedding` are the schemes of the
     output head and of the table of tokens.
-    UsageError where the recipe has switched that pass off.
+    UsageError where the recipe has switched that pass off, and for `skip` or a `method` where
+    nothing is quantized.
     """
-    if {scheme, *(name for _, name in rules)} == {"none"}:
+    if not is_quantizing(scheme, head, embedding, *(name for _, name in rules)):
+        for name, given in (("skip", bool(skip)), ("method", method != NEAREST)):
+            if given:
+                raise UsageError(
+                    f"{name} has no effect, because nothing is quantized",
+                    where="quantization",
+                    hint=f"choose a scheme, or leave {name} out",
+                )
         return pipeline
     pipeline = pipeline.with_options(
         QuantizeWeights.name,

@@ -12,7 +12,7 @@ from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
 from ..ir.interpret import describe
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
-from ..ir.schemes import INT8, MAX_EXACT_DEPTH, SCHEMES, Scheme
+from ..ir.schemes import AUTO, INT8, MAX_EXACT_DEPTH, NONE, SCHEMES, Scheme, is_quantizing
 from ..ir.text import print_expr
 from ..ir.types import DType, TensorType
 from ..ir.weights import leaves
@@ -20,10 +20,6 @@ from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
 from .routers import nearest_linears, routers
 
-NONE = "none"
-"""The scheme that changes nothing."""
-AUTO = "auto"
-"""The scheme of an embedding that is chosen by what else reads its table."""
 _TOKENS = "input_ids"
 
 
@@ -34,11 +30,13 @@ class QuantizeWeights(Pass):
 
     `rules` are pairs `pattern=scheme`, separated by spaces: a matrix whose name matches gets the
     scheme of the first such pair, and the others get `scheme`. `skip` are patterns of matrices that
-    are not quantized. `head` is the scheme of the output head if no rule matches it; empty means
-    `scheme`. `embedding` is the scheme of a table in which tokens are looked up, which becomes
-    `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means that of the head if it is the same
-    matrix, so that both read the same codes, and int8 otherwise. Other tables are quantized if a
-    rule says so. A pattern matches the name of a weight, with or without `.weight`.
+    are not quantized, whatever the rules say. Each pattern must decide about a matrix, and both
+    matrices of a mixture of experts must get the same scheme. `head` is the scheme of the output
+    head if no rule matches it; empty means `scheme`. `embedding` is the scheme of a table in which
+    tokens are looked up, which becomes `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means
+    that of the head if it is the same matrix, so that both read the same codes, and int8 otherwise.
+    Other tables are quantized if a rule says so. A pattern matches the name of a weight, with or
+    without `.weight`.
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the scheme is none).
     Keeps: what the bits can say of a row: errors near 1 % of its largest value with 8, 8 % with 4.
@@ -65,17 +63,17 @@ class QuantizeWeights(Pass):
             self.scheme,
             self.head,
             self.embedding,
-            *(rule.partition("=")[2] for rule in self.rules.split()),
+            *(scheme for _, scheme in _parse_rules(self.rules)),
         }
         return max((SCHEMES[x].tolerance for x in named if x in SCHEMES), default=self.tolerance)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Quantise every matrix but routers and those that an option leaves alone."""
         rules = tuple(self._rules())
-        table = NONE if self.embedding == AUTO else self.embedding
-        if {self.scheme, self.head or NONE, table, *(scheme for _, scheme in rules)} == {NONE}:
+        if not rules and not is_quantizing(self.scheme, self.head, self.embedding):
             return finish(program, program, 0)
-        choices = _Choices(program, self.scheme, rules, self.head, self.embedding)
+        num_skipped = len(self.skip.split())
+        choices = _Choices(program, self.scheme, rules, num_skipped, self.head, self.embedding)
         quantizing = _Quantizing(ProgramBuilder.from_program(program))
         misses = []
         for node in program.nodes:
@@ -97,9 +95,7 @@ class QuantizeWeights(Pass):
     def _rules(self) -> Iterator[tuple[str, str]]:
         """Patterns and schemes, first those that are skipped; UsageError for an unknown scheme."""
         pairs = [(pattern, NONE) for pattern in self.skip.split()]
-        for rule in self.rules.split():
-            pattern, _, scheme = rule.rpartition("=")
-            pairs.append((pattern, scheme))
+        pairs += _parse_rules(self.rules)
         named = (self.scheme, *(scheme for _, scheme in pairs), self.head or NONE)
         for name in (*named, NONE if self.embedding == AUTO else self.embedding):
             if name != NONE and name not in SCHEMES:
@@ -108,27 +104,39 @@ class QuantizeWeights(Pass):
         return ((pattern.removeprefix("@"), scheme) for pattern, scheme in pairs)
 
 
+def _parse_rules(text: str) -> list[tuple[str, str]]:
+    """Patterns and schemes of `pattern=scheme`, separated by spaces."""
+    return [(pattern, scheme) for pattern, _, scheme in (x.rpartition("=") for x in text.split())]
+
+
 _QUANTIZED = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}
 """Ops that have a form over codes, and which of their operands are matrices."""
 
 
 class _Choices:
-    """Which scheme each matrix gets, or why it stays as it is."""
+    """Which scheme each matrix gets, or why it stays as it is.
+
+    `used` has the indices of rules that decided about a matrix, and `lost` those that matched one
+    without deciding, with a reason.
+    """
 
     def __init__(
         self,
         program: Program,
         scheme: str,
         rules: tuple[tuple[str, str], ...],
+        num_skipped: int,
         head: str,
         embedding: str,
     ) -> None:
         self.program = program
         self.scheme = scheme
         self.rules = rules
+        self.num_skipped = num_skipped
         self.head = head
         self.embedding = embedding
-        self.used: set[str] = set()
+        self.used: set[int] = set()
+        self.lost: dict[int, str] = {}
         self.routers = routers(program)
         self.heads = nearest_linears(program, [program.outputs[0]])
         self.of_tokens = {_TOKENS, *depends_only_on(program, [_TOKENS])}
@@ -186,30 +194,62 @@ class _Choices:
         return self._obstacle(self.table(node), SCHEMES[scheme]) or SCHEMES[scheme]
 
     def _choose_product(self, node: Node) -> Scheme | str:
-        if id(node) in self.routers:
-            return "it routes tokens to experts, where a small error is another expert"
         refs = [node.inputs[place] for place in _QUANTIZED[node.op]]
         is_head = id(node) in self.heads
-        found = [self._rule(ref.name, is_head) for ref in refs if isinstance(ref, WeightRef)]
-        rule = next(filter(None, found), None)
-        scheme, reason = self.scheme, "the scheme is none"
-        if rule is not None:
-            scheme, reason = rule[1], f"it matches {rule[0]}, which is left out"
-        elif is_head and self.head:
-            scheme, reason = self.head, "it is the head, which is left out"
+        if id(node) in self.routers:
+            return self._router(refs)
+        found = [self._scheme(ref, is_head) for ref in refs]
+        (scheme, reason), *others = found
+        if any(other != scheme for other, _ in others):
+            given = " and ".join(f"{a} is {b}" for a, (b, _) in zip(refs, found, strict=True))
+            raise UsageError(
+                f"{given}, but the matrices of a mixture of experts must have the same scheme",
+                where=QuantizeWeights.name,
+                hint="write a rule that matches both",
+            )
         if scheme == NONE:
             return reason
         chosen = SCHEMES[scheme]
         return next(filter(None, (self._obstacle(ref, chosen) for ref in refs)), chosen)
 
-    def _rule(self, name: str, is_head: bool) -> tuple[str, str] | None:
-        """The first rule for a matrix of that name; the head is also called `lm_head`."""
+    def _scheme(self, ref: Operand, is_head: bool) -> tuple[str, str]:
+        """The scheme of a matrix of a product, and what to say if it is none."""
+        rule = self._rule(ref.name, is_head) if isinstance(ref, WeightRef) else None
+        if rule is not None:
+            return rule[1], f"it matches {rule[0]}, which is left out"
+        if is_head and self.head:
+            return self.head, "it is the head, which is left out"
+        return self.scheme, "the scheme is none"
+
+    def _router(self, refs: list[Operand]) -> str:
+        """Why a router stays as it is; a rule that leaves it out has had its effect."""
+        for ref in refs:
+            for place in self._matching(ref.name, False) if isinstance(ref, WeightRef) else ():
+                if self.rules[place][1] == NONE:
+                    self.used.add(place)
+                else:
+                    self.lost.setdefault(place, f"{ref} routes tokens to experts")
+        return "it routes tokens to experts, where a small error is another expert"
+
+    def _matching(self, name: str, is_head: bool) -> list[int]:
+        """The rules for a matrix of that name; the head is also called `lm_head`."""
         names = [name, name.removesuffix(".weight"), *(["lm_head"] if is_head else [])]
-        matching = [
-            rule for rule in self.rules if any(fnmatch.fnmatchcase(one, rule[0]) for one in names)
+        return [
+            place
+            for place, (pattern, _) in enumerate(self.rules)
+            if any(fnmatch.fnmatchcase(one, pattern) for one in names)
         ]
-        self.used.update(pattern for pattern, _ in matching)
-        return matching[0] if matching else None
+
+    def _rule(self, name: str, is_head: bool) -> tuple[str, str] | None:
+        """The first rule for a matrix of that name."""
+        matching = self._matching(name, is_head)
+        if not matching:
+            return None
+        first, *others = matching
+        self.used.add(first)
+        for place in others:
+            self.lost.setdefault(place, f"{name} matches {self.rules[first][0]} before it")
+        return self.rules[first]
 
     def _obstacle(self, ref: Operand, scheme: Scheme) -> str | None:
         if not isinstance(ref, WeightRef):
@@ -218,14 +258,24 @@ class _Choices:
         if not kind.dtype.is_float:
             return "its matrix is quantised already"
         depth = kind.shape[-1]
-        if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
+        if not isinstance(depth, int):
+            return "its rows have no fixed length"
+        if scheme.is_exact and depth > MAX_EXACT_DEPTH:
             return f"its rows of {depth} are longer than int32 sums hold"
         return None
 
     def require_every_pattern_used(self, where: str) -> None:
-        """UsageError for a pattern that no matrix's name matches: nothing is ignored silently."""
-        for pattern, scheme in self.rules:
-            if pattern not in self.used:
+        """UsageError for a pattern that decides about no matrix: nothing is ignored silently."""
+        for place, (pattern, _) in enumerate(self.rules):
+            what = "skip" if place < self.num_skipped else "rules"
+            if place in self.lost and place not in self.used:
+                raise UsageError(
+                    f"{what}: {pattern} has no effect: {self.lost[place]}",
+                    where=where,
+                    hint="the first pattern that matches a name is used, those of skip before"
+                    " rules: put it first, or remove it",
+                )
+            if place not in self.used:
                 names = [
                     str(node.inputs[place]).removeprefix("@")
                     for node in self.program.nodes
@@ -233,7 +283,6 @@ class _Choices:
                     for place in _QUANTIZED.get(node.op, ())
                 ]
                 hint = f"names look like {', '.join(names[:3])}" if names else None
-                what = "skip" if scheme == NONE else "rules"
                 raise UsageError(f"{what}: no matrix is named {pattern}", where=where, hint=hint)
 
 

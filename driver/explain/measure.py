@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
-from ...ir.analyses import StepLoad, node_cost, node_label
+from ...ir.analyses import StepLoad, node_cost, node_label, num_weights
 from ...ir.errors import UsageError
 from ...ir.manifest import Limits
 from ...ir.ops import Cost, Kind, get_op
 from ...ir.ops.base import AFTER_LOWERING, Op
 from ...ir.program import Node, Program, Value, WeightRef
-from ...ir.schemes import get_scheme
 from ...ir.text import print_attr
-from ...ir.types import TensorType
 from .facts import (
     NO_COSTS,
     Costs,
@@ -141,17 +139,8 @@ def _weights(program: Program, node: Node, op: Op) -> Iterable[WeightFacts]:
                 operand=op.operands[min(place, len(op.operands) - 1)].rstrip("?*"),
                 type=str(kind),
                 num_bytes=kind.num_bytes(),
-                num_elements=_num_elements(node, kind),
+                num_elements=num_weights(program, node, place),
             )
-
-
-def _num_elements(node: Node, kind: TensorType) -> int:
-    """How many numbers a weight has; codes stand for as many as their scheme says."""
-    if "scheme" in node.attrs:
-        weight = get_scheme(node.attrs["scheme"]).weight
-        if kind.dtype is weight.code_dtype:
-            return weight.num_weights(kind)
-    return kind.num_elements()
 
 
 def _ops(nodes: Iterable[NodeFacts]) -> list[OpFacts]:

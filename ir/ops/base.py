@@ -11,7 +11,7 @@ from ..errors import ProgramError
 from ..plugins import load_plugins
 from ..program import Attr, Literal
 from ..shapes import parse_dim, spell_dim
-from ..types import DType, Sym, TensorType
+from ..types import Dim, DType, Sym, TensorType
 
 if TYPE_CHECKING:
     import torch
@@ -191,6 +191,7 @@ Meaning = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...] | None"]
 CostRule = Callable[[Types, Outputs, Attrs, Mapping[str, int]], Cost]
 PagedCostRule = Callable[[Types, Outputs, Attrs, Mapping[str, int], PagedLoad], Cost]
 MixRule = Callable[[Types, Outputs, Attrs, str], "str | None"]
+CodeDepthRule = Callable[[Types, Attrs], Mapping[int, Dim]]
 CanonicalRule = Callable[[Types, dict[str, Attr]], dict[str, Attr]]
 
 
@@ -225,6 +226,7 @@ class Op:
     trailing `*` on the last any number from one. `mixes` says how the op would mix rows of the
     token dimension (None: it does not). `effects` ops touch paged state and keep their order;
     `paged_cost` says what they move and compute there, beside their operands and results.
+    `code_depths` gives the K of operands that are codes of a matrix `[.., N, K]`, by place.
     """
 
     name: str
@@ -239,6 +241,7 @@ class Op:
     canonical: CanonicalRule = _keep
     effects: bool = False
     paged_cost: PagedCostRule | None = None
+    code_depths: CodeDepthRule | None = None
     phases: frozenset[str] = frozenset(PHASES)
     attr_specs: Mapping[str, AttrSpec] = field(init=False, repr=False, compare=False)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ProgramError
 from ..schemes import get_scheme
 from ..torch_types import from_torch
-from ..types import TensorType
+from ..types import Dim, TensorType
 from .base import (
     AttrKind,
     Attrs,
@@ -53,6 +53,12 @@ def _scaled_moe(types: Types, attrs: Attrs) -> Outputs:
     wide_up = TensorType(gate_up.dtype, (*gate_up.shape[:2], x.shape[1]))
     wide_down = TensorType(down.dtype, (*down.shape[:2], doubled // 2))
     return _check(types, wide_up, wide_down, types[7:], attrs)
+
+
+def _code_depths(types: Types, attrs: Attrs) -> Mapping[int, Dim]:
+    doubled = tensor(types, 3).shape[1]
+    assert isinstance(doubled, int), "types were inferred"
+    return {3: tensor(types, 0).shape[1], 5: doubled // 2}
 
 
 def _check(
@@ -225,5 +231,6 @@ OPS = (
         _scaled_moe_meaning,
         (SCHEME, *_GATE),
         cost_rule=_moe_cost,
+        code_depths=_code_depths,
     ),
 )

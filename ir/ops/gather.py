@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
 from ..schemes import get_scheme
-from ..types import DType, TensorType
+from ..types import Dim, DType, TensorType
 from .base import (
     AttrKind,
     Attrs,
@@ -55,6 +55,10 @@ def _scaled_embedding(types: Types, attrs: Attrs) -> Outputs:
     if not dtype.is_float:
         raise ProgramError(f"dtype is {dtype.value}, expected floating point")
     return (TensorType(dtype, (*ids.shape, width)),)
+
+
+def _code_depths(types: Types, attrs: Attrs) -> Mapping[int, Dim]:
+    return {0: int_attr(attrs, "width")}
 
 
 def scaled_embedding_meaning(
@@ -162,6 +166,7 @@ OPS = (
         (AttrSpec("dtype", AttrKind.DTYPE), SCHEME, AttrSpec("width", AttrKind.INT)),
         cost_rule=_scaled_rows_cost,
         mixes=_embedding_mixes,
+        code_depths=_code_depths,
     ),
     Op(
         "take",

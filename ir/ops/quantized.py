@@ -46,7 +46,9 @@ def check_matrix(codes: TensorType, scale: TensorType, depth: Dim, attrs: Attrs,
     """ProgramError unless codes of `[.., N, depth]` and their scales fit the scheme in `attrs`."""
     scheme = get_scheme(attrs["scheme"])
     _need(codes, scheme.weight.code_dtype, what)
-    if not isinstance(depth, int) or depth > MAX_EXACT_DEPTH:
+    if not isinstance(depth, int):
+        raise ProgramError(f"{what} is {codes}: its rows have no fixed length")
+    if scheme.is_exact and depth > MAX_EXACT_DEPTH:
         raise ProgramError(f"{what} is {codes}: int32 sums hold {MAX_EXACT_DEPTH} products")
     plain = TensorType(DType.F32, (*codes.shape[:-1], depth))
     wanted = scheme.weight.code_type(plain)
@@ -102,6 +104,10 @@ def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
         bias = need_float(tensor(types, 4, 1, "bias"), "bias")
         need_shape(bias, w.shape[:1], "bias")
     return (TensorType(dtype, (*x.shape[:-1], w.shape[0])),)
+
+
+def _code_depths(types: Types, attrs: Attrs) -> Mapping[int, Dim]:
+    return {2: tensor(types, 0).shape[-1]}
 
 
 def scaled_linear_meaning(
@@ -214,5 +220,6 @@ OPS = (
         (AttrSpec("dtype", AttrKind.DTYPE), SCHEME),
         cost_rule=_scaled_linear_cost,
         mixes=_mixes,
+        code_depths=_code_depths,
     ),
 )

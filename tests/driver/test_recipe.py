@@ -78,19 +78,27 @@ def test_values_arrive(tmp_path: Path) -> None:
         ),
         (
             "model: a\nquantization:\n  skip: ['*']",
-            r"yaml:3: quantization.skip has no effect, because the scheme is none",
+            r"yaml:3: quantization.skip has no effect, because nothing is quantized",
         ),
         (
             "model: a\nquantization:\n  scheme: none\n  head: false",
-            r"yaml:4: quantization.head has no effect, because the scheme is none",
+            r"yaml:4: quantization.head has no effect, because nothing is quantized",
         ),
         (
-            "model: a\nquantization:\n  embedding: int8",
-            r"yaml:3: quantization.embedding has no effect, because the scheme is none",
+            "model: a\nquantization:\n  embedding: false",
+            r"yaml:3: quantization.embedding has no effect, because nothing is quantized",
+        ),
+        (
+            "model: a\nquantization:\n  rules: [{match: '*', scheme: none}]",
+            r"yaml:3: quantization.rules has no effect, because nothing is quantized",
+        ),
+        (
+            "model: a\nquantization:\n  calibration: {tokens: 64}",
+            r"yaml:3: quantization.calibration has no effect, because nothing is quantized",
         ),
         (
             "model: a\nquantization:\n  method: gptq",
-            r"yaml:3: quantization.method has no effect, because the scheme is none",
+            r"yaml:3: quantization.method has no effect, because nothing is quantized",
         ),
         (
             "model: a\nquantization: {scheme: int4, method: awq}",

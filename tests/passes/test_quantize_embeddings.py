@@ -13,12 +13,12 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import UsageError
 from infc.ir.interpret import interpret
 from infc.ir.program import ModelSpec, Node, Program, Value, WeightExpr
-from infc.ir.schemes import SCHEMES
+from infc.ir.schemes import AUTO, NONE, SCHEMES
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.ir.weights import program_weights
 from infc.passes.base import PassContext, PassResult
-from infc.passes.quantize_weights import AUTO, NONE, QuantizeWeights
+from infc.passes.quantize_weights import QuantizeWeights
 from infc.passes.samples import with_random_weights
 from infc.passes.verification import Verifier
 
@@ -130,6 +130,19 @@ def test_tables_that_were_computed_stay_whatever_the_rule() -> None:
     b.output(b.emit("embedding", b.weight("cos", TensorType(DType.F32, (64, 8)), expr), positions))
     with pytest.raises(UsageError, match=r"no matrix is named \*"):
         quantize(b.build(), rules="*=int8")
+
+
+def test_the_scheme_of_a_rule_follows_the_last_equals_sign() -> None:
+    one = QuantizeWeights(scheme="int8", rules="a=b=int4")
+    assert one.allowed_error == SCHEMES["int4"].tolerance
+    with pytest.raises(UsageError, match="no matrix is named a=b"):
+        one.run(model(), PassContext())
+
+
+@pytest.mark.parametrize("options", [{"skip": "lost"}, {"rules": "lost=none"}])
+def test_patterns_need_a_match_if_nothing_is_quantized_too(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="no matrix is named lost"):
+        quantize(model(), scheme="none", **options)
 
 
 def test_a_misspelt_scheme_of_the_embedding_is_refused() -> None:

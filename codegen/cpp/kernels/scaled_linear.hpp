@@ -77,7 +77,8 @@ struct RowScales<Grouped<kBits, Scale, Minimum, kLevels>> {
 // null, y [M, N] (row stride ldy). An element is float(exact sum) * (row_scale * scale), plus the
 // bias, rounded once to TY; K <= 65536, so that no sum overflows. W is int8_t, or int4x2 for codes
 // of 4 bits. With a W of Grouped, row_scale is [M, ceil(K / 32)], and an element is the sum of
-// linear_groups_tile.hpp times scale, plus the bias. Needs product_scratch_bytes<W>(K) of scratch on each thread. No barrier inside.
+// linear_groups_tile.hpp times scale, plus the bias, for any K. Needs product_scratch_bytes<W>(K) of
+// scratch on each thread. No barrier inside.
 template <class W, class TY, class TB = TY>
 void scaled_linear(const Team& t, const int8_t* q, int64_t ldq, const float* row_scale,
                    const void* packed_w, const float* scale, const TB* bias, TY* y, int64_t ldy,

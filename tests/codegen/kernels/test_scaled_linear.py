@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infc.codegen.cpp.layout import BlockLayout, Layout, PanelLayout, weight_layout
 from infc.ir.formats import GROUP, Part
-from infc.ir.schemes import SCHEMES
+from infc.ir.schemes import MAX_EXACT_DEPTH, SCHEMES
 from infc.ir.types import DType
 
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, kernels, same_bits
@@ -321,6 +321,17 @@ def test_the_largest_sums_of_groups_are_exact(k8: Kernels, sign: int) -> None:
     exact = product(k8, q, one, matrix, None)
     assert exact[0].tolist() == [sign * 127 * depth * x for x in (-120, 105, 120, -105)]
     assert same_bits(run_linear(k8, q, one, matrix, None, 1)[1], exact)
+
+
+@pytest.mark.parametrize("name", [name for name, one in SCHEMES.items() if not one.is_exact])
+def test_rows_of_groups_may_be_longer_than_one_sum(k8: Kernels, name: str) -> None:
+    rng = np.random.default_rng(3)
+    depth = MAX_EXACT_DEPTH + 8
+    w = Matrix.draw(rng, name, 3, depth)
+    for m in (1, 9):  # streamed panels, and tiles of rows
+        q, rows = codes(rng, m, depth), drawn_rows(rng, name, m, depth)
+        exact = product(k8, q, rows, w, None)
+        assert same_bits(run_linear(k8, q, rows, w, None, 2)[1], exact)
 
 
 @settings(max_examples=40)

@@ -1,0 +1,88 @@
+"""What a recipe's `quantization` does to the pipeline: all that it says, or an error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.driver.optimize import build_recipe_pipeline
+from infc.driver.recipe import LoadedRecipe, Recipe, load_recipe
+from infc.ir.errors import RecipeError, UsageError
+from infc.ir.schemes import AUTO, NONE
+from infc.passes.pipeline import default_pipeline, with_quantization
+from infc.passes.quantize_weights import QuantizeWeights
+
+
+def load(**quantization: Any) -> LoadedRecipe:
+    return load_recipe("org/name", {"quantization": quantization})
+
+
+def pass_of(loaded: LoadedRecipe) -> QuantizeWeights:
+    found = [one for one in build_recipe_pipeline(loaded) if isinstance(one, QuantizeWeights)]
+    return found[0]
+
+
+CHOICES = st.sampled_from([NONE, "int8", "q4_0"])
+HEADS = CHOICES | st.just(AUTO)
+
+
+@given(CHOICES, HEADS, HEADS, st.lists(CHOICES, max_size=2))
+def test_every_scheme_that_is_given_reaches_the_pass(
+    scheme: str, head: str, embedding: str, schemes: list[str]
+) -> None:
+    rules = [{"match": f"m{place}", "scheme": one} for place, one in enumerate(schemes)]
+    # The section by itself: not every one of these may be loaded.
+    values = {"scheme": scheme, "head": head, "embedding": embedding, "rules": rules}
+    recipe = Recipe.model_validate({"model": "org/name", "quantization": values})
+    loaded = replace(load_recipe("org/name"), recipe=recipe)
+    used = bool({scheme, head, embedding, *schemes} - {NONE, AUTO})
+    assert recipe.quantization.is_used == used
+    made = pass_of(loaded)
+    if not used:
+        assert made == QuantizeWeights()
+        return
+    assert (made.scheme, made.embedding) == (scheme, embedding)
+    assert made.head == (head if head != AUTO else "int8" if scheme == "q4_0" else "")
+    assert made.rules == " ".join(f"m{place}={one}" for place, one in enumerate(schemes))
+
+
+@pytest.mark.parametrize("key", ["head", "embedding"])
+def test_a_head_or_an_embedding_alone_is_quantized(key: str) -> None:
+    loaded = load(default="none", **{key: "int8"}, skip=["model.layers.*"])
+    made = pass_of(loaded)
+    assert loaded.recipe.quantization.is_used
+    assert getattr(made, key) == "int8"
+    assert (made.scheme, made.skip) == (NONE, "model.layers.*")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("skip", ["*"]),
+        ("method", "gptq"),
+        ("calibration", {"tokens": 64}),
+        ("head", "none"),
+        ("embedding", False),
+        ("rules", [{"match": "*", "scheme": "none"}]),
+    ],
+)
+def test_what_cannot_take_effect_is_refused(key: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=f"quantization.{key} has no effect, .* nothing is quant"):
+        load(default="none", **{key: value})
+
+
+@pytest.mark.parametrize("given", [{"skip": ("*",)}, {"method": "gptq"}])
+def test_so_it_is_where_the_pipeline_is_built(given: dict[str, Any]) -> None:
+    name = next(iter(given))
+    with pytest.raises(UsageError, match=f"{name} has no effect, because nothing is quantized"):
+        with_quantization(default_pipeline(), scheme=NONE, **given)
+
+
+@pytest.mark.parametrize("pattern", ["* x", "", "a=b", "a\tb"])
+def test_a_pattern_that_is_skipped_is_one_word(pattern: str) -> None:
+    with pytest.raises(RecipeError, match=r"quantization\.skip\.0 cannot be"):
+        load(scheme="int8", skip=[pattern])

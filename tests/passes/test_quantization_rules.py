@@ -1,0 +1,155 @@
+"""Which rule decides about a matrix, and the errors of those that decide about none."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import UsageError
+from infc.ir.program import Program, WeightRef
+from infc.ir.schemes import MAX_EXACT_DEPTH, NONE, SCHEMES
+from infc.ir.types import DType, Sym, TensorType
+from infc.ir.verify import verify
+from infc.passes.base import PassContext, PassResult
+from infc.passes.quantize_weights import QuantizeWeights
+
+
+def experts() -> Program:
+    """A product, a mixture of experts with its router, and a head."""
+    b = ProgramBuilder("model")
+    b.symbol("T", 1, 64)
+    x = b.input("x", TensorType(DType.F32, (Sym("T"), 8)))
+
+    def weight(name: str, *shape: int) -> WeightRef:
+        return b.weight(name, TensorType(DType.F32, shape))
+
+    x = b.emit("linear", x, weight("o_proj.weight", 8, 8))
+    scores = b.emit("linear", x, weight("gate.weight", 4, 8))
+    best, index = b.add("topk", (scores,), {"k": 2}).outputs
+    moe = b.emit(
+        "moe",
+        *(x, index, best, weight("experts.gate_up", 4, 12, 8), weight("experts.down", 4, 8, 6)),
+        act="silu",
+    )
+    b.output(b.emit("linear", moe, weight("head.weight", 16, 8)))
+    return b.build()
+
+
+PROGRAM = experts()
+NAMES = {"o_proj": 0, "experts.gate_up": 1, "experts.down": 1, "head": 2}
+
+
+def quantize(program: Program, **options: str) -> PassResult:
+    result = QuantizeWeights(**options).run(program, PassContext())
+    verify(result.program)
+    return result
+
+
+def schemes(**options: str) -> list[str]:
+    """Of the product, the experts and the head."""
+    nodes = quantize(PROGRAM, **options).program.nodes
+    found = [node for node in nodes if node.op in ("linear", "scaled_linear", "moe", "scaled_moe")]
+    return [str(node.attrs.get("scheme", NONE)) for node in found if "gate.weight" not in str(node)]
+
+
+BOTH = r"@experts.gate_up is {} and @experts.down is {}, .* must have the same scheme"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rules": "*.gate_up=int4 *.down=int8"}, BOTH.format("int4", "int8")),
+        ({"rules": "*.down=int8"}, BOTH.format("none", "int8")),
+        ({"scheme": "int4", "rules": "*.down=int8"}, BOTH.format("int4", "int8")),
+        ({"scheme": "int4", "skip": "*.down"}, BOTH.format("int4", "none")),
+        ({"scheme": "int4", "skip": "*.gate_up"}, BOTH.format("none", "int4")),
+    ],
+)
+def test_matrices_of_a_mixture_have_one_scheme(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        quantize(PROGRAM, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"rules": "*.gate_up=int4 *.down=int4"}, [NONE, "int4", NONE]),
+        ({"scheme": "int8", "rules": "*.down=int8"}, ["int8"] * 3),
+        ({"scheme": "int8", "rules": "experts.*=int4"}, ["int8", "int4", "int8"]),
+        ({"scheme": "int8", "skip": "experts.*"}, ["int8", NONE, "int8"]),
+        ({"scheme": "int8", "skip": "gate"}, ["int8"] * 3),
+        ({"scheme": "int4", "skip": "o_proj", "rules": "lm_head=int8"}, [NONE, "int4", "int8"]),
+    ],
+)
+def test_rules_choose(options: dict[str, str], found: list[str]) -> None:
+    assert schemes(**options) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"rules": "*=int8 head=int4"},
+            r"rules: head has no effect: head.weight matches \* before",
+        ),
+        ({"rules": "head=int8 head=int4"}, "rules: head has no effect: .* matches head before"),
+        ({"skip": "head", "rules": "head=int8"}, "rules: head has no effect: .* matches head befo"),
+        ({"skip": "h* head"}, r"skip: head has no effect: head.weight matches h\* before it"),
+        ({"rules": "gate=int8"}, "rules: gate has no effect: @gate.weight routes tokens"),
+        ({"rules": "lost=none"}, "rules: no matrix is named lost"),
+    ],
+)
+def test_a_pattern_that_decides_nothing_is_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        quantize(PROGRAM, scheme="q8_0", **options)
+
+
+PATTERNS = st.sampled_from(["*", "o_proj", "experts.*", "*.down", "*.gate_up", "head", "h*", "x"])
+RULES = st.lists(st.tuples(PATTERNS, st.sampled_from([NONE, "int8", "int4"])), max_size=4)
+
+
+@settings(max_examples=50)
+@given(st.lists(PATTERNS, max_size=2), RULES, st.sampled_from([NONE, "q8_0"]))
+def test_the_first_pattern_decides_or_there_is_an_error(
+    skip: list[str], rules: list[tuple[str, str]], scheme: str
+) -> None:
+    every = [(pattern, NONE) for pattern in skip] + rules
+    decided = {}
+    for name in (*NAMES, "gate"):
+        matching = [i for i, (one, _) in enumerate(every) if fnmatch.fnmatchcase(name, one)]
+        decided[name] = matching[0] if matching else None
+    wanted = [
+        {scheme if at is None else every[at][1] for n, at in decided.items() if NAMES.get(n) == i}
+        for i in range(3)
+    ]
+    # A router stays as it is, whatever decides about it.
+    left = {i for i, (one, how) in enumerate(every) if one == "*" and how == NONE}
+    is_refused = len(wanted[1]) > 1 or any(
+        place not in {at for name, at in decided.items() if name != "gate"} | left
+        for place in range(len(every))
+    )
+    options = {"skip": " ".join(skip), "rules": " ".join(map("=".join, rules)), "scheme": scheme}
+    if is_refused:
+        with pytest.raises(UsageError):
+            quantize(PROGRAM, **options)
+    else:
+        assert schemes(**options) == [next(iter(one)) for one in wanted]
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_only_sums_of_integers_limit_the_length_of_rows(scheme: str) -> None:
+    b = ProgramBuilder("deep")
+    b.symbol("T", 1, 64)
+    depth = MAX_EXACT_DEPTH + 8
+    x = b.input("x", TensorType(DType.F32, (Sym("T"), depth)))
+    b.output(b.emit("linear", x, b.weight("w", TensorType(DType.F32, (4, depth)))))
+    result = quantize(b.build(), scheme=scheme)
+    if SCHEMES[scheme].is_exact:
+        assert result.program.nodes[-1].op == "linear"
+        assert "its rows of 65544 are longer than int32 sums hold" in result.near_misses[0]
+    else:
+        assert result.program.nodes[-1].op == "scaled_linear"
