@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
@@ -42,7 +42,9 @@ def _check_passes(value: Any) -> Any:
 
 
 def _scheme_alone(value: Any) -> Any:
-    if isinstance(value, dict) and "default" in value and "scheme" not in value:
+    if isinstance(value, dict) and "default" in value:
+        if "scheme" in value:
+            raise PydanticCustomError("scheme", "default and scheme are one key: give one of them")
         return {("scheme" if key == "default" else key): given for key, given in value.items()}
     return {"scheme": value} if isinstance(value, str) else value
 
@@ -133,12 +135,12 @@ class QuantizationSection(_Section):
         " text.",
         unit="patterns",
     )
-    head: Annotated[SchemeName | Literal["auto"], BeforeValidator(_head_choice)] = _key(
+    head: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = _key(
         "auto",
         "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits,"
         " and `scheme` otherwise. true means auto, false means none.",
     )
-    embedding: Annotated[SchemeName | Literal["auto"], BeforeValidator(_head_choice)] = _key(
+    embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = _key(
         "auto",
         "Scheme of the table of token embeddings; auto is that of the output head if both are the"
         " same matrix, which is then stored once, and int8 otherwise. true means auto, false means"
@@ -324,6 +326,10 @@ class LoadedRecipe:
     tree: YamlTree
 
 
+_SHORT_FOR: Final[Mapping[tuple[str, ...], str]] = {("quantization",): "scheme"}
+"""Sections that a text may stand for, and the key that it is the value of."""
+
+
 def load_recipe(
     source: str | os.PathLike[str] | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> LoadedRecipe:
@@ -341,7 +347,7 @@ def load_recipe(
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     for assignment in [overrides] if isinstance(overrides, str) else overrides:
-        tree.set_from_text(assignment)
+        tree.set_from_text(assignment, _SHORT_FOR)
     recipe = _validate(tree)
     _check_quantization(recipe.quantization, tree)
     return LoadedRecipe(recipe, directory, tree)
@@ -453,7 +459,8 @@ def _validate(tree: YamlTree) -> Recipe:
 
 
 def _explain(tree: YamlTree, error: ErrorDetails) -> RecipeError:
-    path: KeyPath = tuple(error["loc"])
+    # The last parts may be what a validator calls itself.
+    path: KeyPath = tuple(p for p in error["loc"] if not str(p).startswith("literal["))
     name, value = ".".join(map(str, path)), error["input"]
     where = tree.place(path)
     if error["type"] == "extra_forbidden":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from yaml.constructor import SafeConstructor
@@ -21,6 +22,7 @@ _MAX_DEPTH = 32
 _SCALARS = frozenset(
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")
 )
+_NOTHING: Final[Mapping[tuple[str, ...], str]] = {}
 
 
 @dataclass(slots=True)
@@ -37,8 +39,14 @@ class YamlTree:
                 return self.places[path[:length]]
         return None
 
-    def set_from_text(self, assignment: str) -> None:
-        """Applies `a.b=c`, as in `--set`; the value is read as YAML."""
+    def set_from_text(
+        self, assignment: str, short_for: Mapping[tuple[str, ...], str] = _NOTHING
+    ) -> None:
+        """Applies `a.b=c`, as in `--set`; the value is read as YAML.
+
+        Where `a` is a text that `short_for` knows, that text becomes the value of the key which it
+        is short for, and stays beside `b`; RecipeError for another text.
+        """
         option = f"--set {assignment}"
         dotted, equals, text = assignment.partition("=")
         path = tuple(dotted.strip().split("."))
@@ -46,9 +54,15 @@ class YamlTree:
             raise RecipeError("expected KEY=VALUE", where=option, hint="--set a.b=c")
         value = _parse(text, option, one_line=True)
         inner = self.data
-        for key in path[:-1]:
+        for depth, key in enumerate(path[:-1], 1):
             below = inner.get(key)
-            if not isinstance(below, dict):
+            if isinstance(below, str):
+                name = short_for.get(path[:depth])
+                if name is None:
+                    above = ".".join(path[:depth])
+                    raise RecipeError(f"{above} is {below!r}, which has no keys", where=option)
+                below = inner[key] = {name: below}
+            elif not isinstance(below, dict):
                 below = inner[key] = {}
             inner = below
         inner[path[-1]] = value.data.get("")

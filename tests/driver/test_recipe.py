@@ -215,7 +215,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("runtime..threads=3", "KEY=VALUE"),
         ("dtype=[", r"--set dtype=\[: not valid YAML"),
         ("dtype=float31", r"--set dtype=float31: dtype cannot be 'float31'"),
-        ("model.name=x", r"model cannot be \{'name': 'x'\}"),
+        ("model.name=x", r"model is 'a', which has no keys"),
         ("runtime=", r"--set runtime=: runtime cannot be None"),
     ],
 )

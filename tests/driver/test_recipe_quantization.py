@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,3 +87,43 @@ def test_so_it_is_where_the_pipeline_is_built(given: dict[str, Any]) -> None:
 def test_a_pattern_that_is_skipped_is_one_word(pattern: str) -> None:
     with pytest.raises(RecipeError, match=r"quantization\.skip\.0 cannot be"):
         load(scheme="int8", skip=[pattern])
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides"),
+    [
+        ("quantization: int4", ["quantization.method=gptq"]),
+        ("", ["quantization=int4", "quantization.method=gptq"]),
+        ("quantization: {default: int4}", ["quantization.method=gptq"]),
+    ],
+)
+def test_a_scheme_alone_stays_beside_other_keys(
+    written: str, overrides: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(f"model: here\n{written}\n")
+    for settings in (
+        overrides,
+        {key: value for key, _, value in (o.partition("=") for o in overrides)},
+    ):
+        section = load_recipe(path, settings).recipe.quantization
+        assert (section.scheme, section.method) == ("int4", "gptq")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=x"], "--set model.name=x: model is 'here', which has no keys"),
+        (["quantization={default: int4, scheme: int8}"], "default and scheme are one key"),
+        (["quantization={default: int4, head: int7}"], "quantization.head cannot be 'int7'"),
+        (["quantization={default: int4, head: int7}"], "'auto'"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("model: here\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    assert message in str(caught.value)
