@@ -18,8 +18,9 @@ from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.ir.weights import program_weights
 from infc.passes.base import PassContext, PassResult
-from infc.passes.quantize_weights import AUTO, NONE, QuantizeWeights
+from infc.passes.quantize_weights import QuantizeWeights
 from infc.passes.samples import with_random_weights
+from infc.passes.scheme_choices import AUTO, NONE
 from infc.passes.verification import Verifier
 
 VOCAB, WIDTH = 50, 40
