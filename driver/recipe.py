@@ -85,7 +85,9 @@ class _Section(BaseModel):
     )
 
 
-SchemeName = Literal["none", "int8", "int4", "int8-token", "int4-token", "q8_0", "q4_0", "q4_1"]
+SchemeName = Literal[
+    "none", "int8", "int4", "int8-token", "int4-token", "q8_0", "q4_0", "q4_1", "adopt"
+]
 
 
 _PATTERN = r"^[^\s=]+$"
@@ -124,7 +126,8 @@ class QuantizationSection(_Section):
         "int8: int8 weights and int8 activations in groups of 32 with a scale each; int4: the same"
         " with 4-bit weights; int8-token and int4-token: activations with one scale per token and"
         " exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1: the formats of"
-        " GGUF. `default` is another name of this key.",
+        " GGUF; adopt: matrices that a GGUF file holds in one of these are kept as they are, and"
+        " those that it holds in others become int8. `default` is another name of this key.",
     )
     rules: list[RuleSection] = _key(
         [], "Schemes of single matrices: the first rule whose pattern matches a name is used."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..ir.errors import CheckpointError
-from ..ir.program import WeightExpr
+from ..ir.program import WeightExpr, WeightLoader
 from ..ir.safetensors import MappedSafetensors
 from ..ir.types import DType, TensorType
 from ..ir.weights import checkpoint as checkpoint_leaf
@@ -44,7 +44,8 @@ class Checkpoint:
     `path` is the directory or file of the model. `parameters` says how the model's parameters are
     made of the tensors, where these do not have the names and layouts that the library reads.
     `stored_as` names the format that most weights lie in, where it is no element type;
-    `described_by` is what the configuration was read from, for messages.
+    `described_by` is what the configuration was read from, for messages. `packed` reads the codes
+    of a tensor that is stored in one of `GGUF_FORMATS`.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Checkpoint:
     parameters: Mapping[str, WeightExpr] | None = None
     stored_as: str | None = None
     described_by: str = "config.json"
+    packed: WeightLoader | None = None
 
     def tensor(self, name: str) -> torch.Tensor:
         """A read-only view of a published tensor; CheckpointError where there is none."""
@@ -65,6 +67,11 @@ class Checkpoint:
         if self.parameters is not None:
             return self.parameters
         return {name: checkpoint_leaf(name, kind) for name, kind in self.types.items()}
+
+    def loaders(self) -> dict[str, WeightLoader]:
+        """What reads the tensors for a program, by the leaves of its weight expressions."""
+        loaders: dict[str, WeightLoader] = {"checkpoint": self.tensor}
+        return loaders if self.packed is None else {**loaders, "packed": self.packed}
 
     def where(self, name: str) -> str:
         """The file and name of a tensor, for messages."""

@@ -59,7 +59,7 @@ def load_model(
     program = replace(
         program,
         symbols={"T": SymbolRange(1, step_tokens), "R": SymbolRange(1, logit_rows)},
-        loaders={**program.loaders, "checkpoint": checkpoint.tensor},
+        loaders={**program.loaders, **checkpoint.loaders()},
     )
     verify(program)
     check_attention_per_layer(program)

@@ -192,6 +192,9 @@ Q4_1: Final = Format(
 FORMATS: Final = {one.name: one for one in (I8, I8_G32, Q8_0, I4_G32, B4_G32, Q4_0, Q4_1)}
 """Every format by name."""
 
+GGUF_FORMATS: Final = {one.name: one for one in (Q8_0, Q4_0, Q4_1)}
+"""Those whose codes are the bytes of tensors in GGUF files, by the file's name in lower case."""
+
 
 def get_format(name: object) -> Format:
     """The format of that name; ProgramError if there is none."""

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-LEAVES: Final = {"checkpoint": "name", "data": "key", "calibrated": "key"}
+LEAVES: Final = {"checkpoint": "name", "data": "key", "calibrated": "key", "packed": "name"}
 """Expressions that are read by a loader of the program, and the attribute that names the tensor.
 
 `data` are constants of the model's code, `calibrated` what a method of quantization made of a
-weight: like those of a checkpoint, such tensors differ from layer to layer."""
+weight: like those of a checkpoint, such tensors differ from layer to layer. `packed` are the codes
+of a checkpoint tensor as its file has them."""
 
 WeightMeaning = Callable[[Sequence["torch.Tensor"], Attrs], "torch.Tensor"]
 WeightRule = Callable[[Sequence[TensorType], Attrs], TensorType]
@@ -64,12 +65,30 @@ def weight_op(name: str) -> WeightOp:
     return _OPS[name]
 
 
-def checkpoint(name: str, kind: TensorType | None = None) -> WeightExpr:
-    """The expression that reads a checkpoint tensor; its type where it is known."""
+def checkpoint(name: str, kind: TensorType | None = None, stored: str | None = None) -> WeightExpr:
+    """The expression that reads a checkpoint tensor; its type where it is known.
+
+    `stored` is the format of few bits that its file holds it in, such as q4_1.
+    """
     attrs: dict[str, Attr] = {"name": name}
     if kind is not None:
         attrs |= {"dtype": kind.dtype.value, "shape": tuple(_sizes(kind.shape))}
+    if stored is not None:
+        attrs["stored"] = stored
     return WeightExpr("checkpoint", (), attrs)
+
+
+def packed(name: str, stored: str, codes: TensorType) -> WeightExpr:
+    """The expression that reads the codes of a checkpoint tensor in the format of its file."""
+    attrs: dict[str, Attr] = {"name": name, "dtype": codes.dtype.value}
+    return WeightExpr(
+        "packed", (), {**attrs, "shape": tuple(_sizes(codes.shape)), "stored": stored}
+    )
+
+
+def ones(kind: TensorType) -> WeightExpr:
+    """The expression of a float32 tensor of ones, of the shape of a type."""
+    return WeightExpr("ones", (), {"shape": tuple(_sizes(kind.shape))})
 
 
 def leaves(expr: WeightExpr) -> list[WeightExpr]:
@@ -101,7 +120,8 @@ def _check_shape_of(op: WeightOp, expr: WeightExpr) -> None:
             raise ProgramError(f"weight op {op.name}: attribute {name} is missing")
     count = len(expr.inputs)
     if count != op.inputs if op.inputs is not None else count < 1:
-        raise ProgramError(f"weight op {op.name} takes {op.inputs or 'some'} inputs, given {count}")
+        wanted = "some" if op.inputs is None else op.inputs
+        raise ProgramError(f"weight op {op.name} takes {wanted} inputs, given {count}")
 
 
 def _leaf_type(expr: WeightExpr) -> TensorType | None:
@@ -291,6 +311,12 @@ def _slice(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
     return parts[0][(slice(None),) * dim + (slice(start, stop),)]
 
 
+def _ones(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    import torch
+
+    return torch.ones(_ints(attrs, "shape"))
+
+
 def _scalar_rule(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
     _number(attrs)
     if not kinds[0].dtype.is_float:
@@ -391,6 +417,13 @@ BUILTIN: Final = (
         lambda parts, attrs: get_scheme(attrs["scheme"]).quantize(parts[0])[1],
         lambda kinds, attrs: get_scheme(attrs["scheme"]).weight.scale_type(_matrix(kinds)),
         ("scheme",),
+    ),
+    WeightOp(
+        "ones",
+        _ones,
+        lambda kinds, attrs: TensorType(DType.F32, tuple(_ints(attrs, "shape"))),
+        ("shape",),
+        0,
     ),
     WeightOp("add", lambda parts, attrs: parts[0] + _number(attrs), _scalar_rule, ("value",)),
     WeightOp("mul", lambda parts, attrs: parts[0] * _number(attrs), _scalar_rule, ("value",)),

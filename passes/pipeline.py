@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..ir.errors import UsageError
 from ..ir.schemes import is_quantizing
+from .adopt_formats import AdoptFormats
 from .base import PIPELINE_PHASES, Pass, make_pass
 from .common_subexpressions import CommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
@@ -32,6 +33,7 @@ from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
 from .registry import get_pass
 from .remove_no_op import RemoveNoOp
+from .scheme_choices import ADOPT
 from .sink_logits_rows import SinkLogitsRows
 from .squeeze_unit_batch import SqueezeUnitBatch
 
@@ -48,6 +50,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
     ),
     "shard": (),
     "quantize": (
+        AdoptFormats(),  # before what would round the matrices that it keeps
         NarrowMatrices(),  # before quantisers, which then read 16 bits instead of 32
         QuantizeWeights(),  # its scheme is the recipe's; none by default
         CalibrateWeights(),  # of what that has made; its method is the recipe's
@@ -330,14 +333,16 @@ def with_quantization(
                     hint=f"choose a scheme, or leave {name} out",
                 )
         return pipeline
-    pipeline = pipeline.with_options(
-        QuantizeWeights.name,
-        scheme=scheme,
-        rules=" ".join(f"{pattern}={name}" for pattern, name in rules),
-        skip=" ".join(skip),
-        head=head,
-        embedding=embedding,
-    )
+    options = {
+        "scheme": scheme,
+        "rules": " ".join(f"{pattern}={name}" for pattern, name in rules),
+        "skip": " ".join(skip),
+        "head": head,
+        "embedding": embedding,
+    }
+    pipeline = pipeline.with_options(QuantizeWeights.name, **options)
+    if ADOPT in {scheme, head, embedding, *(name for _, name in rules)}:
+        pipeline = pipeline.with_options(AdoptFormats.name, **options)
     if method == NEAREST:
         return pipeline
     return pipeline.with_options(CalibrateWeights.name, method=method)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from ..ir.ops import Kind, get_op
 from ..ir.program import Operand, Program, Value
 
+_PRODUCTS: Final = ("linear", "scaled_linear")
 
-def nearest_linears(program: Program, operands: Sequence[Operand]) -> set[int]:
-    """The ids of the nearest linears that these operands are computed from."""
+
+def nearest_products(program: Program, operands: Sequence[Operand]) -> set[int]:
+    """The ids of the nearest products, of whatever form, that these operands are computed from."""
     producers = program.producers()
     found: set[int] = set()
     seen: set[str] = set()
@@ -20,7 +23,7 @@ def nearest_linears(program: Program, operands: Sequence[Operand]) -> set[int]:
         if node is None or value.name in seen:
             continue
         seen.add(value.name)
-        if node.op == "linear":
+        if node.op in _PRODUCTS:
             found.add(id(node))
         else:
             pending.extend(node.values())
@@ -30,4 +33,4 @@ def nearest_linears(program: Program, operands: Sequence[Operand]) -> set[int]:
 def routers(program: Program) -> set[int]:
     """The ids of the linears that choose experts for tokens, and weigh them."""
     experts = [node for node in program.nodes if get_op(node.op).kind is Kind.EXPERTS]
-    return nearest_linears(program, [x for node in experts for x in node.inputs[1:3]])
+    return nearest_products(program, [x for node in experts for x in node.inputs[1:3]])

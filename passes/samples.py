@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ..ir.formats import GGUF_FORMATS, Format, get_format
 from ..ir.program import Program, Value, Weight, WeightLoader, WeightRef
 from ..ir.quantized_pairs import QuantizedPairs
-from ..ir.schemes import Quantizer
+from ..ir.schemes import Quantizer, get_scheme
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, Sym, TensorType, evaluate_dim
 from ..ir.weights import LEAVES, evaluate_expr, leaves
@@ -70,15 +71,19 @@ class SampleWeights:
     programs: tuple[Program, ...]
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
     leaf_types: dict[str, TensorType] = field(default_factory=dict)
+    _stored: dict[str, str] = field(default_factory=dict)
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
     _pairs: QuantizedPairs = field(init=False)
     _read: WeightLoader = field(init=False)
+    _read_packed: WeightLoader = field(init=False)
 
     def __post_init__(self) -> None:
         self._pairs = QuantizedPairs(quantizers=self.quantizers)
         self._read = self.leaf  # one object: pairs are told apart by who reads them
+        self._read_packed = self.packed
         for program in self.programs:
             for weight in program.weights.values():
+                self.learn_types(weight)
                 if weight.expr.op == "checkpoint":
                     self.leaf_types[str(weight.expr.attrs["name"])] = weight.type
 
@@ -87,26 +92,58 @@ class SampleWeights:
         weight = program.weights[name]
         self.learn_types(weight)
         loaders = {"data": self._read, **program.loaders, "checkpoint": self._read}
+        loaders["packed"] = self._read_packed
         return evaluate_expr(widened(weight.expr), loaders, self._pairs)
 
     def learn_types(self, weight: Weight) -> None:
-        """Remember the types that the leaves of a weight's expression give."""
+        """Remember the types and formats that the leaves of a weight's expression give."""
         for leaf in leaves(weight.expr):
             dtype, shape = leaf.attrs.get("dtype"), leaf.attrs.get("shape")
             if isinstance(dtype, str) and isinstance(shape, tuple):
                 sizes = tuple(size for size in shape if isinstance(size, int))
-                self.leaf_types[str(leaf.attrs[LEAVES[leaf.op]])] = TensorType(DType(dtype), sizes)
+                name, stored = str(leaf.attrs[LEAVES[leaf.op]]), str(leaf.attrs.get("stored"))
+                kind = TensorType(DType(dtype), sizes)
+                if stored in GGUF_FORMATS:
+                    self._stored[name] = stored
+                if leaf.op == "packed":
+                    kind = _widened_type(kind, get_format(stored))
+                self.leaf_types[name] = kind
 
     def leaf(self, name: str) -> torch.Tensor:
         """A random checkpoint tensor, kept for the other side of the region that reads it."""
-        if name not in self._kept:
-            tensor = self._make(name)
+        return self._keep(name, self._make)
+
+    def packed(self, name: str) -> torch.Tensor:
+        """The codes of that tensor in the format that a file would hold it in."""
+        return self._keep(name, self._pack, "packed ")
+
+    def _keep(
+        self, name: str, make: Callable[[str], torch.Tensor], prefix: str = ""
+    ) -> torch.Tensor:
+        key = prefix + name
+        if key not in self._kept:
+            tensor = make(name)
             if sum(t.numel() for t in self._kept.values()) + tensor.numel() > MAX_KEPT_ELEMENTS:
                 self._kept.clear()
-            self._kept[name] = tensor
-        return self._kept[name]
+            self._kept[key] = tensor
+        return self._kept[key]
 
     def _make(self, name: str) -> torch.Tensor:
+        """Random numbers, on the grid of the format where the tensor is stored in one."""
+        import torch
+
+        if name not in self._stored:
+            return self._draw(name)
+        codes, kind = self.packed(name), self.leaf_types[name]
+        depth = kind.num_elements() // max(1, math.prod(codes.shape[:-1]))
+        form = get_format(self._stored[name])
+        return form.decode(codes, torch.ones(codes.shape[:-1]), depth).to(to_torch(kind.dtype))
+
+    def _pack(self, name: str) -> torch.Tensor:
+        scheme = get_scheme(self._stored[name])
+        return self.quantizers.get(scheme.name, scheme.quantize)(self._draw(name))[0]
+
+    def _draw(self, name: str) -> torch.Tensor:
         """Random rows of about unit length, or a vector around 1."""
         import torch
 
@@ -132,7 +169,15 @@ def with_random_weights(program: Program) -> Program:
     sample = SampleWeights((program,))
     for weight in program.weights.values():
         sample.learn_types(weight)
-    return replace(program, loaders={**program.loaders, "checkpoint": sample.leaf})
+    loaders = {**program.loaders, "checkpoint": sample.leaf, "packed": sample.packed}
+    return replace(program, loaders=loaders)
+
+
+def _widened_type(codes: TensorType, form: Format) -> TensorType:
+    """The type of a matrix whose codes are of that type; its rows are whole blocks."""
+    width = codes.shape[-1]
+    assert isinstance(width, int)
+    return TensorType(DType.F32, (*codes.shape[:-1], width // form.block_bytes * form.group))
 
 
 def sample_inputs(

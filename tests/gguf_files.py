@@ -6,7 +6,7 @@ Names of tensors are those that the gguf package gives to the parameters of tran
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,22 @@ What is set here is what a GGUF file cannot state, as every model of its kind ha
 """
 
 
-def make_gguf(name: str, path: Path, *, tokenizer: bool = False, **overrides: Any) -> Any:
-    """Writes the file of that name, its tensors in float32, and returns the model in it."""
+Stored = Callable[[str], gguf.GGMLQuantizationType | None]
+"""Gives the format that a matrix of that name is stored in; None for float32."""
+
+
+def make_gguf(
+    name: str,
+    path: Path,
+    *,
+    tokenizer: bool = False,
+    stored: Stored = lambda _: None,
+    **overrides: Any,
+) -> Any:
+    """Writes the file of that name, and returns the model in it.
+
+    Tensors are in float32, but matrices of whole blocks in the format that `stored` says.
+    """
     arch, settings = FILES[name]
     layers = {} if name in ("smollm3", "gemma3") else {"num_hidden_layers": 2}
     model = make_model(arch, **{**layers, **settings, **overrides})
@@ -81,7 +95,11 @@ def make_gguf(name: str, path: Path, *, tokenizer: bool = False, **overrides: An
     else:
         writer.add_tokenizer_model("none")
     for tensor, value in tensors_of(model):
-        writer.add_tensor(tensor, value.detach().contiguous().numpy())
+        array, kind = value.detach().contiguous().numpy(), stored(tensor)
+        if kind is None or array.ndim == 1 or array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            writer.add_tensor(tensor, array)
+        else:
+            writer.add_tensor(tensor, gguf.quants.quantize(array, kind), raw_dtype=kind)
     finish(writer)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...ir.formats import get_format
 from ...ir.program import Node, Program, hidden_width
 from ...ir.weights import leaves
 from .facts import AttentionFacts, ShapeFacts
@@ -57,10 +58,13 @@ def _leaf_sizes(program: Program) -> Iterator[tuple[str, int]]:
         for ref in node.weights():
             for leaf in leaves(program.weights[ref.name].expr):
                 shape = leaf.attrs.get("shape")
-                if leaf.op != "checkpoint" or not isinstance(shape, tuple):
+                if leaf.op not in ("checkpoint", "packed") or not isinstance(shape, tuple):
                     continue
                 count = 1
                 for size in shape:
                     assert isinstance(size, int)
                     count *= size
+                if leaf.op == "packed":
+                    form = get_format(leaf.attrs["stored"])
+                    count = count // form.block_bytes * form.group
                 yield str(leaf.attrs["name"]), count

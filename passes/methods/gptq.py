@@ -246,6 +246,8 @@ def decoded(scheme: str, parts: Mapping[str, torch.Tensor], depth: int) -> torch
 
 def _reason(matrix: QuantizedMatrix) -> str | None:
     """Why a matrix is not calibrated; None where it is."""
+    if matrix.is_adopted:
+        return "its codes are those of the file"
     if matrix.source is None:
         return "its codes are not made of one matrix"
     if matrix.input is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...ir.builder import ProgramBuilder, remove_dead_code
 from ...ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
 from ...ir.types import Dim, TensorType
-from ...ir.weights import infer_weight
+from ...ir.weights import infer_weight, leaves
 from ..match import adopt_name
 
 
@@ -18,7 +18,8 @@ class QuantizedMatrix:
 
     `name` is its own in the plain program, where `input` is what multiplies it (None: a mixture's
     experts). `source` is what it is made of (None where that is not known any more), `parts` has
-    the entries by part. `is_table` is whether rows are looked up in the same entries.
+    the entries by part. `is_table` is whether rows are looked up in the same entries, `is_adopted`
+    whether the codes are those of the file.
     """
 
     name: str
@@ -27,6 +28,7 @@ class QuantizedMatrix:
     parts: Mapping[str, str]
     input: Value | None
     is_table: bool = False
+    is_adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,10 @@ class _Plain:
         places = {"codes": codes.name, "scales": scales.name}
         scheme = str(node.attrs["scheme"])
         is_table = str(codes) in self.tables
-        self.matrices.setdefault(name, QuantizedMatrix(name, scheme, source, places, x, is_table))
+        is_adopted = any(leaf.op == "packed" for leaf in leaves(entry.expr))
+        self.matrices.setdefault(
+            name, QuantizedMatrix(name, scheme, source, places, x, is_table, is_adopted)
+        )
         # Without a source never evaluated: whoever runs the plain program gives its matrices.
         expr = source or WeightExpr("checkpoint", (), {"name": name})
         if source is not None and infer_weight(source) != kind:

@@ -20,7 +20,7 @@ from infc.ir.program import Program
 from infc.ir.verify import verify
 from infc.ir.weights import evaluate_expr, evaluate_weight, infer_weight, leaves
 
-from ..gguf_files import FILES, finish, make_gguf, tensors_of, write_metadata
+from ..gguf_files import FILES, finish, make_gguf
 from .oracle import ROWS, captured_logits, no_log, prompt, relative_error
 
 TOLERANCE = 1e-5
@@ -181,18 +181,7 @@ def test_blocks_are_widened_as_the_package_does(
 
 def quantized(path: Path, kind: GGMLQuantizationType) -> None:
     """A llama whose matrices are in a format."""
-    from ..checkpoints import make_model
-
-    model = make_model("llama", num_hidden_layers=2)
-    writer = gguf.GGUFWriter(path, "llama")
-    write_metadata(writer, model.config)
-    for name, value in tensors_of(model):
-        array = value.detach().contiguous().numpy()
-        if array.ndim == 1:
-            writer.add_tensor(name, array)
-            continue
-        writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-    finish(writer)
+    make_gguf("llama", path, stored=lambda _: kind)
 
 
 def test_packed_weights_are_their_documented_values(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_added_passes_keep_the_order_of_phases_and_of_arrival() -> None:
 
     names = default_pipeline().placed(Shard()).placed(Early()).placed(Anywhere()).names()
     at = names.index("early")
-    assert names[at : at + 3] == ["early", "shard-it", "narrow-matrices"]
+    assert names[at : at + 3] == ["early", "shard-it", "adopt-formats"]
     assert names[names.index("anywhere") + 1] == "lower-kv"
 
 

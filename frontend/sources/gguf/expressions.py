@@ -35,7 +35,7 @@ def parameter_expressions(
     found: dict[str, WeightExpr] = {}
     experts: dict[str, dict[str, WeightExpr]] = {}
     for name in sorted(tensors.types.keys() - set(ROPE_TENSORS)):
-        leaf = checkpoint(name, tensors.types[name])
+        leaf = checkpoint(name, tensors.types[name], tensors.stored(name))
         match = _LAYER.fullmatch(name)
         if match is None:
             found[_top(name, tensors)] = _shifted(leaf, "norm" in name, architecture)

@@ -17,7 +17,7 @@ from .architectures import architecture_of
 from .configs import config_entries
 from .expressions import parameter_expressions
 from .metadata import Metadata
-from .tensors import GgufTensors
+from .tensors import PLAIN, GgufTensors
 from .tokenizer import (
     Vocabulary,
     chat_templates,
@@ -29,7 +29,6 @@ from .tokenizer import (
 from .unmapped import check_unmapped
 
 _SPLIT = "split.count"
-_PLAIN = ("F32", "F16", "BF16")
 
 
 class GgufSource:
@@ -67,7 +66,7 @@ class GgufSource:
             entries["num_key_value_heads"],
         )
         formats = tensors.main_formats()
-        packed = [name for name in formats if name not in _PLAIN]
+        packed = [name for name in formats if name not in PLAIN]
         return Checkpoint(
             self.path,
             tensors.types,
@@ -75,6 +74,7 @@ class GgufSource:
             parameters,
             stored_as=" and ".join(formats[:2]) if packed else None,
             described_by="its metadata",
+            packed=tensors.packed,
         )
 
     def check_tokenizer(self, vocab_size: int | None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....ir.errors import CheckpointError, UnsupportedModelError
+from ....ir.formats import GGUF_FORMATS
 from ....ir.types import DType, TensorType
 from .header import Entry, Header, read_header
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gguf.constants import GGMLQuantizationType
 
 # What torch reads as it lies. All else that has values is given as float32.
-_PLAIN: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
+PLAIN: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 _CHUNK_BYTES: Final = 1 << 18
 """How much is widened at a time: the intermediate arrays stay in the processor's cache."""
 
@@ -41,13 +42,17 @@ class GgufTensors:
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._kinds = _kinds(self.header, path)
         self.types: Mapping[str, TensorType] = {
-            name: TensorType(_PLAIN.get(self._kinds[entry.type_id].name, DType.F32), entry.shape)
+            name: TensorType(PLAIN.get(self._kinds[entry.type_id].name, DType.F32), entry.shape)
             for name, entry in self.header.entries.items()
         }
 
     def format(self, name: str) -> str:
         """The name of a tensor's format, such as Q4_K."""
         return self._kinds[self.header.entries[name].type_id].name
+
+    def stored(self, name: str) -> str | None:
+        """The format of a tensor in lower case; None where its elements are plain numbers."""
+        return None if self.format(name) in PLAIN else self.format(name).lower()
 
     def main_formats(self) -> tuple[str, ...]:
         """The formats of the matrices, that of the most elements first."""
@@ -57,6 +62,36 @@ class GgufTensors:
                 counts[self.format(name)] += self.types[name].num_elements()
         return tuple(name for name, _ in counts.most_common())
 
+    def packed(self, name: str) -> torch.Tensor:
+        """The codes `[..., bytes of a row]` of a tensor in one of `GGUF_FORMATS`, a view.
+
+        Nothing may be written to it. CheckpointError where there is none of that name, or one of
+        its scales or minima is no finite number.
+        """
+        entry = self.header.entries.get(name)
+        form = GGUF_FORMATS.get("" if entry is None else str(self.stored(name)))
+        if entry is None or form is None:
+            raise CheckpointError(f"has no packed tensor {name}", where=str(self.path))
+        blocks = self._bytes[entry.begin : entry.end].reshape(-1, form.block_bytes)
+        for part in form.parts:
+            if part.dtype is DType.F16:
+                found = blocks[:, part.offset : part.offset + part.num_bytes].copy()
+                if not np.isfinite(found.view("<f2")).all():
+                    raise CheckpointError(
+                        f"a {part.name} of its blocks is NaN or infinite",
+                        where=f"{self.path}: tensor {name}",
+                        hint="the file is damaged; download it again",
+                    )
+        return self._codes(entry)
+
+    def _codes(self, entry: Entry) -> torch.Tensor:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # see `_view`
+            data = torch.from_numpy(self._bytes[entry.begin : entry.end])
+        return data.reshape(*entry.shape[:-1], -1)
+
     def tensor(self, name: str) -> torch.Tensor:
         """The values of a tensor: a view where torch has its type, else a new float32 tensor.
 
@@ -65,7 +100,7 @@ class GgufTensors:
         entry = self.header.entries.get(name)
         if entry is None:
             raise CheckpointError(f"tensor {name} is missing", where=str(self.path))
-        if self.format(name) in _PLAIN:
+        if self.format(name) in PLAIN:
             return self._view(entry)
         return self._widen(entry)
 
@@ -129,7 +164,7 @@ def _kinds(header: Header, path: Path) -> dict[int, GGMLQuantizationType]:
     for entry in header.entries.values():
         if entry.type_id not in kinds:
             kinds[entry.type_id] = kind = GGMLQuantizationType(entry.type_id)
-            if kind.name not in _PLAIN and not _has_values(kind):
+            if kind.name not in PLAIN and not _has_values(kind):
                 raise UnsupportedModelError(
                     f"is stored as {kind.name}, which is not supported",
                     where=f"{path}: tensor {entry.name}",

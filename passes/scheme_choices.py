@@ -1,0 +1,254 @@
+"""Which scheme each matrix of a program gets: by rules, or as head, table or any other product."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..ir.analyses import depends_only_on
+from ..ir.errors import UsageError
+from ..ir.program import Node, Operand, Program, WeightExpr, WeightRef
+from ..ir.schemes import AUTO, INT8, MAX_EXACT_DEPTH, NONE, SCHEMES, Scheme, is_quantizing
+from ..ir.text import print_expr
+from ..ir.weights import leaves
+from .base import Pass
+from .routers import nearest_products, routers
+
+ADOPT: Final = "adopt"
+"""The scheme of a matrix that a file holds in a format of ours: its codes are kept."""
+_TOKENS = "input_ids"
+
+QUANTIZED: Final = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}
+"""Ops that have a form over codes, and which of their operands are matrices."""
+_CODED: Final = {"scaled_linear": (2,), "scaled_moe": (3, 5), "scaled_embedding": (0,)}
+"""The forms over codes, and which of their operands are these."""
+
+Pick = Callable[[Node, str, Sequence[Operand]], Scheme | str]
+"""Told a node, the name of the scheme that was chosen for it (not `none`) and its matrices, gives
+the scheme, or why the matrices stay as they are."""
+
+
+@dataclass(frozen=True)
+class SchemePass(Pass):
+    """A pass that chooses schemes by the options that `QuantizeWeights` describes."""
+
+    scheme: str = NONE
+    rules: str = ""
+    skip: str = ""
+    head: str = ""
+    embedding: str = AUTO
+
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Patterns and schemes, first those that are skipped; UsageError for an unknown scheme."""
+        pairs = [(pattern, NONE) for pattern in self.skip.split()] + _parse_rules(self.rules)
+        known = (NONE, ADOPT, *SCHEMES)
+        for name in (*self.named(), *(scheme for _, scheme in pairs)):
+            if name not in known:
+                raise UsageError(f"unknown scheme {name}", where=self.name, hint=", ".join(known))
+        return tuple((pattern.removeprefix("@"), scheme) for pattern, scheme in pairs)
+
+    def named(self) -> set[str]:
+        """Every scheme that an option names."""
+        table = NONE if self.embedding == AUTO else self.embedding
+        rules = (scheme for _, scheme in _parse_rules(self.rules))
+        return {self.scheme, self.head or NONE, table, *rules}
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any option says something of a matrix."""
+        return bool(self.pairs()) or is_quantizing(self.scheme, self.head, self.embedding)
+
+
+def _parse_rules(text: str) -> list[tuple[str, str]]:
+    """Patterns and schemes of `pattern=scheme`, separated by spaces."""
+    return [(pattern, scheme) for pattern, _, scheme in (x.rpartition("=") for x in text.split())]
+
+
+class SchemeChoices:
+    """Which scheme each matrix gets, or why it stays as it is.
+
+    `options` are those of the pass; `pick` has the last word on a scheme that was chosen. `used`
+    has the indices of rules that decided about a matrix, and `lost` those that matched one without
+    deciding, with a reason.
+    """
+
+    def __init__(self, program: Program, options: SchemePass, pick: Pick) -> None:
+        self.program = program
+        self.scheme = options.scheme
+        self.rules = options.pairs()
+        self.num_skipped = len(options.skip.split())
+        self.head = options.head
+        self.embedding = options.embedding
+        self.pick = pick
+        self.where = options.name
+        self.used: set[int] = set()
+        self.lost: dict[int, str] = {}
+        self.routers = routers(program)
+        self.heads = nearest_products(program, [program.outputs[0]])
+        self.of_tokens = {_TOKENS, *depends_only_on(program, [_TOKENS])}
+        self.products: dict[str, Node] = {}
+        for node in program.nodes:
+            if node.op == "linear" and isinstance(ref := node.inputs[1], WeightRef):
+                self.products.setdefault(self._matrix(ref), node)
+
+    def choose(self, node: Node) -> Scheme | str | None:
+        """The scheme of a matrix, or why it stays as it is; None for an op that reads none."""
+        for place in _CODED.get(node.op, ()):  # a rule for what is in codes already has its use
+            name = str(node.inputs[place]).removeprefix("@").removesuffix(".codes")
+            self._rule(name, id(node) in self.heads)
+        if node.op == "embedding":
+            return self._choose_table(node)
+        return self._choose_product(node) if node.op in QUANTIZED else None
+
+    def table(self, node: Node) -> WeightRef:
+        """The matrix that an embedding looks up rows in: under the name that a product reads."""
+        ref = node.inputs[0]
+        assert isinstance(ref, WeightRef)
+        product = self._product(ref)
+        shared = ref if product is None else product.inputs[1]
+        assert isinstance(shared, WeightRef)
+        return shared
+
+    def _product(self, table: WeightRef) -> Node | None:
+        """The first product that multiplies by the matrix that a table is."""
+        return self.products.get(self._matrix(table))
+
+    def _matrix(self, ref: WeightRef) -> str:
+        """What a matrix is before its type is changed: in codes, both are the same matrix."""
+        expr = self.program.weights[ref.name].expr
+        while expr.op == "cast":
+            (expr,) = expr.inputs
+        return print_expr(expr)
+
+    def _choose_table(self, node: Node) -> Scheme | str | None:
+        """As `choose`; None as well for a table that was computed when compiling."""
+        ref = node.inputs[0]
+        if not isinstance(ref, WeightRef) or not _is_stored(self.program.weights[ref.name].expr):
+            return None
+        rule = self._rule(ref.name, is_head=False)
+        scheme, reason = ADOPT if self.scheme == ADOPT else INT8.name, ""
+        if rule is not None:
+            scheme, reason = rule[1], f"it matches {rule[0]}, which is left out"
+        elif getattr(node.inputs[1], "name", None) not in self.of_tokens:
+            return "no tokens are looked up in it"
+        elif self.embedding != AUTO:
+            scheme, reason = self.embedding, "it is the embedding, which is left out"
+        elif (product := self._product(ref)) is not None:
+            chosen = self._choose_product(product)
+            return chosen if isinstance(chosen, Scheme) else f"a product reads it, and {chosen}"
+        elif self.scheme == NONE:
+            scheme, reason = NONE, "the scheme is none"
+        if scheme == NONE:
+            return reason
+        return self._picked(node, scheme, [self.table(node)])
+
+    def _choose_product(self, node: Node) -> Scheme | str:
+        refs = [node.inputs[place] for place in QUANTIZED[node.op]]
+        is_head = id(node) in self.heads
+        if id(node) in self.routers:
+            return self._router(refs)
+        found = [self._scheme(ref, is_head) for ref in refs]
+        (scheme, reason), *others = found
+        if any(other != scheme for other, _ in others):
+            given = " and ".join(f"{a} is {b}" for a, (b, _) in zip(refs, found, strict=True))
+            raise UsageError(
+                f"{given}, but the matrices of a mixture of experts must have the same scheme",
+                where=self.where,
+                hint="write a rule that matches both",
+            )
+        return reason if scheme == NONE else self._picked(node, scheme, refs)
+
+    def _picked(self, node: Node, scheme: str, matrices: Sequence[Operand]) -> Scheme | str:
+        chosen = self.pick(node, scheme, matrices)
+        obstacles = (self._obstacle(ref, chosen) for ref in matrices)
+        return next(filter(None, obstacles), chosen)
+
+    def _scheme(self, ref: Operand, is_head: bool) -> tuple[str, str]:
+        """The scheme of a matrix of a product, and what to say if it is none."""
+        rule = self._rule(ref.name, is_head) if isinstance(ref, WeightRef) else None
+        if rule is not None:
+            return rule[1], f"it matches {rule[0]}, which is left out"
+        if is_head and self.head:
+            return self.head, "it is the head, which is left out"
+        return self.scheme, "the scheme is none"
+
+    def _router(self, refs: Sequence[Operand]) -> str:
+        """Why a router stays as it is; a rule that leaves it out has had its effect."""
+        for ref in refs:
+            for place in self._matching(ref.name, False) if isinstance(ref, WeightRef) else ():
+                if self.rules[place][1] == NONE:
+                    self.used.add(place)
+                else:
+                    self.lost.setdefault(place, f"{ref} routes tokens to experts")
+        return "it routes tokens to experts, where a small error is another expert"
+
+    def _matching(self, name: str, is_head: bool) -> list[int]:
+        """The rules for a matrix of that name; the head is also called `lm_head`."""
+        names = [name, name.removesuffix(".weight"), *(["lm_head"] if is_head else [])]
+        return [
+            place
+            for place, (pattern, _) in enumerate(self.rules)
+            if any(fnmatch.fnmatchcase(one, pattern) for one in names)
+        ]
+
+    def _rule(self, name: str, is_head: bool) -> tuple[str, str] | None:
+        """The first rule for a matrix of that name."""
+        matching = self._matching(name, is_head)
+        if not matching:
+            return None
+        first, *others = matching
+        self.used.add(first)
+        for place in others:
+            self.lost.setdefault(place, f"{name} matches {self.rules[first][0]} before it")
+        return self.rules[first]
+
+    def _obstacle(self, ref: Operand, chosen: Scheme | str) -> str | None:
+        if not isinstance(ref, WeightRef):
+            return "its matrix is computed"
+        kind = self.program.weights[ref.name].type
+        if not kind.dtype.is_float:
+            return "its matrix is quantised already"
+        depth = kind.shape[-1]
+        if not isinstance(depth, int):
+            return "its rows have no fixed length"
+        if isinstance(chosen, Scheme) and chosen.is_exact and depth > MAX_EXACT_DEPTH:
+            return f"its rows of {depth} are longer than int32 sums hold"
+        return None
+
+    def require_every_pattern_used(self, where: str) -> None:
+        """UsageError for a pattern that decides about no matrix: nothing is ignored silently."""
+        for place, (pattern, _) in enumerate(self.rules):
+            what = "skip" if place < self.num_skipped else "rules"
+            if place in self.lost and place not in self.used:
+                raise UsageError(
+                    f"{what}: {pattern} has no effect: {self.lost[place]}",
+                    where=where,
+                    hint="the first pattern that matches a name is used, those of skip before"
+                    " rules: put it first, or remove it",
+                )
+            if place not in self.used:
+                names = [
+                    str(node.inputs[place]).removeprefix("@")
+                    for node in self.program.nodes
+                    if node.op != "embedding"
+                    for place in QUANTIZED.get(node.op, ())
+                ]
+                hint = f"names look like {', '.join(names[:3])}" if names else None
+                raise UsageError(f"{what}: no matrix is named {pattern}", where=where, hint=hint)
+
+
+def stored_formats(exprs: Iterable[WeightExpr]) -> set[str]:
+    """The formats of few bits in which a file holds what these expressions read."""
+    found = (leaf.attrs.get("stored") for expr in exprs for leaf in leaves(expr))
+    return {str(one) for one in found if one is not None}
+
+
+def matrix_exprs(program: Program, matrices: Sequence[Operand]) -> list[WeightExpr]:
+    """The expressions of operands that are entries of the weight table."""
+    return [program.weights[ref.name].expr for ref in matrices if isinstance(ref, WeightRef)]
+
+
+def _is_stored(expr: WeightExpr) -> bool:
+    return any(leaf.op == "checkpoint" for leaf in leaves(expr))
