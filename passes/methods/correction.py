@@ -5,7 +5,8 @@ products from those that the source model has at the same place, `|W X - Q Y|`, 
 inputs and `Y` those that quantised matrices before it give. The matrix that does so without any
 rounding is `W + W (X - Y) Y.T (Y Y.T)^-1`; feedback then rounds that one. It is found by ridge
 regression here, and only a part of the way is gone: a text of a few thousand tokens says little
-about some thousand columns.
+about some thousand columns. Where that does not help on windows that were left out, nothing is
+moved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from .hessians import TILE, cross_moments
 if TYPE_CHECKING:
     import torch
 
+HELD_OUT: Final = 4
+"""Each so-many-th window is left out of the regression, and says whether its result holds."""
+_TESTED_ROWS: Final = 2048
 RIDGE: Final = 0.2
 """What is added to the diagonal of the regression, as a share of its mean."""
 
@@ -30,6 +34,22 @@ class Drift:
 
     source: Sequence[torch.Tensor]
     quantized: Sequence[torch.Tensor]
+
+    def parts(self, every: int) -> tuple[Drift, Drift]:
+        """Two parts of the windows: all but each `every`-th one, and those."""
+        fitted, held = (
+            [i for i in range(len(self.source)) if (i % every == every - 1) == is_held]
+            for is_held in (False, True)
+        )
+        return self._of(fitted), self._of(held)
+
+    def _of(self, windows: Sequence[int]) -> Drift:
+        return Drift([self.source[i] for i in windows], [self.quantized[i] for i in windows])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all windows."""
+        return sum(one.numel() // one.shape[-1] for one in self.source)
 
     @property
     def is_zero(self) -> bool:
@@ -56,6 +76,33 @@ class Correction:
         if self.shift is None:
             return rows + self.added[place][first : first + len(rows)]
         return rows + rows @ self.shift
+
+
+def reduces_error(
+    matrices: Sequence[torch.Tensor], found: Correction, drift: Drift, pool: Executor
+) -> bool:
+    """Whether matrices that are moved come nearer to the results of the source model.
+
+    By the relative squared errors of the tokens in `drift`, which should not be those that the
+    correction was found on: some tokens have values a thousand times as large as others. Of large
+    matrices the first rows are enough to tell.
+    """
+
+    rows = [matrix[:_TESTED_ROWS].float() for matrix in matrices]
+    moved = [found.of(place, one) for place, one in enumerate(rows)]
+
+    def errors(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float]:
+        source, quantized = (one.reshape(-1, one.shape[-1]) for one in pair)
+        before = after = 0.0
+        for one, other in zip(rows, moved, strict=True):
+            wanted = source @ one.T
+            sizes = wanted.square().sum(1).double().clamp_min(1e-30)
+            before += float(((wanted - quantized @ one.T).square().sum(1) / sizes).sum())
+            after += float(((wanted - quantized @ other.T).square().sum(1) / sizes).sum())
+        return before, after
+
+    pairs = list(pool.map(errors, zip(drift.source, drift.quantized, strict=True)))
+    return sum(after for _, after in pairs) < sum(before for before, _ in pairs)
 
 
 def correct(

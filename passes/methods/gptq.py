@@ -14,7 +14,7 @@ from ...ir.schemes import get_scheme
 from ...ir.text import print_expr
 from ...ir.weights import evaluate_weight
 from .calibration import Calibration
-from .correction import Correction, Drift, correct
+from .correction import HELD_OUT, Correction, Drift, correct, reduces_error
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
 from .grids import GRIDS, BlockGrid
 from .hessians import hessian
@@ -127,10 +127,11 @@ class Gptq:
         assert x is not None
         matrices = [evaluate_weight(self.plain.program, one.matrix.name) for one in group]
         inputs = runs.get(x)
-        moments = hessian(inputs, self.pool)
-        correction = None
+        correction, moments = None, None
         if source is not None:
-            correction = self._correction(matrices, Drift(source.get(x), inputs), moments)
+            correction, moments = self._correction(matrices, Drift(source.get(x), inputs))
+        if moments is None:
+            moments = hessian(inputs, self.pool)
         try:
             factor = factorize(moments, self.damping)
         except PassError as error:
@@ -151,11 +152,22 @@ class Gptq:
             self._done_work += place.work
 
     def _correction(
-        self, matrices: Sequence[torch.Tensor], drift: Drift, moments: torch.Tensor
-    ) -> Correction | None:
+        self, matrices: Sequence[torch.Tensor], drift: Drift
+    ) -> tuple[Correction | None, torch.Tensor | None]:
+        """How matrices are moved, if that helps in windows that it was not found on; and the
+        Hessian of all windows where it was computed."""
         if drift.is_zero:
-            return None
-        return correct(matrices, drift, moments, self.correction, self.pool)
+            return None, None
+        fitted, held = drift.parts(HELD_OUT)
+        moments = hessian(fitted.quantized, self.pool)
+        found = correct(matrices, fitted, moments, self.correction, self.pool)
+        if not held.source:
+            return found, moments
+        share = held.num_tokens / (held.num_tokens + fitted.num_tokens)
+        whole = (1 - share) * moments + share * hessian(held.quantized, self.pool)
+        if found is not None and not reduces_error(matrices, found, held, self.pool):
+            found = None
+        return found, whole
 
     def _make(
         self, place: _Place, source: Callable[[int], torch.Tensor], factor: Factor, *, keep: bool

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.ir.torch_threads import one_torch_thread
-from infc.passes.methods.correction import RIDGE, Correction, Drift, correct
+from infc.passes.methods.correction import RIDGE, Correction, Drift, correct, reduces_error
 from infc.passes.methods.hessians import TILE, cross_moments, hessian
 
 
@@ -93,3 +93,26 @@ def test_inputs_that_are_not_finite_have_no_correction() -> None:
     with ThreadPoolExecutor(1) as pool:
         moments = hessian(drift.quantized, pool)
         assert correct(matrices((4,), 8, 1), drift, moments, 0.5, pool) is None
+
+
+def test_a_correction_is_tested_on_windows_that_it_was_not_found_on() -> None:
+    """One that is found in noise makes up for nothing elsewhere; one of a real drift does."""
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    matrix, gain = random(24, 64), torch.eye(64) + 0.1 * random(64, 64) / 8
+    source = [random(48, 64) for _ in range(8)]
+    noisy = Drift(source, [one + 0.3 * random(48, 64) for one in source])
+    drifted = Drift(source, [one @ gain for one in source])
+    with ThreadPoolExecutor(1) as pool:
+        for drift, few, helps in ((noisy, 1, False), (drifted, 6, True)):
+            fitted, held = drift.parts(4)
+            assert len(fitted.source) == 6 and len(held.source) == 2
+            assert held.quantized[0] is drift.quantized[3]
+            fitted = Drift(fitted.source[:few], fitted.quantized[:few])
+            found = correct([matrix], fitted, hessian(fitted.quantized, pool), 1.0, pool)
+            assert found is not None
+            assert reduces_error([matrix], found, held, pool) == helps
+            assert reduces_error([matrix], found, fitted, pool)
