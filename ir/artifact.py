@@ -320,22 +320,34 @@ class ArtifactWriter:
         self._lock = FileLock(lock_path(self.destination), timeout=1)
 
     def __enter__(self) -> ArtifactWriter:
-        with self._explained(), uninterrupted():
-            self._check_replaceable()
-            try:
-                self.destination.parent.mkdir(parents=True, exist_ok=True)
-            except FileExistsError as error:  # what mkdir says of a file in its way
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
-            sweep(self.destination.parent)
-            self._acquire()
-            try:
-                prefix = partial_prefix(self.destination)
-                self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.destination.parent))
-                self.path.chmod(0o777 & ~umask())  # mkdtemp makes it private
-            except BaseException:
-                self._release()
-                raise
+        is_made = False
+        try:
+            with self._explained(), uninterrupted():
+                self._check_replaceable()
+                try:
+                    self.destination.parent.mkdir(parents=True, exist_ok=True)
+                except FileExistsError as error:  # what mkdir says of a file in its way
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+                sweep(self.destination.parent)
+                self._acquire()
+                try:
+                    prefix = partial_prefix(self.destination)
+                    self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=self.destination.parent))
+                    is_made = True
+                    self.path.chmod(0o777 & ~umask())  # mkdtemp makes it private
+                except BaseException:
+                    self._release()
+                    raise
+        except BaseException:
+            if is_made:  # an interrupt that came meanwhile is raised behind it
+                self._remove()
+            raise
         return self
+
+    def _remove(self) -> None:
+        with uninterrupted():
+            shutil.rmtree(self.path, ignore_errors=True)  # gone already after a commit
+            self._release()
 
     def __exit__(
         self,
@@ -343,9 +355,7 @@ class ArtifactWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with uninterrupted():
-            shutil.rmtree(self.path, ignore_errors=True)  # gone already after a commit
-            self._release()
+        self._remove()
         if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
             raise self._cannot_write(error) from error
 
