@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from ..ir.errors import RecipeError
 from ..ir.manifest import LEAST_CONTEXT
@@ -21,8 +20,9 @@ from ..ir.schemes import is_quantizing
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
+from .recipe_errors import explain
 from .texts import CALIBRATION, EVALUATION
-from .yaml_tree import KeyPath, YamlTree, read_yaml
+from .yaml_tree import YamlTree, read_yaml
 
 
 def _key(default: Any, doc: str, *, unit: str | None = None, **limits: Any) -> Any:
@@ -311,13 +311,6 @@ class Recipe(_Section):
 
 
 # What later versions will take: refused by name, so that nobody wonders about the spelling.
-_NOT_BUILT: dict[KeyPath, frozenset[str]] = {
-    ("backend",): frozenset({"triton", "tensorrt", "onnx"}),
-    ("dtype",): frozenset({"float16", "float8", "float64"}),
-    ("quantization", "method"): frozenset({"awq", "smoothquant", "rotate", "hqq"}),
-    ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),
-    ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,50 +451,4 @@ def _validate(tree: YamlTree) -> Recipe:
         details = error.errors(include_url=False, include_context=True)
         # A key that is mistyped is both unknown and missing: what stands there says more.
         details.sort(key=lambda one: one["type"] != "extra_forbidden")
-        raise _explain(tree, details[0]) from None
-
-
-def _explain(tree: YamlTree, error: ErrorDetails) -> RecipeError:
-    # The last parts may be what a validator calls itself.
-    path: KeyPath = tuple(p for p in error["loc"] if not str(p).startswith("literal["))
-    name, value = ".".join(map(str, path)), error["input"]
-    where = tree.place(path)
-    if error["type"] == "extra_forbidden":
-        return RecipeError(f"unknown key {name!r}", where=where, hint=_nearest_key(path))
-    if error["type"] == "missing":
-        return RecipeError(f"the key {name!r} is missing", where=where, hint=f"{name}: ...")
-    if isinstance(value, str) and value in _NOT_BUILT.get(path, ()):
-        built = error["ctx"]["expected"]
-        return RecipeError(
-            f"{name}: {value} is not supported", where=where, hint=f"supported: {built}"
-        )
-    if error["type"] == "literal_error":
-        known = error["ctx"]["expected"]
-        return RecipeError(f"{name} cannot be {value!r}", where=where, hint=f"choose {known}")
-    if error["type"] in ("model_type", "dict_type"):
-        return RecipeError(f"{name} cannot be {value!r}: expected a mapping", where=where)
-    problem = error["msg"][:1].lower() + error["msg"][1:]
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-    return RecipeError(f"{name} cannot be {shown}: {problem}", where=where)
-
-
-def _nearest_key(path: KeyPath) -> str:
-    """A suggestion: the key of that section spelt most alike, else of any, else the list."""
-    every = list(_all_keys(Recipe))
-    prefix = "".join(f"{part}." for part in path[:-1])
-    here = [key[len(prefix) :] for key in every if key.startswith(prefix)]
-    here = [key for key in here if "." not in key]
-    word = str(path[-1])
-    if close := difflib.get_close_matches(word, here, n=1, cutoff=0.5):
-        return f"did you mean {prefix + close[0]!r}?"
-    by_last_word = {key.rpartition(".")[2]: key for key in every}
-    if close := difflib.get_close_matches(word, by_last_word, n=1, cutoff=0.6):
-        return f"did you mean {by_last_word[close[0]]!r}?"
-    return f"known: {', '.join(here)}"
-
-
-def _all_keys(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    for name, info in section.model_fields.items():
-        yield prefix + name
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _all_keys(info.annotation, f"{prefix}{name}.")
+        raise explain(tree, details[0], Recipe) from None

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -496,20 +495,3 @@ def test_a_way_to_verify_that_nobody_knows(artifact: Path) -> None:
     """Above all not taken for one that reads less than was meant."""
     with pytest.raises(UsageError, match="verify is 'all'"):
         open_artifact(artifact, "all")  # type: ignore[arg-type]
-
-
-def test_an_interrupt_while_a_writer_begins_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is held back until the directory is made, and raised before the block is entered."""
-    make = tempfile.mkdtemp
-
-    def interrupted(**options: Any) -> str:
-        made = make(**options)
-        signal.raise_signal(signal.SIGINT)
-        return str(made)
-
-    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
-    with pytest.raises(KeyboardInterrupt), ArtifactWriter(tmp_path / "a"):
-        pass
-    assert list(tmp_path.iterdir()) == []
