@@ -44,7 +44,9 @@ def compiled_quantizers(log: Callable[[str], None]) -> Iterator[Quantizers]:
     `log` is told where they cannot be used, and the schemes do the work instead.
     """
     with tempfile.TemporaryDirectory(prefix="infc-quantizers-") as place:
-        source = Path(shutil.copy(SOURCE, place))
+        for path in SOURCE.parent.glob("*.[ch]pp"):
+            shutil.copy(path, place)
+        source = Path(place) / SOURCE.name
         library = source.with_suffix(".so")
         with LibraryBuild(source, library, resolve_target("native")) as build:
             yield Quantizers(build, library, log)

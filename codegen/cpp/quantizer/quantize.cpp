@@ -1,13 +1,13 @@
 // Codes and scales of rows, bit for bit as ir/rounding.py and ir/block_rounding.py make them with
 // torch, which say what they mean. Compiled without contraction of multiply-add, so that every
 // operation rounds as there.
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
 #include <vector>
+
+#include "book.hpp"
 
 namespace {
 
@@ -162,46 +162,10 @@ bool rows_to_i8(const T* weights, int64_t rows, int64_t depth, int8_t* codes, fl
 
 // The grouped formats, as ir/block_rounding.py rounds to them.
 
-constexpr int kBook[16] = {-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56};
 constexpr float kBookTop = 63.0f;
 constexpr float kFactors[] = {1.0f, 1.0625f, 1.125f, 0.9375f, 0.875f, 0.8125f};
 constexpr float kMostFactor = 1.125f;
 constexpr float kMostCode = 127.0f;
-
-// The last whole number for which level c of the book is nearest: of two levels that are equally near,
-// the lower is taken.
-constexpr float last_of_level(size_t c) {
-  const int middle = kBook[c] + kBook[c + 1];
-  return static_cast<float>(middle >= 0 ? middle / 2 : -((1 - middle) / 2));
-}
-
-// Eight numbers as one vector.
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef int32_t i32x8 __attribute__((vector_size(32)));
-
-// The levels of the book that are nearest to numbers, once these are rounded to whole numbers: to even,
-// which adding 1.5 * 2^23 does to those below 2^22.
-template <size_t... kSteps>
-f32x8 nearest_levels(const f32x8& numbers, std::index_sequence<kSteps...>) {
-  const f32x8 whole = (numbers + 12582912.0f) - 12582912.0f;
-  f32x8 level = f32x8{} + static_cast<float>(kBook[0]);
-  ((level += (f32x8)((i32x8)(whole > last_of_level(kSteps)) &
-                     (i32x8)(f32x8{} + static_cast<float>(kBook[kSteps + 1] - kBook[kSteps])))),
-   ...);
-  return level;
-}
-f32x8 nearest_levels(const f32x8& numbers) {
-  return nearest_levels(numbers, std::make_index_sequence<15>());
-}
-
-uint8_t code_of(float level) {
-  static constexpr auto kCodes = [] {
-    std::array<uint8_t, 128> codes{};
-    for (int c = 0; c < 16; ++c) codes[static_cast<size_t>(kBook[c] + 64)] = static_cast<uint8_t>(c);
-    return codes;
-  }();
-  return kCodes[static_cast<size_t>(static_cast<int>(level) + 64)];
-}
 
 // A multiplier as it is stored: a whole number of 1 to 127 with a sign.
 float stored_multiplier(float wanted) {
@@ -214,6 +178,10 @@ float sum_halves(const f32x8& wrong) {
   for (int j = 0; j < 4; ++j) four[j] = wrong[j] + wrong[j + 4];
   for (int j = 0; j < 2; ++j) two[j] = four[j] + four[j + 2];
   return two[0] + two[1];
+}
+
+Numbers scaled(const Numbers& x, float factor) {
+  return {{x.part[0] * factor, x.part[1] * factor, x.part[2] * factor, x.part[3] * factor}};
 }
 
 float largest_of_group(const float* x) {
@@ -231,16 +199,17 @@ float largest_of_group(const float* x) {
 
 // A group in units of its row's scale, as its multiplier and 16 bytes of codes of the book.
 void book_group(const float* weights, uint8_t* out) {
-  f32x8 x[kGroup / 8];
-  std::memcpy(x, weights, sizeof x);
+  Numbers x;
+  std::memcpy(&x, weights, sizeof x);
   const float needed = largest_of_group(weights) * (1.0f / kBookTop);
   float best = 0, error = 0;
   for (float factor : kFactors) {
     for (int sign = 1; sign >= -1; sign -= 2) {
       const float multiplier = stored_multiplier(needed * (static_cast<float>(sign) * factor));
+      const Numbers levels = nearest_levels(scaled(x, 1.0f / multiplier));
       f32x8 wrong[kGroup / 8];
       for (int i = 0; i < kGroup / 8; ++i) {
-        const f32x8 off = nearest_levels(x[i] * (1.0f / multiplier)) * multiplier - x[i];
+        const f32x8 off = levels.part[i] * multiplier - x.part[i];
         wrong[i] = off * off;
       }
       const float sum = sum_halves((wrong[0] + wrong[2]) + (wrong[1] + wrong[3]));
@@ -251,9 +220,9 @@ void book_group(const float* weights, uint8_t* out) {
     }
   }
   uint8_t codes[kGroup];
+  const Numbers levels = nearest_levels(scaled(x, 1.0f / best));
   for (int i = 0; i < kGroup / 8; ++i) {
-    const f32x8 levels = nearest_levels(x[i] * (1.0f / best));
-    for (int j = 0; j < 8; ++j) codes[8 * i + j] = code_of(levels[j]);
+    for (int j = 0; j < 8; ++j) codes[8 * i + j] = code_of(levels.part[i][j]);
   }
   out[0] = static_cast<uint8_t>(static_cast<int8_t>(best));
   for (int j = 0; j < kGroup / 2; ++j) {
@@ -302,13 +271,12 @@ typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 struct Book {
   static constexpr int64_t kBlockBytes = 17;
   static Lanes levels(const Lanes& numbers) {
-    Lanes found = numbers;
-    for (size_t i = 0; i < kLanes; i += 8) {
-      f32x8 part;
-      std::memcpy(&part, reinterpret_cast<float*>(&found) + i, sizeof part);
-      part = nearest_levels(part);
-      std::memcpy(reinterpret_cast<float*>(&found) + i, &part, sizeof part);
-    }
+    static_assert(sizeof(Lanes) == sizeof(Numbers));
+    Numbers given;
+    std::memcpy(&given, &numbers, sizeof given);
+    const Numbers levels = nearest_levels(given);
+    Lanes found;
+    std::memcpy(&found, &levels, sizeof found);
     return found;
   }
 
