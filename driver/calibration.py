@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..ir.errors import UsageError
+from ..ir.errors import InfcError, UsageError
 from .recipe import LoadedRecipe
 from .texts import Text, checkpoint_tokenizer, read_text, tokenize
 
@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.feedback import CompiledRounding
+    from .recipe import QuantizationSection
+    from .texts import TokenText
 
 WINDOW_TOKENS: Final = 512
 """Tokens of a window: attention is quadratic in it, and longer ones brought nothing."""
 LEAST_TOKENS: Final = 1024
 """Fewer say too little of a model, unless the recipe asks for fewer."""
+AUTO_TOKENS: Final = (8192, 4096, 2048)
+"""The most that the cost of a model allows is used, unless the recipe says how many."""
+MAX_COST: Final = {8: 100_000_000_000_000, 4: 300_000_000_000_000}
+"""Operations of a calibration that nobody asked for, by bits: with 8, there is little to gain.
+
+Two processors take ten minutes, or half an hour.
+"""
 
 
 def recipe_text(loaded: LoadedRecipe) -> Text | None:
@@ -40,17 +49,41 @@ def make_calibration(
     directory: Path,
     log: Callable[[str], None],
     compiled: Mapping[str, CompiledRounding],
-) -> Calibration:
+) -> Calibration | None:
     """The text in windows of the model's tokens; what is made of weights is kept in `directory`.
 
-    `compiled` has schemes that compiled code rounds to.
+    `compiled` has schemes that compiled code rounds to. None, and a remark, if the recipe leaves
+    the method open and the model cannot be calibrated, or only at a cost beyond `MAX_COST`.
 
     Raises UsageError where there is too little text, or no tokenizer to make tokens of it.
     """
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.spill import SpillFile
 
-    wanted = loaded.recipe.quantization.calibration.tokens
+    how = loaded.recipe.quantization
+    try:
+        tokens = _tokens(text, how, model, program, log)
+    except InfcError as error:
+        if how.must_calibrate:
+            raise
+        log(f"weights are rounded to nearest: {error.message}")
+        return None
+    if not how.must_calibrate:
+        quick = "quantization.method=nearest takes seconds, and is less accurate"
+        log(f"weights are calibrated on {tokens.num_tokens} tokens of {text.name} ({quick})")
+    length = min(WINDOW_TOKENS, program.spec.max_context)
+    windows = tuple(tokens.windows(length))
+    return Calibration(windows, SpillFile(directory), tokens.as_data(), compiled=compiled)
+
+
+def _tokens(
+    text: Text,
+    how: QuantizationSection,
+    model: Path,
+    program: Program,
+    log: Callable[[str], None],
+) -> TokenText:
+    wanted = how.calibration.tokens or _affordable(program, how)
     vocab_size = program.spec.vocab_size
     tokenizer = checkpoint_tokenizer(model, vocab_size=vocab_size)
     if tokenizer is None:
@@ -69,6 +102,36 @@ def make_calibration(
     if tokens.num_tokens < wanted:
         have = f"calibrating on {tokens.num_tokens} tokens"
         log(f"{have}: {text.name} has no more, and {wanted} are asked for")
+    return tokens
+
+
+def _affordable(program: Program, how: QuantizationSection) -> int:
+    """How many tokens the model is calibrated on; UsageError if it would take too long."""
+    for tokens in AUTO_TOKENS:
+        if calibration_cost(program, tokens) <= MAX_COST[4 if how.has_four_bits else 8]:
+            return tokens
+    if how.must_calibrate:
+        return AUTO_TOKENS[-1]
+    raise UsageError("calibrating so large a model takes long; quantization.method=gptq does it")
+
+
+def calibration_cost(program: Program, tokens: int) -> int:
+    """Roughly the operations of calibrating every product of a program.
+
+    Each token runs through the source and the quantized model, and is part of two matrices of
+    moments of each input; feedback and the correction of a matrix `[N, K]` take three times N K^2.
+    """
+    from ..passes.text_runs import window_flops
+
     length = min(WINDOW_TOKENS, program.spec.max_context)
-    windows = tuple(tokens.windows(length))
-    return Calibration(windows, SpillFile(directory), tokens.as_data(), compiled=compiled)
+    each_token = 2 * window_flops(program, length, length) // length
+    inputs: dict[str, int] = {}
+    matrices = 0
+    for node in program.nodes:
+        if node.op == "linear":
+            rows, depth = program.weights[node.weights()[0].name].type.shape
+            assert isinstance(rows, int) and isinstance(depth, int)
+            inputs[str(node.inputs[0])] = depth
+            matrices += 3 * rows * depth * depth
+    moments = sum(4 * depth * depth for depth in inputs.values())
+    return tokens * (each_token + moments) + matrices

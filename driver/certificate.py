@@ -90,11 +90,14 @@ def certify(
     accuracy: AccuracySection,
     pairs: QuantizedPairs,
     progress: Reporter,
+    default_max_kl: float | None = None,
 ) -> dict[str, Any]:
     """The certificate as plain data; PassError if the artifact breaks a bound of the recipe.
 
-    `text` is what to measure on, or why nothing is measured.
+    `text` is what to measure on, or why nothing is measured. `default_max_kl` is a bound where the
+    recipe has none, if the whole model is measured.
     """
+    bounds = {name: value for name, *_ in _BOUNDS if (value := getattr(accuracy, name)) is not None}
     found: Evidence | str = text if isinstance(text, str) else ""
     if not isinstance(text, str):
         with progress.stage("measure the accuracy"):
@@ -102,24 +105,31 @@ def certify(
     if isinstance(found, Evidence):
         _say(found, text, progress)
         check_bounds(found, accuracy)
+        if accuracy.max_kl is None and default_max_kl is not None and found.is_whole:
+            check_default(found, default_max_kl)
+            bounds["max_kl"] = default_max_kl
     elif accuracy.is_bounded:
         raise _not_measured(found)
     elif compiled.is_lossy:
         progress.remark(f"the accuracy was not measured: {found}")
     held = held_formats(compiled.final)
-    bounds = {
-        name: value
-        for name in ("max_kl", "max_perplexity_increase")
-        if (value := getattr(accuracy, name)) is not None
-    }
     return {
         "checkpoint": compiled.manifest.checkpoint,
         "against": "the checkpoint in float32",
         "formats": held.as_data(),
         "bits_per_weight": round(held.bits_per_weight, 3),
         "bounds": bounds,
+        "calibration": _calibration_data(compiled.context),
         **_evidence_data(found, text),
     }
+
+
+def _calibration_data(context: PassContext) -> dict[str, Any] | None:
+    """The text that weights were calibrated on, if they were."""
+    calibration = context.calibration
+    if calibration is None or not calibration.made:
+        return None
+    return {**calibration.description, "tokens": calibration.tokens}
 
 
 def _evidence_data(found: Evidence | str, text: TokenText | str) -> dict[str, Any]:
@@ -199,6 +209,20 @@ def check_bounds(found: Evidence, accuracy: AccuracySection) -> None:
             where=where,
             hint=_hint(found),
         )
+
+
+def check_default(found: Evidence, max_kl: float) -> None:
+    """PassError if the model is further from its source than is accepted by default."""
+    figures = found.figures
+    if figures is None or figures.kl_mean <= max_kl:
+        return
+    where, origin = _begins(_breaking(found.stages, "kl_mean", max_kl), found)
+    raise PassError(
+        f"{_spell_kl(figures.kl_mean)} exceeds {max_kl:g}, which is accepted by default with"
+        f" 4 bits, measured on {found.what} over {figures.tokens} tokens{origin}",
+        where=where,
+        hint="quantize less (int8, or some matrices by quantization.rules), or set accuracy.max_kl",
+    )
 
 
 def _breaking(stages: Sequence[StageEvidence], key: str, bound: float) -> StageEvidence | None:

@@ -291,7 +291,14 @@ def _build_files(
         compiled = _compiled(job, captured, pipeline, optimized, manifest, writer)
         if not (job.recipe.accuracy.is_bounded or (job.verify and compiled.is_lossy)):
             text = "nothing was quantized" if job.verify else "verification was switched off"
-        certificate = certify(compiled, text, job.recipe.accuracy, pairs, progress)
+        certificate = certify(
+            compiled,
+            text,
+            job.recipe.accuracy,
+            pairs,
+            progress,
+            job.recipe.quantization.default_max_kl,
+        )
     report = {
         **optimized.report,
         "toolchain": dict(emission.toolchain),
@@ -336,7 +343,8 @@ def _calibration(
     made = make_calibration(
         job.calibration_text, job.loaded, job.model, program, directory, progress.remark, rounding
     )
-    stack.callback(made.spill.close)
+    if made is not None:
+        stack.callback(made.spill.close)
     return made
 
 

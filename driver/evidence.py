@@ -108,7 +108,8 @@ class StageEvidence:
 class Evidence:
     """Of a compilation: each lossy pass on what ran, and the artifact itself where it could run.
 
-    `what` says what ran; `reason` why the artifact did not.
+    `what` says what ran, `is_whole` whether it was the whole model; `reason` why the artifact did
+    not run.
     """
 
     what: str
@@ -116,6 +117,7 @@ class Evidence:
     stages: tuple[StageEvidence, ...]
     artifact: Figures | None
     reason: str | None = None
+    is_whole: bool = True
 
     @property
     def figures(self) -> Figures | None:
@@ -226,6 +228,7 @@ def gather_evidence(
         ),
         None if engine is None else _figures(engine.tally),
         artifact if isinstance(artifact, str) else None,
+        runs.is_whole,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from ..ir.errors import RecipeError
 from ..ir.manifest import LEAST_CONTEXT
-from ..ir.schemes import is_quantizing
+from ..ir.schemes import ADOPT, AUTO, SCHEMES, is_quantizing
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
@@ -90,6 +90,9 @@ SchemeName = Literal[
 ]
 
 
+DEFAULT_MAX_KL: Final = 0.25
+"""In nats, with 4 bits: the predictions of a model that is further away are of little use."""
+_FOUR_BITS: Final = frozenset(name for name, one in SCHEMES.items() if one.weight.bits == 4)
 _PATTERN = r"^[^\s=]+$"
 """Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
 
@@ -115,7 +118,13 @@ class CalibrationSection(_Section):
         " text that is part of infc: general-calibration.",
         min_length=1,
     )
-    tokens: int = _key(8192, "How much of the text is used.", unit="tokens", ge=64, le=1 << 20)
+    tokens: _CountOrAuto = _key(
+        None,
+        "How much of the text is used; auto is 8192, and fewer for large models, down to 2048.",
+        unit="tokens",
+        ge=64,
+        le=1 << 20,
+    )
 
 
 class QuantizationSection(_Section):
@@ -149,10 +158,12 @@ class QuantizationSection(_Section):
         " same matrix, which is then stored once, and int8 otherwise. true means auto, false means"
         " none.",
     )
-    method: Literal["nearest", "gptq"] = _key(
-        "nearest",
-        "nearest: each weight is rounded by itself; gptq: error feedback, so that later weights of"
-        " a row make up for the errors of earlier ones on the calibration text.",
+    method: Literal["auto", "nearest", "gptq"] = _key(
+        AUTO,
+        "gptq: error feedback, so that later weights of a row make up for the errors of earlier"
+        " ones on the calibration text, which takes minutes; nearest: each weight is rounded by"
+        " itself, which takes seconds and is less accurate; auto is gptq, but nearest for `adopt`,"
+        " for models without a tokenizer, and for very large ones.",
     )
     calibration: CalibrationSection = Field(
         default=CalibrationSection(), description="The calibration of methods that need one."
@@ -161,8 +172,7 @@ class QuantizationSection(_Section):
     @property
     def is_used(self) -> bool:
         """Whether any matrix may be quantized."""
-        schemes = (rule.scheme for rule in self.rules)
-        return is_quantizing(self.scheme, self.head, self.embedding, *schemes)
+        return is_quantizing(*self._schemes)
 
     @property
     def head_scheme(self) -> str:
@@ -173,8 +183,30 @@ class QuantizationSection(_Section):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether a calibration text is looked at."""
-        return self.is_used and self.method != "nearest"
+        """Whether a calibration text is looked at, if that is possible."""
+        if not self.is_used or self.method == "nearest":
+            return False
+        return self.must_calibrate or ADOPT not in self._schemes
+
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether it is an error if the weights cannot be calibrated."""
+        return self.method == "gptq" or "calibration" in self.model_fields_set
+
+    @property
+    def default_max_kl(self) -> float | None:
+        """The bound of the KL divergence where the recipe has none; nearest is a choice of one."""
+        return DEFAULT_MAX_KL if self.method != "nearest" and self.has_four_bits else None
+
+    @property
+    def has_four_bits(self) -> bool:
+        """Whether any matrix may be held in 4 bits."""
+        return not _FOUR_BITS.isdisjoint(self._schemes)
+
+    @property
+    def _schemes(self) -> set[str]:
+        rules = (rule.scheme for rule in self.rules)
+        return {self.scheme, self.head, self.embedding, *rules}
 
 
 class AccuracySection(_Section):
@@ -358,7 +390,7 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
         ("skip", section.skip),
         ("head", section.head != "auto"),
         ("embedding", section.embedding != "auto"),
-        ("method", section.method != "nearest"),
+        ("method", section.method != AUTO),
         ("calibration", "calibration" in section.model_fields_set),
     )
     for name, given in unused:

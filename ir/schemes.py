@@ -80,7 +80,9 @@ SCHEMES: Final = {
 NONE: Final = "none"
 """The name of no scheme: a matrix stays as it is."""
 AUTO: Final = "auto"
-"""The name of a scheme that follows from others."""
+"""The name of a choice that follows from others."""
+ADOPT: Final = "adopt"
+"""The name of the schemes in which a file holds its matrices already."""
 
 
 def is_quantizing(*names: str) -> bool:

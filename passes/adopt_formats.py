@@ -12,12 +12,12 @@ from ..ir.errors import UsageError
 from ..ir.formats import GGUF_FORMATS
 from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Weight, WeightExpr
-from ..ir.schemes import INT8, Scheme, get_scheme
+from ..ir.schemes import ADOPT, INT8, Scheme, get_scheme
 from ..ir.types import TensorType
 from ..ir.weights import infer_weight, ones, packed
 from .base import PassContext, PassResult, finish
 from .quantized_products import QuantizedProducts
-from .scheme_choices import ADOPT, SchemeChoices, SchemePass, matrix_exprs, stored_formats
+from .scheme_choices import SchemeChoices, SchemePass, matrix_exprs, stored_formats
 
 
 @dataclass(frozen=True)

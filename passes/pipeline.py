@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ..ir.errors import UsageError
-from ..ir.schemes import is_quantizing
+from ..ir.schemes import ADOPT, AUTO, is_quantizing
 from .adopt_formats import AdoptFormats
 from .base import PIPELINE_PHASES, Pass, make_pass
 from .common_subexpressions import CommonSubexpressions
@@ -33,7 +33,6 @@ from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
 from .registry import get_pass
 from .remove_no_op import RemoveNoOp
-from .scheme_choices import ADOPT
 from .sink_logits_rows import SinkLogitsRows
 from .squeeze_unit_batch import SqueezeUnitBatch
 
@@ -315,7 +314,7 @@ def with_quantization(
     skip: Sequence[str] = (),
     head: str = "",
     embedding: str = "auto",
-    method: str = "nearest",
+    method: str = AUTO,
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged if no scheme is given.
 
@@ -325,7 +324,7 @@ def with_quantization(
     nothing is quantized.
     """
     if not is_quantizing(scheme, head, embedding, *(name for _, name in rules)):
-        for name, given in (("skip", bool(skip)), ("method", method != NEAREST)):
+        for name, given in (("skip", bool(skip)), ("method", method != AUTO)):
             if given:
                 raise UsageError(
                     f"{name} has no effect, because nothing is quantized",

@@ -9,11 +9,10 @@ from typing import ClassVar
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Weight, WeightExpr
-from ..ir.schemes import INT8, SCHEMES, Scheme
+from ..ir.schemes import ADOPT, INT8, SCHEMES, Scheme
 from .base import PassContext, PassResult, finish
 from .quantized_products import QuantizedProducts
 from .scheme_choices import (
-    ADOPT,
     SchemeChoices,
     SchemePass,
     matrix_exprs,

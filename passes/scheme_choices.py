@@ -10,14 +10,12 @@ from typing import Final
 from ..ir.analyses import depends_only_on
 from ..ir.errors import UsageError
 from ..ir.program import Node, Operand, Program, WeightExpr, WeightRef
-from ..ir.schemes import AUTO, INT8, MAX_EXACT_DEPTH, NONE, SCHEMES, Scheme, is_quantizing
+from ..ir.schemes import ADOPT, AUTO, INT8, MAX_EXACT_DEPTH, NONE, SCHEMES, Scheme, is_quantizing
 from ..ir.text import print_expr
 from ..ir.weights import leaves
 from .base import Pass
 from .routers import nearest_products, routers
 
-ADOPT: Final = "adopt"
-"""The scheme of a matrix that a file holds in a format of ours: its codes are kept."""
 _TOKENS = "input_ids"
 
 QUANTIZED: Final = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}

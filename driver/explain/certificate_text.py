@@ -18,21 +18,26 @@ def certificate_pairs(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str
         bits = f"{one['bits_per_weight']:.2f}".rstrip("0").rstrip(".")
         yield one["class"], f"{tensors} in {one['format']}, {bits} bits a weight, {size}"
     yield "in all", f"{certificate['bits_per_weight']:.2f} bits a weight, without what is other"
+    if calibration := certificate.get("calibration"):
+        yield "calibrated on", _text(calibration)
     for name, bound in certificate["bounds"].items():
         yield name, f"{bound:g}, kept"
     if certificate["figures"] is None:
         yield "accuracy", f"not measured: {certificate['reason']}"
         return
     yield "accuracy", figures_text(certificate["figures"])
-    text = certificate["evaluation"]
     yield "measured", f"{certificate['measured']} ({certificate['what']})"
     if "reason" in certificate:
         yield "", certificate["reason"]
     yield "against", certificate["against"]
-    yield "text", f"{text['name']}, {text['tokens']} tokens, SHA-256 {text['sha256'][:_DIGEST]}…"
+    yield "text", _text(certificate["evaluation"])
     for stage in certificate["passes"]:
         yield stage["pass"], figures_text(stage)
         yield "error by layer", ", ".join(_errors(stage["errors"]))
+
+
+def _text(text: Mapping[str, Any]) -> str:
+    return f"{text['name']}, {text['tokens']} tokens, SHA-256 {text['sha256'][:_DIGEST]}…"
 
 
 def _errors(errors: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from ...ir.errors import UsageError
 from ...ir.machine import available_cpus
 from ...ir.program import Attr, Program, Weight, WeightExpr
 from ...ir.quantized_pairs import PARTS
+from ...ir.schemes import AUTO
 from ...ir.text import print_expr
 from ...ir.torch_threads import one_torch_thread
 from ..base import Pass, PassContext, PassResult, finish
@@ -19,7 +20,7 @@ from .gptq import Gptq
 
 NEAREST: Final = "nearest"
 GPTQ: Final = "gptq"
-METHODS: Final = (NEAREST, GPTQ)
+METHODS: Final = (AUTO, NEAREST, GPTQ)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CalibrateWeights(Pass):
 
     `correction` (0 to 1) is how far each matrix is moved towards the results of the source model,
     before it is rounded. `damping` is what is added to the diagonal of a Hessian, as a share of its
-    mean.
+    mean. The method `auto` is gptq if there is a calibration text.
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the method is nearest).
     Keeps: the format of every matrix; on the calibration text no product is further from that of
@@ -59,6 +60,8 @@ class CalibrateWeights(Pass):
         if self.method == NEAREST or not _parts(program):
             return finish(program, program, 0)
         calibration = context.calibration
+        if calibration is None and self.method == AUTO:
+            return finish(program, program, 0)
         if calibration is None:
             raise UsageError(
                 f"method {self.method} needs a calibration text",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import infc
 from infc.driver import calibration
 from infc.driver.texts import CALIBRATION, read_text
 from infc.ir.artifact import Artifact
+from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import UsageError
+from infc.ir.types import DType, Sym, TensorType
 from infc.passes.methods import calibrate_weights
 
 from .compiling import Lines, contents
@@ -144,3 +147,75 @@ def test_a_checkpoint_without_a_tokenizer(source: Path, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(UsageError, match=r"no tokenizer, which calibration needs .*nearest"):
         build(tmp_path / "source", tmp_path / "out")
+
+
+def compile_int4(source: Path, output: Path, *overrides: str, verify: bool = False) -> list[str]:
+    """What a compilation says that leaves the method open."""
+    progress = Lines()
+    infc.compile(
+        source / "model.yaml",
+        output,
+        overrides=["quantization=int4", *overrides],
+        verify=verify,
+        cache=False,
+        progress=progress,
+    )
+    return progress.lines
+
+
+def test_weights_are_calibrated_unless_the_recipe_says_nearest(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "AUTO_TOKENS", (96, 64))
+    monkeypatch.setattr(calibration, "LEAST_TOKENS", 10)
+    said = compile_int4(source, tmp_path / "auto")
+    assert any("calibrated on 96 tokens of general-calibration" in line for line in said)
+    build(source, tmp_path / "gptq", "quantization.calibration.tokens=96")
+    compile_int4(source, tmp_path / "nearest", "quantization.method=nearest")
+    auto, gptq, nearest = (
+        contents(tmp_path / name)["weights.safetensors"] for name in ("auto", "gptq", "nearest")
+    )
+    assert auto == gptq != nearest
+
+
+def test_without_a_tokenizer_weights_are_rounded_to_nearest(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "source")
+    for path in (tmp_path / "source/checkpoint").glob("*token*"):
+        path.unlink()
+    said = compile_int4(tmp_path / "source", tmp_path / "out")
+    reason = "weights are rounded to nearest: the checkpoint has no tokenizer"
+    assert any(line.startswith(reason) for line in said)
+    with pytest.raises(UsageError, match="no tokenizer, which calibration needs"):
+        compile_int4(
+            tmp_path / "source", tmp_path / "other", "quantization.calibration={tokens: 64}"
+        )
+
+
+def test_large_models_are_calibrated_on_fewer_tokens_or_not_at_all(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "AUTO_TOKENS", (96, 64))
+    monkeypatch.setattr(calibration, "LEAST_TOKENS", 10)
+    monkeypatch.setattr(calibration, "MAX_COST", {8: 1 << 60, 4: 0})
+    said = compile_int4(source, tmp_path / "a")
+    assert any("rounded to nearest: calibrating so large a model" in line for line in said)
+    assert details(build(source, tmp_path / "b"))["calibration"]["tokens"] == 64  # type: ignore[index]
+
+
+def test_cost_counts_runs_moments_and_feedback() -> None:
+    """Two products of one input `[T, 4]`, and one of what comes of the first."""
+    b = ProgramBuilder("products")
+    b.symbol("T", 1, 64)
+    x = b.input("x", TensorType(DType.F32, (Sym("T"), 4)))
+    wide = b.emit("linear", x, b.weight("a", TensorType(DType.F32, (5, 4))))
+    other = b.emit("linear", x, b.weight("b", TensorType(DType.F32, (7, 4))))
+    last = b.emit("linear", wide, b.weight("c", TensorType(DType.F32, (6, 5))))
+    b.outputs = [last, other]
+    twice_run = 2 * 2 * (5 * 4 + 7 * 4 + 6 * 5)
+    moments = 4 * (4**2 + 5**2)
+    feedback = 3 * (5 * 4**2 + 7 * 4**2 + 6 * 5**2)
+    program = b.build()
+    program = replace(program, spec=replace(program.spec, max_context=512))
+    for tokens in (64, 1000):
+        cost = calibration.calibration_cost(program, tokens)
+        assert cost == tokens * (twice_run + moments) + feedback

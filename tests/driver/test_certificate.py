@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infc
-from infc.driver import certificate, evidence
+from infc.driver import calibration, certificate, evidence, recipe
 from infc.driver.certificate import LEAST_TOKENS, check_bounds
 from infc.driver.cli import run
 from infc.driver.evaluate import compare_on_text
@@ -34,6 +34,7 @@ from .compiling import Lines, contents
 
 TINY = ROOT / "recipes/tiny"
 Build = Callable[..., Artifact]
+INT4, INT8 = (f"quantization={{scheme: {name}, method: nearest}}" for name in ("int4", "int8"))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def certificate_of(artifact: Artifact) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def int4(build: Build) -> Artifact:
-    return build("quantization=int4")
+    return build(INT4)
 
 
 def test_it_says_what_was_measured_on_what(int4: Artifact, place: Path) -> None:
@@ -152,7 +153,7 @@ def test_it_says_in_what_formats_weights_are(int4: Artifact) -> None:
 
 
 def test_a_second_compilation_gives_the_same_bytes(int4: Artifact, build: Build) -> None:
-    again = build("quantization=int4")
+    again = build(INT4)
     assert contents(again.path) == contents(int4.path)
 
 
@@ -163,7 +164,7 @@ def test_a_ruined_layer_stops_the_compilation_and_is_named(
     """The pass that ruined it too, and not the one before it."""
     ruin = f"passes={{ruin:RuinLayer: {{layer: {layer}}}}}"
     with pytest.raises(PassError) as caught:
-        build("quantization=int8", ruin, "accuracy.max_kl=0.02")
+        build(INT8, ruin, "accuracy.max_kl=0.02")
     said = str(caught.value)
     assert said.startswith("ruin-layer: a KL divergence of ")
     assert "exceeds accuracy.max_kl: 0.02, measured on the whole model over" in said
@@ -185,7 +186,7 @@ def test_a_broken_bound_leaves_nothing(
 
 
 def test_bounds_that_are_kept_are_recorded(build: Build) -> None:
-    found = certificate_of(build("quantization=int8", "accuracy.max_kl=0.5"))
+    found = certificate_of(build(INT8, "accuracy.max_kl=0.5"))
     assert found["bounds"] == {"max_kl": 0.5}
     assert found["figures"]["kl_mean"] <= 0.5
 
@@ -199,9 +200,7 @@ def test_a_bound_without_a_lossy_pass_is_kept_or_names_the_types(build: Build) -
 
 
 def test_the_engine_of_the_backend_is_measured(build: Build, place: Path) -> None:
-    found = certificate_of(
-        build("backend=cpp", "target=native", "quantization=int8", "kv_cache.dtype=int8")
-    )
+    found = certificate_of(build("backend=cpp", "target=native", INT8, "kv_cache.dtype=int8"))
     assert found["measured"] == "the artifact"
     program, engine = found["passes"][0]["kl_mean"], found["figures"]["kl_mean"]
     assert 0 < program < engine < 0.05  # the cache in int8 comes on top
@@ -214,7 +213,7 @@ def test_where_it_cannot_run_the_program_is_measured(
         raise TargetError("it lacks a feature")
 
     monkeypatch.setattr(certificate, "check_target", refuse)
-    found = certificate_of(build("backend=cpp", "target=x86-64-v2", "quantization=int8"))
+    found = certificate_of(build("backend=cpp", "target=x86-64-v2", INT8))
     assert found["measured"] == "the program"
     assert found["reason"] == "it was compiled for another processor: it lacks a feature"
     assert found["figures"]["kl_mean"] == found["passes"][0]["kl_mean"]
@@ -224,30 +223,30 @@ def test_a_large_model_is_measured_on_a_few_layers(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "MAX_RUN_FLOPS", 1_000_000_000)
-    found = certificate_of(build("quantization=int8"))
+    found = certificate_of(build(INT8))
     assert found["what"] == "layers 0, 1, 5 of 6 and the head"
     assert found["measured"] == "the program"
     places = [one["place"] for one in found["passes"][0]["errors"]]
     assert places == ["layer 0", "layer 1", "layer 5", HEAD]
     monkeypatch.setattr(evidence, "MAX_RUN_FLOPS", 1_000)
-    found = certificate_of(build("quantization=int8"))
+    found = certificate_of(build(INT8))
     assert found["figures"] is None
     assert found["reason"] == "a run of layers 0, 1, 5 of 6 and the head takes too long"
     with pytest.raises(PassError, match="the accuracy cannot be measured: a run of"):
-        build("quantization=int8", "accuracy.max_kl=1")
+        build(INT8, "accuracy.max_kl=1")
 
 
 def test_what_is_not_measured_is_said(build: Build) -> None:
     found = certificate_of(build())
     assert found["figures"] is None and found["reason"] == "nothing was quantized"
-    found = certificate_of(build("quantization=int8", verify=False))
+    found = certificate_of(build(INT8, verify=False))
     assert found["reason"] == "verification was switched off"
 
 
 def test_a_model_without_a_tokenizer_has_no_figures(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path / "checkpoint", num_hidden_layers=2)
     (tmp_path / "model.yaml").write_text("model: ./checkpoint\nbackend: reference\n")
-    options = {"quantization": "int8"}
+    options = {"quantization": {"scheme": "int8", "method": "nearest"}}
     lines = Lines()
     made = infc.compile(
         tmp_path / "model.yaml", tmp_path / "out", overrides=options, cache=False, progress=lines
@@ -278,7 +277,7 @@ def test_a_model_without_a_tokenizer_has_no_figures(tmp_path: Path) -> None:
 )
 def test_bad_recipes_are_refused(overrides: list[str], message: str, build: Build) -> None:
     with pytest.raises(InfcError) as caught:
-        build("quantization=int8", *overrides)
+        build(INT8, *overrides)
     assert message in str(caught.value)
 
 
@@ -288,8 +287,8 @@ def test_a_text_that_is_too_short_for_a_bound_is_refused(
     (tmp_path / "few.txt").write_text("only a few words")
     few = f"accuracy.evaluation={tmp_path / 'few.txt'}"
     with pytest.raises(InfcError, match=f"few.txt: too little text: .* at least {LEAST_TOKENS}"):
-        build("quantization=int8", few, "accuracy.max_kl=1")
-    found = certificate_of(build("quantization=int8", few))
+        build(INT8, few, "accuracy.max_kl=1")
+    found = certificate_of(build(INT8, few))
     assert "too little text" in found["reason"]
 
 
@@ -341,10 +340,10 @@ def test_an_artifact_that_cannot_be_measured_is_kept_unless_it_must_be(
         raise CapacityError("no memory for it", where="test")
 
     monkeypatch.setattr(certificate, "gather_evidence", fail)
-    found = certificate_of(build("quantization=int8"))
+    found = certificate_of(build(INT8))
     assert found["measured"] is None and "no memory for it" in found["reason"]
     with pytest.raises(PassError, match=r"the accuracy cannot be measured: .*no memory for it"):
-        build("quantization=int8", "accuracy.max_kl=1")
+        build(INT8, "accuracy.max_kl=1")
 
 
 def test_what_is_no_number_breaks_every_bound() -> None:
@@ -367,3 +366,14 @@ def test_a_token_that_is_never_drawn_adds_nothing() -> None:
     for _ in range(2):
         tally.add(banned, logits, [1, 2])
     assert tally.divergence().kl_max == tally.divergence().kl_p99 == math.inf
+
+
+def test_four_bits_are_bounded_unasked(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the recipe has a bound of its own."""
+    monkeypatch.setattr(recipe, "DEFAULT_MAX_KL", 1e-6)
+    monkeypatch.setattr(calibration, "AUTO_TOKENS", (1024,))
+    with pytest.raises(PassError, match=r"KL divergence of .* exceeds 1e-06, which is accepted by"):
+        build("quantization=int4")
+    assert certificate_of(build("quantization=int4", "accuracy.max_kl=9"))["bounds"] == {
+        "max_kl": 9
+    }

@@ -102,11 +102,11 @@ def test_values_arrive(tmp_path: Path) -> None:
         ),
         (
             "model: a\nquantization: {scheme: int4, method: awq}",
-            r"yaml:2: quantization.method: awq is not supported .supported: 'nearest' or 'gptq'",
+            r"yaml:2: quantization.method: awq is not supported .supported: 'auto', 'nearest' or",
         ),
         (
             "model: a\nquantization: {scheme: int4, method: gtpq}",
-            r"yaml:2: quantization.method cannot be 'gtpq' .choose 'nearest' or 'gptq'",
+            r"yaml:2: quantization.method cannot be 'gtpq' .choose 'auto', 'nearest' or 'gptq'",
         ),
         (
             "model: a\nquantization: {scheme: int4, calibration: {tokens: 3}}",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.driver.optimize import build_recipe_pipeline
-from infc.driver.recipe import LoadedRecipe, Recipe, load_recipe
+from infc.driver.recipe import DEFAULT_MAX_KL, LoadedRecipe, Recipe, load_recipe
 from infc.ir.errors import RecipeError, UsageError
 from infc.ir.schemes import AUTO, NONE
 from infc.passes.pipeline import default_pipeline, with_quantization
@@ -127,3 +127,27 @@ def test_what_contradicts_itself_is_refused(
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "calibrates", "must", "bound"),
+    [
+        ({"scheme": "int4"}, True, False, DEFAULT_MAX_KL),
+        ({"scheme": "int8"}, True, False, None),
+        ({"scheme": "int8", "rules": [{"match": "*", "scheme": "q4_0"}]}, True, False, 0.25),
+        ({"scheme": "int4", "method": "nearest"}, False, False, None),
+        ({"scheme": "int4", "method": "gptq"}, True, True, 0.25),
+        ({"scheme": "int4", "calibration": {"tokens": 64}}, True, True, 0.25),
+        ({"scheme": "adopt"}, False, False, None),
+        ({"scheme": "adopt", "method": "gptq"}, True, True, None),
+        ({}, False, False, None),
+    ],
+)
+def test_what_is_calibrated_and_bounded_unasked(
+    given: dict[str, Any], calibrates: bool, must: bool, bound: float | None
+) -> None:
+    section = load(**given).recipe.quantization
+    assert section.is_calibrated == calibrates
+    assert section.default_max_kl == bound
+    if calibrates:
+        assert section.must_calibrate == must

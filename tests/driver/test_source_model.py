@@ -46,7 +46,7 @@ def plain(build: Build) -> Artifact:
 
 @pytest.fixture(scope="module")
 def int4(build: Build) -> Artifact:
-    return build("quantization=int4")
+    return build("quantization={scheme: int4, method: nearest}")
 
 
 @pytest.fixture(scope="module")
