@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..ir.program import Attr, Node, Operand, Program, Value, WeightRef
+from ..ir.program import Attr, Node, Operand, Program, Value
 from ..ir.shapes import spell_dim
 from ..ir.types import Sym
 from .base import Pass, PassContext, PassResult, finish
@@ -16,7 +16,7 @@ from .match import AnyOf, Emitter, Match, OpPattern, Pattern, Rule, Var, rewrite
 @dataclass(frozen=True)
 class FuseRope(Pass):
     """`add(mul(%q, %cos), mul(concat(neg(%q2), %q1), %sin)) : f32[H, T, D]` =>
-    `rope(%q', %positions, @cos, @sin) {style = "half"}` between transposes to tokens first.
+    `rope(%q', %cos', %sin') {style = "half"}` between transposes to tokens first.
 
     Requires: positions-folded. Ensures: rope-fused.
     Keeps: reassociates (in 16-bit types one rounding instead of three).
@@ -68,7 +68,7 @@ def _half(last: int) -> OpPattern:
 
 
 def _apart(last: int) -> OpPattern:
-    """Both halves turned by tables as long as one: no concat before, one behind."""
+    """Both halves turned by angles as many as one: no concat before, one behind."""
     cos, sin = Var("cos", "value"), Var("sin", "value")
     first, second = _slice(last, "begin", "half"), _slice(last, "half", "end")
     left = OpPattern("sub", (OpPattern("mul", (first, cos)), OpPattern("mul", (second, sin))))
@@ -99,16 +99,15 @@ def _rotation(turned: OpPattern, whole: Pattern) -> OpPattern:
 
 @dataclass(frozen=True, slots=True)
 class _Angles:
-    """Where the cosines or sines of a rotation come from."""
+    """The cosines or sines of each token, [T, width / 2], and how a rotation uses them."""
 
-    table: WeightRef
-    positions: Value
+    rows: Value
     style: str
     width: int
 
 
 def _angles(program: Program, value: Value, form: _Form, apart: bool) -> _Angles | None:
-    """The table behind a value that fold-rotary-tables made; None where it is something else.
+    """The angles behind a value that fold-rotary-tables made; None where it is something else.
 
     Such a value holds each angle twice, or once where halves are turned `apart`.
     """
@@ -130,7 +129,7 @@ def _angles(program: Program, value: Value, form: _Form, apart: bool) -> _Angles
 
 
 def _behind_cast(producers: dict[str, Node], value: Value) -> Node | None:
-    """What makes a value, but for casts: rope takes tables in a wider type than its own."""
+    """What makes a value, but for casts: rope takes angles in a wider type than its own."""
     node = producers.get(value.name)
     while node is not None and node.op == "cast":
         node = producers.get(node.values()[0].name)
@@ -147,13 +146,10 @@ def _table_of(joined: Node, producers: dict[str, Node], style: str) -> _Angles |
 
 
 def _looked_up(node: Node, style: str) -> _Angles | None:
-    if node.op != "embedding":
+    if node.op not in ("rotary", "embedding"):
         return None
-    table, positions = node.inputs
-    if not isinstance(table, WeightRef) or not isinstance(positions, Value):
-        return None
-    width = node.output.type.shape[1]
-    return _Angles(table, positions, style, 2 * width) if isinstance(width, int) else None
+    width = node.output.type.shape[-1]
+    return _Angles(node.output, style, 2 * width) if isinstance(width, int) else None
 
 
 _Form = Literal["heads first", "tokens first", "one head"]
@@ -169,7 +165,7 @@ def _form(x: Value) -> _Form | None:
     return "tokens first" if tokens[0] == 0 else "heads first"
 
 
-def _tables(
+def _both_angles(
     program: Program, match: Match, *, apart: bool = False
 ) -> tuple[_Angles, _Angles] | str:
     x = match.value("x")
@@ -178,71 +174,71 @@ def _tables(
         return f"{x} is {x.type}, none of [H, T, D], [T, H, D] and [T, D]"
     cos, sin = (_angles(program, match.value(name), form, apart) for name in ("cos", "sin"))
     if cos is None or sin is None:
-        return "the angles do not come from tables of equal halves by position"
-    if cos.positions != sin.positions or cos.width != sin.width or cos.style != sin.style:
-        return "cosines and sines are looked up in different ways"
+        return "the angles are not of equal halves by position"
+    if cos.width != sin.width or cos.style != sin.style:
+        return "cosines and sines are paired in different ways"
     width = match.captures.get("cut", x.type.shape[-1])
     if cos.width != width:
-        return f"tables for {cos.width} elements turn heads of {width}"
+        return f"angles for {cos.width} elements turn heads of {width}"
     return cos, sin
 
 
 def _half_allowed(program: Program, match: Match) -> str | None:
-    return _halves_allowed(match, _tables(program, match))
+    return _halves_allowed(match, _both_angles(program, match))
 
 
 def _apart_allowed(program: Program, match: Match) -> str | None:
-    return _halves_allowed(match, _tables(program, match, apart=True))
+    return _halves_allowed(match, _both_angles(program, match, apart=True))
 
 
-def _halves_allowed(match: Match, tables: tuple[_Angles, _Angles] | str) -> str | None:
-    if isinstance(tables, str):
-        return tables
-    width = tables[0].width
+def _halves_allowed(match: Match, angles: tuple[_Angles, _Angles] | str) -> str | None:
+    if isinstance(angles, str):
+        return angles
+    width = angles[0].width
     edges = [match.captures[name] for name in ("begin", "half", "end")]
     if edges != [0, width // 2, width]:
         return f"the halves are cut at {edges}"
-    return None if tables[0].style == "half" else "halves are turned by angles of neighbours"
+    return None if angles[0].style == "half" else "halves are turned by angles of neighbours"
 
 
 def _neighbours_allowed(program: Program, match: Match) -> str | None:
-    tables = _tables(program, match)
-    if isinstance(tables, str):
-        return tables
-    width = tables[0].width
+    angles = _both_angles(program, match)
+    if isinstance(angles, str):
+        return angles
+    width = angles[0].width
     edges = [match.captures[name] for name in ("begin", "one", "end", "end2")]
     if edges[:2] != [0, 1] or not all(edge in (width, width - 1) for edge in edges[2:]):
         return f"neighbours are cut at {edges}"
-    return None if tables[0].style == "interleaved" else "neighbours are turned by angles of halves"
+    return None if angles[0].style == "interleaved" else "neighbours are turned by angles of halves"
 
 
 def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Operand | None:
     program = emit.program
-    tables = _tables(program, match, apart=apart)
-    assert not isinstance(tables, str)
-    cos, sin = tables
+    angles = _both_angles(program, match, apart=apart)
+    assert not isinstance(angles, str)
+    cos, sin = angles
     x = match.value("x")
     if "cut" in match.captures:
         x = emit("slice", x, dim=x.type.rank - 1, start=0, stop=cos.width)
     if x.type.dtype is not match.root.output.type.dtype:
         x = emit("cast", x, dtype=match.root.output.type.dtype.value)
     attrs: dict[str, Attr] = {"style": style, "rotary_dim": cos.width}
-    return _turned(emit, x, (cos.positions, cos.table, sin.table), attrs)
+    return _turned(emit, x, (cos.rows, sin.rows), attrs)
 
 
 def _turned(
-    emit: Emitter, x: Value, tables: Sequence[Operand], attrs: Mapping[str, Attr]
+    emit: Emitter, x: Value, angles: Sequence[Operand], attrs: Mapping[str, Attr]
 ) -> Operand:
     """The op on x brought to [T, H, D], its result brought back."""
     form = _form(x)
     if form == "heads first":
         tokens_first = emit("transpose", x, perm=(1, 0, 2))
-        return emit("transpose", emit("rope", tokens_first, *tables, **attrs), perm=(1, 0, 2))
+        return emit("transpose", emit("rope", tokens_first, *angles, **attrs), perm=(1, 0, 2))
     if form == "tokens first":
-        return emit("rope", x, *tables, **attrs)
+        return emit("rope", x, *angles, **attrs)
     tokens, width = (spell_dim(dim) for dim in x.type.shape)
     headed = emit("reshape", x, shape=(tokens, 1, width))
-    return emit("reshape", emit("rope", headed, *tables, **attrs), shape=(tokens, width))
+    return emit("reshape", emit("rope", headed, *angles, **attrs), shape=(tokens, width))
 
 
 def _fuse_half(emit: Emitter, match: Match) -> Operand | None:
@@ -257,15 +253,15 @@ def _fuse_neighbours(emit: Emitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "interleaved")
 
 
-_TABLES = (Var("positions"), Var("cos", "weight"), Var("sin", "weight"))
+_ANGLES = (Var("cos", "value"), Var("sin", "value"))
 
 
 def _rope(last: int, x: Pattern, width: str) -> Pattern:
     """What `_turned` makes of x: the op, and what brings its operand and result into shape."""
     attrs = {"style": Var("style"), "rotary_dim": Var(width)}
     around, how = ("reshape", {}) if last == _ONE_HEAD else ("transpose", {"perm": (1, 0, 2)})
-    inner = OpPattern("rope", (OpPattern(around, (x,), how), *_TABLES), attrs)
-    return AnyOf((OpPattern(around, (inner,), how), OpPattern("rope", (x, *_TABLES), attrs)))
+    inner = OpPattern("rope", (OpPattern(around, (x,), how), *_ANGLES), attrs)
+    return AnyOf((OpPattern(around, (inner,), how), OpPattern("rope", (x, *_ANGLES), attrs)))
 
 
 def _partial(last: int) -> OpPattern:
@@ -287,9 +283,9 @@ def _fuse_partial(emit: Emitter, match: Match) -> Operand | None:
 
 def _turn_again(emit: Emitter, match: Match, width: Attr) -> Operand:
     """The rotation that was matched, of x."""
-    tables = [match.operand(name) for name in ("positions", "cos", "sin")]
+    angles = [match.operand(name) for name in ("cos", "sin")]
     attrs = {"style": match.captures["style"], "rotary_dim": width}
-    return _turned(emit, match.value("x"), tables, attrs)
+    return _turned(emit, match.value("x"), angles, attrs)
 
 
 def _wide(last: int) -> Pattern:

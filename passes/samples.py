@@ -232,8 +232,6 @@ def _index_limit(program: Program, value: Value, bindings: Mapping[str, int]) ->
             limits.append(_indexed_size(program, node.inputs[0], node.attrs.get("dim"), bindings))
         elif node.op == "scaled_embedding":
             limits.append(_indexed_size(program, node.inputs[0], 0, bindings))
-        elif node.op in ("rope", "rope_kv_write"):
-            limits.append(_indexed_size(program, node.inputs[-1], 0, bindings))
     fallback = program.spec.max_context or program.spec.vocab_size or OTHER_SIZE
     return min(limits, default=fallback)
 

@@ -180,6 +180,8 @@ def _check_operands(node: Node, program: Program) -> Verdict:
     matrices = [node.inputs[place] for place in PACKED_OPS.get(node.op, ())]
     if not all(isinstance(matrix, WeightRef) for matrix in matrices):
         return Verdict.no(f"what a {node.op} multiplies by must be a weight")
+    if node.op == "rotary" and node.output.type.dtype is not DType.F32:
+        return Verdict.no("angles are computed in float32 only")
     if node.op == "take" and node.attrs.get("dim", 0) != 0:
         return Verdict.no("only rows of the first dimension can be taken")
     rowwise = node.op in ("softmax", "gather", "scatter")

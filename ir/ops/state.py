@@ -32,12 +32,10 @@ from .base import (
     Types,
     int_attr,
     need_float,
-    need_int,
-    need_shape,
     same_dtype,
     tensor,
 )
-from .position import ROPE_ATTRS, check_tables, rope_cost, rope_meaning
+from .position import ROPE_ATTRS, check_rows, rope_cost, rope_meaning
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +64,7 @@ def _rope_kv_write(types: Types, attrs: Attrs) -> Outputs:
     same_dtype(q, k)
     if q.shape[0] != k.shape[0] or q.shape[2] != k.shape[2]:
         raise ProgramError(f"q is {q} and k {k}: tokens or head sizes differ")
-    need_shape(need_int(tensor(types, 3, 1, "positions"), "positions"), q.shape[:1], "positions")
-    check_tables(q, tensor(types, 4, 2, "cos"), tensor(types, 5, 2, "sin"), attrs)
+    check_rows(q, tensor(types, 3, 2, "cos"), tensor(types, 4, 2, "sin"), attrs)
     return (q,)
 
 
@@ -75,7 +72,6 @@ def _rope_kv_write_meaning(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    positions: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     *,
@@ -85,9 +81,9 @@ def _rope_kv_write_meaning(
     rotary_dim: int,
     state: PagedState,
 ) -> torch.Tensor:
-    turned = rope_meaning(k, positions, cos, sin, style=style, rotary_dim=rotary_dim)
+    turned = rope_meaning(k, cos, sin, style=style, rotary_dim=rotary_dim)
     state.write(group, layer, turned, v)
-    return rope_meaning(q, positions, cos, sin, style=style, rotary_dim=rotary_dim)
+    return rope_meaning(q, cos, sin, style=style, rotary_dim=rotary_dim)
 
 
 def _rope_kv_write_cost(
@@ -95,9 +91,9 @@ def _rope_kv_write_cost(
 ) -> Cost:
     """q and k turned; k and v themselves go to the pages (see `_write_cost`)."""
     q, k, v = (tensor(types, i) for i in range(3))
-    tables = types[3:]
-    both = rope_cost((q, *tables), (q,), attrs, bindings)
-    turned = rope_cost((k, *tables), (), attrs, bindings)
+    angles = types[3:]
+    both = rope_cost((q, *angles), (q,), attrs, bindings)
+    turned = rope_cost((k, *angles), (), attrs, bindings)
     read = turned.bytes_read + v.num_bytes(bindings)
     return both + Cost(read, 0, turned.flops)
 
@@ -193,7 +189,7 @@ OPS = (
         "rope_kv_write",
         Kind.STATE,
         "`rope` of q and k, then `kv_write` of the rotated k and v; returns the rotated q.",
-        ("q", "k", "v", "positions", "cos", "sin"),
+        ("q", "k", "v", "cos", "sin"),
         _rope_kv_write,
         _rope_kv_write_meaning,
         (*_PLACE, *ROPE_ATTRS),

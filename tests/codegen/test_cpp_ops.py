@@ -162,10 +162,10 @@ def tied(c: Case) -> Value:
 
 
 def rotary(c: Case) -> Value:
-    cos, sin = c.weight("cos", 64, 3), c.weight("sin", 64, 3)
+    cos, sin = (c.op("embedding", c.weight(name, 64, 3), c.positions) for name in ("cos", "sin"))
     heads = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
-    half = c.op("rope", heads, c.positions, cos, sin, style="half", rotary_dim=6)
-    both = c.op("rope", half, c.positions, cos, sin, style="interleaved", rotary_dim=6)
+    half = c.op("rope", heads, cos, sin, style="half", rotary_dim=6)
+    both = c.op("rope", half, cos, sin, style="interleaved", rotary_dim=6)
     return c.op("reshape", both, shape=("T", 36))
 
 
@@ -188,10 +188,13 @@ def infinities(c: Case) -> Value:
 
 
 def shifted_rotary(c: Case) -> Value:
-    cos, sin = c.weight("cos", 64, 3), c.weight("sin", 64, 3)
+    frequencies = c.b.weight("frequencies", TensorType(DType.F32, (3,)))
     heads = c.op("reshape", c.op("slice", c.x, dim=1, start=1, stop=WIDTH), shape=("T", 4, 9))
     later = c.op("add", c.positions, 7)
-    turned = c.op("rope", heads, later, cos, sin, style="half", rotary_dim=6)
+    cos, sin = (
+        c.op("rotary", later, frequencies, function=name, scale=1.5) for name in ("cos", "sin")
+    )
+    turned = c.op("rope", heads, cos, sin, style="half", rotary_dim=6)
     return c.op("reshape", turned, shape=("T", 36))
 
 

@@ -110,9 +110,12 @@ def cached(dtype: DType) -> Program:
             ("v", GROUPS, VALUE_SIZE),
         )
     )
-    tables = (b.weight(name, TensorType(dtype, (64, SIZE // 2))) for name in ("cos", "sin"))
+    angles = (
+        b.emit("embedding", b.weight(name, TensorType(dtype, (64, SIZE // 2))), positions)
+        for name in ("cos", "sin")
+    )
     place: dict[str, Any] = {"layer": 0, "group": "kv"}
-    turned = b.emit("rope_kv_write", q, k, v, positions, *tables, rotary_dim=SIZE, **place)
+    turned = b.emit("rope_kv_write", q, k, v, *angles, rotary_dim=SIZE, **place)
     b.add("kv_write", (b.emit("neg", k), v), {"layer": 1, "group": "kv"})
     options: dict[str, Any] = {"value_head_dim": VALUE_SIZE, "scale": 0.2}
     first = b.emit("paged_attention", turned, **place, **options)

@@ -31,14 +31,14 @@ def test_a_call_waits_for_every_operand_that_was_computed(op: str) -> None:
     c = Case(DType.F32)
     # Behind this norm there is a barrier for x; only the operand made after it needs another.
     c.op("rms_norm", c.x, c.weight("first", WIDTH), eps=1e-5)
-    shape = (64, 3) if op == "rope" else (WIDTH,)
-    made = c.op("exp", c.weight("made", *shape))
+    made = c.op("exp", c.weight("made", WIDTH))
+    angles = c.op("exp", c.op("embedding", c.weight("angles", 64, 3), c.positions))
     operands: dict[str, tuple[Operand, ...]] = {
         "rms_norm": (c.x, made),
         "layer_norm": (c.x, c.weight("w", WIDTH), made),
         "add_layer_norm": (c.x, c.x, c.weight("w", WIDTH), made),
         "linear": (c.x, c.weight("matrix", WIDTH, WIDTH), made),
-        "rope": (_heads(c, c.x), c.positions, made, made),
+        "rope": (_heads(c, c.x), angles, angles),
     }
     attrs: dict[str, dict[str, object]] = {"rope": {"style": "half", "rotary_dim": 6}, "linear": {}}
     node = c.b.add(op, operands[op], attrs.get(op, {"eps": 1e-5}))

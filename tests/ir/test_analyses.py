@@ -34,13 +34,14 @@ def model(plant: Plant = lambda b, x: x, layers: tuple[int, ...] = (0, 1)) -> Pr
     ids = b.input("input_ids", TensorType(i, (T,)))
     positions = b.input("positions", TensorType(i, (T,)))
     rows = b.input("logits_index", TensorType(i, (R,)))
-    table = b.weight("table", TensorType(f, (64, 2)))
+    frequencies = b.weight("frequencies", TensorType(f, (2,)))
+    cos, sin = (b.emit("rotary", positions, frequencies, function=name) for name in ("cos", "sin"))
     x = b.emit("embedding", b.weight("embed", TensorType(f, (16, 8))), ids)
     x = b.emit("reshape", b.emit("reshape", x, shape=(1, T, 8)), shape=(T, 8))
     for layer in layers:
         b.layer = layer
         heads = b.emit("reshape", x, shape=(T, 2, 4))
-        heads = b.emit("rope", heads, positions, table, table, rotary_dim=4)
+        heads = b.emit("rope", heads, cos, sin, rotary_dim=4)
         mixed = b.emit("attention", heads, heads, heads, layer=layer, scale=0.5)
         mixed = b.emit("reshape", mixed, shape=(T, 8))
         if layer == 1:

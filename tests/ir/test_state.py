@@ -14,7 +14,7 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError
 from infc.ir.interpret import interpret
 from infc.ir.paged_state import PagedState
-from infc.ir.program import KvGroup, Program
+from infc.ir.program import KvGroup, Program, Value
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 
@@ -38,28 +38,27 @@ def builder(phase: str) -> ProgramBuilder:
 def captured(window: int | None, softcap: float | None) -> Program:
     b = builder("captured")
     q, k, v, positions = b.inputs
-    tables = (b.weight("cos", *_table()), b.weight("sin", *_table()))
-    q, k = (b.emit("rope", x, positions, *tables, rotary_dim=SIZE) for x in (q, k))
+    angles = _angles(b, positions)
+    q, k = (b.emit("rope", x, *angles, rotary_dim=SIZE) for x in (q, k))
     attrs: dict[str, Any] = {"scale": 0.6, "window": window, "softcap": softcap}
     b.output(b.emit("attention", q, k, v, layer=0, **attrs))
     return b.build()
 
 
-def _table() -> tuple[TensorType]:
-    return (TensorType(DType.F64, (64, SIZE // 2)),)
+def _angles(b: ProgramBuilder, positions: Value) -> list[Value]:
+    kind = TensorType(DType.F64, (64, SIZE // 2))
+    return [b.emit("embedding", b.weight(name, kind), positions) for name in ("cos", "sin")]
 
 
 def lowered(window: int | None, softcap: float | None, fused: bool) -> Program:
     b = builder("lowered")
     b.resources = (KvGroup("kv", (0,), GROUPS, SIZE, VALUE_SIZE, "f64", BLOCK, window),)
     q, k, v, positions = b.inputs
-    tables = (b.weight("cos", *_table()), b.weight("sin", *_table()))
+    angles = _angles(b, positions)
     if fused:
-        q = b.emit(
-            "rope_kv_write", q, k, v, positions, *tables, layer=0, group="kv", rotary_dim=SIZE
-        )
+        q = b.emit("rope_kv_write", q, k, v, *angles, layer=0, group="kv", rotary_dim=SIZE)
     else:
-        q, k = (b.emit("rope", x, positions, *tables, rotary_dim=SIZE) for x in (q, k))
+        q, k = (b.emit("rope", x, *angles, rotary_dim=SIZE) for x in (q, k))
         b.add("kv_write", (k, v), {"layer": 0, "group": "kv"})
     attrs: dict[str, Any] = {
         "scale": 0.6,

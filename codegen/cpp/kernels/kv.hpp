@@ -120,19 +120,19 @@ void kv_write(const Team& t, const T* k, int64_t ldk, const T* v, int64_t ldv, c
 // Rotates q [T, H, D] into q_out and k [T, G, D] into the cache, and stores v [T, G, Dv].
 // A key is rounded to T (as an unfused rope would) and then to the cache's type TC.
 // q_out may be q.
-template <class T, class TC, class TT, class Pos>
+template <class T, class TC, class TT>
 void rope_kv_write(const Team& t, const T* q, int64_t ldq, T* q_out, int64_t ldq_out, const T* k,
-                   int64_t ldk, const T* v, int64_t ldv, const Pos* positions, const TT* cos,
-                   const TT* sin, int64_t rotary_dim, RopeStyle style, int64_t H, const KvView& kv,
+                   int64_t ldk, const T* v, int64_t ldv, const TT* cos, const TT* sin,
+                   int64_t rotary_dim, RopeStyle style, int64_t H, const KvView& kv,
                    const int32_t* slots, int64_t tokens) {
-  rope(t, q, ldq, q_out, ldq_out, positions, cos, sin, rotary_dim, style, H, kv.D, tokens);
+  rope(t, q, ldq, q_out, ldq_out, cos, sin, rotary_dim, style, H, kv.D, tokens);
   const int64_t half = rotary_dim / 2;
   const Share share = share_of(t, tokens * kv.G);
   for (int64_t u = share.begin; u < share.end; ++u) {
     const int64_t token = u / kv.G;
     const int64_t head = u % kv.G;
     const int64_t slot = slots[token];
-    const int64_t row = static_cast<int64_t>(positions[token]) * half;
+    const int64_t row = token * half;
     const T* key = k + token * ldk + head * kv.D;
     write_key<TC, T>(kv, slot, head, [&](auto put) {
       rope_row(key, cos + row, sin + row, kv.D, rotary_dim, style, put);

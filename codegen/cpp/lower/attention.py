@@ -1,4 +1,4 @@
-"""Rope, the KV cache and attention over it."""
+"""Rotary positions, the KV cache and attention over it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from ....ir.errors import ProgramError
 from ....ir.program import KvGroup, Node
 from ....ir.types import DType
 from ..buffers import CTYPES
-from ..calls import Arg, Const, Span
+from ..calls import Arg, Const, Span, c_dim
 from ..emitter import Emitter, Lowering, Rows, pointer
+from ..expressions import literal
 
 
 def _group(e: Emitter, node: Node) -> tuple[int, KvGroup, int]:
@@ -32,17 +33,34 @@ def _view(e: Emitter, node: Node, places: tuple[int, int]) -> tuple[str, list[Ar
     return text, args, Span(f"kv:{index}:{place}"), CTYPES[DType(group.dtype)]
 
 
+def lower_rotary(e: Emitter, node: Node) -> None:
+    """`rotary(positions, frequencies)`: the angles of a step's tokens, once for all layers."""
+    positions, frequencies = (e.dense(e.buffer(operand)) for operand in node.inputs)
+    out = e.output(node.output)
+    tokens, width = (c_dim(dim) for dim in out.shape)
+    scale = node.attrs["scale"]
+    assert isinstance(scale, float)
+    e.call(
+        f"rotary_{node.attrs['function']}(t, {{0}}, {{1}}, {literal(scale)}, "
+        f"{{2}}, {tokens}, {width});",
+        (pointer(positions), pointer(frequencies), pointer(out)),
+        reads=(positions, frequencies),
+        writes=(out,),
+        comment=node.op,
+    )
+
+
 def lower_rope(e: Emitter, node: Node) -> None:
-    """`rope(x, positions, cos, sin)` alone."""
+    """`rope(x, cos, sin)` alone."""
     x = e.rows(node.inputs[0], inner_dims=2)
     heads, dim = _heads(node.output.type.shape)
-    positions, cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[1:])
+    cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[1:])
     out = e.output(node.output)
     e.call(
-        f"rope(t, {{0}}, {x.stride}, {{1}}, {heads * dim}, {{2}}, {{3}}, {{4}}, "
+        f"rope(t, {{0}}, {x.stride}, {{1}}, {heads * dim}, {{2}}, {{3}}, "
         f"{node.attrs['rotary_dim']}, {_style(node)}, {heads}, {dim}, {x.count});",
-        (x.pointer, pointer(out), pointer(positions), pointer(cos), pointer(sin)),
-        reads=(x.buffer, positions, cos, sin),
+        (x.pointer, pointer(out), pointer(cos), pointer(sin)),
+        reads=(x.buffer, cos, sin),
         writes=(out,),
         comment=node.op,
     )
@@ -63,23 +81,22 @@ def lower_kv_write(e: Emitter, node: Node) -> None:
 
 
 def lower_rope_kv_write(e: Emitter, node: Node) -> None:
-    """`rope_kv_write(q, k, v, positions, cos, sin)` → rotated q; k and v go to the cache."""
+    """`rope_kv_write(q, k, v, cos, sin)` → rotated q; k and v go to the cache."""
     q, k, v = (e.rows(operand, inner_dims=2) for operand in node.inputs[:3])
-    positions, cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[3:])
+    cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[3:])
     out = e.output(node.output)
     heads, dim = _heads(out.shape)
-    view, args, span, kv_type = _view(e, node, (7, 8))
+    view, args, span, kv_type = _view(e, node, (6, 7))
     e.call(
         f"rope_kv_write<{out.ctype}, {kv_type}>(t, "
         f"{{0}}, {q.stride}, {{3}}, {heads * dim}, {{1}}, {k.stride}, {{2}}, {v.stride}, "
-        f"{{4}}, {{5}}, {{6}}, {node.attrs['rotary_dim']}, {_style(node)}, {heads}, "
-        f"{view}, s.groups[{{7}}].slots, {q.count});",
+        f"{{4}}, {{5}}, {node.attrs['rotary_dim']}, {_style(node)}, {heads}, "
+        f"{view}, s.groups[{{6}}].slots, {q.count});",
         (
-            *(q.pointer, k.pointer, v.pointer, pointer(out)),
-            *(pointer(positions), pointer(cos), pointer(sin)),
+            *(q.pointer, k.pointer, v.pointer, pointer(out), pointer(cos), pointer(sin)),
             *args,
         ),
-        reads=(q.buffer, k.buffer, v.buffer, positions, cos, sin),
+        reads=(q.buffer, k.buffer, v.buffer, cos, sin),
         writes=(out, span),
         comment=node.op,
     )
@@ -122,6 +139,7 @@ def _style(node: Node) -> str:
 
 
 LOWERINGS: dict[str, Lowering] = {
+    "rotary": lower_rotary,
     "rope": lower_rope,
     "kv_write": lower_kv_write,
     "rope_kv_write": lower_rope_kv_write,

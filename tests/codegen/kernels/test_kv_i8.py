@@ -23,7 +23,7 @@ from .cache import (
 )
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, same_bits
 from .test_attention import CASES
-from .test_rope_kv import tables
+from .test_rope_kv import angles
 from .test_scaled_linear import build, quantized
 
 
@@ -55,8 +55,7 @@ def test_codes_and_scales_are_stored_bit_for_bit(k8: Kernels, rope: bool) -> Non
     keys = s.k
     with k8.team(3) as team:
         if rope:
-            positions = np.arange(41, dtype=np.int32)
-            turn = (positions, *tables(41, 20), 20)
+            turn = (*angles(np.arange(41), 20), 20)
             q, fused_q, keys = k8.poison(41, 4, 24), k8.poison(41, 4, 24), k8.poison(41, 2, 24)
             k8.call("rope_heads", team, s.q, 96, q, 96, *turn, 4, 24, 41)
             k8.call("rope_heads", team, s.k, 48, keys, 48, *turn, 2, 24, 41)

@@ -127,12 +127,18 @@ EXPORT void take(void* team, const T* x, i64 ldx, const int32_t* index, T* y, i6
   on_team(team, [=](const Team& t) { take_rows<T>(t, x, ldx, index, y, ldy, rows, dim); });
 }
 
-EXPORT void rope_heads(void* team, const T* x, i64 ldx, T* y, i64 ldy, const int32_t* positions,
-                       const float* cos, const float* sin, i64 rotary, i64 interleaved, i64 heads,
+EXPORT void rotary_rows(void* team, const int32_t* positions, const float* frequencies, double scale,
+                        float* y, i64 tokens, i64 width, i64 quarters) {
+  on_team(team, [=](const Team& t) {
+    rotary(t, positions, frequencies, static_cast<float>(scale), y, tokens, width, quarters);
+  });
+}
+EXPORT void rope_heads(void* team, const T* x, i64 ldx, T* y, i64 ldy, const float* cos,
+                       const float* sin, i64 rotary, i64 interleaved, i64 heads,
                        i64 dim, i64 tokens) {
   const RopeStyle style = interleaved != 0 ? RopeStyle::interleaved : RopeStyle::half;
   on_team(team, [=](const Team& t) {
-    rope(t, x, ldx, y, ldy, positions, cos, sin, rotary, style, heads, dim, tokens);
+    rope(t, x, ldx, y, ldy, cos, sin, rotary, style, heads, dim, tokens);
   });
 }
 EXPORT void write_kv(void* team, const T* k, i64 ldk, const T* v, i64 ldv, const int32_t* slots,
@@ -140,12 +146,12 @@ EXPORT void write_kv(void* team, const T* k, i64 ldk, const T* v, i64 ldv, const
   on_team(team, [=](const Team& t) { kv_write<T, T>(t, k, ldk, v, ldv, slots, tokens, view(kv)); });
 }
 EXPORT void rope_write_kv(void* team, const T* q, i64 ldq, T* q_out, i64 ldq_out, const T* k,
-                          i64 ldk, const T* v, i64 ldv, const int32_t* positions, const float* cos,
+                          i64 ldk, const T* v, i64 ldv, const float* cos,
                           const float* sin, i64 rotary, i64 interleaved, i64 H, const i64* kv,
                           const int32_t* slots, i64 tokens) {
   const RopeStyle style = interleaved != 0 ? RopeStyle::interleaved : RopeStyle::half;
   on_team(team, [=](const Team& t) {
-    rope_kv_write<T, T>(t, q, ldq, q_out, ldq_out, k, ldk, v, ldv, positions, cos, sin, rotary,
+    rope_kv_write<T, T>(t, q, ldq, q_out, ldq_out, k, ldk, v, ldv, cos, sin, rotary,
                         style, H, view(kv), slots, tokens);
   });
 }

@@ -69,11 +69,11 @@ EXPORT void quantize_groups(void* team, const T* x, i64 ldx, int8_t* q, float* s
 EXPORT i64 layer_bytes(i64 G, i64 D, i64 Dv, i64 block_size) {
   return kv_layer_bytes<int8_t>(G, D, Dv, block_size);
 }
-EXPORT void rope_heads(void* team, const T* x, i64 ldx, T* y, i64 ldy, const int32_t* positions,
-                       const float* cos, const float* sin, i64 rotary, i64 heads, i64 dim,
+EXPORT void rope_heads(void* team, const T* x, i64 ldx, T* y, i64 ldy, const float* cos,
+                       const float* sin, i64 rotary, i64 heads, i64 dim,
                        i64 tokens) {
   on_team(team, [=](const Team& t) {
-    rope(t, x, ldx, y, ldy, positions, cos, sin, rotary, RopeStyle::half, heads, dim, tokens);
+    rope(t, x, ldx, y, ldy, cos, sin, rotary, RopeStyle::half, heads, dim, tokens);
   });
 }
 EXPORT void write_kv(void* team, const T* k, i64 ldk, const T* v, i64 ldv, const int32_t* slots,
@@ -83,11 +83,11 @@ EXPORT void write_kv(void* team, const T* k, i64 ldk, const T* v, i64 ldv, const
   });
 }
 EXPORT void rope_write_kv(void* team, const T* q, i64 ldq, T* q_out, i64 ldq_out, const T* k,
-                          i64 ldk, const T* v, i64 ldv, const int32_t* positions, const float* cos,
+                          i64 ldk, const T* v, i64 ldv, const float* cos,
                           const float* sin, i64 rotary, i64 H, const i64* kv, const int32_t* slots,
                           i64 tokens) {
   on_team(team, [=](const Team& t) {
-    rope_kv_write<T, int8_t>(t, q, ldq, q_out, ldq_out, k, ldk, v, ldv, positions, cos, sin, rotary,
+    rope_kv_write<T, int8_t>(t, q, ldq, q_out, ldq_out, k, ldk, v, ldv, cos, sin, rotary,
                              RopeStyle::half, H, view(kv), slots, tokens);
   });
 }
