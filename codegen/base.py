@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,16 @@ from ..ir.errors import ProgramError, UsageError
 from ..ir.program import Node, Program, Weight
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.target import Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ir.schemes import Quantizer
+
+    FeedbackCode = Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None
+    ]
+    """Codes of rows `[N, K]` with scales `[N]` and a factor `[K, K]`, `[K]`; None for no code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,18 @@ class Emission:
 
 
 @dataclass(frozen=True, slots=True)
+class CompiledRounding:
+    """Compiled code that rounds matrices, by the names of schemes.
+
+    `nearest` rounds each weight by itself, `feedback` makes later weights of a row make up for the
+    errors of earlier ones.
+    """
+
+    nearest: Mapping[str, Quantizer] = field(default_factory=dict)
+    feedback: Mapping[str, FeedbackCode] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """What a backend wrote before: for which target, where, and the weights that lie there."""
 
@@ -73,9 +95,14 @@ class Made:
 
 
 class Backend(ABC):
-    """A way to execute lowered programs. Backends never import one another."""
+    """A way to execute lowered programs. Backends never import one another.
+
+    `interprets` says that it executes the definitions of ops, so that its results are those of the
+    program by definition.
+    """
 
     name: ClassVar[str]
+    interprets: ClassVar[bool] = False
 
     @abstractmethod
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
@@ -95,6 +122,20 @@ class Backend(ABC):
         Whatever it is has ended when the block is left. By default it is nothing.
         """
         return nullcontext()
+
+    def toolchain(self, target: Target) -> Mapping[str, str]:
+        """What the artifact depends on beside infc itself, for the key of the cache.
+
+        Raises an InfcError if something that `emit` needs is missing. By default it is nothing.
+        """
+        return {}
+
+    def rounding(self, log: Callable[[str], None]) -> AbstractContextManager[CompiledRounding]:
+        """Compiled code for rounding matrices, where this backend has any.
+
+        It is usable until the block is left. `log` is told why there is none.
+        """
+        return nullcontext(CompiledRounding())
 
     def rebuild(
         self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions

@@ -13,7 +13,7 @@ from .texts import Text, checkpoint_tokenizer, read_text, tokenize
 if TYPE_CHECKING:
     from ..ir.program import Program
     from ..passes.methods.calibration import Calibration
-    from ..passes.methods.feedback import CompiledRounding
+    from ..passes.methods.feedback import CompiledFeedback
     from .recipe import QuantizationSection
     from .texts import TokenText
 
@@ -48,7 +48,7 @@ def make_calibration(
     program: Program,
     directory: Path,
     log: Callable[[str], None],
-    compiled: Mapping[str, CompiledRounding],
+    compiled: Mapping[str, CompiledFeedback],
 ) -> Calibration | None:
     """The text in windows of the model's tokens; what is made of weights is kept in `directory`.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..codegen.registry import get_backend
 from ..ir.errors import InfcError, PassError, RequestError, TargetError
 from ..ir.target import check_target
 from ..ir.types import DType
@@ -183,8 +184,8 @@ def _artifact_to_run(compiled: Compiled, runs: LossyRuns) -> Artifact | str:
     manifest = compiled.manifest
     if not runs.is_whole:
         return f"only {runs.what} were run: the whole model takes too long without being compiled"
-    if manifest.backend == "reference" and runs.stages:
-        return "the backend reference computes what the program says"
+    if get_backend(manifest.backend).interprets and runs.stages:
+        return f"the backend {manifest.backend} computes what the program says"
     try:
         check_target(manifest.target.features)
     except TargetError as error:

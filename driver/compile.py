@@ -37,13 +37,12 @@ from .recipe import Recipe, load_recipe
 from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
-    from ..codegen.base import Emission
-    from ..codegen.cpp.quantizers import Quantizers
+    from ..codegen.base import CompiledRounding, Emission
     from ..frontend.load import DTypeName
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.methods.calibration import Calibration
-    from ..passes.methods.feedback import CompiledRounding
+    from ..passes.methods.feedback import CompiledFeedback
     from ..passes.pipeline import Pipeline
     from ..runtime.tokenizer import Tokenizer
     from .certificate import Compiled
@@ -200,41 +199,35 @@ def _build(job: CompileJob, writer: ArtifactWriter, dumps: _Dumps, progress: Rep
             # First what may be refused at once, then seconds of import, shown for what they are.
             pipeline = build_recipe_pipeline(job.loaded)
             check_dump_name(dumps.after, pipeline)
-            quantizers = _quantizers(job, stack, progress.remark)
+            compiled = _compiled_rounding(job, stack, progress.remark)
             import torch  # noqa: F401
             import transformers  # noqa: F401
         stack.enter_context(one_torch_thread())
         stack.enter_context(kept_for_reuse())
-        pairs = QuantizedPairs(_MAX_PAIR_BYTES, quantizers.table() if quantizers else {})
-        rounding = _compiled_rounding(quantizers) if quantizers else {}
-        return _build_files(job, pipeline, writer, dumps, pairs, rounding, progress)
+        pairs = QuantizedPairs(_MAX_PAIR_BYTES, compiled.nearest)
+        return _build_files(job, pipeline, writer, dumps, pairs, _feedback(compiled), progress)
 
 
-def _quantizers(
+def _compiled_rounding(
     job: CompileJob, stack: contextlib.ExitStack, log: Callable[[str], None]
-) -> Quantizers | None:
-    """Compiled quantisers, where there is a compiler and something to quantise."""
-    if job.recipe.backend != "cpp" or not job.recipe.quantization.is_used:
-        return None
-    from ..codegen.cpp.quantizers import NOT_COMPILED, compiled_quantizers
-    from ..ir.errors import InfcError
+) -> CompiledRounding:
+    """Compiled code of the backend, where there is something to quantise."""
+    from ..codegen.base import CompiledRounding
+    from ..codegen.registry import get_backend
 
-    try:
-        return stack.enter_context(compiled_quantizers(log))
-    except (OSError, InfcError) as error:  # no place or compiler for them
-        log(f"{NOT_COMPILED}: {error}")
-        return None
+    if not job.recipe.quantization.is_used:
+        return CompiledRounding()
+    return stack.enter_context(get_backend(job.recipe.backend).rounding(log))
 
 
-def _compiled_rounding(quantizers: Quantizers) -> dict[str, CompiledRounding]:
+def _feedback(compiled: CompiledRounding) -> dict[str, CompiledFeedback]:
     """What methods of quantization use of compiled code, by the names of schemes."""
     from ..ir.schemes import SCHEMES
-    from ..passes.methods.feedback import CompiledRounding
+    from ..passes.methods.feedback import CompiledFeedback
 
-    nearest = quantizers.table()
     return {
-        name: CompiledRounding(SCHEMES[name], nearest[name], fed)
-        for name, fed in quantizers.feedback().items()
+        name: CompiledFeedback(SCHEMES[name], compiled.nearest[name], fed)
+        for name, fed in compiled.feedback.items()
     }
 
 
@@ -244,7 +237,7 @@ def _build_files(
     writer: ArtifactWriter,
     dumps: _Dumps,
     pairs: QuantizedPairs,
-    rounding: Mapping[str, CompiledRounding],
+    rounding: Mapping[str, CompiledFeedback],
     progress: Reporter,
 ) -> Manifest:
     """As `_build`, once everything is imported."""
@@ -335,7 +328,7 @@ def _calibration(
     program: Program,
     directory: Path,
     stack: contextlib.ExitStack,
-    rounding: Mapping[str, CompiledRounding],
+    rounding: Mapping[str, CompiledFeedback],
     progress: Reporter,
 ) -> Calibration | None:
     if job.calibration_text is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..codegen.registry import get_backend
 from ..ir.errors import ArtifactError
 from ..ir.target import Target, resolve_target
 from .accuracy_text import read_evaluation
@@ -45,7 +46,7 @@ def plan_job(
     recipe = loaded.recipe
     target = resolve_target(recipe.target)
     # A missing compiler is told now, not after minutes of work.
-    toolchain = _toolchain(recipe, target)
+    toolchain = get_backend(recipe.backend).toolchain(target)
     model = find_model(recipe, loaded.directory)
     place = Path(output) if output is not None else Path(f"{_model_name(recipe, model)}.infc")
     place = Path(os.path.abspath(place))
@@ -57,14 +58,6 @@ def plan_job(
         )
     texts = read_evaluation(loaded), recipe_text(loaded)
     return CompileJob(loaded, model, place, target, toolchain, verify, *texts)
-
-
-def _toolchain(recipe: Recipe, target: Target) -> Mapping[str, str]:
-    if recipe.backend != "cpp":
-        return {}
-    from ..codegen.cpp.toolchain import toolchain_for
-
-    return {"version": toolchain_for(target).version}
 
 
 def _model_name(recipe: Recipe, model: Path) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-from ...ir.errors import ArtifactError
+from ...ir.errors import ArtifactError, InfcError
 from ...ir.plan import loop_groups
 from ...ir.program import Node, Program, Value, Weight, WeightRef
 from ...ir.step_facts import step_facts
 from ...ir.target import Target
 from ...ir.types import DType, TensorType
-from ..base import Backend, Emission, EmitOptions, Made, Verdict
+from ..base import Backend, CompiledRounding, Emission, EmitOptions, Made, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
 from .buffers import Buffer
 from .calls import c_dim, place_barriers, read_ahead
@@ -25,7 +26,7 @@ from .lower import LOWERINGS
 from .profile import profile_text
 from .roll import roll
 from .source import source_text
-from .toolchain import LibraryBuild
+from .toolchain import LibraryBuild, toolchain_for
 from .weight_table import PACKED_OPS
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -79,6 +80,24 @@ class CppBackend(Backend):
             return begun.finish(directory, options)
         with self.begin(program, target, directory) as build:
             return build.finish(directory, options)
+
+    def toolchain(self, target: Target) -> Mapping[str, str]:
+        """The version of the compiler; ToolchainError without one."""
+        return {"version": toolchain_for(target).version}
+
+    @contextlib.contextmanager
+    def rounding(self, log: Callable[[str], None]) -> Iterator[CompiledRounding]:
+        """What `quantize.cpp` rounds, compiled for this machine beside other work."""
+        from .quantizers import NOT_COMPILED, compiled_quantizers
+
+        with contextlib.ExitStack() as stack:
+            found = CompiledRounding()
+            try:
+                quantizers = stack.enter_context(compiled_quantizers(log))
+                found = CompiledRounding(quantizers.table(), quantizers.feedback())
+            except (OSError, InfcError) as error:  # no place or compiler for them
+                log(f"{NOT_COMPILED}: {error}")
+            yield found
 
     def rebuild(
         self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions

@@ -15,6 +15,7 @@ class ReferenceBackend(Backend):
     """Interprets the artifact's program with torch."""
 
     name: ClassVar[str] = "reference"
+    interprets: ClassVar[bool] = True
 
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
         """Every op has a meaning."""

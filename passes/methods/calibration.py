@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...ir.quantized_pairs import QuantizedPairs
-from .feedback import CompiledRounding
+from .feedback import CompiledFeedback
 from .spill import SpillFile
 
 
@@ -32,7 +32,7 @@ class Calibration:
     advance: Callable[[int, int, str], None] = _unheard
     made: dict[str, str] = field(default_factory=dict)
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
-    compiled: Mapping[str, CompiledRounding] = field(default_factory=dict)
+    compiled: Mapping[str, CompiledFeedback] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

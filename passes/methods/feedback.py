@@ -121,7 +121,7 @@ def feed_back(rows: torch.Tensor, factor: Factor, grid: Grid) -> Rounded:
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledRounding:
+class CompiledFeedback:
     """How a scheme is rounded to in compiled code: each weight by itself, and with feedback."""
 
     scheme: Scheme

@@ -14,7 +14,7 @@ from infc.ir.program import WeightExpr
 from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.schemes import SCHEMES, Quantizer
 from infc.ir.weights import checkpoint, evaluate_expr
-from infc.passes.methods.feedback import CompiledRounding, factorize, feed_back
+from infc.passes.methods.feedback import CompiledFeedback, factorize, feed_back
 from infc.passes.methods.grids import GRIDS
 
 FED = ("int8", "int4")
@@ -32,9 +32,9 @@ def quantizers(library: Quantizers) -> Mapping[str, Quantizer]:
     return library.table()
 
 
-def rounding(quantizers: Quantizers, scheme: str) -> CompiledRounding:
+def rounding(quantizers: Quantizers, scheme: str) -> CompiledFeedback:
     nearest, fed = quantizers.table()[scheme], quantizers.feedback()[scheme]
-    return CompiledRounding(SCHEMES[scheme], nearest, fed)
+    return CompiledFeedback(SCHEMES[scheme], nearest, fed)
 
 
 def matrix(seed: int, shape: tuple[int, ...], spread: float, dtype: torch.dtype) -> torch.Tensor:
