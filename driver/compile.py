@@ -32,7 +32,7 @@ from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
 from .calibration import make_calibration
 from .compile_job import CompileJob, job_key, plan_job, recorded_recipe
 from .default_output import changed_keys, keep_another_checkpoint
-from .progress import LineReporter, Reporter
+from .progress import LineReporter, Reporter, as_reporter
 from .recipe import Recipe, load_recipe
 from .workplaces import one_at_a_time, temporary_output
 
@@ -62,7 +62,7 @@ def compile_model(
     dump_ir_after: str | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
     cache: bool = True,
-    progress: Reporter | None = None,
+    progress: Reporter | bool = True,
 ) -> Artifact:
     """Compiles a model into an artifact, and opens it.
 
@@ -72,14 +72,14 @@ def compile_model(
     of them. Where no output was named, an artifact of another checkpoint is replaced with `force`
     alone. `verify` checks what each pass did by running the program before and after it.
     `dump_ir_after` names a pass, or `all`: the program after it is written into `dump_dir`.
-    `progress` hears of stages and of every choice that was made for you; by default both go to
-    stderr as lines.
+    `progress` hears of stages and of every choice that was made for you; by default (True) both go
+    to stderr as lines, and with False nowhere.
 
     Raises an InfcError that says what was wrong, where, and what to do.
     """
+    progress = as_reporter(progress)
     check_platform()
     require_compiler("compiling")
-    progress = progress or LineReporter()
     job = plan_job(load_recipe(recipe, overrides), output, verify)
     if output is None and not force:
         replaced = keep_another_checkpoint(

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..ir.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -117,6 +119,20 @@ class LiveReporter(Reporter):
         self._progress = None
         if finished:
             print(f"  {name}: {self.seconds[name]:.1f} s", file=sys.stderr)
+
+
+def as_reporter(progress: Reporter | bool) -> Reporter:
+    """What a `progress` argument means: True for lines on stderr, False for none, or a reporter.
+
+    Raises UsageError for anything else.
+    """
+    if isinstance(progress, Reporter):
+        return progress
+    if not isinstance(progress, bool):
+        raise UsageError(
+            f"progress is {progress!r}", hint="use True, False or an infc.driver.progress.Reporter"
+        )
+    return LineReporter() if progress else Reporter()
 
 
 def make_reporter(quiet: bool) -> Reporter:

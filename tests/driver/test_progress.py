@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from infc.driver.progress import LineReporter
+from infc.driver.progress import LineReporter, Reporter, as_reporter
+from infc.ir.errors import UsageError
 
 SCRIPT = """
 import sys, time
@@ -101,3 +102,12 @@ def test_lines_where_there_is_no_terminal(quiet: bool) -> None:
         assert re.fullmatch(r"emit: \d\.\d s", lines[1])
         assert len(lines) == 2
     assert on_a_terminal("quiet") == ""
+
+
+def test_an_argument_may_be_true_false_or_a_reporter() -> None:
+    own = LineReporter()
+    assert as_reporter(own) is own
+    assert type(as_reporter(True)) is LineReporter
+    assert type(as_reporter(False)) is Reporter
+    with pytest.raises(UsageError, match=r"progress is 'yes' .use True, False or"):
+        as_reporter("yes")  # type: ignore[arg-type]
