@@ -157,6 +157,20 @@ def test_a_second_compilation_gives_the_same_bytes(int4: Artifact, build: Build)
     assert contents(again.path) == contents(int4.path)
 
 
+def test_a_calibrated_compilation_is_reproduced_by_the_compiled_backend(
+    build: Build, place: Path
+) -> None:
+    """Certificate and weights alike: no cache, two directories, what was run in parallel."""
+    calibration = f"calibration: {{text: '{place / 'short.txt'}', tokens: 128}}"
+    options = f"quantization={{scheme: int4, method: gptq, {calibration}}}"
+    first, second = (build("backend=cpp", "target=native", options) for _ in range(2))
+    found = certificate_of(first)
+    assert found["measured"] == "the artifact"
+    assert [one["pass"] for one in found["passes"]] == ["quantize-weights", "calibrate-weights"]
+    assert found == certificate_of(second)
+    assert contents(first.path) == contents(second.path)
+
+
 @pytest.mark.parametrize("layer", [1, 4])
 def test_a_ruined_layer_stops_the_compilation_and_is_named(
     layer: int, build: Build, place: Path, tmp_path: Path
@@ -275,7 +289,14 @@ def test_a_model_without_a_tokenizer_has_no_figures(tmp_path: Path) -> None:
         (["accuracy.evaluation=ruin.py/x"], "cannot be read: Not a directory"),
     ],
 )
-def test_bad_recipes_are_refused(overrides: list[str], message: str, build: Build) -> None:
+def test_bad_recipes_are_refused(
+    overrides: list[str],
+    message: str,
+    build: Build,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(place)  # where the paths of options begin
     with pytest.raises(InfcError) as caught:
         build(INT8, *overrides)
     assert message in str(caught.value)
