@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..ir.errors import InfcError, UsageError
+from ..ir.errors import CapacityError, InfcError, UsageError
+from ..ir.machine import available_memory
+from ..ir.sizes import format_size
 from .recipe import LoadedRecipe
 from .texts import Text, checkpoint_tokenizer, read_text, tokenize
 
@@ -55,14 +57,17 @@ def make_calibration(
     `compiled` has schemes that compiled code rounds to. None, and a remark, if the recipe leaves
     the method open and the model cannot be calibrated, or only at a cost beyond `MAX_COST`.
 
-    Raises UsageError where there is too little text, or no tokenizer to make tokens of it.
+    Raises UsageError where there is too little text, or no tokenizer to make tokens of it, and
+    CapacityError where the values of all tokens do not fit into memory.
     """
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.spill import SpillFile
 
     how = loaded.recipe.quantization
+    length = min(WINDOW_TOKENS, program.spec.max_context)
     try:
         tokens = _tokens(text, how, model, program, log)
+        _check_memory(program, length, tokens.num_tokens)
     except InfcError as error:
         if how.must_calibrate:
             raise
@@ -71,7 +76,6 @@ def make_calibration(
     if not how.must_calibrate:
         quick = "quantization.method=nearest takes seconds, and is less accurate"
         log(f"weights are calibrated on {tokens.num_tokens} tokens of {text.name} ({quick})")
-    length = min(WINDOW_TOKENS, program.spec.max_context)
     windows = tuple(tokens.windows(length))
     return Calibration(windows, SpillFile(directory), tokens.as_data(), compiled=compiled)
 
@@ -135,3 +139,19 @@ def calibration_cost(program: Program, tokens: int) -> int:
             matrices += 3 * rows * depth * depth
     moments = sum(4 * depth * depth for depth in inputs.values())
     return tokens * (each_token + moments) + matrices
+
+
+def _check_memory(program: Program, window: int, num_tokens: int) -> None:
+    """CapacityError if what two runs of the program keep of every token is more than is free."""
+    from ..passes.methods.layer_runs import bytes_per_token
+
+    each = 2 * bytes_per_token(program, window)  # the source model, and the quantised one
+    if each * num_tokens <= (free := available_memory()):
+        return
+    fitting = free // each // window * window
+    raise CapacityError(
+        f"calibrating on {num_tokens} tokens takes {format_size(each * num_tokens)}, and"
+        f" {format_size(free)} are free",
+        where="quantization.calibration.tokens",
+        hint=f"ask for {fitting} or less" if fitting else "set quantization.method to nearest",
+    )

@@ -332,6 +332,8 @@ def _calibration(
     progress: Reporter,
 ) -> Calibration | None:
     if job.calibration_text is None:
+        if job.recipe.quantization.ignores_calibration:
+            progress.remark("quantization.calibration has no effect with method: nearest")
         return None
     made = make_calibration(
         job.calibration_text, job.loaded, job.model, program, directory, progress.remark, rounding

@@ -208,6 +208,11 @@ class QuantizationSection(_Section):
         rules = (rule.scheme for rule in self.rules)
         return {self.scheme, self.head, self.embedding, *rules}
 
+    @property
+    def ignores_calibration(self) -> bool:
+        """Whether a calibration is given, and the method needs none."""
+        return self.method == "nearest" and "calibration" in self.model_fields_set
+
 
 class AccuracySection(_Section):
     """How far the artifact's predictions may be from the checkpoint's, on a text."""

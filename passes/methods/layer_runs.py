@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ...ir.interpret import Interpreter
 from ...ir.ops import Kind, get_op
 from ...ir.program import Node, Program, Value, WeightRef
+from ..plan_memory import is_view
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,35 @@ STEP_INPUTS: Final = frozenset({"input_ids", "positions", "logits_index"})
 """What a model's step may read; each window is one sequence, with every row of logits."""
 WIDE: Final = "f32"
 """What all is computed in."""
+
+
+def bytes_per_token(program: Program, tokens: int) -> int:
+    """What the values between two stretches take at most for each token of a window, in float32.
+
+    For windows of `tokens`, and stretches that end before each matrix product. While one runs, the
+    values before and behind it are both there.
+    """
+    sizes = dict.fromkeys(program.symbols, tokens)
+    last_use: dict[str, int] = {}
+    of: dict[str, Value] = {value.name: value for value in program.inputs}
+    ends = []
+    for index, node in enumerate(program.nodes):
+        if is_view(node.op) and node.values():
+            of[node.output.name] = of[node.values()[0].name]
+        else:
+            of.update({value.name: value for value in node.outputs})
+        last_use.update((of[value.name].name, index) for value in node.values())
+        if get_op(node.op).kind in (Kind.MATRIX, Kind.EXPERTS):
+            ends.append(index)
+    made = {value.name: -1 for value in program.inputs}
+    for index, node in enumerate(program.nodes):
+        made.update((value.name, index) for value in node.outputs)
+    most, before = 0, set[str]()
+    for end in ends:
+        there = {name for name, last in last_use.items() if made[name] < end <= last}
+        taken = (of[name].type.num_elements(sizes) for name in before | there)
+        most, before = max(most, 4 * sum(taken)), there
+    return -(-most // tokens)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from infc.driver import calibration
 from infc.driver.texts import CALIBRATION, read_text
 from infc.ir.artifact import Artifact
 from infc.ir.builder import ProgramBuilder
-from infc.ir.errors import UsageError
+from infc.ir.errors import CapacityError, UsageError
 from infc.ir.types import DType, Sym, TensorType
 from infc.passes.methods import calibrate_weights
 
@@ -132,6 +133,42 @@ def test_less_text_than_was_asked_for_is_said(source: Path, text: Path, tmp_path
     said = [line for line in progress.lines if line.startswith("calibrating on")]
     assert len(said) == 1
     assert said[0].endswith("tokens: of mine.txt has no more, and 8192 are asked for")
+
+
+def test_more_tokens_than_memory_holds_are_refused_before_the_work(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "available_memory", lambda: 1 << 20)
+    options = f"quantization.calibration={{text: '{text}', tokens: 2000}}"
+    with pytest.raises(CapacityError) as caught:
+        build(source, tmp_path / "out", options)
+    found = re.fullmatch(
+        r"quantization.calibration.tokens: calibrating on 2000 tokens takes [\d.]+ .iB, and 1.0 MiB"
+        r" are free \(ask for (\d+) or less\)",
+        str(caught.value),
+    )
+    assert found is not None and 0 < int(found[1]) < 2000, str(caught.value)
+    assert not (tmp_path / "out").exists()
+    build(source, tmp_path / "out", options.replace("2000", found[1]))
+    monkeypatch.setattr(calibration, "available_memory", lambda: 1 << 10)
+    with pytest.raises(CapacityError, match=r"set quantization.method to nearest"):
+        build(source, tmp_path / "out", options)
+
+
+def test_a_calibration_that_no_method_reads_is_said(source: Path, tmp_path: Path) -> None:
+    said = []
+    for options in (["quantization.calibration.tokens=64"], []):
+        progress = Lines()
+        infc.compile(
+            source / "model.yaml",
+            tmp_path / "out",
+            overrides=["quantization={scheme: int4, method: nearest}", *options],
+            verify=False,
+            cache=False,
+            progress=progress,
+        )
+        said.append("quantization.calibration has no effect with method: nearest" in progress.lines)
+    assert said == [True, False]
 
 
 def test_a_text_that_is_not_there_is_refused_before_anything_else(
