@@ -21,7 +21,7 @@ from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
 from .recipe_errors import explain
-from .texts import CALIBRATION, EVALUATION
+from .texts import BUNDLED, CALIBRATION, EVALUATION
 from .yaml_tree import YamlTree, read_yaml
 
 
@@ -381,9 +381,34 @@ def load_recipe(
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     for assignment in [overrides] if isinstance(overrides, str) else overrides:
         tree.set_from_text(assignment, _SHORT_FOR)
+        _start_from_here(tree, f"--set {assignment}")
     recipe = _validate(tree)
     _check_quantization(recipe.quantization, tree)
     return LoadedRecipe(recipe, directory, tree)
+
+
+_PATHS: Final = (("model",), ("quantization", "calibration", "text"), ("accuracy", "evaluation"))
+"""Keys whose value may be a path."""
+
+
+def _start_from_here(tree: YamlTree, option: str) -> None:
+    """Lets the paths that an option has set begin in the working directory.
+
+    Names of bundled texts and hub ids stay as they are, unless there is a file of that name.
+    """
+    for path in _PATHS:
+        if tree.place(path) != option:
+            continue
+        *outer, key = path
+        section: Any = tree.data
+        for name in outer:
+            section = section.get(name) if isinstance(section, dict) else None
+        value = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(value, str) or not value or value.startswith("~"):
+            continue
+        is_name = value in BUNDLED if outer else HUB_ID.fullmatch(value) is not None
+        if not is_name or os.path.lexists(value):
+            section[key] = os.path.abspath(value)
 
 
 def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:

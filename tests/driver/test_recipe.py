@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from infc.driver.recipe import Recipe, RuntimeSection, load_recipe, recipe_schema, size_or_auto
+from infc.driver.texts import EVALUATION
 from infc.ir.errors import RecipeError
 
 
@@ -286,3 +287,47 @@ def test_the_schema_documents_every_key() -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert size_or_auto(text) == size
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("quantization.calibration.text=texts/mine.txt", "text"),
+        ("quantization={scheme: int8, calibration: {text: texts/mine.txt}}", "text"),
+        ("accuracy.evaluation=texts/mine.txt", "evaluation"),
+        ("model=texts/mine.txt", "model"),
+    ],
+)
+def test_paths_of_options_begin_in_the_working_directory(
+    option: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in the recipe's own text begin beside it."""
+    here = tmp_path / "here"
+    (here / "texts").mkdir(parents=True)
+    (here / "texts/mine.txt").write_text("a text")
+    path = tmp_path / "recipes" / "model.yaml"
+    path.parent.mkdir()
+    lines = "accuracy: {evaluation: texts/eval.txt}\nquantization: {scheme: int8}\n"
+    path.write_text(f"model: own/model\n{lines}")
+    monkeypatch.chdir(here)
+
+    def found(*overrides: str) -> dict[str, str]:
+        recipe = load_recipe(path, overrides).recipe
+        text = recipe.quantization.calibration.text
+        return {"model": recipe.model, "text": text, "evaluation": recipe.accuracy.evaluation}
+
+    before = found()
+    assert before["evaluation"] == "texts/eval.txt"
+    expected = before | {key: str(here / "texts/mine.txt")}
+    assert found(option) == found(option, "dtype=float32") == expected
+
+
+def test_names_in_options_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.yaml"
+    path.write_text("model: a")
+    options = ["model=org/name", f"accuracy.evaluation={EVALUATION}"]
+    recipe = load_recipe(path, options).recipe
+    assert (recipe.model, recipe.accuracy.evaluation) == ("org/name", EVALUATION)
+    (tmp_path / "org/name").mkdir(parents=True)
+    assert load_recipe(path, options).recipe.model == str(tmp_path / "org/name")
