@@ -7,6 +7,7 @@ of its inverse, in half of the work. Columns are taken in their order (act-order
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -198,7 +199,7 @@ def _round(weight: torch.Tensor, state: Parameters, grid: Grid, factor: Factor |
                 later = wanted[end - first :]
                 later.addr_(factor.upper[column, end:last], errors[column])
         if factor is not None:
-            rest = wanted.sub_(values[first:last]).square_().sum(1, dtype=torch.float64)
+            rest = wanted.sub_(values[first:last]).double().square_().sum(1)
             left += float((rest * factor.d[first:last]).sum())
     return _Columns(codes, values, groups, left)
 
@@ -228,6 +229,9 @@ def _norms(columns: Sequence[torch.Tensor], factor: Factor) -> list[float]:
 
     depth, rows = columns[0].shape
     both = torch.cat(list(columns), 1)
+    # Squares of large weights exceed float32; a power of two changes no bit of the others.
+    unit = _power_of_two(both)
+    both = both / unit
     total = torch.zeros(len(columns), dtype=torch.float64)
     for first in range(0, depth, BLOCK):
         last = min(first + BLOCK, depth)
@@ -235,13 +239,18 @@ def _norms(columns: Sequence[torch.Tensor], factor: Factor) -> list[float]:
         each = part.square_().view(last - first, -1, rows).sum(2, dtype=torch.float64)
         total += factor.d[first:last].double() @ each
     return [
-        _without_damping(float(norm), one, factor) for norm, one in zip(total, columns, strict=True)
+        _without_damping(float(norm) * unit * unit, one, factor)
+        for norm, one in zip(total, columns, strict=True)
     ]
+
+
+def _power_of_two(values: torch.Tensor) -> float:
+    """The power of two below the largest magnitude; 1 for zeros."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def _without_damping(norm: float, columns: torch.Tensor, factor: Factor) -> float:
     """The squared norm of columns `[K, N]` over the inputs alone, from that with what was added."""
-    import torch
-
-    squares = columns.square().sum(1, dtype=torch.float64)
-    return max(0.0, norm - float((squares * factor.added).sum()))
+    squares = columns.double().square_().sum(1)
+    return max(0.0, norm - float((squares * factor.added.double()).sum()))

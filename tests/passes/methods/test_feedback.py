@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -231,3 +232,15 @@ def test_rows_are_rounded_each_by_itself() -> None:
     joined = torch.cat([part.values for part in parts])
     assert (joined != whole.values).float().mean() < 0.01
     assert sum(part.error for part in parts) == pytest.approx(whole.error, rel=0.02)
+
+
+@pytest.mark.parametrize("scheme", [one for one in SCHEMES if "q" not in one])
+def test_errors_of_huge_weights_are_as_those_of_others(scheme: str) -> None:
+    """Their squares are beyond float32. Scales in float16 have a smaller range anyway."""
+    inputs, grid = correlated(100, 64, 3), GRIDS[scheme]
+    factor = factorize(moments(inputs), DAMPING)
+    plain = feed_back(matrix(4, 64, 3), factor, grid)
+    found = feed_back(matrix(4, 64, 3) * 2.0**80, factor, grid)
+    for mine, theirs in ((found.error, plain.error), (found.nearest, plain.nearest)):
+        assert mine / found.size == pytest.approx(theirs / plain.size, rel=0.2)
+    assert 0 < found.error <= found.nearest < found.size < math.inf
