@@ -73,8 +73,14 @@ def distance(before: torch.Tensor, after: torch.Tensor, what: str) -> Distance:
     return Distance(max(kl, 0.0), top1, difference(before, after).error, len(before), what)
 
 
-def difference(expected: torch.Tensor, actual: torch.Tensor) -> Difference:
+def difference(
+    expected: torch.Tensor, actual: torch.Tensor, *, like_others: bool = False
+) -> Difference:
     """The largest error of a row, relative to the largest magnitude in it.
+
+    With `like_others`, no row counts as smaller than the root mean square of all elements. This is
+    for rows that differ by chance alone: the sums of a narrow row may all be small, and what
+    rounding adds to them does not depend on what they come to.
 
     Rows count along the first dimension that is not 1. Where one side has NaN and the other has
     not, or infinities differ, the error is infinite. Whole numbers must be equal.
@@ -95,6 +101,8 @@ def difference(expected: torch.Tensor, actual: torch.Tensor) -> Difference:
         gap = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
         finite = a.abs().nan_to_num(nan=0.0, posinf=0.0)
         scale = finite.amax(1).clamp_min(float(finite.max()) * 1e-3).clamp_min(1e-30)
+        if like_others:
+            scale = scale.clamp_min(float(finite.square().mean().sqrt()))
         errors = gap.amax(1) / scale
     worst = int(errors.argmax())
     error = float(errors[worst])

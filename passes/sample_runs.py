@@ -33,7 +33,7 @@ def _tokens(program: Program, length: int) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(17)
-    return torch.randint(0, max(program.spec.vocab_size, 2), (length,), generator=generator)
+    return torch.randint(0, program.spec.vocab_size or 2, (length,), generator=generator)
 
 
 def wanted_rows(lengths: list[int], cuts: Cuts) -> list[int]:

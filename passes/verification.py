@@ -151,8 +151,9 @@ def _check_region(one: Pass, region: Region, weights: SampleWeights) -> None:
             actual = _run(region.after, inputs, weights)
         except InfcError as error:
             raise PassError(f"its result does not run: {error}", where=_place(region)) from error
-        allowed = one.allowed_error if one.contract == "lossy" else TOLERANCES[one.contract]
-        found = difference(expected, actual.reshape(expected.shape))
+        is_lossy = one.contract == "lossy"
+        allowed = one.allowed_error if is_lossy else TOLERANCES[one.contract]
+        found = difference(expected, actual.reshape(expected.shape), like_others=is_lossy)
         if found.error > allowed:
             where = f"row {found.row} of {found.rows}"
             if reads_positions:

@@ -372,6 +372,16 @@ def test_rows_are_compared_one_by_one() -> None:
     assert difference(a, a).error == 0.0
 
 
+def test_narrow_rows_that_are_small_by_chance_count_as_the_others() -> None:
+    a = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    b = a + 0.01
+    assert difference(a, b).error > 0.1
+    assert difference(a, b, like_others=True).error < 0.011
+    wide = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    other = wide * 1.01
+    assert difference(wide, other, like_others=True) == difference(wide, other)
+
+
 def test_every_value_of_the_sample_is_past_the_first_tiles() -> None:
     program = model()
     value: Value = program.inputs[1]
