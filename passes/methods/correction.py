@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .hessians import TILE, cross_moments
+from .hessians import TILE, add_cross_moments
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 HELD_OUT: Final = 4
 """Each so-many-th window is left out of the regression, and says whether its result holds."""
 _TESTED_ROWS: Final = 2048
+_WINDOWS: Final = 4
+"""How many windows are taken at a time."""
 RIDGE: Final = 0.2
 """What is added to the diagonal of the regression, as a share of its mean."""
 
@@ -130,13 +132,18 @@ def correct(
         moved = (pair[0] - pair[1]).reshape(-1, depth).T
         return moved if whole is None else whole @ moved
 
-    lefts = list(pool.map(left, zip(drift.source, drift.quantized, strict=True)))
-    found = cross_moments(lefts, drift.quantized, pool)
+    # Window after window, as if all were there at once; but so many of them fill no gigabyte.
+    found = torch.zeros(depth if whole is None else rows, depth)
+    for first in range(0, len(drift.source), _WINDOWS):
+        here = slice(first, first + _WINDOWS)
+        lefts = list(pool.map(left, zip(drift.source[here], drift.quantized[here], strict=True)))
+        add_cross_moments(found, lefts, drift.quantized[here], drift.num_tokens, pool)
 
     def solve(part: torch.Tensor) -> torch.Tensor:
         return torch.cholesky_solve(part.T, lower).T.mul_(strength)
 
-    found = torch.cat(list(pool.map(solve, found.split(TILE))))
+    for part, solved in zip(found.split(TILE), pool.map(solve, found.split(TILE)), strict=True):
+        part.copy_(solved)
     if whole is None:
         return Correction(found, ())
     return Correction(None, found.split([len(matrix) for matrix in matrices]))
@@ -145,7 +152,7 @@ def correct(
 def _with_ridge(hessian: torch.Tensor) -> torch.Tensor:
     """The whole symmetric matrix of which the upper half is given, with more on its diagonal."""
     whole = hessian.triu()
-    whole = whole + whole.triu(1).T
+    whole += hessian.triu(1).T
     mean = float(whole.diagonal().double().mean())
     whole.diagonal().add_(RIDGE * mean)
     return whole

@@ -164,7 +164,7 @@ class Gptq:
         if not held.source:
             return found, moments
         share = held.num_tokens / (held.num_tokens + fitted.num_tokens)
-        whole = (1 - share) * moments + share * hessian(held.quantized, self.pool)
+        whole = moments.mul_(1 - share).add_(hessian(held.quantized, self.pool).mul_(share))
         if found is not None and not reduces_error(matrices, found, held, self.pool):
             found = None
         return found, whole
@@ -220,9 +220,9 @@ class Gptq:
     def _source_weight(self, name: str) -> torch.Tensor:
         """A weight of the plain program, as it is in the source model where that is known."""
         matrix = self.plain.matrices.get(name)
-        if matrix is None or matrix.source is not None:
-            return evaluate_weight(self.plain.program, name, check_finite=False)
-        return self._weight(name)
+        if matrix is None or matrix.source is None:
+            return self._weight(name)
+        return evaluate_weight(self.plain.program, name, check_finite=False)
 
     def _weight(self, name: str) -> torch.Tensor:
         """A weight of the plain program, as it is quantised by now."""

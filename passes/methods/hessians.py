@@ -37,18 +37,18 @@ def hessian(windows: Sequence[torch.Tensor], pool: Executor) -> torch.Tensor:
     return result
 
 
-def cross_moments(
-    lefts: Sequence[torch.Tensor], windows: Sequence[torch.Tensor], pool: Executor
-) -> torch.Tensor:
-    """The mean over all tokens of `y.T @ x`, `[R, K]` in float32.
+def add_cross_moments(
+    result: torch.Tensor,
+    lefts: Sequence[torch.Tensor],
+    windows: Sequence[torch.Tensor],
+    tokens: int,
+    pool: Executor,
+) -> None:
+    """Adds the sum over windows of `y.T @ x`, divided by `tokens`, to `[R, K]` in float32.
 
     For what `y` is in each window, transposed (`[R, tokens]`), and windows `[.., K]` of `x`.
     """
-    import torch
-
-    depth, rows = windows[0].shape[-1], lefts[0].shape[0]
-    tokens = sum(y.shape[1] for y in lefts)
-    result = torch.zeros(rows, depth)
+    rows, depth = result.shape
 
     def tile(place: tuple[int, int]) -> None:
         top, left = (slice(first, first + TILE) for first in place)
@@ -57,7 +57,6 @@ def cross_moments(
             total.addmm_(y[top], x.reshape(-1, depth)[:, left], alpha=1 / tokens)
 
     _all(pool.map(tile, product(range(0, rows, TILE), range(0, depth, TILE))))
-    return result
 
 
 def _all(results: Iterable[None]) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.ir.torch_threads import one_torch_thread
+from infc.passes.methods import correction
 from infc.passes.methods.correction import RIDGE, Correction, Drift, correct, reduces_error
-from infc.passes.methods.hessians import TILE, cross_moments, hessian
+from infc.passes.methods.hessians import TILE, add_cross_moments, hessian
 
 
 def drifted(depth: int, lengths: tuple[int, ...], seed: int) -> Drift:
@@ -76,7 +77,11 @@ def test_threads_do_not_show(rows: tuple[int, ...]) -> None:
 def test_moments_of_two_are_summed_over_windows() -> None:
     drift = drifted(TILE + 9, (20, 31), 5)
     with one_torch_thread(), ThreadPoolExecutor(2) as pool:
-        found = cross_moments([x.T for x in drift.source], drift.quantized, pool)
+        found = torch.zeros(TILE + 9, TILE + 9)
+        lefts = [x.T for x in drift.source]
+        for here in (slice(0, 1), slice(1, 2)):
+            tokens = drift.num_tokens
+            add_cross_moments(found, lefts[here], drift.quantized[here], tokens, pool)
     x, y = (torch.cat(list(part)).double() for part in (drift.source, drift.quantized))
     torch.testing.assert_close(found.double(), x.T @ y / len(y), rtol=1e-4, atol=1e-5)
 
@@ -116,3 +121,15 @@ def test_a_correction_is_tested_on_windows_that_it_was_not_found_on() -> None:
             assert found is not None
             assert reduces_error([matrix], found, held, pool) == helps
             assert reduces_error([matrix], found, fitted, pool)
+
+
+def test_how_many_windows_are_taken_at_a_time_does_not_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drift, weights = drifted(40, (30, 20, 10, 25, 7), 3), matrices((60, 5), 40, 3)
+    made = []
+    for count in (1, 2, 100):
+        monkeypatch.setattr(correction, "_WINDOWS", count)
+        made.append(corrected(weights, drift, 0.5, 2))
+    for one in made[1:]:
+        assert all(map(torch.equal, made[0], one))
