@@ -237,6 +237,8 @@ def _breaking(stages: Sequence[StageEvidence], key: str, bound: float) -> StageE
 
 
 def _hint(found: Evidence) -> str:
+    if not found.stages:
+        return "accept more, or use dtype: float32 and kv_cache.dtype: auto"
     more = "accept more, quantize less"
     if any(stage.name == _CALIBRATING for stage in found.stages):
         return f"{more}, or calibrate on more tokens"

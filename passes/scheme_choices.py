@@ -227,14 +227,23 @@ class SchemeChoices:
                     " rules: put it first, or remove it",
                 )
             if place not in self.used:
-                names = [
-                    str(node.inputs[place]).removeprefix("@")
-                    for node in self.program.nodes
-                    if node.op != "embedding"
-                    for place in QUANTIZED.get(node.op, ())
-                ]
+                names = self._names()
                 hint = f"names look like {', '.join(names[:3])}" if names else None
                 raise UsageError(f"{what}: no matrix is named {pattern}", where=where, hint=hint)
+
+    def _names(self) -> list[str]:
+        """The names of matrices that a rule could quantize, in program order."""
+        refs = [
+            node.inputs[place]
+            for node in self.program.nodes
+            if node.op != "embedding" and id(node) not in self.routers
+            for place in QUANTIZED.get(node.op, ())
+        ]
+        return [
+            ref.name
+            for ref in refs
+            if isinstance(ref, WeightRef) and self._obstacle(ref, INT8) is None
+        ]
 
 
 def stored_formats(exprs: Iterable[WeightExpr]) -> set[str]:

@@ -108,6 +108,14 @@ def test_a_pattern_that_decides_nothing_is_refused(options: dict[str, str], mess
         quantize(PROGRAM, scheme="q8_0", **options)
 
 
+def test_only_names_that_a_rule_could_use_are_suggested() -> None:
+    with pytest.raises(UsageError) as caught:
+        quantize(PROGRAM, scheme="q8_0", rules="lost=none")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("names look like ")
+    assert "gate.weight" not in caught.value.hint
+
+
 PATTERNS = st.sampled_from(["*", "o_proj", "experts.*", "*.down", "*.gate_up", "head", "h*", "x"])
 RULES = st.lists(st.tuples(PATTERNS, st.sampled_from([NONE, "int8", "int4"])), max_size=4)
 
