@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -24,9 +24,10 @@ from .recipe import LoadedRecipe, is_hub_id, load_recipe
 from .texts import checkpoint_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
-    from ..ir.program import Program
+    from ..ir.program import Program, WeightLoader
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.text_runs import TextRunner
     from ..runtime.tokenizer import Tokenizer
@@ -123,7 +124,8 @@ def open_source(
 ) -> SourceModel:
     """The checkpoint that `against` names, captured in float32 for the context of an artifact.
 
-    `against` is a recipe, the name of a bundled one, a checkpoint directory, a hub id, or `source`:
+    `against` is a recipe, the name of a bundled one, a checkpoint directory, a GGUF file, a hub id,
+    or `source`:
     what the artifact says that it was compiled from. `log` is told where it is another checkpoint.
     Raises the errors of `load_recipe` and `load_model`, and UsageError where `source` is not known.
     """
@@ -137,16 +139,54 @@ def open_source(
         if name == SOURCE:
             raise _not_recorded(artifact, "what has its name is another checkpoint now")
         log(f"{name} is not the checkpoint that {artifact.path} was compiled from")
-    program = load_model(
-        directory,
-        dtype="float32",
-        max_context=artifact.manifest.limits.max_context,
-        allow_remote_code=loaded.recipe.trust_remote_code,
-        log=lambda _: None,
-    )
+    context = artifact.manifest.limits.max_context
+    try:
+        program = load_model(
+            directory,
+            dtype="float32",
+            max_context=context,
+            allow_remote_code=loaded.recipe.trust_remote_code,
+            log=lambda _: None,
+        )
+    except CapacityError as error:
+        raise UsageError(
+            f"it is another model than that of {artifact.path}, which has a context of {context}"
+            f" tokens: {error.message}",
+            where=name,
+            hint="compare with the checkpoint that the artifact was compiled from",
+        ) from None
+    if directory.is_file():
+        program = _keeping_weights(program)
     vocab_size = program.spec.vocab_size
     tokenizer = checkpoint_tokenizer(directory, vocab_size=vocab_size)
     return source_model(name, program, tokenizer)
+
+
+@dataclass(slots=True)
+class _KeptTensors:
+    """A loader that keeps what it has read, up to so many bytes: the first tensors that fit."""
+
+    loader: WeightLoader
+    free_bytes: int
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> torch.Tensor:
+        if name in self.kept:
+            return self.kept[name]
+        tensor = self.loader(name)
+        if tensor.nbytes <= self.free_bytes:
+            self.free_bytes -= tensor.nbytes
+            self.kept[name] = tensor
+        return tensor
+
+
+def _keeping_weights(program: Program) -> Program:
+    """A program of a GGUF file that dequantises its tensors once, and not in every window.
+
+    They take half of the free memory at most; the others are read again and again.
+    """
+    kept = _KeptTensors(program.loaders["checkpoint"], available_memory() // 2)
+    return replace(program, loaders={**program.loaders, "checkpoint": kept})
 
 
 def source_model(
@@ -180,5 +220,5 @@ def _not_recorded(artifact: Artifact, reason: str) -> UsageError:
     return UsageError(
         f"the source checkpoint is not known: {reason}",
         where=str(artifact.path),
-        hint="name it: --against DIRECTORY",
+        hint="name it: --against PATH (a checkpoint directory or GGUF file)",
     )

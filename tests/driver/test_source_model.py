@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import infc
 from infc.driver import source_model
@@ -17,6 +19,7 @@ from infc.driver.evaluate import compare_on_text, evaluate_text
 from infc.driver.source_model import SourceModel, open_source
 from infc.driver.texts import EVALUATION, read_text
 from infc.ir.artifact import Artifact, open_artifact
+from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import CapacityError, UsageError
 
 from ..test_layout import ROOT
@@ -179,3 +182,35 @@ def test_without_a_tokenizer_the_artifacts_tokens_count(
     assert found.tokenizer is None
     compared = compare_on_text(open_artifact(plain.path), found, text, context_tokens=100)
     assert compared.divergence.kl_max < 1e-8
+
+
+def test_a_checkpoint_with_a_smaller_context_is_refused(plain: Artifact, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(TINY / "checkpoint", copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    with pytest.raises(UsageError) as caught:
+        open_source(plain, copy)
+    said = str(caught.value)
+    context = plain.manifest.limits.max_context
+    assert said.startswith(f"{copy}: it is another model than that of {plain.path}, which has a")
+    assert f"context of {context} tokens: max_context {context} is more than the 64" in said
+    assert said.endswith("(compare with the checkpoint that the artifact was compiled from)")
+
+
+def test_tensors_of_a_gguf_file_are_dequantized_once(tmp_path: Path) -> None:
+    read: list[str] = []
+
+    def loader(name: str) -> torch.Tensor:
+        read.append(name)
+        return torch.ones(8 if name == "large" else 2)
+
+    program = replace(ProgramBuilder("toy").build(), loaders={"checkpoint": loader})
+    kept = source_model._keeping_weights(program).loaders["checkpoint"]
+    assert [len(kept(name)) for name in ("a", "large", "a", "large")] == [2, 8, 2, 8]
+    assert read == ["a", "large"]
+    kept = source_model._KeptTensors(loader, 12)
+    read.clear()
+    for name in ("a", "large", "a", "large"):
+        kept(name)
+    assert read == ["a", "large", "large"]
