@@ -36,7 +36,7 @@ def bits_per_weight(artifact: infc.Artifact) -> float:
     program = parse_program((artifact.path / "program.ir").read_text())
     bits = elements = 0
     for node in program.nodes:
-        if node.op not in ("linear", "scaled_linear"):
+        if node.op not in ("linear", "scaled_linear", "decoded_linear"):
             continue
         for place, ref in enumerate(node.inputs):
             if isinstance(ref, WeightRef):

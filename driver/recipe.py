@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from ..ir.errors import RecipeError
 from ..ir.manifest import LEAST_CONTEXT
-from ..ir.schemes import ADOPT, AUTO, SCHEMES, is_quantizing
+from ..ir.schemes import ADOPTING, AUTO, SCHEMES, is_quantizing
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
@@ -86,7 +86,21 @@ class _Section(BaseModel):
 
 
 SchemeName = Literal[
-    "none", "int8", "int4", "int8-token", "int4-token", "q8_0", "q4_0", "q4_1", "adopt"
+    "none",
+    "int8",
+    "int4",
+    "int8-token",
+    "int4-token",
+    "q8_0",
+    "q4_0",
+    "q4_1",
+    "adopt",
+    "int8-weights",
+    "int4-weights",
+    "q8_0-weights",
+    "q4_0-weights",
+    "q4_1-weights",
+    "adopt-weights",
 ]
 
 
@@ -136,7 +150,9 @@ class QuantizationSection(_Section):
         " with 4-bit weights; int8-token and int4-token: activations with one scale per token and"
         " exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1: the formats of"
         " GGUF; adopt: matrices that a GGUF file holds in one of these are kept as they are, and"
-        " those that it holds in others become int8. `default` is another name of this key.",
+        " those that it holds in others become int8. With -weights at the end, the weights are"
+        " the same and activations stay in floating point, which is slower. `default` is another"
+        " name of this key.",
     )
     rules: list[RuleSection] = _key(
         [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
@@ -149,8 +165,9 @@ class QuantizationSection(_Section):
     )
     head: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = _key(
         "auto",
-        "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits,"
-        " and `scheme` otherwise. true means auto, false means none.",
+        "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits"
+        " (int8-weights if its activations are not quantized), and `scheme` otherwise. true means"
+        " auto, false means none.",
     )
     embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = _key(
         "auto",
@@ -179,14 +196,17 @@ class QuantizationSection(_Section):
         """The scheme of the head; empty if it is that of the other matrices."""
         if self.head != "auto":
             return self.head
-        return "int8" if self.scheme in ("int4", "q4_0", "q4_1") else ""
+        weights, only_weights = self.scheme.removesuffix("-weights"), "-weights" in self.scheme
+        if weights not in ("int4", "q4_0", "q4_1"):
+            return ""
+        return "int8-weights" if only_weights else "int8"
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a calibration text is looked at, if that is possible."""
         if not self.is_used or self.method == "nearest":
             return False
-        return self.must_calibrate or ADOPT not in self._schemes
+        return self.must_calibrate or ADOPTING.keys().isdisjoint(self._schemes)
 
     @property
     def must_calibrate(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from .block_rounding import BlockRounding
@@ -25,64 +25,88 @@ The limit of rows of exact schemes. With groups, an integer sum has `GROUP` prod
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
-    """How `scaled_linear` and `scaled_moe` store a matrix `[N, K]`, and what multiplies it.
+class Activations:
+    """How rows of activations are quantized to int8 when they are computed (`quantize_rows`).
 
-    Rows of activations are quantized to int8 when they are computed (`quantize_rows`), with a
-    float32 scale for each `row_group` elements of K, or one for the whole row if it is 0. With one
-    scale for each row, products are integer sums, which are exact in any order. With groups, the
-    exact sum of each group is multiplied by its scales, and the results are added in float32 in
-    ascending order of K. `quantize` rounds a matrix to nearest. `tolerance` is the allowed error of
-    a product of random rows, relative to the largest result of a row.
+    There is a float32 scale for each `group` elements of K, or one for the whole row if it is 0.
+    """
+
+    group: int
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How ops over codes store a matrix `[N, K]`, and what multiplies it.
+
+    `activations` says how rows are quantized; None means that they stay as they are. With one scale
+    for each row, products are integer sums, which are exact in any order. With groups, the exact
+    sum of each group is multiplied by its scales, and the results are added in float32 in ascending
+    order of K. With rows that stay, everything is in float32: within a group, elements times levels
+    are added in ascending order of K, and the sum is multiplied by the scale of the group.
+    `quantize` rounds a matrix to nearest. `tolerance` is the allowed error of a product of random
+    rows, relative to the largest result of a row.
     """
 
     name: str
     weight: Format
-    row_group: int
+    activations: Activations | None
     quantize: Quantizer
     tolerance: float
-    doc: str = ""
+
+    @property
+    def doc(self) -> str:
+        """The format of the weights, and what multiplies them."""
+        rows = "activations stay as they are" if self.activations is None else self.activations.doc
+        return f"{self.weight.doc}; {rows}"
 
     @property
     def is_exact(self) -> bool:
         """Whether products are sums of integers."""
-        return self.row_group == 0
+        return self.activations is not None and self.activations.group == 0
 
 
-_ROWS: Final = "; int8 activations with a scale for each group of 32"
-_TOKENS: Final = "; int8 activations with one scale per token, and exact integer sums"
+GROUPS: Final = Activations(GROUP, "int8 activations with a scale for each group of 32")
+TOKENS: Final = Activations(0, "int8 activations with one scale per token, and exact integer sums")
 
 
 def _grouped(name: str, weight: Format, tolerance: float) -> Scheme:
-    return Scheme(
-        name, weight, GROUP, BlockRounding(weight).encode, tolerance, doc=weight.doc + _ROWS
-    )
+    return Scheme(name, weight, GROUPS, BlockRounding(weight).encode, tolerance)
 
 
 INT8: Final = _grouped("int8", I8_G32, 0.02)
 INT4: Final = _grouped("int4", B4_G32, 0.25)
-INT8_TOKEN: Final = Scheme("int8-token", I8, 0, quantize_i8, 0.05, doc=I8.doc + _TOKENS)
-INT4_TOKEN: Final = Scheme("int4-token", I4_G32, 0, quantize_i4, 0.35, doc=I4_G32.doc + _TOKENS)
-SCHEMES: Final = {
-    scheme.name: scheme
-    for scheme in (
-        INT8,
-        INT4,
-        INT8_TOKEN,
-        INT4_TOKEN,
-        _grouped("q8_0", Q8_0, 0.02),
-        _grouped("q4_0", Q4_0, 0.35),
-        _grouped("q4_1", Q4_1, 0.3),
-    )
-}
+INT8_TOKEN: Final = Scheme("int8-token", I8, TOKENS, quantize_i8, 0.05)
+INT4_TOKEN: Final = Scheme("int4-token", I4_G32, TOKENS, quantize_i4, 0.35)
+_GROUPED: Final = (
+    INT8,
+    INT4,
+    _grouped("q8_0", Q8_0, 0.02),
+    _grouped("q4_0", Q4_0, 0.35),
+    _grouped("q4_1", Q4_1, 0.3),
+)
+
+
+def weights_name(name: str) -> str:
+    """The name of the scheme with the same weights and activations that stay as they are."""
+    return f"{name}-weights"
+
+
+_WEIGHTS: Final = tuple(
+    replace(scheme, name=weights_name(scheme.name), activations=None) for scheme in _GROUPED
+)
+SCHEMES: Final = {scheme.name: scheme for scheme in (*_GROUPED, INT8_TOKEN, INT4_TOKEN, *_WEIGHTS)}
 """Every scheme by name."""
+INT8_WEIGHTS: Final = SCHEMES["int8-weights"]
 
 NONE: Final = "none"
 """The name of no scheme: a matrix stays as it is."""
 AUTO: Final = "auto"
 """The name of a choice that follows from others."""
 ADOPT: Final = "adopt"
-"""The name of the schemes in which a file holds its matrices already."""
+"""The name of the schemes in which a file holds its matrices already: their codes are kept."""
+ADOPTING: Final = {ADOPT: INT8, weights_name(ADOPT): INT8_WEIGHTS}
+"""Names of such schemes, and what matrices get that the file holds in other formats of few bits."""
 
 
 def is_quantizing(*names: str) -> bool:

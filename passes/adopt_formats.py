@@ -12,7 +12,7 @@ from ..ir.errors import UsageError
 from ..ir.formats import GGUF_FORMATS
 from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Weight, WeightExpr
-from ..ir.schemes import ADOPT, INT8, Scheme, get_scheme
+from ..ir.schemes import ADOPT, ADOPTING, INT8, Scheme, get_scheme, weights_name
 from ..ir.types import TensorType
 from ..ir.weights import infer_weight, ones, packed
 from .base import PassContext, PassResult, finish
@@ -25,12 +25,14 @@ class AdoptFormats(SchemePass):
     """`linear(%x, @w)` with `@w = checkpoint{stored = "q4_1"}` => `%q, %s = quantize_rows(%x);
     scaled_linear(%q, %s, @w.codes, @w.scales) {scheme = q4_1}` with `@w.codes = packed{...}`.
 
-    The options are those of quantize-weights: what has the scheme `adopt` is kept as the file has
-    it in Q8_0, Q4_0 or Q4_1, also where rows are permuted, cut or stacked. quantize-weights decides
-    about all else. A table of embeddings becomes `scaled_embedding`, experts `scaled_moe`.
+    The options are those of quantize-weights: what has the scheme `adopt` or `adopt-weights` is
+    kept as the file has it in Q8_0, Q4_0 or Q4_1, also where rows are permuted, cut or stacked.
+    quantize-weights decides about all else. A table of embeddings becomes `scaled_embedding`,
+    experts `scaled_moe`, and with `adopt-weights` products become `decoded_linear`.
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the scheme is none).
-    Keeps: the weights, bit for bit; rows of activations are rounded to int8 in groups of 32.
+    Keeps: the weights, bit for bit; rows of activations are rounded to int8 in groups of 32, or
+    stay as they are with `adopt-weights`.
     Why: rounding what is rounded already loses more, and what is widened takes many times the
     bytes.
     """
@@ -39,11 +41,16 @@ class AdoptFormats(SchemePass):
     phase: ClassVar[str] = "quantize"
     contract: ClassVar[str] = "lossy"
     requires: ClassVar[frozenset[str]] = frozenset({"unit-batch-squeezed"})
-    tolerance: ClassVar[float] = INT8.tolerance
+    tolerance: ClassVar[float] = 4e-3
+
+    @property
+    def allowed_error(self) -> float:
+        """What rounding rows costs, or else what the program's own type takes from the weights."""
+        return INT8.tolerance if ADOPT in self.named() else self.tolerance
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Adopt what can be, and say of the rest why not."""
-        if ADOPT not in self.named():
+        if not self.named() & ADOPTING.keys():
             return finish(program, program, 0)
         if not stored_formats(weight.expr for weight in program.weights.values()):
             raise UsageError(
@@ -56,11 +63,11 @@ class AdoptFormats(SchemePass):
         def pick(node: Node, scheme: str, matrices: Sequence[Operand]) -> Scheme | str:
             exprs = matrix_exprs(program, matrices)
             formats = stored_formats(exprs)
-            if scheme != ADOPT or not formats:
+            if scheme not in ADOPTING or not formats:
                 return ""
             found = _common_format(exprs)
             if found in GGUF_FORMATS:
-                return get_scheme(found)
+                return get_scheme(found if scheme == ADOPT else weights_name(found))
             misses[id(node)] = f"{describe(node)}: {found}", formats
             return found
 
@@ -141,7 +148,7 @@ def _packed(expr: WeightExpr, scheme: Scheme) -> WeightExpr:
     if not expr.inputs:
         kind = infer_weight(expr)
         assert isinstance(kind, TensorType)
-        return packed(str(expr.attrs["name"]), scheme.name, scheme.weight.code_type(kind))
+        return packed(str(expr.attrs["name"]), scheme.weight.name, scheme.weight.code_type(kind))
     inputs = tuple(_packed(part, scheme) for part in expr.inputs)
     if expr.op == "cast":  # of numbers that codes are exact for
         return inputs[0]

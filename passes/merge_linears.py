@@ -63,7 +63,7 @@ class MergeGateUp(Pass):
         return _merge(program, groups)
 
 
-PRODUCTS = {"linear": 1, "scaled_linear": 2}
+PRODUCTS = {"linear": 1, "scaled_linear": 2, "decoded_linear": 1}
 """Products by a matrix of the model, and how many of their operands are the activation."""
 _BETWEEN = frozenset({"reshape", "transpose", "rope", "rms_norm", "layer_norm", "cast", "clamp"})
 """Ops that may stand between a projection and the attention that it feeds."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ..ir.errors import UsageError
-from ..ir.schemes import ADOPT, AUTO, is_quantizing
+from ..ir.schemes import ADOPTING, AUTO, is_quantizing
 from .adopt_formats import AdoptFormats
 from .base import PIPELINE_PHASES, Pass, make_pass
 from .common_subexpressions import CommonSubexpressions
@@ -340,7 +340,7 @@ def with_quantization(
         "embedding": embedding,
     }
     pipeline = pipeline.with_options(QuantizeWeights.name, **options)
-    if ADOPT in {scheme, head, embedding, *(name for _, name in rules)}:
+    if ADOPTING.keys() & {scheme, head, embedding, *(name for _, name in rules)}:
         pipeline = pipeline.with_options(AdoptFormats.name, **options)
     if method == NEAREST:
         return pipeline

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Weight, WeightExpr
-from ..ir.schemes import ADOPT, INT8, SCHEMES, Scheme
+from ..ir.schemes import ADOPTING, INT8, SCHEMES, Scheme
 from .base import PassContext, PassResult, finish
 from .quantized_products import QuantizedProducts
 from .scheme_choices import (
@@ -28,8 +28,10 @@ class QuantizeWeights(SchemePass):
     `rules` are pairs `pattern=scheme`, separated by spaces: a matrix whose name matches gets the
     scheme of the first such pair, and the others get `scheme`. `skip` are patterns of matrices that
     are not quantized, whatever the rules say. Each pattern must decide about a matrix, and both
-    matrices of a mixture of experts must get the same scheme. The scheme `adopt` is int8 here for
-    what the file holds in few bits and adopt-formats could not keep, and leaves others as they are.
+    matrices of a mixture of experts must get the same scheme. In schemes that end in `-weights`,
+    rows are not quantized: `decoded_linear(%x, @w.codes, @w.scales)`. The scheme `adopt` is int8
+    here for what the file holds in few bits and adopt-formats could not keep (`adopt-weights`:
+    int8-weights), and leaves others as they are.
     `head` is the scheme of the output head if no rule matches it; empty means `scheme`.
     `embedding` is the scheme of a table in which tokens are looked up, which becomes
     `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means that of the head if it is the same
@@ -51,7 +53,7 @@ class QuantizeWeights(SchemePass):
     @property
     def allowed_error(self) -> float:
         """What the schemes may be off by."""
-        names = self.named() | ({INT8.name} if ADOPT in self.named() else set())
+        names = self.named() | ({INT8.name} if self.named() & ADOPTING.keys() else set())
         return max((SCHEMES[x].tolerance for x in names if x in SCHEMES), default=self.tolerance)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
@@ -60,10 +62,10 @@ class QuantizeWeights(SchemePass):
             return finish(program, program, 0)
 
         def pick(node: Node, scheme: str, matrices: Sequence[Operand]) -> Scheme | str:
-            if scheme != ADOPT:
+            if scheme not in ADOPTING:
                 return SCHEMES[scheme]
             if stored_formats(matrix_exprs(program, matrices)):
-                return INT8
+                return ADOPTING[scheme]
             return "the file does not hold it in a format of few bits"
 
         choices = SchemeChoices(program, self, pick)

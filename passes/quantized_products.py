@@ -72,9 +72,12 @@ class QuantizedProducts:
     def _linear(self, node: Node, scheme: Scheme) -> None:
         x, matrix, *bias = node.inputs
         attrs = {"dtype": node.output.type.dtype.value}
-        rows = self._rows(x, node, scheme.row_group)
-        operands = (*rows, *self._weight(matrix, scheme), *bias)
-        self._emit("scaled_linear", operands, attrs, node, scheme)
+        parts = (*self._weight(matrix, scheme), *bias)
+        if scheme.activations is None:
+            self._emit("decoded_linear", (x, *parts), attrs, node, scheme)
+        else:
+            rows = self._rows(x, node, scheme.activations.group)
+            self._emit("scaled_linear", (*rows, *parts), attrs, node, scheme)
 
     def _experts(self, node: Node, scheme: Scheme) -> None:
         x, index, weight, gate_up, down, *biases = node.inputs

@@ -8,7 +8,7 @@ from typing import Final
 from ..ir.ops import Kind, get_op
 from ..ir.program import Operand, Program, Value
 
-_PRODUCTS: Final = ("linear", "scaled_linear")
+_PRODUCTS: Final = ("linear", "scaled_linear", "decoded_linear")
 
 
 def nearest_products(program: Program, operands: Sequence[Operand]) -> set[int]:

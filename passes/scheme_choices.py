@@ -10,7 +10,16 @@ from typing import Final
 from ..ir.analyses import depends_only_on
 from ..ir.errors import UsageError
 from ..ir.program import Node, Operand, Program, WeightExpr, WeightRef
-from ..ir.schemes import ADOPT, AUTO, INT8, MAX_EXACT_DEPTH, NONE, SCHEMES, Scheme, is_quantizing
+from ..ir.schemes import (
+    ADOPTING,
+    AUTO,
+    INT8,
+    MAX_EXACT_DEPTH,
+    NONE,
+    SCHEMES,
+    Scheme,
+    is_quantizing,
+)
 from ..ir.text import print_expr
 from ..ir.weights import leaves
 from .base import Pass
@@ -20,7 +29,12 @@ _TOKENS = "input_ids"
 
 QUANTIZED: Final = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}
 """Ops that have a form over codes, and which of their operands are matrices."""
-_CODED: Final = {"scaled_linear": (2,), "scaled_moe": (3, 5), "scaled_embedding": (0,)}
+_CODED: Final = {
+    "scaled_linear": (2,),
+    "decoded_linear": (1,),
+    "scaled_moe": (3, 5),
+    "scaled_embedding": (0,),
+}
 """The forms over codes, and which of their operands are these."""
 
 Pick = Callable[[Node, str, Sequence[Operand]], Scheme | str]
@@ -41,7 +55,7 @@ class SchemePass(Pass):
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Patterns and schemes, first those that are skipped; UsageError for an unknown scheme."""
         pairs = [(pattern, NONE) for pattern in self.skip.split()] + _parse_rules(self.rules)
-        known = (NONE, ADOPT, *SCHEMES)
+        known = (NONE, *ADOPTING, *SCHEMES)
         for name in (*self.named(), *(scheme for _, scheme in pairs)):
             if name not in known:
                 raise UsageError(f"unknown scheme {name}", where=self.name, hint=", ".join(known))
@@ -126,7 +140,7 @@ class SchemeChoices:
         if not isinstance(ref, WeightRef) or not _is_stored(self.program.weights[ref.name].expr):
             return None
         rule = self._rule(ref.name, is_head=False)
-        scheme, reason = ADOPT if self.scheme == ADOPT else INT8.name, ""
+        scheme, reason = self.scheme if self.scheme in ADOPTING else INT8.name, ""
         if rule is not None:
             scheme, reason = rule[1], f"it matches {rule[0]}, which is left out"
         elif getattr(node.inputs[1], "name", None) not in self.of_tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from ...ir.schemes import Scheme
 from ...ir.types import Dim, DType, Sym
 from .calls import ArenaPtr, InputPtr, Span, WeightPtr, c_dim
 
@@ -21,16 +22,22 @@ CTYPES = {
     DType.U8: "uint8_t",
     DType.BOOL: "bool",
 }
-CODES = {
-    "int8-token": "int8_t",
-    "int4-token": "int4x2",
-    "int8": "Grouped<8, int8_t>",
-    "int4": "Grouped<4, int8_t, absent, Levels::book>",
+_CODES = {
+    "i8": "int8_t",
+    "i4_g32": "int4x2",
+    "i8_g32": "Grouped<8, int8_t>",
+    "b4_g32": "Grouped<4, int8_t, absent, Levels::book>",
     "q8_0": "Grouped<8, half>",
     "q4_0": "Grouped<4, half>",
     "q4_1": "Grouped<4, half, half, Levels::counted>",
 }
-"""What the kernels call the codes of a scheme, by its name."""
+"""What the kernels call codes, by the name of their format."""
+
+
+def codes_type(scheme: Scheme) -> str:
+    """What the kernels call the codes of a scheme."""
+    codes = _CODES[scheme.weight.name]
+    return f"Decoded<{codes}>" if scheme.activations is None else codes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from .packing import PACK
 PACKED_OPS = {
     "linear": (1,),
     "scaled_linear": (2,),
+    "decoded_linear": (1,),
     "moe": (3, 4),
     "scaled_moe": (3, 5),
     "scaled_embedding": (0,),

@@ -17,6 +17,7 @@ from ...ir.analyses import node_label, token_bytes
 from ...ir.ops import Kind, get_op
 from ...ir.ops.base import PagedLoad
 from ...ir.program import Node, Program, Value, WeightRef
+from ...ir.schemes import get_scheme
 from ...ir.types import DType, TensorType
 from .ceilings import Ceilings
 
@@ -81,12 +82,17 @@ def node_demand(program: Program, node: Node, shape: StepShape) -> Demand:
 
 
 def product_kind(program: Program, node: Node) -> ProductKind:
-    """What a node multiplies: codes or bfloat16 where its matrices are, else floats."""
+    """What a node multiplies: codes or bfloat16 where its matrices are, else floats.
+
+    Where rows are not quantized, codes are multiplied as floats.
+    """
     if get_op(node.op).kind not in _PRODUCTS:
         return "fp32"
     weights = [program.weights[ref.name].type for ref in node.inputs if isinstance(ref, WeightRef)]
     if any(kind.dtype in _CODES for kind in weights):
-        return "int8"
+        scheme = node.attrs.get("scheme")
+        is_decoded = scheme is not None and get_scheme(scheme).activations is None
+        return "fp32" if is_decoded else "int8"
     types = [*weights, program.operand_type(node.inputs[0])]
     narrow = any(isinstance(kind, TensorType) and kind.dtype is DType.BF16 for kind in types)
     return "bf16" if narrow else "fp32"

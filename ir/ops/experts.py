@@ -30,7 +30,13 @@ from .base import (
 )
 from .fused import ACTIVATIONS, activate
 from .matrix import linear_meaning
-from .quantized import SCHEME, check_matrix, quantize_rows_meaning, scaled_linear_meaning
+from .quantized import (
+    SCHEME,
+    check_matrix,
+    decoded_linear_meaning,
+    quantize_rows_meaning,
+    scaled_linear_meaning,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -157,14 +163,20 @@ def _scaled_moe_meaning(
     scheme: str,
     **gate: Any,
 ) -> torch.Tensor:
-    dtype = from_torch(x.dtype).value
+    dtype, how = from_torch(x.dtype).value, get_scheme(scheme).activations
 
     def product(matrix: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Product:
         def run(rows: torch.Tensor, expert: int) -> torch.Tensor:
             own = None if bias is None else bias[expert]
-            codes = quantize_rows_meaning(rows, get_scheme(scheme).row_group)
+            codes, scales = matrix[expert], scale[expert]
+            if how is None:
+                return decoded_linear_meaning(rows, codes, scales, own, dtype=dtype, scheme=scheme)
             return scaled_linear_meaning(
-                *codes, matrix[expert], scale[expert], own, dtype=dtype, scheme=scheme
+                *quantize_rows_meaning(rows, how.group),
+                *(codes, scales),
+                own,
+                dtype=dtype,
+                scheme=scheme,
             )
 
         return run
@@ -215,7 +227,8 @@ OPS = (
         "scaled_moe",
         Kind.EXPERTS,
         "`moe` over codes: rows of x, and of the activation once it is rounded to x's type, go "
-        "through `quantize_rows`, and both products are `scaled_linear` with results of x's type.",
+        "through `quantize_rows`, and both products are `scaled_linear` with results of x's type; "
+        "in a scheme whose activations stay as they are, both are `decoded_linear`.",
         (
             "x",
             "index",

@@ -1,4 +1,4 @@
-"""Products of int8 codes: rows quantised as they come, by matrices quantised when compiled."""
+"""Products by matrices of codes; rows are quantised as they come, or stay as they are."""
 
 from __future__ import annotations
 
@@ -95,19 +95,43 @@ def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
     _need(x_scale, DType.F32, "x_scale")
     if not x.shape:
         raise ProgramError(f"x is {x}, expected at least one dimension")
-    need_shape(x_scale, scale_shape(x.shape, get_scheme(attrs["scheme"]).row_group), "x_scale")
+    scheme = get_scheme(attrs["scheme"])
+    if scheme.activations is None:
+        raise ProgramError(f"scheme {scheme.name} multiplies rows as they are: decoded_linear")
+    need_shape(x_scale, scale_shape(x.shape, scheme.activations.group), "x_scale")
     check_matrix(w, w_scale, x.shape[-1], attrs, "w")
+    return _product(x, w, types[4:], attrs)
+
+
+def _product(x: TensorType, w: TensorType, biases: Types, attrs: Attrs) -> tuple[TensorType]:
+    """The type of the product of x by the codes w of a matrix."""
     dtype = DType(attrs["dtype"])
     if not dtype.is_float:
         raise ProgramError(f"dtype is {dtype.value}, expected floating point")
-    if len(types) > 4:
-        bias = need_float(tensor(types, 4, 1, "bias"), "bias")
+    if biases:
+        bias = need_float(tensor(biases, 0, 1, "bias"), "bias")
         need_shape(bias, w.shape[:1], "bias")
     return (TensorType(dtype, (*x.shape[:-1], w.shape[0])),)
 
 
+def _decoded_linear(types: Types, attrs: Attrs) -> Outputs:
+    x = need_float(tensor(types, 0, name="x"), "x")
+    w, w_scale = tensor(types, 1, 2, "w"), tensor(types, 2, name="w_scale")
+    if not x.shape:
+        raise ProgramError(f"x is {x}, expected at least one dimension")
+    scheme = get_scheme(attrs["scheme"])
+    if scheme.activations is not None:
+        raise ProgramError(f"scheme {scheme.name} multiplies quantized rows: scaled_linear")
+    check_matrix(w, w_scale, x.shape[-1], attrs, "w")
+    return _product(x, w, types[3:], attrs)
+
+
 def _code_depths(types: Types, attrs: Attrs) -> Mapping[int, Dim]:
     return {2: tensor(types, 0).shape[-1]}
+
+
+def _decoded_code_depths(types: Types, attrs: Attrs) -> Mapping[int, Dim]:
+    return {1: tensor(types, 0).shape[-1]}
 
 
 def scaled_linear_meaning(
@@ -125,24 +149,43 @@ def scaled_linear_meaning(
     Exact sums are multiplied by x_scale * w_scale. Sums of groups are those of the numbers that
     codes stand for: exact sums within a group would only differ in rounding, as their order does.
     """
+    how = get_scheme(scheme)
+    assert how.activations is not None, "types were inferred"
+    if how.activations.group:
+        wide = x * x_scale.repeat_interleave(how.activations.group, -1)[..., : x.shape[-1]]
+        return decoded_linear_meaning(wide, w, w_scale, bias, dtype=dtype, scheme=scheme)
+    y = _exact_products(x, _integers(how, w, x.shape[-1])).to(x_scale.dtype)
+    return _finished(y * (x_scale[..., None] * w_scale), bias, dtype)
+
+
+def decoded_linear_meaning(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    w_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    dtype: str,
+    scheme: str,
+) -> torch.Tensor:
+    """x `[.., K]` by the numbers that codes stand for, times w_scale, plus the bias, in float32.
+
+    Rounded once to `dtype`. In float64 where x or w_scale is.
+    """
     import torch
 
+    kind = torch.promote_types(x.dtype, w_scale.dtype)
+    parts = _decoded(get_scheme(scheme), w, kind, x.shape[-1])
+    y = torch.cat([x.to(kind) @ part.T for part in parts], -1) * w_scale
+    return _finished(y, bias, dtype)
+
+
+def _finished(y: torch.Tensor, bias: torch.Tensor | None, dtype: str) -> torch.Tensor:
+    """Scaled sums plus the bias, rounded to `dtype`."""
     from ..torch_types import to_torch
 
-    how, kind = get_scheme(scheme), to_torch(DType(dtype))
-    depth = x.shape[-1]
-    if how.is_exact:
-        y = _exact_products(x, _integers(how, w, depth)).to(x_scale.dtype)
-        y = y * (x_scale[..., None] * w_scale)
-    else:
-        wide = x * x_scale.repeat_interleave(how.row_group, -1)[..., :depth]
-        y = (
-            torch.cat([wide @ part.T for part in _decoded(how, w, x_scale.dtype, depth)], -1)
-            * w_scale
-        )
     if bias is not None:
         y = y + bias.to(y.dtype)
-    return y.to(kind)
+    return y.to(to_torch(DType(dtype)))
 
 
 def _integers(scheme: Scheme, codes: torch.Tensor, depth: int) -> torch.Tensor:
@@ -221,5 +264,19 @@ OPS = (
         cost_rule=_scaled_linear_cost,
         mixes=_mixes,
         code_depths=_code_depths,
+    ),
+    Op(
+        "decoded_linear",
+        Kind.MATRIX,
+        "x[.., K] @ w[N, K].T * w_scale[N] + bias[N] -> [.., N] of `dtype`, rounded once. x is "
+        "floating point and stays as it is; `scheme` defines the numbers that codes stand for. "
+        "Everything is in float32: sums of groups times their scales, added in ascending order.",
+        ("x", "w", "w_scale", "bias?"),
+        _decoded_linear,
+        decoded_linear_meaning,
+        (AttrSpec("dtype", AttrKind.DTYPE), SCHEME),
+        cost_rule=_scaled_linear_cost,
+        mixes=_mixes,
+        code_depths=_decoded_code_depths,
     ),
 )

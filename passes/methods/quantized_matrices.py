@@ -43,7 +43,8 @@ class PlainProgram:
 
 
 def plain_program(program: Program) -> PlainProgram:
-    """`scaled_linear(quantize_rows(%x), codes(w), scales(w))` => `linear(%x, @w)`; experts too.
+    """`scaled_linear(quantize_rows(%x), codes(w), scales(w))` => `linear(%x, @w)`; experts and
+    `decoded_linear` too.
 
     Rows are not quantised: each token's rounding is its own, and feedback can do nothing about it.
     Tables stay in codes, of which only the rows that are looked up are decoded.
@@ -51,7 +52,7 @@ def plain_program(program: Program) -> PlainProgram:
     tables = {str(node.inputs[0]) for node in program.nodes if node.op == "scaled_embedding"}
     plain = _Plain(program, ProgramBuilder.from_program(program), program.producers(), {}, tables)
     for node in program.nodes:
-        if node.op == "scaled_linear":
+        if node.op in ("scaled_linear", "decoded_linear"):
             plain.linear(node)
         elif node.op == "scaled_moe":
             plain.experts(node)
@@ -69,8 +70,10 @@ class _Plain:
     tables: set[str]
 
     def linear(self, node: Node) -> None:
-        codes, scales, *bias = node.inputs[2:]
-        x = self._rows_of(node)
+        quantizes = node.op == "scaled_linear"
+        codes, scales, *bias = node.inputs[2 if quantizes else 1 :]
+        x = self._rows_of(node) if quantizes else node.inputs[0]
+        assert isinstance(x, Value)
         matrix = self._matrix(node, (codes, scales), x.type.shape[-1], x)
         self._emit(node, "linear", (x, matrix, *bias), {})
 

@@ -41,9 +41,12 @@ def table(scheme: str, dtype: DType = DType.F32, *, tied: bool = False) -> Progr
     how = {"dtype": dtype.value, "scheme": scheme}
     x = b.emit("scaled_embedding", *parts, ids, width=WIDTH, **how)
     if tied:
-        group = SCHEMES[scheme].row_group
-        rows = b.add("quantize_rows", (x,), {"group": group} if group else {}).outputs
-        x = b.emit("scaled_linear", *rows, *parts, **how)
+        activations = SCHEMES[scheme].activations
+        if activations is None:
+            x = b.emit("decoded_linear", x, *parts, **how)
+        else:
+            rows = b.add("quantize_rows", (x,), {"group": activations.group}).outputs
+            x = b.emit("scaled_linear", *rows, *parts, **how)
     b.outputs = [x]
     program = b.build()
     program = replace(program, spec=replace(program.spec, vocab_size=VOCAB))
@@ -70,7 +73,7 @@ def test_rows_have_the_bits_of_their_meaning(scheme: str, dtype: DType, tmp_path
 
 
 @pytest.mark.parametrize("target", ["native", "x86-64-v3", "x86-64-v2"])
-@pytest.mark.parametrize("scheme", ["int8", "int4", "q4_1", "int8-token"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "q4_1", "int8-token", "int4-weights"])
 def test_a_tied_table_is_stored_once(scheme: str, target: str, tmp_path: Path) -> None:
     tied, alone = table(scheme, tied=True), table(scheme)
     artifact = build(tied, tmp_path / "tied", resolve_target(target))

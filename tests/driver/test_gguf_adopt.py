@@ -100,6 +100,24 @@ def test_an_artifact_holds_the_blocks_of_the_file(
     assert "q4_1" in capsys.readouterr().out
 
 
+def test_only_weights_are_adopted(tmp_path: Path) -> None:
+    """The logits are those of the file's weights in float32."""
+
+    def stored(name: str) -> GGMLQuantizationType:
+        return Q5_0 if "ffn_down" in name else mixed(name)
+
+    make_gguf("llama-tied", tmp_path / "model.gguf", tokenizer=True, stored=stored)
+    artifact, report = compiled(tmp_path, scheme="adopt-weights")
+    formats = {(one["class"], one["format"]) for one in report["certificate"]["formats"]}
+    names = {"q4_0-weights", "q4_1-weights", "int8-weights"}
+    assert {("layers", name) for name in names} <= formats
+    assert ("embeddings", "q8_0-weights") in formats
+    program = (artifact.path / "program.ir").read_text()
+    assert "decoded_linear" in program and "quantize_rows" not in program
+    adopted = report["certificate"]["passes"][0]
+    assert adopted["pass"] == "adopt-formats" and adopted["kl_mean"] < 1e-9
+
+
 def test_error_feedback_leaves_adopted_matrices_alone(tmp_path: Path) -> None:
     def stored(name: str) -> GGMLQuantizationType:
         return Q5_0 if "ffn_down" in name else mixed(name)

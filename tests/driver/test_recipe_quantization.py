@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.driver.optimize import build_recipe_pipeline
-from infc.driver.recipe import DEFAULT_MAX_KL, LoadedRecipe, Recipe, load_recipe
+from infc.driver.recipe import (
+    DEFAULT_MAX_KL,
+    LoadedRecipe,
+    Recipe,
+    SchemeName,
+    load_recipe,
+)
 from infc.ir.errors import RecipeError, UsageError
-from infc.ir.schemes import AUTO, NONE
+from infc.ir.schemes import ADOPTING, AUTO, NONE, SCHEMES
 from infc.passes.pipeline import default_pipeline, with_quantization
 from infc.passes.quantize_weights import QuantizeWeights
 
@@ -49,6 +55,18 @@ def test_every_scheme_that_is_given_reaches_the_pass(
     assert (made.scheme, made.embedding) == (scheme, embedding)
     assert made.head == (head if head != AUTO else "int8" if scheme == "q4_0" else "")
     assert made.rules == " ".join(f"m{place}={one}" for place, one in enumerate(schemes))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "head"),
+    [("int4", "int8"), ("q4_1-weights", "int8-weights"), ("int8-weights", ""), ("adopt", "")],
+)
+def test_a_head_beside_4_bits_has_8_and_rounds_rows_as_they_do(scheme: str, head: str) -> None:
+    assert load(scheme=scheme).recipe.quantization.head_scheme == head
+
+
+def test_a_recipe_names_every_scheme() -> None:
+    assert {NONE, *ADOPTING, *SCHEMES} == set(get_args(SchemeName))
 
 
 @pytest.mark.parametrize("key", ["head", "embedding"])

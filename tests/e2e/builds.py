@@ -22,6 +22,8 @@ INT8_PRODUCTS: Settings = (("quantization", {"scheme": "int8", "embedding": "non
 """The same, without the table of tokens."""
 INT4: Settings = (("quantization", "int4"),)
 """Matrices in 4 bits."""
+INT4_WEIGHTS: Settings = (("quantization", "int4-weights"), ("kv_cache.dtype", "float32"))
+"""Matrices in 4 bits, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from infc.ir.artifact import Artifact
+
 from ..configs import CONFIGS
-from .builds import INT4, INT8, INT8_PRODUCTS, Build, Builds, Settings
+from .builds import INT4, INT4_WEIGHTS, INT8, INT8_PRODUCTS, Build, Builds, Settings
 from .support import prompts, teacher_forced
 
 ARCHITECTURES = {CONFIGS[name].kind: name for name in reversed(CONFIGS)}
@@ -35,6 +37,14 @@ def row_errors(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> ND
     return errors
 
 
+def both(arch: str, sets: Settings, builds: Builds) -> tuple[Artifact, list[NDArray[np.float32]]]:
+    """The artifact of `cpp`, and the rows of logits of both backends."""
+    cpp, reference = (builds.artifact(Build(arch, b, sets=sets)) for b in ("cpp", "reference"))
+    lengths = (70, 33, max(5, CONFIGS[arch].min_tokens), 95)
+    sequences = prompts(cpp.manifest.model.vocab_size, lengths)
+    return cpp, [np.concatenate(teacher_forced(one, sequences)) for one in (cpp, reference)]
+
+
 CASES = [(arch, INT8) for arch in ARCHITECTURES.values()]
 CASES += [(ARCHITECTURES[kind], INT8_PRODUCTS) for kind in ("llama", "gemma", "gpt2", "phi3")]
 CASES += [(ARCHITECTURES[kind], INT4) for kind in ("llama", "mixtral", "gpt2", "gemma2")]
@@ -42,10 +52,7 @@ CASES += [(ARCHITECTURES[kind], INT4) for kind in ("llama", "mixtral", "gpt2", "
 
 @pytest.mark.parametrize(("arch", "sets"), CASES)
 def test_codes_are_those_of_the_reference(arch: str, sets: Settings, builds: Builds) -> None:
-    cpp, reference = (builds.artifact(Build(arch, b, sets=sets)) for b in ("cpp", "reference"))
-    lengths = (70, 33, max(5, CONFIGS[arch].min_tokens), 95)
-    sequences = prompts(cpp.manifest.model.vocab_size, lengths)
-    rows = [np.concatenate(teacher_forced(one, sequences)) for one in (cpp, reference)]
+    cpp, rows = both(arch, sets, builds)
     errors = row_errors(*rows)
     program = (cpp.path / "program.ir").read_text()
     share = SHARE_EQUAL if sets == INT8_PRODUCTS else SHARE_EQUAL_TABLE
@@ -56,3 +63,15 @@ def test_codes_are_those_of_the_reference(arch: str, sets: Settings, builds: Bui
     assert ("scaled_embedding" in program) == (sets != INT8_PRODUCTS)
     assert ("i8" in cpp.manifest.kv.groups[0].dtype) == (sets != INT4)
     assert ("scaled_moe" in program) == ("moe" in (cpp.path / "captured.ir").read_text())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt2", "gemma2"])
+def test_every_row_is_that_of_the_reference_where_rows_stay_floats(
+    kind: str, builds: Builds
+) -> None:
+    """Nothing is rounded to codes, so no row may be off by more than the order of sums."""
+    cpp, rows = both(ARCHITECTURES[kind], INT4_WEIGHTS, builds)
+    assert row_errors(*rows).max() <= EQUAL
+    program = (cpp.path / "program.ir").read_text()
+    assert "decoded_linear" in program and "quantize_rows" not in program
+    assert ("scaled_moe" in program) == (kind == "mixtral")

@@ -51,7 +51,8 @@ FAMILIES: dict[str, Settings] = {
 """Architectures that take different ways through the kernels: plain, windowed, experts, norms of
 heads, layer norms with as many keys as queries, and experts with biases behind attention with
 sinks; with changes of their configuration."""
-SCHEMES = ("float32", "bfloat16", "int8", "int4")
+SCHEMES = ("float32", "bfloat16", "int8", "int4", "int4-weights")
+CODES = SCHEMES[2:]
 CACHES = ("float32", "bfloat16", "int8")
 
 
@@ -137,9 +138,9 @@ def test_every_scheme_meets_every_type_of_cache() -> None:
         for scheme in SCHEMES
     }
     assert met == {scheme: set(CACHES) for scheme in SCHEMES}
-    codes = [path for (scheme, _), path in PATHS.items() if scheme in ("int8", "int4")]
+    codes = [path for (scheme, _), path in PATHS.items() if scheme in CODES]
     assert {(dict(path.sets)["quantization"], path.dtype) for path in codes} == set(
-        product(("int8", "int4"), ("float32", "bfloat16"))
+        product(CODES, ("float32", "bfloat16"))
     )
 
 

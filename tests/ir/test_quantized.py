@@ -142,12 +142,14 @@ def test_the_longest_row_of_largest_codes_is_exact() -> None:
 def test_a_product_is_near_the_plain_one(dtype: str, scheme: Scheme) -> None:
     x, w = random(1, 5, 256, spread=0.0), random(2, 48, 256, spread=0.0)
     bias = random(3, 1, 48)[0]
-    x_codes, x_scale = quantize_rows_meaning(x, scheme.row_group)
     codes, scale = scheme.quantize(w)
     kind = getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[dtype])
-    y = get_op("scaled_linear").meaning(
-        x_codes, x_scale, codes, scale, bias.to(kind), dtype=dtype, scheme=scheme.name
-    )
+    how = {"dtype": dtype, "scheme": scheme.name}
+    if scheme.activations is None:
+        y = get_op("decoded_linear").meaning(x, codes, scale, bias.to(kind), **how)
+    else:
+        rows = quantize_rows_meaning(x, scheme.activations.group)
+        y = get_op("scaled_linear").meaning(*rows, codes, scale, bias.to(kind), **how)
     assert isinstance(y, torch.Tensor)
     assert y.dtype == kind
     expected = x @ w.T + bias
@@ -180,6 +182,25 @@ def test_types_are_inferred_and_refused() -> None:
         linear.infer([*CODES, *MATRIX], attrs | {"scheme": "int3"})
     with pytest.raises(ProgramError, match="at least one"):
         get_op("quantize_rows").infer([TensorType(DType.F32, ())], {})
+
+
+def test_each_op_takes_the_schemes_that_quantise_rows_as_it_does() -> None:
+    x, w = TensorType(DType.BF16, (T, 8)), TensorType(DType.U8, (4, 33))
+    decoded, attrs = get_op("decoded_linear"), {"dtype": "f32", "scheme": "int8-weights"}
+    assert decoded.infer([x, w, MATRIX[1]], attrs) == (TensorType(DType.F32, (T, 4)),)
+    with pytest.raises(ProgramError, match="int8 multiplies quantized rows: scaled_linear"):
+        decoded.infer([x, w, MATRIX[1]], attrs | {"scheme": "int8"})
+    with pytest.raises(ProgramError, match="int8-weights multiplies rows as they are"):
+        get_op("scaled_linear").infer([*CODES, w, MATRIX[1]], attrs)
+    wrong = {
+        "at least one": [TensorType(DType.F32, ()), w, MATRIX[1]],
+        "floating": [CODES[0], w, MATRIX[1]],
+        "w_scale": [x, w, CODES[1]],
+        "expected u8": [x, TensorType(DType.U8, (4, 34)), MATRIX[1]],
+    }
+    for match, types in wrong.items():
+        with pytest.raises(ProgramError, match=match):
+            decoded.infer(types, attrs)
 
 
 def test_tokens_stay_apart() -> None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ from infc.driver.evaluate import evaluate_text
 from infc.ir.artifact import Artifact
 from infc.ir.text import parse_program
 
+from ..e2e.support import teacher_forced
 from .packaged import GEMMA3, QWEN_CODER, SMOLLM2, NotFetchedError, PackagedModel
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
@@ -115,3 +117,27 @@ def test_a_file_is_the_model_that_transformers_reads_in_it(
         assert answer in chat.outputs[0].text
     expected = nats_of_transformers(file.parent, TEXT, gguf_file=file.name)
     assert evaluate_text(artifact, TEXT).nats == pytest.approx(expected, rel=error)
+
+
+def test_adopted_weights_give_the_logits_of_what_the_file_says(tmp_path: Path) -> None:
+    """Q4_1 and Q8_0 as they lie, against transformers over the dequantised numbers in float32."""
+    try:
+        file = SMOLLM2.file(ROOT)
+    except NotFetchedError as reason:
+        pytest.skip(f"not to be had from the package registry: {reason}")
+    sets = [*SMALL, "dtype=float32", "quantization=adopt-weights", "runtime.logit_rows=32"]
+    artifact = infc.compile(file, tmp_path / "artifact", overrides=sets, cache=False)
+    program = parse_program((artifact.path / "program.ir").read_text())
+    schemes = {node.attrs.get("scheme") for node in program.nodes} - {None}
+    assert schemes == {"q4_1-weights", "q8_0-weights"}
+    ids = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)(
+        TEXT
+    ).input_ids
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    (rows,) = teacher_forced(artifact, [ids])
+    error = np.abs(rows - expected).max(-1) / np.abs(expected).max(-1)
+    assert error.max() < 1e-5

@@ -114,6 +114,25 @@ def test_the_loss_is_that_of_the_rows_alone(stored: str) -> None:
         Verifier().check_pass(one, before, wrong)
 
 
+class NothingLost(AdoptFormats):
+    """What may differ is the order of sums."""
+
+    allowed_error = 1e-5
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+def test_nothing_is_lost_where_rows_stay_as_they_are(stored: str) -> None:
+    before = product(leaf("a", 40, 96, stored), leaf("b", 24, 96, stored), table=True)
+    one = NothingLost(scheme="adopt-weights")
+    after = adopt(before, scheme="adopt-weights").program
+    Verifier().check_pass(one, before, after)
+    ops = [node.op for node in after.nodes]
+    assert ops == ["scaled_embedding", "decoded_linear", "decoded_linear"]
+    assert {node.attrs["scheme"] for node in after.nodes} == {f"{stored}-weights"}
+    with pytest.raises(PassError, match="breaks its contract"):
+        Verifier().check_pass(one, before, adopt(before).program)
+
+
 def test_a_table_that_is_the_head_is_adopted_once() -> None:
     after = adopt(product(leaf("a", 50, 32, "q8_0"), table=True)).program
     table, head = (node for node in after.nodes if node.op.startswith("scaled"))
@@ -154,6 +173,8 @@ def test_what_cannot_be_kept_is_said_and_becomes_int8(reason: str) -> None:
     assert reason in miss
     after = QuantizeWeights(scheme="adopt").run(before, PassContext()).program
     assert after.nodes[-1].attrs["scheme"] == "int8"
+    after = QuantizeWeights(scheme="adopt-weights").run(before, PassContext()).program
+    assert after.nodes[-1].attrs["scheme"] == "int8-weights"
 
 
 def test_numbers_that_the_file_does_not_round_stay() -> None:

@@ -10,6 +10,7 @@
 #include "activations.hpp"
 #include "array.hpp"
 #include "attention.hpp"
+#include "decoded_linear.hpp"
 #include "embedding.hpp"
 #include "kv.hpp"
 #include "linear.hpp"

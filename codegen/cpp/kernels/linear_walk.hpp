@@ -2,7 +2,7 @@
 // cache, tiles of them for each panel, and where rows are few several panels side by side.
 #pragma once
 
-#include "linear_groups_tile.hpp"
+#include "linear_decoded_tile.hpp"
 #include "row_tiles.hpp"
 #include "team.hpp"
 

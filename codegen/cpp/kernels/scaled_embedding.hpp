@@ -5,7 +5,7 @@
 // float32 and each operation is rounded on its own, as in Format.decode (ir/formats.py).
 #pragma once
 
-#include "linear_groups_tile.hpp"
+#include "linear_decoded_tile.hpp"
 #include "team.hpp"
 
 namespace infc {
@@ -97,6 +97,10 @@ struct Elements<Grouped<kBits, Scale, Minimum, kLevels>> {
     });
   }
 };
+
+// What multiplies the codes of a product does not matter here.
+template <class G>
+struct Elements<Decoded<G>> : Elements<G> {};
 
 // y[r, :] = row ids[r] of the table [vocabulary, dim] of codes W, packed as a weight of
 // scaled_linear, with a scale for each row of the table; y is contiguous. ids must be in range.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ....ir.formats import GROUP, Format
 from ....ir.program import Node, Operand, WeightRef
-from ....ir.schemes import get_scheme
+from ....ir.schemes import Scheme, get_scheme
 from ....ir.types import Dim, DType
-from ..buffers import CODES, CTYPES, Buffer
+from ..buffers import CTYPES, Buffer, codes_type
 from ..calls import Arg, WeightPtr
 from ..emitter import Emitter, Lowering, pointer
 from ..expressions import literal
@@ -30,10 +30,10 @@ def lower_scaled_moe(e: Emitter, node: Node) -> None:
     biases = [e.dense(e.buffer(operand)) for operand in node.inputs[7:9]]
     addresses: list[Arg] = [pointer(bias) for bias in biases] or ["nullptr", "nullptr"]
     up_scale, down_scale = map(pointer, scales)
-    form = get_scheme(node.attrs["scheme"]).weight
-    codes = _packed(e, gate_up, form), _packed(e, down, form)
+    scheme = get_scheme(node.attrs["scheme"])
+    codes = _packed(e, gate_up, scheme.weight), _packed(e, down, scheme.weight)
     weights = [codes[0], up_scale, codes[1], down_scale, *addresses]
-    _lower(e, node, "ScaledMoeWeights", gate_up, weights, [*scales, *biases])
+    _lower(e, node, "ScaledMoeWeights", gate_up, weights, [*scales, *biases], scheme)
 
 
 def _packed(e: Emitter, operand: Operand, form: Format | None = None) -> Arg:
@@ -48,6 +48,7 @@ def _lower(
     gate_up: Operand,
     weights: list[Arg],
     others: list[Buffer],
+    scheme: Scheme | None = None,
 ) -> None:
     """One call; `struct` is filled with `weights`, and `others` are the buffers among them."""
     x = e.rows(e.dense(e.buffer(node.inputs[0])))
@@ -59,18 +60,20 @@ def _lower(
     out = e.output(node.output)
     inner = double_inner // 2
     parts = _scratch_parts(e, slots, experts, hidden, inner)
-    if struct == "ScaledMoeWeights":
+    kernel = node.op
+    if scheme is not None and scheme.activations is None:
+        kernel = "decoded_moe"
+    elif scheme is not None:
         parts += _code_parts(e, slots, hidden, inner)
     scratch = e.scratch(sum(-(-part // 64) * 64 for part in parts))
-    scheme = node.attrs.get("scheme")
     weight_type = e.program.weights[gate_up.name].type.dtype
-    stored = CODES[scheme] if isinstance(scheme, str) else CTYPES[weight_type]
+    stored = CTYPES[weight_type] if scheme is None else codes_type(scheme)
     for depth in (hidden, inner):
         e.need_product_scratch(stored, depth)
     shape = f"MoeShape{{{{{x.count}, {experts}, {hidden}, {inner}, {slots}}}}}"
     filled = ", ".join(f"{{{place}}}" for place in range(5, 5 + len(weights)))
     e.call(
-        f"{node.op}<{stored}>(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
+        f"{kernel}<{stored}>(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
         f"{struct}<{out.ctype}>{{{{{filled}}}}}, {{3}}, {hidden}, {shape}, {{4}});",
         (
             *(x.pointer, pointer(index), pointer(weight), pointer(out), pointer(scratch)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....ir.program import Node, WeightRef
 from ....ir.schemes import get_scheme
-from ..buffers import CODES
+from ..buffers import codes_type
 from ..calls import WeightPtr, c_dim
 from ..emitter import Emitter, Lowering, pointer
 from ..expressions import literal
@@ -44,7 +44,7 @@ def lower_scaled_embedding(e: Emitter, node: Node) -> None:
     count = " * ".join(c_dim(d) for d in ids.shape) or "1"
     scheme = get_scheme(node.attrs["scheme"])
     e.call(
-        f"scaled_embedding<{CODES[scheme.name]}>(t, {{0}}, {{1}}, {{2}}, {{3}}, {count}, "
+        f"scaled_embedding<{codes_type(scheme)}>(t, {{0}}, {{1}}, {{2}}, {{3}}, {count}, "
         f"{node.attrs['width']});",
         (
             *(WeightPtr("char", e.weights.packed(table.name, scheme.weight)), pointer(scale)),

@@ -1,12 +1,14 @@
-"""Rows quantised to 8 bits, and products of codes by packed matrices of codes."""
+"""Rows quantised to 8 bits, and products by packed matrices of codes."""
 
 from __future__ import annotations
 
-from ....ir.program import Node, WeightRef
+from collections.abc import Sequence
+
+from ....ir.program import Node, Operand, WeightRef
 from ....ir.schemes import get_scheme
-from ..buffers import CODES
+from ..buffers import Buffer, codes_type
 from ..calls import Arg, Panels, WeightPtr
-from ..emitter import Emitter, Lowering, pointer
+from ..emitter import Emitter, Lowering, Rows, pointer
 
 
 def lower_quantize_rows(e: Emitter, node: Node) -> None:
@@ -26,27 +28,43 @@ def lower_quantize_rows(e: Emitter, node: Node) -> None:
 
 def lower_scaled_linear(e: Emitter, node: Node) -> None:
     """`scaled_linear(x, x_scale, w, w_scale, bias?)`: codes against the packed codes."""
+    x, row_scale = e.rows(node.inputs[0]), e.dense(e.buffer(node.inputs[1]))
+    _product(e, node, x, [row_scale], node.inputs[2:], "")
+
+
+def lower_decoded_linear(e: Emitter, node: Node) -> None:
+    """`decoded_linear(x, w, w_scale, bias?)`: rows as they are against the packed codes."""
     x = e.rows(node.inputs[0])
-    weight = node.inputs[2]
+    _product(e, node, x, [], node.inputs[1:], f"{x.buffer.ctype}, ")
+
+
+def _product(
+    e: Emitter,
+    node: Node,
+    x: Rows,
+    row_scales: list[Buffer],
+    operands: Sequence[Operand],
+    row_type: str,
+) -> None:
+    """One call; `operands` are codes, scales and perhaps a bias."""
+    weight, *others = operands
     assert isinstance(weight, WeightRef), "supports() takes a product by a weight only"
-    row_scale, scale = (e.dense(e.buffer(node.inputs[place])) for place in (1, 3))
-    bias = [e.dense(e.buffer(operand)) for operand in node.inputs[4:]]
+    scale, *bias = (e.dense(e.buffer(operand)) for operand in others)
     out = e.output(node.output)
     y = e.rows(out)
     address: Arg = pointer(bias[0]) if bias else "nullptr"
     scheme = get_scheme(node.attrs["scheme"])
-    codes = CODES[scheme.name]
+    codes = codes_type(scheme)
     e.need_product_scratch(codes, x.length)
     packed = WeightPtr("char", e.weights.packed(weight.name, scheme.weight))
+    rows = [x.pointer, *map(pointer, row_scales)]
+    args = [*rows, packed, pointer(scale), address, y.pointer]
+    first, *rest = (f"{{{place}}}" for place in range(len(args) - 1))
     e.call(
-        f"scaled_linear<{codes}, {out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {{4}}, "
-        f"{{5}}, {y.stride}, {x.count}, {y.length}, {x.length});",
-        (
-            *(x.pointer, pointer(row_scale)),
-            *(packed, pointer(scale)),
-            *(address, y.pointer),
-        ),
-        reads=(x.buffer, row_scale, scale, *bias),
+        f"{node.op}<{codes}, {row_type}{out.ctype}>(t, {first}, {x.stride}, {', '.join(rest)}, "
+        f"{{{len(args) - 1}}}, {y.stride}, {x.count}, {y.length}, {x.length});",
+        tuple(args),
+        reads=(x.buffer, *row_scales, scale, *bias),
         writes=(out,),
         comment=node.op,
         panels=Panels(codes, packed, y.length, x.length),
@@ -56,4 +74,5 @@ def lower_scaled_linear(e: Emitter, node: Node) -> None:
 LOWERINGS: dict[str, Lowering] = {
     "quantize_rows": lower_quantize_rows,
     "scaled_linear": lower_scaled_linear,
+    "decoded_linear": lower_decoded_linear,
 }

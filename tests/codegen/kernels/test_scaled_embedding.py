@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.ir.ops.gather import scaled_embedding_meaning
-from infc.ir.schemes import SCHEMES
 
 from .harness import DTYPES, RUNNABLE, Array, Kernels, same_bits
-from .test_scaled_linear import Matrix, build, entry
+from .test_scaled_linear import QUANTIZING, Matrix, build, entry
 
 
 def look_up(k: Kernels, table: Matrix, ids: Array, threads: int) -> Array:
@@ -40,7 +39,7 @@ def decoded(table: Matrix, ids: Array) -> Array:
     return result
 
 
-@pytest.fixture(params=list(SCHEMES))
+@pytest.fixture(params=QUANTIZING)
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -59,7 +58,7 @@ def test_rows_have_the_bits_that_their_format_says(target: str, dtype: str, sche
 @settings(max_examples=40)
 @given(
     st.sampled_from(RUNNABLE),
-    st.sampled_from(list(SCHEMES)),
+    st.sampled_from(QUANTIZING),
     st.tuples(st.integers(1, 200), st.integers(1, 600)),
     st.lists(st.integers(0, 2**31), min_size=1, max_size=20),
     st.integers(1, 4),

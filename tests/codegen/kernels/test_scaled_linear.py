@@ -30,7 +30,12 @@ def layout(k: Kernels, scheme: str) -> Layout:
     return weight_layout(SCHEMES[scheme].weight, k.target)
 
 
-@pytest.fixture(params=list(SCHEMES))
+QUANTIZING = [name for name, one in SCHEMES.items() if one.activations is not None]
+"""Schemes that quantize rows."""
+GROUPED = [name for name in QUANTIZING if not SCHEMES[name].is_exact]
+
+
+@pytest.fixture(params=QUANTIZING)
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -185,7 +190,9 @@ def entry(scheme: str) -> str:
 
 def drawn_rows(rng: np.random.Generator, scheme: str, m: int, depth: int) -> Array:
     """Scales of rows as the scheme has them."""
-    group = SCHEMES[scheme].row_group
+    activations = SCHEMES[scheme].activations
+    assert activations is not None
+    group = activations.group
     count = m * -(-depth // group) if group else m
     return scales(rng, count).reshape(m, -1) if group else scales(rng, m)
 
@@ -266,7 +273,7 @@ def test_groups_are_quantised_bit_for_bit(k8: Kernels) -> None:
             assert same_bits(scale, exact[1].reshape(rows, groups))
 
 
-@pytest.mark.parametrize("name", [name for name, one in SCHEMES.items() if one.weight.group > 1])
+@pytest.mark.parametrize("name", ["int4-token", *GROUPED])
 def test_group_panels_and_their_inverse(k8: Kernels, name: str) -> None:
     w = Matrix.draw(np.random.default_rng(7), name, 3, 67, 70)
     packing = layout(k8, name)
@@ -323,7 +330,7 @@ def test_the_largest_sums_of_groups_are_exact(k8: Kernels, sign: int) -> None:
     assert same_bits(run_linear(k8, q, one, matrix, None, 1)[1], exact)
 
 
-@pytest.mark.parametrize("name", [name for name, one in SCHEMES.items() if not one.is_exact])
+@pytest.mark.parametrize("name", GROUPED)
 def test_rows_of_groups_may_be_longer_than_one_sum(k8: Kernels, name: str) -> None:
     rng = np.random.default_rng(3)
     depth = MAX_EXACT_DEPTH + 8
@@ -338,7 +345,7 @@ def test_rows_of_groups_may_be_longer_than_one_sum(k8: Kernels, name: str) -> No
 @given(
     st.sampled_from(RUNNABLE),
     st.sampled_from(DTYPES),
-    st.sampled_from(list(SCHEMES)),
+    st.sampled_from(QUANTIZING),
     st.tuples(st.integers(1, 40), st.integers(1, 600), st.integers(1, 300)),
     st.integers(1, 4),
     st.integers(0, 2**32),

@@ -95,6 +95,10 @@ def product(dtype: DType, op: str) -> tuple[Program, Node]:
         w = b.weight("w", TensorType(DType.I8, (4, 8)))
         w_scale = b.weight("s", TensorType(DType.F32, (4,)))
         b.emit(op, codes, scale, w, w_scale, dtype=dtype.value, scheme="int8-token")
+    elif op == "decoded_linear":
+        w = b.weight("w", TensorType(DType.U8, (4, 33)))
+        w_scale = b.weight("s", TensorType(DType.F32, (4,)))
+        b.emit(op, x, w, w_scale, dtype=dtype.value, scheme="int8-weights")
     elif op == "linear":
         b.emit(op, x, b.weight("w", TensorType(dtype, (4, 8))))
     else:
@@ -109,6 +113,7 @@ def product(dtype: DType, op: str) -> tuple[Program, Node]:
         (DType.F32, "linear", "fp32"),
         (DType.BF16, "linear", "bf16"),
         (DType.BF16, "scaled_linear", "int8"),
+        (DType.BF16, "decoded_linear", "fp32"),
         (DType.BF16, "exp", "fp32"),
     ],
 )

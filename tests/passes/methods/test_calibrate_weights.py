@@ -73,6 +73,15 @@ def calibrated(program: Program, spill: SpillFile, **context: object) -> PassRes
     return GPTQ.run(program, PassContext(calibration=calibration, **context))  # type: ignore[arg-type]
 
 
+def test_what_rows_are_multiplied_as_plays_no_part(spills: Callable[[], SpillFile]) -> None:
+    """The same codes, whether rows are quantised or stay floats."""
+    given = [quantized(scheme) for scheme in ("int4", "int4-weights")]
+    assert "decoded_linear" in {node.op for node in given[1].nodes}
+    first, second = (parts_of(calibrated(one, spills()).program) for one in given)
+    assert first and first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def parts_of(program: Program, op: str = "calibrated") -> dict[str, torch.Tensor]:
     made = [weight for weight in program.weights.values() if weight.expr.op == op]
     return {weight.name: evaluate_weight(program, weight) for weight in made}
