@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ...ir.errors import PassError
 from ...ir.interpret import describe
 from ...ir.program import Program, Value
+from ...ir.quantized_pairs import PARTS
 from ...ir.schemes import get_scheme
 from ...ir.text import print_expr
 from ...ir.weights import evaluate_weight
 from .calibration import Calibration
 from .correction import HELD_OUT, Correction, Drift, correct, reduces_error
+from .expert_feedback import RoundedExpert, hidden_rows, round_expert, routed
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
 from .grids import GRIDS, BlockGrid
 from .hessians import hessian
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A matrix, the place of the node that reads it first, and its shape `[N, K]`."""
+    """A matrix, the place of the node that reads it first, and its shape `[N, K]`.
+
+    `N` are the rows of all experts, if it has some.
+    """
 
     index: int
     matrix: QuantizedMatrix
@@ -56,6 +62,7 @@ class Gptq:
     log: Callable[[str], None]
     plain: PlainProgram = field(init=False)
     records: list[dict[str, Any]] = field(default_factory=list, init=False)
+    unfed: list[str] = field(default_factory=list, init=False)
     _current: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     _done_work: int = field(default=0, init=False)
 
@@ -82,6 +89,10 @@ class Gptq:
             self._current.clear()
             if source is not None:
                 source.run_to(place.index)
+            if place.matrix.input is None:
+                self._quantize_experts(place, runs)
+                done.add(place.matrix.name)
+                continue
             ready = [one for one in places if one.matrix.name not in done and _is_ready(one, runs)]
             for group in _by_input(ready):
                 self._quantize(group, runs, source, is_last=ready[-1] is places[-1])
@@ -96,15 +107,17 @@ class Gptq:
             for ref in node.weights():
                 matrix = self.plain.matrices.get(ref.name)
                 if matrix is not None and _reason(matrix) is None:
-                    rows, depth = self.plain.program.weights[ref.name].type.shape
-                    assert isinstance(rows, int) and isinstance(depth, int)
+                    *lead, depth = self.plain.program.weights[ref.name].type.shape
+                    rows = math.prod(size for size in lead if isinstance(size, int))
+                    assert isinstance(depth, int)
                     found.setdefault(ref.name, _Place(index, matrix, (rows, depth)))
         return list(found.values())
 
     def misses(self) -> tuple[str, ...]:
         """The matrices that stay as they were, and why."""
         reasons = ((m.parts["codes"], _reason(m)) for m in self.plain.matrices.values())
-        return tuple(f"@{name}: {reason}" for name, reason in reasons if reason is not None)
+        left = [f"@{name}: {reason}" for name, reason in reasons if reason is not None]
+        return (*left, *self.unfed)
 
     def details(self) -> dict[str, Any]:
         """For the report: the text, and the relative squared error of every product on it."""
@@ -169,6 +182,50 @@ class Gptq:
             found = None
         return found, whole
 
+    def _quantize_experts(self, place: _Place, runs: LayerRuns) -> None:
+        """One of the two matrices of a mixture; the second on what the first one gives by now."""
+        import torch
+
+        node, matrix = self.plain.program.nodes[place.index], place.matrix
+        x, slots = (runs.get(one) for one in node.inputs[:2] if isinstance(one, Value))
+        into, *biases = (ref.name for ref in node.weights() if ref.name != matrix.name)
+        is_second = str(node.inputs[3]) == f"@{into}"
+        first = self._weight(into) if is_second else None
+        bias = self._weight(biases[0]) if is_second and biases else None
+        nearest = get_scheme(matrix.scheme).quantize
+        nearest = self.calibration.pairs.quantizers.get(matrix.scheme, nearest)
+        whole = evaluate_weight(self.plain.program, matrix.name)
+
+        def factor(rows: torch.Tensor) -> Factor:
+            try:
+                return factorize(hessian([rows], self.pool), self.damping)
+            except PassError as error:
+                raise PassError(error.message, where=describe(node)) from error
+
+        def fed(one: torch.Tensor, factor: Factor) -> list[Rounded]:
+            return self._rounded(
+                matrix, lambda start: one[start : start + ROWS], len(one), factor, keep=True
+            )
+
+        made = []
+        for expert, one in enumerate(whole):
+            rows = routed(x, slots, expert)
+            if first is not None:
+                own = None if bias is None else bias[expert]
+                rows = hidden_rows(node, rows, first[expert], own)
+            made.append(round_expert(one, rows, matrix.scheme, factor, fed, nearest))
+        codes = torch.stack([one.parts["codes"] for one in made])
+        self._check(matrix, codes)
+        self._store(matrix, {part: torch.stack([e.parts[part] for e in made]) for part in PARTS})
+        used = [one for one in made if one.is_fed]
+        if len(used) < len(made):
+            self.unfed.append(
+                f"@{matrix.parts['codes']}: {len(made) - len(used)} of {len(made)} experts are"
+                " rounded to nearest: too few tokens reach them for feedback to lower their error"
+            )
+        self._record(matrix, used, {"experts": len(made), "nearest_experts": len(made) - len(used)})
+        self._done_work += place.work
+
     def _make(
         self, place: _Place, source: Callable[[int], torch.Tensor], factor: Factor, *, keep: bool
     ) -> None:
@@ -176,14 +233,32 @@ class Gptq:
         import torch
 
         matrix = place.matrix
+        made = self._rounded(matrix, source, place.shape[0], factor, keep=keep)
+        self._check(matrix, torch.cat([one.parts["codes"] for one in made]))
+        self._store(matrix, {part: torch.cat([one.parts[part] for one in made]) for part in PARTS})
+        if keep:
+            self._current[matrix.name] = torch.cat([one.values for one in made])
+        more: dict[str, Any] = {}
+        if factor.damping != self.damping:
+            more["damping"] = factor.damping
+        if factor.dead:
+            more["unused_columns"] = factor.dead
+        self._record(matrix, made, more)
+
+    def _rounded(
+        self,
+        matrix: QuantizedMatrix,
+        source: Callable[[int], torch.Tensor],
+        num_rows: int,
+        factor: Factor,
+        *,
+        keep: bool,
+    ) -> list[Rounded]:
+        """Rows of a matrix, a part at a time; what they stand for too if `keep`."""
+        import torch
+
         grid = GRIDS[matrix.scheme]
         compiled = self.calibration.compiled.get(matrix.scheme)
-        where = f"@{matrix.name}"
-
-        def check(codes: torch.Tensor) -> None:
-            if isinstance(grid, BlockGrid):
-                whole = evaluate_weight(self.plain.program, matrix.name)
-                grid.rounding.check_scales(whole, codes, where=where)
 
         def rows(first: int) -> Rounded:
             part = source(first)
@@ -191,31 +266,35 @@ class Gptq:
             rounded = rounded or feed_back(part, factor, grid)
             stored = decoded(matrix.scheme, rounded.parts, part.shape[-1])
             if not torch.equal(stored, rounded.values):
-                check(rounded.parts["codes"])
+                self._check(matrix, rounded.parts["codes"])
+                where = f"@{matrix.name}"
                 raise PassError("the codes do not stand for the rounded values", where=where)
             return rounded if keep else rounded.without_values()
 
-        made = list(self.pool.map(rows, range(0, place.shape[0], ROWS)))
-        check(torch.cat([one.parts["codes"] for one in made]))
-        for part, entry in matrix.parts.items():
-            self.calibration.spill.write(entry, torch.cat([one.parts[part] for one in made]))
-            self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry
-        if keep:
-            self._current[matrix.name] = torch.cat([one.values for one in made])
-        self._record(matrix, factor, made)
+        return list(self.pool.map(rows, range(0, num_rows, ROWS)))
 
-    def _record(self, matrix: QuantizedMatrix, factor: Factor, made: Sequence[Rounded]) -> None:
+    def _check(self, matrix: QuantizedMatrix, codes: torch.Tensor) -> None:
+        """UsageError where the format has no scales for the magnitude of the matrix."""
+        grid = GRIDS[matrix.scheme]
+        if isinstance(grid, BlockGrid):
+            whole = evaluate_weight(self.plain.program, matrix.name)
+            grid.rounding.check_scales(whole, codes, where=f"@{matrix.name}")
+
+    def _store(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> None:
+        for part, entry in matrix.parts.items():
+            self.calibration.spill.write(entry, parts[part])
+            self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry
+
+    def _record(
+        self, matrix: QuantizedMatrix, made: Sequence[Rounded | RoundedExpert], more: dict[str, Any]
+    ) -> None:
         size = sum(one.size for one in made) or 1.0
         record: dict[str, Any] = {
             "matrix": matrix.parts["codes"].removesuffix(".codes"),
             "nearest": _digits(sum(one.nearest for one in made) / size),
             "gptq": _digits(sum(one.error for one in made) / size),
         }
-        if factor.damping != self.damping:
-            record["damping"] = factor.damping
-        if factor.dead:
-            record["unused_columns"] = factor.dead
-        self.records.append(record)
+        self.records.append(record | more)
 
     def _source_weight(self, name: str) -> torch.Tensor:
         """A weight of the plain program, as it is in the source model where that is known."""
@@ -262,8 +341,6 @@ def _reason(matrix: QuantizedMatrix) -> str | None:
         return "its codes are those of the file"
     if matrix.source is None:
         return "its codes are not made of one matrix"
-    if matrix.input is None:
-        return "experts are rounded to nearest: few tokens reach each of them"
     if matrix.is_table:
         return "rows are looked up in it as well, and feedback would move them further away"
     if matrix.scheme not in GRIDS:

@@ -16,17 +16,19 @@ from infc.ir.errors import CheckpointError, PassError, UsageError
 from infc.ir.interpret import Interpreter
 from infc.ir.program import ModelSpec, Program, Value
 from infc.ir.quantized_pairs import QuantizedPairs
+from infc.ir.schemes import get_scheme
 from infc.ir.text import parse_program, print_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.ir.weights import evaluate_weight
 from infc.passes import verification
 from infc.passes.base import PassContext, PassResult
-from infc.passes.methods import calibrate_weights, gptq
+from infc.passes.methods import calibrate_weights, expert_feedback, gptq
 from infc.passes.methods.calibrate_weights import CalibrateWeights
 from infc.passes.methods.calibration import Calibration
 from infc.passes.methods.correction import Drift, correct
-from infc.passes.methods.feedback import factorize, feed_back
+from infc.passes.methods.expert_feedback import hidden_rows, round_expert, routed
+from infc.passes.methods.feedback import Factor, Rounded, factorize, feed_back
 from infc.passes.methods.gptq import Gptq, decoded
 from infc.passes.methods.grids import GRIDS
 from infc.passes.methods.hessians import hessian
@@ -186,7 +188,8 @@ def inputs_of(
     for window in WINDOWS:
         places = torch.arange(len(window))
         run = Interpreter(program, weight, keep=keep)
-        run.run({"input_ids": torch.tensor(window), "positions": places, "logits_index": places})
+        given = {"input_ids": torch.tensor(window), "positions": places, "logits_index": places}
+        run.run({value.name: given[value.name] for value in program.inputs})
         for name in keep:
             found[name].append(run.values[name])
     return found
@@ -224,14 +227,92 @@ def mixture() -> Program:
     return b.build()
 
 
-def test_experts_are_rounded_to_nearest_and_named(spills: Callable[[], SpillFile]) -> None:
-    result = calibrated(quantized(program=mixture()), spills())
-    assert {name.rpartition(".")[0] for name in parts_of(result.program)} == {"up", "head"}
-    assert [re.sub(r":.*", "", miss) for miss in result.near_misses] == [
-        "@gate_up.codes",
-        "@down.codes",
+def experts_of(program: Program, matrix: str) -> torch.Tensor:
+    parts = {part: evaluate_weight(program, f"{matrix}.{part}") for part in ("codes", "scales")}
+    return decoded("int4", parts, 32)
+
+
+def test_each_expert_is_calibrated_on_the_rows_that_are_routed_to_it(
+    spills: Callable[[], SpillFile],
+) -> None:
+    program = narrow_inputs(mixture())
+    before = quantized(program=program)
+    result = calibrated(before, spills())
+    after = result.program
+    made = {name.rpartition(".")[0] for name in parts_of(after)}
+    assert made == {"up", "gate_up", "down", "head"}
+    records = {one["matrix"]: one for one in result.details["errors"]}
+    assert all(records[name]["nearest_experts"] == 0 for name in ("gate_up", "down"))
+    assert all(records[name]["gptq"] < records[name]["nearest"] for name in ("gate_up", "down"))
+    plain = plain_program(after)
+    node = next(one for one in plain.program.nodes if one.op == "moe")
+
+    def weight(name: str) -> torch.Tensor:
+        entry = name.removesuffix(".codes.plain")
+        return experts_of(after, entry) if name in plain.matrices else evaluate_weight(after, name)
+
+    names = [value.name for value in node.inputs[:2] if isinstance(value, Value)]
+    found = inputs_of(plain.program, weight, frozenset(names))
+    for expert in range(2):
+        rows = routed(found[names[0]], found[names[1]], expert)
+        assert len(rows) > 32
+        into = experts_of(after, "gate_up")[expert]
+        for name, x in (("gate_up", rows), ("down", hidden_rows(node, rows, into, None))):
+            is_held = torch.arange(len(x)) % 4 == 3
+            with ThreadPoolExecutor(1) as pool:
+                factor = factorize(hessian([x[~is_held]], pool), 0.01)
+            source = evaluate_weight(program, name)[expert]
+            expected = feed_back(source, factor, GRIDS["int4"])
+            for part, tensor in expected.parts.items():
+                assert torch.equal(evaluate_weight(after, f"{name}.{part}")[expert], tensor)
+
+
+def narrow_inputs(program: Program) -> Program:
+    """With random weights, and rows that a few tokens tell all of: they lie in five dimensions."""
+    program = with_random_weights(program)
+    read = program.loaders["checkpoint"]
+
+    def narrow(name: str) -> torch.Tensor:
+        tensor = read(name)
+        if name == "up":
+            return tensor[:, :5] @ read("embed")[:5]
+        return 3 * tensor if name == "gate_up" else tensor
+
+    return replace(program, loaders={**program.loaders, "checkpoint": narrow})
+
+
+def test_experts_that_few_tokens_reach_are_rounded_to_nearest_and_named(
+    spills: Callable[[], SpillFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_feedback, "LEAST_ROWS", 104)
+    before = quantized(program=narrow_inputs(mixture()))
+    result = calibrated(before, spills())
+    for name in ("gate_up", "down"):
+        for part in ("codes", "scales"):
+            entry = f"{name}.{part}"
+            assert torch.equal(
+                evaluate_weight(result.program, entry), evaluate_weight(before, entry)
+            )
+    assert [re.sub(r" are.*", "", miss) for miss in result.near_misses] == [
+        "@gate_up.codes: 2 of 2 experts",
+        "@down.codes: 2 of 2 experts",
     ]
-    assert all("experts are rounded to nearest" in miss for miss in result.near_misses)
+
+
+def test_feedback_that_does_not_help_on_rows_left_out_is_not_used() -> None:
+    matrix, rows = torch.randn(104, 32, generator=torch.Generator().manual_seed(0)).split((64, 40))
+
+    def rounded(one: torch.Tensor, factor: Factor) -> list[Rounded]:
+        return [feed_back(one, factor, GRIDS["int4"])]
+
+    def factor(x: torch.Tensor) -> Factor:
+        with ThreadPoolExecutor(1) as pool:
+            return factorize(hessian([x], pool), 0.01)
+
+    nearest = get_scheme("int4").quantize
+    made = round_expert(matrix, rows, "int4", factor, rounded, nearest)
+    assert not made.is_fed
+    assert torch.equal(made.parts["codes"], nearest(matrix)[0])
 
 
 def tied() -> Program:
