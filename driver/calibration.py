@@ -94,7 +94,7 @@ def _tokens(
         raise UsageError(
             "the checkpoint has no tokenizer, which calibration needs",
             where=model.name,
-            hint="set quantization.method to nearest",
+            hint="set quantization.method to nearest, and channel_scaling to none",
         )
     tokens = tokenize(
         text,

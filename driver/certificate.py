@@ -128,7 +128,7 @@ def certify(
 def _calibration_data(context: PassContext) -> dict[str, Any] | None:
     """The text that weights were calibrated on, if they were."""
     calibration = context.calibration
-    if calibration is None or not calibration.made:
+    if calibration is None or not (calibration.made or calibration.channels):
         return None
     return {**calibration.description, "tokens": calibration.tokens}
 

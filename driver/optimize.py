@@ -68,6 +68,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
         head=how.head_scheme,
         embedding=how.embedding,
         method=how.method,
+        channel_scaling=how.channel_scaling,
     )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
@@ -107,17 +108,19 @@ def optimize(
 
     count, done = len(pipeline), 0
     inner = count * _CALIBRATION_SHARE if calibration is not None else 0
-    total, calibrated = count + inner, 0
+    readers = max(1, sum(one.reads_text for one in pipeline))
+    total, calibrated, before = count + inner, 0, 0
 
     def on_pass(name: str) -> None:
-        nonlocal done
+        nonlocal done, before
+        before = calibrated
         detail = f"{name} ({done + 1} of {count} passes)"
         progress.advance(done + calibrated, total, detail)
         done += 1
 
     def on_calibration(part: int, of: int, detail: str) -> None:
         nonlocal calibrated
-        calibrated = inner * part // max(1, of)
+        calibrated = before + inner * part // (readers * max(1, of))
         progress.advance(done - 1 + calibrated, total, detail)
 
     def told(result: Program) -> None:

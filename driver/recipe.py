@@ -182,6 +182,13 @@ class QuantizationSection(_Section):
         " itself, which takes seconds and is less accurate; auto is gptq, but nearest for `adopt`,"
         " for models without a tokenizer, and for very large ones.",
     )
+    channel_scaling: Literal["none", "smoothquant", "awq"] = _key(
+        "none",
+        "Before they are rounded, columns of matrices are multiplied by scales, and what they"
+        " multiply is divided by them: smoothquant: so that large activations do not take the"
+        " precision of others, for int8-token; awq: so that weights which meet large activations"
+        " are rounded with smaller errors, for nearest. Chosen on the calibration text.",
+    )
     calibration: CalibrationSection = Field(
         default=CalibrationSection(), description="The calibration of methods that need one."
     )
@@ -204,14 +211,16 @@ class QuantizationSection(_Section):
     @property
     def is_calibrated(self) -> bool:
         """Whether a calibration text is looked at, if that is possible."""
-        if not self.is_used or self.method == "nearest":
+        if not self.is_used:
             return False
-        return self.must_calibrate or ADOPTING.keys().isdisjoint(self._schemes)
+        is_open = self.method == AUTO and ADOPTING.keys().isdisjoint(self._schemes)
+        return is_open or (self.must_calibrate and not self.ignores_calibration)
 
     @property
     def must_calibrate(self) -> bool:
         """Whether it is an error if the weights cannot be calibrated."""
-        return self.method == "gptq" or "calibration" in self.model_fields_set
+        chosen = self.method == "gptq" or self.channel_scaling != "none"
+        return chosen or "calibration" in self.model_fields_set
 
     @property
     def default_max_kl(self) -> float | None:
@@ -230,8 +239,9 @@ class QuantizationSection(_Section):
 
     @property
     def ignores_calibration(self) -> bool:
-        """Whether a calibration is given, and the method needs none."""
-        return self.method == "nearest" and "calibration" in self.model_fields_set
+        """Whether a calibration is given, and nothing needs one."""
+        needs_none = self.method == "nearest" and self.channel_scaling == "none"
+        return needs_none and "calibration" in self.model_fields_set
 
 
 class AccuracySection(_Section):
@@ -441,6 +451,7 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
         ("head", section.head != "auto"),
         ("embedding", section.embedding != "auto"),
         ("method", section.method != AUTO),
+        ("channel_scaling", section.channel_scaling != "none"),
         ("calibration", "calibration" in section.model_fields_set),
     )
     for name, given in unused:

@@ -92,6 +92,11 @@ class Pass:
         """The allowed error of a lossy pass: its tolerance, unless its options override it."""
         return self.tolerance
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the pass looks at the calibration text, and says how far it has got."""
+        return False
+
     def option_values(self) -> dict[str, Any]:
         """The values of the options, by name."""
         return {option.name: getattr(self, option.name) for option in fields(self)}

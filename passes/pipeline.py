@@ -27,6 +27,8 @@ from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
 from .methods.calibrate_weights import NEAREST, CalibrateWeights
+from .methods.channel_scales import NONE as UNSCALED
+from .methods.scale_channels import ScaleChannels
 from .narrow_activations import NarrowActivations
 from .narrow_matrices import NarrowMatrices
 from .plan_memory import PlanMemory
@@ -51,6 +53,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
     "quantize": (
         AdoptFormats(),  # before what would round the matrices that it keeps
         NarrowMatrices(),  # before quantisers, which then read 16 bits instead of 32
+        ScaleChannels(),  # of what the next one rounds; its method is the recipe's
         QuantizeWeights(),  # its scheme is the recipe's; none by default
         CalibrateWeights(),  # of what that has made; its method is the recipe's
     ),
@@ -315,16 +318,21 @@ def with_quantization(
     head: str = "",
     embedding: str = "auto",
     method: str = AUTO,
+    channel_scaling: str = "none",
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged if no scheme is given.
 
     `rules` are patterns of names with their schemes; `head` and `embedding` are the schemes of the
     output head and of the table of tokens.
-    UsageError where the recipe has switched that pass off, and for `skip` or a `method` where
-    nothing is quantized.
+    UsageError where the recipe has switched that pass off, and for `skip`, a `method` or a
+    `channel_scaling` where nothing is quantized.
     """
     if not is_quantizing(scheme, head, embedding, *(name for _, name in rules)):
-        for name, given in (("skip", bool(skip)), ("method", method != AUTO)):
+        for name, given in (
+            ("skip", bool(skip)),
+            ("method", method != AUTO),
+            ("channel_scaling", channel_scaling != UNSCALED),
+        ):
             if given:
                 raise UsageError(
                     f"{name} has no effect, because nothing is quantized",
@@ -342,6 +350,8 @@ def with_quantization(
     pipeline = pipeline.with_options(QuantizeWeights.name, **options)
     if ADOPTING.keys() & {scheme, head, embedding, *(name for _, name in rules)}:
         pipeline = pipeline.with_options(AdoptFormats.name, **options)
+    if channel_scaling != UNSCALED:
+        pipeline = pipeline.with_options(ScaleChannels.name, method=channel_scaling, **options)
     if method == NEAREST:
         return pipeline
     return pipeline.with_options(CalibrateWeights.name, method=method)

@@ -15,7 +15,7 @@ from ..ir.schemes import Quantizer, get_scheme
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, Sym, TensorType, evaluate_dim
 from ..ir.weights import LEAVES, evaluate_expr, leaves
-from .widened_weights import widened
+from .widened_weights import widened, without_factors
 
 if TYPE_CHECKING:
     import torch
@@ -65,11 +65,13 @@ def _repeated(numbers: torch.Tensor, count: int) -> torch.Tensor:
 class SampleWeights:
     """Weights of both programs: random checkpoint tensors by name, constants as they are.
 
-    `quantizers` are those of the scheme in less time, as in `QuantizedPairs`.
+    `quantizers` are those of the scheme in less time, as in `QuantizedPairs`. `has_factors` is
+    whether the scales of channels are those that were chosen, or left out.
     """
 
     programs: tuple[Program, ...]
     quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
+    has_factors: bool = True
     leaf_types: dict[str, TensorType] = field(default_factory=dict)
     _stored: dict[str, str] = field(default_factory=dict)
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -93,7 +95,8 @@ class SampleWeights:
         self.learn_types(weight)
         loaders = {"data": self._read, **program.loaders, "checkpoint": self._read}
         loaders["packed"] = self._read_packed
-        return evaluate_expr(widened(weight.expr), loaders, self._pairs)
+        expr = weight.expr if self.has_factors else without_factors(weight.expr)
+        return evaluate_expr(widened(expr), loaders, self._pairs)
 
     def learn_types(self, weight: Weight) -> None:
         """Remember the types and formats that the leaves of a weight's expression give."""

@@ -65,7 +65,9 @@ class Verifier:
         if one.fits_weights:
             return self._fitted(one, before, after)
         checked = _Checked()
-        weights = SampleWeights((before, after), self.whole.pairs.quantizers)
+        is_lossy = one.contract == "lossy"
+        quantizers = self.whole.pairs.quantizers
+        weights = SampleWeights((before, after), quantizers, has_factors=not is_lossy)
         for region in find_regions(before, after):
             checked.total += 1
             if region.has_effects:
@@ -79,7 +81,7 @@ class Verifier:
                 checked.large += 1
                 continue
             _check_region(one, region, weights)
-        if one.contract != "lossy" or self.is_heavy:
+        if not is_lossy or self.is_heavy:
             return Checked(checked.text())
         # What came before it has its whole run first: afterwards there is nothing to compare with.
         found = self.whole.rebase(before, after, one.name)

@@ -48,6 +48,11 @@ class CalibrateWeights(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"unit-batch-squeezed"})
     fits_weights: ClassVar[bool] = True
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether codes are chosen."""
+        return self.method != NEAREST
+
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Quantise anew, layer by layer, every matrix of a scheme with a grid."""
         if self.method not in METHODS:

@@ -21,9 +21,10 @@ class Calibration:
 
     `description` says in reports what the text was (its SHA-256). `made` has what was made of
     every matrix, by what its parts are of: the same passes run again over a few of the layers, and
-    take it from there. `advance` is told how much of the work is done. `pairs` rounds what is not
-    calibrated. `compiled` has schemes that compiled code rounds to with feedback, which takes a
-    fraction of the time.
+    take it from there. `channels` says in the same way of each group of products, by its first
+    matrix, whether its channels are scaled. `advance` is told how much of the work is done. `pairs`
+    rounds what is not calibrated. `compiled` has schemes that compiled code rounds to with
+    feedback, which takes a fraction of the time.
     """
 
     windows: Sequence[Sequence[int]]
@@ -31,6 +32,7 @@ class Calibration:
     description: Mapping[str, Any] = field(default_factory=dict)
     advance: Callable[[int, int, str], None] = _unheard
     made: dict[str, str] = field(default_factory=dict)
+    channels: dict[str, bool] = field(default_factory=dict)
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
     compiled: Mapping[str, CompiledFeedback] = field(default_factory=dict)
 

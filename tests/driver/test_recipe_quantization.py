@@ -83,6 +83,7 @@ def test_a_head_or_an_embedding_alone_is_quantized(key: str) -> None:
     [
         ("skip", ["*"]),
         ("method", "gptq"),
+        ("channel_scaling", "awq"),
         ("calibration", {"tokens": 64}),
         ("head", "none"),
         ("embedding", False),
@@ -94,7 +95,9 @@ def test_what_cannot_take_effect_is_refused(key: str, value: object) -> None:
         load(default="none", **{key: value})
 
 
-@pytest.mark.parametrize("given", [{"skip": ("*",)}, {"method": "gptq"}])
+@pytest.mark.parametrize(
+    "given", [{"skip": ("*",)}, {"method": "gptq"}, {"channel_scaling": "awq"}]
+)
 def test_so_it_is_where_the_pipeline_is_built(given: dict[str, Any]) -> None:
     name = next(iter(given))
     with pytest.raises(UsageError, match=f"{name} has no effect, because nothing is quantized"):
