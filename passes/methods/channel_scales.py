@@ -101,30 +101,43 @@ def choose_scales(
     scales = {exponent: _powers_of_two(one, classes) for exponent, one in logs.items()}
     best, *others = scales
     if others:
-        x = _some_rows(windows.fitted)
-        errors = pool.map(lambda s: product_error(matrices, x, s), scales.values())
+        errors = pool.map(_Probe(matrices, windows.fitted).error, scales.values())
         best = min(zip(errors, scales, strict=True))[1]
-    x = _some_rows(windows.held)
-    plain, scaled = pool.map(lambda s: product_error(matrices, x, s), (None, scales[best]))
+    plain, scaled = pool.map(_Probe(matrices, windows.held).error, (None, scales[best]))
     return Choice(scales[best] if scaled < plain else None, best, plain, scaled)
 
 
-def product_error(matrices: Matrices, x: torch.Tensor, scales: torch.Tensor | None) -> float:
-    """The mean relative squared error of quantised products of rows `[tokens, K]`.
+class _Probe:
+    """Some rows of windows, and what the exact products make of them."""
 
-    Relative to the result of each token, since some have values a thousand times as large as
-    others. Rows are rounded too, as the scheme does.
-    """
-    total = 0.0
-    for rows, scheme in zip(matrices.rows, matrices.schemes, strict=True):
-        wanted = x @ rows.T
-        quantize = matrices.quantizers.get(scheme.name, scheme.quantize)
-        codes, row_scales = quantize(rows if scales is None else (rows * scales).contiguous())
-        weights = scheme.weight.decode(codes, row_scales, rows.shape[-1])
-        given = _rounded(x if scales is None else x / scales, scheme.activations) @ weights.T
-        sizes = wanted.square().sum(1).double().clamp_min(1e-30)
-        total += float(((given - wanted).square().sum(1) / sizes).mean())
-    return total / len(matrices.rows)
+    def __init__(self, matrices: Matrices, windows: Sequence[torch.Tensor]) -> None:
+        self.matrices = matrices
+        self.x = _some_rows(windows)
+        self.wanted = [self.x @ rows.T for rows in matrices.rows]
+
+    def error(self, scales: torch.Tensor | None) -> float:
+        """The mean relative squared error of quantised products, with rows rounded too.
+
+        Relative to the result of each token, since some have values a thousand times as large as
+        others.
+        """
+        x = self.x if scales is None else self.x / scales
+        inputs = {how: _rounded(x, how) for how in {s.activations for s in self._schemes}}
+        total = 0.0
+        for rows, scheme, wanted in zip(
+            self.matrices.rows, self._schemes, self.wanted, strict=True
+        ):
+            quantize = self.matrices.quantizers.get(scheme.name, scheme.quantize)
+            codes, row_scales = quantize(rows if scales is None else (rows * scales).contiguous())
+            weights = scheme.weight.decode(codes, row_scales, rows.shape[-1])
+            wrong = (inputs[scheme.activations] @ weights.T - wanted).square().sum(1)
+            sizes = wanted.square().sum(1).double().clamp_min(1e-30)
+            total += float((wrong / sizes).mean())
+        return total / len(self.wanted)
+
+    @property
+    def _schemes(self) -> Sequence[Scheme]:
+        return self.matrices.schemes
 
 
 def _rounded(x: torch.Tensor, how: Activations | None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from infc.ir.artifact import Artifact
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import CapacityError, UsageError
 from infc.ir.types import DType, Sym, TensorType
-from infc.passes.methods import calibrate_weights
+from infc.passes.methods import calibrate_weights, scale_channels
 
 from .compiling import Lines, contents
 
@@ -73,6 +73,48 @@ def test_two_compilations_are_the_same_whatever_the_threads(
     # What it generates comes from these weights: not those that are rounded to nearest.
     nearest = build(source, tmp_path / "nearest", "quantization.method=nearest")
     assert contents(nearest.path)["weights.safetensors"] != first["weights.safetensors"]
+
+
+def test_scaled_channels_are_chosen_on_the_text_before_codes_are(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the threads; and the bar never goes back, though two passes calibrate."""
+    made, steps = [], []
+
+    class Bar(Lines):
+        def advance(self, done: int, total: int, detail: str = "") -> None:
+            steps.append((done, total, detail))
+
+    for threads in (1, 3):
+        for module in (calibrate_weights, scale_channels):
+            monkeypatch.setattr(module, "available_cpus", lambda count=threads: count)
+        steps.clear()
+        artifact = infc.compile(
+            source / "model.yaml",
+            tmp_path / f"out{threads}",
+            overrides=[
+                *GPTQ,
+                "quantization.channel_scaling=awq",
+                f"quantization.calibration={{text: '{text}', tokens: 300}}",
+            ],
+            verify=False,
+            cache=False,
+            progress=Bar(),
+        )
+        made.append(contents(artifact.path))
+    assert made[0] == made[1]
+    report = json.loads(made[0]["report.json"])
+    (data,) = (one for one in report["passes"] if one["name"] == "scale-channels")
+    assert data["details"]["calibration"]["sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert data["matches"] == sum(one["used"] for one in data["details"]["errors"]) > 0
+    total = next(total for _, total, detail in steps if detail.startswith("scaling channels"))
+    passes = [done for done, of, _ in steps if of == total]
+    assert passes == sorted(passes)
+    halves = [
+        max(done for done, _, detail in steps if detail.startswith(words))
+        for words in ("scaling channels", "calibrating")
+    ]
+    assert halves[1] - halves[0] == pytest.approx(halves[0], abs=20)
 
 
 def test_the_bundled_text_is_the_default(
@@ -184,6 +226,9 @@ def test_a_checkpoint_without_a_tokenizer(source: Path, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(UsageError, match=r"no tokenizer, which calibration needs .*nearest"):
         build(tmp_path / "source", tmp_path / "out")
+    options = ("quantization.method=nearest", "quantization.channel_scaling=awq")
+    with pytest.raises(UsageError, match=r"no tokenizer.*channel_scaling to none"):
+        build(tmp_path / "source", tmp_path / "out", *options)
 
 
 def compile_int4(source: Path, output: Path, *overrides: str, verify: bool = False) -> list[str]:
