@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..ir.manifest import TokenizerFiles
 from .generation import Vocabulary, generation_defaults
@@ -39,7 +40,7 @@ def write_tokenizer(
         return None
     path = target / TOKENIZER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(found.text, encoding="utf-8")
+    path.write_text(in_fewer_bytes(found.text), encoding="utf-8")
     templates = _used_templates(found.templates, log)
     for name, template in templates.items():
         (target / _TEMPLATES[name]).write_text(template, encoding="utf-8")
@@ -55,6 +56,28 @@ def write_tokenizer(
         special_tokens=dict(sorted(found.special_tokens.items())),
         tool_template=TOOL_TEMPLATE_FILE if "tool_use" in templates else None,
     )
+
+
+def in_fewer_bytes(text: str) -> str:
+    """The same `tokenizer.json`, with merges as "a b" instead of ["a","b"] where that is possible.
+
+    Both forms are read alike. Of Gemma 3, it saves 2 of 14 MB.
+    """
+    data: dict[str, Any] = json.loads(text)
+    model: dict[str, Any] = data.get("model") or {}
+    merges = model.get("merges")
+    if not isinstance(merges, list) or not all(_has_short_form(merge) for merge in merges):
+        return text
+    model["merges"] = [" ".join(merge) for merge in merges]
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+def _has_short_form(merge: object) -> bool:
+    """Whether a merge is a pair of texts that a space may separate."""
+    if not isinstance(merge, list) or len(merge) != 2:
+        return False
+    is_pair = all(isinstance(part, str) and part and " " not in part for part in merge)
+    return is_pair and not merge[0].startswith("#version")  # taken for a comment
 
 
 def _used_templates(named: Mapping[str, str], log: Callable[[str], None]) -> dict[str, str]:

@@ -10,12 +10,13 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from infc.frontend.tokenizer import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
     TOOL_TEMPLATE_FILE,
+    in_fewer_bytes,
     write_tokenizer,
 )
 from infc.ir.errors import CheckpointError
@@ -49,6 +50,34 @@ def test_same_ids_and_text(pair: tuple[Tokenizer, Any], text: str) -> None:
     assert ids == library(text)["input_ids"]
     assert ids[0] == BOS_ID
     assert ours.decode(ids) == text
+
+
+def bpe(*merges: tuple[str, str]) -> str:
+    """A tokenizer with these merges, as `tokenizers` writes it."""
+    parts = [*"#versionab ", *(part for merge in merges for part in merge)]
+    texts = dict.fromkeys([*parts, *("".join(merge) for merge in merges)])
+    vocabulary = {text: index for index, text in enumerate(texts)}
+    return Tokenizer(models.BPE(vocabulary, list(merges))).to_str()
+
+
+@given(st.lists(st.sampled_from([("a", "b"), ("b", "a"), ("ab", "a"), ("a", "a")]), unique=True))
+def test_merges_take_fewer_bytes_and_mean_the_same(merges: list[tuple[str, str]]) -> None:
+    known, kept = {"a", "b"}, []
+    for merge in merges:
+        if known >= set(merge):
+            known.add("".join(merge))
+            kept.append(merge)
+    text = bpe(*kept)
+    short = in_fewer_bytes(text)
+    assert len(short) < len(text) or not kept
+    assert Tokenizer.from_str(short).to_str() == Tokenizer.from_str(text).to_str()
+
+
+def test_merges_that_have_no_short_form_stay() -> None:
+    """A part with a space, or a text that would be a comment."""
+    for merge in ((" ", "a"), ("#version", "a")):
+        assert in_fewer_bytes(bpe(merge)) == bpe(merge)
+    assert in_fewer_bytes("{}") == "{}"
 
 
 def test_what_the_manifest_is_told(model: Path, tmp_path: Path) -> None:
