@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.feedback import CompiledFeedback
-    from .recipe import QuantizationSection
+    from .recipe_quantization import QuantizationSection
     from .texts import TokenText
 
 WINDOW_TOKENS: Final = 512

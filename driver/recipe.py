@@ -10,47 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.config import JsonDict
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ..ir.errors import RecipeError
 from ..ir.manifest import LEAST_CONTEXT
-from ..ir.schemes import ADOPTING, AUTO, SCHEMES, is_quantizing
+from ..ir.schemes import AUTO
 from ..ir.sizes import parse_size
 from ..runtime.option_checks import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
 from .recipe_errors import explain
-from .texts import BUNDLED, CALIBRATION, EVALUATION
+from .recipe_keys import CountOrAuto, Section, key
+from .recipe_quantization import QuantizationSection, scheme_alone
+from .texts import BUNDLED, EVALUATION
 from .yaml_tree import YamlTree, read_yaml
-
-
-def _key(default: Any, doc: str, *, unit: str | None = None, **limits: Any) -> Any:
-    """Declares a key: its default, what it is for, its unit, and what its value may be."""
-    extra: JsonDict | None = {"unit": unit} if unit else None
-    return Field(default, description=doc, json_schema_extra=extra, **limits)
-
-
-def _auto_is_none(value: Any) -> Any:
-    return None if value == "auto" else value
 
 
 def _check_passes(value: Any) -> Any:
     if not isinstance(value, (dict, list, str)):
         raise PydanticCustomError("passes", "expected a mapping, a list or a pipeline string")
     return value
-
-
-def _scheme_alone(value: Any) -> Any:
-    if isinstance(value, dict) and "default" in value:
-        if "scheme" in value:
-            raise PydanticCustomError("scheme", "default and scheme are one key: give one of them")
-        return {("scheme" if key == "default" else key): given for key, given in value.items()}
-    return {"scheme": value} if isinstance(value, str) else value
-
-
-def _head_choice(value: Any) -> Any:
-    return ("auto" if value else "none") if isinstance(value, bool) else value
 
 
 def size_or_auto(value: Any) -> Any:
@@ -72,194 +51,28 @@ def _exponent(value: Any) -> Any:
 
 _EXPONENT = re.compile(r"\d+[eE][+-]?\d{1,3}")
 _BoundOrNone = Annotated[float | None, BeforeValidator(_exponent)]
-_CountOrAuto = Annotated[int | None, BeforeValidator(_auto_is_none)]
 _SizeOrAuto = Annotated[int | None, BeforeValidator(size_or_auto)]
 GGUF = ".gguf"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ONE_OR_MORE = {"ge": 1, "le": 2**31 - 1}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-SchemeName = Literal[
-    "none",
-    "int8",
-    "int4",
-    "int8-token",
-    "int4-token",
-    "q8_0",
-    "q4_0",
-    "q4_1",
-    "adopt",
-    "int8-weights",
-    "int4-weights",
-    "q8_0-weights",
-    "q4_0-weights",
-    "q4_1-weights",
-    "adopt-weights",
-]
-
-
-DEFAULT_MAX_KL: Final = 0.25
-"""In nats, with 4 bits: the predictions of a model that is further away are of little use."""
-_FOUR_BITS: Final = frozenset(name for name, one in SCHEMES.items() if one.weight.bits == 4)
-_PATTERN = r"^[^\s=]+$"
-"""Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
-
-
-class RuleSection(_Section):
-    """The scheme of the matrices whose names match a pattern."""
-
-    match: str = Field(
-        min_length=1,
-        pattern=_PATTERN,
-        description="Name of a matrix, as `infc inspect` shows it, with or without `.weight`; `*`"
-        " stands for any text, and `lm_head` for the output head.",
-    )
-    scheme: SchemeName = Field(description="Scheme of these matrices.")
-
-
-class CalibrationSection(_Section):
-    """What a calibrated method of quantization looks at."""
-
-    text: str = _key(
-        CALIBRATION,
-        "A file of text, or of JSON lines with `text` or `messages`, relative to this file; or a"
-        " text that is part of infc: general-calibration.",
-        min_length=1,
-    )
-    tokens: _CountOrAuto = _key(
-        None,
-        "How much of the text is used; auto is 8192, and fewer for large models, down to 2048.",
-        unit="tokens",
-        ge=64,
-        le=1 << 20,
-    )
-
-
-class QuantizationSection(_Section):
-    """In how many bits matrices are held; a scheme's name alone stands for its section."""
-
-    scheme: SchemeName = _key(
-        "none",
-        "int8: int8 weights and int8 activations in groups of 32 with a scale each; int4: the same"
-        " with 4-bit weights; int8-token and int4-token: activations with one scale per token and"
-        " exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1: the formats of"
-        " GGUF; adopt: matrices that a GGUF file holds in one of these are kept as they are, and"
-        " those that it holds in others become int8. With -weights at the end, the weights are"
-        " the same and activations stay in floating point, which is slower. `default` is another"
-        " name of this key.",
-    )
-    rules: list[RuleSection] = _key(
-        [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
-    )
-    skip: list[Annotated[str, Field(pattern=_PATTERN)]] = _key(
-        [],
-        "Names of matrices that are not quantized, whatever the rules say; `*` stands for any"
-        " text.",
-        unit="patterns",
-    )
-    head: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = _key(
-        "auto",
-        "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits"
-        " (int8-weights if its activations are not quantized), and `scheme` otherwise. true means"
-        " auto, false means none.",
-    )
-    embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = _key(
-        "auto",
-        "Scheme of the table of token embeddings; auto is that of the output head if both are the"
-        " same matrix, which is then stored once, and int8 otherwise. true means auto, false means"
-        " none.",
-    )
-    method: Literal["auto", "nearest", "gptq"] = _key(
-        AUTO,
-        "gptq: error feedback, so that later weights of a row make up for the errors of earlier"
-        " ones on the calibration text, which takes minutes; nearest: each weight is rounded by"
-        " itself, which takes seconds and is less accurate; auto is gptq, but nearest for `adopt`,"
-        " for models without a tokenizer, and for very large ones.",
-    )
-    channel_scaling: Literal["none", "smoothquant", "awq"] = _key(
-        "none",
-        "Before they are rounded, columns of matrices are multiplied by scales, and what they"
-        " multiply is divided by them: smoothquant: so that large activations do not take the"
-        " precision of others, for int8-token; awq: so that weights which meet large activations"
-        " are rounded with smaller errors, for nearest. Chosen on the calibration text.",
-    )
-    calibration: CalibrationSection = Field(
-        default=CalibrationSection(), description="The calibration of methods that need one."
-    )
-
-    @property
-    def is_used(self) -> bool:
-        """Whether any matrix may be quantized."""
-        return is_quantizing(*self._schemes)
-
-    @property
-    def head_scheme(self) -> str:
-        """The scheme of the head; empty if it is that of the other matrices."""
-        if self.head != "auto":
-            return self.head
-        weights, only_weights = self.scheme.removesuffix("-weights"), "-weights" in self.scheme
-        if weights not in ("int4", "q4_0", "q4_1"):
-            return ""
-        return "int8-weights" if only_weights else "int8"
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether a calibration text is looked at, if that is possible."""
-        if not self.is_used:
-            return False
-        is_open = self.method == AUTO and ADOPTING.keys().isdisjoint(self._schemes)
-        return is_open or (self.must_calibrate and not self.ignores_calibration)
-
-    @property
-    def must_calibrate(self) -> bool:
-        """Whether it is an error if the weights cannot be calibrated."""
-        chosen = self.method == "gptq" or self.channel_scaling != "none"
-        return chosen or "calibration" in self.model_fields_set
-
-    @property
-    def default_max_kl(self) -> float | None:
-        """The bound of the KL divergence where the recipe has none; nearest is a choice of one."""
-        return DEFAULT_MAX_KL if self.method != "nearest" and self.has_four_bits else None
-
-    @property
-    def has_four_bits(self) -> bool:
-        """Whether any matrix may be held in 4 bits."""
-        return not _FOUR_BITS.isdisjoint(self._schemes)
-
-    @property
-    def _schemes(self) -> set[str]:
-        rules = (rule.scheme for rule in self.rules)
-        return {self.scheme, self.head, self.embedding, *rules}
-
-    @property
-    def ignores_calibration(self) -> bool:
-        """Whether a calibration is given, and nothing needs one."""
-        needs_none = self.method == "nearest" and self.channel_scaling == "none"
-        return needs_none and "calibration" in self.model_fields_set
-
-
-class AccuracySection(_Section):
+class AccuracySection(Section):
     """How far the artifact's predictions may be from the checkpoint's, on a text."""
 
-    max_kl: _BoundOrNone = _key(
+    max_kl: _BoundOrNone = key(
         None,
         "The mean KL divergence of the predictions from those of the checkpoint in float32 that is"
         " accepted; a compilation that exceeds it fails.",
         unit="nats",
         gt=0,
     )
-    max_perplexity_increase: _BoundOrNone = _key(
+    max_perplexity_increase: _BoundOrNone = key(
         None,
         "The relative increase of the perplexity that is accepted, such as 0.01 for 1 %.",
         gt=0,
     )
-    evaluation: str = _key(
+    evaluation: str = key(
         EVALUATION,
         f"The text to measure on: a file of text or JSONL, relative to this file, or {EVALUATION}.",
         min_length=1,
@@ -271,16 +84,16 @@ class AccuracySection(_Section):
         return self.max_kl is not None or self.max_perplexity_increase is not None
 
 
-class KvCacheSection(_Section):
+class KvCacheSection(Section):
     """How attention state is kept between steps."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = _key(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = key(
         "auto",
         "Element type of the cache; auto is the same as `dtype`; int8 has one scale per token and"
         " KV head.",
     )
-    block_size: int = _key(32, "Size of a block.", unit="tokens", multiple_of=16, ge=16, le=4096)
-    memory: _SizeOrAuto = _key(
+    block_size: int = key(32, "Size of a block.", unit="tokens", multiple_of=16, ge=16, le=4096)
+    memory: _SizeOrAuto = key(
         None,
         "Memory for the cache; auto is what all sequences need, at most half of the free memory.",
         unit="bytes",
@@ -289,38 +102,38 @@ class KvCacheSection(_Section):
     )
 
 
-class RuntimeSection(_Section):
+class RuntimeSection(Section):
     """The bounds of a step, compiled in, and the defaults of serving."""
 
-    max_context: _CountOrAuto = _key(
+    max_context: CountOrAuto = key(
         None,
         "Maximum length of prompt and answer together; auto is the maximum of the model.",
         unit="tokens",
         ge=LEAST_CONTEXT,
         le=_ONE_OR_MORE["le"],
     )
-    max_sequences: int = _key(
+    max_sequences: int = key(
         64, "Maximum number of sequences in a step.", unit="sequences", **_ONE_OR_MORE
     )
-    step_tokens: int = _key(
+    step_tokens: int = key(
         512, "Maximum number of tokens in a step; longer prompts are split.", unit="tokens",
         **_ONE_OR_MORE,
     )  # fmt: skip
-    logit_rows: _CountOrAuto = _key(
+    logit_rows: CountOrAuto = key(
         None,
         "Maximum number of rows of logits in a step, at most step_tokens; auto is max_sequences.",
         unit="rows",
         **_ONE_OR_MORE,
     )
-    threads: _CountOrAuto = _key(
+    threads: CountOrAuto = key(
         None,
         "Number of threads; auto is one per logical processor.",
         unit="threads",
         ge=1,
         le=MAX_THREADS,
     )
-    pin: bool = _key(False, "Whether each thread is pinned to a core.")
-    itl_target_ms: int = _key(
+    pin: bool = key(False, "Whether each thread is pinned to a core.")
+    itl_target_ms: int = key(
         0,
         "Target for the inter-token latency: while answers are being generated, prompts are split"
         " so that a step takes no longer; 0 for no target.",
@@ -328,7 +141,7 @@ class RuntimeSection(_Section):
         ge=0,
         le=3_600_000,
     )
-    weights: Literal["auto", "mapped", "copied"] = _key(
+    weights: Literal["auto", "mapped", "copied"] = key(
         "auto",
         "mapped: use the weights in the file, shared between processes; copied: copy them into"
         " huge pages in the background, which is faster; auto: copy them if there are huge pages"
@@ -336,39 +149,39 @@ class RuntimeSection(_Section):
     )
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """How to make an artifact of a model: `model.yaml`."""
 
     model: str = Field(
         description="The checkpoint: a directory or GGUF file, relative to this file, or a hub id.",
         min_length=1,
     )
-    revision: str | None = _key(None, "Branch, tag or commit on the hub.", min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = _key(
+    revision: str | None = key(None, "Branch, tag or commit on the hub.", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto",
         "Type of matrices, and by default of the cache; activations are float32. auto is the type"
         " of the checkpoint (float32 for float16).",
     )
-    backend: Literal["cpp", "reference"] = _key("cpp", "Backend that generates the code.")
-    target: str = _key(
+    backend: Literal["cpp", "reference"] = key("cpp", "Backend that generates the code.")
+    target: str = key(
         "native",
         "Instruction set to compile for: native, x86-64-v3, x86-64-v4+vnni+bf16, zen4, ...",
     )
-    quantization: Annotated[QuantizationSection, BeforeValidator(_scheme_alone)] = Field(
+    quantization: Annotated[QuantizationSection, BeforeValidator(scheme_alone)] = Field(
         default=QuantizationSection(), description="Quantization of weights."
     )
     accuracy: AccuracySection = Field(
         default=AccuracySection(), description="Bounds of what compiling may lose."
     )
     kv_cache: KvCacheSection = Field(default=KvCacheSection(), description="The KV cache.")
-    passes: Annotated[Any, BeforeValidator(_check_passes)] = _key(
+    passes: Annotated[Any, BeforeValidator(_check_passes)] = key(
         {},
         "Changes to the pipeline: NAME: false disables a pass, NAME: {option: value} configures it,"
         " my_module:MyPass: {after: NAME} adds a pass; a list is applied in order, and a string"
         " replaces the pipeline.",
     )
     runtime: RuntimeSection = Field(default=RuntimeSection(), description="Limits and defaults.")
-    trust_remote_code: bool = _key(False, "Whether Python code from the checkpoint may run.")
+    trust_remote_code: bool = key(False, "Whether Python code from the checkpoint may run.")
 
     @property
     def logit_rows(self) -> int:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import infc
-from infc.driver import calibration, certificate, evidence, recipe
+from infc.driver import calibration, certificate, evidence, recipe_quantization
 from infc.driver.certificate import LEAST_TOKENS, check_bounds
 from infc.driver.cli import run
 from infc.driver.evaluate import compare_on_text
@@ -393,7 +393,7 @@ def test_a_token_that_is_never_drawn_adds_nothing() -> None:
 
 def test_four_bits_are_bounded_unasked(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the recipe has a bound of its own."""
-    monkeypatch.setattr(recipe, "DEFAULT_MAX_KL", 1e-6)
+    monkeypatch.setattr(recipe_quantization, "DEFAULT_MAX_KL", 1e-6)
     monkeypatch.setattr(calibration, "AUTO_TOKENS", (1024,))
     with pytest.raises(PassError, match=r"KL divergence of .* exceeds 1e-06, which is accepted by"):
         build("quantization=int4")

@@ -11,13 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.driver.optimize import build_recipe_pipeline
-from infc.driver.recipe import (
-    DEFAULT_MAX_KL,
-    LoadedRecipe,
-    Recipe,
-    SchemeName,
-    load_recipe,
-)
+from infc.driver.recipe import LoadedRecipe, Recipe, load_recipe
+from infc.driver.recipe_quantization import DEFAULT_MAX_KL, SchemeName
 from infc.ir.errors import RecipeError, UsageError
 from infc.ir.schemes import ADOPTING, AUTO, NONE, SCHEMES
 from infc.passes.pipeline import default_pipeline, with_quantization

@@ -1,0 +1,183 @@
+"""The section `quantization` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from ..ir.schemes import ADOPTING, AUTO, SCHEMES, is_quantizing
+from .recipe_keys import CountOrAuto, Section, key
+from .texts import CALIBRATION
+
+SchemeName = Literal[
+    "none",
+    "int8",
+    "int4",
+    "int8-token",
+    "int4-token",
+    "q8_0",
+    "q4_0",
+    "q4_1",
+    "adopt",
+    "int8-weights",
+    "int4-weights",
+    "q8_0-weights",
+    "q4_0-weights",
+    "q4_1-weights",
+    "adopt-weights",
+]
+
+
+DEFAULT_MAX_KL: Final = 0.25
+"""In nats, with 4 bits: the predictions of a model that is further away are of little use."""
+_FOUR_BITS: Final = frozenset(name for name, one in SCHEMES.items() if one.weight.bits == 4)
+_PATTERN = r"^[^\s=]+$"
+"""Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
+
+
+def scheme_alone(value: Any) -> Any:
+    """A section, or the name of a scheme as one."""
+    if isinstance(value, dict) and "default" in value:
+        if "scheme" in value:
+            raise PydanticCustomError("scheme", "default and scheme are one key: give one of them")
+        return {("scheme" if key == "default" else key): given for key, given in value.items()}
+    return {"scheme": value} if isinstance(value, str) else value
+
+
+def _head_choice(value: Any) -> Any:
+    return ("auto" if value else "none") if isinstance(value, bool) else value
+
+
+class RuleSection(Section):
+    """The scheme of the matrices whose names match a pattern."""
+
+    match: str = Field(
+        min_length=1,
+        pattern=_PATTERN,
+        description="Name of a matrix, as `infc inspect` shows it, with or without `.weight`; `*`"
+        " stands for any text, and `lm_head` for the output head.",
+    )
+    scheme: SchemeName = Field(description="Scheme of these matrices.")
+
+
+class CalibrationSection(Section):
+    """What a calibrated method of quantization looks at."""
+
+    text: str = key(
+        CALIBRATION,
+        "A file of text, or of JSON lines with `text` or `messages`, relative to this file; or a"
+        " text that is part of infc: general-calibration.",
+        min_length=1,
+    )
+    tokens: CountOrAuto = key(
+        None,
+        "How much of the text is used; auto is 8192, and fewer for large models, down to 2048.",
+        unit="tokens",
+        ge=64,
+        le=1 << 20,
+    )
+
+
+class QuantizationSection(Section):
+    """In how many bits matrices are held; a scheme's name alone stands for its section."""
+
+    scheme: SchemeName = key(
+        "none",
+        "int8: int8 weights and int8 activations in groups of 32 with a scale each; int4: the same"
+        " with 4-bit weights; int8-token and int4-token: activations with one scale per token and"
+        " exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1: the formats of"
+        " GGUF; adopt: matrices that a GGUF file holds in one of these are kept as they are, and"
+        " those that it holds in others become int8. With -weights at the end, the weights are"
+        " the same and activations stay in floating point, which is slower. `default` is another"
+        " name of this key.",
+    )
+    rules: list[RuleSection] = key(
+        [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
+    )
+    skip: list[Annotated[str, Field(pattern=_PATTERN)]] = key(
+        [],
+        "Names of matrices that are not quantized, whatever the rules say; `*` stands for any"
+        " text.",
+        unit="patterns",
+    )
+    head: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
+        "auto",
+        "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits"
+        " (int8-weights if its activations are not quantized), and `scheme` otherwise. true means"
+        " auto, false means none.",
+    )
+    embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
+        "auto",
+        "Scheme of the table of token embeddings; auto is that of the output head if both are the"
+        " same matrix, which is then stored once, and int8 otherwise. true means auto, false means"
+        " none.",
+    )
+    method: Literal["auto", "nearest", "gptq"] = key(
+        AUTO,
+        "gptq: error feedback, so that later weights of a row make up for the errors of earlier"
+        " ones on the calibration text, which takes minutes; nearest: each weight is rounded by"
+        " itself, which takes seconds and is less accurate; auto is gptq, but nearest for `adopt`,"
+        " for models without a tokenizer, and for very large ones.",
+    )
+    channel_scaling: Literal["none", "smoothquant", "awq"] = key(
+        "none",
+        "Before they are rounded, columns of matrices are multiplied by scales, and what they"
+        " multiply is divided by them: smoothquant: so that large activations do not take the"
+        " precision of others, for int8-token; awq: so that weights which meet large activations"
+        " are rounded with smaller errors, for nearest. Chosen on the calibration text.",
+    )
+    calibration: CalibrationSection = Field(
+        default=CalibrationSection(), description="The calibration of methods that need one."
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any matrix may be quantized."""
+        return is_quantizing(*self._schemes)
+
+    @property
+    def head_scheme(self) -> str:
+        """The scheme of the head; empty if it is that of the other matrices."""
+        if self.head != "auto":
+            return self.head
+        weights, only_weights = self.scheme.removesuffix("-weights"), "-weights" in self.scheme
+        if weights not in ("int4", "q4_0", "q4_1"):
+            return ""
+        return "int8-weights" if only_weights else "int8"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a calibration text is looked at, if that is possible."""
+        if not self.is_used:
+            return False
+        is_open = self.method == AUTO and ADOPTING.keys().isdisjoint(self._schemes)
+        return is_open or (self.must_calibrate and not self.ignores_calibration)
+
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether it is an error if the weights cannot be calibrated."""
+        chosen = self.method == "gptq" or self.channel_scaling != "none"
+        return chosen or "calibration" in self.model_fields_set
+
+    @property
+    def default_max_kl(self) -> float | None:
+        """The bound of the KL divergence where the recipe has none; nearest is a choice of one."""
+        return DEFAULT_MAX_KL if self.method != "nearest" and self.has_four_bits else None
+
+    @property
+    def has_four_bits(self) -> bool:
+        """Whether any matrix may be held in 4 bits."""
+        return not _FOUR_BITS.isdisjoint(self._schemes)
+
+    @property
+    def _schemes(self) -> set[str]:
+        rules = (rule.scheme for rule in self.rules)
+        return {self.scheme, self.head, self.embedding, *rules}
+
+    @property
+    def ignores_calibration(self) -> bool:
+        """Whether a calibration is given, and nothing needs one."""
+        needs_none = self.method == "nearest" and self.channel_scaling == "none"
+        return needs_none and "calibration" in self.model_fields_set
