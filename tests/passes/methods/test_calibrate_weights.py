@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from infc.ir.builder import ProgramBuilder
-from infc.ir.errors import CheckpointError, PassError, UsageError
+from infc.ir.errors import PassError, UsageError
 from infc.ir.interpret import Interpreter
 from infc.ir.program import ModelSpec, Program, Value
 from infc.ir.quantized_pairs import QuantizedPairs
@@ -496,26 +496,3 @@ def test_a_higher_damping_is_said(
 def test_options_that_cannot_be(one: CalibrateWeights, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         one.run(quantized(), PassContext())
-
-
-def test_a_spill_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    spill = SpillFile(tmp_path)
-    tensors = {
-        "bytes": torch.arange(17, dtype=torch.uint8).reshape(1, 17),
-        "none": torch.empty(0, 4),
-        "scales": torch.randn(3, 5).T,
-    }
-    for key, tensor in tensors.items():
-        spill.write(key, tensor)
-    for key, tensor in tensors.items():
-        assert torch.equal(spill.read(key), tensor)
-        assert spill.read(key).dtype == tensor.dtype
-    with pytest.raises(CheckpointError, match="no method has made"):
-        spill.read("other")
-    assert list(tmp_path.iterdir()) == []
-    spill.close()
-
-
-def test_a_spill_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be kept"):
-        SpillFile(tmp_path / "gone").write("x", torch.zeros(1))
