@@ -94,11 +94,15 @@ def is_view(op: str) -> bool:
 
 
 def _place(lives: list[Lifetime], alignment: int) -> tuple[dict[str, int], int]:
-    """The lowest gap that fits, in program order; equal layers get equal places that way."""
+    """The lowest gap that fits, in program order; equal layers get equal places that way.
+
+    What lives through most of the program comes first: it would divide the memory of the others.
+    """
     placed: list[tuple[int, int, int]] = []  # (offset, end, last node)
     offsets: dict[str, int] = {}
     total = 0
-    for life in lives:
+    half = max((life.last for life in lives), default=0) // 2
+    for life in sorted(lives, key=lambda one: one.last - one.first <= half):
         placed = [block for block in placed if block[2] >= life.first]
         size = -(-max(life.num_bytes, 1) // alignment) * alignment
         at = 0

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from infc.ir.program import Program
 from infc.passes.base import PassContext
 from infc.passes.group_loops import GroupLoops, loop_times
-from infc.passes.plan_memory import PlanMemory, is_view, lifetimes
+from infc.passes.plan_memory import Lifetime, PlanMemory, _place, is_view, lifetimes
 
 from ..ir.strategies import programs
 from .test_verification import model
@@ -77,3 +77,16 @@ def test_sizes_are_those_of_the_upper_bounds() -> None:
     program = model(1)
     sizes = {life.name: life.num_bytes for life in lifetimes(program)}
     assert sizes["out0"] == 128 * 8 * 4
+
+
+def test_what_lives_long_does_not_divide_the_memory_of_others() -> None:
+    """Such as the angles of a step, which all layers read."""
+    lives = [
+        Lifetime("first", 128, 0, 1),
+        Lifetime("angles", 64, 1, 9),
+        Lifetime("larger", 256, 2, 3),
+        Lifetime("last", 192, 3, 4),
+    ]
+    offsets, total = _place(lives, 64)
+    assert total == 64 + 256 + 192
+    assert offsets["angles"] == 0 and offsets["first"] == offsets["larger"] == 64
