@@ -124,9 +124,9 @@ class QuantizationSection(Section):
     channel_scaling: Literal["none", "smoothquant", "awq"] = key(
         "none",
         "Before they are rounded, columns of matrices are multiplied by scales, and what they"
-        " multiply is divided by them: smoothquant: so that large activations do not take the"
-        " precision of others, for int8-token; awq: so that weights which meet large activations"
-        " are rounded with smaller errors, for nearest. Chosen on the calibration text.",
+        " multiply is divided by them. awq: the scales with the smallest error of the products,"
+        " which helps int8-token and `method: nearest`; smoothquant: scales by the largest"
+        " activations and weights alone, without a search. Chosen on the calibration text.",
     )
     calibration: CalibrationSection = Field(
         default=CalibrationSection(), description="The calibration of methods that need one."
