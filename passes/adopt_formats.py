@@ -41,12 +41,8 @@ class AdoptFormats(SchemePass):
     phase: ClassVar[str] = "quantize"
     contract: ClassVar[str] = "lossy"
     requires: ClassVar[frozenset[str]] = frozenset({"unit-batch-squeezed"})
-    tolerance: ClassVar[float] = 4e-3
-
-    @property
-    def allowed_error(self) -> float:
-        """What rounding rows costs, or else what the program's own type takes from the weights."""
-        return INT8.tolerance if ADOPT in self.named() else self.tolerance
+    # With `adopt-weights`, for programs whose own type has taken more from the weights than that.
+    tolerance: ClassVar[float] = INT8.tolerance
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Adopt what can be, and say of the rest why not."""

@@ -118,6 +118,16 @@ def test_only_weights_are_adopted(tmp_path: Path) -> None:
     assert adopted["pass"] == "adopt-formats" and adopted["kl_mean"] < 1e-9
 
 
+def test_a_program_in_bfloat16_may_have_lost_more(tmp_path: Path) -> None:
+    """Its weights were rounded to 16 bits; those that are adopted are not."""
+    make_gguf("mixtral", tmp_path / "model.gguf", stored=mixed)
+    sets = [*QUICK[:2], "dtype=bfloat16", "quantization=adopt-weights"]
+    artifact = infc.compile(
+        tmp_path / "model.gguf", tmp_path / "out.infc", overrides=sets, cache=False
+    )
+    assert "q4_0-weights" in (artifact.path / "program.ir").read_text()
+
+
 def test_error_feedback_leaves_adopted_matrices_alone(tmp_path: Path) -> None:
     def stored(name: str) -> GGMLQuantizationType:
         return Q5_0 if "ffn_down" in name else mixed(name)
