@@ -68,7 +68,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
         head=how.head_scheme,
         embedding=how.embedding,
         method=how.method,
-        channel_scaling=how.channel_scaling,
+        channel_scaling=how.scaling_method,
     )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)

@@ -264,7 +264,7 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
         ("head", section.head != "auto"),
         ("embedding", section.embedding != "auto"),
         ("method", section.method != AUTO),
-        ("channel_scaling", section.channel_scaling != "none"),
+        ("channel_scaling", section.channel_scaling != AUTO),
         ("calibration", "calibration" in section.model_fields_set),
     )
     for name, given in unused:

@@ -33,6 +33,7 @@ SchemeName = Literal[
 DEFAULT_MAX_KL: Final = 0.25
 """In nats, with 4 bits: the predictions of a model that is further away are of little use."""
 _FOUR_BITS: Final = frozenset(name for name, one in SCHEMES.items() if one.weight.bits == 4)
+_SCALED_UNASKED: Final = ("int8", "int8-token", "int8-weights")
 _PATTERN = r"^[^\s=]+$"
 """Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
 
@@ -121,12 +122,13 @@ class QuantizationSection(Section):
         " itself, which takes seconds and is less accurate; auto is gptq, but nearest for `adopt`,"
         " for models without a tokenizer, and for very large ones.",
     )
-    channel_scaling: Literal["none", "smoothquant", "awq"] = key(
-        "none",
+    channel_scaling: Literal["auto", "none", "smoothquant", "awq"] = key(
+        AUTO,
         "Before they are rounded, columns of matrices are multiplied by scales, and what they"
-        " multiply is divided by them. awq: the scales with the smallest error of the products,"
-        " which helps int8-token and `method: nearest`; smoothquant: scales by the largest"
-        " activations and weights alone, without a search. Chosen on the calibration text.",
+        " multiply is divided by them. awq: the scales with the smallest error of the products;"
+        " smoothquant: scales by the largest activations and weights alone, without a search."
+        " Chosen on the calibration text. auto is awq if `scheme` has 8 bits and weights are"
+        " calibrated anyway: with 4 bits, error feedback gains as much alone.",
     )
     calibration: CalibrationSection = Field(
         default=CalibrationSection(), description="The calibration of methods that need one."
@@ -156,9 +158,16 @@ class QuantizationSection(Section):
         return is_open or (self.must_calibrate and not self.ignores_calibration)
 
     @property
+    def scaling_method(self) -> str:
+        """How channels are scaled, if there is a calibration text."""
+        if self.channel_scaling != AUTO:
+            return self.channel_scaling
+        return AUTO if self.method != "nearest" and self.scheme in _SCALED_UNASKED else "none"
+
+    @property
     def must_calibrate(self) -> bool:
         """Whether it is an error if the weights cannot be calibrated."""
-        chosen = self.method == "gptq" or self.channel_scaling != "none"
+        chosen = self.method == "gptq" or self.channel_scaling not in (AUTO, "none")
         return chosen or "calibration" in self.model_fields_set
 
     @property
@@ -179,5 +188,5 @@ class QuantizationSection(Section):
     @property
     def ignores_calibration(self) -> bool:
         """Whether a calibration is given, and nothing needs one."""
-        needs_none = self.method == "nearest" and self.channel_scaling == "none"
+        needs_none = self.method == "nearest" and self.channel_scaling in (AUTO, "none")
         return needs_none and "calibration" in self.model_fields_set

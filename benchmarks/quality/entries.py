@@ -35,6 +35,7 @@ _BETTER = 'rules: [{match: "*.down_proj", scheme: int8}, {match: "*.v_proj", sch
 ENTRIES = (
     Entry("infc bf16", ("quantization=none",)),
     Entry("infc int8", ("quantization=int8",)),
+    Entry("infc int8, not scaled", ("quantization={scheme: int8, channel_scaling: none}",)),
     Entry("infc int8, nearest", ("quantization={scheme: int8, method: nearest}",)),
     Entry("infc int8, int8 cache", ("quantization=int8", "kv_cache.dtype=int8")),
     Entry("infc int4", ("quantization=int4",)),

@@ -12,7 +12,7 @@ Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 _HEAD = (
     "| | bits in layers | MB | KL, mean | KL, 99 % | same top | perplexity | decode | prefill "
-    "| RSS, MB | seconds to make |"
+    "| RSS, MB | seconds, CPU seconds and GB to make |"
 )
 
 
@@ -33,7 +33,15 @@ def _table(model: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
             _number(data.get("perplexity_increase"), "+.2%"),
             *(_spread(data.get(key)) for key in ("decode", "prefill")),
             _number(data.get("rss_megabytes"), ".0f"),
-            _number(data.get("seconds"), ".0f"),
+            ", ".join(
+                _number(data[key], how)
+                for key, how in (
+                    ("seconds", ".0f"),
+                    ("cpu_seconds", ".0f"),
+                    ("compile_gigabytes", ".1f"),
+                )
+                if key in data
+            ),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -159,6 +159,7 @@ class Comparison:
             if process.returncode:
                 raise SystemExit(f"infc compile failed: see {self._runner.log}")
             found["compile_gigabytes"] = round(usage.ru_maxrss / 1e6, 2)
+            found["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
 
     def _compare(self, entries: Sequence[Entry]) -> None:
         """Each entry's predictions of the text with those of the source in float32."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ...ir.ops.quantized import quantize_rows_meaning
-from ...ir.schemes import Activations, Quantizer, Scheme
+from ...ir.schemes import AUTO, Activations, Quantizer, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NONE: Final = "none"
 SMOOTHQUANT: Final = "smoothquant"
 AWQ: Final = "awq"
-SCALINGS: Final = (NONE, SMOOTHQUANT, AWQ)
+SCALINGS: Final = (AUTO, NONE, SMOOTHQUANT, AWQ)
 AWQ_EXPONENTS: Final = tuple(step / 10 for step in range(1, 11))
 SMOOTHQUANT_EXPONENT: Final = 0.5
 _MOST_EXPONENT: Final = 10

@@ -12,7 +12,7 @@ from ...ir.errors import PassError, UsageError
 from ...ir.interpret import describe
 from ...ir.machine import available_cpus
 from ...ir.program import Attr, Program, WeightExpr
-from ...ir.schemes import ADOPTING, SCHEMES, Scheme
+from ...ir.schemes import ADOPTING, AUTO, SCHEMES, Scheme
 from ...ir.torch_threads import one_torch_thread
 from ...ir.types import DType
 from ...ir.weights import compute_expr, evaluate_weight
@@ -22,6 +22,7 @@ from ..scheme_choices import SchemeChoices, SchemePass
 from .calibration import Calibration
 from .channel_groups import ChannelGroup, Divided, find_groups
 from .channel_scales import (
+    AWQ,
     NONE,
     SCALINGS,
     SMOOTHQUANT_EXPONENT,
@@ -44,9 +45,10 @@ class ScaleChannels(SchemePass):
     """`linear(mul(@n, %x), @w)` => the same with `@n = mul(n, calibrated{..})` and
     `@w = mul(w, calibrated{..})`: divided by scales, and multiplied by them.
 
-    `method` is smoothquant, awq or none, and `exponent` (0 to 1) the share of activations in the
-    scales of smoothquant; the other options are those of quantize-weights. All that reads the rows
-    takes part, routers of experts too; rows that something else reads stay.
+    `method` is smoothquant, awq, none, or auto, which is awq if there is a calibration text.
+    `exponent` (0 to 1) is the share of activations in the scales of smoothquant; the other options
+    are those of quantize-weights. All that reads the rows takes part, routers of experts too; rows
+    that something else reads stay.
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the method is none).
     Keeps: exact: scales are powers of two.
@@ -75,20 +77,23 @@ class ScaleChannels(SchemePass):
             raise UsageError(f"exponent is {self.exponent}, expected 0 to 1", where=self.name)
         if not self.reads_text:
             return finish(program, program, 0)
+        calibration = context.calibration
+        if calibration is None and self.method == AUTO:
+            return finish(program, program, 0)
         choices = SchemeChoices(program, self, lambda _, name, __: _scheme(name))
         schemes = {id(node): choices.choose(node) for node in program.nodes}
         chosen = {key: one for key, one in schemes.items() if isinstance(one, Scheme)}
         groups, misses = find_groups(program, chosen, choices.heads)
         if not groups:
             return finish(program, program, 0, tuple(misses))
-        calibration = context.calibration
         if calibration is None:
             raise UsageError(
                 f"method {self.method} needs a calibration text",
                 where=self.name,
                 hint="set quantization.calibration in the recipe",
             )
-        search = _Search(program, groups, calibration, self.method, self.exponent)
+        method = AWQ if self.method == AUTO else self.method
+        search = _Search(program, groups, calibration, method, self.exponent)
         # The same passes run again over a few layers of the model: those have their scales already.
         if not calibration.channels:
             search.run()

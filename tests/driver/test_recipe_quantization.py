@@ -167,3 +167,22 @@ def test_what_is_calibrated_and_bounded_unasked(
     assert section.default_max_kl == bound
     if calibrates:
         assert section.must_calibrate == must
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({"scheme": "int8"}, AUTO),
+        ({"scheme": "int8-token", "method": "gptq"}, AUTO),
+        ({"scheme": "int8", "method": "nearest"}, NONE),
+        ({"scheme": "int4"}, NONE),
+        ({"scheme": "int4", "channel_scaling": "awq"}, "awq"),
+        ({"scheme": "int8", "channel_scaling": "none"}, NONE),
+        ({}, NONE),
+    ],
+)
+def test_channels_are_scaled_unasked_with_8_bits(given: dict[str, Any], method: str) -> None:
+    section = load(**given).recipe.quantization
+    assert section.scaling_method == method
+    if method == AUTO:
+        assert section.is_calibrated
