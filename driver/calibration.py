@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..ir.errors import CapacityError, InfcError, UsageError
 from ..ir.machine import available_memory
+from ..ir.program import Value, WeightRef
 from ..ir.sizes import format_size
 from .recipe import LoadedRecipe
 from .texts import Text, checkpoint_tokenizer, read_text, tokenize
 
 if TYPE_CHECKING:
-    from ..ir.program import Program
+    from ..ir.program import Operand, Program
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.feedback import CompiledFeedback
     from .recipe_quantization import QuantizationSection
@@ -25,6 +27,7 @@ LEAST_TOKENS: Final = 1024
 """Fewer say too little of a model, unless the recipe asks for fewer."""
 AUTO_TOKENS: Final = (8192, 4096, 2048)
 """The most that the cost of a model allows is used, unless the recipe says how many."""
+_NEAREST: Final = "set quantization.method to nearest, and channel_scaling to none"
 MAX_COST: Final = {8: 100_000_000_000_000, 4: 300_000_000_000_000}
 """Operations of a calibration that nobody asked for, by bits: with 8, there is little to gain.
 
@@ -67,15 +70,13 @@ def make_calibration(
     length = min(WINDOW_TOKENS, program.spec.max_context)
     try:
         tokens = _tokens(text, how, model, program, log)
-        _check_memory(program, length, tokens.num_tokens)
     except InfcError as error:
         if how.must_calibrate:
             raise
         log(f"weights are rounded to nearest: {error.message}")
         return None
-    if not how.must_calibrate:
-        quick = "quantization.method=nearest takes seconds, and is less accurate"
-        log(f"weights are calibrated on {tokens.num_tokens} tokens of {text.name} ({quick})")
+    # Never a reason to round to nearest: the same recipe makes the same weights on every machine.
+    _check_memory(program, length, tokens.num_tokens)
     windows = tuple(tokens.windows(length))
     return Calibration(windows, SpillFile(directory), tokens.as_data(), compiled=compiled)
 
@@ -94,7 +95,7 @@ def _tokens(
         raise UsageError(
             "the checkpoint has no tokenizer, which calibration needs",
             where=model.name,
-            hint="set quantization.method to nearest, and channel_scaling to none",
+            hint=_NEAREST,
         )
     tokens = tokenize(
         text,
@@ -111,34 +112,52 @@ def _tokens(
 
 def _affordable(program: Program, how: QuantizationSection) -> int:
     """How many tokens the model is calibrated on; UsageError if it would take too long."""
+    runs = 2 if how.scaling_method == "none" else 3
     for tokens in AUTO_TOKENS:
-        if calibration_cost(program, tokens) <= MAX_COST[4 if how.has_four_bits else 8]:
+        if calibration_cost(program, tokens, runs) <= MAX_COST[4 if how.has_four_bits else 8]:
             return tokens
     if how.must_calibrate:
         return AUTO_TOKENS[-1]
     raise UsageError("calibrating so large a model takes long; quantization.method=gptq does it")
 
 
-def calibration_cost(program: Program, tokens: int) -> int:
+def calibration_cost(program: Program, tokens: int, runs: int = 2) -> int:
     """Roughly the operations of calibrating every product of a program.
 
-    Each token runs through the source and the quantized model, and is part of two matrices of
-    moments of each input; feedback and the correction of a matrix `[N, K]` take three times N K^2.
+    Each token runs through the model `runs` times (the source, the quantized one, and where scales
+    are searched), and is part of two matrices of moments of each input, of each of its experts too.
+    Feedback and the correction of a matrix `[N, K]` take three times N K^2.
     """
+    from ..passes.scheme_choices import QUANTIZED
     from ..passes.text_runs import window_flops
 
     length = min(WINDOW_TOKENS, program.spec.max_context)
-    each_token = 2 * window_flops(program, length, length) // length
-    inputs: dict[str, int] = {}
+    each_token = runs * window_flops(program, length, length) // length
+    moments: dict[str, int] = {}
     matrices = 0
     for node in program.nodes:
-        if node.op == "linear":
-            rows, depth = program.weights[node.weights()[0].name].type.shape
-            assert isinstance(rows, int) and isinstance(depth, int)
-            inputs[str(node.inputs[0])] = depth
-            matrices += 3 * rows * depth * depth
-    moments = sum(4 * depth * depth for depth in inputs.values())
-    return tokens * (each_token + moments) + matrices
+        if node.op not in QUANTIZED or node.op == "embedding":
+            continue
+        routed = _routed(node.inputs[1]) if node.op == "moe" else 1
+        for place in QUANTIZED[node.op]:
+            *experts, rows, depth = _shape(program, node.inputs[place])
+            matrices += 3 * math.prod(experts) * rows * depth * depth
+            key = f"{node.inputs[0]} {place if experts else ''}"
+            moments[key] = 4 * depth * depth * routed
+    return tokens * (each_token + sum(moments.values())) + matrices
+
+
+def _routed(index: Operand) -> int:
+    """How many experts each token reaches, from their numbers `[T, count]`."""
+    assert isinstance(index, Value)
+    count = index.type.shape[-1]
+    assert isinstance(count, int)
+    return count
+
+
+def _shape(program: Program, matrix: Operand) -> list[int]:
+    assert isinstance(matrix, WeightRef)
+    return [dim for dim in program.weights[matrix.name].type.shape if isinstance(dim, int)]
 
 
 def _check_memory(program: Program, window: int, num_tokens: int) -> None:
@@ -153,5 +172,5 @@ def _check_memory(program: Program, window: int, num_tokens: int) -> None:
         f"calibrating on {num_tokens} tokens takes {format_size(each * num_tokens)}, and"
         f" {format_size(free)} are free",
         where="quantization.calibration.tokens",
-        hint=f"ask for {fitting} or less" if fitting else "set quantization.method to nearest",
+        hint=f"ask for {fitting} or less" if fitting >= window else _NEAREST,
     )

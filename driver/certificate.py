@@ -96,9 +96,10 @@ def certify(
     """The certificate as plain data; PassError if the artifact breaks a bound of the recipe.
 
     `text` is what to measure on, or why nothing is measured. `default_max_kl` is a bound where the
-    recipe has none, if the whole model is measured.
+    recipe has none, if weights were calibrated and the whole model is measured.
     """
     bounds = {name: value for name, *_ in _BOUNDS if (value := getattr(accuracy, name)) is not None}
+    calibration = _calibration_data(compiled.context)
     found: Evidence | str = text if isinstance(text, str) else ""
     if not isinstance(text, str):
         with progress.stage("measure the accuracy"):
@@ -106,7 +107,8 @@ def certify(
     if isinstance(found, Evidence):
         _say(found, text, progress)
         check_bounds(found, accuracy)
-        if accuracy.max_kl is None and default_max_kl is not None and found.is_whole:
+        is_bounded = accuracy.max_kl is None and found.is_whole and calibration is not None
+        if is_bounded and default_max_kl is not None:
             check_default(found, default_max_kl)
             bounds["max_kl"] = default_max_kl
     elif accuracy.is_bounded:
@@ -120,7 +122,7 @@ def certify(
         "formats": held.as_data(),
         "bits_per_weight": round(held.bits_per_weight, 3),
         "bounds": bounds,
-        "calibration": _calibration_data(compiled.context),
+        "calibration": calibration,
         **_evidence_data(found, text),
     }
 
@@ -128,7 +130,7 @@ def certify(
 def _calibration_data(context: PassContext) -> dict[str, Any] | None:
     """The text that weights were calibrated on, if they were."""
     calibration = context.calibration
-    if calibration is None or not (calibration.made or calibration.channels):
+    if calibration is None or not (calibration.made or any(calibration.channels.values())):
         return None
     return {**calibration.description, "tokens": calibration.tokens}
 
@@ -249,10 +251,12 @@ def _begins(breaking: StageEvidence | None, found: Evidence) -> tuple[str, str]:
     """The pass that exceeded a bound, and in words where its error begins."""
     if breaking is None and not found.stages:
         return "the artifact", "; no pass is lossy: it is the rounding of dtype or kv_cache.dtype"
-    stage = breaking or found.stages[-1]
-    if (place := stage.origin()) is None:
+    # Passes after it may have mended some of its error: layers are those of what was measured.
+    last = found.stages[-1]
+    stage = breaking or last
+    if (place := last.origin()) is None:
         return stage.name, ""
-    errors = dict(stage.errors)
+    errors = dict(last.errors)
     places = list(errors)
     before = errors[places[places.index(place) - 1]] if places.index(place) else 0.0
     rise = f"(from {rounded(before)} to {rounded(errors[place])})"

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from ..ir.errors import InfcError
+from ..ir.errors import InfcError, Terminated
 from ..ir.extras import COMPILE_LIBRARIES, missing_library
 from .streams import settle_streams
 
@@ -164,7 +164,7 @@ def main() -> NoReturn:
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
     # As an exception, so that what is half written is removed.
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..codegen.registry import get_backend
-from ..ir.errors import ArtifactError
+from ..ir.errors import ArtifactError, UsageError
 from ..ir.target import Target, resolve_target
 from .accuracy_text import read_evaluation
 from .cache import cache_key
@@ -56,8 +56,14 @@ def plan_job(
             where=str(place),
             hint="choose another directory with -o",
         )
-    texts = read_evaluation(loaded), recipe_text(loaded)
-    return CompileJob(loaded, model, place, target, toolchain, verify, *texts)
+    text, calibration = read_evaluation(loaded), recipe_text(loaded)
+    if calibration is not None and calibration.sha256 == text.sha256:
+        raise UsageError(
+            f"{text.name} is also the text that the accuracy is measured on",
+            where="quantization.calibration.text",
+            hint="name another text here, or in accuracy.evaluation",
+        )
+    return CompileJob(loaded, model, place, target, toolchain, verify, text, calibration)
 
 
 def _model_name(recipe: Recipe, model: Path) -> str:

@@ -67,7 +67,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
         skip=how.skip,
         head=how.head_scheme,
         embedding=how.embedding,
-        method=how.method,
+        method=how.rounding_method,
         channel_scaling=how.scaling_method,
     )
     dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]

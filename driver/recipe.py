@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ..ir.errors import RecipeError
+from ..ir.errors import RecipeError, UsageError
 from ..ir.manifest import LEAST_CONTEXT
 from ..ir.schemes import AUTO
 from ..ir.sizes import parse_size
@@ -190,9 +190,6 @@ class Recipe(Section):
         return min(wanted, self.runtime.step_tokens)
 
 
-# What later versions will take: refused by name, so that nobody wonders about the spelling.
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
     """A recipe, the directory that its relative paths start from, and the lines of its keys."""
@@ -223,11 +220,23 @@ def load_recipe(
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
     for assignment in [overrides] if isinstance(overrides, str) else overrides:
+        if not isinstance(assignment, str):
+            raise UsageError(f"overrides has {assignment!r}", hint='use "key=value", or a mapping')
         tree.set_from_text(assignment, _SHORT_FOR)
+        _settle_scheme(tree, assignment)
         _start_from_here(tree, f"--set {assignment}")
     recipe = _validate(tree)
     _check_quantization(recipe.quantization, tree)
     return LoadedRecipe(recipe, directory, tree)
+
+
+def _settle_scheme(tree: YamlTree, assignment: str) -> None:
+    """Lets an option that gives the scheme replace the one under the other name of the key."""
+    section = tree.data.get("quantization")
+    names = {"quantization.scheme": "default", "quantization.default": "scheme"}
+    other = names.get(assignment.partition("=")[0].strip())
+    if other is not None and isinstance(section, dict):
+        section.pop(other, None)
 
 
 _PATHS: Final = (("model",), ("quantization", "calibration", "text"), ("accuracy", "evaluation"))
@@ -249,7 +258,7 @@ def _start_from_here(tree: YamlTree, option: str) -> None:
         value = section.get(key) if isinstance(section, dict) else None
         if not isinstance(value, str) or not value or value.startswith("~"):
             continue
-        is_name = value in BUNDLED if outer else HUB_ID.fullmatch(value) is not None
+        is_name = value in BUNDLED if outer else is_hub_id(value) and not value.endswith(GGUF)
         if not is_name or os.path.lexists(value):
             section[key] = os.path.abspath(value)
 

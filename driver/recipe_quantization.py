@@ -127,8 +127,9 @@ class QuantizationSection(Section):
         "Before they are rounded, columns of matrices are multiplied by scales, and what they"
         " multiply is divided by them. awq: the scales with the smallest error of the products;"
         " smoothquant: scales by the largest activations and weights alone, without a search."
-        " Chosen on the calibration text. auto is awq if `scheme` has 8 bits and weights are"
-        " calibrated anyway: with 4 bits, error feedback gains as much alone.",
+        " Chosen on the calibration text. auto is awq if `scheme` is int8, int8-token or"
+        " int8-weights and weights are calibrated anyway: with 4 bits, error feedback gains as much"
+        " alone.",
     )
     calibration: CalibrationSection = Field(
         default=CalibrationSection(), description="The calibration of methods that need one."
@@ -154,7 +155,7 @@ class QuantizationSection(Section):
         """Whether a calibration text is looked at, if that is possible."""
         if not self.is_used:
             return False
-        is_open = self.method == AUTO and ADOPTING.keys().isdisjoint(self._schemes)
+        is_open = self.rounding_method == AUTO
         return is_open or (self.must_calibrate and not self.ignores_calibration)
 
     @property
@@ -163,6 +164,12 @@ class QuantizationSection(Section):
         if self.channel_scaling != AUTO:
             return self.channel_scaling
         return AUTO if self.method != "nearest" and self.scheme in _SCALED_UNASKED else "none"
+
+    @property
+    def rounding_method(self) -> str:
+        """How weights are rounded, if there is a calibration text."""
+        is_open = self.method == AUTO and "calibration" not in self.model_fields_set
+        return "nearest" if is_open and self._schemes & ADOPTING.keys() else self.method
 
     @property
     def must_calibrate(self) -> bool:

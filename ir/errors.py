@@ -117,3 +117,7 @@ class RequestError(InfcError):
     ) -> None:
         self.field = field
         super().__init__(message, where=where, hint=hint)
+
+
+class Terminated(SystemExit):
+    """The process was told to end (SIGTERM): what is half written is removed on the way out."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from ..ir.errors import InfcError
+from ..ir.errors import InfcError, Terminated
 from ..ir.ops import PHASES
 from ..ir.program import Program
 from ..ir.quantized_pairs import QuantizedPairs
@@ -118,6 +118,8 @@ def rewritten(
                 after = replace(after, phase=REACHES[phase])
             steps.append(CutStep(one, program, after, result.matches > 0, phase))
             program = after
+    except Terminated:
+        raise
     except (Exception, SystemExit) as error:  # a user's pass may raise anything here
         return str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
     return steps

@@ -350,8 +350,29 @@ def with_quantization(
     pipeline = pipeline.with_options(QuantizeWeights.name, **options)
     if ADOPTING.keys() & {scheme, head, embedding, *(name for _, name in rules)}:
         pipeline = pipeline.with_options(AdoptFormats.name, **options)
-    if channel_scaling != UNSCALED:
-        pipeline = pipeline.with_options(ScaleChannels.name, method=channel_scaling, **options)
-    if method == NEAREST:
-        return pipeline
-    return pipeline.with_options(CalibrateWeights.name, method=method)
+    pipeline = _with_method(pipeline, ScaleChannels, channel_scaling, UNSCALED, options)
+    return _with_method(pipeline, CalibrateWeights, method, NEAREST, {})
+
+
+def _with_method(
+    pipeline: Pipeline,
+    kind: type[ScaleChannels | CalibrateWeights],
+    method: str,
+    default: str,
+    options: dict[str, str],
+) -> Pipeline:
+    """The pipeline with a method, and options, in its passes of a kind.
+
+    `auto` leaves it to a recipe to switch the pass off, or to choose the method among its options.
+    UsageError where there is no such pass for another method.
+    """
+    if method not in (AUTO, default):
+        return pipeline.with_options(kind.name, method=method, **options)
+
+    def chosen(one: Pass) -> Pass:
+        if not isinstance(one, kind):
+            return one
+        choice = {"method": method} if one.method == default else {}
+        return make_pass(type(one), one.option_values() | options | choice)
+
+    return Pipeline(tuple(map(chosen, pipeline.passes)))

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..ir.errors import InfcError, PassError, UsageError
+from ..ir.errors import InfcError, PassError, Terminated, UsageError
 from ..ir.program import Program
 from .base import Pass, PassContext, PassResult
 
@@ -59,6 +59,8 @@ def run_guarded(one: Pass, program: Program, context: PassContext) -> PassResult
             raise PassError(f"returns {type(result).__name__} instead of a PassResult")
     except UsageError as error:
         error.where = error.where or pass_title(one, failed_at(error))
+        raise
+    except Terminated:
         raise
     except (Exception, SystemExit) as error:  # a user's pass may raise anything, and must be named
         if isinstance(error, PassError) and pass_place(one) is None:

@@ -167,18 +167,19 @@ def _weight_of(op: OpFacts) -> int:
 
 def _layers(program: Program, nodes: Iterable[NodeFacts]) -> Iterable[LayerFacts]:
     listing = list_program(program)
+    groups = {group.name for group in program.resources}
     ordered = sorted((node for node in nodes if node.layer is not None), key=_layer)
     by_layer = {layer: tuple(members) for layer, members in groupby(ordered, key=_layer)}
     for run in fold_layers(listing.layers):
         for layer in run.shown:
             members = by_layer.get(layer, ())
             own = {w.name: w.num_bytes for node in members for w in node.weights}
-            group = next((n.attrs["group"] for n in members if "group" in n.attrs), None)
+            named = (node.attrs.get("group", "").strip('"') for node in members)
             yield LayerFacts(
                 title=run_title(run, layer),
                 layers=tuple(run.members(layer)),
                 nodes=len(members),
-                kv_group=None if group is None else group.strip('"'),
+                kv_group=next((name for name in named if name in groups), None),
                 weight_bytes=sum(own.values()),
                 costs=_sum(node.costs for node in members),
             )

@@ -24,7 +24,7 @@ def model_shape(program: Program) -> ShapeFacts:
         num_layers=len({node.layer for node in program.nodes} - {None}),
         width=hidden_width(program) or program.spec.hidden_size,
         vocabulary=vocabulary if isinstance(vocabulary, int) else program.spec.vocab_size,
-        num_parameters=sum(_parameters(program).values()) or program.spec.num_parameters,
+        num_parameters=_num_parameters(program),
         attention=tuple(
             AttentionFacts(
                 layers=tuple(layers), heads=heads, head_dim=dim, kv_heads=kv, window=window
@@ -48,9 +48,13 @@ def _attention(program: Program, node: Node) -> tuple[int, int, int, int | None]
     return heads, dim, kv, window if isinstance(window, int) else None
 
 
-def _parameters(program: Program) -> dict[str, int]:
-    """Elements of each checkpoint tensor that a node reads."""
-    return dict(_leaf_sizes(program))
+def _num_parameters(program: Program) -> int:
+    """Elements of the checkpoint tensors that nodes read; those of the model if it is not known
+    what weights were made of."""
+    exprs = (program.weights[ref.name].expr for node in program.nodes for ref in node.weights())
+    if any(leaf.op == "calibrated" for expr in exprs for leaf in leaves(expr)):
+        return program.spec.num_parameters
+    return sum(dict(_leaf_sizes(program)).values()) or program.spec.num_parameters
 
 
 def _leaf_sizes(program: Program) -> Iterator[tuple[str, int]]:

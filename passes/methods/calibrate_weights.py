@@ -77,6 +77,10 @@ class CalibrateWeights(Pass):
         misses: tuple[str, ...] = ()
         # The same passes run again over a few layers of the model: those have been made already.
         if not calibration.made:
+            if self.method == AUTO:
+                quick = "quantization.method=nearest takes seconds, and is less accurate"
+                name = calibration.description.get("name", "a text")
+                context.log(f"calibrating on {calibration.tokens} tokens of {name} ({quick})")
             with one_torch_thread(), ThreadPoolExecutor(available_cpus()) as pool:
                 method = Gptq(
                     program, calibration, pool, self.damping, self.correction, context.log

@@ -251,7 +251,7 @@ def test_weights_are_calibrated_unless_the_recipe_says_nearest(
     monkeypatch.setattr(calibration, "AUTO_TOKENS", (96, 64))
     monkeypatch.setattr(calibration, "LEAST_TOKENS", 10)
     said = compile_int4(source, tmp_path / "auto")
-    assert any("calibrated on 96 tokens of general-calibration" in line for line in said)
+    assert any("calibrating on 96 tokens of general-calibration" in line for line in said)
     build(source, tmp_path / "gptq", "quantization.calibration.tokens=96")
     compile_int4(source, tmp_path / "nearest", "quantization.method=nearest")
     auto, gptq, nearest = (
@@ -301,3 +301,43 @@ def test_cost_counts_runs_moments_and_feedback() -> None:
     for tokens in (64, 1000):
         cost = calibration.calibration_cost(program, tokens)
         assert cost == tokens * (twice_run + moments) + feedback
+        searching = calibration.calibration_cost(program, tokens, 3)
+        assert searching - cost == tokens * twice_run // 2
+
+
+def test_cost_counts_every_expert() -> None:
+    """Feedback grows with their number, runs and moments with those that a token reaches."""
+
+    def cost(experts: int, tokens: int) -> int:
+        b = ProgramBuilder("mixture")
+        b.symbol("T", 1, 64)
+        x = b.input("x", TensorType(DType.F32, (Sym("T"), 4)))
+        index = b.input("index", TensorType(DType.I64, (Sym("T"), 2)))
+        share = b.input("share", TensorType(DType.F32, (Sym("T"), 2)))
+        up = b.weight("up", TensorType(DType.F32, (experts, 12, 4)))
+        down = b.weight("down", TensorType(DType.F32, (experts, 4, 6)))
+        b.outputs = [b.emit("moe", x, index, share, up, down)]
+        program = b.build()
+        program = replace(program, spec=replace(program.spec, max_context=512))
+        return calibration.calibration_cost(program, tokens)
+
+    feedback = 3 * (12 * 4**2 + 4 * 6**2)
+    assert cost(8, 100) - cost(4, 100) == 4 * feedback
+    assert cost(8, 200) - cost(8, 100) == cost(4, 200) - cost(4, 100)
+
+
+def test_a_lack_of_memory_is_an_error_whatever_the_method(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding to nearest instead would give other weights, under the same key of the cache."""
+    monkeypatch.setattr(calibration, "available_memory", lambda: 1024)
+    with pytest.raises(CapacityError, match=r"calibrating on .* tokens takes .* method to nearest"):
+        compile_int4(source, tmp_path / "out")
+
+
+def test_nothing_is_measured_on_the_text_that_it_was_calibrated_on(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    options = (f"quantization.calibration.text='{text}'", f"accuracy.evaluation='{text}'")
+    with pytest.raises(UsageError, match=r"of mine.txt is also the text that the accuracy is"):
+        build(source, tmp_path / "out", *options)

@@ -15,6 +15,8 @@ from infc.driver.recipe import LoadedRecipe, Recipe, load_recipe
 from infc.driver.recipe_quantization import DEFAULT_MAX_KL, SchemeName
 from infc.ir.errors import RecipeError, UsageError
 from infc.ir.schemes import ADOPTING, AUTO, NONE, SCHEMES
+from infc.passes.methods.calibrate_weights import CalibrateWeights
+from infc.passes.methods.scale_channels import ScaleChannels
 from infc.passes.pipeline import default_pipeline, with_quantization
 from infc.passes.quantize_weights import QuantizeWeights
 
@@ -186,3 +188,77 @@ def test_channels_are_scaled_unasked_with_8_bits(given: dict[str, Any], method: 
     assert section.scaling_method == method
     if method == AUTO:
         assert section.is_calibrated
+
+
+@pytest.mark.parametrize(
+    ("quantization", "passes", "methods"),
+    [
+        ({"scheme": "int8"}, {}, {"scale-channels": AUTO, "calibrate-weights": AUTO}),
+        (
+            {"scheme": "int8"},
+            {"scale-channels": {"method": "smoothquant"}},
+            {"scale-channels": "smoothquant", "calibrate-weights": AUTO},
+        ),
+        (
+            {"scheme": "int4"},
+            {"scale-channels": {"method": "awq"}},
+            {"scale-channels": "awq", "calibrate-weights": AUTO},
+        ),
+        ({"scheme": "int8"}, {"scale-channels": False}, {"calibrate-weights": AUTO}),
+        ({"scheme": "int8"}, {"calibrate-weights": False}, {"scale-channels": AUTO}),
+        (
+            {"scheme": "int8", "method": "gptq", "channel_scaling": "awq"},
+            {},
+            {"scale-channels": "awq", "calibrate-weights": "gptq"},
+        ),
+        ({"scheme": "adopt"}, {}, {"scale-channels": NONE, "calibrate-weights": "nearest"}),
+        (
+            {"scheme": "adopt", "channel_scaling": "awq"},
+            {},
+            {"scale-channels": "awq", "calibrate-weights": "nearest"},
+        ),
+    ],
+)
+def test_methods_left_open_are_those_of_the_passes(
+    quantization: dict[str, Any], passes: dict[str, Any], methods: dict[str, str]
+) -> None:
+    loaded = load_recipe("org/name", {"quantization": quantization, "passes": passes})
+    found = {
+        one.name: one
+        for one in build_recipe_pipeline(loaded)
+        if isinstance(one, ScaleChannels | CalibrateWeights)
+    }
+    assert {name: one.method for name, one in found.items()} == methods
+    scaling = found.get("scale-channels")
+    assert not isinstance(scaling, ScaleChannels) or scaling.scheme == quantization["scheme"]
+
+
+@pytest.mark.parametrize("key", ["method: gptq", "channel_scaling: awq"])
+def test_a_chosen_method_needs_its_pass(key: str) -> None:
+    name, value = key.split(": ")
+    loaded = load_recipe(
+        "org/name",
+        {
+            "quantization": {"scheme": "int8", name: value},
+            "passes": {"scale-channels": False, "calibrate-weights": False},
+        },
+    )
+    with pytest.raises(UsageError, match="the pipeline has no pass"):
+        build_recipe_pipeline(loaded)
+
+
+@pytest.mark.parametrize("option", ["quantization.scheme=int8", "quantization.default=int8"])
+@pytest.mark.parametrize("name", ["scheme", "default"])
+def test_an_option_replaces_the_scheme_under_either_name(
+    name: str, option: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(f"model: here\nquantization: {{{name}: int4, skip: ['*.q_proj']}}\n")
+    section = load_recipe(path, [option]).recipe.quantization
+    assert (section.scheme, section.skip) == ("int8", ["*.q_proj"])
+
+
+def test_overrides_are_assignments() -> None:
+    pairs: Any = [("quantization", "int4")]
+    with pytest.raises(UsageError, match=r"overrides has .*key=value"):
+        load_recipe("org/name", pairs)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 
 from infc.ir.builder import ProgramBuilder
-from infc.ir.errors import PassError
+from infc.ir.errors import PassError, Terminated
 from infc.ir.program import ModelSpec, Program, Value, WeightExpr
 from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.text import parse_program
@@ -186,6 +186,20 @@ def test_a_pass_without_a_result_is_named(given: Any, reason: str, tmp_path: Pat
     with pytest.raises(PassError, match=rf"pass returns \(.*, line \d+\): {reason}"):
         run(model(), Returns, tmp_path)
     assert list(tmp_path.glob("00-before-returns.ir"))
+
+
+def test_the_end_of_the_process_is_no_fault_of_a_pass(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class IsTerminated(Pass):
+        name: ClassVar[str] = "is-terminated"
+        phase: ClassVar[str] = "fuse"
+
+        def run(self, program: Program, context: PassContext) -> PassResult:
+            raise Terminated(143)
+
+    with pytest.raises(Terminated, match="143"):
+        run(model(), IsTerminated, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def step(factors: dict[str, float]) -> Program:

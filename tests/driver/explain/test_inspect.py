@@ -256,6 +256,30 @@ def test_the_summary_is_of_the_program(captured: Program, facts: ArtifactFacts) 
     assert "1 layer with 4 heads of 2 over 1, 1 layer with 4 heads of 2 over 4" in lines["shape"]
 
 
+def test_parameters_of_calibrated_weights_are_those_of_the_model() -> None:
+    """Nobody knows any more which tensors of the checkpoint they were made of."""
+    text = """program "other" phase captured {
+  symbol T: 1..64
+  spec {architecture = "x", num_layers = 1, hidden_size = 8, vocab_size = 5, num_parameters = 77}
+  weight @w: f32[5, 8] = checkpoint{name = "w", dtype = "f32", shape = (5, 8)}
+  weight @v: f32[5, 5] = calibrated{key = "v", dtype = "f32", shape = (5, 5)}
+  input %x: f32[T, 8]
+  %0 = linear(%x, @w) : f32[T, 5]
+  %1 = linear(%0, @v) : f32[T, 5]
+  output %1
+}"""
+    assert model_shape(parse_program(text)).num_parameters == 77
+
+
+def test_layers_have_the_names_of_their_kv_groups(captured: Program, tmp_path: Path) -> None:
+    """`group` is an attribute of quantize_rows too: the elements that share a scale."""
+    passes = {"quantize-weights": {"scheme": "int8"}}
+    path = write_explained(tmp_path / "quantized", captured, passes=passes)
+    program = inspect_artifact(path, memory=1 << 30).program
+    assert program is not None
+    assert {layer.kv_group for layer in program.layers} == {"full"}
+
+
 def test_equal_near_misses_are_one_line() -> None:
     misses = [
         NearMiss(pass_name="p", node=f"{i}", layer=i, reason="too wide") for i in (0, 1, 2, 5)
