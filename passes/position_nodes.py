@@ -145,6 +145,8 @@ def find_angles(
     one = found.at([1])
     candidates = {value.name: _candidates(found, value, one) for value in values}
     for start in range(0, length, _CHUNK):
+        if not any(candidates.values()):
+            break
         chunk = range(start, min(start + _CHUNK, length))
         rows = found.at(chunk)
         candidates = {
