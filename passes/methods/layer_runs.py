@@ -39,7 +39,7 @@ def bytes_per_token(program: Program, tokens: int) -> int:
         else:
             of.update({value.name: value for value in node.outputs})
         last_use.update((of[value.name].name, index) for value in node.values())
-        if get_op(node.op).kind in (Kind.MATRIX, Kind.EXPERTS):
+        if _is_product(node):
             ends.append(index)
     made = {value.name: -1 for value in program.inputs}
     for index, node in enumerate(program.nodes):
@@ -52,10 +52,15 @@ def bytes_per_token(program: Program, tokens: int) -> int:
     return -(-most // tokens)
 
 
+def _is_product(node: Node) -> bool:
+    return get_op(node.op).kind in (Kind.MATRIX, Kind.EXPERTS)
+
+
 @dataclass(slots=True)
 class LayerRuns:
     """All windows go through the program side by side; `at` nodes are behind them.
 
+    A stretch ends before each matrix product, so that one matrix at a time is there in float32.
     Between two stretches only the values that later nodes read are there, for every window; within
     one each window has its own, one window a thread, and the weights of the stretch are read once.
     """
@@ -75,9 +80,14 @@ class LayerRuns:
 
     def run_to(self, end: int) -> None:
         """Runs the nodes before `end`."""
+        for stop in range(self.at + 1, end):
+            if _is_product(self.program.nodes[stop]):
+                self._run_stretch(stop)
+        if self.at < end:
+            self._run_stretch(end)
+
+    def _run_stretch(self, end: int) -> None:
         nodes = self.program.nodes[self.at : end]
-        if not nodes:
-            return
         stretch = self._stretch(nodes, end)
         weights = self._weights_of(nodes)
 
