@@ -66,9 +66,11 @@ class Choice:
 
 def sampled(matrix: torch.Tensor, share: int) -> torch.Tensor:
     """At most `_TESTED_ROWS / share` rows of a matrix `[.., N, K]`, evenly spaced, in float32."""
+    import torch
+
     rows = matrix.reshape(-1, matrix.shape[-1])
-    most = max(32, _TESTED_ROWS // share)
-    return rows[:: max(1, len(rows) // most)][:most].float()
+    most = min(len(rows), max(32, _TESTED_ROWS // share))
+    return rows[torch.arange(most) * len(rows) // most].float()
 
 
 def scale_logs(

@@ -33,6 +33,7 @@ from infc.passes.methods.channel_scales import (
     Windows,
     _powers_of_two,
     choose_scales,
+    sampled,
     scale_logs,
 )
 from infc.passes.methods.scale_channels import ScaleChannels
@@ -255,6 +256,15 @@ def test_the_error_of_products_of_outliers_is_smaller(method: str, scheme: str) 
         return float((y - x @ weights.T).square().sum())
 
     assert error(scales) < 0.7 * error(torch.ones(64))
+
+
+@given(count=st.integers(1, 2000), share=st.integers(1, 40))
+def test_a_sample_of_rows_is_evenly_spaced(count: int, share: int) -> None:
+    """Whatever their number: from all of the matrix, and as many as wanted."""
+    places = sampled(torch.arange(float(count))[:, None], share)[:, 0]
+    assert len(places) == min(count, max(32, 512 // share))
+    gaps = torch.diff(places, prepend=-torch.ones(1), append=torch.tensor([float(count)]))
+    assert set(gaps.tolist()) <= {1, count // len(places), -(-count // len(places))}
 
 
 def test_scales_that_do_not_help_on_windows_left_out_are_not_used() -> None:
