@@ -25,6 +25,7 @@ from .channel_scales import (
     AWQ,
     NONE,
     SCALINGS,
+    SMOOTHQUANT,
     SMOOTHQUANT_EXPONENT,
     Choice,
     Matrices,
@@ -75,6 +76,12 @@ class ScaleChannels(SchemePass):
             raise UsageError(f"unknown method {self.method}", where=self.name, hint=known)
         if not 0 <= self.exponent <= 1:
             raise UsageError(f"exponent is {self.exponent}, expected 0 to 1", where=self.name)
+        if self.exponent != SMOOTHQUANT_EXPONENT and self.method != SMOOTHQUANT:
+            raise UsageError(
+                f"exponent has no effect with method {self.method}",
+                where=self.name,
+                hint="choose smoothquant (quantization.channel_scaling), or leave exponent out",
+            )
         if not self.reads_text:
             return finish(program, program, 0)
         calibration = context.calibration
