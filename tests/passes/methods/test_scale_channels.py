@@ -362,7 +362,7 @@ def test_inputs_that_are_not_finite_are_an_error_with_the_layer(
         return torch.full_like(read(name), 1e38) if name == "layers.3.norm2" else read(name)
 
     bad = replace(program, loaders={**program.loaders, "checkpoint": spoilt})
-    with pytest.raises(PassError, match=r"linear of layer 3 .*NaN or infinity|NaN or infinity"):
+    with pytest.raises(PassError, match=r"linear of layer 3 .*NaN or infinity"):
         scaled(bad, spills())
 
 
