@@ -199,7 +199,7 @@ class _Search:
         for one in group.divided:
             (size, *others) = _divided_shape(self.program, one)
             inverse = torch.ones(size).index_put_((one.places,), 1 / choice.scales)
-            self.calibration.spill.write(_divided_key(one), inverse.reshape(size, *others))
+            self.calibration.spill.write(_divided_key(group, one), inverse.reshape(size, *others))
 
     def _work(self, group: ChannelGroup) -> int:
         """A measure of the time that a group takes: how many weights are before its end."""
@@ -221,21 +221,22 @@ def _scaled(program: Program, groups: Sequence[ChannelGroup], calibration: Calib
     builder = ProgramBuilder.from_program(program)
     builder.loaders["calibrated"] = calibration.spill.read
     path = {id(node) for group in groups for node in group.path}
-    computed: dict[int, Divided] = {}
+    computed: dict[int, list[tuple[str, Divided]]] = {}
     for group in groups:
         for name in group.matrices:
             _multiply(builder, name, _columns_key(group), (group.depth,))
         for one in group.divided:
+            key = _divided_key(group, one)
             if one.made_by is not None:
-                computed[id(one.made_by)] = one
+                computed.setdefault(id(one.made_by), []).append((key, one))
             else:
-                _multiply(builder, one.weight, _divided_key(one), _divided_shape(program, one))
+                _multiply(builder, one.weight, key, _divided_shape(program, one))
     for node in program.nodes:
         if id(node) in computed:
-            one = computed[id(node)]
             ref = computed_weight(builder, node.op, node.inputs, node.attrs)
             assert ref is not None
-            _multiply(builder, ref.name, _divided_key(one), _divided_shape(program, one))
+            for key, one in computed[id(node)]:
+                _multiply(builder, ref.name, key, _divided_shape(program, one))
             builder.replace(node.output, ref)
         elif id(node) in path:
             names = [f"{value.name}.scaled" for value in node.outputs]
@@ -262,8 +263,9 @@ def _columns_key(group: ChannelGroup) -> str:
     return f"{group.name}.columns"
 
 
-def _divided_key(one: Divided) -> str:
-    return f"{one.weight}.divided"
+def _divided_key(group: ChannelGroup, one: Divided) -> str:
+    """Of the group too: others may divide other elements of the same weight."""
+    return f"{group.name}.{one.weight}.divided"
 
 
 def _divided_shape(program: Program, one: Divided) -> tuple[int, ...]:

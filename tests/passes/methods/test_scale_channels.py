@@ -118,11 +118,15 @@ def test_the_program_computes_the_same_bits(method: str, spills: Callable[[], Sp
     assert again.program is after
 
 
+@pytest.mark.parametrize("layout", ["grouped", "fused"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1 << 30))
-def test_whatever_scales_are_chosen_no_bit_changes(seed: int) -> None:
-    """Also where several heads of queries share one of values, and rows are parts of others."""
-    before = with_outliers(grouped_heads())
+def test_whatever_scales_are_chosen_no_bit_changes(layout: str, seed: int) -> None:
+    """Also where several heads of queries share one of values, and rows are parts of others.
+
+    And where several groups divide parts of the same weight.
+    """
+    before = with_outliers(grouped_heads() if layout == "grouped" else fused_matrices())
     generator = torch.Generator().manual_seed(seed)
 
     def any_scales(*of: object) -> Choice:
@@ -135,7 +139,7 @@ def test_whatever_scales_are_chosen_no_bit_changes(seed: int) -> None:
         patch.setattr(scale_channels, "choose_scales", any_scales)
         spill = SpillFile(Path(directory))
         result = scaled(before, spill)
-        assert result.matches == 4
+        assert result.matches == (4 if layout == "grouped" else 5)
         assert torch.equal(logits(before), logits(result.program))
         spill.close()
 
@@ -184,6 +188,53 @@ def grouped_heads(extra: str = "") -> Program:
     b.layer = None
     made = b.emit("linear", x, weight("head", VOCAB, 32))
     b.output(made, *([rows] if extra == "output" else []))
+    return b.build()
+
+
+def fused_matrices(layout: str = "") -> Program:
+    """A layer whose output projection and `down` read rows of one matrix; then parts of a norm.
+
+    `layout` says in what respect channels are not a range of elements: `step` or `shape`.
+    """
+    b = ProgramBuilder("fused", ModelSpec("fused", 1, 32, 4, 2, 8, VOCAB, 64))
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+
+    def weight(name: str, *shape: int) -> WeightRef:
+        return b.weight(name, TensorType(DType.F32, shape))
+
+    def part(x: Value, start: int, stop: int, step: int = 1) -> Value:
+        return b.emit("slice", x, dim=1, start=start, stop=stop, step=step)
+
+    x = b.emit("embedding", weight("embed", VOCAB, 32), ids)
+    b.layer = 0
+    rows = b.emit("layer_norm", x, weight("norm1", 32), weight("shift1", 32), eps=1e-5)
+    size = 208 if layout == "step" else 160
+    fused = b.emit("linear", rows, weight("fused", size, 32))
+    heads = [
+        b.emit("reshape", part(fused, *ends), shape=("T", count, 8))
+        for ends, count in (((0, 32), 4), ((32, 48), 2), ((48, 64), 2))
+    ]
+    seen = b.emit("reshape", b.emit("attention", *heads, layer=0, scale=0.5), shape=("T", 32))
+    gate = b.emit("silu", part(fused, 64, 112))
+    up = part(fused, 112, size, 2 if layout == "step" else 1)
+    down = b.emit("linear", b.emit("mul", gate, up), weight("down", 32, 48))
+    x = b.emit("add", x, b.emit("add", b.emit("linear", seen, weight("o", 32, 32)), down))
+    if layout == "shape":
+        wide = b.emit("reshape", weight("norm2", 1, 32), shape=(32,))
+    else:
+        wide = b.emit("add", 1.0, weight("norm2", 32))
+    mean = b.emit("mean", b.emit("mul", x, x), dims=(1,), keepdim=True)
+    root = b.emit("rsqrt", b.emit("add", mean, 1e-5))
+    rows = b.emit("mul", b.emit("mul", x, root), wide)
+    halves = [part(rows, 0, 16), part(rows, 16, 32)]
+    made = [
+        b.emit("linear", half, weight(name, 32, 16))
+        for half, name in zip(halves, ("first", "second"), strict=True)
+    ]
+    x = b.emit("add", x, b.emit("add", *made))
+    b.layer = None
+    b.output(b.emit("linear", x, weight("head", VOCAB, 32)))
     return b.build()
 
 
