@@ -273,7 +273,7 @@ class _Finder:
         self, node: Node, operands: Sequence[Operand], places: Places, trail: _Trail
     ) -> str | None:
         scheme = self.schemes.get(id(node))
-        if scheme is not None and scheme.name in GGUF_FORMATS:
+        if scheme is not None and scheme.weight.name in GGUF_FORMATS:
             return f"the scales of {scheme.name} in the product before it have too small a range"
         if not operands:
             return f"{node.op} has no weight"

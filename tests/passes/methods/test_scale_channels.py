@@ -238,6 +238,18 @@ def fused_matrices(layout: str = "") -> Program:
     return b.build()
 
 
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_0", "q8_0-weights", "q4_1-weights"])
+def test_rows_with_scales_in_float16_are_not_divided(
+    scheme: str, spills: Callable[[], SpillFile]
+) -> None:
+    before = with_outliers(grouped_heads())
+    result = scaled(before, spills(), scheme=scheme)
+    assert result.matches == 2
+    for name in ("o", "down"):
+        assert result.program.weights[name] == before.weights[name]
+    assert sum("too small a range" in miss for miss in result.near_misses) == 2
+
+
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
