@@ -270,7 +270,8 @@ def _divided_key(group: ChannelGroup, one: Divided) -> str:
 
 def _divided_shape(program: Program, one: Divided) -> tuple[int, ...]:
     """The shape of what a weight is multiplied by: a vector, or a column of a number per row."""
-    shape = program.weights[one.weight].type.shape
+    weight = program.weights[one.weight]
+    shape = (weight if one.made_by is None else one.made_by.output).type.shape
     assert isinstance(shape[0], int)
     return (shape[0], 1) if len(shape) > 1 else (shape[0],)
 

@@ -194,7 +194,7 @@ def grouped_heads(extra: str = "") -> Program:
 def fused_matrices(layout: str = "") -> Program:
     """A layer whose output projection and `down` read rows of one matrix; then parts of a norm.
 
-    `layout` says in what respect channels are not a range of elements: `step` or `shape`.
+    The vector of the norm is a weight of another shape. `step` is that of the rows of `up`.
     """
     b = ProgramBuilder("fused", ModelSpec("fused", 1, 32, 4, 2, 8, VOCAB, 64))
     b.symbol("T", 1, 64)
@@ -220,10 +220,7 @@ def fused_matrices(layout: str = "") -> Program:
     up = part(fused, 112, size, 2 if layout == "step" else 1)
     down = b.emit("linear", b.emit("mul", gate, up), weight("down", 32, 48))
     x = b.emit("add", x, b.emit("add", b.emit("linear", seen, weight("o", 32, 32)), down))
-    if layout == "shape":
-        wide = b.emit("reshape", weight("norm2", 1, 32), shape=(32,))
-    else:
-        wide = b.emit("add", 1.0, weight("norm2", 32))
+    wide = b.emit("reshape", weight("norm2", 1, 32), shape=(32,))
     mean = b.emit("mean", b.emit("mul", x, x), dims=(1,), keepdim=True)
     root = b.emit("rsqrt", b.emit("add", mean, 1e-5))
     rows = b.emit("mul", b.emit("mul", x, root), wide)
