@@ -241,11 +241,12 @@ class _Finder:
         if source.type.rank != 2 or source.name in self.outputs:
             return f"{source} is not a row of its own"
         mine = _range(node)
+        if mine is None:
+            return f"{node.output} is no range of a row"
         for other in self.consumers[source.name]:
             theirs = _range(other) if other.op == "slice" else None
-            if mine is None or theirs is None or (other is not node and _overlap(mine, theirs)):
+            if theirs is None or (other is not node and _overlap(mine, theirs)):
                 return f"{source} has other readers"
-        assert mine is not None
         return self._back(source, places + mine[0], trail)
 
     def _next(self, value: Value, reader: Node, places: Places, trail: _Trail) -> str | None:
@@ -289,9 +290,11 @@ class _Finder:
 
 
 def _range(node: Node) -> tuple[int, int] | None:
-    """The elements of a row that a slice takes; None for a slice of tokens."""
+    """The elements of a row that a slice takes; None for a slice of tokens, or with a step."""
     start, stop = node.attrs["start"], node.attrs["stop"]
-    if node.attrs["dim"] != 1 or not isinstance(start, int) or not isinstance(stop, int):
+    if node.attrs["dim"] != 1 or node.attrs["step"] != 1:
+        return None
+    if not isinstance(start, int) or not isinstance(stop, int):
         return None
     return start, stop
 
