@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.program import WeightExpr
+from ..ir.quantized_pairs import PARTS
 from ..ir.types import DType
 
 WIDE = DType.F32.value
@@ -30,6 +31,8 @@ def _widened(expr: WeightExpr) -> tuple[WeightExpr, bool]:
         return expr, False
     if expr.op == "cast" and DType(expr.attrs["dtype"]).is_float:
         return parts[0]
+    if expr.op in PARTS:  # of a type that does not follow from that of the matrix
+        return replace(expr, inputs=tuple(part for part, _ in parts)), False
     inputs = tuple(part if is_wide else _cast(part) for part, is_wide in parts)
     return replace(expr, inputs=inputs), True
 
