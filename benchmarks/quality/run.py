@@ -55,16 +55,18 @@ def main() -> None:
     )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--entries", default="", help="parts of names; default: all")
+    parser.add_argument("--entries", default="", help="names, separated by ;; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="of speed")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     results = Results(options.workdir / "quality.json")
-    wanted = [part for part in options.entries.split(",") if part]
+    wanted = [name for name in options.entries.split(";") if name]
+    for name in set(wanted) - {entry.name for entry in ENTRIES}:
+        parser.error(f"no entry {name!r}: choose from {'; '.join(e.name for e in ENTRIES)}")
     for name in options.models.split(","):
         if name not in MODELS:
             parser.error(f"no model {name!r}: choose from {', '.join(MODELS)}")
-        entries = [e for e in ENTRIES if not wanted or any(part in e.name for part in wanted)]
+        entries = [entry for entry in ENTRIES if not wanted or entry.name in wanted]
         Comparison(name, options.workdir.resolve(), options.threads, results).run(
             entries, options.rounds
         )
