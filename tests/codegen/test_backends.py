@@ -14,7 +14,7 @@ def test_the_compiled_backend_depends_on_its_compiler_and_rounds_in_compiled_cod
     assert backend.toolchain(resolve_target("x86-64-v2"))["version"]
     assert not backend.interprets
     with backend.rounding(pytest.fail) as compiled:
-        assert {"int8", "int4"} == compiled.feedback.keys() < compiled.nearest.keys()
+        assert {"int8", "int4"} < compiled.feedback.keys() < compiled.nearest.keys()
 
 
 def test_the_reference_depends_on_nothing() -> None:

@@ -24,7 +24,7 @@ from ..gguf_files import make_gguf
 
 Q4_0, Q4_1 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1
 Q5_0, Q8_0 = GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0
-QUICK = ["backend=reference", "runtime.max_context=64", "accuracy.evaluation=text.txt"]
+QUICK = ["backend=reference", "runtime.max_context=64"]
 
 
 def mixed(name: str) -> GGMLQuantizationType:
@@ -72,7 +72,11 @@ def test_every_architecture_keeps_its_rows(name: str, tmp_path: Path) -> None:
 
 def compiled(tmp_path: Path, **options: Any) -> tuple[infc.Artifact, dict[str, Any]]:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 12)
-    recipe = {"model": "model.gguf", "quantization": options}
+    recipe = {
+        "model": "model.gguf",
+        "quantization": options,
+        "accuracy": {"evaluation": "text.txt"},
+    }
     (tmp_path / "model.yaml").write_text(json.dumps(recipe))
     artifact = infc.compile(
         tmp_path / "model.yaml", tmp_path / "out.infc", overrides=QUICK, cache=False
@@ -121,7 +125,7 @@ def test_only_weights_are_adopted(tmp_path: Path) -> None:
 def test_a_program_in_bfloat16_may_have_lost_more(tmp_path: Path) -> None:
     """Its weights were rounded to 16 bits; those that are adopted are not."""
     make_gguf("mixtral", tmp_path / "model.gguf", stored=mixed)
-    sets = [*QUICK[:2], "dtype=bfloat16", "quantization=adopt-weights"]
+    sets = [*QUICK, "dtype=bfloat16", "quantization=adopt-weights"]
     artifact = infc.compile(
         tmp_path / "model.gguf", tmp_path / "out.infc", overrides=sets, cache=False
     )
