@@ -44,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = read_text(EVALUATION).documents[1]
     assert document.text is not None
     (place / "short.txt").write_text(document.text[:600])
+    (place / "other.txt").write_text(document.text[600:1200])
     (place / "ruin.py").write_text(RUIN)
     (place / "model.yaml").write_text(RECIPE.format(model=TINY / "checkpoint"))
     return place
@@ -161,7 +162,7 @@ def test_a_calibrated_compilation_is_reproduced_by_the_compiled_backend(
     build: Build, place: Path
 ) -> None:
     """Certificate and weights alike: no cache, two directories, what was run in parallel."""
-    calibration = f"calibration: {{text: '{place / 'short.txt'}', tokens: 128}}"
+    calibration = f"calibration: {{text: '{place / 'other.txt'}', tokens: 128}}"
     options = f"quantization={{scheme: int4, method: gptq, {calibration}}}"
     first, second = (build("backend=cpp", "target=native", options) for _ in range(2))
     found = certificate_of(first)
