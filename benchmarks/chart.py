@@ -9,6 +9,7 @@ from html import escape
 
 PANEL_WIDTH, PANEL_HEIGHT = 380, 300
 _LEFT, _TOP, _RIGHT, _BOTTOM = 56, 34, 16, 42
+_LABEL_WIDTH = 26
 _LEGEND_ROW = 18
 _HUES = ("#3b6fd4", "#d9731a", "#2f9e62", "#8a4fd0", "#1796a5", "#c2410c", "#64748b")
 _STYLE = """\
@@ -109,9 +110,13 @@ def _axes(panel: Panel, x: _Scale, y: _Scale, xs: Sequence[float]) -> Iterator[s
         place = y.at(value)
         yield f'<path class="grid" d="M{x.start} {place}H{x.stop}"/>'
         yield f'<text x="{x.start - 6}" y="{place + 4}" text-anchor="end">{value:g}</text>'
+    last = -math.inf
     for value in xs:
         place = x.at(value)
         yield f'<path class="grid" d="M{place} {y.start}V{y.stop}"/>'
+        if place - last < _LABEL_WIDTH:
+            continue
+        last = place
         label = f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"
         yield f'<text x="{place}" y="{y.start + 15}" text-anchor="middle">{label}</text>'
     yield f'<path class="axis" d="M{x.start} {y.start}H{x.stop}"/>'

@@ -10,6 +10,8 @@ from ..chart import Panel, Point, Series, draw
 
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
+_UNDRAWN = (", nearest", ", not scaled", ", int8 cache")
+"""Ends of names that the picture leaves out: variants of an entry that is in it."""
 _HEAD = (
     "| | bits in layers | MB | KL, mean | KL, 99 % | same top | perplexity | decode | prefill "
     "| RSS, MB | seconds, CPU seconds and GB to make |"
@@ -70,7 +72,8 @@ def _panels(model: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Pa
             points = sorted(
                 (_value(data[key]), data["kl_mean"])
                 for name, data in entries.items()
-                if name.startswith(f"{engine} ") and data.get(key) and data.get("kl_mean")
+                if name.startswith(f"{engine} ") and not name.endswith(_UNDRAWN)
+                if data.get(key) and data.get("kl_mean")
             )
             if points:
                 series.append(Series(engine, [Point(x, y, y, y) for x, y in points]))
