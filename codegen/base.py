@@ -17,14 +17,7 @@ from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.target import Target
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..ir.schemes import Quantizer
-
-    FeedbackCode = Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None
-    ]
-    """Codes of rows `[N, K]` with scales `[N]` and a factor `[K, K]`, `[K]`; None for no code."""
+    from ..ir.schemes import FeedbackCode, Quantizer
 
 
 @dataclass(frozen=True, slots=True)

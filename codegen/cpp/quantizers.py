@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 from ...ir.errors import InfcError
 from ...ir.machine import available_cpus
-from ...ir.schemes import SCHEMES, Quantizer, get_scheme
+from ...ir.schemes import SCHEMES, FeedbackCode, Quantizer, get_scheme
 from ...ir.target import resolve_target
 from ...ir.torch_types import to_torch
 from .toolchain import LibraryBuild
 
 if TYPE_CHECKING:
     import torch
-
-    FeedbackCode = Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None
-    ]
 
 SOURCE = Path(__file__).parent / "quantizer" / "quantize.cpp"
 NOT_COMPILED = "matrices are quantized without compiled code, which takes longer"

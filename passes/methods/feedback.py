@@ -8,7 +8,7 @@ of its inverse, in half of the work. Columns are taken in their order (act-order
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -20,15 +20,8 @@ from .grids import Grid
 if TYPE_CHECKING:
     import torch
 
-    from ...ir.schemes import Quantizer
+    from ...ir.schemes import FeedbackCode, Quantizer
     from .grids import Parameters
-
-    FeedbackCode = Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None
-    ]
-    """Makes codes of rows `[N, K]` in float32, their scales `[N]`, and a factor: `[K, K]`, `[K]`.
-
-    None where it cannot."""
 
 BLOCK: Final = 128
 """Columns that are brought up to date together."""
