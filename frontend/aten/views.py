@@ -18,6 +18,9 @@ def _reshape(ctx: Context, node: fx.Node) -> Result:
 def _permute_by(ctx: Context, x: Value | WeightRef, perm: tuple[int, ...]) -> Result:
     if perm == tuple(range(len(perm))):
         return x
+    if perm == (1, 0) and isinstance(x, WeightRef):
+        # So that `x @ weight.T` is a product with a stored matrix, which can be quantized.
+        return ctx.parameters.transposed(x)
     return ctx.emit("transpose", x, perm=perm)
 
 

@@ -99,6 +99,8 @@ BODIES: dict[str, Body] = {
     "linear of a widened matrix": lambda m, x: F.linear(x.float(), m.square.float(), m.row.float()),
     "addmm": lambda m, x: torch.addmm(m.row, x[0], m.square)[None],
     "matmul by a weight": lambda m, x: x @ m.square,
+    "matmul by a transposed weight": lambda m, x: x @ m.square.T,
+    "a transposed weight": lambda m, x: x * m.square.T[2],
     "matmul of values": lambda m, x: (x[..., None] @ x[..., None, :] @ x[..., None])[..., 0],
     "heads": _heads,
     "slices": lambda m, x: torch.cat([x[..., 4:], -x[..., :4], x[..., -2:], x[..., ::3]], -1),
@@ -138,6 +140,15 @@ def test_a_matrix_that_is_widened_stays_a_weight() -> None:
     (weight,) = linear.weights()
     assert program.weights[weight.name].type.dtype is DType.F32
     assert program.weights[weight.name].expr.op == "cast"
+
+
+def test_a_product_with_a_transposed_parameter_is_one_with_the_stored_matrix() -> None:
+    """Falcon writes `x @ weight.T`: only a stored matrix can be quantized."""
+    program = program_of(Features(lambda m, x: x @ m.square.T, torch.float32))
+    (linear,) = (node for node in program.nodes if node.op == "linear")
+    (weight,) = linear.weights()
+    assert program.weights[weight.name].expr.op == "checkpoint"
+    assert not any(node.op in ("matmul", "transpose") for node in program.nodes)
 
 
 def test_every_converter_is_an_overload_of_its_name() -> None:
