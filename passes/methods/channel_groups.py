@@ -285,6 +285,8 @@ class _Finder:
             if (reason := self._is_free(ref, [made_by or node])) is not None:
                 return reason
             assert isinstance(ref, WeightRef)
+            if any(one.weight == ref.name for one in trail.divided):
+                return f"{ref} is read twice"
             trail.divided.append(Divided(ref.name, places, made_by))
         return None
 
