@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..ir.schemes import ADOPTING, AUTO, SCHEMES, is_quantizing
@@ -15,6 +15,8 @@ SchemeName = Literal[
     "none",
     "int8",
     "int4",
+    "int4-g64",
+    "int4-g128",
     "int8-token",
     "int4-token",
     "q8_0",
@@ -23,6 +25,8 @@ SchemeName = Literal[
     "adopt",
     "int8-weights",
     "int4-weights",
+    "int4-g64-weights",
+    "int4-g128-weights",
     "q8_0-weights",
     "q4_0-weights",
     "q4_1-weights",
@@ -33,6 +37,8 @@ SchemeName = Literal[
 DEFAULT_MAX_KL: Final = 0.25
 """In nats, with 4 bits: the predictions of a model that is further away are of little use."""
 _FOUR_BITS: Final = frozenset(name for name, one in SCHEMES.items() if one.weight.bits == 4)
+HEAD: Final = "lm_head"
+"""What rules call the output head."""
 _SCALED_UNASKED: Final = ("int8", "int8-token", "int8-weights")
 _PATTERN = r"^[^\s=]+$"
 """Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
@@ -58,7 +64,7 @@ class RuleSection(Section):
         min_length=1,
         pattern=_PATTERN,
         description="Name of a matrix, as `infc inspect` shows it, with or without `.weight`; `*`"
-        " stands for any text, and `lm_head` for the output head.",
+        f" stands for any text, and `{HEAD}` for the output head.",
     )
     scheme: SchemeName = Field(description="Scheme of these matrices.")
 
@@ -87,12 +93,13 @@ class QuantizationSection(Section):
     scheme: SchemeName = key(
         "none",
         "int8: int8 weights and int8 activations in groups of 32 with a scale each; int4: the same"
-        " with 4-bit weights; int8-token and int4-token: activations with one scale per token and"
-        " exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1: the formats of"
-        " GGUF; adopt: matrices that a GGUF file holds in one of these are kept as they are, and"
-        " those that it holds in others become int8. With -weights at the end, the weights are"
-        " the same and activations stay in floating point, which is slower. `default` is another"
-        " name of this key.",
+        " with 4-bit weights; int4-g64 and int4-g128: int4 with weights in groups of 64 and 128,"
+        " which is smaller and less accurate; int8-token and int4-token: activations with one scale"
+        " per token and exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1:"
+        " the formats of GGUF; adopt: matrices that a GGUF file holds in one of these are kept as"
+        " they are, and those that it holds in others become int8. With -weights at the end, the"
+        " weights are the same and activations stay in floating point, which is slower. `default`"
+        " is another name of this key.",
     )
     rules: list[RuleSection] = key(
         [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
@@ -106,8 +113,8 @@ class QuantizationSection(Section):
     head: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
         "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits"
-        " (int8-weights if its activations are not quantized), and `scheme` otherwise. true means"
-        " auto, false means none.",
+        " (int8-weights or int8-token if its activations are like that), and `scheme` otherwise."
+        " true means auto, false means none.",
     )
     embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
@@ -135,6 +142,15 @@ class QuantizationSection(Section):
         default=CalibrationSection(), description="The calibration of methods that need one."
     )
 
+    @model_validator(mode="after")
+    def _choose_head_once(self) -> Self:
+        """A rule for the head would silently win."""
+        if self.head != AUTO and any(rule.match == HEAD for rule in self.rules):
+            raise PydanticCustomError(
+                "head", f"head and a rule for {HEAD} choose the same scheme: give one of them"
+            )
+        return self
+
     @property
     def is_used(self) -> bool:
         """Whether any matrix may be quantized."""
@@ -145,10 +161,12 @@ class QuantizationSection(Section):
         """The scheme of the head; empty if it is that of the other matrices."""
         if self.head != "auto":
             return self.head
-        weights, only_weights = self.scheme.removesuffix("-weights"), "-weights" in self.scheme
-        if weights not in ("int4", "q4_0", "q4_1"):
+        if self.scheme not in _FOUR_BITS:
             return ""
-        return "int8-weights" if only_weights else "int8"
+        scheme = SCHEMES[self.scheme]
+        if scheme.activations is None:
+            return "int8-weights"
+        return "int8-token" if scheme.is_exact else "int8"
 
     @property
     def is_calibrated(self) -> bool:

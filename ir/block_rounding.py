@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from .errors import UsageError
-from .formats import BOOK_I4, GROUP, Format
+from .formats import BOOK_I4, CHUNK, Format
 from .rounding import LARGEST_I8, TINY
 from .types import DType
 
@@ -19,7 +19,7 @@ FACTORS: Final = (1.0, 1.0625, 1.125, 0.9375, 0.875, 0.8125)
 MOST_FACTOR: Final = max(FACTORS)
 _RANGE_FACTORS: Final = (1.0, 0.9, 0.8)
 _LOWEST_UNIT: Final = -64
-_CHUNK: Final = 1 << 18
+_PART: Final = 1 << 18
 """Weights at a time: what is made of them on the way stays in the caches."""
 _MAX_HALF: Final = 65504
 
@@ -73,7 +73,7 @@ class BlockRounding:
         return matrix.float() * inverse[..., None]
 
     def fit(self, units: torch.Tensor, importance: torch.Tensor | None = None) -> GroupScales:
-        """Scales for groups `[R, n]` (n at most 32), those with the smallest squared error.
+        """Scales for groups `[R, n]` (n at most `group`), those with the smallest squared error.
 
         `importance` `[n]` or `[R, n]` weights the errors. The first of equal scales is taken.
         """
@@ -148,9 +148,10 @@ class BlockRounding:
         wrong = (self.values(self.codes(units, scales), scales) - units).square()
         if importance is not None:
             wrong = wrong * importance
-        if wrong.shape[-1] < GROUP:
-            wrong = torch.nn.functional.pad(wrong, (0, GROUP - wrong.shape[-1]))
-        for half in (16, 8, 4, 2, 1):
+        half = self.format.group
+        if wrong.shape[-1] < half:
+            wrong = torch.nn.functional.pad(wrong, (0, half - wrong.shape[-1]))
+        while half := half // 2:
             wrong = wrong[:, :half] + wrong[:, half:]
         return wrong
 
@@ -181,7 +182,7 @@ class BlockRounding:
         return values if scales.minimum is None else values + scales.minimum
 
     def pack(self, codes: torch.Tensor, scales: GroupScales) -> torch.Tensor:
-        """Blocks `[R, block_bytes]` (uint8) of codes `[R, 32]` and the scales of the groups."""
+        """Blocks `[R, block_bytes]` (uint8) of codes `[R, group]` and the scales of the groups."""
         import torch
 
         kind = torch.int8 if self._is_whole else torch.float16
@@ -189,8 +190,8 @@ class BlockRounding:
         head = [one.to(kind).view(torch.uint8) for one in stored]
         if self.format.bits == 8:
             return torch.cat([*head, codes.view(torch.uint8)], -1)
-        half = GROUP // 2
-        return torch.cat([*head, codes[:, :half] | (codes[:, half:] << 4)], -1)
+        lower, upper = codes.unflatten(-1, (-1, 2, CHUNK // 2)).unbind(-2)
+        return torch.cat([*head, (lower | (upper << 4)).flatten(1)], -1)
 
     def encode(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The codes (uint8) and row scales of a matrix `[.., N, K]`, rounded to nearest.
@@ -200,14 +201,15 @@ class BlockRounding:
         import torch
 
         scales = self.start(matrix)
-        blocks = -(-matrix.shape[-1] // GROUP)
+        group = self.format.group
+        blocks = -(-matrix.shape[-1] // group)
         width = blocks * self.format.block_bytes
         if not matrix.numel():
             return torch.empty((*matrix.shape[:-1], width), dtype=torch.uint8), scales
         units = self.units(matrix, scales)
-        padded = torch.nn.functional.pad(units, (0, blocks * GROUP - matrix.shape[-1]))
+        padded = torch.nn.functional.pad(units, (0, blocks * group - matrix.shape[-1]))
         made = []
-        for part in padded.reshape(-1, GROUP).split(_CHUNK // GROUP):
+        for part in padded.reshape(-1, group).split(_PART // group):
             fitted = self.fit(part)
             made.append(self.pack(self.codes(part, fitted), fitted))
         codes = torch.cat(made).reshape(*matrix.shape[:-1], width)

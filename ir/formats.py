@@ -11,8 +11,8 @@ from .types import Dim, DType, TensorType
 if TYPE_CHECKING:
     import torch
 
-GROUP: Final = 32
-"""Elements of K that share a scale in a grouped format."""
+CHUNK: Final = 32
+"""Elements of K that are multiplied and summed together: a group has one or more of them."""
 
 CENTERED_I4: Final = tuple(range(-8, 8))
 """Levels of 4-bit codes that are numbers around zero."""
@@ -47,11 +47,13 @@ class Format:
     """How a matrix `[.., N, K]` is stored: a tensor of codes, and a float32 scale for each row.
 
     A weight is `row scale * (scale * level + minimum)`, where `level` is its code if that has 8
-    bits, else `levels[code]`. In a grouped format, every 32 weights of a row are one block of
+    bits, else `levels[code]`. In a grouped format, every `group` weights of a row are one block of
     bytes: their scale (`DType.I8`, a multiplier from -127 to 127, or `DType.F16`), their minimum if
-    the format has one, and their codes. Byte i of 4-bit codes holds code i in its lower half and
-    code i + 16 in its upper half, as in GGUF. The last block of a row is padded with zeros. A
-    format that is not grouped has no scale but that of the row.
+    the format has one, and their codes. In each 16 bytes of 4-bit codes, which are 32 codes, byte i
+    holds code i in its lower half and code i + 16 in its upper half, as in GGUF. The last block of
+    a row is padded with zeros. A format that is not grouped has no scale but that of the row.
+
+    `group` is a multiple of `CHUNK` if the format is grouped, else 1.
     """
 
     name: str
@@ -59,12 +61,8 @@ class Format:
     levels: tuple[int, ...] = ()
     scale: DType | None = None
     minimum: DType | None = None
+    group: int = CHUNK
     doc: str = ""
-
-    @property
-    def group(self) -> int:
-        """Elements of K in a block."""
-        return 1 if self.scale is None else GROUP
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -72,7 +70,7 @@ class Format:
         if self.scale is None:
             return (Part("codes", DType.I8, 1, 0),)
         parts: list[Part] = []
-        codes = (DType.I8, GROUP) if self.bits == 8 else (DType.U8, GROUP // 2)
+        codes = (DType.I8, self.group) if self.bits == 8 else (DType.U8, self.group // 2)
         single = (("scale", self.scale, 1), ("minimum", self.minimum, 1), ("codes", *codes))
         offset = 0
         for name, dtype, count in single:
@@ -119,7 +117,7 @@ class Format:
         return found
 
     def code_levels(self, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The levels of a part of codes `[.., count]`: `[.., 32]` in grouped formats.
+        """The levels of a part of codes `[.., count]`: `[.., group]` in grouped formats.
 
         In int8 (8 bits: the codes themselves), or as a new tensor in another type.
         """
@@ -127,7 +125,8 @@ class Format:
 
         if self.bits == 8:
             return codes if dtype is None else codes.to(dtype)
-        numbers = torch.cat([codes & 15, codes >> 4], -1)
+        chunks = codes.unflatten(-1, (-1, CHUNK // 2))
+        numbers = torch.cat([chunks & 15, chunks >> 4], -1).flatten(-2)
         levels = torch.tensor(self.levels, dtype=dtype or torch.int8)
         return levels.index_select(0, numbers.flatten().int()).view(numbers.shape)
 
@@ -147,7 +146,7 @@ class Format:
         return values.flatten(-2)[..., :depth].mul_(scales[..., None])
 
 
-I8: Final = Format("i8", 8, doc="int8, one float32 scale for each row")
+I8: Final = Format("i8", 8, group=1, doc="int8, one float32 scale for each row")
 I8_G32: Final = Format(
     "i8_g32",
     8,
@@ -165,14 +164,23 @@ I4_G32: Final = Format(
     doc="4-bit numbers in groups of 32, each with a multiplier of 8 bits, and one float32 scale "
     "per row (the progressive groups of QServe, Lin et al. 2024)",
 )
-B4_G32: Final = Format(
-    "b4_g32",
-    4,
-    BOOK_I4,
-    DType.I8,
-    doc="4-bit codes of 16 levels that are denser around zero, in groups of 32, each with a "
-    "multiplier of 8 bits, and one float32 scale for each row",
-)
+
+
+def _book_format(group: int) -> Format:
+    return Format(
+        f"b4_g{group}",
+        4,
+        BOOK_I4,
+        DType.I8,
+        group=group,
+        doc=f"4-bit codes of 16 levels that are denser around zero, in groups of {group}, each "
+        "with a multiplier of 8 bits, and one float32 scale for each row",
+    )
+
+
+B4_G32: Final = _book_format(32)
+B4_G64: Final = _book_format(64)
+B4_G128: Final = _book_format(128)
 Q4_0: Final = Format(
     "q4_0",
     4,
@@ -189,7 +197,9 @@ Q4_1: Final = Format(
     doc="4-bit numbers in groups of 32, each with a float16 scale and minimum (GGUF's Q4_1)",
 )
 
-FORMATS: Final = {one.name: one for one in (I8, I8_G32, Q8_0, I4_G32, B4_G32, Q4_0, Q4_1)}
+FORMATS: Final = {
+    one.name: one for one in (I8, I8_G32, Q8_0, I4_G32, B4_G32, B4_G64, B4_G128, Q4_0, Q4_1)
+}
 """Every format by name."""
 
 GGUF_FORMATS: Final = {one.name: one for one in (Q8_0, Q4_0, Q4_1)}

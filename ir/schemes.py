@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from .block_rounding import BlockRounding
 from .errors import ProgramError
-from .formats import B4_G32, GROUP, I4_G32, I8, I8_G32, Q4_0, Q4_1, Q8_0, Format
+from .formats import B4_G32, B4_G64, B4_G128, CHUNK, I4_G32, I8, I8_G32, Q4_0, Q4_1, Q8_0, Format
 from .rounding import quantize_i4, quantize_i8
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ the Hessian: `[K, K]` and `[K]`. None where it cannot."""
 MAX_EXACT_DEPTH: Final = 65536
 """The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255.
 
-The limit of rows of exact schemes. With groups, an integer sum has `GROUP` products.
+The limit of rows of exact schemes. With groups, an integer sum has `CHUNK` products.
 """
 
 
@@ -46,9 +46,9 @@ class Scheme:
 
     `activations` says how rows are quantized; None means that they stay as they are. With one scale
     for each row, products are integer sums, which are exact in any order. With groups, the exact
-    sum of each group is multiplied by its scales, and the results are added in float32 in ascending
-    order of K. With rows that stay, everything is in float32: within a group, elements times levels
-    are added in ascending order of K, and the sum is multiplied by the scale of the group.
+    sum of each `CHUNK` elements is multiplied by its scales, and the results are added in float32
+    in ascending order of K. With rows that stay, everything is in float32: within a chunk, elements
+    times levels are added in ascending order of K, and the sum is multiplied by its scale.
     `quantize` rounds a matrix to nearest. `tolerance` is the allowed error of a product of random
     rows, relative to the largest result of a row.
     """
@@ -71,7 +71,7 @@ class Scheme:
         return self.activations is not None and self.activations.group == 0
 
 
-GROUPS: Final = Activations(GROUP, "int8 activations with a scale for each group of 32")
+GROUPS: Final = Activations(CHUNK, "int8 activations with a scale for each group of 32")
 TOKENS: Final = Activations(0, "int8 activations with one scale per token, and exact integer sums")
 
 
@@ -86,6 +86,8 @@ INT4_TOKEN: Final = Scheme("int4-token", I4_G32, TOKENS, quantize_i4, 0.35)
 _GROUPED: Final = (
     INT8,
     INT4,
+    _grouped("int4-g64", B4_G64, 0.27),
+    _grouped("int4-g128", B4_G128, 0.3),
     _grouped("q8_0", Q8_0, 0.02),
     _grouped("q4_0", Q4_0, 0.35),
     _grouped("q4_1", Q4_1, 0.3),

@@ -27,6 +27,8 @@ _CODES = {
     "i4_g32": "int4x2",
     "i8_g32": "Grouped<8, int8_t>",
     "b4_g32": "Grouped<4, int8_t, absent, Levels::book>",
+    "b4_g64": "Grouped<4, int8_t, absent, Levels::book, 2>",
+    "b4_g128": "Grouped<4, int8_t, absent, Levels::book, 4>",
     "q8_0": "Grouped<8, half>",
     "q4_0": "Grouped<4, half>",
     "q4_1": "Grouped<4, half, half, Levels::counted>",

@@ -79,9 +79,9 @@ class BlockLayout:
     """Panels of `nr` outputs for a grouped format (`ir/formats.py`), group after group of K.
 
     Of each group come first the scales of the outputs `[nr]`, then their minima if the format has
-    them, then the codes: `[32 / kp][nr][kp]` bytes of 8-bit codes (`flipped` as in `PanelLayout`),
-    or `[16 / 4][nr][4]` bytes of two 4-bit codes each. What one instruction multiplies by
-    neighboring elements of K lies side by side.
+    them, then the codes: for every 32 elements, `[32 / kp][nr][kp]` bytes of 8-bit codes (`flipped`
+    as in `PanelLayout`), or `[16 / 4][nr][4]` bytes of two 4-bit codes each. What one instruction
+    multiplies by neighboring elements of K lies side by side.
     """
 
     nr: int

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ProgramError
-from ..formats import GROUP
+from ..formats import CHUNK
 from ..rounding import quantize_groups_i8, quantize_i8
 from ..schemes import MAX_EXACT_DEPTH, SCHEMES, Scheme, get_scheme
 from ..types import Dim, DType, TensorType
@@ -64,8 +64,8 @@ def _quantize_rows(types: Types, attrs: Attrs) -> Outputs:
     if not x.shape:
         raise ProgramError(f"x is {x}, expected at least one dimension")
     group = attrs["group"]
-    if group not in (0, GROUP):
-        raise ProgramError(f"group is {group}, expected 0 or {GROUP}")
+    if group not in (0, CHUNK):
+        raise ProgramError(f"group is {group}, expected 0 or {CHUNK}")
     if group and not isinstance(x.shape[-1], int):
         raise ProgramError(f"x is {x}: rows have no fixed number of groups")
     scales = scale_shape(x.shape, int(group))

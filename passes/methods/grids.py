@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ...ir.block_rounding import BlockRounding, GroupScales
-from ...ir.formats import GROUP, Format
+from ...ir.formats import Format
 from ...ir.rounding import (
     GROUP_I4,
     GROUP_I4_BYTES,
@@ -176,10 +176,13 @@ def _weighted_multipliers(units: torch.Tensor, weights: torch.Tensor) -> torch.T
 class BlockGrid:
     """A grouped format, with what `BlockRounding` rounds it by."""
 
-    group = GROUP
-
     def __init__(self, form: Format) -> None:
         self.rounding = BlockRounding(form)
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.rounding.format.group
 
     def start(self, rows: torch.Tensor) -> Parameters:
         """The scale and its inverse."""
@@ -194,7 +197,7 @@ class BlockGrid:
         """The scale of the group, and its minimum if the format has one."""
         import torch
 
-        missing = GROUP - values.shape[0]
+        missing = self.group - values.shape[0]
         units = torch.nn.functional.pad((values * row[1]).T, (0, missing))
         weights = None
         if importance is not None and bool(importance.any()):
@@ -218,10 +221,10 @@ class BlockGrid:
         import torch
 
         depth, rows = codes.shape
-        padded = torch.nn.functional.pad(codes.T, (0, len(groups) * GROUP - depth))
+        padded = torch.nn.functional.pad(codes.T, (0, len(groups) * self.group - depth))
         kind = torch.int8 if self.rounding.format.bits == 8 else torch.uint8
         scales = (torch.stack(parts, -1).reshape(-1, 1) for parts in zip(*groups, strict=True))
-        packed = self.rounding.pack(padded.to(kind).reshape(-1, GROUP), GroupScales(*scales))
+        packed = self.rounding.pack(padded.to(kind).reshape(-1, self.group), GroupScales(*scales))
         return {"codes": packed.reshape(rows, -1), "scales": row[0]}
 
 

@@ -135,6 +135,10 @@ def test_a_scheme_alone_stays_beside_other_keys(
         (["quantization={default: int4, scheme: int8}"], "default and scheme are one key"),
         (["quantization={default: int4, head: int7}"], "quantization.head cannot be 'int7'"),
         (["quantization={default: int4, head: int7}"], "'auto'"),
+        (
+            ["quantization={default: int4, head: int8, rules: [{match: lm_head, scheme: int4}]}"],
+            "head and a rule for lm_head choose the same scheme",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(

@@ -2,10 +2,11 @@
 //
 // With the row x, and a weight's levels c (the numbers that codes stand for), scales w and minima u,
 // an output is
-//     sum over groups g, ascending: (sum of x[k] * c[k], k ascending) * w[g] + u[g] * (sum of x[k])
+//     sum over g, 32 elements each, ascending:
+//         (sum of x[k] * c[k], k ascending) * w[g] + u[g] * (sum of x[k])
 // Everything is in float32, and each operation is rounded on its own (no fused multiply-add), so that
-// every target gives the same bits. The sum of x in a group is that of lanes i and i + 16, and then the
-// tree of sum_lanes.
+// every target gives the same bits. The sum of 32 elements of x is that of lanes i and i + 16, and then
+// the tree of sum_lanes.
 #pragma once
 
 #include "linear_groups_tile.hpp"
@@ -26,10 +27,10 @@ struct LinearLayout<Decoded<G>> : LinearLayout<G> {
   static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 6 : 2;
 };
 
-// What is made of a row: floats, the last group padded with zeros, then the sums of its groups where
-// the format has minima.
-template <int kBits, class Scale, class Minimum, Levels kLevels>
-struct Rows<Decoded<Grouped<kBits, Scale, Minimum, kLevels>>> {
+// What is made of a row: floats, the last 32 padded with zeros, then the sums of each 32 where the format
+// has minima.
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
+struct Rows<Decoded<Grouped<kBits, Scale, Minimum, kLevels, kChunks>>> {
   using X = float;
   using Sum = float;
   static constexpr bool kHasMinima = !std::is_same_v<Minimum, absent>;
@@ -62,7 +63,7 @@ INFC_INLINE PreparedRow<float> prepare_row(const bf16* x, int64_t K, void* made)
   return {nullptr, made};
 }
 
-// The codes of a group as a register has them: words of kPer neighbors in K for each output, as
+// The codes of 32 elements as a register has them: words of kPer neighbors in K for each output, as
 // unsigned numbers that are kZero above their levels (with AVX-512, the codes of 4 bits themselves).
 template <int kBits, Levels kLevels, int kNR>
 struct CodeWords {
@@ -136,9 +137,10 @@ struct CodeWords {
   }
 };
 
-template <int kBits, class Scale, class Minimum, Levels kLevels, int MR, int P>
-struct Multiply<Decoded<Grouped<kBits, Scale, Minimum, kLevels>>, MR, P> {
-  using W = Decoded<Grouped<kBits, Scale, Minimum, kLevels>>;
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks, int MR,
+          int P>
+struct Multiply<Decoded<Grouped<kBits, Scale, Minimum, kLevels, kChunks>>, MR, P> {
+  using W = Decoded<Grouped<kBits, Scale, Minimum, kLevels, kChunks>>;
   using Layout = LinearLayout<W>;
   static constexpr int kNR = Layout::kNR;
   static constexpr int kVectors = kNR / kRegLanes;
@@ -167,7 +169,7 @@ struct Multiply<Decoded<Grouped<kBits, Scale, Minimum, kLevels>>, MR, P> {
   }
 
  private:
-  // The sums of group g before they are scaled.
+  // The sums of 32 elements, those from 32 * g, before they are scaled.
   INFC_INLINE static void multiply(Sums& acc, const float* const* row, const char* const* panel,
                                    int64_t g) {
     INFC_UNROLL for (int m = 0; m < MR; ++m) {
@@ -178,7 +180,7 @@ struct Multiply<Decoded<Grouped<kBits, Scale, Minimum, kLevels>>, MR, P> {
 #pragma GCC unroll 1
     for (int w = 0; w < Words::kCount; ++w) {
       INFC_UNROLL for (int p = 0; p < P; ++p) {
-        const char* codes = panel[p] + g * Layout::kGroupBytes + Layout::kHeader;
+        const char* codes = Layout::codes(panel[p], g);
         INFC_UNROLL for (int i = 0; i < Words::kPer; ++i) {
           // With many rows there are no registers for words: they are read anew for each k.
           if constexpr (MR > 3) asm volatile("" ::: "memory");
@@ -201,7 +203,7 @@ struct Multiply<Decoded<Grouped<kBits, Scale, Minimum, kLevels>>, MR, P> {
   INFC_INLINE static void scale(const Sums& acc, const float* const* row_sums,
                                 const char* const* panel, int64_t g, float* sums) {
     INFC_UNROLL for (int p = 0; p < P; ++p) {
-      const char* group = panel[p] + g * Layout::kGroupBytes;
+      const char* group = Layout::scales(panel[p], g);
       INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
         const reg::f32 scales =
             reg::load_scales(reinterpret_cast<const Scale*>(group) + j * kRegLanes);
@@ -209,7 +211,7 @@ struct Multiply<Decoded<Grouped<kBits, Scale, Minimum, kLevels>>, MR, P> {
           float* at = sums + ((m * P + p) * kVectors + j) * kRegLanes;
           reg::f32 total = reg::load(at) + acc.v[m][p][j] * scales;
           if constexpr (Rows<W>::kHasMinima) {
-            const char* minima = group + Layout::kScaleBytes;
+            const char* minima = Layout::minima(panel[p], g);
             total = total +
                     reg::load_scales(reinterpret_cast<const Minimum*>(minima) + j * kRegLanes) *
                         reg::set1(row_sums[m][g]);

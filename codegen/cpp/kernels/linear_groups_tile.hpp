@@ -1,21 +1,22 @@
 // The products of linear_tile.hpp for rows of signed bytes and weights of few bits that share scales
-// in groups of 32 along K.
+// in groups of 32, 64 or 128 along K.
 //
-// With row codes x and row scales s (one for each group), and a weight's codes c, scales w and minima
-// u, an output is
-//     sum over groups g, ascending: float(sum of x * c) * (s[g] * w[g]) + u[g] * (s[g] * float(sum of x))
-// The sum within a group is an exact integer. All other operations are in float32 and are rounded
+// Rows have a scale for each 32 elements, whatever the groups of the weight. With row codes x and
+// scales s, and a weight's codes c, scales w and minima u, an output is
+//     sum over g, 32 elements each, ascending:
+//         float(sum of x * c) * (s[g] * w[g]) + u[g] * (s[g] * float(sum of x))
+// where w[g] and u[g] are those of the group that has these elements. The sum of 32 is an exact integer. All other operations are in float32 and are rounded
 // one by one (no fused multiply-add), so that every target gives the same bits.
 //
-// A panel holds, group after group of K: NR scales, NR minima (of formats that have them), codes: with
-// 8 bits as int8_t panels lie, with 4 bits as int4x2 panels do.
+// A panel holds, group after group of K: NR scales, NR minima (of formats that have them), and the codes
+// of 32 elements after the other: with 8 bits as int8_t panels lie, with 4 bits as int4x2 panels do.
 #pragma once
 
 #include "linear_i4_tile.hpp"
 
 namespace infc {
 
-constexpr int64_t kGroup = 32;  // elements of K that share a scale
+constexpr int64_t kGroup = 32;  // elements of K that share a scale of a row
 
 // IEEE half precision, as stored.
 struct half {
@@ -30,9 +31,10 @@ enum class Levels { centered, counted, book };
 constexpr int8_t kBook[16] = {-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56};
 constexpr int kBookZero = 64;  // added to a level where it is multiplied as an unsigned number
 
-// A weight of kBits per code (8 or 4), with the types of its scales and minima. Codes of 8 bits are
-// signed, whatever kLevels.
-template <int kBits, class Scale, class Minimum = absent, Levels kLevels = Levels::centered>
+// A weight of kBits per code (8 or 4), with the types of its scales and minima: one for kChunks * 32
+// elements of K. Codes of 8 bits are signed, whatever kLevels.
+template <int kBits, class Scale, class Minimum = absent, Levels kLevels = Levels::centered,
+          int kChunks = 1>
 struct Grouped {};
 
 template <class T>
@@ -64,13 +66,26 @@ INFC_INLINE f32 load_scales(const half* p) {
 }
 }  // namespace reg
 
-template <int kBits, class Scale, class Minimum, Levels kLevels>
-struct LinearLayout<Grouped<kBits, Scale, Minimum, kLevels>> {
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
+struct LinearLayout<Grouped<kBits, Scale, Minimum, kLevels, kChunks>> {
   static constexpr int kNR = INFC_AVX512 ? 64 : 16;
   static constexpr int kMR = !(INFC_AVX512 || INFC_AVX2) ? 2 : kBits == 8 ? 6 : 4;
   static constexpr int64_t kScaleBytes = kNR * size_in_panel<Scale>;
   static constexpr int64_t kHeader = kScaleBytes + kNR * size_in_panel<Minimum>;
-  static constexpr int64_t kGroupBytes = kHeader + kNR * kGroup * kBits / 8;
+  static constexpr int64_t kChunkBytes = kNR * kGroup * kBits / 8;
+  static constexpr int64_t kGroupElements = kGroup * kChunks;
+  static constexpr int64_t kGroupBytes = kHeader + kChunks * kChunkBytes;
+
+  // Where the scales, minima and codes of the 32 elements from 32 * g lie in a panel.
+  INFC_INLINE static const char* scales(const char* panel, int64_t g) {
+    return panel + g / kChunks * kGroupBytes;
+  }
+  INFC_INLINE static const char* minima(const char* panel, int64_t g) {
+    return scales(panel, g) + kScaleBytes;
+  }
+  INFC_INLINE static const char* codes(const char* panel, int64_t g) {
+    return scales(panel, g) + kHeader + g % kChunks * kChunkBytes;
+  }
 };
 
 // A row of codes with a scale for each group.
@@ -87,7 +102,7 @@ constexpr bool kWidensRows = kBits == 8 && !INFC_VNNI;
 template <int kBits, Levels kLevels>
 constexpr bool kSumsHalves = kBits == 4 && kLevels != Levels::book && INFC_MADDUBS;
 
-// One group of a row as products read it: its scale, the sum of its elements times that, what its
+// 32 elements of a row as products read it: its scale, the sum of its elements times that, what its
 // integer sums start from (since codes are stored as unsigned numbers), and its elements.
 template <class X>
 struct GroupRow {
@@ -98,9 +113,9 @@ struct GroupRow {
   X x[kGroup];
 };
 
-// What is made of a row: its groups, the last one padded with zeros.
-template <int kBits, class Scale, class Minimum, Levels kLevels>
-struct Rows<Grouped<kBits, Scale, Minimum, kLevels>> {
+// What is made of a row: its groups of 32, the last one padded with zeros.
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
+struct Rows<Grouped<kBits, Scale, Minimum, kLevels, kChunks>> {
   using X = int8_t;
   using Sum = float;
   using Group = GroupRow<std::conditional_t<kWidensRows<kBits>, int16_t, int8_t>>;
@@ -182,7 +197,7 @@ INFC_INLINE i32 add_levels(i32 acc, u8 levels, int32_t x) {
 }
 }  // namespace reg
 
-// Adds the products of 32 elements of each row by a group of 4-bit codes.
+// Adds the products of 32 elements of each row by as many 4-bit codes of each output.
 template <Levels kLevels, int MR, int P, int NR>
 INFC_INLINE void add_nibbles(IntAccumulators<MR, P, NR>& acc, const int8_t* const* x,
                              const char* const* codes) {
@@ -231,7 +246,7 @@ INFC_INLINE void add_nibbles(IntAccumulators<MR, P, NR>& acc, const int8_t* cons
 #endif
 
 #if INFC_VNNI
-// The same for a group of bytes.
+// The same for bytes.
 template <int MR, int P, int NR>
 INFC_INLINE void add_bytes(IntAccumulators<MR, P, NR>& acc, const int8_t* const* x,
                            const char* const* codes) {
@@ -268,7 +283,7 @@ INFC_INLINE void add_bytes(IntAccumulators<MR, P, NR>& acc, const int16_t* const
 #endif
 
 namespace reg {
-// The sum of a group as a float, of lanes as they were accumulated.
+// An integer sum as a float, of lanes as they were accumulated.
 template <bool kHalves>
 INFC_INLINE f32 group_sum(i32 sum) {
 #if INFC_AVX512
@@ -284,9 +299,10 @@ INFC_INLINE f32 group_sum(i32 sum) {
 
 // Also multiplies panels of 4-bit codes that widen_groups has widened to bytes: these are panels of
 // Grouped<8, float, ...>.
-template <int kBits, class Scale, class Minimum, Levels kLevels, int MR, int P>
-struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
-  using W = Grouped<kBits, Scale, Minimum, kLevels>;
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks, int MR,
+          int P>
+struct Multiply<Grouped<kBits, Scale, Minimum, kLevels, kChunks>, MR, P> {
+  using W = Grouped<kBits, Scale, Minimum, kLevels, kChunks>;
   using Layout = LinearLayout<W>;
   using Group = typename Rows<W>::Group;
   static constexpr int kNR = Layout::kNR;
@@ -327,7 +343,7 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
   }
 
  private:
-  // The integer sums of group g.
+  // The integer sums of 32 elements, those from 32 * g.
   INFC_INLINE static void multiply(IntAccumulators<MR, P, kNR>& acc, const Group* const* row,
                                    const char* const* panel, int64_t g) {
     const std::remove_extent_t<decltype(Group::x)>* x[MR];
@@ -336,9 +352,7 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
       x[m] = row[m][g].x;
       acc.set_row(m, row[m][g].offset);
     }
-    INFC_UNROLL for (int p = 0; p < P; ++p) {
-      codes[p] = panel[p] + g * Layout::kGroupBytes + Layout::kHeader;
-    }
+    INFC_UNROLL for (int p = 0; p < P; ++p) codes[p] = Layout::codes(panel[p], g);
     if constexpr (kBits == 8) {
       add_bytes(acc, x, codes);
     } else {
@@ -351,17 +365,17 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
   INFC_INLINE static void scale(const IntAccumulators<MR, P, kNR>& acc, const Group* const* row,
                                 const char* const* panel, int64_t g, Add add) {
     INFC_UNROLL for (int p = 0; p < P; ++p) {
-      const char* group = panel[p] + g * Layout::kGroupBytes;
+      const char* scales = Layout::scales(panel[p], g);
       INFC_UNROLL for (int j = 0; j < kVectors; ++j) {
         INFC_UNROLL for (int m = 0; m < MR; ++m) {
           const reg::f32 sum = reg::group_sum<kSumsHalves<kBits, kLevels>>(acc.v[m][p][j]);
           reg::f32 by = reg::set1(row[m][g].scale);
           if constexpr (!std::is_same_v<Scale, absent>) {
-            by = by * reg::load_scales(reinterpret_cast<const Scale*>(group) + j * kRegLanes);
+            by = by * reg::load_scales(reinterpret_cast<const Scale*>(scales) + j * kRegLanes);
           }
           add((m * P + p) * kVectors + j, sum * by);
           if constexpr (!std::is_same_v<Minimum, absent>) {
-            const char* minima = group + Layout::kScaleBytes;
+            const char* minima = Layout::minima(panel[p], g);
             add((m * P + p) * kVectors + j,
                 reg::load_scales(reinterpret_cast<const Minimum*>(minima) + j * kRegLanes) *
                     reg::set1(row[m][g].sum));
@@ -373,35 +387,34 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels>, MR, P> {
 };
 
 #if INFC_VNNI
-// A panel with its codes as bytes and its scales as floats: many rows then spare unpacking them for
-// every few of them.
+// A panel with its codes as bytes, and floats as scales of 32 each: many rows then spare unpacking them
+// for every few of them.
 template <class Minimum>
 using WideMinimum = std::conditional_t<std::is_same_v<Minimum, absent>, absent, float>;
-template <class Scale, class Minimum, Levels kLevels>
+template <class Scale, class Minimum, Levels kLevels, int kChunks>
 INFC_INLINE void widen_groups(const char* panel, int64_t K, char* wide) {
-  using From = LinearLayout<Grouped<4, Scale, Minimum, kLevels>>;
+  using From = LinearLayout<Grouped<4, Scale, Minimum, kLevels, kChunks>>;
   using To = LinearLayout<Grouped<8, float, WideMinimum<Minimum>>>;
   constexpr int kNR = From::kNR;
   for (int64_t g = 0; g < ceil_div(K, kGroup); ++g) {
     INFC_UNROLL for (int j = 0; j < kNR; j += kRegLanes) {
       reg::store(reinterpret_cast<float*>(wide) + j,
-                 reg::load_scales(reinterpret_cast<const Scale*>(panel) + j));
+                 reg::load_scales(reinterpret_cast<const Scale*>(From::scales(panel, g)) + j));
       if constexpr (!std::is_same_v<Minimum, absent>) {
         reg::store(reinterpret_cast<float*>(wide + To::kScaleBytes) + j,
-                   reg::load_scales(reinterpret_cast<const Minimum*>(panel + From::kScaleBytes) + j));
+                   reg::load_scales(reinterpret_cast<const Minimum*>(From::minima(panel, g)) + j));
       }
     }
     for (int step = 0; step < 4; ++step) {
       INFC_UNROLL for (int j = 0; j < kNR / kLanes; ++j) {
         const int64_t at = (step * kNR + j * kLanes) * 4;
-        const reg::u8 both = reg::load_codes(panel + From::kHeader + at);
+        const reg::u8 both = reg::load_codes(From::codes(panel, g) + at);
         const reg::u8 low = reg::unsigned_levels<kLevels>(reg::low_codes(both));
         const reg::u8 high = reg::unsigned_levels<kLevels>(reg::high_codes(both));
         std::memcpy(wide + To::kHeader + at, &low, sizeof low);
         std::memcpy(wide + To::kHeader + at + 4 * kNR * 4, &high, sizeof high);
       }
     }
-    panel += From::kGroupBytes;
     wide += To::kGroupBytes;
   }
 }

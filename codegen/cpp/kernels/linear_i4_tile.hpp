@@ -28,6 +28,7 @@ template <>
 struct LinearLayout<int4x2> {
   static constexpr int kNR = INFC_AVX512 ? 64 : 16;
   static constexpr int kMR = INFC_AVX512 || INFC_AVX2 ? 4 : 2;
+  static constexpr int64_t kGroupElements = kGroup4;
   static constexpr int64_t kGroupBytes = kNR * (1 + kGroup4 / 2);
 };
 

@@ -36,7 +36,7 @@ struct PanelBytes {
 // Panels of groups of 32 elements of K.
 template <class L>
 struct PanelBytes<L, std::void_t<decltype(L::kGroupBytes)>> {
-  static constexpr int64_t of(int64_t K, int64_t) { return ceil_div(K, 32) * L::kGroupBytes; }
+  static constexpr int64_t of(int64_t K, int64_t) { return ceil_div(K, L::kGroupElements) * L::kGroupBytes; }
 };
 template <class W>
 constexpr int64_t panel_bytes(int64_t K) {

@@ -41,12 +41,12 @@ struct Widened<int4x2> {
   }
   static void panel(const char* panel, int64_t K, char* wide) { widen_panel(panel, K, wide); }
 };
-template <class Scale, class Minimum, Levels kLevels>
-struct Widened<Grouped<4, Scale, Minimum, kLevels>> {
+template <class Scale, class Minimum, Levels kLevels, int kChunks>
+struct Widened<Grouped<4, Scale, Minimum, kLevels, kChunks>> {
   using Type = Grouped<8, float, WideMinimum<Minimum>>;
   static PreparedRow<int8_t> row(const PreparedRow<int8_t>& row, int64_t) { return row; }
   static void panel(const char* panel, int64_t K, char* wide) {
-    widen_groups<Scale, Minimum, kLevels>(panel, K, wide);
+    widen_groups<Scale, Minimum, kLevels, kChunks>(panel, K, wide);
   }
 };
 #endif
@@ -83,8 +83,8 @@ __attribute__((noinline)) void multiply_rows(const PreparedRow<typename Rows<W>:
 template <class W>
 constexpr int kRowsOfTile = LinearLayout<W>::kMR;
 #if INFC_VNNI
-template <class Scale, class Minimum, Levels kLevels>
-constexpr int kRowsOfTile<Grouped<8, Scale, Minimum, kLevels>> = 3;
+template <class Scale, class Minimum, Levels kLevels, int kChunks>
+constexpr int kRowsOfTile<Grouped<8, Scale, Minimum, kLevels, kChunks>> = 3;
 #endif
 
 // The products of rows with packed panels of one weight, by one thread.

@@ -29,7 +29,7 @@ struct Elements<int8_t> {
   }
 };
 
-// One group of 4-bit codes of output n of a panel of NR outputs: byte i has the codes i and i + 16.
+// 32 codes of 4 bits of output n of a panel of NR outputs: byte i has the codes i and i + 16.
 template <Levels kLevels, int64_t NR>
 INFC_INLINE void decode_nibbles(const char* codes, int64_t n, float* y) {
   const auto level = [](int code) {
@@ -52,15 +52,15 @@ INFC_INLINE float scale_of(const char* p, int64_t n) {
   return reg::load_scales(scales)[n % kRegLanes];
 }
 
-// Decodes group after group; Layout has the sizes, and one(group, y) writes its 32 elements.
-template <class Layout, class One>
-INFC_INLINE void decode_groups(const char* panel, int64_t K, float* y, One one) {
-  for (int64_t k = 0; k < K; k += kGroup, panel += Layout::kGroupBytes) {
+// Decodes 32 elements after the other: one(g, y) writes those from 32 * g.
+template <class One>
+INFC_INLINE void decode_groups(int64_t K, float* y, One one) {
+  for (int64_t k = 0; k < K; k += kGroup) {
     if (K - k >= kGroup) {
-      one(panel, y + k);
+      one(k / kGroup, y + k);
     } else {
       float last[kGroup];
-      one(panel, last);
+      one(k / kGroup, last);
       std::memcpy(y + k, last, static_cast<size_t>(K - k) * sizeof(float));
     }
   }
@@ -70,7 +70,8 @@ template <>
 struct Elements<int4x2> {
   static void decode(const char* panel, int64_t n, int64_t K, float* y) {
     using Layout = LinearLayout<int4x2>;
-    decode_groups<Layout>(panel, K, y, [n](const char* group, float* out) {
+    decode_groups(K, y, [panel, n](int64_t g, float* out) {
+      const char* group = panel + g * Layout::kGroupBytes;
       decode_nibbles<Levels::centered, Layout::kNR>(group + Layout::kNR, n, out);
       const float scale = static_cast<int8_t>(group[n]);
       for (int64_t i = 0; i < kGroup; ++i) out[i] = out[i] * scale;
@@ -78,20 +79,20 @@ struct Elements<int4x2> {
   }
 };
 
-template <int kBits, class Scale, class Minimum, Levels kLevels>
-struct Elements<Grouped<kBits, Scale, Minimum, kLevels>> {
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
+struct Elements<Grouped<kBits, Scale, Minimum, kLevels, kChunks>> {
   static void decode(const char* panel, int64_t n, int64_t K, float* y) {
-    using Layout = LinearLayout<Grouped<kBits, Scale, Minimum, kLevels>>;
-    decode_groups<Layout>(panel, K, y, [n](const char* group, float* out) {
+    using Layout = LinearLayout<Grouped<kBits, Scale, Minimum, kLevels, kChunks>>;
+    decode_groups(K, y, [panel, n](int64_t g, float* out) {
       if constexpr (kBits == 8) {
-        Elements<int8_t>::decode(group + Layout::kHeader, n, kGroup, out);
+        Elements<int8_t>::decode(Layout::codes(panel, g), n, kGroup, out);
       } else {
-        decode_nibbles<kLevels, Layout::kNR>(group + Layout::kHeader, n, out);
+        decode_nibbles<kLevels, Layout::kNR>(Layout::codes(panel, g), n, out);
       }
-      const float scale = scale_of<Scale>(group, n);
+      const float scale = scale_of<Scale>(Layout::scales(panel, g), n);
       for (int64_t i = 0; i < kGroup; ++i) out[i] = out[i] * scale;
       if constexpr (!std::is_same_v<Minimum, absent>) {
-        const float minimum = scale_of<Minimum>(group + Layout::kScaleBytes, n);
+        const float minimum = scale_of<Minimum>(Layout::minima(panel, g), n);
         for (int64_t i = 0; i < kGroup; ++i) out[i] = out[i] + minimum;
       }
     });

@@ -56,8 +56,8 @@ struct RowScales {
     write_scaled(sums, *row_scale, outputs, y, count);
   }
 };
-template <int kBits, class Scale, class Minimum, Levels kLevels>
-struct RowScales<Grouped<kBits, Scale, Minimum, kLevels>> {
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
+struct RowScales<Grouped<kBits, Scale, Minimum, kLevels, kChunks>> {
   using Row = ScaledRow;
   static constexpr int64_t count(int64_t K) { return ceil_div(K, kGroup); }
   static Row row(const int8_t* q, const float* row_scale) { return {q, row_scale}; }

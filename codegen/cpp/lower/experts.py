@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.formats import GROUP, Format
+from ....ir.formats import CHUNK, Format
 from ....ir.program import Node, Operand, WeightRef
 from ....ir.schemes import Scheme, get_scheme
 from ....ir.types import Dim, DType
@@ -112,7 +112,7 @@ def _scratch_parts(
 def _code_parts(e: Emitter, slots: int, hidden: int, inner: int) -> tuple[int, ...]:
     """Bytes of what `ScaledMoeScratch` (`scaled_moe.hpp`) adds: codes and scales, twice."""
     tokens = e.program.symbols["T"].high
-    scales = 4 * tokens * -(-hidden // GROUP), 4 * tokens * slots * -(-inner // GROUP)
+    scales = 4 * tokens * -(-hidden // CHUNK), 4 * tokens * slots * -(-inner // CHUNK)
     return (tokens * hidden, scales[0], tokens * slots * inner, scales[1])
 
 

@@ -172,7 +172,7 @@ float stored_multiplier(float wanted) {
   return std::copysign(limited(std::fabs(std::nearbyint(wanted)), 1.0f, kMostCode), wanted);
 }
 
-// Halves are added to each other, as in ir/block_rounding.py: here the last eight numbers of 32.
+// Halves are added to each other, as in ir/block_rounding.py: here the last eight numbers of a group.
 float sum_halves(const f32x8& wrong) {
   float four[4], two[2];
   for (int j = 0; j < 4; ++j) four[j] = wrong[j] + wrong[j + 4];
@@ -184,9 +184,10 @@ Numbers scaled(const Numbers& x, float factor) {
   return {{x.part[0] * factor, x.part[1] * factor, x.part[2] * factor, x.part[3] * factor}};
 }
 
+template <int kSize>
 float largest_of_group(const float* x) {
   float top[8] = {};
-  for (int i = 0; i < kGroup; i += 8) {
+  for (int i = 0; i < kSize; i += 8) {
     for (int j = 0; j < 8; ++j) {
       const float magnitude = std::fabs(x[i + j]);
       top[j] = magnitude > top[j] ? magnitude : top[j];
@@ -197,42 +198,57 @@ float largest_of_group(const float* x) {
   return most;
 }
 
-// A group in units of its row's scale, as its multiplier and 16 bytes of codes of the book.
+// Levels of the book as codes: of every 32, one and the one 16 later share a byte.
+template <int kSize>
+void pack_book(const float* levels, uint8_t* out) {
+  for (int first = 0; first < kSize; first += 32) {
+    for (int j = first; j < first + 16; ++j) {
+      *out++ = static_cast<uint8_t>(code_of(levels[j]) | code_of(levels[j + 16]) << 4);
+    }
+  }
+}
+
+// A group of kSize in units of its row's scale, as its multiplier and codes of the book.
+template <int kSize>
 void book_group(const float* weights, uint8_t* out) {
-  Numbers x;
-  std::memcpy(&x, weights, sizeof x);
-  const float needed = largest_of_group(weights) * (1.0f / kBookTop);
+  constexpr int kParts = kSize / 32;
+  Numbers x[kParts];
+  std::memcpy(x, weights, sizeof x);
+  const float needed = largest_of_group<kSize>(weights) * (1.0f / kBookTop);
   float best = 0, error = 0;
   for (float factor : kFactors) {
     for (int sign = 1; sign >= -1; sign -= 2) {
       const float multiplier = stored_multiplier(needed * (static_cast<float>(sign) * factor));
-      const Numbers levels = nearest_levels(scaled(x, 1.0f / multiplier));
-      f32x8 wrong[kGroup / 8];
-      for (int i = 0; i < kGroup / 8; ++i) {
-        const f32x8 off = levels.part[i] * multiplier - x.part[i];
-        wrong[i] = off * off;
+      f32x8 wrong[4 * kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const Numbers levels = nearest_levels(scaled(x[p], 1.0f / multiplier));
+        for (int i = 0; i < 4; ++i) {
+          const f32x8 off = levels.part[i] * multiplier - x[p].part[i];
+          wrong[4 * p + i] = off * off;
+        }
       }
-      const float sum = sum_halves((wrong[0] + wrong[2]) + (wrong[1] + wrong[3]));
+      for (int half = 2 * kParts; half; half /= 2) {
+        for (int i = 0; i < half; ++i) wrong[i] += wrong[i + half];
+      }
+      const float sum = sum_halves(wrong[0]);
       if (best == 0 || sum < error) {
         best = multiplier;
         error = sum;
       }
     }
   }
-  uint8_t codes[kGroup];
-  const Numbers levels = nearest_levels(scaled(x, 1.0f / best));
-  for (int i = 0; i < kGroup / 8; ++i) {
-    for (int j = 0; j < 8; ++j) codes[8 * i + j] = code_of(levels.part[i][j]);
+  float levels[kSize];
+  for (int p = 0; p < kParts; ++p) {
+    const Numbers found = nearest_levels(scaled(x[p], 1.0f / best));
+    std::memcpy(levels + 32 * p, &found, sizeof found);
   }
   out[0] = static_cast<uint8_t>(static_cast<int8_t>(best));
-  for (int j = 0; j < kGroup / 2; ++j) {
-    out[1 + j] = static_cast<uint8_t>(codes[j] | codes[j + kGroup / 2] << 4);
-  }
+  pack_book<kSize>(levels, out + 1);
 }
 
 // A group as its multiplier and 32 codes of 8 bits.
 void byte_group(const float* x, uint8_t* out) {
-  const float needed = largest_of_group(x) * (1.0f / kMostCode);
+  const float needed = largest_of_group<kGroup>(x) * (1.0f / kMostCode);
   const float multiplier = stored_multiplier(std::ceil(needed));
   const float inverse = 1.0f / multiplier;
   out[0] = static_cast<uint8_t>(static_cast<int8_t>(multiplier));
@@ -242,8 +258,9 @@ void byte_group(const float* x, uint8_t* out) {
   }
 }
 
-// `room` times the largest weight of a row is what the largest multiplier and level stand for.
-template <class T, class Group>
+// `room` times the largest weight of a row is what the largest multiplier and level stand for;
+// group(x, block) codes the kSize numbers of a group.
+template <int kSize, class T, class Group>
 bool rows_to_groups(const T* weights, int64_t rows, int64_t depth, uint8_t* codes, float* scales,
                     double room, int64_t block_bytes, Group group) {
   for (int64_t r = 0; r < rows; ++r, weights += depth) {
@@ -252,9 +269,9 @@ bool rows_to_groups(const T* weights, int64_t rows, int64_t depth, uint8_t* code
     const float scale = top < kTiny ? 0.0f : top * static_cast<float>(room);
     const float unit = scale == 0 ? 0 : 1 / scale;
     scales[r] = scale;
-    for (int64_t g = 0; g < depth; g += kGroup, codes += block_bytes) {
-      float x[kGroup] = {};
-      const int64_t left = depth - g < kGroup ? depth - g : kGroup;
+    for (int64_t g = 0; g < depth; g += kSize, codes += block_bytes) {
+      float x[kSize] = {};
+      const int64_t left = depth - g < kSize ? depth - g : kSize;
       for (int j = 0; j < left; ++j) x[j] = widen(weights[g + j]) * unit;
       group(x, codes);
     }
@@ -268,8 +285,10 @@ constexpr int kLanes = 32;
 constexpr int kTile = 4;  // columns whose sums stay in registers
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 
+template <int kGroup>
 struct Book {
-  static constexpr int64_t kBlockBytes = 17;
+  static constexpr int kSize = kGroup;
+  static constexpr int64_t kBlockBytes = 1 + kSize / 2;
   static Lanes levels(const Lanes& numbers) {
     static_assert(sizeof(Lanes) == sizeof(Numbers));
     Numbers given;
@@ -306,15 +325,12 @@ struct Book {
     return best;
   }
 
-  static void pack(const float* levels, uint8_t* out) {
-    for (int j = 0; j < kGroup / 2; ++j) {
-      out[j] = static_cast<uint8_t>(code_of(levels[j]) | code_of(levels[j + kGroup / 2]) << 4);
-    }
-  }
+  static void pack(const float* levels, uint8_t* out) { pack_book<kSize>(levels, out); }
 };
 
 struct Bytes {
-  static constexpr int64_t kBlockBytes = 33;
+  static constexpr int kSize = 32;
+  static constexpr int64_t kBlockBytes = 1 + kSize;
   static Lanes levels(const Lanes& numbers) {
     Lanes found;
     for (int r = 0; r < kLanes; ++r) found[r] = limited(std::nearbyint(numbers[r]), -kMostCode, kMostCode);
@@ -328,7 +344,7 @@ struct Bytes {
   }
 
   static void pack(const float* levels, uint8_t* out) {
-    for (int j = 0; j < kGroup; ++j) {
+    for (int j = 0; j < kSize; ++j) {
       out[j] = static_cast<uint8_t>(static_cast<int8_t>(static_cast<int>(levels[j])));
     }
   }
@@ -352,9 +368,10 @@ void pass_on(const Lanes* errors, const float* upper, int64_t depth, int64_t fir
 }
 
 // What the columns of a group will be when their turn comes, if its own are rounded without error.
+template <int kSize>
 void expect(const Lanes* weights, const Lanes* wanted, const float* inner, int64_t depth, int count,
             Lanes* expected) {
-  Lanes moved[kGroup];
+  Lanes moved[kSize];
   for (int k = 0; k < count; ++k) {
     moved[k] = wanted[k] - weights[k];
     for (int j = 0; j < k; ++j) moved[k] -= moved[j] * inner[j * depth + k];
@@ -365,7 +382,8 @@ void expect(const Lanes* weights, const Lanes* wanted, const float* inner, int64
 template <class Kind>
 void feed_back(const float* rows, int64_t count, int64_t depth, const float* upper, const float* d,
                const float* scales, uint8_t* codes) {
-  const int64_t width = (depth + kGroup - 1) / kGroup * Kind::kBlockBytes;
+  constexpr int kSize = Kind::kSize;
+  const int64_t width = (depth + kSize - 1) / kSize * Kind::kBlockBytes;
   std::vector<Lanes> matrix(static_cast<size_t>(depth)), left(matrix.size());
   Lanes *const weights = matrix.data(), *const errors = left.data();
   for (int64_t first = 0; first < count; first += kLanes) {
@@ -380,13 +398,13 @@ void feed_back(const float* rows, int64_t count, int64_t depth, const float* upp
       for (int r = 0; r < used; ++r) column[r] = rows[(first + r) * depth + k];
       weights[k] = column;
     }
-    for (int64_t g = 0; g < depth; g += kGroup) {
-      const int size = static_cast<int>(depth - g < kGroup ? depth - g : kGroup);
+    for (int64_t g = 0; g < depth; g += kSize) {
+      const int size = static_cast<int>(depth - g < kSize ? depth - g : kSize);
       const float* inner = upper + g * depth + g;
-      Lanes wanted[kGroup], units[kGroup], top = {};
+      Lanes wanted[kSize], units[kSize], top = {};
       for (int k = 0; k < size; ++k) wanted[k] = weights[g + k];
       pass_on(errors, upper, depth, g, size, wanted);
-      expect(weights + g, wanted, inner, depth, size, units);
+      expect<kSize>(weights + g, wanted, inner, depth, size, units);
       for (int k = 0; k < size; ++k) {
         units[k] *= unit;
         for (int r = 0; r < kLanes; ++r) {
@@ -396,7 +414,7 @@ void feed_back(const float* rows, int64_t count, int64_t depth, const float* upp
       }
       const Lanes multiplier = Kind::fit(units, d + g, size, top);
       const Lanes inverse = 1.0f / multiplier;
-      float chosen[kLanes][kGroup] = {};
+      float chosen[kLanes][kSize] = {};
       for (int k = 0; k < size; ++k) {
         const Lanes levels = Kind::levels(wanted[k] * unit * inverse);
         const Lanes wrong = weights[g + k] - levels * multiplier * scale;
@@ -405,7 +423,7 @@ void feed_back(const float* rows, int64_t count, int64_t depth, const float* upp
         for (int r = 0; r < kLanes; ++r) chosen[r][k] = levels[r];
       }
       for (int r = 0; r < used; ++r) {
-        uint8_t* block = codes + (first + r) * width + g / kGroup * Kind::kBlockBytes;
+        uint8_t* block = codes + (first + r) * width + g / kSize * Kind::kBlockBytes;
         block[0] = static_cast<uint8_t>(static_cast<int8_t>(multiplier[r]));
         Kind::pack(chosen[r], block + 1);
       }
@@ -438,30 +456,36 @@ INFC_EXPORT int32_t quantize_i8(const void* weights, int32_t narrow, int64_t row
   });
 }
 
-INFC_EXPORT int32_t quantize_b4_g32(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
-                                    void* codes, float* scales) {
-  return of_type(weights, narrow, [&](auto* w) {
-    return rows_to_groups(w, rows, depth, static_cast<uint8_t*>(codes), scales,
-                          static_cast<double>(kMostFactor) / (63.0 * 127.0), 17, book_group);
-  });
-}
+#define QUANTIZE_BOOK(SIZE)                                                                         \
+  INFC_EXPORT int32_t quantize_b4_g##SIZE(const void* weights, int32_t narrow, int64_t rows,        \
+                                          int64_t depth, void* codes, float* scales) {              \
+    return of_type(weights, narrow, [&](auto* w) {                                                  \
+      return rows_to_groups<SIZE>(w, rows, depth, static_cast<uint8_t*>(codes), scales,             \
+                                  static_cast<double>(kMostFactor) / (63.0 * 127.0), 1 + SIZE / 2,  \
+                                  book_group<SIZE>);                                                \
+    });                                                                                             \
+  }
+QUANTIZE_BOOK(32)
+QUANTIZE_BOOK(64)
+QUANTIZE_BOOK(128)
 
 INFC_EXPORT int32_t quantize_i8_g32(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
                                     void* codes, float* scales) {
   return of_type(weights, narrow, [&](auto* w) {
-    return rows_to_groups(w, rows, depth, static_cast<uint8_t*>(codes), scales,
-                          1.0 / (127.0 * 127.0), 33, byte_group);
+    return rows_to_groups<kGroup>(w, rows, depth, static_cast<uint8_t*>(codes), scales,
+                                  1.0 / (127.0 * 127.0), 1 + kGroup, byte_group);
   });
 }
 
 // Finite rows of float32 as codes by error feedback, given their scales and the factor of the Hessian:
 // `upper` `[depth, depth]` unit upper triangular, `d` `[depth]`.
-INFC_EXPORT void feed_back_b4_g32(const float* rows, int64_t count, int64_t depth, const float* upper,
-                                  const float* d, const float* scales, void* codes) {
-  feed_back<Book>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes));
-}
-
-INFC_EXPORT void feed_back_i8_g32(const float* rows, int64_t count, int64_t depth, const float* upper,
-                                  const float* d, const float* scales, void* codes) {
-  feed_back<Bytes>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes));
-}
+#define FEED_BACK(FORMAT, KIND)                                                                     \
+  INFC_EXPORT void feed_back_##FORMAT(const float* rows, int64_t count, int64_t depth,              \
+                                      const float* upper, const float* d, const float* scales,      \
+                                      void* codes) {                                                \
+    feed_back<KIND>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes));            \
+  }
+FEED_BACK(b4_g32, Book<32>)
+FEED_BACK(b4_g64, Book<64>)
+FEED_BACK(b4_g128, Book<128>)
+FEED_BACK(i8_g32, Bytes)

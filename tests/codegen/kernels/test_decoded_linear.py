@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.ir.formats import GROUP
+from infc.ir.formats import CHUNK
 from infc.ir.schemes import SCHEMES
 
 from .harness import DTYPES, RUNNABLE, TARGETS, Array, Kernels, kernels, same_bits
@@ -56,13 +56,13 @@ def product(k: Kernels, x: Array, w: Matrix, bias: Array | None) -> Array:
     """The definition of linear_decoded_tile.hpp in numpy, each operation rounded to float32."""
     parts = {name: part.astype(np.float32) for name, part in w.levels().items()}
     groups = parts["codes"].shape[1]
-    rows: Array = np.zeros((len(x), groups * GROUP), np.float32)
+    rows: Array = np.zeros((len(x), groups * CHUNK), np.float32)
     rows[:, : w.depth] = k.values(x)
     total: Array = np.zeros((len(x), len(w.codes)), np.float32)
     for g in range(groups):
         part = np.zeros_like(total)
-        group = rows[:, g * GROUP : (g + 1) * GROUP]
-        for i in range(GROUP):
+        group = rows[:, g * CHUNK : (g + 1) * CHUNK]
+        for i in range(CHUNK):
             part = part + group[:, i, None] * parts["codes"][:, g, i]
         total = total + part * parts["scale"][:, g].T
         if "minimum" in parts:

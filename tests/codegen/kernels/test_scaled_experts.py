@@ -15,7 +15,7 @@ from .harness import DTYPES, RUNNABLE, Array, Kernels, same_bits
 from .test_scaled_linear import Matrix, build, entry
 
 HIDDEN, INNER = 34, 21
-SHARED = ("int8", "int4", "int8-token", "int4-token")
+SHARED = ("int8", "int4", "int4-g128", "int8-token", "int4-token")
 """Schemes with a kernel for experts here; those of GGUF differ in their types of scales alone."""
 
 

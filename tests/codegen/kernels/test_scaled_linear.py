@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.codegen.cpp.layout import BlockLayout, Layout, PanelLayout, weight_layout
-from infc.ir.formats import GROUP, Part
+from infc.ir.formats import CHUNK, Part
 from infc.ir.schemes import MAX_EXACT_DEPTH, SCHEMES
 from infc.ir.types import DType
 
@@ -89,7 +89,7 @@ class Matrix:
         *lead, depth = shape
         drawn = rng.integers(-127, 128, shape).astype(np.int8)
         if form.group > 1:
-            blocks = rng.integers(0, 256, (*lead, -(-depth // GROUP), form.block_bytes))
+            blocks = rng.integers(0, 256, (*lead, -(-depth // form.group), form.block_bytes))
             drawn = blocks.astype(np.uint8)
             for part in form.parts[:-1]:
                 cls._draw_scales(rng, drawn, part, form.name)
@@ -111,11 +111,15 @@ class Matrix:
             where[...] = drawn[..., None].view(np.uint8)
 
     def levels(self) -> dict[str, Array]:
-        """The parts of the blocks, `[.., N, blocks, ..]`, with codes as their levels."""
+        """The parts of blocks, `[.., N, chunks, ..]`: levels, and what each 32 are scaled by."""
         form = SCHEMES[self.scheme].weight
         parts = form.split(torch.from_numpy(self.codes))
-        parts["codes"] = form.code_levels(parts["codes"])
-        return {name: part.numpy() for name, part in parts.items()}
+        levels = form.code_levels(parts.pop("codes"))
+        chunks = levels.flatten(-2).unflatten(-1, (-1, min(CHUNK, form.group)))
+        found = {
+            name: part.repeat_interleave(form.group // CHUNK, -2) for name, part in parts.items()
+        }
+        return {name: part.numpy() for name, part in found.items()} | {"codes": chunks.numpy()}
 
     def integers(self) -> Array:
         """What the codes of an exact scheme stand for, `[.., N, K]`."""
@@ -169,11 +173,11 @@ def product(k: Kernels, q: Array, row_scales: Array, w: Matrix, bias: Array | No
 def group_sums(q: Array, row_scales: Array, w: Matrix) -> Array:
     """The sums over groups of linear_groups_tile.hpp, each operation rounded to float32."""
     parts = {name: part.astype(np.float32) for name, part in w.levels().items()}
-    padded: Array = np.zeros((len(q), row_scales.shape[1] * GROUP))
+    padded: Array = np.zeros((len(q), row_scales.shape[1] * CHUNK))
     padded[:, : w.depth] = q
     total: Array = np.zeros((len(q), len(w.codes)), np.float32)
     for g in range(row_scales.shape[1]):
-        x = padded[:, g * GROUP : (g + 1) * GROUP]
+        x = padded[:, g * CHUNK : (g + 1) * CHUNK]
         dot = (x @ parts["codes"][:, g].T.astype(np.float64)).astype(np.float32)
         scale = row_scales[:, g, None]
         total = total + dot * (scale * parts["scale"][:, g].T)
@@ -263,12 +267,12 @@ def test_groups_are_quantised_bit_for_bit(k8: Kernels) -> None:
         x = k8.array(rng.standard_normal((rows, columns + 2)) * rng.uniform(0, 1e4, (rows, 1)))
         x[:, columns:] = k8.array(np.array([[np.nan]]))
         x[0, : min(columns, 32)] = 0
-        groups = -(-columns // GROUP)
-        padded = np.zeros((rows, groups * GROUP))
+        groups = -(-columns // CHUNK)
+        padded = np.zeros((rows, groups * CHUNK))
         padded[:, :columns] = k8.values(x)[:, :columns]
-        exact = quantized(padded.reshape(-1, GROUP))
+        exact = quantized(padded.reshape(-1, CHUNK))
         for threads in (1, 3):
-            q, scale = run_quantize(k8, x, columns, threads, GROUP)
+            q, scale = run_quantize(k8, x, columns, threads, CHUNK)
             assert same_bits(q, np.ascontiguousarray(exact[0].reshape(rows, -1)[:, :columns]))
             assert same_bits(scale, exact[1].reshape(rows, groups))
 

@@ -26,6 +26,8 @@ EXPORT void quantize(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i
   }
 using Int8 = Grouped<8, int8_t>;
 using Int4 = Grouped<4, int8_t, absent, Levels::book>;
+using Int4G64 = Grouped<4, int8_t, absent, Levels::book, 2>;
+using Int4G128 = Grouped<4, int8_t, absent, Levels::book, 4>;
 using Q8_0 = Grouped<8, half>;
 using Q4_0 = Grouped<4, half>;
 using Q4_1 = Grouped<4, half, half, Levels::counted>;
@@ -37,6 +39,10 @@ SCALED_LINEAR(scaled_linear_int8, Int8, T)
 SCALED_LINEAR(scaled_linear_int8_float, Int8, float)
 SCALED_LINEAR(scaled_linear_int4, Int4, T)
 SCALED_LINEAR(scaled_linear_int4_float, Int4, float)
+SCALED_LINEAR(scaled_linear_int4_g64, Int4G64, T)
+SCALED_LINEAR(scaled_linear_int4_g64_float, Int4G64, float)
+SCALED_LINEAR(scaled_linear_int4_g128, Int4G128, T)
+SCALED_LINEAR(scaled_linear_int4_g128_float, Int4G128, float)
 SCALED_LINEAR(scaled_linear_q8_0, Q8_0, T)
 SCALED_LINEAR(scaled_linear_q8_0_float, Q8_0, float)
 SCALED_LINEAR(scaled_linear_q4_0, Q4_0, T)
@@ -52,6 +58,8 @@ SCALED_EMBEDDING(scaled_embedding_int8_token, int8_t)
 SCALED_EMBEDDING(scaled_embedding_int4_token, int4x2)
 SCALED_EMBEDDING(scaled_embedding_int8, Int8)
 SCALED_EMBEDDING(scaled_embedding_int4, Int4)
+SCALED_EMBEDDING(scaled_embedding_int4_g64, Int4G64)
+SCALED_EMBEDDING(scaled_embedding_int4_g128, Int4G128)
 SCALED_EMBEDDING(scaled_embedding_q8_0, Q8_0)
 SCALED_EMBEDDING(scaled_embedding_q4_0, Q4_0)
 SCALED_EMBEDDING(scaled_embedding_q4_1, Q4_1)
@@ -59,7 +67,8 @@ EXPORT i64 linear_scratch(i64 K) {
   return std::max({product_scratch_bytes<int8_t>(K), product_scratch_bytes<int4x2>(K),
                    product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),
                    product_scratch_bytes<Q8_0>(K), product_scratch_bytes<Q4_0>(K),
-                   product_scratch_bytes<Q4_1>(K)});
+                   product_scratch_bytes<Q4_1>(K), product_scratch_bytes<Int4G64>(K),
+                   product_scratch_bytes<Int4G128>(K)});
 }
 EXPORT void quantize_groups(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i64 rows,
                             i64 dim) {
@@ -121,3 +130,4 @@ EXPERTS(experts_int8_token, int8_t)
 EXPERTS(experts_int4_token, int4x2)
 EXPERTS(experts_int8, Int8)
 EXPERTS(experts_int4, Int4)
+EXPERTS(experts_int4_g128, Int4G128)
