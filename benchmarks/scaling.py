@@ -38,7 +38,7 @@ from infc.ir.artifact import Artifact
 from infc.ir.machine import available_cpus, available_memory, cpu_model
 from infc.ir.target import resolve_target
 from infc.runtime.executors.base import Executor, work_ahead
-from infc.runtime.kv_groups import planned_bytes
+from infc.runtime.scheduling.kv_groups import planned_bytes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (128, 1024, 4096)

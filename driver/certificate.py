@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.base import Pass, PassContext
     from ..passes.lossy_stages import LossyRuns, LossyStage
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
     from .progress import Reporter
     from .recipe import AccuracySection
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.feedback import CompiledFeedback
     from ..passes.pipeline import Pipeline
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
     from .certificate import Compiled
     from .optimize import Optimized
 
@@ -383,7 +383,7 @@ def _write_tokenizer(
     job: CompileJob, directory: Path, vocab_size: int, progress: Reporter
 ) -> TokenizerFiles | None:
     from ..frontend.tokenizer import write_tokenizer
-    from ..runtime.sampling_params import notes_on_ignored
+    from ..runtime.sampling.sampling_params import notes_on_ignored
 
     files = write_tokenizer(job.model, directory, vocab_size=vocab_size, log=progress.remark)
     for line in notes_on_ignored(files.generation if files else None):
@@ -408,7 +408,7 @@ def _checked(files: TokenizerFiles, directory: Path, progress: Reporter) -> Toke
 
 
 def _opened(files: TokenizerFiles, directory: Path) -> Tokenizer:
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
 
     return Tokenizer.open(directory, files, lambda name: (directory / name).read_text("utf-8"))
 

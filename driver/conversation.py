@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..runtime.llm import LLM
-    from ..runtime.sampling_params import SamplingParams
+    from ..runtime.api.llm import LLM
+    from ..runtime.sampling.sampling_params import SamplingParams
 
 
 def converse(llm: LLM, params: SamplingParams, system: str | None = None) -> None:

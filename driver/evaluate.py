@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..ir.manifest import Manifest
     from ..runtime.executors.base import Executor
-    from ..runtime.step import Step
+    from ..runtime.scheduling.step import Step
 
     Rows = NDArray[np.float64]
 
@@ -233,7 +233,7 @@ def _check_same_tokens(
 
 
 def _tokenize(artifact: Artifact, text: str) -> list[int]:
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(artifact)
     if tokenizer is None:
@@ -287,7 +287,7 @@ def _step(manifest: Manifest, tokens: Sequence[int], start: int, end: int, wante
     """A step with tokens[start:end] of one sequence, with blocks 1, 2, 3, ... in all groups."""
     import numpy as np
 
-    from ..runtime.step import Step
+    from ..runtime.scheduling.step import Step
 
     def array(values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
         return np.ascontiguousarray(values, dtype=np.int32)

@@ -15,9 +15,9 @@ from ..ir.errors import InfcError
 from ..ir.sizes import format_count
 
 if TYPE_CHECKING:
-    from ..runtime.llm import LLM
-    from ..runtime.outputs import RequestOutput
-    from ..runtime.sampling_params import SamplingParams
+    from ..runtime.api.llm import LLM
+    from ..runtime.requests.outputs import RequestOutput
+    from ..runtime.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def write_choices(
 
     Raises InfcError where the request failed on its way.
     """
-    from ..runtime.outputs import merge_outputs
+    from ..runtime.requests.outputs import merge_outputs
 
     whole = merge_outputs(list(outputs))
     if whole.error is not None:
@@ -126,7 +126,7 @@ def encode_message(llm: LLM, text: str, system: str | None = None) -> list[int]:
 
     RequestError if the model has no tokenizer or no chat template.
     """
-    from ..runtime.prompts import encode_conversation
+    from ..runtime.api.prompts import encode_conversation
 
     opening = [{"role": "system", "content": system}] if system else []
     return encode_conversation(llm.tokenizer, [*opening, {"role": "user", "content": text}])

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.artifact import Artifact, Verification, check_verification
-from ..runtime import async_llm, llm
-from ..runtime.opening import as_options
+from ..runtime.api import async_llm, llm
+from ..runtime.api.opening import as_options
 
 Model = Artifact | str | os.PathLike[str]
 Overrides = Iterable[str] | Mapping[str, Any]

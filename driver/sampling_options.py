@@ -13,7 +13,7 @@ from .threads_option import threads_option
 
 if TYPE_CHECKING:
     from ..ir.artifact import Artifact
-    from ..runtime.sampling_params import SamplingParams
+    from ..runtime.sampling.sampling_params import SamplingParams
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -152,7 +152,7 @@ def sampling_params(options: Mapping[str, Any], artifact: Artifact) -> SamplingP
 
     Raises RequestError where a value is out of range.
     """
-    from ..runtime.sampling_params import SamplingParams, recommended_sampling
+    from ..runtime.sampling.sampling_params import SamplingParams, recommended_sampling
 
     tokenizer = artifact.manifest.tokenizer
     recommended = recommended_sampling(tokenizer.generation if tokenizer else None)

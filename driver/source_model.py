@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..ir.program import Program, WeightLoader
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.text_runs import TextRunner
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
     from .progress import Reporter
 
     Rows = NDArray[np.float64]

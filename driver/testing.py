@@ -185,7 +185,7 @@ def _run(artifact: Artifact, ids: NDArray[np.int32], threads: int) -> NDArray[np
     import numpy as np
 
     from ..runtime.executors.base import ExecutorConfig
-    from ..runtime.step import Step
+    from ..runtime.scheduling.step import Step
 
     count = len(ids)
     places = np.arange(count, dtype=np.int32)

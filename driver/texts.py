@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..ir.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
 
 CALIBRATION: Final = "general-calibration"
 EVALUATION: Final = "general-evaluation"
@@ -255,7 +255,7 @@ def checkpoint_tokenizer(
     import tempfile
 
     from ..frontend.tokenizer import write_tokenizer
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
 
     with tempfile.TemporaryDirectory(prefix="infc-tokenizer-") as place:
         directory = Path(place)

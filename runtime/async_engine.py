@@ -17,9 +17,9 @@ from .async_streams import Item, Stream, hand_over
 from .engine import Engine, EngineStats, PreparedRequest
 from .faults import note_fault
 from .memory_reserve import RESERVE
-from .outputs import RequestOutput, merge_outputs
-from .pooling import Pooling
-from .sampling_params import SamplingParams
+from .requests.outputs import RequestOutput, merge_outputs
+from .requests.pooling import Pooling
+from .sampling.sampling_params import SamplingParams
 
 _IDLE_SECONDS = 0.005
 """How long a request may wait for work that is done while there is nothing to do."""

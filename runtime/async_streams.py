@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..ir.errors import InfcError
 from .engine import PreparedRequest
 from .memory_reserve import RESERVE
-from .outputs import RequestOutput, merge_outputs
+from .requests.outputs import RequestOutput, merge_outputs
 
 Item = RequestOutput | InfcError
 

@@ -16,20 +16,26 @@ from ..ir.errors import InfcError, RequestError
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig, work_ahead
 from .faults import is_fault, note_fault
-from .kv_cache import KvCache
 from .limits import RuntimeOptions, RuntimePlan, plan_runtime
-from .logits_adjuster import TokenConstraint
-from .outputs import FinishReason, RequestOutput, TokenLogprobs
-from .pooling import Pool, Pooling, asks_for_hidden
-from .request import Request
-from .request_checks import check_choosable, check_params, check_place, checked_ids, stop_texts
-from .request_stream import NO_FINITE_VALUE, RequestStream
-from .sampler import Sample
-from .sampling_params import SamplingParams, recommended_sampling
-from .scheduler import Scheduler
-from .step import Step, StepTimes
-from .step_results import StepResults, read_results
-from .tokenizer import Tokenizer
+from .requests.outputs import FinishReason, RequestOutput, TokenLogprobs
+from .requests.pooling import Pool, Pooling, asks_for_hidden
+from .requests.request import Request
+from .requests.request_checks import (
+    check_choosable,
+    check_params,
+    check_place,
+    checked_ids,
+    stop_texts,
+)
+from .requests.request_stream import NO_FINITE_VALUE, RequestStream
+from .sampling.logits_adjuster import TokenConstraint
+from .sampling.sampler import Sample
+from .sampling.sampling_params import SamplingParams, recommended_sampling
+from .scheduling.kv_cache import KvCache
+from .scheduling.scheduler import Scheduler
+from .scheduling.step import Step, StepTimes
+from .scheduling.step_results import StepResults, read_results
+from .text.tokenizer import Tokenizer
 
 _READ_ONLY = SamplingParams(max_tokens=0, prompt_logprobs=0)
 

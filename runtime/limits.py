@@ -14,16 +14,16 @@ from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import LEAST_CONTEXT, Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_count, format_size, parse_size
-from .admission import SchedulerLimits
 from .executors.base import WeightPlacement
-from .kv_groups import (
+from .option_checks import check_types, checked_threads
+from .scheduling.admission import SchedulerLimits
+from .scheduling.kv_groups import (
     blocks_alone,
     blocks_for,
     common_block_size,
     planned_blocks,
     planned_bytes,
 )
-from .option_checks import check_types, checked_threads
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _MOST_COPIED = 0.75  # of what memory is left

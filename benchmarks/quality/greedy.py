@@ -19,7 +19,7 @@ from typing import Final
 
 import infc
 from infc.ir.artifact import open_artifact
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from ..peers.contestants import LLAMA_CPP, Workdir
 from ..peers.steps import Runner, whole_or_absent

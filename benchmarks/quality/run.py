@@ -29,7 +29,7 @@ from infc.driver.source_model import SourceModel, open_source
 from infc.driver.tally import Tally, perplexity
 from infc.driver.texts import read_text, tokenize
 from infc.ir.artifact import Artifact, open_artifact
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from ..peers.client import Worker
 from ..peers.contestants import INFC, LLAMA_CPP, Workdir

@@ -18,7 +18,7 @@ from .workloads import Workload
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
     from ...runtime.executors.base import Executor
-    from ...runtime.step import Step, StepTimes
+    from ...runtime.scheduling.step import Step, StepTimes
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class EngineRounds:
         return WorkloadResult(workload=workload, rounds=rounds, **result)
 
     def _run(self, workload: Workload, seed: int) -> Round:
-        from ...runtime.sampling_params import SamplingParams
+        from ...runtime.sampling.sampling_params import SamplingParams
 
         engine, one = self._engine, Round()
         params = SamplingParams(max_tokens=workload.new_tokens, ignore_eos=True)

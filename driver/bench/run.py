@@ -25,7 +25,7 @@ from .workloads import START, Workload
 if TYPE_CHECKING:
     from ...ir.artifact import Artifact
     from ...ir.manifest import Limits
-    from ...runtime.llm import LLM
+    from ...runtime.api.llm import LLM
 
 INTERRUPTED = "interrupted"
 """Why a workload was skipped in which Ctrl-C came; those after it were not begun."""
@@ -171,7 +171,7 @@ def _measure_workloads(
     on_note: Callable[[str], None] | None,
 ) -> tuple[tuple[WorkloadResult, ...], int, int | None]:
     """The results, how many sequences run at once, and the peak of memory meanwhile."""
-    from ...runtime.llm import LLM
+    from ...runtime.api.llm import LLM
 
     roofline = None if ceilings is None else Roofline(read_program(artifact), ceilings)
     knows_peak = reset_peak()

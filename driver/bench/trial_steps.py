@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.manifest import Manifest
-from ...runtime.draws import DRAW, GREEDY
-from ...runtime.kv_groups import blocks_for
-from ...runtime.step import Step
+from ...runtime.sampling.draws import DRAW, GREEDY
+from ...runtime.scheduling.kv_groups import blocks_for
+from ...runtime.scheduling.step import Step
 from .roofline import StepShape
 
 if TYPE_CHECKING:

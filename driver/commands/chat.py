@@ -27,7 +27,7 @@ def command(model: str, overrides: tuple[str, ...], system: str | None, **option
       infc chat tiny.infc --system "You write Python." --temperature 0.7
     """
     from ...ir.errors import UsageError
-    from ...runtime.llm import LLM
+    from ...runtime.api.llm import LLM
     from ..conversation import converse
     from ..open_model import open_model
     from ..sampling_options import engine_arguments, sampling_params

@@ -56,7 +56,7 @@ def command(
       infc generate tiny.infc --token-ids 1,15,27
       infc generate tiny.infc "import" -n 3 --temperature 0.8 --min-p 0.05
     """
-    from ...runtime.llm import LLM
+    from ...runtime.api.llm import LLM
     from ..generate import encode_message, write_answer
     from ..open_model import open_model
     from ..sampling_options import (

@@ -46,7 +46,7 @@ def command(
       infc run qwen2.5-7b-instruct -f question.txt --set quantization=int4
     """
     from ...ir.errors import UsageError
-    from ...runtime.llm import LLM
+    from ...runtime.api.llm import LLM
     from ..conversation import converse
     from ..generate import encode_message, write_answer
     from ..open_model import open_model

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ...ir.machine import available_memory
 from ...ir.manifest import Limits, Manifest
 from ...ir.program import KvGroup
-from ...runtime.kv_groups import blocks_for, planned_blocks, planned_bytes
 from ...runtime.limits import handed_over_bytes
+from ...runtime.scheduling.kv_groups import blocks_for, planned_blocks, planned_bytes
 from .facts import KvGroupFacts, MemoryFacts
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import InfcError
-from ..draws import Draw
-from ..sampler import drawn_token
-from ..step import NO_TOKEN, Step
+from ..sampling.draws import Draw
+from ..sampling.sampler import drawn_token
+from ..scheduling.step import NO_TOKEN, Step
 
 WeightPlacement = Literal["mapped", "copied", "loaded"]
 """Where weights lie: in the mapped file; there at first, and copied into memory of huge pages

@@ -19,8 +19,8 @@ from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.sizes import format_count
 from ...ir.step_facts import check_step_facts
 from ...ir.target import check_target
-from ..draws import DRAW
-from ..step import Int32Array, Step
+from ..sampling.draws import DRAW
+from ..scheduling.step import Int32Array, Step
 from .base import ExecutorConfig, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile

@@ -12,7 +12,7 @@ from ...ir.program import Program, hidden_width
 from ...ir.safetensors import MappedSafetensors
 from ...ir.step_facts import check_step_facts, step_facts
 from ...ir.torch_types import to_torch
-from ..step import Step
+from ..scheduling.step import Step
 from .base import ExecutorConfig, WeightPlacement, check_hidden, wanted_rows
 from .weight_memory import open_artifact_weights
 

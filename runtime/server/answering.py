@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.responses import Response
 
 from ...ir.errors import RequestError
-from ..outputs import CompletionOutput, RequestOutput, merge_outputs
+from ..requests.outputs import CompletionOutput, RequestOutput, merge_outputs
 from .encoding import encode, encode_in_pieces
 from .errors import ApiError
 from .generation import Outputs, Prompt, each_output, gather_outputs
@@ -23,7 +23,7 @@ from .streaming import Event, WholeAnswer, open_event_stream
 from .usage import Usage, answer_head
 
 if TYPE_CHECKING:
-    from ..sampling_params import SamplingParams
+    from ..sampling.sampling_params import SamplingParams
 
 _SMALL = 2048  # values of an answer that are written in no time
 

@@ -37,7 +37,7 @@ from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 
 def create_app(

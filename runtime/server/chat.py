@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from ...ir.errors import RequestError
-from ..outputs import CompletionOutput, RequestOutput
+from ..requests.outputs import CompletionOutput, RequestOutput
 from .answering import Job, answer
 from .encoding import Shared
 from .errors import ApiError

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 from ...ir.errors import RequestError
-from ..outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from ..requests.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from .answering import Job, answer
 from .encoding import Joined, Shared
 from .errors import ApiError

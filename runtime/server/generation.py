@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from ..faults import is_fault, note_fault
-from ..outputs import RequestOutput
+from ..requests.outputs import RequestOutput
 from .errors import ApiError
 
 if TYPE_CHECKING:
-    from ..sampling_params import SamplingParams
+    from ..sampling.sampling_params import SamplingParams
     from .service import Service
 
 _LOG = logging.getLogger("infc.server")

@@ -9,11 +9,11 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ..outputs import TokenLogprobs
-from ..text_decoders import byte_spelling, decoder_stages, is_byte_level, token_bytes
+from ..requests.outputs import TokenLogprobs
+from ..text.text_decoders import byte_spelling, decoder_stages, is_byte_level, token_bytes
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 _LOWEST = -9999.0  # JSON has no -Infinity; the number that OpenAI's API gives in its place
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from ..async_engine import AsyncEngine
-    from ..outputs import RequestMetrics, RequestOutput
-    from ..step import StepTimes
+    from ..requests.outputs import RequestMetrics, RequestOutput
+    from ..scheduling.step import StepTimes
 
 _SECONDS = (
     0.001,

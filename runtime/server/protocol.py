@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from ..params_checks import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
-from ..sampling_params import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
+from ..sampling.params_checks import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from ..sampling.sampling_params import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
 
 NEUTRAL = dict[str, tuple[Any, ...]]
 """Fields that are known and not built, and the values that ask for what happens anyway."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Verification, open_artifact
 from ..limits import RuntimeOptions
-from ..sampling_params import notes_on_ignored
+from ..sampling.sampling_params import notes_on_ignored
 from .certificate import read_certificate
 from .listener import open_listener
 from .log import ServerLog

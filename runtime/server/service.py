@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import RequestError
-from ..text_decoders import REPLACEMENT
+from ..text.text_decoders import REPLACEMENT
 from .errors import ApiError
 from .logprobs import TokenTexts
 from .metrics import ServerMetrics
@@ -16,7 +16,7 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
-    from ..tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 _SMALL = 4096  # characters, or token ids, that are looked at in no time
 _PLAUSIBLE = 16  # characters a token; a text beyond that may deserve a closer look

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from ...ir.errors import UsageError
-from ..sampling_params import MAX_CHOICES, MAX_LOGPROBS, RECOMMENDED, recommended_sampling
+from ..sampling.sampling_params import MAX_CHOICES, MAX_LOGPROBS, RECOMMENDED, recommended_sampling
 from .log import LogFormat
 
 

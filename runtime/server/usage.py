@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any
 
-from ..outputs import RequestOutput
+from ..requests.outputs import RequestOutput
 
 
 def answer_head(prefix: str, kind: str, model: str) -> dict[str, Any]:

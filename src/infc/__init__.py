@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from .ir.errors import CapacityError, InfcError, RequestError
     from .passes.registry import register_pass
     from .passes.rewrite import ops, rewrite
-    from .runtime.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-    from .runtime.reading import Embedding, Score
-    from .runtime.sampling_params import SamplingParams
+    from .runtime.api.reading import Embedding, Score
+    from .runtime.requests.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+    from .runtime.sampling.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
@@ -46,14 +46,14 @@ _HOMES = {
     "Artifact": ("ir.artifact", "Artifact"),
     "AsyncLLM": ("driver.llm", "AsyncLLM"),
     "CapacityError": ("ir.errors", "CapacityError"),
-    "CompletionOutput": ("runtime.outputs", "CompletionOutput"),
-    "Embedding": ("runtime.reading", "Embedding"),
+    "CompletionOutput": ("runtime.requests.outputs", "CompletionOutput"),
+    "Embedding": ("runtime.api.reading", "Embedding"),
     "InfcError": ("ir.errors", "InfcError"),
     "RequestError": ("ir.errors", "RequestError"),
-    "RequestOutput": ("runtime.outputs", "RequestOutput"),
-    "SamplingParams": ("runtime.sampling_params", "SamplingParams"),
-    "Score": ("runtime.reading", "Score"),
-    "TokenLogprobs": ("runtime.outputs", "TokenLogprobs"),
+    "RequestOutput": ("runtime.requests.outputs", "RequestOutput"),
+    "SamplingParams": ("runtime.sampling.sampling_params", "SamplingParams"),
+    "Score": ("runtime.api.reading", "Score"),
+    "TokenLogprobs": ("runtime.requests.outputs", "TokenLogprobs"),
     "compile": ("driver.compile", "compile_model"),
     "diff": ("driver.explain.compare", "diff_paths"),
     "inspect": ("driver.explain.collect", "inspect_artifact"),

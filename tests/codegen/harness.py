@@ -19,7 +19,7 @@ from infc.ir.target import Target, resolve_target
 from infc.ir.types import DType
 from infc.runtime.executors.base import ExecutorConfig
 from infc.runtime.executors.cpp import CppExecutor
-from infc.runtime.step import Step
+from infc.runtime.scheduling.step import Step
 
 
 def random_weights(program: Program, seed: int) -> dict[str, torch.Tensor]:

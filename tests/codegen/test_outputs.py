@@ -14,10 +14,10 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.program import Program
 from infc.ir.target import resolve_target
 from infc.ir.types import DType, Sym, TensorType
-from infc.runtime.draws import DRAW, Draw
 from infc.runtime.executors.base import wanted_rows
-from infc.runtime.sampler import support, uniform
-from infc.runtime.step import Step
+from infc.runtime.sampling.draws import DRAW, Draw
+from infc.runtime.sampling.sampler import support, uniform
+from infc.runtime.scheduling.step import Step
 
 from .harness import Chunk, build, make_step, open_cpp, with_weights
 

@@ -14,8 +14,8 @@ from infc.ir.manifest import Manifest
 from infc.ir.ops import all_ops
 from infc.passes.pipeline import OUR_PASSES
 from infc.runtime.limits import RuntimeOptions
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import Step
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.step import Step
 
 from ..configs import CONFIGS
 from ..e2e.parity_table import BACKENDS, load_table

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from infc.driver.commands import chat
 from infc.ir.errors import InfcError
+from infc.runtime.api.llm import LLM
 from infc.runtime.engine import Engine
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import RequestOutput
+from infc.runtime.requests.outputs import RequestOutput
 
 from ..runtime.small_artifact import write_small_artifact
 

@@ -25,8 +25,8 @@ from infc.driver.text_input import read_file
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import UsageError
 from infc.ir.manifest import Limits
-from infc.runtime.llm import LLM
-from infc.runtime.step import Step
+from infc.runtime.api.llm import LLM
+from infc.runtime.scheduling.step import Step
 
 from ..ir.artifacts import manifest
 from ..runtime.small_artifact import write_small_artifact

@@ -22,8 +22,8 @@ from infc.driver.sampling_options import (
 from infc.ir.artifact import ArtifactWriter, open_artifact
 from infc.ir.errors import InfcError, RequestError, UsageError
 from infc.ir.manifest import TokenizerFiles
-from infc.runtime.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from ..ir.artifacts import fill, manifest
 

@@ -22,7 +22,7 @@ from infc.driver.texts import (
     tokenize,
 )
 from infc.ir.errors import UsageError
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from ..test_layout import ROOT
 

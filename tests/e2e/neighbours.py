@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, RequestError
-from infc.runtime.blocks import BlockPool
 from infc.runtime.engine import Engine
-from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import RuntimeOptions
-from infc.runtime.outputs import RequestOutput, TokenLogprobs, merge_outputs
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.sequence_blocks import SequenceBlocks
+from infc.runtime.requests.outputs import RequestOutput, TokenLogprobs, merge_outputs
+from infc.runtime.requests.sequence_blocks import SequenceBlocks
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.blocks import BlockPool
+from infc.runtime.scheduling.kv_cache import KvCache
 
 from .support import prompts
 

@@ -11,8 +11,8 @@ import pytest
 from infc.ir.artifact import Artifact
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimeOptions
-from infc.runtime.outputs import RequestOutput
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.outputs import RequestOutput
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from ..configs import CONFIGS
 from .builds import INT4, INT8, Build, Builds, Settings

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import infc
 from infc.runtime.engine import Engine
-from infc.runtime.pooling import Pooling
+from infc.runtime.requests.pooling import Pooling
 
 from .builds import Build, Builds
 from .support import Eager, prompts, relative_error

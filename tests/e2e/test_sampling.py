@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from infc.runtime.llm import LLM
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.api.llm import LLM
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from ..checkpoints import make_checkpoint
 from .support import Eager, compile_checkpoint, prompts

@@ -15,7 +15,7 @@ from infc.frontend.sources.base import SourceTokenizer, open_source
 from infc.frontend.sources.gguf.pretokenizers import PRE_TOKENIZERS
 from infc.frontend.tokenizer import write_tokenizer
 from infc.ir.errors import CheckpointError
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from ..checkpoints import CHAT_TEMPLATE
 from ..configs.base import BOS_ID, EOS_ID

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from infc.runtime.admission import SchedulerLimits
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.scheduling.admission import SchedulerLimits
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .paged_model import PagedModel, make_group
 

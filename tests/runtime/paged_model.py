@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from infc.ir.program import KvGroup
 from infc.runtime.executors.base import wanted_rows
-from infc.runtime.step import Step
+from infc.runtime.scheduling.step import Step
 
 _EMPTY = 1
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from infc.runtime.admission import SchedulerLimits
-from infc.runtime.kv_cache import KvCache
-from infc.runtime.outputs import TokenLogprobs
-from infc.runtime.request import Request, RequestState
-from infc.runtime.sampler import sample
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.scheduler import Scheduler
-from infc.runtime.step import Step
-from infc.runtime.step_results import read_results
-from infc.runtime.token_logprobs import raw_logprobs
+from infc.runtime.requests.outputs import TokenLogprobs
+from infc.runtime.requests.request import Request, RequestState
+from infc.runtime.sampling.sampler import sample
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.sampling.token_logprobs import raw_logprobs
+from infc.runtime.scheduling.admission import SchedulerLimits
+from infc.runtime.scheduling.kv_cache import KvCache
+from infc.runtime.scheduling.scheduler import Scheduler
+from infc.runtime.scheduling.step import Step
+from infc.runtime.scheduling.step_results import read_results
 
 from .paged_model import PagedModel, logits_of, make_group, prefix_states
 

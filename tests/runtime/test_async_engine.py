@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from infc.ir.errors import CapacityError, DrainingError, InfcError, RequestError
-from infc.runtime.admission import SchedulerLimits
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
-from infc.runtime.outputs import RequestOutput, merge_outputs
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import Step
+from infc.runtime.requests.outputs import RequestOutput, merge_outputs
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.admission import SchedulerLimits
+from infc.runtime.scheduling.step import Step
 
 from .paged_model import PagedModel, make_group
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from infc.ir.errors import CapacityError, InfcError, RequestError, UsageError
-from infc.runtime.async_llm import AsyncLLM
+from infc.runtime.api.async_llm import AsyncLLM
+from infc.runtime.api.llm import LLM
 from infc.runtime.async_streams import MAX_UNREAD
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import RequestOutput, merge_outputs
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.outputs import RequestOutput, merge_outputs
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from .small_artifact import write_small_artifact
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from infc.runtime.blocks import BlockPool
+from infc.runtime.scheduling.blocks import BlockPool
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from infc.frontend.tokenizer import write_tokenizer
 from infc.ir.errors import RequestError
 from infc.ir.manifest import TokenizerFiles
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .chat_layouts import LAYOUTS, Layout
 

@@ -10,7 +10,7 @@ import jinja2
 import pytest
 
 from infc.ir.errors import ArtifactError, RequestError
-from infc.runtime.chat_template import ChatTemplate
+from infc.runtime.text.chat_template import ChatTemplate
 
 CHATML = (
     "{%- for message in messages %}\n"

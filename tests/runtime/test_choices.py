@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from infc.ir.errors import RequestError
+from infc.runtime.api.llm import LLM
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimeOptions
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import CompletionOutput, RequestOutput, merge_outputs
-from infc.runtime.request import Request
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import Step
+from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
+from infc.runtime.requests.request import Request
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.step import Step
 
 from .small_artifact import write_small_artifact
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.runtime import demand
-from infc.runtime.demand import AnswerLengths
-from infc.runtime.request import Request
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.scheduler import Scheduler
+from infc.runtime.requests.request import Request
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling import demand
+from infc.runtime.scheduling.demand import AnswerLengths
+from infc.runtime.scheduling.scheduler import Scheduler
 
 from .scheduling import add, build, finish_all
 

@@ -7,9 +7,9 @@ from functools import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.runtime.detokenizer import Detokenizer, StopMatcher
-from infc.runtime.text_decoders import TextDecoder
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.detokenizer import Detokenizer, StopMatcher
+from infc.runtime.text.text_decoders import TextDecoder
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .small_artifact import make_tokenizer
 

@@ -16,17 +16,19 @@ import pytest
 from numpy.typing import NDArray
 
 from infc.ir.errors import ArtifactError, InfcError
-from infc.runtime import async_engine, request_stream, step_results
+from infc.runtime import async_engine
+from infc.runtime.api.llm import LLM
 from infc.runtime.async_engine import AsyncEngine
-from infc.runtime.detokenizer import Detokenizer
 from infc.runtime.engine import Engine
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import CompletionOutput, RequestOutput, merge_outputs
-from infc.runtime.pooling import Pool
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.scheduler import Scheduler
-from infc.runtime.step import Step
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.requests import request_stream
+from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
+from infc.runtime.requests.pooling import Pool
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling import step_results
+from infc.runtime.scheduling.scheduler import Scheduler
+from infc.runtime.scheduling.step import Step
+from infc.runtime.text.detokenizer import Detokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .engines import make_engine
 from .small_artifact import make_tokenizer
@@ -130,14 +132,23 @@ def run(
         served.shutdown()
 
 
-WATCHED = tuple(
-    f"runtime/{name}.py"
-    for name in (
-        "async_engine", "blocks", "demand", "detokenizer", "engine", "kv_cache", "logits_adjuster",
-        "outputs", "pooling", "request", "request_stream", "sampler", "scheduler",
-        "sequence_blocks", "step", "step_builder", "step_results", "text_decoders",
-        "token_logprobs",
-    )
+WATCHED = (
+    *("runtime/engine.py", "runtime/async_engine.py", "runtime/text/detokenizer.py"),
+    "runtime/text/text_decoders.py",
+    *(
+        f"runtime/requests/{name}.py"
+        for name in ("outputs", "pooling", "request", "request_stream", "sequence_blocks")
+    ),
+    *(
+        f"runtime/sampling/{name}.py"
+        for name in ("logits_adjuster", "sampler", "token_logprobs")
+    ),
+    *(
+        f"runtime/scheduling/{name}.py"
+        for name in (
+            "blocks", "demand", "kv_cache", "scheduler", "step", "step_builder", "step_results"
+        )
+    ),
 )  # fmt: skip
 
 

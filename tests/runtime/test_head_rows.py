@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from infc.runtime.draws import draws_of
 from infc.runtime.executors.base import wanted_rows
-from infc.runtime.request import Request
-from infc.runtime.sampler import sample
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import NO_TOKEN, Step
-from infc.runtime.step_results import read_results
+from infc.runtime.requests.request import Request
+from infc.runtime.sampling.draws import draws_of
+from infc.runtime.sampling.sampler import sample
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.step import NO_TOKEN, Step
+from infc.runtime.scheduling.step_results import read_results
 
 from .scheduling import add, build, finish_all, run_step
 

@@ -14,8 +14,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from infc.runtime.kv_cache import Headroom, KvCache
-from infc.runtime.sequence_blocks import SequenceBlocks
+from infc.runtime.requests.sequence_blocks import SequenceBlocks
+from infc.runtime.scheduling.kv_cache import Headroom, KvCache
 
 from .paged_model import make_group
 

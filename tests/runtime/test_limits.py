@@ -15,8 +15,6 @@ from infc.ir.errors import CapacityError, UsageError
 from infc.ir.manifest import FileDigest, Manifest
 from infc.ir.program import KvGroup
 from infc.ir.sizes import format_size
-from infc.runtime.admission import SchedulerLimits
-from infc.runtime.kv_cache import KvCache
 from infc.runtime.limits import (
     RuntimeOptions,
     _too_little,
@@ -25,6 +23,8 @@ from infc.runtime.limits import (
     plan_blocks,
     plan_runtime,
 )
+from infc.runtime.scheduling.admission import SchedulerLimits
+from infc.runtime.scheduling.kv_cache import KvCache
 
 from ..ir.artifacts import manifest
 

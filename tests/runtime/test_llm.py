@@ -17,9 +17,9 @@ from infc.ir.errors import (
     RequestError,
     UsageError,
 )
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import merge_outputs
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.api.llm import LLM
+from infc.runtime.requests.outputs import merge_outputs
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from .small_artifact import write_small_artifact
 
@@ -360,7 +360,7 @@ def test_what_a_longer_prompt_needs(artifact: Path) -> None:
 
 def test_runtime_imports_without_torch() -> None:
     script = (
-        "import sys, infc, infc.runtime.chat_template, infc.runtime.async_engine;"
+        "import sys, infc, infc.runtime.text.chat_template, infc.runtime.async_engine;"
         "compiler = {'compile', 'ops', 'register_pass', 'rewrite'};"
         "[getattr(infc, name) for name in infc.__all__ if name not in compiler];"
         "print(*sorted({'torch', 'transformers'} & set(sys.modules)))"

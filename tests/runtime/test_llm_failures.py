@@ -21,11 +21,11 @@ from infc.ir.errors import (
     InfcError,
     UsageError,
 )
-from infc.runtime.async_llm import AsyncLLM
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import RequestOutput
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import NO_TOKEN, Step
+from infc.runtime.api.async_llm import AsyncLLM
+from infc.runtime.api.llm import LLM
+from infc.runtime.requests.outputs import RequestOutput
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.step import NO_TOKEN, Step
 
 from .small_artifact import write_small_artifact
 

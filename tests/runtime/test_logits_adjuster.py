@@ -24,11 +24,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from infc.runtime import logits_adjuster
-from infc.runtime.logits_adjuster import LogitsAdjuster, TokenCounts
-from infc.runtime.request import Request
-from infc.runtime.sampler import sample, support
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.request import Request
+from infc.runtime.sampling import logits_adjuster
+from infc.runtime.sampling.logits_adjuster import LogitsAdjuster, TokenCounts
+from infc.runtime.sampling.sampler import sample, support
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 VOCAB = 40
 Row = NDArray[np.float32]

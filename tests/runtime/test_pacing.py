@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from infc.ir.errors import UsageError
 from infc.ir.manifest import FileDigest
 from infc.runtime.limits import RuntimeOptions, plan_runtime
-from infc.runtime.pacing import Pacer
-from infc.runtime.scheduler import Scheduler
+from infc.runtime.scheduling.pacing import Pacer
+from infc.runtime.scheduling.scheduler import Scheduler
 
 from ..ir.artifacts import manifest
 from .paged_model import PagedModel

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.ir.errors import InfcError, RequestError
-from infc.runtime.admission import SchedulerLimits
-from infc.runtime.async_llm import AsyncLLM
+from infc.runtime.api.async_llm import AsyncLLM
+from infc.runtime.api.llm import LLM
+from infc.runtime.api.reading import Score
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
-from infc.runtime.llm import LLM
-from infc.runtime.outputs import RequestOutput, merge_outputs
-from infc.runtime.reading import Score
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import Step
+from infc.runtime.requests.outputs import RequestOutput, merge_outputs
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.admission import SchedulerLimits
+from infc.runtime.scheduling.step import Step
 
 from .paged_model import PagedModel, hidden_of, logits_of, make_group, prefix_states
 from .small_artifact import write_small_artifact

@@ -10,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.ir.errors import RequestError
-from infc.runtime import async_engine, engine, logits_adjuster
+from infc.runtime import async_engine, engine
 from infc.runtime.async_engine import AsyncEngine
-from infc.runtime.outputs import merge_outputs
-from infc.runtime.request_checks import CheckedIds, check_choosable, check_params, checked_ids
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.outputs import merge_outputs
+from infc.runtime.requests.request_checks import (
+    CheckedIds,
+    check_choosable,
+    check_params,
+    checked_ids,
+)
+from infc.runtime.sampling import logits_adjuster
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from .engines import make_engine
 
@@ -120,7 +126,7 @@ def test_ids_are_checked_once() -> None:
 
 
 def test_an_end_outside_the_vocabulary_is_none() -> None:
-    from infc.runtime.tokenizer import Tokenizer
+    from infc.runtime.text.tokenizer import Tokenizer
 
     from .small_artifact import make_tokenizer
 

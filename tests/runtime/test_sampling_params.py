@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.ir.errors import RequestError
-from infc.runtime.sampling_params import (
+from infc.runtime.sampling.sampling_params import (
     RECOMMENDED,
     SamplingParams,
     ignored_recommendations,

@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 )
 
 from infc.ir.errors import CapacityError, RequestError
-from infc.runtime.request import Request
-from infc.runtime.step import Step
+from infc.runtime.requests.request import Request
+from infc.runtime.scheduling.step import Step
 
 from .scheduling import (
     VOCAB,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infc.ir.errors import CapacityError
-from infc.runtime.request import RequestState
+from infc.runtime.requests.request import RequestState
 
 from .scheduling import (
     add,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.runtime.request import Request, RequestState
-from infc.runtime.scheduler import Scheduler
-from infc.runtime.step import Step
+from infc.runtime.requests.request import Request, RequestState
+from infc.runtime.scheduling.scheduler import Scheduler
+from infc.runtime.scheduling.step import Step
 
 from .paged_model import PagedModel
 from .scheduling import VOCAB, add, alone, build, finish_all, run_step

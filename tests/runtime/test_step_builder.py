@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infc.runtime.step import Step
-from infc.runtime.step_builder import StepBuilder
+from infc.runtime.scheduling.step import Step
+from infc.runtime.scheduling.step_builder import StepBuilder
 
 from .scheduling import add, alone, build, finish_all
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.runtime.engine import Engine
-from infc.runtime.sampling_params import SamplingParams
-from infc.runtime.step import Step, StepTimes
+from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.step import Step, StepTimes
 
 from .test_async_engine import make_engine
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from infc.ir.errors import ArtifactError, RequestError
-from infc.runtime.chat_template import ChatTemplate
-from infc.runtime.template_meter import RenderLimits
+from infc.runtime.text.chat_template import ChatTemplate
+from infc.runtime.text.template_meter import RenderLimits
 
 LIMITS = RenderLimits(seconds=0.2)
 MESSAGES = [{"role": "user", "content": "abc " * 4}]

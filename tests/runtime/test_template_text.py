@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infc.runtime.template_filters import FILTERS
-from infc.runtime.template_format import format_text, percent
-from infc.runtime.template_sandbox import Sandbox
-from infc.runtime.template_text import (
+from infc.runtime.text.template_filters import FILTERS
+from infc.runtime.text.template_format import format_text, percent
+from infc.runtime.text.template_sandbox import Sandbox
+from infc.runtime.text.template_text import (
     TEXT_METHODS,
     TEXT_QUESTIONS,
     ChatText,

@@ -13,8 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models
 
-from infc.runtime.text_decoders import ByteLevelDecoder, PieceDecoder, TextDecoder, WindowDecoder
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.text_decoders import (
+    ByteLevelDecoder,
+    PieceDecoder,
+    TextDecoder,
+    WindowDecoder,
+)
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .small_artifact import make_tokenizer
 

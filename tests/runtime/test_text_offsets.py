@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.runtime.outputs import CompletionOutput, RequestOutput, merge_outputs
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
+from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.server.logprobs import TokenTexts
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .engines import make_engine
 from .test_text_decoders import as_sentencepiece, with_decoder

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers
 
 from infc.ir.errors import ArtifactError, RequestError
-from infc.runtime.tokenizer import Tokenizer
-from infc.runtime.tokenizer_growth import max_text_characters
+from infc.runtime.text.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer_growth import max_text_characters
 
 
 def make(normalizer: Any = None, decoder: Any = None) -> tokenizers.Tokenizer:

@@ -16,7 +16,7 @@ struct infc_group_step {
   int32_t num_copies;
 };
 
-// How a token is taken from a row of logits; runtime/sampler.py says what the parameters mean.
+// How a token is taken from a row of logits; runtime/sampling/sampler.py says what the parameters mean.
 struct infc_draw {
   uint64_t seed;
   double temperature;  // 0: the greatest

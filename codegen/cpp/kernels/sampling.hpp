@@ -1,7 +1,7 @@
 // Tokens from logits: the greatest of a row, or one drawn from what temperature, top-k, top-p and
 // min-p leave of it.
 //
-// runtime/sampler.py has the meaning. An element weighs e**((x - greatest) / temperature) in float,
+// runtime/sampling/sampler.py has the meaning. An element weighs e**((x - greatest) / temperature) in float,
 // and what is summed of weights is summed in one order, so a token depends on its row and its draw
 // alone.
 #pragma once

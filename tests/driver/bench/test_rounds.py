@@ -14,7 +14,7 @@ from infc.driver.bench.workloads import WORKLOADS, Workload, find_workload
 from infc.driver.explain.collect import read_program
 from infc.ir.artifact import Artifact
 from infc.ir.errors import UsageError
-from infc.runtime.llm import LLM
+from infc.runtime.api.llm import LLM
 
 
 @pytest.fixture

@@ -18,16 +18,16 @@ import tokenizers
 import uvicorn
 from numpy.typing import NDArray
 
-from infc.runtime.admission import SchedulerLimits
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.limits import RuntimePlan
+from infc.runtime.scheduling.admission import SchedulerLimits
+from infc.runtime.scheduling.step import Step
 from infc.runtime.server.app import create_app
 from infc.runtime.server.listener import open_listener
 from infc.runtime.server.process import server_config
 from infc.runtime.server.settings import ServerSettings
-from infc.runtime.step import Step
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from ..paged_model import PagedModel, make_group
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from .serving import Serving, tiny_tokenizer
 from .test_completions import ask_engine

@@ -9,8 +9,8 @@ import pytest
 from openai.types import Completion
 
 from infc.runtime.async_engine import AsyncEngine
-from infc.runtime.outputs import RequestOutput, merge_outputs
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.requests.outputs import RequestOutput, merge_outputs
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from .serving import Serving, serving, tiny_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from infc.runtime.sampling_params import SamplingParams
+from infc.runtime.sampling.sampling_params import SamplingParams
 
 from .serving import Serving, tiny_tokenizer
 from .test_completions import PROMPT, ask_engine

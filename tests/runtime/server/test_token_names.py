@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from infc.runtime.tokenizer import Tokenizer
+from infc.runtime.text.tokenizer import Tokenizer
 
 from .serving import Serving, serving
 

@@ -1,0 +1,1 @@
+"""The Python interface: `LLM`, `AsyncLLM`, and what their methods take and return."""

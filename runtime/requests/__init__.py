@@ -1,0 +1,1 @@
+"""Requests: their state in the engine, and the outputs that they produce."""

@@ -1,0 +1,200 @@
+"""A request on its way through the engine: tokens, progress, state and blocks."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..sampling.logits_adjuster import LogitsAdjuster, TokenConstraint
+from ..sampling.sampling_params import SamplingParams
+from .outputs import FinishReason, RequestMetrics
+from .sequence_blocks import SequenceBlocks
+
+if TYPE_CHECKING:
+    from .pooling import Pool
+
+
+class RequestState(enum.Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    UNFORKED = "unforked"  # a further choice, until the first has computed the prompt
+    FINISHED = "finished"
+
+
+class Request:
+    """One sequence to continue. Mutable: the scheduler owns it from `add` to its end.
+
+    `token_ids` holds prompt and output; the first `num_computed` of them have their KV in the
+    cache. A smaller `priority` goes first, then the earlier `arrival`. Of several choices each is
+    a sequence of its own: `choice` 0 computes the prompt, and the others, its `unforked`, go on
+    from there. `num_prompt_rows` rows of the prompt have been given, or are not wanted. A
+    request with a `pool` wants hidden states, and no logits.
+    """
+
+    __slots__ = (
+        "adjuster",
+        "arrival",
+        "arrival_time",
+        "blocks",
+        "cache_salt",
+        "choice",
+        "end_token_ids",
+        "error",
+        "finish_reason",
+        "finished_time",
+        "first_scheduled_time",
+        "first_token_time",
+        "last_token_time",
+        "max_total_tokens",
+        "needs_logits",
+        "num_cached_tokens",
+        "num_computed",
+        "num_logprobs",
+        "num_preemptions",
+        "num_prompt_rows",
+        "num_prompt_tokens",
+        "params",
+        "pool",
+        "priority",
+        "request_id",
+        "seed",
+        "state",
+        "stop_reason",
+        "stop_texts",
+        "token_ids",
+        "unforked",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        eos_token_ids: tuple[int, ...] = (),
+        stop_texts: Mapping[int, str] | None = None,
+        constraint: TokenConstraint | None = None,
+        adjuster: LogitsAdjuster | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.params = params
+        self.priority = priority
+        self.choice = 0
+        # Stop strings that are tokens which leave no text: they end an answer by their ids.
+        self.stop_texts: Mapping[int, str] = stop_texts or {}
+        ends = (*params.stop_token_ids, *self.stop_texts)
+        self.end_token_ids = frozenset(ends if params.ignore_eos else (*ends, *eos_token_ids))
+        self.adjuster = adjuster
+        if adjuster is None and LogitsAdjuster.is_needed(params, constraint):
+            self.adjuster = LogitsAdjuster(
+                params, self.num_prompt_tokens, self.end_token_ids, constraint
+            )
+            self.adjuster.take_prompt(self.token_ids)
+        self.num_logprobs = params.logprobs
+        if self.num_logprobs is None and params.num_choices > params.n:
+            self.num_logprobs = 0  # the best are chosen by them
+        # Whether the logits of its tokens must leave the executor, which else draws from them.
+        self.needs_logits = self.adjuster is not None or self.num_logprobs is not None
+        self.unforked: list[Request] = []
+        self.num_prompt_rows = 0
+        self.pool: Pool | None = None
+        # One seed for its whole life, so that preemption never changes what comes next.
+        self.seed = (secrets.randbits(63) if params.seed is None else params.seed) & (2**64 - 1)
+        self.arrival = 0
+        self.max_total_tokens = 0
+        self.num_computed = 0
+        self.state = RequestState.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.error: str | None = None
+        self.cache_salt = cache_salt
+        self.blocks = SequenceBlocks(cache_salt)
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.arrival_time = time.monotonic()
+        self.first_scheduled_time: float | None = None
+        self.first_token_time: float | None = None
+        self.last_token_time: float | None = None
+        self.finished_time: float | None = None
+
+    def make_choices(self) -> None:
+        """Make its further choices, unless there are all; before it is queued, on any thread."""
+        missing = range(1 + len(self.unforked), self.params.num_choices)
+        self.unforked += [self.sibling(choice) for choice in missing]
+
+    def sibling(self, choice: int) -> Request:
+        """Another choice of the same request, not yet begun."""
+        twin = Request(
+            self.request_id,
+            self.token_ids,
+            self.params,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            stop_texts=self.stop_texts,
+            adjuster=None if self.adjuster is None else self.adjuster.fork(),
+        )
+        twin.end_token_ids = self.end_token_ids
+        twin.choice, twin.seed, twin.state = choice, self.seed, RequestState.UNFORKED
+        twin.arrival_time = self.arrival_time
+        return twin
+
+    def restart(self) -> None:
+        """Forget what was computed and where: everything is computed again."""
+        self.blocks = SequenceBlocks(self.cache_salt)
+        self.num_computed = 0
+        if self.state is RequestState.RUNNING:
+            self.state = RequestState.WAITING
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Sort key: who is served first, and who is preempted last."""
+        return (self.priority, self.arrival, self.choice)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether only its prompt is wanted: it gets no token, and is no answer of any length."""
+        return self.params.max_tokens == 0
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether rows of the prompt are still to be given, beside its last."""
+        if self.num_computed >= self.num_prompt_tokens:  # asked often, and mostly of these
+            return False
+        asked = self.params.prompt_logprobs is not None
+        if self.pool is not None:
+            asked = self.pool.every_row
+        return asked and self.choice == 0 and self.num_prompt_rows < self.num_prompt_tokens - 1
+
+    @property
+    def reusable_tokens(self) -> int | None:
+        """How much of a cached prefix may be taken; None for all.
+
+        What is taken is not computed, so it gives no logits.
+        """
+        return self.num_prompt_rows if self.wants_prompt_rows else None
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def metrics(self) -> RequestMetrics:
+        """The times and counts so far."""
+        return RequestMetrics(
+            arrival_time=self.arrival_time,
+            first_scheduled_time=self.first_scheduled_time,
+            first_token_time=self.first_token_time,
+            last_token_time=self.last_token_time,
+            finished_time=self.finished_time,
+            num_cached_tokens=self.num_cached_tokens,
+            num_preemptions=self.num_preemptions,
+        )

@@ -1,0 +1,1 @@
+"""Scheduling: batches, KV blocks, and the steps that an executor runs."""

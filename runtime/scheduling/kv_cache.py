@@ -1,0 +1,351 @@
+"""The KV cache as block tables: every group of every sequence, prefix reuse and windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ir.program import KvGroup
+from ..requests.sequence_blocks import SequenceBlocks
+from .blocks import NULL_BLOCK, BlockPool
+from .kv_groups import blocks_alone, blocks_for, common_block_size, first_visible_block
+from .kv_groups import window_blocks as _window_blocks
+from .step import Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """Blocks that stay free in each pool for those that run.
+
+    `growth` counts where nothing is given back before the end, which is where there is no window.
+    """
+
+    blocks: int = 0
+    growth: int = 0
+
+    def of(self, group: KvGroup) -> int:
+        """Blocks of that group's pool."""
+        return self.blocks if group.window is not None else max(self.blocks, self.growth)
+
+
+class KvCache:
+    """Block tables of all sequences over one pool a group; knows no request and no tensor.
+
+    `num_blocks[g]` counts the null block. Between two steps every sequence holds exactly the
+    blocks that its next token can see, and those set aside for the rest of its prompt.
+
+    A full block is found by others from the moment that the step which writes it is planned: a
+    step writes the KV of all its tokens before any of them attends (`docs/design/step.md`).
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[KvGroup],
+        num_blocks: Sequence[int],
+        *,
+        max_sequences: int,
+        max_context: int,
+        prefix_reuse: bool = True,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.block_size = common_block_size(groups)
+        self.pools = tuple(BlockPool(count) for count in num_blocks)
+        self.max_context = max_context
+        self.prefix_reuse = prefix_reuse
+        width = blocks_for(max_context, self.block_size)
+        self._tables = [np.zeros((max_sequences, width), np.int32) for _ in self.groups]
+        self._free_seats = list(range(max_sequences - 1, -1, -1))
+        self._copies: list[list[tuple[int, int]]] = [[] for _ in self.groups]
+        self._no_copies = tuple(np.zeros((0, 2), np.int32) for _ in self.groups)
+        self._copy_sources: list[tuple[int, int]] = []
+        self._promised: set[tuple[int, int]] = set()  # (group, block) that the step writes
+        self._indices = range(len(self.groups))
+        self._windowed = [g for g in self._indices if self.groups[g].window is not None]
+
+    def holds_alone(self, num_tokens: int) -> bool:
+        """Whether one sequence of that many tokens fits when it has the pools to itself."""
+        return all(
+            blocks_alone(group, num_tokens) <= pool.capacity
+            for group, pool in zip(self.groups, self.pools, strict=True)
+        )
+
+    # --- one sequence, from admission to its end ---------------------------------------------
+
+    def admit(
+        self,
+        blocks: SequenceBlocks,
+        tokens: Sequence[int],
+        headroom: Headroom,
+        reusable_tokens: int | None = None,
+    ) -> int | None:
+        """Give a sequence its seat, its reusable prefix and room for the rest of `tokens`.
+
+        Returns how many tokens are in the cache already, at most `len(tokens) - 1` and
+        `reusable_tokens`, or None when the pools have too few free blocks (beyond `headroom`);
+        then nothing changed.
+        """
+        if not self._free_seats:
+            return None
+        hit = self._longest_hit(blocks, tokens, reusable_tokens)
+        # A full hit copies its last block, for which there may be no room, or nothing to copy yet.
+        if hit * self.block_size == len(tokens) and (
+            self._is_promised(blocks.digests[hit - 1])
+            or not self._fits(blocks, hit, len(tokens), headroom)
+        ):
+            hit = self._longest_hit(blocks, tokens, hit * self.block_size - 1)
+        if not self._fits(blocks, hit, len(tokens), headroom):
+            return None
+        self._take_hit(blocks, hit, len(tokens))
+        return min(hit * self.block_size, len(tokens) - 1)
+
+    def fork(self, blocks: SequenceBlocks, twin: SequenceBlocks) -> bool:
+        """Let `twin` begin as `blocks` is now, sharing every block; False without a free seat.
+
+        All tokens of `blocks` are stored. Whoever writes into a shared block first gets a copy.
+        """
+        if not self._free_seats:
+            return False
+        twin.seat = self._free_seats.pop()
+        twin.digests = list(blocks.digests)
+        twin.ids = [list(ids) for ids in blocks.ids]
+        twin.first = list(blocks.first)
+        twin.num_registered = blocks.num_registered
+        twin.num_taken = len(blocks.ids[0])
+        blocks.steady_tokens = 0  # what both hold is copied before it is written
+        for g in self._indices:
+            for block in twin.ids[g][twin.first[g] :]:
+                self.pools[g].retain(block)
+            self._tables[g][twin.seat, : len(twin.ids[g])] = twin.ids[g]
+        return True
+
+    def extend(self, blocks: SequenceBlocks, tokens: Sequence[int], start: int, count: int) -> int:
+        """Make room for the next `count` of `tokens`, from `start` on; how many have room.
+
+        The step that is being planned stores them: blocks that are full then can be found.
+        """
+        if start + count < blocks.steady_tokens:  # as for most tokens but a prompt's
+            return count
+        fits = self._make_room(blocks, start, count)
+        if fits > 0:
+            blocks.steady_tokens = blocks_for(start + fits, self.block_size) * self.block_size
+            if self.prefix_reuse:
+                self._promise(blocks, tokens, start + fits)
+        return fits
+
+    def advance(self, blocks: SequenceBlocks, num_computed: int) -> None:
+        """Note that the first `num_computed` tokens are stored: free what windows have passed."""
+        for g in self._windowed:
+            self._pass_window(blocks, g, num_computed)
+
+    def release(self, blocks: SequenceBlocks, *, forget: bool = False) -> None:
+        """Give everything back; with `forget`, what was stored is not found again either."""
+        if blocks.seat is None:
+            return
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            # From the end, so that the start of a prefix is what stays longest.
+            for block in reversed(ids[blocks.first[g] :]):
+                if forget:
+                    pool.forget(block)
+                pool.release(block)
+            self._tables[g][blocks.seat, : len(ids)] = NULL_BLOCK
+        self._free_seats.append(blocks.seat)
+        blocks.seat = None
+        blocks.ids, blocks.first = [], []
+        blocks.num_registered = blocks.num_taken = blocks.steady_tokens = 0
+
+    # --- a step's arrays ----------------------------------------------------------------------
+
+    def tables(self, seats: NDArray[np.intp], num_tokens: int) -> tuple[Int32Array, ...]:
+        """Block tables of sequences of at most `num_tokens` tokens, one array `[B, W]` a group."""
+        width = blocks_for(num_tokens, self.block_size)
+        return tuple(table[seats, :width] for table in self._tables)
+
+    def take_copies(self) -> tuple[Int32Array, ...]:
+        """The copies to make before the step writes; their sources live until `end_step`."""
+        if not self._copy_sources:
+            return self._no_copies
+        taken = tuple(np.array(c, np.int32).reshape(-1, 2) for c in self._copies)
+        self._copies = [[] for _ in self.groups]
+        return taken
+
+    def end_step(self, *, written: bool = True) -> None:
+        """The step has run: the sources of its copies may be reused.
+
+        Where it did not run to its end, not `written`, nobody finds what it had promised.
+        """
+        if not written:
+            for g, block in self._promised:
+                self.pools[g].forget(block)
+        self._promised.clear()
+        for g, block in self._copy_sources:
+            self.pools[g].release(block)
+        self._copy_sources = []
+
+    def check(self, sequences: Sequence[SequenceBlocks]) -> None:
+        """Assert that pools, tables and the given (all living) sequences agree."""
+        for g in self._indices:
+            held = [b for s in sequences for b in s.ids[g][s.first[g] :]]
+            held += [block for group, block in self._copy_sources if group == g]
+            self.pools[g].check(held)
+        seats = [s.seat for s in sequences]
+        assert None not in seats, "a sequence without a seat holds blocks"
+        assert len({*seats, *self._free_seats}) == len(seats) + len(self._free_seats)
+        assert len(seats) + len(self._free_seats) == len(self._tables[0]), "a seat is lost"
+        for g in self._indices:
+            expected = np.zeros_like(self._tables[g])
+            for s in sequences:
+                assert not any(s.ids[g][: s.first[g]]), "a block before the window is held"
+                index = s.steady_tokens // self.block_size - 1
+                assert index < len(s.ids[g]), "a block is to be got"
+                expected[s.seat, : len(s.ids[g])] = s.ids[g]
+            assert np.array_equal(expected, self._tables[g]), "tables and sequences disagree"
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _longest_hit(
+        self, blocks: SequenceBlocks, tokens: Sequence[int], reusable_tokens: int | None
+    ) -> int:
+        """Blocks of the longest reusable prefix.
+
+        Full groups must still have all of them, windowed groups those that the next token sees.
+        """
+        limit = len(tokens) if reusable_tokens is None else min(len(tokens), reusable_tokens)
+        limit //= self.block_size
+        if not self.prefix_reuse or limit == 0:
+            return 0
+        blocks.extend_digests(tokens, len(tokens), self.block_size)
+        windowed = []
+        for pool, group in zip(self.pools, self.groups, strict=True):
+            if group.window is not None:
+                windowed.append((group, _run_lengths(pool, blocks.digests[:limit])))
+                continue
+            for index in range(limit):
+                if pool.lookup(blocks.digests[index]) is None:
+                    limit = index
+                    break
+        for hit in range(limit, 0, -1):
+            position = min(hit * self.block_size, len(tokens) - 1)
+            if all(
+                runs[hit - 1] >= hit - first_visible_block(group, position)
+                for group, runs in windowed
+            ):
+                return hit
+        return 0
+
+    def _is_promised(self, digest: bytes) -> bool:
+        """Whether some group has that content only once the step has run."""
+        return any((g, self.pools[g].lookup(digest)) in self._promised for g in self._indices)
+
+    def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: Headroom) -> bool:
+        """Whether each pool can serve the hit and the rest of the prompt."""
+        position = min(hit * self.block_size, num_tokens - 1)
+        copied = hit * self.block_size > position
+        total = blocks_for(num_tokens, self.block_size)
+        for pool, group in zip(self.pools, self.groups, strict=True):
+            first = first_visible_block(group, position)
+            needed = total - hit + copied
+            visible = _window_blocks(group)
+            if visible is not None and not copied:
+                needed = min(needed, visible - (hit - first))
+            for index in range(first, hit):
+                block = pool.lookup(blocks.digests[index])
+                assert block is not None
+                needed += pool.is_free(block)
+            if needed + headroom.of(group) > pool.num_free:
+                return False
+        return True
+
+    def _take_hit(self, blocks: SequenceBlocks, hit: int, num_tokens: int) -> None:
+        """Seat the sequence, own the blocks of the hit, set the rest of full groups aside."""
+        blocks.seat = self._free_seats.pop()
+        position = min(hit * self.block_size, num_tokens - 1)
+        blocks.ids = [[] for _ in self.groups]
+        blocks.first = [0] * len(self.groups)
+        blocks.num_registered = blocks.num_taken = hit
+        for g in self._indices:
+            pool, group = self.pools[g], self.groups[g]
+            first = first_visible_block(group, position)
+            ids = [NULL_BLOCK] * first
+            for index in range(first, hit):
+                block = pool.lookup(blocks.digests[index])
+                assert block is not None
+                pool.retain(block)
+                ids.append(block)
+            blocks.ids[g], blocks.first[g] = ids, first
+            self._tables[g][blocks.seat, :hit] = ids
+        for g in self._indices:
+            if self.groups[g].window is None:
+                self._grow(blocks, g, blocks_for(num_tokens, self.block_size))
+
+    def _make_room(self, blocks: SequenceBlocks, start: int, count: int) -> int:
+        size = self.block_size
+        index = start // size
+        fits = count
+        shared = []
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            free = pool.num_free
+            if index < len(ids) and pool.is_shared(ids[index]):
+                shared.append(g)
+                free -= 1
+                if free < 0:
+                    return 0
+            fits = min(fits, (len(ids) + free) * size - start)
+        if fits <= 0:
+            return 0
+        for g in shared:
+            self._copy_on_write(blocks, g, index)
+        last = (start + fits - 1) // size
+        for g in self._indices:
+            if last >= len(blocks.ids[g]):
+                self._grow(blocks, g, last + 1)
+        return fits
+
+    def _promise(self, blocks: SequenceBlocks, tokens: Sequence[int], num_tokens: int) -> None:
+        """Let others find the full blocks of the first `num_tokens` tokens."""
+        full = num_tokens // self.block_size
+        blocks.extend_digests(tokens, num_tokens, self.block_size)
+        for g in self._indices:
+            pool, ids = self.pools[g], blocks.ids[g]
+            for index in range(max(blocks.num_registered, blocks.first[g]), full):
+                if pool.register(ids[index], blocks.digests[index]):
+                    self._promised.add((g, ids[index]))
+        blocks.num_registered = max(blocks.num_registered, full)
+
+    def _grow(self, blocks: SequenceBlocks, g: int, num_blocks: int) -> None:
+        pool, ids = self.pools[g], blocks.ids[g]
+        table = self._tables[g]
+        for index in range(len(ids), num_blocks):
+            block = pool.allocate()
+            ids.append(block)
+            table[blocks.seat, index] = block
+
+    def _copy_on_write(self, blocks: SequenceBlocks, g: int, index: int) -> None:
+        """Replace a shared block by a copy of its own; the old reference goes at `end_step`."""
+        source = blocks.ids[g][index]
+        copy = self.pools[g].allocate()
+        self._copies[g].append((source, copy))
+        self._copy_sources.append((g, source))
+        blocks.ids[g][index] = copy
+        self._tables[g][blocks.seat, index] = copy
+
+    def _pass_window(self, blocks: SequenceBlocks, g: int, num_computed: int) -> None:
+        first = min(first_visible_block(self.groups[g], num_computed), len(blocks.ids[g]))
+        for index in range(blocks.first[g], first):
+            self.pools[g].release(blocks.ids[g][index])
+            blocks.ids[g][index] = NULL_BLOCK
+            self._tables[g][blocks.seat, index] = NULL_BLOCK
+        blocks.first[g] = max(first, blocks.first[g])
+
+
+def _run_lengths(pool: BlockPool, digests: Sequence[bytes]) -> list[int]:
+    """For each index, how many blocks that end there are found in a row."""
+    runs, run = [], 0
+    for digest in digests:
+        run = run + 1 if pool.lookup(digest) is not None else 0
+        runs.append(run)
+    return runs

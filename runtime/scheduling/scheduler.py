@@ -1,0 +1,370 @@
+"""The scheduler: who computes how many tokens in the next step; knows no torch and no tensor."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from operator import attrgetter
+
+from ...ir.errors import CapacityError, RequestError
+from ...ir.sizes import format_count
+from ..requests.outputs import FinishReason
+from ..requests.request import Request, RequestState
+from .admission import SchedulerLimits, max_total_tokens
+from .demand import Demand
+from .kv_cache import Headroom, KvCache
+from .pacing import Pacer
+from .step import Step
+from .step_builder import RowBudget, StepBuilder
+
+_ORDER = attrgetter("order")
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill under one token budget a step.
+
+    Requests are served by `(priority, arrival)`: smaller priority first, then first come. Nobody
+    overtakes the head of the queue. When blocks run out the last of that order is preempted: it
+    gives its blocks back and is computed again later, from whatever prefix is still cached.
+    A running request is never preempted for one that only waits, and nobody is admitted as long
+    as those that run are expected to need the blocks (`Demand`); beside nobody, anybody is.
+
+    Requests that arrive together compute a prefix that they share once. Who is admitted finds
+    also the blocks that those before it in the very same step are about to write. As budget is
+    left for the queue only once all that run have what they want, nobody has to wait for blocks
+    of a later step, and the order stays as it is. (Rows of logits can bound a prompt as well; who
+    is admitted beside such a one goes on from where the step leaves it.)
+
+    A request of several choices is admitted with a seat and a block for each. Its first choice
+    computes the prompt; then the others share its blocks, and each goes on as a sequence of its
+    own: preempted, finished and counted alone.
+    """
+
+    def __init__(self, limits: SchedulerLimits, kv: KvCache) -> None:
+        self.limits = limits
+        self.kv = kv
+        self._builder = StepBuilder(kv)
+        self._waiting: list[Request] = []  # sorted by order
+        self._running: list[Request] = []  # sorted by order
+        self._requests: dict[str, list[Request]] = {}  # the unfinished choices of each
+        self._in_flight: Step | None = None
+        self._ended_in_flight: list[Request] = []
+        self._arrivals = 0
+        self._demand = Demand(kv.block_size)
+        target = limits.itl_target_seconds
+        self._pacer = None if target is None else Pacer(target)
+        self.num_preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that hold no blocks."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request is waiting or running."""
+        return bool(self._requests)
+
+    def get(self, request_id: str) -> Request | None:
+        """The first unfinished choice of the request of that name."""
+        choices = self._requests.get(request_id)
+        return choices[0] if choices else None
+
+    # --- arrivals and ends --------------------------------------------------------------------
+
+    def check_fits(self, request: Request) -> None:
+        """Raises RequestError where the request can never be served; on any thread."""
+        max_total_tokens(request, self.limits, self.kv)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises RequestError when it can never be served, CapacityError when the queue is full.
+        """
+        if request.request_id in self._requests:
+            raise RequestError(
+                f"request id {request.request_id!r} is already in use", field="request_id"
+            )
+        total = max_total_tokens(request, self.limits, self.kv)
+        # Further choices of a request that runs are not requests of their own.
+        num_queued = sum(waiting.choice == 0 for waiting in self._waiting)
+        if num_queued >= self.limits.max_waiting:
+            raise CapacityError(
+                f"{format_count(num_queued, 'request')} already waiting",
+                hint="try again later",
+            )
+        self._arrivals += 1
+        request.make_choices()
+        choices = [request, *request.unforked]
+        for choice in choices:
+            choice.arrival, choice.max_total_tokens = self._arrivals, total
+        self._requests[request.request_id] = choices
+        insort(self._waiting, request, key=_ORDER)
+
+    def take_over(self, other: Scheduler) -> None:
+        """Begin anew with the requests of one that failed as it was to make a step.
+
+        Whatever it left of its blocks: the requests are computed again, as the preempted are.
+        """
+        self._arrivals, self.num_preemptions = other._arrivals, other.num_preemptions
+        self._requests, self._demand = other._requests, other._demand
+        queued = [request for choices in self._requests.values() for request in choices]
+        for request in queued:
+            request.restart()
+        waiting = (request for request in queued if request.state is RequestState.WAITING)
+        self._waiting = sorted(waiting, key=_ORDER)
+
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> list[Request]:
+        """End all choices of a request at any moment, also during its step.
+
+        Gives those that had not ended; none where the request is not known.
+        """
+        choices = list(self._requests.get(request_id, ()))
+        for request in choices:
+            self.finish(request, reason)
+        return choices
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End one choice and give its blocks back, after its step if it is in one."""
+        assert request.state is not RequestState.FINISHED, request.request_id
+        self._forget(request)
+        if request.state is not RequestState.UNFORKED:
+            queue = self._running if request.state is RequestState.RUNNING else self._waiting
+            del queue[bisect_left(queue, request.order, key=_ORDER)]
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        is_answer = reason in ("stop", "length") and not request.is_read_only
+        self._demand.note_end(request.num_output_tokens if is_answer else None)
+        request.finished_time = time.monotonic()
+        if self._in_flight is not None and request.blocks.seat is not None:
+            self._ended_in_flight.append(request)
+        else:
+            # What led to an error may be damaged: nobody else shall read it.
+            self.kv.release(request.blocks, forget=reason == "error")
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def schedule(self) -> Step | None:
+        """The next step, None when no request is left. Each must be committed or discarded."""
+        assert self._in_flight is None, "the last step was neither committed nor discarded"
+        if not self._requests:
+            return None
+        rows = RowBudget(self.limits.logit_rows, len(self._running))
+        plan, budget, preempted = self._plan_running(rows)
+        if not preempted:
+            self._admit(plan, budget, rows)
+        assert plan, "requests are left but none can run"
+        self._in_flight = self._builder.build(plan)
+        return self._in_flight
+
+    def commit(self, step: Step, tokens: Sequence[int | None]) -> None:
+        """Take in what `step` gave: one token for each of `step.sampled`, None for no valid one.
+
+        Afterwards each of them has one token more, and may have finished; those aborted since
+        `schedule` are left alone.
+        """
+        assert step is self._in_flight and len(tokens) == len(step.sampled)
+        computed = step.context_lengths.tolist()
+        for request, length in zip(step.requests, computed, strict=True):
+            if request.state is RequestState.RUNNING:
+                if request.wants_prompt_rows:
+                    given = min(length, request.num_prompt_tokens - 1)
+                    request.num_prompt_rows = max(request.num_prompt_rows, given)
+                request.num_computed = length
+                self.kv.advance(request.blocks, length)
+        self._end_step()
+        now = time.monotonic()
+        for request in step.requests:
+            if request.unforked and request.state is RequestState.RUNNING:
+                self._fork(request, now)
+        for request, token in zip(step.sampled, tokens, strict=True):
+            if request.state is not RequestState.FINISHED:
+                self._append(request, token, now)
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """Take in what `step` took from its beginning to what it gave."""
+        if self._pacer is not None:
+            self._pacer.observe(step.num_sequences, step.num_tokens, seconds)
+
+    def discard(self, step: Step) -> None:
+        """Give up a step that did not run to its end: its requests end with an error.
+
+        What their blocks hold is not known, so none of them can go on; nor do other choices.
+        """
+        assert step is self._in_flight
+        self._end_step(written=False)
+        for request in step.requests:
+            self.abort(request.request_id, "error")
+
+    def check(self) -> None:
+        """Assert that no block, seat or request is lost or has two owners."""
+        self.kv.check([r.blocks for r in (*self._running, *self._ended_in_flight)])
+        for queue, state in (
+            (self._running, RequestState.RUNNING),
+            (self._waiting, RequestState.WAITING),
+        ):
+            assert [r.order for r in queue] == sorted(r.order for r in queue)
+            assert all(r.state is state for r in queue)
+        queued = [*self._running, *self._waiting]
+        queued += [twin for r in queued for twin in r.unforked]
+        known = [request for choices in self._requests.values() for request in choices]
+        assert {id(r) for r in queued} == {id(r) for r in known}, "a choice is lost"
+        assert len(queued) == len(known)
+        for request in queued:
+            assert all(twin.state is RequestState.UNFORKED for twin in request.unforked)
+            assert not request.unforked or not request.num_output_tokens, "not forked in time"
+        for request in self._waiting:
+            assert request.blocks.seat is None
+            assert request.num_computed == 0
+        for request in self._running:
+            assert 0 <= request.num_computed < len(request.token_ids)
+            assert len(request.token_ids) + (not request.is_read_only) <= request.max_total_tokens
+        assert len(self._running) <= self.limits.max_running
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _forget(self, request: Request) -> None:
+        choices = self._requests[request.request_id]
+        choices.remove(request)
+        if not choices:
+            del self._requests[request.request_id]
+
+    def _plan_running(self, rows: RowBudget) -> tuple[list[tuple[Request, int]], int, bool]:
+        """Tokens for each running request, the budget left, and whether one was preempted."""
+        plan: list[tuple[Request, int]] = []
+        budget = self._budget()
+        running = self._running
+        preempted = False
+        while len(plan) < len(running):
+            request = running[len(plan)]
+            # One token is kept for each that comes after, so that a long prompt stalls nobody.
+            kept = len(running) - len(plan) - 1
+            count = self._extend(request, budget - kept, rows)
+            if count == 0:
+                self._preempt(running.pop())
+                preempted = True
+                continue
+            plan.append((request, count))
+            budget -= count
+        return plan, budget, preempted
+
+    def _budget(self) -> int:
+        """Tokens of the next step: fewer than the limit where somebody waits for a next token."""
+        most = self.limits.step_tokens
+        if self._pacer is None or not any(r.num_output_tokens for r in self._running):
+            return most
+        return self._pacer.budget(len(self._running), most)
+
+    def _extend(self, request: Request, budget: int, rows: RowBudget) -> int:
+        """Let the request compute what budget, rows and blocks allow; how many tokens that is."""
+        tokens, start = request.token_ids, request.num_computed
+        wanted = min(len(tokens) - start, budget)
+        if not request.wants_prompt_rows:
+            return self.kv.extend(request.blocks, tokens, start, wanted)
+        wanted = min(wanted, rows.most_tokens(request))
+        count = self.kv.extend(request.blocks, tokens, start, wanted)
+        rows.take(request, count)
+        return count
+
+    def _preempt(self, request: Request) -> None:
+        self.kv.release(request.blocks)
+        self._demand.note_end(None)
+        request.num_computed = 0
+        request.num_preemptions += 1
+        request.state = RequestState.WAITING
+        self.num_preemptions += 1
+        insort(self._waiting, request, key=_ORDER)
+
+    def _admit(self, plan: list[tuple[Request, int]], budget: int, rows: RowBudget) -> None:
+        """Start waiting requests while budget, rows, seats and blocks last."""
+        now = time.monotonic()
+        # Those that run, and the choices that will once their prompt has been computed.
+        expected = len(self._running) + sum(len(r.unforked) for r in self._running)
+        while self._waiting and budget > 0 and rows.spare > 0:
+            seats = self.limits.max_running - expected
+            if seats <= 0:
+                return
+            request = self._waiting[0]
+            # Choices without a seat wait for one when they are forked: nobody waits for all of
+            # them at once. Unless each of them would have to compute the prompt again.
+            demand = 1 + len(request.unforked)
+            if demand > seats and expected and not self.kv.prefix_reuse:
+                return
+            demand = min(demand, seats)
+            # Without room for those that run or will, they would soon preempt this one.
+            headroom = Headroom()
+            if expected:
+                headroom = Headroom(
+                    expected + demand - 1,
+                    self._demand.blocks_beside(self._running, request, demand),
+                )
+            cached = self.kv.admit(
+                request.blocks, request.token_ids, headroom, request.reusable_tokens
+            )
+            if cached is None:
+                return
+            del self._waiting[0]
+            self._start(request, cached, now)
+            if request.num_preemptions == 0:
+                request.num_cached_tokens = cached
+            rows.spare -= 1
+            count = self._extend(request, budget, rows)
+            assert count > 0, "admitted without room for one token"
+            plan.append((request, count))
+            budget -= count
+            expected += demand
+
+    def _start(self, request: Request, num_computed: int, now: float) -> None:
+        """Let a request that has its blocks run."""
+        insort(self._running, request, key=_ORDER)
+        request.state = RequestState.RUNNING
+        request.num_computed = num_computed
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = now
+
+    def _fork(self, request: Request, now: float) -> None:
+        """Let the other choices go on from the prompt, once `request` has computed it.
+
+        Those without a seat wait for one, and find the prompt's blocks as a cached prefix.
+        """
+        if request.num_computed < request.num_prompt_tokens:
+            return
+        twins, request.unforked = request.unforked, []
+        for twin in twins:
+            free = len(self._running) < self.limits.max_running
+            if free and self.kv.fork(request.blocks, twin.blocks):
+                self._start(twin, request.num_computed, now)
+            else:
+                twin.state = RequestState.WAITING
+                insort(self._waiting, twin, key=_ORDER)
+
+    def _end_step(self, *, written: bool = True) -> None:
+        self._in_flight = None
+        self.kv.end_step(written=written)
+        for request in self._ended_in_flight:
+            self.kv.release(request.blocks, forget=request.finish_reason == "error")
+        self._ended_in_flight = []
+
+    def _append(self, request: Request, token: int | None, now: float) -> None:
+        """Add a sampled token, and finish the request if that was its last."""
+        if token is None:
+            self.finish(request, "error")
+            return
+        if request.is_read_only:
+            self.finish(request, "length")
+            return
+        request.token_ids.append(token)
+        if request.first_token_time is None:
+            request.first_token_time = now
+        request.last_token_time = now
+        if token in request.end_token_ids:
+            request.stop_reason = request.stop_texts.get(token, token)
+            self.finish(request, "stop")
+        elif len(request.token_ids) >= request.max_total_tokens:
+            self.finish(request, "length")

@@ -1,0 +1,103 @@
+"""What the logits of a step say: a token for each choice, and log-probabilities of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..faults import note_fault
+from ..requests.outputs import TokenLogprobs
+from ..requests.pooling import pool_rows
+from ..requests.request import Request
+from ..sampling.sampler import Sample, sample
+from ..sampling.token_logprobs import prompt_logprobs, raw_logprobs
+from ..sampling.top_tokens import Logits
+from .step import NO_TOKEN, PromptRows, Step
+
+
+@dataclass(frozen=True, slots=True)
+class StepResults:
+    """A sample for each of the step's `sampled`, and entries for each of its `prompt_rows`.
+
+    Where a row of a prompt holds no finite value its entries are None, and so is every token
+    that its request would get. So they are where reading them failed: `faults` says how, by the
+    id of the request.
+    """
+
+    samples: list[Sample]
+    prompts: list[list[TokenLogprobs] | None]
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+def read_results(logits: Logits, step: Step) -> StepResults:
+    """Samples and log-probabilities of what a step gave: its logits [L, V], and `step.tokens`.
+
+    What fails for one request ends that one.
+    """
+    faults = pool_rows(step)
+    samples = _samples(logits, step)
+    prompts = [_prompt_entries(logits, step, rows, faults) for rows in step.prompt_rows]
+    if None in prompts or faults:
+        failed = {
+            rows.request.request_id
+            for rows, entries in zip(step.prompt_rows, prompts, strict=True)
+            if entries is None
+        }
+        failed |= faults.keys()
+        samples = [
+            Sample(None, error=faults.get(request.request_id))
+            if request.request_id in failed
+            else sample
+            for request, sample in zip(step.sampled, samples, strict=True)
+        ]
+    return StepResults(samples, prompts, faults)
+
+
+def _samples(logits: Logits, step: Step) -> list[Sample]:
+    """One for each of `step.sampled`; those who pool get no token, only whether all is well."""
+    drawn = iter(step.tokens.tolist())
+    samples = []
+    for request, row in zip(step.sampled, step.sampled_rows, strict=True):
+        if request.pool is None and request.adjuster is None:
+            token = next(drawn)
+            if token == NO_TOKEN or request.num_logprobs is None:
+                samples.append(Sample(None if token == NO_TOKEN else token))
+                continue
+        else:
+            token = NO_TOKEN
+        try:
+            samples.append(_sample(logits, step, request, row, token))
+        except Exception as error:
+            samples.append(Sample(None, error=note_fault("sampling", error)))
+    return samples
+
+
+def _sample(logits: Logits, step: Step, request: Request, row: int, token: int) -> Sample:
+    """The sample of a request that wants more than the token that the executor drew."""
+    if request.pool is not None:
+        return Sample(0 if request.pool.is_finite else None)
+    raw = logits[step.place(row)]
+    if request.adjuster is not None:
+        return sample(raw, request)
+    assert request.num_logprobs is not None
+    return Sample(token, raw_logprobs(raw, token, request.num_logprobs))
+
+
+def _prompt_entries(
+    logits: Logits, step: Step, rows: PromptRows, faults: dict[str, str]
+) -> list[TokenLogprobs] | None:
+    request, first = rows.request, rows.first_position + 1
+    if request.request_id in faults:
+        return None
+    if request.pool is not None:
+        return []
+    assert request.params.prompt_logprobs is not None
+    place = step.place(rows.first_row)
+    try:
+        return prompt_logprobs(
+            logits[place : place + rows.count],
+            request.token_ids[first : first + rows.count],
+            request.params.prompt_logprobs,
+        )
+    except Exception as error:
+        faults[request.request_id] = note_fault("reading a prompt", error)
+        return None

@@ -1,0 +1,1 @@
+"""Text: tokenizers, detokenizers, and chat templates."""
