@@ -17,7 +17,7 @@ from ..ir.errors import RecipeError, UsageError
 from ..ir.manifest import LEAST_CONTEXT
 from ..ir.schemes import AUTO
 from ..ir.sizes import parse_size
-from ..runtime.option_checks import MAX_THREADS
+from ..runtime.options import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
 from .recipe_errors import explain
 from .recipe_keys import CountOrAuto, Section, key

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..runtime.option_checks import MAX_THREADS
+from ..runtime.options import MAX_THREADS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

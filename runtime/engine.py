@@ -16,9 +16,10 @@ from ..ir.errors import InfcError, RequestError
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig, work_ahead
 from .faults import is_fault, note_fault
-from .limits import RuntimeOptions, RuntimePlan, plan_runtime
-from .requests.outputs import FinishReason, RequestOutput, TokenLogprobs
-from .requests.pooling import Pool, Pooling, asks_for_hidden
+from .limits import RuntimePlan, plan_runtime
+from .options import RuntimeOptions
+from .requests.outputs import FinishReason, RequestOutput
+from .requests.pooling import Pool, Pooling
 from .requests.request import Request
 from .requests.request_checks import (
     check_choosable,
@@ -31,9 +32,11 @@ from .requests.request_stream import NO_FINITE_VALUE, RequestStream
 from .sampling.logits_adjuster import TokenConstraint
 from .sampling.sampler import Sample
 from .sampling.sampling_params import SamplingParams, recommended_sampling
+from .sampling.token_logprobs import TokenLogprobs
 from .scheduling.kv_cache import KvCache
 from .scheduling.scheduler import Scheduler
 from .scheduling.step import Step, StepTimes
+from .scheduling.step_builder import asks_for_hidden
 from .scheduling.step_results import StepResults, read_results
 from .text.tokenizer import Tokenizer
 

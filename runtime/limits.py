@@ -15,7 +15,7 @@ from ..ir.manifest import LEAST_CONTEXT, Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_count, format_size, parse_size
 from .executors.base import WeightPlacement
-from .option_checks import check_types, checked_threads
+from .options import RuntimeOptions, check_types, checked_threads
 from .scheduling.admission import SchedulerLimits
 from .scheduling.kv_groups import (
     blocks_alone,
@@ -31,29 +31,6 @@ _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level 
 _FLOAT32_BYTES = 4
 _MOST_MS = 24 * 3600 * 1000
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeOptions:
-    """Options for opening an artifact; None selects the compiled value.
-
-    `kv_memory` is a number of bytes, a string such as "1GiB", or "auto". The first three options
-    can only be lowered, because the memory of a step was planned for the compiled limits.
-    """
-
-    max_context: int | None = None
-    max_sequences: int | None = None
-    step_tokens: int | None = None
-    kv_memory: int | str | None = None
-    max_waiting: int = 4096
-    prefix_reuse: bool = True
-    threads: int | None = None
-    pin: bool | None = None
-    itl_target_ms: int | None = None
-    """Target for the inter-token latency in milliseconds; 0 for no target."""
-    weights: str | None = None
-    """"mapped", "copied", or "auto": small weights are read into memory before the first step,
-    and large ones are copied into huge pages if these and enough memory are available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,7 @@ def command(
     from typing import cast
 
     from ...ir.artifact import Verification
-    from ...runtime.limits import RuntimeOptions
+    from ...runtime.options import RuntimeOptions
     from ...runtime.server.listener import check_address
     from ...runtime.server.run import serve
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...ir.artifact import Artifact, Verification
 from ...ir.errors import UsageError
 from ..engine import Engine
-from ..limits import RuntimeOptions
+from ..options import RuntimeOptions
 
 
 class Unpicklable:

@@ -13,20 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..sampling.token_logprobs import TokenLogprobs
+
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probabilities (natural, from the raw logits) of a token and of the most likely ones.
-
-    `rank` is 1 for the most likely token; among equally likely tokens, the lowest id comes first.
-    """
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    rank: int = 1
 
 
 @dataclass(slots=True, kw_only=True)

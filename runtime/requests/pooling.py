@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import RequestError
-from ..faults import note_fault
-
-if TYPE_CHECKING:
-    from ..scheduling.step import Step
 
 Pooling = Literal["last", "mean"]
 """The last token's hidden state, or the mean over all tokens of the prompt."""
@@ -48,37 +43,6 @@ class Pool:
     def is_finite(self) -> bool:
         """Whether nothing that was taken in was infinite or NaN."""
         return bool(np.isfinite(self._total).all())
-
-
-def asks_for_hidden(step: Step, width: int | None) -> Step:
-    """The step with room for hidden states, where any of its requests pools them."""
-    receivers = [*step.sampled, *(rows.request for rows in step.prompt_rows)]
-    if not any(request.pool is not None for request in receivers):
-        return step
-    assert width is not None, "requests that pool are refused where there are no hidden states"
-    return replace(
-        step,
-        hidden=np.empty((len(step.logits_index), width), np.float32),
-    )
-
-
-def pool_rows(step: Step) -> dict[str, str]:
-    """Hand the rows of hidden states that a step gave to the requests that pool them.
-
-    What failed of those that cannot take them, by the id of the request.
-    """
-    faults: dict[str, str] = {}
-    if step.hidden is None:
-        return faults
-    places = [(rows.request, rows.first_row, rows.count) for rows in step.prompt_rows]
-    places += [(who, row, 1) for who, row in zip(step.sampled, step.sampled_rows, strict=True)]
-    for request, first, count in places:
-        if request.pool is not None:
-            try:
-                request.pool.add(step.hidden[first : first + count])
-            except Exception as error:
-                faults[request.request_id] = note_fault("pooling", error)
-    return faults
 
 
 def unit(vector: Vector) -> Vector:

@@ -6,15 +6,13 @@ import enum
 import secrets
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from ..sampling.draws import LEAST_TEMPERATURE, Draw
 from ..sampling.logits_adjuster import LogitsAdjuster, TokenConstraint
 from ..sampling.sampling_params import SamplingParams
 from .outputs import FinishReason, RequestMetrics
+from .pooling import Pool
 from .sequence_blocks import SequenceBlocks
-
-if TYPE_CHECKING:
-    from .pooling import Pool
 
 
 class RequestState(enum.Enum):
@@ -186,6 +184,20 @@ class Request:
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def next_draw(self, row: int) -> Draw:
+        """How its next token is taken from that row of a step."""
+        params = self.params
+        return Draw(
+            seed=self.seed,
+            temperature=max(params.temperature, LEAST_TEMPERATURE) if params.temperature else 0.0,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            top_k=params.top_k,
+            row=row,
+            choice=self.choice,
+            position=len(self.token_ids),
+        )
 
     def metrics(self) -> RequestMetrics:
         """The times and counts so far."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..sampling.sampler import Sample
+from ..sampling.token_logprobs import TokenLogprobs
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
 from .outputs import (
     CompletionOutput,
     RequestMetrics,
     RequestOutput,
-    TokenLogprobs,
     merge_completions,
 )
 from .request import Request

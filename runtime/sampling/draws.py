@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from ..requests.request import Request
 
 
 class Draw(NamedTuple):
@@ -29,8 +26,8 @@ class Draw(NamedTuple):
     position: int
 
 
-_LEAST = sys.float_info.min
-"""Of temperatures: what lies below is zero to threads that flush such numbers."""
+LEAST_TEMPERATURE = sys.float_info.min
+"""What lies below is zero to threads that flush such numbers."""
 
 GREEDY = Draw(seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, row=0, choice=0, position=0)
 """Takes the greatest of the first row."""
@@ -48,9 +45,9 @@ def no_draws() -> Draws:
     return np.zeros(0, DRAW)
 
 
-def draws_of(wanted: Iterable[tuple[Request, int]]) -> Draws:
-    """The draws `[D]` of these requests' next tokens, each from the row beside it."""
-    return np.array([_draw(request, row) for request, row in wanted], DRAW)
+def draws_of(entries: Iterable[Draw]) -> Draws:
+    """An array `[D]` of these."""
+    return np.array(list(entries), DRAW)
 
 
 def next_draws(last: Draws) -> Draws:
@@ -58,17 +55,3 @@ def next_draws(last: Draws) -> Draws:
     draws = last.copy()
     draws["position"] += 1
     return draws
-
-
-def _draw(request: Request, row: int) -> Draw:
-    params = request.params
-    return Draw(
-        seed=request.seed,
-        temperature=max(params.temperature, _LEAST) if params.temperature else 0.0,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        top_k=params.top_k,
-        row=row,
-        choice=request.choice,
-        position=len(request.token_ids),
-    )

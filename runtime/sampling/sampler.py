@@ -13,11 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..requests.outputs import TokenLogprobs
-from ..requests.request import Request
 from .draws import Draw
-from .logits_adjuster import ConstraintError
-from .token_logprobs import raw_logprobs
+from .token_logprobs import TokenLogprobs
 from .top_tokens import Logits, greatest, greatest_values
 
 _FEW = 512
@@ -44,30 +41,6 @@ class Distribution(Protocol):
     def top_k(self) -> int: ...
     @property
     def min_p(self) -> float: ...
-
-
-def sample(raw: Logits, request: Request) -> Sample:
-    """The request's next token from its row of logits [V], `raw`.
-
-    It depends on the row and on the request's parameters, tokens, seed and choice alone. The
-    log-probabilities are of the row as it came.
-    """
-    row, params = raw, request.params
-    if greatest_token(row) is None:
-        return Sample(None)
-    if request.adjuster is not None:
-        try:
-            row = request.adjuster.apply(raw, request.token_ids)
-        except ConstraintError as error:
-            return Sample(None, error=str(error))
-    token = greatest_token(row)
-    if token is None:
-        return Sample(None)
-    if params.temperature > 0.0:
-        u = uniform(request.seed, choice=request.choice, position=len(request.token_ids))
-        token = draw(row, params, u)
-    count = request.num_logprobs
-    return Sample(token, None if count is None else raw_logprobs(raw, token, count))
 
 
 def drawn_token(row: Logits, entry: Draw) -> int | None:

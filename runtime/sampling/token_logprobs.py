@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..requests.outputs import TokenLogprobs
 from .top_tokens import Logits, ranked
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities (natural, from the raw logits) of a token and of the most likely ones.
+
+    `rank` is 1 for the most likely token; among equally likely tokens, the lowest id comes first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    rank: int = 1
 
 
 def raw_logprobs(row: Logits, token: int, count: int) -> TokenLogprobs:

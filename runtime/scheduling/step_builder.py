@@ -63,7 +63,7 @@ class _Rows:
     @property
     def draws(self) -> Draws:
         """`Step.draws`."""
-        return draws_of(self.drawn)
+        return draws_of(request.next_draw(row) for request, row in self.drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,18 @@ class StepBuilder:
             sampled_rows=tuple(rows.sampled_rows),
             prompt_rows=tuple(rows.prompts),
         )
+
+
+def asks_for_hidden(step: Step, width: int | None) -> Step:
+    """The step with room for hidden states, where any of its requests pools them."""
+    receivers = [*step.sampled, *(rows.request for rows in step.prompt_rows)]
+    if not any(request.pool is not None for request in receivers):
+        return step
+    assert width is not None, "requests that pool are refused where there are no hidden states"
+    return replace(
+        step,
+        hidden=np.empty((len(step.logits_index), width), np.float32),
+    )
 
 
 class RowBudget:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..faults import note_fault
-from ..requests.outputs import TokenLogprobs
-from ..requests.pooling import pool_rows
 from ..requests.request import Request
-from ..sampling.sampler import Sample, sample
-from ..sampling.token_logprobs import prompt_logprobs, raw_logprobs
+from ..sampling.logits_adjuster import ConstraintError
+from ..sampling.sampler import Sample, draw, greatest_token, uniform
+from ..sampling.token_logprobs import TokenLogprobs, prompt_logprobs, raw_logprobs
 from ..sampling.top_tokens import Logits
 from .step import NO_TOKEN, PromptRows, Step
 
@@ -33,7 +32,7 @@ def read_results(logits: Logits, step: Step) -> StepResults:
 
     What fails for one request ends that one.
     """
-    faults = pool_rows(step)
+    faults = _pool_rows(step)
     samples = _samples(logits, step)
     prompts = [_prompt_entries(logits, step, rows, faults) for rows in step.prompt_rows]
     if None in prompts or faults:
@@ -50,6 +49,30 @@ def read_results(logits: Logits, step: Step) -> StepResults:
             for request, sample in zip(step.sampled, samples, strict=True)
         ]
     return StepResults(samples, prompts, faults)
+
+
+def sample(raw: Logits, request: Request) -> Sample:
+    """The request's next token from its row of logits [V], `raw`.
+
+    It depends on the row and on the request's parameters, tokens, seed and choice alone. The
+    log-probabilities are of the row as it came.
+    """
+    row, params = raw, request.params
+    if greatest_token(row) is None:
+        return Sample(None)
+    if request.adjuster is not None:
+        try:
+            row = request.adjuster.apply(raw, request.token_ids)
+        except ConstraintError as error:
+            return Sample(None, error=str(error))
+    token = greatest_token(row)
+    if token is None:
+        return Sample(None)
+    if params.temperature > 0.0:
+        u = uniform(request.seed, choice=request.choice, position=len(request.token_ids))
+        token = draw(row, params, u)
+    count = request.num_logprobs
+    return Sample(token, None if count is None else raw_logprobs(raw, token, count))
 
 
 def _samples(logits: Logits, step: Step) -> list[Sample]:
@@ -101,3 +124,22 @@ def _prompt_entries(
     except Exception as error:
         faults[request.request_id] = note_fault("reading a prompt", error)
         return None
+
+
+def _pool_rows(step: Step) -> dict[str, str]:
+    """Hand the rows of hidden states that a step gave to the requests that pool them.
+
+    What failed of those that cannot take them, by the id of the request.
+    """
+    faults: dict[str, str] = {}
+    if step.hidden is None:
+        return faults
+    places = [(rows.request, rows.first_row, rows.count) for rows in step.prompt_rows]
+    places += [(who, row, 1) for who, row in zip(step.sampled, step.sampled_rows, strict=True)]
+    for request, first, count in places:
+        if request.pool is not None:
+            try:
+                request.pool.add(step.hidden[first : first + count])
+            except Exception as error:
+                faults[request.request_id] = note_fault("pooling", error)
+    return faults

@@ -8,7 +8,8 @@ from typing import Any
 from starlette.responses import Response
 
 from ...ir.errors import RequestError
-from ..requests.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from ..requests.outputs import CompletionOutput, RequestOutput
+from ..sampling.token_logprobs import TokenLogprobs
 from .answering import Job, answer
 from .encoding import Joined, Shared
 from .errors import ApiError

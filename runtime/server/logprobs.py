@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ..requests.outputs import TokenLogprobs
+from ..sampling.token_logprobs import TokenLogprobs
 from ..text.text_decoders import byte_spelling, decoder_stages, is_byte_level, token_bytes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Verification, open_artifact
-from ..limits import RuntimeOptions
+from ..options import RuntimeOptions
 from ..sampling.sampling_params import notes_on_ignored
 from .certificate import read_certificate
 from .listener import open_listener

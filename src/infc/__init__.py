@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .passes.registry import register_pass
     from .passes.rewrite import ops, rewrite
     from .runtime.api.reading import Embedding, Score
-    from .runtime.requests.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+    from .runtime.requests.outputs import CompletionOutput, RequestOutput
     from .runtime.sampling.sampling_params import SamplingParams
+    from .runtime.sampling.token_logprobs import TokenLogprobs
 
 __version__ = "0.1.0"
 
@@ -53,7 +54,7 @@ _HOMES = {
     "RequestOutput": ("runtime.requests.outputs", "RequestOutput"),
     "SamplingParams": ("runtime.sampling.sampling_params", "SamplingParams"),
     "Score": ("runtime.api.reading", "Score"),
-    "TokenLogprobs": ("runtime.requests.outputs", "TokenLogprobs"),
+    "TokenLogprobs": ("runtime.sampling.token_logprobs", "TokenLogprobs"),
     "compile": ("driver.compile", "compile_model"),
     "diff": ("driver.explain.compare", "diff_paths"),
     "inspect": ("driver.explain.collect", "inspect_artifact"),

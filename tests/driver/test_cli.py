@@ -12,7 +12,7 @@ import pytest
 
 from infc.driver import cli
 from infc.driver.cli import _COMMANDS, run
-from infc.runtime.option_checks import MAX_THREADS
+from infc.runtime.options import MAX_THREADS
 
 from ..ir.artifacts import write_artifact
 

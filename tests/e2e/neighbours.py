@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, RequestError
 from infc.runtime.engine import Engine
-from infc.runtime.limits import RuntimeOptions
-from infc.runtime.requests.outputs import RequestOutput, TokenLogprobs, merge_outputs
+from infc.runtime.options import RuntimeOptions
+from infc.runtime.requests.outputs import RequestOutput, merge_outputs
 from infc.runtime.requests.sequence_blocks import SequenceBlocks
 from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.sampling.token_logprobs import TokenLogprobs
 from infc.runtime.scheduling.blocks import BlockPool
 from infc.runtime.scheduling.kv_cache import KvCache
 

@@ -10,7 +10,7 @@ import pytest
 
 from infc.ir.artifact import Artifact
 from infc.runtime.engine import Engine
-from infc.runtime.limits import RuntimeOptions
+from infc.runtime.options import RuntimeOptions
 from infc.runtime.requests.outputs import RequestOutput
 from infc.runtime.sampling.sampling_params import SamplingParams
 

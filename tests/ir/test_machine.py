@@ -88,7 +88,8 @@ def test_in_a_container_the_root_is_ours(cgroups: Path, name: str) -> None:
 
 
 def test_threads_by_default_respect_the_quota(cgroups: Path) -> None:
-    from infc.runtime.limits import RuntimeOptions, plan_runtime
+    from infc.runtime.limits import plan_runtime
+    from infc.runtime.options import RuntimeOptions
 
     from ..runtime.test_limits import served
 

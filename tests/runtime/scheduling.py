@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from infc.runtime.requests.outputs import TokenLogprobs
 from infc.runtime.requests.request import Request, RequestState
-from infc.runtime.sampling.sampler import sample
 from infc.runtime.sampling.sampling_params import SamplingParams
-from infc.runtime.sampling.token_logprobs import raw_logprobs
+from infc.runtime.sampling.token_logprobs import TokenLogprobs, raw_logprobs
 from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.kv_cache import KvCache
 from infc.runtime.scheduling.scheduler import Scheduler
 from infc.runtime.scheduling.step import Step
-from infc.runtime.scheduling.step_results import read_results
+from infc.runtime.scheduling.step_results import read_results, sample
 
 from .paged_model import PagedModel, logits_of, make_group, prefix_states
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from infc.ir.errors import RequestError
 from infc.runtime.api.llm import LLM
 from infc.runtime.engine import Engine
-from infc.runtime.limits import RuntimeOptions
+from infc.runtime.options import RuntimeOptions
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling.sampling_params import SamplingParams

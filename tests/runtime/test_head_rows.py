@@ -14,10 +14,9 @@ from hypothesis.extra import numpy as arrays
 from infc.runtime.executors.base import wanted_rows
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling.draws import draws_of
-from infc.runtime.sampling.sampler import sample
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.step import NO_TOKEN, Step
-from infc.runtime.scheduling.step_results import read_results
+from infc.runtime.scheduling.step_results import read_results, sample
 
 from .scheduling import add, build, finish_all, run_step
 
@@ -43,7 +42,7 @@ def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]
         block_copies=(),
         logits_index=np.arange(num_rows, dtype=np.int32),
         logits_rows=None if wanted is None else np.array(wanted, np.int32),
-        draws=draws_of(drawn),
+        draws=draws_of(request.next_draw(row) for request, row in drawn),
         tokens=np.full(len(drawn), 7, np.int32),
         sampled=tuple(order),
         sampled_rows=tuple(order.values()),
@@ -73,7 +72,7 @@ def test_tokens_are_what_the_sampler_gives(
 
 
 def test_a_temperature_that_threads_would_flush_is_none() -> None:
-    (entry,) = draws_of([(request(SamplingParams(temperature=5e-324)), 0)])
+    (entry,) = draws_of([request(SamplingParams(temperature=5e-324)).next_draw(0)])
     assert entry["temperature"] == sys.float_info.min
 
 

@@ -16,13 +16,13 @@ from infc.ir.manifest import FileDigest, Manifest
 from infc.ir.program import KvGroup
 from infc.ir.sizes import format_size
 from infc.runtime.limits import (
-    RuntimeOptions,
     _too_little,
     longest_context,
     parse_bytes,
     plan_blocks,
     plan_runtime,
 )
+from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.kv_cache import KvCache
 

@@ -27,8 +27,9 @@ from transformers import (
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling import logits_adjuster
 from infc.runtime.sampling.logits_adjuster import LogitsAdjuster, TokenCounts
-from infc.runtime.sampling.sampler import sample, support
+from infc.runtime.sampling.sampler import support
 from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.step_results import sample
 
 VOCAB = 40
 Row = NDArray[np.float32]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from infc.ir.errors import UsageError
 from infc.ir.manifest import FileDigest
-from infc.runtime.limits import RuntimeOptions, plan_runtime
+from infc.runtime.limits import plan_runtime
+from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.pacing import Pacer
 from infc.runtime.scheduling.scheduler import Scheduler
 

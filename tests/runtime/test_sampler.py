@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from infc.runtime.requests.request import Request
-from infc.runtime.sampling.sampler import draw, sample, support, uniform
+from infc.runtime.sampling.sampler import draw, support, uniform
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.sampling.token_logprobs import prompt_logprobs, raw_logprobs
 from infc.runtime.sampling.top_tokens import greatest, greatest_values, ranked
+from infc.runtime.scheduling.step_results import sample
 
 Row = NDArray[np.float32]
 

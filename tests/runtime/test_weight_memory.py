@@ -23,7 +23,8 @@ from infc.runtime.executors import address_space, weight_memory
 from infc.runtime.executors.base import WeightPlacement
 from infc.runtime.executors.reserve import reserve
 from infc.runtime.executors.weight_memory import CopiedWeights, LoadedWeights, open_weights
-from infc.runtime.limits import RuntimeOptions, plan_runtime
+from infc.runtime.limits import plan_runtime
+from infc.runtime.options import RuntimeOptions
 
 from ..ir.artifacts import manifest
 

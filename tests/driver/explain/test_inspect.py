@@ -37,7 +37,8 @@ from infc.ir.manifest import FileDigest, KvLayout
 from infc.ir.ops import Cost
 from infc.ir.program import KvGroup, ModelSpec, Program
 from infc.ir.text import parse_program
-from infc.runtime.limits import RuntimeOptions, plan_runtime
+from infc.runtime.limits import plan_runtime
+from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.kv_groups import blocks_for
 
 from ...ir.artifacts import manifest

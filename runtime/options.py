@@ -1,15 +1,35 @@
-"""What is asked of the options of an engine before anything is planned; each refusal names one."""
+"""The options of an engine, and their checks before anything is planned."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ..ir.errors import UsageError
 
-if TYPE_CHECKING:
-    from .limits import RuntimeOptions
-
 MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """Options for opening an artifact; None selects the compiled value.
+
+    `kv_memory` is a number of bytes, a string such as "1GiB", or "auto". The first three options
+    can only be lowered, because the memory of a step was planned for the compiled limits.
+    """
+
+    max_context: int | None = None
+    max_sequences: int | None = None
+    step_tokens: int | None = None
+    kv_memory: int | str | None = None
+    max_waiting: int = 4096
+    prefix_reuse: bool = True
+    threads: int | None = None
+    pin: bool | None = None
+    itl_target_ms: int | None = None
+    """Target for the inter-token latency in milliseconds; 0 for no target."""
+    weights: str | None = None
+    """"mapped", "copied", or "auto": small weights are read into memory before the first step,
+    and large ones are copied into huge pages if these and enough memory are available."""
 
 
 def check_types(options: RuntimeOptions) -> None:
