@@ -274,11 +274,14 @@ def window_rows(
     """
     import numpy as np
 
+    from ..runtime.executors.base import run_step
+
     # The last token predicts nothing that counts.
     for start in range(0, len(tokens) - 1, rows):
         end = min(start + rows, len(tokens) - 1)
         wanted = range(max(start, first - 1), end)
-        logits = executor.run(_step(manifest, tokens, start, end, wanted)).astype(np.float64)
+        step = _step(manifest, tokens, start, end, wanted)
+        logits = run_step(executor, step).logits.astype(np.float64)
         if len(wanted):
             yield logits, tokens[wanted.start + 1 : wanted.stop + 1]
 

@@ -184,7 +184,7 @@ def _build(program: Program, directory: Path, target: str) -> Artifact:
 def _run(artifact: Artifact, ids: NDArray[np.int32], threads: int) -> NDArray[np.float32]:
     import numpy as np
 
-    from ..runtime.executors.base import ExecutorConfig
+    from ..runtime.executors.base import ExecutorConfig, run_step
     from ..runtime.scheduling.step import Step
 
     count = len(ids)
@@ -200,8 +200,7 @@ def _run(artifact: Artifact, ids: NDArray[np.int32], threads: int) -> NDArray[np
         logits_index=places,
     )
     with _open(artifact, ExecutorConfig(num_blocks=(), num_threads=threads)) as executor:
-        rows: NDArray[np.float32] = executor.run(step).copy()
-    return rows
+        return run_step(executor, step).logits
 
 
 @contextmanager

@@ -34,9 +34,8 @@ from .sampling.sampler import Sample
 from .sampling.sampling_params import SamplingParams, recommended_sampling
 from .sampling.token_logprobs import TokenLogprobs
 from .scheduling.kv_cache import KvCache
+from .scheduling.owners import PlannedStep, StepTimes
 from .scheduling.scheduler import Scheduler
-from .scheduling.step import Step, StepTimes
-from .scheduling.step_builder import asks_for_hidden
 from .scheduling.step_results import StepResults, read_results
 from .text.tokenizer import Tokenizer
 
@@ -315,12 +314,12 @@ class Engine:
         self._settled = False
         begun = time.perf_counter()
         try:
-            step = self._schedule()
-            results = self._execute(step)
-            outputs = self._publish(step, results)
+            planned = self._schedule()
+            results = self._execute(planned)
+            outputs = self._publish(planned, results)
             self._settled = True
-            if step is not None:
-                self._observe(step, time.perf_counter() - begun)
+            if planned is not None:
+                self._observe(planned, time.perf_counter() - begun)
         except BaseException:
             if not self._settled:
                 self.scheduler, self._streams = _make_scheduler(self.plan), {}
@@ -360,7 +359,7 @@ class Engine:
         text = prompt if isinstance(prompt, str) else None
         return PreparedRequest(request, RequestStream(request, text, self.tokenizer, self._stop))
 
-    def _schedule(self) -> Step | None:
+    def _schedule(self) -> PlannedStep | None:
         """The next step. Where it cannot be made, all requests begin anew, and none is lost."""
         try:
             return self.scheduler.schedule()
@@ -370,47 +369,46 @@ class Engine:
             self.scheduler, self._settled = fresh, True
             raise
 
-    def _observe(self, step: Step, seconds: float) -> None:
+    def _observe(self, planned: PlannedStep, seconds: float) -> None:
         """Take in how long a step took. Whatever that meets, the step was made."""
         try:
-            self.scheduler.observe(step, seconds)
+            self.scheduler.observe(planned, seconds)
             if self.on_step is not None:
-                self.on_step(StepTimes.of(step, seconds, self._executor_seconds))
+                self.on_step(StepTimes.of(planned, seconds, self._executor_seconds))
         except Exception as error:
             note_fault("a measurement of a step", error)
 
-    def _execute(self, step: Step | None) -> StepResults:
+    def _execute(self, planned: PlannedStep | None) -> StepResults:
         """Run and commit the step; where that fails, all of its requests end with an error."""
-        if step is None:
+        if planned is None:
             return StepResults([], [])
         try:
-            asked = asks_for_hidden(step, self.hidden_width)
             begun = time.perf_counter()
-            logits = self.executor.run(asked)
+            output = self.executor.launch(planned.step).result()
             self._executor_seconds = time.perf_counter() - begun
             if self._weights_check is not None:  # no token leaves before the weights are known good
                 self._weights_check.result()
                 self._weights_check = None
-            results = read_results(logits, asked)
+            results = read_results(planned, output)
         except BaseException:
-            self.scheduler.discard(step)
-            for request in step.requests:
+            self.scheduler.discard(planned)
+            for request in planned.owners.requests:
                 self._streams.pop(request.request_id, None)
             self._settled = True
             raise
-        self.scheduler.commit(step, [sample.token_id for sample in results.samples])
+        self.scheduler.commit(planned, [sample.token_id for sample in results.samples])
         self.num_steps += 1
         return results
 
-    def _publish(self, step: Step | None, results: StepResults) -> list[RequestOutput]:
-        if step is None:
+    def _publish(self, planned: PlannedStep | None, results: StepResults) -> list[RequestOutput]:
+        if planned is None:
             return []
         outputs = []
-        for rows, entries in zip(step.prompt_rows, results.prompts, strict=True):
+        for rows, entries in zip(planned.owners.prompt_rows, results.prompts, strict=True):
             if output := self._tell_prompt(rows.request, entries, results.faults):
                 outputs.append(output)
         several: dict[str, list[tuple[Request, Sample | None]]] = {}
-        for request, sample in zip(step.sampled, results.samples, strict=True):
+        for request, sample in zip(planned.owners.sampled, results.samples, strict=True):
             request_id = request.request_id
             if (stream := self._streams.get(request_id)) is None:
                 continue  # a row of its prompt has just ended it

@@ -17,8 +17,9 @@ from .workloads import Workload
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
-    from ...runtime.executors.base import Executor
-    from ...runtime.scheduling.step import Step, StepTimes
+    from ...runtime.executors.base import Executor, Running
+    from ...runtime.scheduling.owners import StepTimes
+    from ...runtime.scheduling.step import Step
 
 
 @dataclass(slots=True)
@@ -167,13 +168,13 @@ class _WatchedExecutor:
         self._inner = inner
         self.shape = StepShape(0, 0, {})
 
-    def run(self, step: Step) -> Any:
-        logits = self._inner.run(step)
+    def launch(self, step: Step) -> Running:
+        running = self._inner.launch(step)
         starts = step.query_starts.tolist()
         queries = (after - before for before, after in pairwise(starts))
         pairs = zip(queries, step.context_lengths.tolist(), strict=True)
         self.shape = StepShape.of(pairs, rows=len(step.logits_index))
-        return logits
+        return running
 
     def close(self) -> None:
         self._inner.close()

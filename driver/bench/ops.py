@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...ir.errors import UsageError
+from ...runtime.executors.base import run_step
 from ..bare_executor import open_bare
 from ..explain.collect import read_program
 from .ceilings import Ceilings
@@ -85,11 +86,11 @@ def measure_steps(
         for name, trial in trials.items():
             step = trial.build(artifact.manifest)
             for _ in range(WARM_UP_STEPS):
-                executor.run(step)
+                run_step(executor, step)
             rounds = []
             for _ in range(repeats):
                 before, begun = executor.profile(), time.perf_counter()
-                executor.run(step)
+                run_step(executor, step)
                 took = time.perf_counter() - begun
                 rounds.append((took, before, executor.profile()))
                 done += 1

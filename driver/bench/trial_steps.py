@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.manifest import Manifest
+from ...runtime.executors.base import run_step
 from ...runtime.sampling.draws import DRAW, GREEDY
 from ...runtime.scheduling.kv_groups import blocks_for
 from ...runtime.scheduling.step import Step
@@ -69,7 +70,6 @@ class TrialStep:
             logits_index=_ints(np.arange(1, self.batch + 1) * self.queries - 1),
             logits_rows=_ints([]),
             draws=np.array([GREEDY._replace(row=row) for row in range(self.batch)], DRAW),
-            tokens=np.empty(self.batch, np.int32),
         )
 
     def _table(self, block_size: int) -> Int32Array:
@@ -85,9 +85,9 @@ def fill_blocks(executor: Executor, manifest: Manifest, num_blocks: Sequence[int
     sizes = [group.block_size for group in manifest.kv.groups]
     count = min([*sizes, manifest.limits.step_tokens, manifest.limits.max_context])
     step = TrialStep(1, count, count).build(manifest)
-    executor.run(step)
+    run_step(executor, step)
     copies = (np.stack([np.ones(n - 2), np.arange(2, n)], axis=1) for n in num_blocks)
-    executor.run(replace(step, block_copies=tuple(_ints(pairs) for pairs in copies)))
+    run_step(executor, replace(step, block_copies=tuple(_ints(pairs) for pairs in copies)))
 
 
 def _ints(values: Sequence[int] | NDArray[Any]) -> Int32Array:

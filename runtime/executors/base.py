@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...ir.errors import InfcError
 from ..sampling.draws import Draw
 from ..sampling.sampler import drawn_token
-from ..scheduling.step import NO_TOKEN, Step
+from ..scheduling.step import NO_TOKEN, Float32Array, Step, StepOutput
 
 WeightPlacement = Literal["mapped", "copied", "loaded"]
 """Where weights lie: in the mapped file; there at first, and copied into memory of huge pages
@@ -31,14 +30,22 @@ class ExecutorConfig:
     """Measure each statement of a step, where the executor can: see `ProfiledExecutor`."""
 
 
+class Running(Protocol):
+    """A step that was launched."""
+
+    def result(self) -> StepOutput:
+        """Wait for the step; what it returned, or raised."""
+        ...
+
+
 class Executor(Protocol):
     """Runs steps, and keeps the KV cache that they read and write."""
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """Compute the step's tokens; the logits of the wanted rows, float32 `[L, vocab]`.
+    def launch(self, step: Step) -> Running:
+        """Start to compute the step's tokens. Steps run one after the other, in this order.
 
-        `step.tokens` is filled, and `step.hidden` where it is given. For a step without
-        `needs_head` the head need not be computed.
+        For a step without `needs_head` the head need not be computed. An executor may also compute
+        the whole step here. What is wrong with a step is raised here or by `Running.result`.
         """
         ...
 
@@ -84,26 +91,40 @@ def work_ahead(executor: Executor, seconds: float = math.inf) -> bool:
     return isinstance(executor, WorksAhead) and executor.work_ahead(seconds)
 
 
-def wanted_rows(step: Step, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """From `logits` of every row, `[R, vocab]`, what `run` gives; fills `step.tokens`.
+def run_step(executor: Executor, step: Step) -> StepOutput:
+    """Launch a step and wait for it."""
+    return executor.launch(step).result()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A step that was computed when it was launched."""
+
+    output: StepOutput
+
+    def result(self) -> StepOutput:
+        """What the step returned."""
+        return self.output
+
+
+def head_output(step: Step, logits: Float32Array, hidden: Float32Array | None) -> StepOutput:
+    """What a step returns whose head gave `logits` [R, vocab] and `hidden` [R, hidden_width].
 
     For executors whose head makes every row.
     """
+    tokens = np.empty(len(step.draws), np.int32)
     for place, entry in enumerate(step.draws):
         draw = Draw(*entry.item())
         token = drawn_token(logits[draw.row], draw)
-        step.tokens[place] = NO_TOKEN if token is None else token
-    return logits if step.logits_rows is None else logits[step.logits_rows]
+        tokens[place] = NO_TOKEN if token is None else token
+    wanted = logits if step.logits_rows is None else logits[step.logits_rows]
+    return StepOutput(tokens, wanted, hidden if step.wants_hidden else None)
 
 
 def check_hidden(step: Step, width: int | None) -> None:
-    """Assert that `step.hidden` can be filled; InfcError where the artifact has nothing for it."""
-    if step.hidden is None:
-        return
-    if width is None:
+    """InfcError where the step wants hidden states and the artifact has none."""
+    if step.wants_hidden and width is None:
         raise InfcError(
             "this artifact does not provide hidden states",
             hint="compile it again; a model whose head is not found has none",
         )
-    assert step.hidden.shape == (len(step.logits_index), width), step.hidden.shape
-    assert step.hidden.dtype == np.float32 and step.hidden.flags.c_contiguous

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
@@ -20,8 +19,8 @@ from ...ir.sizes import format_count
 from ...ir.step_facts import check_step_facts
 from ...ir.target import check_target
 from ..sampling.draws import DRAW
-from ..scheduling.step import Int32Array, Step
-from .base import ExecutorConfig, ProfileEntry, check_hidden
+from ..scheduling.step import Int32Array, Step, StepOutput
+from .base import ExecutorConfig, Finished, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
@@ -87,8 +86,8 @@ class CppExecutor:
             raise ArtifactError(f"the generated library cannot be opened: {self._message()}")
         return int(handle)
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """The logits of the wanted rows, float32 `[L, vocab]`; see `Executor.run`.
+    def launch(self, step: Step) -> Finished:
+        """Compute the step; see `Executor.launch`.
 
         Raises CapacityError for a step beyond the limits that were compiled in, InfcError once
         it is closed and in a forked process.
@@ -102,16 +101,21 @@ class CppExecutor:
                 hint="open the artifact after the fork",
             )
         rows = len(step.logits_index)
-        assert step.draws.dtype == DRAW and len(step.draws) == len(step.tokens)
+        assert step.draws.dtype == DRAW
         if step.num_tokens > self._limits.step_tokens or rows > self._limits.logit_rows:
             raise CapacityError(
                 f"a step of {step.num_tokens} tokens and {rows} rows of logits exceeds the "
                 f"compiled limits {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
         check_hidden(step, self._hidden_width)
+        tokens = np.empty(len(step.draws), np.int32)
         logits = np.empty((step.num_logits, self._vocab_size), dtype=np.float32)
+        hidden = None
+        if step.wants_hidden:
+            hidden = np.empty((rows, self._hidden_width or 0), dtype=np.float32)
+        output = StepOutput(tokens, logits, hidden)
         if step.num_tokens == 0:
-            return logits
+            return Finished(output)
         for index, group in enumerate(self._groups[: len(self._kv)]):
             table, copies = step.block_tables[index], step.block_copies[index]
             group.block_table = _pointer(table)
@@ -129,12 +133,12 @@ class CppExecutor:
             context_lengths=_pointer(step.context_lengths),
             logits_index=_pointer(step.logits_index),
             groups=self._groups,
-            hidden=None if step.hidden is None else step.hidden.ctypes.data,
+            hidden=None if hidden is None else hidden.ctypes.data,
             num_logits=step.num_logits,
             logits_rows=None if step.logits_rows is None else _pointer(step.logits_rows),
             num_draws=len(step.draws),
             draws=step.draws.ctypes.data,
-            tokens=_pointer(step.tokens),
+            tokens=_pointer(tokens),
             logits=logits.ctypes.data,
         )
         # Never before the first step, which somebody has waited for longest.
@@ -144,7 +148,7 @@ class CppExecutor:
         if self._library.infc_run(self._handle, ctypes.byref(arrays)):
             raise InfcError(f"the step failed: {self._message()}")
         self._step_seconds = time.perf_counter() - begun
-        return logits
+        return Finished(output)
 
     def work_ahead(self, seconds: float) -> bool:
         """Copy weights into huge pages for about so long; whether any are left to copy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...ir.artifact import Artifact
 from ...ir.interpret import Interpreter, WeightSource
@@ -13,7 +12,7 @@ from ...ir.safetensors import MappedSafetensors
 from ...ir.step_facts import check_step_facts, step_facts
 from ...ir.torch_types import to_torch
 from ..scheduling.step import Step
-from .base import ExecutorConfig, WeightPlacement, check_hidden, wanted_rows
+from .base import ExecutorConfig, Finished, WeightPlacement, check_hidden, head_output
 from .weight_memory import open_artifact_weights
 
 
@@ -24,7 +23,6 @@ class ReferenceExecutor:
         self._program = program
         self._groups = program.resources
         self._hidden_width = hidden_width(program)
-        self._num_threads = config.num_threads
         self._state = PagedState.allocate((), 0)
         for group, count in zip(self._groups, config.num_blocks, strict=True):
             self._state.add(group, count)
@@ -52,8 +50,8 @@ class ReferenceExecutor:
         )
         return cls(program, weights.tensor, config)
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """The logits of the wanted rows, float32 `[L, vocab]`; see `Executor.run`."""
+    def launch(self, step: Step) -> Finished:
+        """Compute the step; see `Executor.launch`."""
         import torch
 
         state = self._state
@@ -80,10 +78,9 @@ class ReferenceExecutor:
         rows = len(step.logits_index)
         check_hidden(step, self._hidden_width)
         results = self._interpreter.run(inputs)
-        if step.hidden is not None:
-            step.hidden[:] = results[1].float().numpy()[:rows]
-        result: NDArray[np.float32] = results[0].float().numpy()
-        return wanted_rows(step, result[:rows])
+        logits = results[0].float().numpy()[:rows]
+        hidden = results[1].float().numpy()[:rows] if step.wants_hidden else None
+        return Finished(head_output(step, logits, hidden))
 
     def close(self) -> None:
         """Give the memory back."""

@@ -14,8 +14,8 @@ from ..requests.request import Request, RequestState
 from .admission import SchedulerLimits, max_total_tokens
 from .demand import Demand
 from .kv_cache import Headroom, KvCache
+from .owners import PlannedStep
 from .pacing import Pacer
-from .step import Step
 from .step_builder import RowBudget, StepBuilder
 
 _ORDER = attrgetter("order")
@@ -48,7 +48,7 @@ class Scheduler:
         self._waiting: list[Request] = []  # sorted by order
         self._running: list[Request] = []  # sorted by order
         self._requests: dict[str, list[Request]] = {}  # the unfinished choices of each
-        self._in_flight: Step | None = None
+        self._in_flight: PlannedStep | None = None
         self._ended_in_flight: list[Request] = []
         self._arrivals = 0
         self._demand = Demand(kv.block_size)
@@ -150,7 +150,7 @@ class Scheduler:
 
     # --- steps --------------------------------------------------------------------------------
 
-    def schedule(self) -> Step | None:
+    def schedule(self) -> PlannedStep | None:
         """The next step, None when no request is left. Each must be committed or discarded."""
         assert self._in_flight is None, "the last step was neither committed nor discarded"
         if not self._requests:
@@ -163,15 +163,16 @@ class Scheduler:
         self._in_flight = self._builder.build(plan)
         return self._in_flight
 
-    def commit(self, step: Step, tokens: Sequence[int | None]) -> None:
-        """Take in what `step` gave: one token for each of `step.sampled`, None for no valid one.
+    def commit(self, planned: PlannedStep, tokens: Sequence[int | None]) -> None:
+        """Take in what a step gave: one token for each that it sampled, None for no valid one.
 
         Afterwards each of them has one token more, and may have finished; those aborted since
         `schedule` are left alone.
         """
-        assert step is self._in_flight and len(tokens) == len(step.sampled)
+        step, owners = planned.step, planned.owners
+        assert planned is self._in_flight and len(tokens) == len(owners.sampled)
         computed = step.context_lengths.tolist()
-        for request, length in zip(step.requests, computed, strict=True):
+        for request, length in zip(owners.requests, computed, strict=True):
             if request.state is RequestState.RUNNING:
                 if request.wants_prompt_rows:
                     given = min(length, request.num_prompt_tokens - 1)
@@ -180,26 +181,27 @@ class Scheduler:
                 self.kv.advance(request.blocks, length)
         self._end_step()
         now = time.monotonic()
-        for request in step.requests:
+        for request in owners.requests:
             if request.unforked and request.state is RequestState.RUNNING:
                 self._fork(request, now)
-        for request, token in zip(step.sampled, tokens, strict=True):
+        for request, token in zip(owners.sampled, tokens, strict=True):
             if request.state is not RequestState.FINISHED:
                 self._append(request, token, now)
 
-    def observe(self, step: Step, seconds: float) -> None:
-        """Take in what `step` took from its beginning to what it gave."""
+    def observe(self, planned: PlannedStep, seconds: float) -> None:
+        """Take in what a step took from its beginning to what it gave."""
         if self._pacer is not None:
+            step = planned.step
             self._pacer.observe(step.num_sequences, step.num_tokens, seconds)
 
-    def discard(self, step: Step) -> None:
+    def discard(self, planned: PlannedStep) -> None:
         """Give up a step that did not run to its end: its requests end with an error.
 
         What their blocks hold is not known, so none of them can go on; nor do other choices.
         """
-        assert step is self._in_flight
+        assert planned is self._in_flight
         self._end_step(written=False)
-        for request in step.requests:
+        for request in planned.owners.requests:
             self.abort(request.request_id, "error")
 
     def check(self) -> None:

@@ -1,39 +1,19 @@
-"""The step: what the scheduler hands the executor for one iteration (`docs/design/step.md`)."""
+"""Steps: what an executor gets for one iteration, and what it returns (see docs/design/step.md)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..sampling.draws import Draws, no_draws
 
-if TYPE_CHECKING:
-    from ..requests.request import Request
-
 Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
 
 NO_TOKEN = -1
-"""What `Step.tokens` holds where a row of logits has a NaN, or no finite maximum."""
-
-
-def _no_tokens() -> Int32Array:
-    return np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """Rows of the step's `R` that belong to a prompt.
-
-    Row `first_row + i` is what follows position `first_position + i`, for `count` rows.
-    """
-
-    request: Request
-    first_row: int
-    first_position: int
-    count: int
+"""What `StepOutput.tokens` holds where a row of logits has a NaN, or no finite maximum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,10 +21,8 @@ class Step:
     """A ragged batch of `B` sequences, `T` tokens and `R` rows of logits; int32, contiguous.
 
     The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
-    of the manifest. `requests` (one a sequence) say whose step it is, `sampled` who gets a token
-    of which row (`sampled_rows`), and `prompt_rows` which rows are of a prompt; executors never
-    look at them. They write `tokens`, what each of the `D` draws takes (or `NO_TOKEN`), and
-    `hidden` where it is given: what enters the head.
+    of the manifest. There is nothing but arrays and one flag, so a step can be sent to another
+    process; whose tokens they are is in `StepOwners`.
     """
 
     token_ids: Int32Array  # [T]
@@ -57,12 +35,7 @@ class Step:
     logits_index: Int32Array  # [R]
     logits_rows: Int32Array | None = None  # [L] of the R whose logits are wanted; None for all
     draws: Draws = field(default_factory=no_draws, repr=False)  # [D]
-    tokens: Int32Array = field(default_factory=_no_tokens, repr=False)  # [D]
-    hidden: NDArray[np.float32] | None = field(default=None, repr=False)  # [R, hidden_width]
-    requests: tuple[Request, ...] = field(default=(), repr=False)
-    sampled: tuple[Request, ...] = field(default=(), repr=False)
-    sampled_rows: tuple[int, ...] = ()
-    prompt_rows: tuple[PromptRows, ...] = field(default=(), repr=False)
+    wants_hidden: bool = False  # whether the R inputs of the head are wanted
 
     @property
     def num_tokens(self) -> int:
@@ -81,7 +54,7 @@ class Step:
 
     @property
     def needs_head(self) -> bool:
-        """Whether anybody wants logits, or tokens from them."""
+        """Whether logits are wanted, or tokens from them."""
         return len(self.draws) > 0 or self.num_logits > 0
 
     def place(self, row: int) -> int:
@@ -89,24 +62,15 @@ class Step:
         return row if self.logits_rows is None else int(np.searchsorted(self.logits_rows, row))
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """What one step held and took: `seconds` in all, `executor_seconds` of them in the executor."""
+@dataclass(frozen=True, slots=True, eq=False)
+class StepOutput:
+    """What a step returns.
 
-    num_sequences: int
-    num_tokens: int
-    num_sampled: int
-    seconds: float
-    executor_seconds: float
+    `tokens` [D] are the sampled tokens, one a draw (or `NO_TOKEN`), `logits` [L, vocab] the
+    wanted rows of logits, and `hidden` [R, hidden_width] the inputs of the head, None unless the
+    step wants them.
+    """
 
-    @classmethod
-    def of(cls, step: Step, seconds: float, executor_seconds: float) -> StepTimes:
-        """The times of `step`."""
-        return cls(
-            step.num_sequences,
-            step.num_tokens,
-            # Whoever only reads a prompt has a row here, and gets no token.
-            sum(request.max_total_tokens > request.num_prompt_tokens for request in step.sampled),
-            seconds,
-            executor_seconds,
-        )
+    tokens: Int32Array
+    logits: Float32Array
+    hidden: Float32Array | None = None

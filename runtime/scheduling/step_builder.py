@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..requests.request import Request
 from ..sampling.draws import Draws, draws_of, next_draws
 from .kv_cache import KvCache
-from .step import Int32Array, PromptRows, Step
+from .owners import PlannedStep, PromptRows, StepOwners
+from .step import Int32Array, Step
 
 Plan = Sequence[tuple[Request, int]]
 
@@ -65,6 +66,15 @@ class _Rows:
         """`Step.draws`."""
         return draws_of(request.next_draw(row) for request, row in self.drawn)
 
+    def owners(self, requests: tuple[Request, ...]) -> StepOwners:
+        """Whose step it is."""
+        return StepOwners(
+            requests=requests,
+            sampled=tuple(self.sampled),
+            sampled_rows=tuple(self.sampled_rows),
+            prompt_rows=tuple(self.prompts),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Places:
@@ -104,41 +114,43 @@ class StepBuilder:
 
     def __init__(self, kv: KvCache) -> None:
         self._kv = kv
-        self._last: Step | None = None  # if each of its sequences computed one token and got one
+        # Where each of its sequences computed one token and got one.
+        self._last: PlannedStep | None = None
         self._seats: NDArray[np.intp] = np.zeros(0, np.intp)
 
-    def build(self, plan: Plan) -> Step:
+    def build(self, plan: Plan) -> PlannedStep:
         """The step in which each request computes that many of its tokens."""
         requests = tuple([request for request, _ in plan])
-        if self._last is not None and self._last.requests == requests:
-            step = self._next(self._last)
+        if self._last is not None and self._last.owners.requests == requests:
+            planned = self._next(self._last)
         else:
             self._seats = np.array([request.blocks.seat for request in requests], np.intp)
-            step = self._fresh(plan, requests)
-        is_plain = step.num_tokens == len(requests) and step.sampled == requests
-        self._last = step if is_plain else None
-        return step
+            planned = self._fresh(plan, requests)
+        is_plain = planned.step.num_tokens == len(requests) and planned.owners.sampled == requests
+        self._last = planned if is_plain else None
+        return planned
 
-    def _next(self, last: Step) -> Step:
+    def _next(self, last: PlannedStep) -> PlannedStep:
         """What follows `last`, whose `logits_index` counts its sequences, with the same ones."""
-        context_lengths = last.context_lengths + np.int32(1)
+        before, requests = last.step, last.owners.requests
+        context_lengths = before.context_lengths + np.int32(1)
         places = _Places(
-            last.query_starts, context_lengths, last.logits_index, last.context_lengths
+            before.query_starts, context_lengths, before.logits_index, before.context_lengths
         )
         tables = self._kv.tables(self._seats, int(context_lengths.max()))
-        return replace(
-            last,
-            token_ids=np.array([request.token_ids[-1] for request in last.requests], np.int32),
+        step = replace(
+            before,
+            token_ids=np.array([request.token_ids[-1] for request in requests], np.int32),
             positions=places.positions,
             context_lengths=context_lengths,
             block_tables=tables,
             slots=places.slots(tables, self._kv.block_size),
             block_copies=self._kv.take_copies(),
-            draws=next_draws(last.draws),
-            tokens=np.empty_like(last.tokens),
+            draws=next_draws(before.draws),
         )
+        return PlannedStep(step, last.owners)
 
-    def _fresh(self, plan: Plan, requests: tuple[Request, ...]) -> Step:
+    def _fresh(self, plan: Plan, requests: tuple[Request, ...]) -> PlannedStep:
         token_ids: list[int] = []
         rows = _Rows()
         starts, counts = [], []
@@ -153,7 +165,8 @@ class StepBuilder:
                 rows.add_sample(request, len(token_ids) - 1)
         places = _Places.of(starts, counts)
         tables = self._kv.tables(self._seats, int(places.context_lengths.max()))
-        return Step(
+        owners = rows.owners(requests)
+        step = Step(
             token_ids=np.array(token_ids, np.int32),
             positions=places.positions,
             query_starts=places.query_starts,
@@ -164,24 +177,9 @@ class StepBuilder:
             logits_index=np.array(rows.index, np.int32),
             logits_rows=rows.with_logits,
             draws=rows.draws,
-            tokens=np.empty(len(rows.drawn), np.int32),
-            requests=requests,
-            sampled=tuple(rows.sampled),
-            sampled_rows=tuple(rows.sampled_rows),
-            prompt_rows=tuple(rows.prompts),
+            wants_hidden=owners.want_hidden,
         )
-
-
-def asks_for_hidden(step: Step, width: int | None) -> Step:
-    """The step with room for hidden states, where any of its requests pools them."""
-    receivers = [*step.sampled, *(rows.request for rows in step.prompt_rows)]
-    if not any(request.pool is not None for request in receivers):
-        return step
-    assert width is not None, "requests that pool are refused where there are no hidden states"
-    return replace(
-        step,
-        hidden=np.empty((len(step.logits_index), width), np.float32),
-    )
+        return PlannedStep(step, owners)
 
 
 class RowBudget:

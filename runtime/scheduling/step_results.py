@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..faults import note_fault
+from ..requests.pooling import Vector
 from ..requests.request import Request
 from ..sampling.logits_adjuster import ConstraintError
 from ..sampling.sampler import Sample, draw, greatest_token, uniform
 from ..sampling.token_logprobs import TokenLogprobs, prompt_logprobs, raw_logprobs
 from ..sampling.top_tokens import Logits
-from .step import NO_TOKEN, PromptRows, Step
+from .owners import PlannedStep, PromptRows, StepOwners
+from .step import NO_TOKEN, Step, StepOutput
 
 
 @dataclass(frozen=True, slots=True)
 class StepResults:
-    """A sample for each of the step's `sampled`, and entries for each of its `prompt_rows`.
+    """A sample for each of a step's `sampled`, and entries for each of its `prompt_rows`.
 
     Where a row of a prompt holds no finite value its entries are None, and so is every token
     that its request would get. So they are where reading them failed: `faults` says how, by the
@@ -27,18 +29,19 @@ class StepResults:
     faults: dict[str, str] = field(default_factory=dict)
 
 
-def read_results(logits: Logits, step: Step) -> StepResults:
-    """Samples and log-probabilities of what a step gave: its logits [L, V], and `step.tokens`.
+def read_results(planned: PlannedStep, output: StepOutput) -> StepResults:
+    """Samples and log-probabilities of what a step gave.
 
     What fails for one request ends that one.
     """
-    faults = _pool_rows(step)
-    samples = _samples(logits, step)
-    prompts = [_prompt_entries(logits, step, rows, faults) for rows in step.prompt_rows]
+    owners = planned.owners
+    faults = {} if output.hidden is None else _pool_rows(owners, output.hidden)
+    samples = _samples(planned, output)
+    prompts = [_prompt_entries(planned.step, output, rows, faults) for rows in owners.prompt_rows]
     if None in prompts or faults:
         failed = {
             rows.request.request_id
-            for rows, entries in zip(step.prompt_rows, prompts, strict=True)
+            for rows, entries in zip(owners.prompt_rows, prompts, strict=True)
             if entries is None
         }
         failed |= faults.keys()
@@ -46,7 +49,7 @@ def read_results(logits: Logits, step: Step) -> StepResults:
             Sample(None, error=faults.get(request.request_id))
             if request.request_id in failed
             else sample
-            for request, sample in zip(step.sampled, samples, strict=True)
+            for request, sample in zip(owners.sampled, samples, strict=True)
         ]
     return StepResults(samples, prompts, faults)
 
@@ -75,11 +78,12 @@ def sample(raw: Logits, request: Request) -> Sample:
     return Sample(token, None if count is None else raw_logprobs(raw, token, count))
 
 
-def _samples(logits: Logits, step: Step) -> list[Sample]:
-    """One for each of `step.sampled`; those who pool get no token, only whether all is well."""
-    drawn = iter(step.tokens.tolist())
+def _samples(planned: PlannedStep, output: StepOutput) -> list[Sample]:
+    """One for each of `sampled`; those who pool get no token, only whether all is well."""
+    owners = planned.owners
+    drawn = iter(output.tokens.tolist())
     samples = []
-    for request, row in zip(step.sampled, step.sampled_rows, strict=True):
+    for request, row in zip(owners.sampled, owners.sampled_rows, strict=True):
         if request.pool is None and request.adjuster is None:
             token = next(drawn)
             if token == NO_TOKEN or request.num_logprobs is None:
@@ -88,13 +92,13 @@ def _samples(logits: Logits, step: Step) -> list[Sample]:
         else:
             token = NO_TOKEN
         try:
-            samples.append(_sample(logits, step, request, row, token))
+            samples.append(_sample(planned.step, output.logits, request, row, token))
         except Exception as error:
             samples.append(Sample(None, error=note_fault("sampling", error)))
     return samples
 
 
-def _sample(logits: Logits, step: Step, request: Request, row: int, token: int) -> Sample:
+def _sample(step: Step, logits: Logits, request: Request, row: int, token: int) -> Sample:
     """The sample of a request that wants more than the token that the executor drew."""
     if request.pool is not None:
         return Sample(0 if request.pool.is_finite else None)
@@ -106,7 +110,7 @@ def _sample(logits: Logits, step: Step, request: Request, row: int, token: int) 
 
 
 def _prompt_entries(
-    logits: Logits, step: Step, rows: PromptRows, faults: dict[str, str]
+    step: Step, output: StepOutput, rows: PromptRows, faults: dict[str, str]
 ) -> list[TokenLogprobs] | None:
     request, first = rows.request, rows.first_position + 1
     if request.request_id in faults:
@@ -117,7 +121,7 @@ def _prompt_entries(
     place = step.place(rows.first_row)
     try:
         return prompt_logprobs(
-            logits[place : place + rows.count],
+            output.logits[place : place + rows.count],
             request.token_ids[first : first + rows.count],
             request.params.prompt_logprobs,
         )
@@ -126,20 +130,18 @@ def _prompt_entries(
         return None
 
 
-def _pool_rows(step: Step) -> dict[str, str]:
-    """Hand the rows of hidden states that a step gave to the requests that pool them.
+def _pool_rows(owners: StepOwners, hidden: Vector) -> dict[str, str]:
+    """Hand the rows of hidden states [R, hidden_width] to the requests that pool them.
 
     What failed of those that cannot take them, by the id of the request.
     """
     faults: dict[str, str] = {}
-    if step.hidden is None:
-        return faults
-    places = [(rows.request, rows.first_row, rows.count) for rows in step.prompt_rows]
-    places += [(who, row, 1) for who, row in zip(step.sampled, step.sampled_rows, strict=True)]
+    places = [(rows.request, rows.first_row, rows.count) for rows in owners.prompt_rows]
+    places += [(who, row, 1) for who, row in zip(owners.sampled, owners.sampled_rows, strict=True)]
     for request, first, count in places:
         if request.pool is not None:
             try:
-                request.pool.add(step.hidden[first : first + count])
+                request.pool.add(hidden[first : first + count])
             except Exception as error:
                 faults[request.request_id] = note_fault("pooling", error)
     return faults

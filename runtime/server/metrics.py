@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..async_engine import AsyncEngine
     from ..requests.outputs import RequestMetrics, RequestOutput
-    from ..scheduling.step import StepTimes
+    from ..scheduling.owners import StepTimes
 
 _SECONDS = (
     0.001,

@@ -19,6 +19,7 @@ from infc.ir.program import KvGroup, Program, Value, WeightRef
 from infc.ir.target import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
+from infc.runtime.executors.base import run_step
 
 from .harness import Chunk, build, make_step, open_cpp, random_weights, with_weights
 
@@ -67,10 +68,10 @@ def test_products_of_codes_have_the_bits_of_their_meaning(
     artifact = build(program, tmp_path / "a", resolve_target(target))
     step = make_step([Chunk(list(ids), 0, [1, 2])], num_groups=0, block_size=16)
     for threads in (1, 2):
-        actual = open_cpp(artifact, num_threads=threads).run(step)
+        actual = run_step(open_cpp(artifact, num_threads=threads), step).logits
         assert np.array_equal(actual, expected.float().numpy())
     alone = make_step([Chunk([int(ids[9])], 9, [1, 2])], num_groups=0, block_size=16)
-    assert np.array_equal(open_cpp(artifact).run(alone)[0], actual[9])
+    assert np.array_equal(run_step(open_cpp(artifact), alone).logits[0], actual[9])
 
 
 def test_a_matrix_that_is_computed_is_refused() -> None:
@@ -142,7 +143,7 @@ def test_attention_over_codes_means_what_the_ops_mean(dtype: DType, tmp_path: Pa
         inputs = {"input_ids": torch.tensor(ids[first:last]), "positions": positions}
         (expected,) = interpret(program, inputs, program_weights(program), state)
         chunk = Chunk(list(ids[first:last]), first, [5, 2, 7])
-        actual = executor.run(make_step([chunk], num_groups=1, block_size=BLOCK))
+        actual = run_step(executor, make_step([chunk], num_groups=1, block_size=BLOCK)).logits
         bound = 1e-5 if dtype is DType.F32 else 2e-2
         error = (torch.from_numpy(actual) - expected.float()).abs().max()
         assert error < bound * expected.float().abs().max(), (first, float(error))
@@ -180,7 +181,7 @@ def test_experts_of_codes_mean_what_the_ops_mean(
     (expected,) = interpret(program, {"input_ids": torch.tensor(ids)}, program_weights(program))
     executor = open_cpp(build(program, tmp_path / "a"))
     chunk = Chunk(list(ids), 0, [1, 2])
-    actual = executor.run(make_step([chunk], num_groups=0, block_size=BLOCK))
+    actual = run_step(executor, make_step([chunk], num_groups=0, block_size=BLOCK)).logits
     bound = 1e-5 if dtype is DType.F32 else 2e-2
     error = (torch.from_numpy(actual) - expected.float()).abs().max()
     assert error < bound * expected.float().abs().max()

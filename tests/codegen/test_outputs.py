@@ -14,7 +14,7 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.program import Program
 from infc.ir.target import resolve_target
 from infc.ir.types import DType, Sym, TensorType
-from infc.runtime.executors.base import wanted_rows
+from infc.runtime.executors.base import head_output, run_step
 from infc.runtime.sampling.draws import DRAW, Draw
 from infc.runtime.sampling.sampler import support, uniform
 from infc.runtime.scheduling.step import Step
@@ -61,8 +61,7 @@ def rows_of(kind: torch.dtype) -> torch.Tensor:
 def asking(step: Step, rows: list[int] | None, draws: list[Draw]) -> Step:
     """The step with these draws, and logits wanted of `rows`."""
     wanted = None if rows is None else np.array(rows, np.int32)
-    tokens = np.full(len(draws), 99, np.int32)
-    return replace(step, draws=np.array(draws, DRAW), tokens=tokens, logits_rows=wanted)
+    return replace(step, draws=np.array(draws, DRAW), logits_rows=wanted)
 
 
 def rows_step(ids: list[int]) -> Step:
@@ -91,10 +90,10 @@ def test_greatest_and_wanted_rows(
             for rows in (None, [], [0, 5, 63]):
                 draws = [greedy(row) for row in (5, *range(64))]
                 step = asking(rows_step(ids), rows, draws)
-                expected = replace(step, tokens=np.zeros_like(step.tokens))
-                logits = executor.run(step)
-                np.testing.assert_array_equal(logits, wanted_rows(expected, values[ids]))
-                assert step.tokens.tolist() == expected.tokens.tolist()
+                expected = head_output(step, values[ids], None)
+                output = run_step(executor, step)
+                np.testing.assert_array_equal(output.logits, expected.logits)
+                assert output.tokens.tolist() == expected.tokens.tolist()
 
 
 LONG = 2999
@@ -158,20 +157,18 @@ def test_draws_are_those_of_the_sampler(
     values: NDArray[np.float32] = table.float().numpy()
     draws = random_draws(np.random.default_rng(2), 800)
     step = asking(rows_step(list(range(16))), [], draws)
-    expected = replace(step, tokens=np.zeros_like(step.tokens))
-    wanted_rows(expected, values)
-    executor = open_cpp(artifact, num_threads=2)
-    assert executor.run(step).shape == (0, LONG)
-    apart = np.flatnonzero(step.tokens != expected.tokens)
+    expected = head_output(step, values, None)
+    output = run_step(open_cpp(artifact, num_threads=2), step)
+    assert output.logits.shape == (0, LONG)
+    apart = np.flatnonzero(output.tokens != expected.tokens)
     assert len(apart) <= 8
     for place in apart.tolist():
         draw = draws[place]
-        assert is_possible(values[draw.row], draw, int(step.tokens[place])), draw
+        assert is_possible(values[draw.row], draw, int(output.tokens[place])), draw
     with_one = open_cpp(artifact, num_threads=1)
     for place in range(0, 800, 40):
         alone = asking(rows_step(list(range(16))), None, [draws[place]])
-        with_one.run(alone)
-        assert alone.tokens[0] == step.tokens[place]
+        assert run_step(with_one, alone).tokens[0] == output.tokens[place]
 
 
 def test_the_random_number_is_the_samplers(tmp_path: Path) -> None:
@@ -183,6 +180,6 @@ def test_the_random_number_is_the_samplers(tmp_path: Path) -> None:
         for d in random_draws(np.random.default_rng(3), 200)
     ]
     step = asking(rows_step(list(range(16))), [], draws)
-    open_cpp(artifact, num_threads=1).run(step)
+    output = run_step(open_cpp(artifact, num_threads=1), step)
     numbers = [uniform(d.seed, choice=d.choice, position=d.position) for d in draws]
-    assert step.tokens.tolist() == [int(u * 4096) for u in numbers]
+    assert output.tokens.tolist() == [int(u * 4096) for u in numbers]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from infc.driver.cli import run
 from infc.driver.evaluate import (
@@ -26,7 +25,8 @@ from infc.ir.artifact import open_artifact
 from infc.ir.errors import UsageError
 from infc.ir.manifest import Limits
 from infc.runtime.api.llm import LLM
-from infc.runtime.scheduling.step import Step
+from infc.runtime.executors.base import Finished
+from infc.runtime.scheduling.step import Step, StepOutput
 
 from ..ir.artifacts import manifest
 from ..runtime.small_artifact import write_small_artifact
@@ -55,14 +55,15 @@ class _Bigrams:
         self.table = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
         self.stored: dict[int, int] = {}
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Finished:
         (table,), (slots,) = step.block_tables, step.slots
         for position, slot, token in zip(step.positions, slots, step.token_ids, strict=True):
             assert table[0][position // 32] * 32 + position % 32 == slot
             assert slot >= 32  # never the null block
             self.stored[int(position)] = int(token)
         assert step.context_lengths.tolist() == [step.positions[-1] + 1]
-        return self.table[step.token_ids[step.logits_index]].astype(np.float32)
+        logits = self.table[step.token_ids[step.logits_index]].astype(np.float32)
+        return Finished(StepOutput(np.zeros(0, np.int32), logits))
 
     def close(self) -> None: ...
 

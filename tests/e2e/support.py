@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import infc
 from infc.ir.artifact import Artifact
 from infc.runtime.executors import open_executor
-from infc.runtime.executors.base import ExecutorConfig
+from infc.runtime.executors.base import ExecutorConfig, run_step
 
 from ..codegen.harness import Chunk, make_step
 from ..configs import CONFIGS
@@ -94,11 +94,12 @@ def forced_rows(
             step = make_step(
                 [part for _, part in turn], num_groups=len(groups), block_size=block_size
             )
-            hidden = np.full((step.num_tokens, width or 0), np.nan, np.float32)
-            logits = executor.run(step if width is None else replace(step, hidden=hidden))
+            output = run_step(executor, replace(step, wants_hidden=width is not None))
+            hidden = np.zeros((step.num_tokens, 0), np.float32)
+            hidden = hidden if output.hidden is None else output.hidden
             for place, (i, part) in enumerate(turn):
                 first, last = step.query_starts[place : place + 2]
-                rows[i].append(logits[first:last])
+                rows[i].append(output.logits[first:last])
                 states[i].append(hidden[first:last])
                 done[i] += len(part.ids)
     finally:

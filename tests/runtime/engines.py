@@ -34,7 +34,7 @@ def make_engine(
         prefix_reuse=True,
     )
     return Engine(
-        PagedModel(groups, plan.num_blocks, vocab_size),
+        PagedModel(groups, plan.num_blocks, vocab_size, hidden_width or 0),
         plan,
         vocab_size=vocab_size,
         tokenizer=tokenizer,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.ir.program import KvGroup
-from infc.runtime.executors.base import wanted_rows
+from infc.runtime.executors.base import Finished, head_output
 from infc.runtime.scheduling.step import Step
 
 _EMPTY = 1
@@ -49,42 +49,54 @@ def make_group(name: str, block_size: int, window: int | None) -> KvGroup:
 class PagedModel:
     """An executor that keeps one state a slot, and reads them through the block tables alone.
 
-    Each step asserts that every position which a query can see holds the state of exactly its
-    own sequence's prefix, and that nothing is written where another sequence reads, but whole
-    blocks that are the same for both.
+    Each step asserts that the positions which a query can see hold the states of one prefix, and
+    that nothing is written where another sequence reads, but whole blocks that are the same for
+    both. Whether it is the right prefix shows in the tokens: see `scheduling.alone`.
+
+    With a window of one token nothing before a token can be seen. Its state then follows from
+    what another group stores, so one group must have a larger window.
     """
 
     def __init__(
-        self, groups: Sequence[KvGroup], num_blocks: Sequence[int], vocab_size: int
+        self,
+        groups: Sequence[KvGroup],
+        num_blocks: Sequence[int],
+        vocab_size: int,
+        hidden_width: int = 0,
     ) -> None:
         self.groups = groups
         self.vocab_size = vocab_size
+        self.hidden_width = hidden_width
         self.stores = [
             np.zeros(count * group.block_size, np.int64)
             for group, count in zip(groups, num_blocks, strict=True)
         ]
         self.num_tokens = 0
         self.num_copies = 0
+        # The first to be written is one whose states follow from its own.
+        self._order = sorted(range(len(groups)), key=lambda g: groups[g].window == 1)
+        assert groups[self._order[0]].window != 1
+        self._before: dict[int, int] = {}  # state -> the one before it
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Finished:
         self.num_tokens += step.num_tokens
         self._check_shape(step)
         for g, copies in enumerate(step.block_copies):
             self._copy(g, copies)
         spans = list(pairwise(step.query_starts.tolist()))
-        for g in range(len(self.groups)):
+        for g in self._order:
             self._check_writes(step, g, spans)
             for b, (start, stop) in enumerate(spans):
                 self._write(step, g, b, start, stop)
         for g in range(len(self.groups)):
             for b, (start, stop) in enumerate(spans):
                 self._check_reads(step, g, b, start, stop)
-        if step.hidden is not None:
-            self._fill_hidden(step, spans, step.hidden)
-        if not step.needs_head:
-            return np.zeros((0, self.vocab_size), np.float32)
-        rows = [self._logits(step, spans, row) for row in step.logits_index.tolist()]
-        return wanted_rows(step, np.array(rows, np.float32).reshape(-1, self.vocab_size))
+        hidden = self._hidden(step, spans) if step.wants_hidden else None
+        rows = []
+        if step.needs_head:
+            rows = [self._logits(step, spans, row) for row in step.logits_index.tolist()]
+        logits = np.array(rows, np.float32).reshape(-1, self.vocab_size)
+        return Finished(head_output(step, logits, hidden))
 
     def close(self) -> None:
         self.stores = []
@@ -94,22 +106,12 @@ class PagedModel:
         arrays += [*step.block_tables, *step.slots, *step.block_copies, step.logits_index]
         assert all(a.dtype == np.int32 and a.flags.c_contiguous for a in arrays)
         assert step.query_starts[-1] == step.num_tokens > 0
-        assert len(step.requests) == step.num_sequences
-        assert len(step.sampled) == len(step.sampled_rows)
-        prompt_rows = [p.first_row + i for p in step.prompt_rows for i in range(p.count)]
-        assert sorted({*prompt_rows, *step.sampled_rows}) == list(range(len(step.logits_index)))
-        assert set(prompt_rows).isdisjoint(step.sampled_rows)
         assert np.all(np.diff(step.logits_index) > 0)
-        for request, (start, stop), length in zip(
-            step.requests,
-            pairwise(step.query_starts.tolist()),
-            step.context_lengths.tolist(),
-            strict=True,
-        ):
+        spans = pairwise(step.query_starts.tolist())
+        for (start, stop), length in zip(spans, step.context_lengths.tolist(), strict=True):
             assert stop > start
             positions = step.positions[start:stop].tolist()
             assert positions == list(range(length - (stop - start), length))
-            assert step.token_ids[start:stop].tolist() == request.token_ids[positions[0] : length]
 
     def _copy(self, g: int, copies: NDArray[np.int32]) -> None:
         size, store = self.groups[g].block_size, self.stores[g]
@@ -141,25 +143,26 @@ class PagedModel:
 
     def _write(self, step: Step, g: int, b: int, start: int, stop: int) -> None:
         """A token's state follows from the one stored before it, where the window shows that."""
-        store, tokens = self.stores[g], step.requests[b].token_ids
+        store = self.stores[g]
+        read = self._order[0] if self.groups[g].window == 1 else g
         for row in range(start, stop):
-            position = int(step.positions[row])
-            if self.groups[g].window == 1 and position:
-                state = prefix_states(tokens[:position])[-1]
-            else:
-                before = self._slot(step, g, b, position - 1) if position else None
-                state = _EMPTY if before is None else int(store[before])
+            position, state = int(step.positions[row]), _EMPTY
+            if position:
+                state = int(self.stores[read][self._slot(step, read, b, position - 1)])
             slot = int(step.slots[g][row])
             assert slot == self._slot(step, g, b, position)
-            store[slot] = mix(state, int(step.token_ids[row]))
+            store[slot] = after = mix(state, int(step.token_ids[row]))
+            self._before[after] = state
 
     def _check_reads(self, step: Step, g: int, b: int, start: int, stop: int) -> None:
         window = self.groups[g].window
-        expected = prefix_states(step.requests[b].token_ids)
-        first = int(step.positions[start])
+        first, last = int(step.positions[start]), int(step.positions[stop - 1])
         low = 0 if window is None else max(0, first - window + 1)
-        for position in range(low, int(step.positions[stop - 1]) + 1):
-            assert int(self.stores[g][self._slot(step, g, b, position)]) == expected[position]
+        expected = int(self.stores[g][self._slot(step, g, b, last)])
+        for position in range(last, low - 1, -1):
+            assert int(self.stores[g][self._slot(step, g, b, position)]) == expected
+            expected = self._before[expected]
+            assert (expected == _EMPTY) == (position == 0)
 
     def _state(self, step: Step, spans: list[tuple[int, int]], row: int) -> int:
         b = next(b for b, (start, stop) in enumerate(spans) if start <= row < stop)
@@ -168,8 +171,7 @@ class PagedModel:
     def _logits(self, step: Step, spans: list[tuple[int, int]], row: int) -> NDArray[np.float32]:
         return logits_of(self._state(step, spans, row), self.vocab_size)
 
-    def _fill_hidden(
-        self, step: Step, spans: list[tuple[int, int]], hidden: NDArray[np.float32]
-    ) -> None:
-        for row, token in zip(hidden, step.logits_index.tolist(), strict=True):
-            row[:] = hidden_of(self._state(step, spans, token), len(row))
+    def _hidden(self, step: Step, spans: list[tuple[int, int]]) -> NDArray[np.float32]:
+        states = [self._state(step, spans, token) for token in step.logits_index.tolist()]
+        rows = [hidden_of(state, self.hidden_width) for state in states]
+        return np.array(rows, np.float32).reshape(len(rows), self.hidden_width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from itertools import pairwise
 from typing import Any
 
 from infc.runtime.requests.request import Request, RequestState
@@ -10,8 +11,8 @@ from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.sampling.token_logprobs import TokenLogprobs, raw_logprobs
 from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.kv_cache import KvCache
+from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.scheduler import Scheduler
-from infc.runtime.scheduling.step import Step
 from infc.runtime.scheduling.step_results import read_results, sample
 
 from .paged_model import PagedModel, logits_of, make_group, prefix_states
@@ -62,23 +63,40 @@ def prompt_alone(request: Request) -> list[tuple[int, TokenLogprobs]]:
 def run_step(
     scheduler: Scheduler,
     model: PagedModel,
-    step: Step | None = None,
+    planned: PlannedStep | None = None,
     given: PromptEntries | None = None,
-) -> Step | None:
-    step = step or scheduler.schedule()
-    if step is not None:
+) -> PlannedStep | None:
+    planned = planned or scheduler.schedule()
+    if planned is not None:
+        step, owners = planned.step, planned.owners
         assert len(step.logits_index) <= scheduler.limits.logit_rows
         assert step.num_tokens <= scheduler.limits.step_tokens
-        results = read_results(model.run(step), step)
-        for rows, entries in zip(step.prompt_rows, results.prompts, strict=True):
+        check_owners(planned)
+        results = read_results(planned, model.launch(step).result())
+        for rows, entries in zip(owners.prompt_rows, results.prompts, strict=True):
             if given is not None and rows.request.state is not RequestState.FINISHED:
                 positions = itertools.count(rows.first_position)
                 given.setdefault(rows.request, []).extend(
                     zip(positions, entries or (), strict=False)
                 )
-        scheduler.commit(step, [sample.token_id for sample in results.samples])
+        scheduler.commit(planned, [sample.token_id for sample in results.samples])
         scheduler.check()
-    return step
+    return planned
+
+
+def check_owners(planned: PlannedStep) -> None:
+    """Assert that rows and tokens of a step are those of the requests behind it."""
+    step, owners = planned.step, planned.owners
+    assert len(owners.requests) == step.num_sequences
+    assert len(owners.sampled) == len(owners.sampled_rows)
+    prompt_rows = [p.first_row + i for p in owners.prompt_rows for i in range(p.count)]
+    assert sorted({*prompt_rows, *owners.sampled_rows}) == list(range(len(step.logits_index)))
+    assert set(prompt_rows).isdisjoint(owners.sampled_rows)
+    spans = pairwise(step.query_starts.tolist())
+    for request, (start, stop) in zip(owners.requests, spans, strict=True):
+        first = int(step.positions[start])
+        wanted = request.token_ids[first : first + stop - start]
+        assert step.token_ids[start:stop].tolist() == wanted
 
 
 def add(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> Request:

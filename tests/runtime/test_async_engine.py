@@ -8,19 +8,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from infc.ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Running
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.requests.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.step import Step
 
+from .executors import Wrapped
 from .paged_model import PagedModel, make_group
 
 VOCAB = 50
@@ -166,24 +166,23 @@ def test_drain_takes_nothing_new_and_waits_for_the_rest() -> None:
     run(test)
 
 
-class Foresighted:
+class Foresighted(Wrapped):
     """Has so many things to do ahead of steps; tells which call was which."""
 
     def __init__(self, inner: PagedModel, left: int) -> None:
-        self.inner, self.left = inner, left
+        super().__init__(inner)
+        self.left = left
         self.calls: list[str] = []
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Running:
         self.calls.append("step")
-        return self.inner.run(step)
+        return self.inner.launch(step)
 
     def work_ahead(self, seconds: float) -> bool:
         time.sleep(0.002)
         self.calls.append("ahead")
         self.left -= 1
         return self.left > 0
-
-    def close(self) -> None: ...
 
 
 def test_an_idle_engine_works_ahead_and_requests_do_not_wait_for_all_of_it() -> None:
@@ -205,19 +204,18 @@ def test_an_idle_engine_works_ahead_and_requests_do_not_wait_for_all_of_it() -> 
     run(test, engine)
 
 
-class Failing:
+class Failing(Wrapped):
     """Works for some steps, then fails."""
 
     def __init__(self, inner: PagedModel, steps: int) -> None:
-        self.inner, self.steps = inner, steps
+        super().__init__(inner)
+        self.steps = steps
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Running:
         self.steps -= 1
         if self.steps < 0:
             raise MemoryError("no more memory")
-        return self.inner.run(step)
-
-    def close(self) -> None: ...
+        return self.inner.launch(step)
 
 
 @pytest.mark.parametrize("steps", [0, 3])

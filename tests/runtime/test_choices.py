@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from infc.ir.errors import RequestError
 from infc.runtime.api.llm import LLM
 from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Running
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.step import Step
 
+from .executors import Wrapped, owners_in_flight
 from .small_artifact import write_small_artifact
 
 PROMPT = "the hat sat on the mat and the cat"
@@ -132,14 +134,13 @@ def raw(engine: Engine, tokens: Sequence[int]) -> NDArray[np.float64]:
     rows: list[NDArray[np.float32]] = []
     real = engine.executor
 
-    class Spy:
-        def run(self, step: Step) -> NDArray[np.float32]:
-            rows.append(real.run(step))
-            return rows[-1]
+    class Spy(Wrapped):
+        def launch(self, step: Step) -> Running:
+            running = self.inner.launch(step)
+            rows.append(running.result().logits)
+            return running
 
-        def close(self) -> None: ...
-
-    engine.executor = Spy()
+    engine.executor = Spy(real)
     for length in range(1, len(tokens) + 1):
         engine.add_request("spy", tokens[:length], SamplingParams(max_tokens=1, logprobs=0))
         while engine.has_unfinished:
@@ -195,19 +196,15 @@ def test_a_prompt_of_the_whole_context_can_be_read(engine: Engine) -> None:
 def test_a_prompt_without_finite_logits_fails_alone(engine: Engine, at: int) -> None:
     real = engine.executor
 
-    class Poisoned:
-        seen = 0
-
-        def run(self, step: Step) -> NDArray[np.float32]:
-            logits = real.run(step)
-            for rows in step.prompt_rows:
+    class Poisoned(Wrapped):
+        def launch(self, step: Step) -> Running:
+            running = self.inner.launch(step)
+            for rows in owners_in_flight(engine).prompt_rows:
                 if rows.request.request_id == "bad" and rows.first_position >= at:
-                    logits[step.place(rows.first_row)] = np.nan
-            return logits
+                    running.result().logits[step.place(rows.first_row)] = np.nan
+            return running
 
-        def close(self) -> None: ...
-
-    engine.executor = Poisoned()
+    engine.executor = Poisoned(real)
     try:
         bad = SamplingParams(max_tokens=2, prompt_logprobs=0, n=2, temperature=1.0)
         engine.add_request("bad", [3, 4, 5] * 8, bad)

@@ -57,11 +57,11 @@ def serve(seed: int) -> Counter[str]:
 def play(scheduler: Scheduler, ends: dict[str, int]) -> Counter[str]:
     """Tokens, steps and preemptions until all have ended, each after its number of tokens."""
     counts: Counter[str] = Counter()
-    while (step := scheduler.schedule()) is not None:
-        counts["tokens"] += step.num_tokens
+    while (planned := scheduler.schedule()) is not None:
+        counts["tokens"] += planned.step.num_tokens
         counts["steps"] += 1
-        ending = [r.num_output_tokens + 1 >= ends[r.request_id] for r in step.sampled]
-        scheduler.commit(step, [1 if last else 2 for last in ending])
+        ending = [r.num_output_tokens + 1 >= ends[r.request_id] for r in planned.owners.sampled]
+        scheduler.commit(planned, [1 if last else 2 for last in ending])
         scheduler.check()
     counts["preemptions"] = scheduler.num_preemptions
     return counts

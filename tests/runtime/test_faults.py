@@ -11,26 +11,27 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from infc.ir.errors import ArtifactError, InfcError
 from infc.runtime import async_engine
 from infc.runtime.api.llm import LLM
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Running
 from infc.runtime.requests import request_stream
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.requests.pooling import Pool
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling import step_results
+from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.scheduler import Scheduler
 from infc.runtime.scheduling.step import Step
 from infc.runtime.text.detokenizer import Detokenizer
 from infc.runtime.text.tokenizer import Tokenizer
 
 from .engines import make_engine
+from .executors import Wrapped, owners_in_flight
 from .small_artifact import make_tokenizer
 
 Answers = dict[str, RequestOutput | BaseException]
@@ -146,7 +147,8 @@ WATCHED = (
     *(
         f"runtime/scheduling/{name}.py"
         for name in (
-            "blocks", "demand", "kv_cache", "scheduler", "step", "step_builder", "step_results"
+            "blocks", "demand", "kv_cache", "owners", "scheduler", "step", "step_builder",
+            "step_results",
         )
     ),
 )  # fmt: skip
@@ -280,28 +282,26 @@ def test_a_fault_in_who_is_told_of_steps() -> None:
     run(ask_all, inner, failing=set())
 
 
-class FailsAt:
+class FailsAt(Wrapped):
     """An executor of which some steps fail."""
 
-    def __init__(self, inner: Any, steps: Sequence[int], error: Exception) -> None:
-        self.inner, self.steps, self.error, self.count = inner, steps, error, -1
+    def __init__(self, engine: Engine, steps: Sequence[int], error: Exception) -> None:
+        super().__init__(engine.executor)
+        self.engine, self.steps, self.error, self.count = engine, steps, error, -1
         self.seen: set[str] = set()
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Running:
         self.count += 1
         if self.count in self.steps:
-            self.seen |= {request.request_id for request in step.requests}
+            self.seen |= {request.request_id for request in owners_in_flight(self.engine).requests}
             raise self.error
-        logits: NDArray[np.float32] = self.inner.run(step)
-        return logits
-
-    def close(self) -> None: ...
+        return self.inner.launch(step)
 
 
 @pytest.mark.parametrize("steps", [(0,), (3,), (2, 4, 6), (1, 2)])
 def test_a_step_that_fails_ends_those_who_were_in_it(steps: tuple[int, ...]) -> None:
     inner = engine()
-    executor = FailsAt(inner.executor, steps, MemoryError("none left"))
+    executor = FailsAt(inner, steps, MemoryError("none left"))
     inner.executor = executor
 
     async def test(served: AsyncEngine) -> Answers:
@@ -320,7 +320,7 @@ def test_a_step_that_fails_ends_those_who_were_in_it(steps: tuple[int, ...]) -> 
 )
 def test_an_engine_that_only_fails_is_lost(error: Exception, steps: int) -> None:
     inner = engine()
-    executor = FailsAt(inner.executor, range(1000), error)
+    executor = FailsAt(inner, range(1000), error)
     inner.executor = executor
 
     async def test(served: AsyncEngine) -> None:
@@ -345,7 +345,7 @@ def test_nobody_loses_anything_where_a_step_cannot_be_made(
 ) -> None:
     schedule, calls = Scheduler.schedule, 0
 
-    def fail(self: Scheduler) -> Step | None:
+    def fail(self: Scheduler) -> PlannedStep | None:
         nonlocal calls
         calls += 1
         step = schedule(self)
@@ -392,7 +392,7 @@ def test_an_answer_that_cannot_be_handed_over(monkeypatch: pytest.MonkeyPatch) -
 def test_a_thread_that_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(async_engine, "_PATROL_SECONDS", 0.05)
     inner = engine()
-    inner.executor = FailsAt(inner.executor, range(1000), ArtifactError("damaged"))
+    inner.executor = FailsAt(inner, range(1000), ArtifactError("damaged"))
     served = AsyncEngine(inner)
 
     def fail(reason: InfcError) -> None:

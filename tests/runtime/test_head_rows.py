@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from infc.runtime.executors.base import wanted_rows
+from infc.runtime.executors.base import head_output
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling.draws import draws_of
 from infc.runtime.sampling.sampling_params import SamplingParams
+from infc.runtime.scheduling.owners import PlannedStep, StepOwners
 from infc.runtime.scheduling.step import NO_TOKEN, Step
 from infc.runtime.scheduling.step_results import read_results, sample
 
@@ -28,11 +29,11 @@ def request(params: SamplingParams | None = None) -> Request:
     return Request("r", [1, 2, 3], params or SamplingParams())
 
 
-def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]) -> Step:
+def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]) -> PlannedStep:
     """A step of which only the rows matter, and who samples of which."""
     nothing = np.zeros(0, np.int32)
     drawn = [(request, row) for request, row in order.items() if request.adjuster is None]
-    return Step(
+    step = Step(
         token_ids=nothing,
         positions=nothing,
         query_starts=nothing,
@@ -43,10 +44,9 @@ def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]
         logits_index=np.arange(num_rows, dtype=np.int32),
         logits_rows=None if wanted is None else np.array(wanted, np.int32),
         draws=draws_of(request.next_draw(row) for request, row in drawn),
-        tokens=np.full(len(drawn), 7, np.int32),
-        sampled=tuple(order),
-        sampled_rows=tuple(order.values()),
     )
+    owners = StepOwners(requests=(), sampled=tuple(order), sampled_rows=tuple(order.values()))
+    return PlannedStep(step, owners)
 
 
 @given(
@@ -63,12 +63,13 @@ def test_tokens_are_what_the_sampler_gives(
         st.none() | st.sets(st.sampled_from(rows)).map(sorted) if rows else st.none()
     )
     order = {request(SamplingParams(temperature=temperature, seed=r)): r for r in rows}
-    step = head_step(len(rows), wanted, order)
-    given = wanted_rows(step, logits)
-    assert np.array_equal(given, logits if wanted is None else logits[wanted], equal_nan=True)
-    assert step.num_logits == len(given)
+    step = head_step(len(rows), wanted, order).step
+    given = head_output(step, logits, None)
+    expected_rows = logits if wanted is None else logits[wanted]
+    assert np.array_equal(given.logits, expected_rows, equal_nan=True)
+    assert step.num_logits == len(given.logits)
     expected = [sample(logits[row], who).token_id for who, row in order.items()]
-    assert [None if t == NO_TOKEN else t for t in step.tokens.tolist()] == expected
+    assert [None if t == NO_TOKEN else t for t in given.tokens.tolist()] == expected
 
 
 def test_a_temperature_that_threads_would_flush_is_none() -> None:
@@ -89,8 +90,8 @@ def test_each_request_finds_its_own_row() -> None:
         request(): 5,
     }
     logits = np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32)
-    step = head_step(6, [1, 3, 4], order)
-    results = read_results(wanted_rows(step, logits), step)
+    planned = head_step(6, [1, 3, 4], order)
+    results = read_results(planned, head_output(planned.step, logits, None))
     assert results.samples == [sample(logits[row], who) for who, row in order.items()]
 
 
@@ -111,10 +112,10 @@ def test_logits_are_asked_for_where_they_are_read(params: dict[str, Any], rows: 
     scheduler, model = build(4, [None], [40], logit_rows=12, max_sequences=12, step_tokens=16)
     add(scheduler, "beside", [1, 2], max_tokens=2)
     add(scheduler, "r", [0, 1, 2, 2, 1, 0], max_tokens=2, **params)
-    step = run_step(scheduler, model)
-    assert step is not None
-    assert step.num_logits == rows
-    assert len(step.tokens) == 1 + (params.get("best_of") or params.get("n", 1)) - (
+    planned = run_step(scheduler, model)
+    assert planned is not None
+    assert planned.step.num_logits == rows
+    assert len(planned.step.draws) == 1 + (params.get("best_of") or params.get("n", 1)) - (
         "presence_penalty" in params
     )
     finish_all(scheduler, model)
@@ -125,5 +126,5 @@ def test_a_chunk_inside_a_prompt_needs_no_head() -> None:
     add(scheduler, "r", [0, 1, 2, 2, 1, 0], max_tokens=1)
     heads = []
     while (step := run_step(scheduler, model)) is not None:
-        heads.append(step.needs_head)
+        heads.append(step.step.needs_head)
     assert heads == [False, True]

@@ -12,9 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from infc.ir.errors import (
     ArtifactError,
@@ -23,10 +21,12 @@ from infc.ir.errors import (
 )
 from infc.runtime.api.async_llm import AsyncLLM
 from infc.runtime.api.llm import LLM
+from infc.runtime.executors.base import Running
 from infc.runtime.requests.outputs import RequestOutput
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.step import NO_TOKEN, Step
 
+from .executors import Wrapped, owners_in_flight
 from .small_artifact import write_small_artifact
 
 PROMPTS = ["the cat", "the hat sat on the mat and the cat", "the", "für 你好 🙂"]
@@ -48,15 +48,13 @@ def test_damaged_weights_give_no_token(tmp_path: Path) -> None:
 
 
 def test_failed_step_ends_its_requests_and_no_other(artifact: Path) -> None:
-    class Failing:
-        def run(self, step: Step) -> NDArray[np.float32]:
+    class Failing(Wrapped):
+        def launch(self, step: Step) -> Running:
             raise InfcError("the step failed")
-
-        def close(self) -> None: ...
 
     with LLM(artifact) as llm:
         working = llm.engine.executor
-        llm.engine.executor = Failing()
+        llm.engine.executor = Failing(working)
         with pytest.raises(InfcError, match="the step failed"):
             llm.generate(PROMPTS)
         llm.engine.executor = working
@@ -70,19 +68,17 @@ def test_request_with_invalid_logits_fails_alone(artifact: Path) -> None:
     with LLM(artifact) as llm:
         working = llm.engine.executor
 
-        class Poisoned:
-            def run(self, step: Step) -> NDArray[np.float32]:
-                logits = working.run(step)
-                for place, request in enumerate(step.sampled):
+        class Poisoned(Wrapped):
+            def launch(self, step: Step) -> Running:
+                running = self.inner.launch(step)
+                for place, request in enumerate(owners_in_flight(llm.engine).sampled):
                     if request.token_ids[0] == 9:
-                        step.tokens[place] = NO_TOKEN
-                return logits
-
-            def close(self) -> None: ...
+                        running.result().tokens[place] = NO_TOKEN
+                return running
 
         params = SamplingParams(max_tokens=5, ignore_eos=True)
         (good,) = llm.generate([[5, 6]], params)
-        llm.engine.executor = Poisoned()
+        llm.engine.executor = Poisoned(working)
         bad, again = llm.generate([[9, 6], [5, 6]], params)
         llm.engine.executor = working
     assert bad.outputs[0].finish_reason == "error"
@@ -160,14 +156,14 @@ def test_a_second_thread_is_kept_out(artifact: Path, monkeypatch: pytest.MonkeyP
         params = SamplingParams(max_tokens=5, ignore_eos=True)
         expected = llm.generate("the cat", params)
         inside, leave = threading.Event(), threading.Event()
-        run = llm.engine.executor.run
+        launch = llm.engine.executor.launch
 
-        def held(step: Step) -> NDArray[np.float32]:
+        def held(step: Step) -> Running:
             inside.set()
             assert leave.wait(30)
-            return run(step)
+            return launch(step)
 
-        monkeypatch.setattr(llm.engine.executor, "run", held)
+        monkeypatch.setattr(llm.engine.executor, "launch", held)
         answers: list[RequestOutput] = []
         first = threading.Thread(target=lambda: answers.extend(llm.generate("the cat", params)))
         first.start()

@@ -78,10 +78,10 @@ def paced(target: float | None) -> tuple[Scheduler, PagedModel]:
 
 def run_timed(scheduler: Scheduler, model: PagedModel) -> float:
     """A step on a machine that takes 10 ms and 1 ms a token of a prompt; its seconds."""
-    step = run_step(scheduler, model)
-    assert step is not None
-    seconds = 0.01 + 0.001 * (step.num_tokens - step.num_sequences)
-    scheduler.observe(step, seconds)
+    planned = run_step(scheduler, model)
+    assert planned is not None
+    seconds = 0.01 + 0.001 * (planned.step.num_tokens - planned.step.num_sequences)
+    scheduler.observe(planned, seconds)
     return seconds
 
 

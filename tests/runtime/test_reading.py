@@ -18,12 +18,14 @@ from infc.runtime.api.async_llm import AsyncLLM
 from infc.runtime.api.llm import LLM
 from infc.runtime.api.reading import Score
 from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Finished
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.requests.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.step import Step
 
+from .executors import Wrapped, owners_in_flight
 from .paged_model import PagedModel, hidden_of, logits_of, make_group, prefix_states
 from .small_artifact import write_small_artifact
 
@@ -36,9 +38,9 @@ class Spy(PagedModel):
 
     heads: tuple[bool, ...] = ()
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Finished:
         self.heads += (step.needs_head,)
-        return super().run(step)
+        return super().launch(step)
 
 
 def make_engine(num_blocks: int = 60, logit_rows: int = 5) -> Engine:
@@ -56,7 +58,7 @@ def make_engine(num_blocks: int = 60, logit_rows: int = 5) -> Engine:
         weights="loaded",
         prefix_reuse=True,
     )
-    executor = Spy(groups, plan.num_blocks, VOCAB)
+    executor = Spy(groups, plan.num_blocks, VOCAB, WIDTH)
     return Engine(executor, plan, vocab_size=VOCAB, hidden_width=WIDTH)
 
 
@@ -170,20 +172,18 @@ def test_preempted_prompts_are_pooled_once() -> None:
 
 def test_a_state_that_is_not_finite_fails_alone() -> None:
     engine = make_engine()
-    working = engine.executor
 
-    class Poisoned:
-        def run(self, step: Step) -> NDArray[np.float32]:
-            logits = working.run(step)
-            assert step.hidden is not None
-            for request, row in zip(step.sampled, step.sampled_rows, strict=True):
+    class Poisoned(Wrapped):
+        def launch(self, step: Step) -> Finished:
+            output = self.inner.launch(step).result()
+            assert output.hidden is not None
+            owners = owners_in_flight(engine)
+            for request, row in zip(owners.sampled, owners.sampled_rows, strict=True):
                 if request.token_ids[0] == 9:
-                    step.hidden[row, 2] = np.nan
-            return logits
+                    output.hidden[row, 2] = np.nan
+            return Finished(output)
 
-        def close(self) -> None: ...
-
-    engine.executor = Poisoned()
+    engine.executor = Poisoned(engine.executor)
     engine.read_prompt("bad", [9, 1], pooling="mean")
     engine.read_prompt("good", [1, 9], pooling="mean")
     answers = finish(engine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from infc.ir.errors import CapacityError, RequestError
 from infc.runtime.requests.request import Request
-from infc.runtime.scheduling.step import Step
+from infc.runtime.scheduling.owners import PlannedStep
 
 from .scheduling import (
     VOCAB,
@@ -38,6 +38,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(self, data: st.DataObject) -> None:
         block_size = data.draw(st.integers(1, 4))
         windows = data.draw(st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=3))
+        assume(any(window != 1 for window in windows))  # see `PagedModel`
         blocks = [data.draw(st.integers(2, 24)) for _ in windows]
         self.scheduler, self.model = build(
             block_size,
@@ -52,7 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests: list[Request] = []  # every choice
         self.given: PromptEntries = {}
         self.num_requests = 0
-        self.in_flight: Step | None = None
+        self.in_flight: PlannedStep | None = None
 
     @rule(
         prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24),
@@ -127,7 +128,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def discard(self) -> None:
         assert self.in_flight is not None
         self.scheduler.discard(self.in_flight)
-        broken = {r.request_id for r in self.in_flight.requests}
+        broken = {r.request_id for r in self.in_flight.owners.requests}
         assert all(r.finish_reason for r in self.requests if r.request_id in broken)
         self.in_flight = None
 

@@ -25,7 +25,7 @@ def test_rows_of_a_prompt_are_bounded_and_leave_the_others_theirs() -> None:
     while request.finish_reason is None:
         before = other.num_output_tokens
         step = run_step(scheduler, model, given=given)
-        assert step is not None and len(step.logits_index) <= 5
+        assert step is not None and len(step.step.logits_index) <= 5
         assert other.num_output_tokens == before + 1
         steps += 1
     assert steps == 6  # 21 rows, four a step beside the other's

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.runtime.requests.request import Request, RequestState
+from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.scheduler import Scheduler
-from infc.runtime.scheduling.step import Step
 
 from .paged_model import PagedModel
 from .scheduling import VOCAB, add, alone, build, finish_all, run_step
@@ -111,7 +111,7 @@ def test_what_a_step_had_promised_is_not_found_when_it_is_given_up(cancelled: bo
     requests = burst(scheduler, 3, max_tokens=1)
     step = scheduler.schedule()
     assert step is not None
-    assert step.num_sequences == 3
+    assert step.step.num_sequences == 3
     late = burst_late(scheduler)
     if cancelled:
         scheduler.abort(requests[0].request_id)
@@ -129,13 +129,14 @@ def burst_late(scheduler: Scheduler) -> Request:
     return add(scheduler, "late", [*SHARED, 1], max_tokens=3)
 
 
-def note_computed(step: Step, block_size: int, owners: Owners) -> None:
+def note_computed(planned: PlannedStep, block_size: int, owners: Owners) -> None:
     """Which requests compute something of a prompt's full blocks, by the prefix that ends there.
 
     A prompt's end is left out: it must compute a token in a block of its own.
     """
+    step = planned.step
     for request, (start, stop), length in zip(
-        step.requests,
+        planned.owners.requests,
         pairwise(step.query_starts.tolist()),
         step.context_lengths.tolist(),
         strict=True,
@@ -151,7 +152,7 @@ def note_computed(step: Step, block_size: int, owners: Owners) -> None:
 def test_no_block_is_computed_twice(data: st.DataObject) -> None:
     """Whatever arrives when: with room for all, a full block is computed by one request alone."""
     size = data.draw(st.integers(1, 4))
-    windows = data.draw(st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=2))
+    windows = data.draw(st.lists(st.none() | st.integers(2, 9), min_size=1, max_size=2))
     scheduler, model = build(
         size,
         windows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infc.runtime.scheduling.step import Step
+from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.step_builder import StepBuilder
 
 from .scheduling import add, alone, build, finish_all
@@ -14,14 +14,15 @@ ARRAYS = ("token_ids", "positions", "query_starts", "context_lengths", "logits_i
 TUPLES = ("requests", "sampled", "sampled_rows", "prompt_rows")
 
 
-def assert_equal(step: Step, fresh: Step) -> None:
+def assert_equal(planned: PlannedStep, anew: PlannedStep) -> None:
+    step, fresh = planned.step, anew.step
     for name in ARRAYS:
         assert np.array_equal(getattr(step, name), getattr(fresh, name)), name
     for groups in ("block_tables", "slots"):
         for ours, theirs in zip(getattr(step, groups), getattr(fresh, groups), strict=True):
             assert np.array_equal(ours, theirs), groups
-    assert all(getattr(step, name) == getattr(fresh, name) for name in TUPLES)
-    assert len(step.tokens) == len(step.draws)
+    assert all(getattr(planned.owners, n) == getattr(anew.owners, n) for n in TUPLES)
+    assert step.wants_hidden == fresh.wants_hidden
     assert step.num_logits == fresh.num_logits
 
 
@@ -29,14 +30,13 @@ def test_a_derived_step_is_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside arrivals, ends, preemptions, choices and windows that move on."""
     derive, num_derived = StepBuilder._next, 0
 
-    def checked(builder: StepBuilder, last: Step) -> Step:
+    def checked(builder: StepBuilder, last: PlannedStep) -> PlannedStep:
         nonlocal num_derived
         num_derived += 1
-        step = derive(builder, last)
-        fresh = builder._fresh([(request, 1) for request in step.requests], step.requests)
-        assert_equal(step, fresh)
-        assert step.tokens is not last.tokens
-        return step
+        planned = derive(builder, last)
+        requests = planned.owners.requests
+        assert_equal(planned, builder._fresh([(request, 1) for request in requests], requests))
+        return planned
 
     monkeypatch.setattr(StepBuilder, "_next", checked)
     scheduler, model = build(2, [None, 5], [26, 26], max_context=40)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-from numpy.typing import NDArray
-
 from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Running
 from infc.runtime.sampling.sampling_params import SamplingParams
-from infc.runtime.scheduling.step import Step, StepTimes
+from infc.runtime.scheduling.owners import StepTimes
+from infc.runtime.scheduling.step import Step
 
+from .executors import Wrapped
 from .test_async_engine import make_engine
 
 PROMPTS = ([1, 2, 3], [4, 5], [6] * 20)
@@ -44,12 +44,12 @@ def test_steps_add_up_to_the_tokens_of_the_requests() -> None:
 
 def test_time_in_the_executor_is_told_apart() -> None:
     engine = make_engine()
-    inner = engine.executor.run
 
-    def slow(step: Step) -> NDArray[np.float32]:
-        time.sleep(0.01)
-        return inner(step)
+    class Slow(Wrapped):
+        def launch(self, step: Step) -> Running:
+            time.sleep(0.01)
+            return self.inner.launch(step)
 
-    engine.executor.run = slow  # type: ignore[method-assign]
+    engine.executor = Slow(engine.executor)
     for times in run(engine):
         assert 0.01 <= times.executor_seconds < times.seconds

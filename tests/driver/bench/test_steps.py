@@ -18,7 +18,7 @@ from infc.ir.artifact import Artifact
 from infc.ir.errors import UsageError
 from infc.ir.program import KvGroup
 from infc.runtime.executors import open_executor
-from infc.runtime.executors.base import ExecutorConfig
+from infc.runtime.executors.base import ExecutorConfig, run_step
 
 from ...codegen.harness import Chunk, make_step
 
@@ -101,12 +101,12 @@ def test_filled_blocks_are_what_sequences_find(compiled: Artifact) -> None:
     num_blocks = trial.num_blocks(compiled.manifest)
     executor = open_executor(compiled, ExecutorConfig(num_blocks=num_blocks))
     step = replace(trial.build(compiled.manifest), logits_rows=None)
-    empty = executor.run(step)
+    empty = run_step(executor, step).logits
     fill_blocks(executor, compiled.manifest, num_blocks)
-    filled = executor.run(step)
+    filled = run_step(executor, step).logits
     # With one token in both sequences and the same behind them, both get the same.
     same = replace(step, token_ids=np.zeros_like(step.token_ids))
-    first, second = executor.run(same)
+    first, second = run_step(executor, same).logits
     executor.close()
     assert np.isfinite(filled).all()
     assert not np.array_equal(empty, filled)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import tokenizers
 import uvicorn
-from numpy.typing import NDArray
 
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Finished
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.step import Step
@@ -47,12 +46,12 @@ class PacedModel(PagedModel):
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, step: Step) -> NDArray[np.float32]:
+    def launch(self, step: Step) -> Finished:
         assert self.gate.wait(30)
         time.sleep(self.delay_seconds)
         if self.failure is not None:
             raise self.failure
-        return super().run(step)
+        return super().launch(step)
 
 
 def tiny_tokenizer() -> Tokenizer:
