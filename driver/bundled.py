@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..ir.nearest import nearest
 
 _DIRECTORY = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -33,5 +34,4 @@ def bundled_recipes() -> dict[str, BundledRecipe]:
 
 def nearest_name(word: str) -> str | None:
     """The most similar name of a bundled recipe; None if there is none."""
-    close = difflib.get_close_matches(word.lower(), bundled_recipes(), n=1, cutoff=0.7)
-    return close[0] if close else None
+    return nearest(word.lower(), bundled_recipes(), cutoff=0.7)

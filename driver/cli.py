@@ -72,12 +72,11 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        import difflib
+        from ..ir.nearest import did_you_mean
 
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else " (see `infc --help`)"
-            raise click.UsageError(f"no command {args[0]!r}{hint}")
+            hint = did_you_mean(args[0], _COMMANDS, "see `infc --help`")
+            raise click.UsageError(f"no command {args[0]!r} ({hint})")
         return super().resolve_command(ctx, args)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import UsageError
+from ..ir.nearest import did_you_mean
 from ..ir.target import Target
 from ..ir.types import DType
 from .progress import Reporter
@@ -78,8 +78,7 @@ def check_dump_name(name: str | None, pipeline: Pipeline) -> None:
     """Raises UsageError unless `name` is None, `all` or a pass of the pipeline."""
     names = [*pipeline.names(), "all"]
     if name is not None and name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "`infc passes` lists them"
+        hint = did_you_mean(name, names, "`infc passes` lists them")
         raise UsageError(f"no pass {name!r} to dump the program after", hint=hint)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from ..ir.errors import RecipeError
+from ..ir.nearest import nearest
 from .yaml_tree import KeyPath, YamlTree
 
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
@@ -52,11 +52,11 @@ def _nearest_key(path: KeyPath, recipe: type[BaseModel]) -> str:
     here = [key[len(prefix) :] for key in every if key.startswith(prefix)]
     here = [key for key in here if "." not in key]
     word = str(path[-1])
-    if close := difflib.get_close_matches(word, here, n=1, cutoff=0.5):
-        return f"did you mean {prefix + close[0]!r}?"
+    if near := nearest(word, here, cutoff=0.5):
+        return f"did you mean {prefix + near!r}?"
     by_last_word = {key.rpartition(".")[2]: key for key in every}
-    if close := difflib.get_close_matches(word, by_last_word, n=1, cutoff=0.6):
-        return f"did you mean {by_last_word[close[0]]!r}?"
+    if near := nearest(word, by_last_word):
+        return f"did you mean {by_last_word[near]!r}?"
     return f"known: {', '.join(here)}"
 
 

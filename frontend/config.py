@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..ir.errors import CheckpointError, UnsupportedModelError
+from ..ir.nearest import did_you_mean
 from .config_values import check_names, check_raw_values
 from .quiet import quiet_transformers
 
@@ -172,11 +172,8 @@ def _check_kind(raw: dict[str, Any], path: Path, allow_remote_code: bool) -> Non
         )
     if kind in CONFIG_MAPPING:
         raise UnsupportedModelError(f"{kind} is not a causal language model", where=str(path))
-    near = difflib.get_close_matches(kind, list(known), 1)
     raise UnsupportedModelError(
-        f"unknown model type {kind!r}",
-        where=str(path),
-        hint=f"did you mean {near[0]}?" if near else None,
+        f"unknown model type {kind!r}", where=str(path), hint=did_you_mean(kind, known)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import platform
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import TargetError
+from .nearest import did_you_mean
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -222,6 +222,5 @@ def _is_flags(line: str) -> bool:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> TargetError:
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    hint = did_you_mean(name, names, f"known: {', '.join(names)}")
     return TargetError(f"unknown {kind} {name!r}", hint=hint)

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..ir.errors import UsageError
+from ..ir.nearest import did_you_mean
 from ..ir.program import Attr, Program
 
 if TYPE_CHECKING:
@@ -134,13 +135,10 @@ def spell_option(value: Any) -> str:
 
 def make_pass(kind: type[Pass], options: Mapping[str, Any]) -> Pass:
     """Creates a pass with these options; UsageError for an unknown option or a wrong type."""
-    import difflib
-
     known = {option.name: option for option in fields(kind)}
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known) or 'none'}"
+            hint = did_you_mean(name, known, f"it has: {', '.join(known) or 'none'}")
             raise UsageError(f"pass {kind.name} has no option {name}", hint=hint)
     given = {name: _as_declared(known[name].type, value) for name, value in options.items()}
     for name, value in given.items():

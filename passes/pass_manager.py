@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..ir.analyses import node_label
 from ..ir.errors import PassError, ProgramError, UsageError
+from ..ir.nearest import did_you_mean
 from ..ir.ops import PHASES
 from ..ir.ops.base import Cost
 from ..ir.program import Program
@@ -115,12 +116,8 @@ def _dump_names(spec: str | Iterable[str] | None, pipeline: Pipeline) -> frozens
         return frozenset(pipeline.names())
     for name in names:
         if name not in pipeline.names():
-            import difflib
-
-            near = difflib.get_close_matches(name, pipeline.names(), 1)
-            raise UsageError(
-                f"no pass {name} to dump after", hint=f"did you mean {near[0]}?" if near else None
-            )
+            hint = did_you_mean(name, pipeline.names())
+            raise UsageError(f"no pass {name} to dump after", hint=hint)
     return frozenset(names)
 
 

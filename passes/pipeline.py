@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ..ir.errors import UsageError
+from ..ir.nearest import did_you_mean
 from ..ir.schemes import ADOPTING, AUTO, is_quantizing
 from .adopt_formats import AdoptFormats
 from .base import PIPELINE_PHASES, Pass, make_pass
@@ -178,8 +178,7 @@ class Pipeline:
     def _last(self, name: str) -> int:
         names = self.names()
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}?" if near else "infc passes lists them"
+            hint = did_you_mean(name, names, "infc passes lists them")
             raise UsageError(f"the pipeline has no pass {name}", hint=hint)
         return len(names) - 1 - names[::-1].index(name)
 
@@ -288,8 +287,8 @@ def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:
     place = {key: options.pop(key) for key in ("after", "before") if key in options}
     known = {option.name for option in fields(get_pass(name))}
     for key in options.keys() - known:
-        if near := difflib.get_close_matches(key, ("after", "before"), 1):
-            raise UsageError(f"pass {name} has no option {key}", hint=f"did you mean {near[0]}?")
+        if hint := did_you_mean(key, ("after", "before")):
+            raise UsageError(f"pass {name} has no option {key}", hint=hint)
     if name in pipeline.names() and not place:
         return pipeline.with_options(name, **options)
     added = make_pass(get_pass(name), options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
 from ..ir.errors import InfcError, UsageError
+from ..ir.nearest import did_you_mean
 from ..ir.plugins import load_plugins
 from .base import PIPELINE_PHASES, Pass
 from .user_code import failed_at
@@ -48,8 +48,7 @@ def get_pass(name: str) -> type[Pass]:
         load_plugins()
         found = _registry().get(name)
     if found is None:
-        near = difflib.get_close_matches(name, _registry(), 1)
-        hint = f"did you mean {near[0]}?" if near else "infc passes lists them"
+        hint = did_you_mean(name, _registry(), "infc passes lists them")
         raise UsageError(f"unknown pass {name}", hint=hint)
     return found
 
@@ -77,8 +76,7 @@ def load(path: str) -> type[Pass]:
         ) from error
     kind = getattr(module, attribute, None)
     if kind is None:
-        near = difflib.get_close_matches(attribute, vars(module), 1)
-        hint = f"did you mean {near[0]}?" if near else None
+        hint = did_you_mean(attribute, vars(module))
         raise UsageError(f"module {module_name} has no {attribute}", where=path, hint=hint)
     if not (isinstance(kind, type) and issubclass(kind, Pass)):
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...ir.errors import UsageError
+from ...ir.nearest import did_you_mean
 from ...ir.ops import get_op
 from .amounts import format_bytes, format_operations, moved_bytes
 from .facts import ArtifactFacts, LayerFacts, NodeFacts, ProgramFacts
@@ -42,13 +43,10 @@ def _program(facts: ArtifactFacts) -> ProgramFacts:
 
 
 def _check_op(program: ProgramFacts, op: str) -> None:
-    import difflib
-
     used = [one.op for one in program.ops]
     if op in used:
         return
-    near = difflib.get_close_matches(op, used, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(used)}"
+    hint = did_you_mean(op, used, f"it has {', '.join(used)}")
     raise UsageError(f"the program has no op {op!r}", hint=hint)
 
 

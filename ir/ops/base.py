@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ProgramError
+from ..nearest import did_you_mean
 from ..plugins import load_plugins
 from ..program import Attr, Literal
 from ..shapes import parse_dim, spell_dim
@@ -373,10 +374,7 @@ def get_op(name: str) -> Op:
         load_plugins()
         op = _REGISTRY.get(name)
     if op is None:
-        import difflib
-
-        near = difflib.get_close_matches(name, _REGISTRY, 1)
-        hint = f"did you mean {near[0]}?" if near else "the plug-in that brings it is not installed"
+        hint = did_you_mean(name, _REGISTRY, "the plug-in that brings it is not installed")
         raise ProgramError(f"unknown op {name}", hint=hint)
     return op
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from ...ir.artifact import Artifact, Verification
 from ...ir.errors import UsageError
+from ...ir.nearest import did_you_mean
 from ..engine import Engine
 from ..options import RuntimeOptions
 
@@ -49,10 +49,10 @@ def as_options(limits: Mapping[str, Any]) -> RuntimeOptions:
     """The options of these names and values; UsageError for a name that is none."""
     known = [field.name for field in fields(RuntimeOptions)]
     if wrong := [name for name in limits if name not in known]:
-        near = difflib.get_close_matches(wrong[0], known, 1)
+        near = did_you_mean(wrong[0], known)
         names = f"options: verify, on_note, {', '.join(known)}"
         raise UsageError(
             f"infc.LLM has no option {wrong[0]!r}",
-            hint=f"did you mean {near[0]!r}? {names}" if near else names,
+            hint=f"{near} {names}" if near else names,
         )
     return RuntimeOptions(**limits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
+from ...ir.nearest import did_you_mean
 from .errors import ApiError
 from .json_body import SMALL_BYTES, parse_json
 from .memory import release_memory
@@ -150,10 +150,10 @@ def _settle(body: dict[str, Any], kind: _Object, place: str) -> dict[str, Any]:
                 raise _refused(place + name, "is not supported", "not_built")
         else:
             reason = f"is not a field of this {'request' if not place else 'object'}"
-            near = difflib.get_close_matches(name[:80], [*known, *kind.NOT_BUILT], 1, 0.6)
+            near = did_you_mean(name, [*known, *kind.NOT_BUILT])
             raise _refused(
                 place + name[:80],
-                reason + (f"; did you mean {near[0]}?" if near else ""),
+                reason + (f"; {near}" if near else ""),
                 "unknown_field",
             )
     return fields

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from ...ir.errors import RequestError
+from ...ir.nearest import did_you_mean
 from .template_text import END, TAG, concat, from_template, with_origins
 
 Message = Mapping[str, Any]
@@ -116,8 +116,7 @@ def _check_role(role: Any, where: str, knows_role: Callable[[str], bool]) -> Non
         raise _refused(where, f"has the role {role!r:.80}, which is not a string")
     if role in _ROLES or knows_role(role):
         return
-    close = difflib.get_close_matches(role[:80], _ROLES, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(_ROLES)}"
+    hint = did_you_mean(role, _ROLES, f"one of {', '.join(_ROLES)}")
     raise _refused(f"{where}.role", f"is {role!r:.80} ({hint})")
 
 

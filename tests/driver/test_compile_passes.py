@@ -46,7 +46,7 @@ def test_a_pass_of_ones_own(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["passes={fuse-rpe: false}"], "no pass fuse-rpe .did you mean fuse-rope"),
+        (["passes={fuse-rpe: false}"], "no pass fuse-rpe .did you mean 'fuse-rope'"),
         (["passes={fuse-rope: {colour: red}}"], "pass fuse-rope has no option colour"),
         (["passes={'nowhere:Pass': true}"], "cannot import nowhere"),
     ],

@@ -101,7 +101,7 @@ def test_missing_directory_and_file(tmp_path: Path) -> None:
 
 
 def test_unknown_type_names_the_nearest(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="did you mean llama"):
+    with pytest.raises(UnsupportedModelError, match="did you mean 'llama'"):
         read_config(with_config(llama, tmp_path, model_type="lama"))
 
 

@@ -89,8 +89,8 @@ def test_options_round_trip(count: int, share: float, deep: bool, label: str | N
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("fuse-rop", "did you mean fuse-rope?"),
-        ("lower-kv{blok_size=16}", "did you mean block_size?"),
+        ("fuse-rop", "did you mean 'fuse-rope'?"),
+        ("lower-kv{blok_size=16}", "did you mean 'block_size'?"),
         ("lower-kv{block_size=big}", "expected int"),
         ("lower-kv{block_size=true}", "expected int"),
         ("lower-kv{block_size}", "cannot read the option"),
@@ -100,7 +100,7 @@ def test_options_round_trip(count: int, share: float, deep: bool, label: str | N
         ("lower-kv,", "cannot read"),
         ("no.such.module:MyPass", "cannot import"),
         ("json:dumps", "is not a pass"),
-        ("json:dump5", "did you mean dump?"),
+        ("json:dump5", "did you mean 'dump'?"),
     ],
 )
 def test_bad_text_is_refused_by_name(text: str, words: str) -> None:
@@ -127,7 +127,7 @@ def test_edits_by_name() -> None:
     assert "remove-no-op" not in pipeline.without("remove-no-op").names()
     placed = pipeline.placed(Nothing()).names()
     assert placed[placed.index("nothing") + 1] == "lower-kv"
-    with pytest.raises(UsageError, match="did you mean fuse-rope"):
+    with pytest.raises(UsageError, match="did you mean 'fuse-rope'"):
         pipeline.without("fuse-rop")
 
 
@@ -260,7 +260,7 @@ def test_reports_dumps_and_times(tmp_path: Path) -> None:
     embedding = next(node for node in program.nodes if node.op == "embedding")
     assert embedding.output.name not in made, "it is as it was captured"
     assert data["passes"][-1]["ops"] == dict(sorted(Counter(n.op for n in program.nodes).items()))
-    with pytest.raises(UsageError, match="did you mean fuse-rope"):
+    with pytest.raises(UsageError, match="did you mean 'fuse-rope'"):
         run_pipeline(model(), pipeline, dump_ir_after="fuse-rop")
 
 
@@ -334,5 +334,5 @@ def test_a_module_that_does_not_run_is_its_users_own(
 
 
 def test_a_misspelled_place_has_a_hint() -> None:
-    with pytest.raises(UsageError, match=r"no option before_ .*did you mean before\?"):
+    with pytest.raises(UsageError, match=r"no option before_ .*did you mean 'before'\?"):
         build_pipeline({"remove-no-op": {"before_": "fuse-rope"}})

@@ -184,7 +184,7 @@ def test_options_come_from_the_recipe() -> None:
     assert one.spell() == "cap-logits{cap=5.0}"
     program = one.run(parse_program(HEAD), PassContext()).program
     assert {node.inputs[-1] for node in program.nodes if node.op == "div"} == {5.0}
-    with pytest.raises(UsageError, match="did you mean cap"):
+    with pytest.raises(UsageError, match="did you mean 'cap'"):
         make_pass(kind, {"kap": 5})
     with pytest.raises(UsageError, match="expected float"):
         make_pass(kind, {"cap": "low"})
@@ -425,7 +425,7 @@ def test_literals_of_patterns_meet_their_like(pattern: str, found: str, matches:
 
 
 def test_bad_rewrites_are_refused_where_they_are_made() -> None:
-    with pytest.raises(ProgramError, match="did you mean silu"):
+    with pytest.raises(ProgramError, match="did you mean 'silu'"):
         rewrite("r", lambda x: ops.sillu(x), lambda x: x)
     with pytest.raises(UsageError, match="never uses its parameter y"):
         rewrite("r", lambda x, y: ops.silu(x), lambda x, y: x)

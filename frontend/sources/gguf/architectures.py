@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from ....ir.errors import UnsupportedModelError
+from ....ir.nearest import did_you_mean
 from .metadata import Metadata
 
 TOP: Final = {
@@ -135,12 +135,11 @@ def architecture_of(metadata: Metadata) -> Architecture:
     """
     name = metadata.text("general.architecture")
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, list(ARCHITECTURES), 1)
+        near = did_you_mean(name, ARCHITECTURES)
         raise UnsupportedModelError(
             f"the architecture {name!r} is not supported in GGUF files",
             where=f"{metadata.path}: general.architecture",
-            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}"
-            + (f"; did you mean {near[0]}?" if near else ""),
+            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}" + (f"; {near}" if near else ""),
         )
     if name != "llama":
         return ARCHITECTURES[name]

@@ -322,7 +322,7 @@ def test_the_commands(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--layer", "6"], "no layer 6 (it has 6, counted from 0)"),
         (["--layer", "-1"], "no layer -1"),
-        (["--op", "liner"], "the program has no op 'liner' (did you mean linear?)"),
+        (["--op", "liner"], "the program has no op 'liner' (did you mean 'linear'?)"),
         (["--layer", "1", "--op", "take"], "layer 1 has no take"),
         (["--batch", "49"], "--batch is 49, expected 1 to 48 sequences in a step"),
         (["--context", "0"], "--context is 0, expected 1 to 1024 tokens of context"),
