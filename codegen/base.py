@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
@@ -87,11 +87,35 @@ class Made:
     weights: Callable[[str], NDArray[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What compiling takes beside infc and its libraries: whether it is there, and what it is.
+
+    `detail` says why not where it is not `fine`.
+    """
+
+    subject: str
+    fine: bool
+    detail: str
+
+
+class MachineProbe(Protocol):
+    """What measures this machine at its limits, in code built as a step is."""
+
+    def read_rate(self, threads: int, num_bytes: int) -> float:
+        """Bytes a second that the threads read together; CapacityError without the memory."""
+        ...
+
+    def product_rate(self, kind: str, threads: int) -> float:
+        """Operations a second of a kind ("fp32", "bf16", "int8"), all threads together."""
+        ...
+
+
 class Backend(ABC):
     """A way to execute lowered programs. Backends never import one another.
 
     `interprets` says that it executes the definitions of ops, so that its results are those of the
-    program by definition.
+    program by definition. One with a section in recipes (`ir/backends.py`) is made with its values.
     """
 
     name: ClassVar[str]
@@ -115,6 +139,21 @@ class Backend(ABC):
         Whatever it is has ended when the block is left. By default it is nothing.
         """
         return nullcontext()
+
+    def needs(self) -> Iterable[Need]:
+        """What compiling for this machine takes, tried out. By default it is nothing."""
+        return ()
+
+    def unable_here(self) -> str | None:
+        """Why no artifact of this backend runs on this machine; None where they do."""
+        return None
+
+    def probe(self, target: Target) -> MachineProbe:
+        """What measures this machine; UsageError where this backend cannot.
+
+        ToolchainError where it cannot be built.
+        """
+        raise UsageError(f"the backend {self.name} cannot measure a machine")
 
     def toolchain(self, target: Target) -> Mapping[str, str]:
         """What the artifact depends on beside infc itself, for the key of the cache.

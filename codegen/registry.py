@@ -1,23 +1,33 @@
-"""The backends by name; each is imported only when it is asked for."""
+"""Compilers of the backends by name; each is imported only when it is asked for."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
+from typing import Any
 
+from ..ir.backends import find_backend
 from ..ir.errors import UsageError
 from .base import Backend
 
-_BACKENDS = {
-    "cpp": ("cpp.backend", "CppBackend"),
-    "reference": ("reference.backend", "ReferenceBackend"),
-}
 
+def get_backend(name: str, recipe: Mapping[str, Any] | None = None) -> Backend:
+    """The compiler of that name, with the options that its section of a recipe gives.
 
-def get_backend(name: str) -> Backend:
-    """The backend of that name; `UsageError` lists the known ones."""
-    if name not in _BACKENDS:
-        raise UsageError(f"unknown backend {name!r}", hint=f"choose one of: {', '.join(_BACKENDS)}")
-    module_name, class_name = _BACKENDS[name]
-    module = importlib.import_module(f".{module_name}", __package__)
-    backend: Backend = getattr(module, class_name)()
+    `recipe` is a resolved recipe, as a manifest keeps it; without one, options have their
+    defaults. UsageError with the nearest name for an unknown one.
+    """
+    info = find_backend(name)
+    kind, section = info.load_compiler(), info.load_section()
+    options = [] if section is None else [_options(name, section, (recipe or {}).get(name) or {})]
+    backend: Backend = kind(*options)
     return backend
+
+
+def _options(name: str, section: Any, given: Mapping[str, Any]) -> Any:
+    try:
+        return section(**given)
+    except TypeError as error:  # of an artifact of another version of a plug-in
+        raise UsageError(
+            f"the backend {name} does not have these options: {error}",
+            hint="use the version of its package that compiled the artifact",
+        ) from None

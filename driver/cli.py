@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from ..ir.errors import InfcError, Terminated
-from ..ir.extras import COMPILE_LIBRARIES, missing_library
+from ..ir.extras import COMPILE, missing_library
 from .streams import settle_streams
 
 # In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
@@ -167,7 +167,7 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    if isinstance(error, ModuleNotFoundError) and error.name in COMPILE_LIBRARIES:
+    if isinstance(error, ModuleNotFoundError) and error.name in COMPILE.libraries:
         missing = missing_library(error.name, "this command")
         return str(missing), missing.exit_code
     if isinstance(error, OSError):

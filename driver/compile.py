@@ -213,11 +213,10 @@ def _compiled_rounding(
 ) -> CompiledRounding:
     """Compiled code of the backend, where there is something to quantise."""
     from ..codegen.base import CompiledRounding
-    from ..codegen.registry import get_backend
 
     if not job.recipe.quantization.is_used:
         return CompiledRounding()
-    return stack.enter_context(get_backend(job.recipe.backend).rounding(log))
+    return stack.enter_context(job.backend.rounding(log))
 
 
 def _feedback(compiled: CompiledRounding) -> dict[str, CompiledFeedback]:
@@ -241,7 +240,6 @@ def _build_files(
     progress: Reporter,
 ) -> Manifest:
     """As `_build`, once everything is imported."""
-    from ..codegen.registry import get_backend
     from ..ir.text import print_program
     from .certificate import certify, evaluation_tokens
     from .optimize import optimize
@@ -252,12 +250,11 @@ def _build_files(
     files = _write_tokenizer(job, directory, captured.spec.vocab_size, progress)
     tokenizer = _opened(files, directory) if files is not None else None
     text = evaluation_tokens(job.text, tokenizer, captured.spec.vocab_size, job.recipe.accuracy)
-    backend = get_backend(job.recipe.backend)
     with contextlib.ExitStack() as stack:
         begun: list[object] = []
 
         def begin(result: Program) -> None:
-            begun.append(stack.enter_context(backend.begin(result, job.target, directory)))
+            begun.append(stack.enter_context(job.backend.begin(result, job.target, directory)))
 
         with progress.stage("run the passes"):
             calibration = _calibration(job, captured, directory, stack, rounding, progress)
@@ -275,7 +272,7 @@ def _build_files(
                 say_distances=isinstance(text, str),
             )
         program = optimized.program
-        backend.check(program, job.target)
+        job.backend.check(program, job.target)
         with progress.stage("emit code and weights"):
             emission = _emit(job, program, directory, progress, pairs, begun[0])
         (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
@@ -367,7 +364,6 @@ def _emit(
     begun: object,
 ) -> Emission:
     from ..codegen.base import EmitOptions
-    from ..codegen.registry import get_backend
 
     def advance(done: int, total: int) -> None:
         progress.advance(done, total, f"{format_size(done)} of {format_size(total)} of weights")
@@ -376,7 +372,7 @@ def _emit(
         progress.advance(1, 1, f"all weights are written, waiting for {what}")
 
     options = EmitOptions(on_weight=advance, on_wait=wait, pairs=pairs, begun=begun)
-    return get_backend(job.recipe.backend).emit(program, job.target, directory, options)
+    return job.backend.emit(program, job.target, directory, options)
 
 
 def _write_tokenizer(
@@ -423,7 +419,7 @@ def _manifest(
         infc_version=__version__,
         recipe=recorded_recipe(job),
         model=program.spec,
-        backend=job.recipe.backend,
+        backend=job.backend.name,
         target=TargetMachine(job.target.name, job.target.features),
         limits=Limits(
             max_context=program.spec.max_context,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..codegen.base import Backend
 from ..codegen.registry import get_backend
+from ..ir.backends import is_built_in
 from ..ir.errors import ArtifactError, UsageError
 from ..ir.target import Target, resolve_target
 from .accuracy_text import read_evaluation
@@ -27,6 +29,7 @@ class CompileJob:
     loaded: LoadedRecipe
     model: Path
     output: Path
+    backend: Backend
     target: Target
     toolchain: Mapping[str, str]
     verify: bool
@@ -45,8 +48,9 @@ def plan_job(
     """The job of a recipe; ArtifactError if the output and the checkpoint contain each other."""
     recipe = loaded.recipe
     target = resolve_target(recipe.target)
+    backend = get_backend(recipe.backend, recipe.model_dump())
     # A missing compiler is told now, not after minutes of work.
-    toolchain = get_backend(recipe.backend).toolchain(target)
+    toolchain = backend.toolchain(target)
     model = find_model(recipe, loaded.directory)
     place = Path(output) if output is not None else Path(f"{_model_name(recipe, model)}.infc")
     place = Path(os.path.abspath(place))
@@ -63,7 +67,7 @@ def plan_job(
             where="quantization.calibration.text",
             hint="name another text here, or in accuracy.evaluation",
         )
-    return CompileJob(loaded, model, place, target, toolchain, verify, text, calibration)
+    return CompileJob(loaded, model, place, backend, target, toolchain, verify, text, calibration)
 
 
 def _model_name(recipe: Recipe, model: Path) -> str:
@@ -80,6 +84,9 @@ def _model_name(recipe: Recipe, model: Path) -> str:
 
 def job_key(job: CompileJob, progress: Reporter) -> str | None:
     """The name of this compilation in the cache; None where it must not be reused."""
+    if not is_built_in(job.backend.name):
+        progress.remark(f"not cached: {job.backend.name} is the backend of a plug-in")
+        return None
     if own := list(_own_passes(job.loaded)):
         # What a user's module imports, and so what it does, can't be known without running it.
         progress.remark(f"not cached: the recipe brings a pass of its own ({own[0]})")

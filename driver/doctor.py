@@ -7,13 +7,14 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..codegen.registry import get_backend
+from ..ir.backends import PLANNED, BackendInfo, known_backends
 from ..ir.errors import InfcError
-from ..ir.extras import COMPILE_LIBRARIES, INSTALL_COMPILE
+from ..ir.extras import COMPILE
 from ..ir.machine import (
     available_cpus,
     available_memory,
@@ -21,11 +22,12 @@ from ..ir.machine import (
     huge_page_setting,
     memory_limit,
 )
+from ..ir.plugins import load_plugins
 from ..ir.sizes import format_size
-from ..ir.target import Target, check_platform, resolve_target
+from ..ir.target import check_platform, resolve_target
 from .huge_pages import anonymous_in_huge_pages, file_in_huge_pages
 
-_NOT_BUILT = ("triton", "tensorrt", "onnx")
+_LATER = "not supported yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +43,24 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at the platform, the processor, the compiler, libraries, memory and backends."""
-    machine = _instruction_set()
-    compiler = _compiler()
-    compiling = [_library(name, optional=True) for name in COMPILE_LIBRARIES]
+    """Looks at the platform, the processor, memory, libraries, and what each backend takes."""
+    compiling = [_library(name, optional=True) for name in COMPILE.libraries]
+    plugins = list(_plugins())
+    looks = [_look_at(info, compiling) for info in known_backends()]
     return [
         _infc(),
         _platform(),
-        machine,
+        _instruction_set(),
         *_processors(),
         *_memory(),
         *_huge_pages(),
-        compiler,
+        *(need for look in looks for need in look.needs),
         *compiling,
         *(_library(name) for name in _requirements()),
         _disk(),
-        *_backends(machine, compiler, compiling),
+        *plugins,
+        *(look.backend for look in looks),
+        *(Finding(f"backend {name}", False, _LATER, lacking="not built") for name in PLANNED),
     ]
 
 
@@ -123,29 +127,6 @@ def _huge_pages() -> Iterator[Finding]:
     yield Finding("huge pages, files", mapped, f"{measured} in {place}")
 
 
-def _compiler() -> Finding:
-    from ..codegen.cpp.toolchain import compile_library, find_toolchain
-
-    try:
-        found = find_toolchain()
-        with tempfile.TemporaryDirectory(prefix="infc-doctor-") as place:
-            source = Path(place) / "probe.cpp"
-            source.write_text(
-                '#include <atomic>\n#include <thread>\nextern "C" int f() { return 0; }\n'
-            )
-            compile_library(source, source.with_suffix(".so"), _target())
-    except InfcError as error:
-        return Finding("C++ compiler", False, str(error))
-    return Finding("C++ compiler", True, f"{found.path}: {found.version}")
-
-
-def _target() -> Target:
-    try:
-        return resolve_target("native")
-    except InfcError:
-        return resolve_target("x86-64-v2")
-
-
 def _requirements() -> list[str]:
     """What infc declares that it cannot do without, by name; nothing where it is not installed."""
     try:
@@ -160,7 +141,7 @@ def _library(name: str, *, optional: bool = False) -> Finding:
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        use = f"needed by `infc compile`: {INSTALL_COMPILE}" if optional else "needed"
+        use = f"needed by `infc compile`: {COMPILE.install}" if optional else "needed"
         return Finding(name, False, use, needed=not optional)
 
 
@@ -179,18 +160,36 @@ def _existing(place: Path) -> Path:
     return place
 
 
-def _backends(machine: Finding, compiler: Finding, compiling: list[Finding]) -> Iterator[Finding]:
-    lacking = [found.subject for found in (compiler, *compiling) if not found.fine]
-    does = (
-        f"runs artifacts; compiling needs {', '.join(lacking)}"
-        if lacking
-        else "compiles and runs artifacts"
-    )
-    if machine.fine:
-        yield Finding("backend cpp", True, does)
-    else:
-        yield Finding("backend cpp", False, "there are no kernels for this instruction set")
-    torch = compiling[0].fine
-    yield Finding("backend reference", torch, "works, but is slow" if torch else "needs torch")
-    for name in _NOT_BUILT:
-        yield Finding(f"backend {name}", False, "not supported yet", lacking="not built")
+def _plugins() -> Iterator[Finding]:
+    """Loads the plug-ins, whose backends are then known; a finding for one that does not load."""
+    try:
+        load_plugins()
+    except InfcError as error:
+        yield Finding("plug-ins", False, str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a backend takes to compile, and what it does here."""
+
+    needs: tuple[Finding, ...]
+    backend: Finding
+
+
+def _look_at(info: BackendInfo, compiling: list[Finding]) -> _Look:
+    subject = f"backend {info.name}"
+    try:
+        backend = get_backend(info.name)
+        needs = tuple(Finding(one.subject, one.fine, one.detail) for one in backend.needs())
+        reason = backend.unable_here()
+    except InfcError as error:
+        return _Look((), Finding(subject, False, str(error)))
+    libraries = () if info.extra is None else info.extra.libraries
+    if reason is None and (missing := [name for name in libraries if not _library(name).fine]):
+        reason = f"needs {', '.join(missing)}"
+    if reason is not None:
+        return _Look(needs, Finding(subject, False, reason))
+    does = "works, but is slow" if backend.interprets else "compiles and runs artifacts"
+    if lacking := [found.subject for found in (*needs, *compiling) if not found.fine]:
+        does = f"runs artifacts; compiling needs {', '.join(lacking)}"
+    return _Look(needs, Finding(subject, True, does))

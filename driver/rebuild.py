@@ -61,7 +61,7 @@ def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -
     from ..ir.text import parse_program
 
     manifest = old.manifest
-    backend = get_backend(manifest.backend)
+    backend = get_backend(manifest.backend, manifest.recipe)
     source = old.path / "program.ir"
     program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
     before = Target(manifest.target.name, manifest.target.features)

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from ..ir.backends import DEFAULT
 from ..ir.errors import RecipeError, UsageError
 from ..ir.manifest import LEAST_CONTEXT
 from ..ir.schemes import AUTO
 from ..ir.sizes import parse_size
 from ..runtime.options import MAX_THREADS
 from .bundled import bundled_recipes, nearest_name
+from .recipe_backends import BackendName, with_section
 from .recipe_errors import explain
 from .recipe_keys import CountOrAuto, Section, key
 from .recipe_quantization import QuantizationSection, scheme_alone
@@ -162,7 +164,7 @@ class Recipe(Section):
         "Type of matrices, and by default of the cache; activations are float32. auto is the type"
         " of the checkpoint (float32 for float16).",
     )
-    backend: Literal["cpp", "reference"] = key("cpp", "Backend that generates the code.")
+    backend: BackendName = key(DEFAULT, "Backend that generates the code.")
     target: str = key(
         "native",
         "Instruction set to compile for: native, x86-64-v3, x86-64-v4+vnni+bf16, zen4, ...",
@@ -360,10 +362,11 @@ def _below(path: Path) -> str | None:
 
 
 def _validate(tree: YamlTree) -> Recipe:
+    kind = with_section(Recipe, tree, DEFAULT)
     try:
-        return Recipe.model_validate(tree.data)
+        return kind.model_validate(tree.data)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
         # A key that is mistyped is both unknown and missing: what stands there says more.
         details.sort(key=lambda one: one["type"] != "extra_forbidden")
-        raise explain(tree, details[0], Recipe) from None
+        raise explain(tree, details[0], kind) from None

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..ir.backends import DEFAULT
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -75,9 +77,10 @@ def check_kernel(
     dtype: str = "f32",
     tolerance: float | None = None,
     target: str = "native",
+    backend: str = DEFAULT,
     **attrs: Any,
 ) -> None:
-    """Compares the results of a kernel of the cpp backend with the definition of its op.
+    """Compares the results of a kernel of a backend with the definition of its op.
 
     The op is called with a value `[T, width]` for each of `widths`, a weight of each shape in
     `weights`, and `attrs`. The inputs are random. Steps of several sizes run with one thread and
@@ -91,7 +94,7 @@ def check_kernel(
     ids = np.random.default_rng(5).permutation(_TOKENS)[: max(ROWS)].astype(np.int32)
     expected = _meaning(program, ids)
     with tempfile.TemporaryDirectory() as directory:
-        artifact = _build(program, Path(directory) / "artifact", target)
+        artifact = _build(program, Path(directory) / "artifact", target, backend)
         runs = [_run(artifact, ids[:count], threads) for count in ROWS for threads in (1, 2)]
     for actual in runs:
         rows = len(actual)
@@ -151,7 +154,7 @@ def _meaning(program: Program, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     return rows
 
 
-def _build(program: Program, directory: Path, target: str) -> Artifact:
+def _build(program: Program, directory: Path, target: str, backend: str) -> Artifact:
     from ..codegen.base import EmitOptions
     from ..codegen.registry import get_backend
     from ..ir.artifact import ArtifactWriter, open_artifact
@@ -162,13 +165,13 @@ def _build(program: Program, directory: Path, target: str) -> Artifact:
     width = program.outputs[0].type.shape[-1]
     assert isinstance(width, int), "the result has rows of a known length"
     with ArtifactWriter(directory) as writer:
-        emission = get_backend("cpp").emit(program, machine, writer.path, EmitOptions())
+        emission = get_backend(backend).emit(program, machine, writer.path, EmitOptions())
         writer.commit(
             Manifest(
                 infc_version="0",
                 recipe={},
                 model=replace(program.spec, vocab_size=width),
-                backend="cpp",
+                backend=backend,
                 target=TargetMachine(machine.name, machine.features),
                 limits=Limits(max(ROWS), max(ROWS), 1, max(ROWS)),
                 kv=KvLayout(program.resources),

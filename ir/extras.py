@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
+from typing import Final
 
 from .errors import ToolchainError
 
-COMPILE_LIBRARIES = ("torch", "transformers")
-INSTALL_COMPILE = "pip install 'infc[compile]'"
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """Libraries beside those that infc always has, and the command that installs them."""
+
+    libraries: tuple[str, ...]
+    install: str
+
+    def missing(self) -> list[str]:
+        """The libraries that are not installed; nothing is imported."""
+        return [name for name in self.libraries if importlib.util.find_spec(name) is None]
+
+    def require(self, purpose: str) -> None:
+        """Raises ToolchainError where a library is not installed."""
+        if missing := self.missing():
+            raise missing_library(missing[0], purpose, self)
+
+
+COMPILE: Final = Extra(("torch", "transformers"), "pip install 'infc[compile]'")
+"""The compiler's heavy half."""
 
 
 def require_compiler(purpose: str) -> None:
     """Raises ToolchainError where a library of the extra `compile` is not installed."""
-    for name in COMPILE_LIBRARIES:
-        if importlib.util.find_spec(name) is None:
-            raise missing_library(name, purpose)
+    COMPILE.require(purpose)
 
 
-def missing_library(name: str, purpose: str) -> ToolchainError:
+def missing_library(name: str, purpose: str, extra: Extra = COMPILE) -> ToolchainError:
     """The error that says which library is missing, for what, and the command that installs it."""
-    return ToolchainError(f"{purpose} needs {name}, which is not installed", hint=INSTALL_COMPILE)
+    return ToolchainError(f"{purpose} needs {name}, which is not installed", hint=extra.install)

@@ -49,9 +49,9 @@ class KvLayout:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What runs a step: a shared library of the given ABI, or a program to interpret."""
+    """What runs a step: a file of the kind that the backend makes, and the ABI of code."""
 
-    kind: Literal["cpp-shared-library", "program"]
+    kind: str
     file: str
     abi: int | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from .backends import known_backend
 from .types import DType
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _SECTIONS: Final = ("runtime", "kv_cache")
 
 def check_values(manifest: Manifest) -> None:
     """ValueError for the first value that no compilation gives: where it is, and what belongs."""
+    _check_entry(manifest)
     _check_model(manifest)
     limits = manifest.limits
     _within("limits.max_context", limits.max_context, 2)
@@ -35,6 +37,15 @@ def check_values(manifest: Manifest) -> None:
     _check_tokenizer(manifest)
     _check_recipe(manifest.recipe)
     _check_digests(manifest)
+
+
+def _check_entry(manifest: Manifest) -> None:
+    """Backends of plug-ins are unknown as long as none is loaded; their executors check as much."""
+    kind, backend = manifest.entry.kind, known_backend(manifest.backend)
+    if backend is not None and kind != backend.entry:
+        raise ValueError(
+            f"manifest.entry.kind: {kind!r}, but the backend {backend.name} makes {backend.entry!r}"
+        )
 
 
 def _check_model(manifest: Manifest) -> None:

@@ -8,13 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-from ...ir.errors import ArtifactError, InfcError
+from ...ir.errors import ArtifactError, InfcError, TargetError
 from ...ir.plan import loop_groups
 from ...ir.program import Node, Program, Value, Weight, WeightRef
 from ...ir.step_facts import step_facts
-from ...ir.target import Target
+from ...ir.target import Target, resolve_target
 from ...ir.types import DType, TensorType
-from ..base import Backend, CompiledRounding, Emission, EmitOptions, Made, Verdict
+from ..base import (
+    Backend,
+    CompiledRounding,
+    Emission,
+    EmitOptions,
+    MachineProbe,
+    Made,
+    Need,
+    Verdict,
+)
 from ..weights_file import WEIGHTS_FILE, write_weights
 from .buffers import Buffer
 from .calls import c_dim, place_barriers, read_ahead
@@ -26,7 +35,7 @@ from .lower import LOWERINGS
 from .profile import profile_text
 from .roll import roll
 from .source import source_text
-from .toolchain import LibraryBuild, toolchain_for
+from .toolchain import LibraryBuild, toolchain_for, try_compiler
 from .weight_table import PACKED_OPS
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -80,6 +89,29 @@ class CppBackend(Backend):
             return begun.finish(directory, options)
         with self.begin(program, target, directory) as build:
             return build.finish(directory, options)
+
+    def needs(self) -> Iterator[Need]:
+        """A C++ compiler, which compiles a few lines."""
+        try:
+            found = try_compiler()
+        except InfcError as error:
+            yield Need("C++ compiler", False, str(error))
+        else:
+            yield Need("C++ compiler", True, f"{found.path}: {found.version}")
+
+    def unable_here(self) -> str | None:
+        """Why not, where this machine is of no target."""
+        try:
+            resolve_target("native")
+        except TargetError:
+            return "there are no kernels for this instruction set"
+        return None
+
+    def probe(self, target: Target) -> MachineProbe:
+        """The library of `ceilings.py`, compiled for a target that this machine has."""
+        from .ceilings import build_probe
+
+        return build_probe(target)
 
     def toolchain(self, target: Target) -> Mapping[str, str]:
         """The version of the compiler; ToolchainError without one."""

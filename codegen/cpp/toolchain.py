@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ...ir.errors import ToolchainError
-from ...ir.target import ARM, X86, Target
+from ...ir.errors import TargetError, ToolchainError
+from ...ir.target import ARM, X86, Target, resolve_target
 
 COMPILERS = ("g++", "c++", "clang++")
 CROSS_COMPILERS = {ARM: "aarch64-linux-gnu-g++"}
@@ -143,6 +143,20 @@ def compile_library(
         hint=f"the compiler is {toolchain.version}; infc needs gcc {MIN_VERSIONS['gcc']} or "
         f"clang {MIN_VERSIONS['clang']} or later",
     )
+
+
+def try_compiler() -> Toolchain:
+    """The compiler for this machine, once it has compiled a few lines; ToolchainError otherwise."""
+    try:
+        target = resolve_target("native")
+    except TargetError:  # a machine that infc does not build for; its compiler may work
+        target = resolve_target("x86-64-v2")
+    with tempfile.TemporaryDirectory(prefix="infc-compiler-") as place:
+        source = Path(place) / "probe.cpp"
+        source.write_text(
+            '#include <atomic>\n#include <thread>\nextern "C" int f() { return 0; }\n'
+        )
+        return compile_library(source, source.with_suffix(".so"), target)
 
 
 # Waits beside the compiler for the end of a pipe that only this process holds open. However this

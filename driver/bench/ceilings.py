@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...ir.backends import DEFAULT
 from ...ir.errors import TargetError, UsageError
 from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
 from ...ir.sizes import format_count
@@ -19,7 +20,7 @@ from ..bare_executor import usual_threads
 from ..progress import Reporter
 
 if TYPE_CHECKING:
-    from ...codegen.cpp.ceilings import Probe
+    from ...codegen.base import MachineProbe
     from ...ir.manifest import Manifest
 
 _READ_BYTES = 512 << 20
@@ -91,14 +92,14 @@ def measure_machine(
     `on_note` hears why it could not. ToolchainError without a compiler, CapacityError without
     memory to read.
     """
-    from ...codegen.cpp.ceilings import build_probe
+    from ...codegen.registry import get_backend
 
     before = known_machine()
     counts = sorted(set(_powers(before.cpus) if threads is None else threads))
     if counts and not 1 <= counts[0] <= counts[-1] <= before.cpus:
         raise UsageError(f"expected 1 to {before.cpus} threads, not {counts[-1]}")
     with reporter.stage("build what measures"):
-        probe = build_probe(resolve_target("native"))
+        probe = get_backend(DEFAULT).probe(resolve_target("native"))
     measured: dict[int, Ceilings] = {}
     with reporter.stage("measure the machine"):
         for done, count in enumerate(counts):
@@ -153,7 +154,7 @@ def _powers(cpus: int) -> Iterable[int]:
     yield cpus
 
 
-def _measure(probe: Probe, threads: int) -> Ceilings:
+def _measure(probe: MachineProbe, threads: int) -> Ceilings:
     wanted = max(_READ_BYTES, _CACHES_READ * largest_cache_bytes())
     num_bytes = min(wanted, available_memory() // 4) & ~0xFFF
     rates = {kind: probe.product_rate(kind, threads) for kind in ("fp32", "bf16", "int8")}

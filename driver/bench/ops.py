@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...ir.backends import DEFAULT
 from ...ir.errors import UsageError
 from ...runtime.executors.base import run_step
 from ..bare_executor import open_bare
@@ -111,7 +112,7 @@ def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> Prof
         raise UsageError(
             f"the backend {artifact.manifest.backend} cannot measure the time of each op",
             where=str(artifact.path),
-            hint="leave out --ops, or compile for the backend cpp",
+            hint=f"leave out --ops, or compile for the backend {DEFAULT}",
         )
     work_ahead(executor)
     return executor

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from ...ir.artifact import Artifact
+from ...ir.backends import backend_of_artifact
 from ...ir.errors import ArtifactError
-from ...ir.extras import require_compiler
 from .base import Executor, ExecutorConfig
 
 
 def open_executor(artifact: Artifact, config: ExecutorConfig) -> Executor:
-    """The executor of the backend that the artifact was compiled with."""
-    backend = artifact.manifest.backend
-    if backend == "cpp":
-        from .cpp import CppExecutor
+    """The executor of the backend that the artifact was compiled with.
 
-        return CppExecutor(artifact, config)
-    if backend == "reference":
-        require_compiler("an artifact of the backend reference")
-        from .reference import ReferenceExecutor
-
-        return ReferenceExecutor.open(artifact, config)
-    raise ArtifactError(
-        f"this infc has no executor for backend {backend!r}",
-        where=str(artifact.path),
-        hint="it runs cpp and reference",
-    )
+    Raises ArtifactError where this infc has no such backend or the artifact is not of its kind,
+    ToolchainError where a library that the backend runs on is not installed.
+    """
+    manifest = artifact.manifest
+    backend = backend_of_artifact(manifest.backend, where=str(artifact.path))
+    if manifest.entry.kind != backend.entry:
+        raise ArtifactError(
+            f"the backend {backend.name} runs a {backend.entry}, not a {manifest.entry.kind}",
+            where=str(artifact.path),
+            hint="compile the model again",
+        )
+    if backend.extra is not None:
+        backend.extra.require(f"an artifact of the backend {backend.name}")
+    executor: Executor = backend.load_executor()(artifact, config)
+    return executor

@@ -35,7 +35,7 @@ GREEDY = Draw(seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0, row=0, cho
 _TYPES = (np.uint64, np.float64, np.float64, np.float64, np.int32, np.int32, np.int32, np.int32)
 
 DRAW = np.dtype(list(zip(Draw._fields, _TYPES, strict=True)))
-"""A `Draw` in an array, as `infc_draw` in `codegen/cpp/kernels/abi.hpp` has it."""
+"""A `Draw` in an array, as generated code has it (`infc_draw` in `abi.hpp`)."""
 
 Draws = NDArray[np.void]
 

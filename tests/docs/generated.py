@@ -74,8 +74,8 @@ def _default(key: Mapping[str, Any]) -> str:
 def _values(key: Mapping[str, Any]) -> str:
     if "const" in key:
         return f"`{key['const']}`"
-    if "enum" in key:
-        return " ".join(f"`{value}`" for value in key["enum"])
+    if "enum" in key or "examples" in key:
+        return " ".join(f"`{value}`" for value in key.get("enum") or key["examples"])
     kinds = [one for one in key.get("anyOf", [key]) if one.get("type") != "null"]
     kind = kinds[0].get("type", "mapping, list or text")
     if key.get("unit") == "bytes":

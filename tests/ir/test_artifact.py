@@ -368,7 +368,9 @@ def test_a_failure_keeps_the_old_one(artifact: Path) -> None:
 def test_an_old_artifact_is_replaced(artifact: Path) -> None:
     with ArtifactWriter(artifact) as writer:
         fill(writer.path)
-        writer.commit(replace(manifest(), backend="reference"))
+        changed = manifest()
+        entry = replace(changed.entry, kind="program")
+        writer.commit(replace(changed, backend="reference", entry=entry))
     assert open_artifact(artifact).manifest.backend == "reference"
     assert os.listdir(artifact.parent) == [artifact.name]
 
@@ -495,3 +497,23 @@ def test_a_way_to_verify_that_nobody_knows(artifact: Path) -> None:
     """Above all not taken for one that reads less than was meant."""
     with pytest.raises(UsageError, match="verify is 'all'"):
         open_artifact(artifact, "all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "fine"),
+    [
+        ("cpp", "cpp-shared-library", True),
+        ("reference", "cpp-shared-library", False),
+        ("cpp", "program", False),
+        ("cpp", "", False),
+        ("unknown", "anything", True),  # of a plug-in perhaps, which the executor's room checks
+    ],
+)
+def test_the_kind_of_the_entry_is_that_of_the_backend(backend: str, kind: str, fine: bool) -> None:
+    made = manifest()
+    text = replace(made, backend=backend, entry=replace(made.entry, kind=kind)).to_text()
+    if fine:
+        assert parse_manifest(text, where="m").entry.kind == kind
+    else:
+        with pytest.raises(ArtifactError, match=rf"entry\.kind: '{kind}', but .* {backend} makes"):
+            parse_manifest(text, where="m")
