@@ -104,7 +104,7 @@ def job_key(job: CompileJob, progress: Reporter) -> str | None:
 
 def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:
     """Every pass of the recipe that is not infc's: of a module, or of a plug-in."""
-    from ..passes.pipeline import OUR_PASSES
+    from ..passes.catalogue import OUR_PASSES
     from .optimize import build_recipe_pipeline
 
     if loaded.recipe.passes:

@@ -157,7 +157,7 @@ def _idle_passes(reports: Iterable[PassReport]) -> Iterator[str]:
 
     Of the near misses, the first few.
     """
-    from ..passes.pipeline import OUR_PASSES
+    from ..passes.catalogue import OUR_PASSES
 
     ours = {kind.name for kind in OUR_PASSES}
     for one in reports:

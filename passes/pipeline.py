@@ -13,6 +13,7 @@ from ..ir.nearest import did_you_mean
 from ..ir.schemes import ADOPTING, AUTO, is_quantizing
 from .adopt_formats import AdoptFormats
 from .base import PIPELINE_PHASES, Pass, make_pass
+from .catalogue import OUR_PASSES
 from .common_subexpressions import CommonSubexpressions
 from .eliminate_dead_code import EliminateDeadCode
 from .fold_constants import FoldConstants
@@ -77,11 +78,6 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
     ),
 }
 """What `infc compile` runs, in this order; phases without a pass are named so that one may come."""
-
-OUR_PASSES: Final = tuple(
-    {type(one).name: type(one) for stage in STAGES.values() for one in stage}.values()
-)
-"""The classes of the list, each once."""
 
 
 @dataclass(frozen=True, slots=True)

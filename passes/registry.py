@@ -8,9 +8,10 @@ from ..ir.errors import InfcError, UsageError
 from ..ir.nearest import did_you_mean
 from ..ir.plugins import load_plugins
 from .base import PIPELINE_PHASES, Pass
+from .catalogue import OUR_PASSES
 from .user_code import failed_at
 
-_REGISTRY: dict[str, type[Pass]] = {}
+_REGISTRY: dict[str, type[Pass]] = {kind.name: kind for kind in OUR_PASSES}
 
 
 def register_pass(kind: type[Pass]) -> type[Pass]:
@@ -25,8 +26,8 @@ def register_pass(kind: type[Pass]) -> type[Pass]:
         raise UsageError(
             f"{kind.__name__} lacks a name, or a phase out of {', '.join(PIPELINE_PHASES)}"
         )
-    known = _registry().get(kind.name)
-    if known is not None and known is not kind and _is_ours(known):
+    known = _REGISTRY.get(kind.name)
+    if known is not None and known is not kind and known in OUR_PASSES:
         raise UsageError(
             f"{kind.name} is the name of a built-in pass",
             where=f"{kind.__module__}.{kind.__qualname__}",
@@ -43,12 +44,12 @@ def get_pass(name: str) -> type[Pass]:
     """
     if ":" in name:
         return load(name)
-    found = _registry().get(name)
+    found = _REGISTRY.get(name)
     if found is None:
         load_plugins()
-        found = _registry().get(name)
+        found = _REGISTRY.get(name)
     if found is None:
-        hint = did_you_mean(name, _registry(), "infc passes lists them")
+        hint = did_you_mean(name, _REGISTRY, "infc passes lists them")
         raise UsageError(f"unknown pass {name}", hint=hint)
     return found
 
@@ -96,17 +97,3 @@ def _import_hint(error: ImportError, module_name: str) -> str:
     if error.name is not None and error.name != module_name.partition(".")[0]:
         return f"{module_name} was found, and what it imports was not"
     return "put it beside the recipe or into the working directory, or install it"
-
-
-def _registry() -> dict[str, type[Pass]]:
-    if not _REGISTRY:
-        from .pipeline import OUR_PASSES
-
-        _REGISTRY.update((kind.name, kind) for kind in OUR_PASSES)
-    return _REGISTRY
-
-
-def _is_ours(kind: type[Pass]) -> bool:
-    from .pipeline import OUR_PASSES
-
-    return kind in OUR_PASSES

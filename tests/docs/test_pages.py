@@ -12,7 +12,7 @@ import infc
 from infc.driver.cli import run
 from infc.ir.manifest import Manifest
 from infc.ir.ops import all_ops
-from infc.passes.pipeline import OUR_PASSES
+from infc.passes.catalogue import OUR_PASSES
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.step import Step

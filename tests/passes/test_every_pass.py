@@ -13,8 +13,8 @@ from infc.ir.program import Program
 from infc.ir.text import parse_program, print_program
 from infc.ir.verify import verify
 from infc.passes.base import Pass, PassContext
+from infc.passes.catalogue import OUR_PASSES
 from infc.passes.compare import difference
-from infc.passes.pipeline import OUR_PASSES
 
 from ..ir.strategies import programs, sample, sample_inputs
 

@@ -17,12 +17,12 @@ from infc.ir.errors import PassError, UsageError
 from infc.ir.program import Program
 from infc.ir.text import parse_program
 from infc.passes.base import CONTRACTS, PIPELINE_PHASES, Pass, PassContext, PassResult
+from infc.passes.catalogue import OUR_PASSES
 from infc.passes.commands import opt
 from infc.passes.fuse_rope import FuseRope
 from infc.passes.lower_kv import LowerKv
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import (
-    OUR_PASSES,
     STAGES,
     Pipeline,
     build_pipeline,
@@ -65,6 +65,10 @@ def test_the_default_order_is_sound() -> None:
     assert [first[name] for name in dict.fromkeys(pipeline.names())] == sorted(
         first[name] for name in dict.fromkeys(pipeline.names())
     )
+
+
+def test_the_catalogue_has_each_pass_once_in_the_order_of_the_pipeline() -> None:
+    assert list(dict.fromkeys(map(type, default_pipeline()))) == list(OUR_PASSES)
 
 
 def test_text_round_trip() -> None:

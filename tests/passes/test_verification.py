@@ -18,10 +18,11 @@ from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.text import parse_program
 from infc.ir.types import DType, Sym, TensorType
 from infc.passes.base import Pass, PassContext, PassResult
+from infc.passes.catalogue import OUR_PASSES
 from infc.passes.compare import difference, distance
 from infc.passes.merge_linears import MergeQkv
 from infc.passes.pass_manager import run_pipeline
-from infc.passes.pipeline import OUR_PASSES, Pipeline
+from infc.passes.pipeline import Pipeline
 from infc.passes.regions import find_regions, signature
 from infc.passes.rewrite import ops, rewrite
 from infc.passes.verification import Verifier
