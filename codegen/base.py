@@ -140,6 +140,14 @@ class Backend(ABC):
         """
         return nullcontext()
 
+    def plan_passes(self, target: Target) -> str:
+        """The passes that this backend wants at the end of the pipeline, as pipeline text.
+
+        They may be infc's own or those of the package that brings the backend. By default there
+        are none.
+        """
+        return ""
+
     def needs(self) -> Iterable[Need]:
         """What compiling for this machine takes, tried out. By default it is nothing."""
         return ()

@@ -197,7 +197,7 @@ def _build(job: CompileJob, writer: ArtifactWriter, dumps: _Dumps, progress: Rep
     with contextlib.ExitStack() as stack:
         with progress.stage("load the compiler"):
             # First what may be refused at once, then seconds of import, shown for what they are.
-            pipeline = build_recipe_pipeline(job.loaded)
+            pipeline = build_recipe_pipeline(job.loaded, job.plan)
             check_dump_name(dumps.after, pipeline)
             compiled = _compiled_rounding(job, stack, progress.remark)
             import torch  # noqa: F401

@@ -41,6 +41,11 @@ class CompileJob:
         """What the recipe says."""
         return self.loaded.recipe
 
+    @property
+    def plan(self) -> str:
+        """The text of the passes that the backend wants at the end of the pipeline."""
+        return self.backend.plan_passes(self.target)
+
 
 def plan_job(
     loaded: LoadedRecipe, output: str | os.PathLike[str] | None, verify: bool
@@ -87,7 +92,7 @@ def job_key(job: CompileJob, progress: Reporter) -> str | None:
     if not is_built_in(job.backend.name):
         progress.remark(f"not cached: {job.backend.name} is the backend of a plug-in")
         return None
-    if own := list(_own_passes(job.loaded)):
+    if own := list(_own_passes(job)):
         # What a user's module imports, and so what it does, can't be known without running it.
         progress.remark(f"not cached: the recipe brings a pass of its own ({own[0]})")
         return None
@@ -102,14 +107,14 @@ def job_key(job: CompileJob, progress: Reporter) -> str | None:
     return cache_key(parts, job.model)
 
 
-def _own_passes(loaded: LoadedRecipe) -> Iterator[str]:
+def _own_passes(job: CompileJob) -> Iterator[str]:
     """Every pass of the recipe that is not infc's: of a module, or of a plug-in."""
     from ..passes.catalogue import OUR_PASSES
     from .optimize import build_recipe_pipeline
 
-    if loaded.recipe.passes:
+    if job.recipe.passes:
         ours = {kind.name for kind in OUR_PASSES}
-        pipeline = build_recipe_pipeline(loaded)
+        pipeline = build_recipe_pipeline(job.loaded, job.plan)
         yield from (name for name in pipeline.names() if name not in ours)
 
 

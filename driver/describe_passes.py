@@ -6,16 +6,25 @@ import inspect
 from dataclasses import fields
 from pathlib import Path
 
+from ..ir.backends import DEFAULT
+from ..ir.target import resolve_target
 from .optimize import importable
 
 
 def list_pipeline() -> str:
-    """The passes in order, phase by phase, with what each does to numbers and why it is there."""
-    from ..passes.pipeline import STAGES
+    """The passes in order, phase by phase, with what each does to numbers and why it is there.
 
+    The last phase is that of the default backend.
+    """
+    from ..codegen.registry import get_backend
+    from ..passes.pipeline import STAGES, parse_pipeline
+
+    target = resolve_target("x86-64-v2")  # not that of this machine, which may be of none
+    plan = parse_pipeline(get_backend(DEFAULT).plan_passes(target)).passes
     lines = []
-    for phase, passes in STAGES.items():
-        lines.append(f"{phase}" if passes else f"{phase} (no pass yet)")
+    for phase, passes in {**STAGES, "plan": plan}.items():
+        of = f" (of the backend {DEFAULT})" if phase == "plan" else ""
+        lines.append(f"{phase}{of}" if passes else f"{phase} (no pass yet)")
         for one in passes:
             lines.append(f"  {one.name:<22} {one.contract:<13} {_purpose(type(one))}")
     return "\n".join(lines)

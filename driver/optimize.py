@@ -46,18 +46,27 @@ class Optimized:
     lossy: tuple[LossyStage, ...]
 
 
-def build_recipe_pipeline(loaded: LoadedRecipe) -> Pipeline:
+def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
     """The default pipeline with the changes of the recipe.
+
+    `plan` is the text of the passes that the backend wants at its end (`Backend.plan_passes`).
 
     Modules named in the recipe are imported from its directory or from the working directory.
     Raises UsageError with the line of the recipe.
     """
-    from ..passes.pipeline import build_pipeline, with_kv_options, with_quantization
+    from ..passes.pipeline import (
+        build_pipeline,
+        parse_pipeline,
+        with_kv_options,
+        with_quantization,
+    )
 
     recipe = loaded.recipe
     with importable(loaded.directory, Path.cwd()):
         pipeline = build_pipeline(
-            recipe.passes or None, lambda path: loaded.tree.place(("passes", *path))
+            recipe.passes or None,
+            lambda path: loaded.tree.place(("passes", *path)),
+            parse_pipeline(plan),
         )
     how = recipe.quantization
     pipeline = with_quantization(

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from ..codegen.base import Backend
     from ..ir.artifact import Artifact
     from ..ir.program import Program
+    from ..ir.target import Target
 
 PREFIX = "#>"
 ROWS = (1, 2, 67)
@@ -89,12 +91,20 @@ def check_kernel(
     """
     import numpy as np
 
+    from ..codegen.registry import get_backend
+    from ..ir.target import resolve_target
+    from ..passes.pass_manager import run_passes
+    from ..passes.pipeline import parse_pipeline
+
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     program = _one_op(op, widths, weights, dtype, attrs)
+    compiler, machine = get_backend(backend), resolve_target(target)
+    passes = parse_pipeline(compiler.plan_passes(machine))
+    planned, _ = run_passes(program, passes, verify=False)
     ids = np.random.default_rng(5).permutation(_TOKENS)[: max(ROWS)].astype(np.int32)
     expected = _meaning(program, ids)
     with tempfile.TemporaryDirectory() as directory:
-        artifact = _build(program, Path(directory) / "artifact", target, backend)
+        artifact = _build(planned, Path(directory) / "artifact", compiler, machine)
         runs = [_run(artifact, ids[:count], threads) for count in ROWS for threads in (1, 2)]
     for actual in runs:
         rows = len(actual)
@@ -111,11 +121,9 @@ def _one_op(
     dtype: str,
     attrs: Mapping[str, Any],
 ) -> Program:
-    """A planned program whose logits are the op's result; its operands are rows of tables."""
+    """A lowered program whose logits are the op's result; its operands are rows of tables."""
     from ..ir.builder import ProgramBuilder
     from ..ir.types import DType, Sym, TensorType
-    from ..passes.base import PassContext
-    from ..passes.plan_memory import PlanMemory
 
     kind, token = DType(dtype), Sym("T")
     b = ProgramBuilder(op, phase="lowered")
@@ -129,8 +137,7 @@ def _one_op(
     matrices = [b.weight(f"weight{i}", TensorType(kind, s)) for i, s in enumerate(weights)]
     b.output(b.add(op, (*values, *matrices), attrs).outputs[0])
     tensors = {name: _random(i, w.type) for i, (name, w) in enumerate(b.weights.items())}
-    program = replace(b.build(), loaders={"checkpoint": tensors.__getitem__})
-    return PlanMemory().run(program, PassContext()).program
+    return replace(b.build(), loaders={"checkpoint": tensors.__getitem__})
 
 
 def _random(seed: int, kind: Any) -> torch.Tensor:
@@ -154,24 +161,21 @@ def _meaning(program: Program, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     return rows
 
 
-def _build(program: Program, directory: Path, target: str, backend: str) -> Artifact:
+def _build(program: Program, directory: Path, backend: Backend, machine: Target) -> Artifact:
     from ..codegen.base import EmitOptions
-    from ..codegen.registry import get_backend
     from ..ir.artifact import ArtifactWriter, open_artifact
     from ..ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
-    from ..ir.target import resolve_target
 
-    machine = resolve_target(target)
     width = program.outputs[0].type.shape[-1]
     assert isinstance(width, int), "the result has rows of a known length"
     with ArtifactWriter(directory) as writer:
-        emission = get_backend(backend).emit(program, machine, writer.path, EmitOptions())
+        emission = backend.emit(program, machine, writer.path, EmitOptions())
         writer.commit(
             Manifest(
                 infc_version="0",
                 recipe={},
                 model=replace(program.spec, vocab_size=width),
-                backend=backend,
+                backend=backend.name,
                 target=TargetMachine(machine.name, machine.features),
                 limits=Limits(max(ROWS), max(ROWS), 1, max(ROWS)),
                 kv=KvLayout(program.resources),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -24,7 +24,6 @@ from .fuse_gelu import FuseGelu
 from .fuse_layer_norm import FuseLayerNorm
 from .fuse_rms_norm import FuseRmsNorm
 from .fuse_rope import FuseRope
-from .group_loops import GroupLoops
 from .lower_kv import LowerKv
 from .merge_linears import MergeGateUp, MergeQkv
 from .methods.calibrate_weights import NEAREST, CalibrateWeights
@@ -32,7 +31,7 @@ from .methods.channel_scales import NONE as UNSCALED
 from .methods.scale_channels import ScaleChannels
 from .narrow_activations import NarrowActivations
 from .narrow_matrices import NarrowMatrices
-from .plan_memory import PlanMemory
+from .plan_memory import PLANNED, PlanMemory
 from .quantize_weights import QuantizeWeights
 from .registry import get_pass
 from .remove_no_op import RemoveNoOp
@@ -72,10 +71,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         NarrowActivations(),  # behind all that fuses: it looks at who reads what
     ),
     "lower-kv": (LowerKv(),),
-    "plan": (
-        GroupLoops(),
-        PlanMemory(),  # last: it looks at the order of nodes, and at which run together
-    ),
+    "plan": (),  # a backend's own: see `Backend.plan_passes`
 }
 """What `infc compile` runs, in this order; phases without a pass are named so that one may come."""
 
@@ -128,7 +124,7 @@ class Pipeline:
         )
 
     def placed(self, added: Pass) -> Pipeline:
-        """With `added` at the end of its own phase, but before the memory plan.
+        """With `added` at the end of its own phase, but before what makes a memory plan.
 
         A phase ends where infc's own passes of later phases begin, so that passes which stand
         again in a later phase, or that somebody has put somewhere else, do not move its end.
@@ -136,7 +132,7 @@ class Pipeline:
         rank = PIPELINE_PHASES.index(added.phase)
 
         def is_later(one: Pass) -> bool:
-            return PIPELINE_PHASES.index(one.phase) > rank or isinstance(one, PlanMemory)
+            return PIPELINE_PHASES.index(one.phase) > rank or PLANNED in one.ensures
 
         ours = [i for i, one in enumerate(self.passes) if type(one) in OUR_PASSES and is_later(one)]
         index = ours[0] if ours else len(self.passes)
@@ -164,11 +160,13 @@ class Pipeline:
                     hint = f"{later[0]} ensures it, but comes later"
                 raise UsageError(f"pass {one.name} requires {missing}", where="pipeline", hint=hint)
             known |= one.ensures
-        if self.passes and "planned" in known and not isinstance(self.passes[-1], PlanMemory):
+        if self.passes and PLANNED in known and PLANNED not in self.passes[-1].ensures:
+            planners = [one.name for one in self.passes if PLANNED in one.ensures]
+            planner = planners[0] if planners else PlanMemory.name  # it had run before
             raise UsageError(
-                f"pass {self.passes[-1].name} comes after {PlanMemory.name}, which must be last",
+                f"pass {self.passes[-1].name} comes after {planner}, which must be last",
                 where="pipeline",
-                hint=f"put it before {PlanMemory.name}",
+                hint=f"put it before {planner}",
             )
 
     def _last(self, name: str) -> int:
@@ -179,9 +177,12 @@ class Pipeline:
         return len(names) - 1 - names[::-1].index(name)
 
 
-def default_pipeline() -> Pipeline:
-    """What `infc compile` runs where the recipe says nothing."""
-    return Pipeline(tuple(one for stage in STAGES.values() for one in stage))
+def default_pipeline(plan: Iterable[Pass] = ()) -> Pipeline:
+    """What `infc compile` runs where the recipe says nothing.
+
+    `plan` are the passes that the backend wants at the end.
+    """
+    return Pipeline((*(one for stage in STAGES.values() for one in stage), *plan))
 
 
 _ITEM = re.compile(r"\s*([A-Za-z_][\w.:-]*)\s*(?:\{([^{}]*)\})?\s*(,|$)")
@@ -234,21 +235,24 @@ Place = Callable[[tuple[str | int, ...]], str | None]
 """Where an edit was written, by its path in the spec: indices of lists, keys of mappings."""
 
 
-def build_pipeline(spec: PassSpec = None, place: Place = lambda _: None) -> Pipeline:
+def build_pipeline(
+    spec: PassSpec = None, place: Place = lambda _: None, plan: Iterable[Pass] = ()
+) -> Pipeline:
     """The default pipeline, edited as a recipe's `passes` says, and checked.
 
     `spec` is pipeline text (the whole pipeline), or a mapping: a pass's name to `false` (off),
     `true` or a mapping of options; an unknown name of the form `module:Name` is added at the end
     of its phase, or where its mapping says `after` or `before`. A list of such mappings, or of
-    names, edits one after the other. UsageError names what cannot be done, and where `place` says
-    that it stands.
+    names, edits one after the other. `plan` are the passes that the backend wants at the end of
+    the default pipeline. UsageError names what cannot be done, and where `place` says that it
+    stands.
     """
     with _placed(place, ()):
         if isinstance(spec, str):
             pipeline = parse_pipeline(spec)
             pipeline.check()
             return pipeline
-    pipeline = default_pipeline()
+    pipeline = default_pipeline(plan)
     items: Sequence[Any] = [spec] if isinstance(spec, Mapping) else spec or []
     for index, item in enumerate(items):
         path = () if isinstance(spec, Mapping) else (index,)

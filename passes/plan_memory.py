@@ -11,6 +11,8 @@ from .base import Pass, PassContext, PassResult, finish
 from .group_loops import loop_times
 
 ALIGNMENT_BYTES = 64
+PLANNED = "planned"
+"""The fact that values have places in memory: what lets them live longer cannot come later."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class PlanMemory(Pass):
     name: ClassVar[str] = "plan-memory"
     phase: ClassVar[str] = "plan"
     requires: ClassVar[frozenset[str]] = frozenset({"kv-paged"})
-    ensures: ClassVar[frozenset[str]] = frozenset({"planned"})
+    ensures: ClassVar[frozenset[str]] = frozenset({PLANNED})
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Plan, and write `arena_bytes` and `offsets` into the program's attributes."""

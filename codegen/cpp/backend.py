@@ -90,6 +90,11 @@ class CppBackend(Backend):
         with self.begin(program, target, directory) as build:
             return build.finish(directory, options)
 
+    def plan_passes(self, target: Target) -> str:
+        """Loops over rows, and one arena for all values of a step."""
+        # plan-memory is last: it looks at the order of nodes, and at which run together.
+        return "group-loops,plan-memory"
+
     def needs(self) -> Iterator[Need]:
         """A C++ compiler, which compiles a few lines."""
         try:

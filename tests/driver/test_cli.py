@@ -302,7 +302,13 @@ def test_opt_points_at_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["passes"]) == 0
     text = capsys.readouterr().out
-    for phase in ("canonicalize", "shard (no pass yet)", "fuse", "lower-kv", "plan"):
+    for phase in (
+        "canonicalize",
+        "shard (no pass yet)",
+        "fuse",
+        "lower-kv",
+        "plan (of the backend cpp)",
+    ):
         assert f"{phase}\n" in text
     assert run(["passes", "lower-kv"]) == 0
     text = capsys.readouterr().out

@@ -16,6 +16,7 @@ from infc.passes.pass_report import PipelineReport
 from infc.passes.pipeline import build_pipeline
 
 from ..checkpoints import make_checkpoint
+from ..plans import PLAN
 
 LAYERS = 4
 
@@ -33,7 +34,7 @@ def compiled(
         logit_rows=8,
         log=lambda line: None,
     )
-    return run_pipeline(program, build_pipeline(), failure_directory=directory)
+    return run_pipeline(program, build_pipeline(plan=PLAN), failure_directory=directory)
 
 
 EXPECTED = {

@@ -29,6 +29,8 @@ from infc.passes.pipeline import Pipeline, build_pipeline
 from infc.passes.sample_runs import run_whole
 from infc.passes.samples import with_random_weights
 
+from ..plans import PLAN
+
 WIDTH, HEADS, VOCAB = 8, 2, 16
 WINDOWS = (None, 4, 4, None, 4, 4, None, 4)
 
@@ -138,7 +140,7 @@ def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def through(program: Program, spec: object, directory: Path, *added: Pass) -> PipelineReport:
-    pipeline = build_pipeline(spec)  # type: ignore[arg-type]
+    pipeline = build_pipeline(spec, plan=PLAN)  # type: ignore[arg-type]
     for one in added:
         pipeline = pipeline.placed(one)
     _, report = run_pipeline(

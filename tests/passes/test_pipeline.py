@@ -32,6 +32,7 @@ from infc.passes.pipeline import (
 )
 from infc.passes.registry import get_pass, register_pass
 
+from ..plans import PLAN
 from .test_verification import model
 
 
@@ -55,7 +56,7 @@ register_pass(Nothing)
 
 
 def test_the_default_order_is_sound() -> None:
-    pipeline = default_pipeline()
+    pipeline = default_pipeline(PLAN)
     pipeline.check()
     ranks = [PIPELINE_PHASES.index(one.phase) for one in pipeline]
     first = {
@@ -68,13 +69,13 @@ def test_the_default_order_is_sound() -> None:
 
 
 def test_the_catalogue_has_each_pass_once_in_the_order_of_the_pipeline() -> None:
-    assert list(dict.fromkeys(map(type, default_pipeline()))) == list(OUR_PASSES)
+    assert list(dict.fromkeys(map(type, default_pipeline(PLAN)))) == list(OUR_PASSES)
 
 
 def test_text_round_trip() -> None:
     for pipeline in (
-        default_pipeline(),
-        default_pipeline().with_options("lower-kv", block_size=64),
+        default_pipeline(PLAN),
+        default_pipeline(PLAN).with_options("lower-kv", block_size=64),
     ):
         assert parse_pipeline(pipeline.spell()) == pipeline
 
@@ -155,12 +156,12 @@ def test_an_added_pass_stands_at_the_end_of_its_phase(phase: str, moved: bool) -
         pass
 
     Added.phase = phase
-    pipeline = default_pipeline()
+    pipeline = default_pipeline(PLAN)
     if moved:
         pipeline = pipeline.before("squeeze-unit-batch", Anywhere())
     passes = list(pipeline.placed(Added()))
     at = next(i for i, one in enumerate(passes) if isinstance(one, Added))
-    stages = {id(one): stage for stage, ours in STAGES.items() for one in ours}
+    stages = {id(one): stage for stage, ours in {**STAGES, "plan": PLAN}.items() for one in ours}
     rank = PIPELINE_PHASES.index
     around = [(stages.get(id(one), ""), i) for i, one in enumerate(passes)]
     before = [stage for stage, i in around if stage and i < at]
@@ -234,7 +235,7 @@ def test_registering() -> None:
 
 
 def test_reports_dumps_and_times(tmp_path: Path) -> None:
-    pipeline = default_pipeline().without("plan-memory", "group-loops", "lower-kv")
+    pipeline = default_pipeline().without("lower-kv")
     seen: list[str] = []
     program, report = run_pipeline(
         model(),
@@ -269,8 +270,7 @@ def test_reports_dumps_and_times(tmp_path: Path) -> None:
 
 
 def test_without_verification_nothing_runs(tmp_path: Path) -> None:
-    _, report = run_pipeline(model(), build_pipeline({"lower-kv": False, "plan-memory": False}),
-                             verify=False)  # fmt: skip
+    _, report = run_pipeline(model(), build_pipeline({"lower-kv": False}), verify=False)
     assert {one.verified for one in report.passes} <= {"unchanged", "not verified"}
     assert report.phases == []
 
@@ -310,9 +310,11 @@ register_pass(LastMinute)
 
 
 def test_nothing_stands_behind_the_memory_plan() -> None:
-    assert build_pipeline({"last-minute": True}).names()[-2:] == ["last-minute", "plan-memory"]
+    planned = build_pipeline({"last-minute": True}, plan=PLAN)
+    assert planned.names()[-2:] == ["last-minute", "plan-memory"]
+    assert build_pipeline({"last-minute": True}).names()[-2:] == ["lower-kv", "last-minute"]
     with pytest.raises(UsageError, match="common-subexpressions comes after plan-memory"):
-        build_pipeline({"common-subexpressions": {"after": "plan-memory"}})
+        build_pipeline({"common-subexpressions": {"after": "plan-memory"}}, plan=PLAN)
     with pytest.raises(UsageError, match="group-loops comes after plan-memory"):
         run_pipeline(replace(model(), phase="planned"), parse_pipeline("group-loops"))
     with pytest.raises(UsageError, match="plan-memory requires kv-paged"):

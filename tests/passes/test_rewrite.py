@@ -55,7 +55,6 @@ def test_a_users_rewrite_in_twenty_lines(tmp_path: Path, monkeypatch: pytest.Mon
         {
             "my_rewrites:MyPass": {"before": "merge-gate-up"},
             "lower-kv": False,
-            "plan-memory": False,
         }
     )
     program, report = run_pipeline(model(), pipeline)

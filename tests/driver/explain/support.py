@@ -25,6 +25,7 @@ from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import build_pipeline
 
 from ...passes.test_verification import model
+from ...plans import PLAN
 
 TINY = Path(__file__).parents[3] / "recipes/tiny/checkpoint"
 STEP_TOKENS, LOGIT_ROWS, SEQUENCES = 512, 64, 48
@@ -55,7 +56,7 @@ def write_explained(
     """An artifact of the program after the pipeline, with a stub for its code and weights."""
     program, report = run_pipeline(
         captured,
-        build_pipeline(dict(passes or {})),
+        build_pipeline(dict(passes or {}), plan=PLAN),
         verify=False,
     )
     manifest = Manifest(

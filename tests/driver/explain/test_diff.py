@@ -20,6 +20,7 @@ from infc.ir.text import parse_program, print_program
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import build_pipeline
 
+from ...plans import PLAN
 from .support import check_golden, stack, write_explained
 
 
@@ -32,9 +33,8 @@ def plain(captured: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fused(layers: int) -> Program:
     """The stack of equal layers after the fuse phase."""
-    program, _ = run_pipeline(
-        stack(layers), build_pipeline({"lower-kv": False, "plan-memory": False}), verify=False
-    )
+    pipeline = build_pipeline({"lower-kv": False, "plan-memory": False}, plan=PLAN)
+    program, _ = run_pipeline(stack(layers), pipeline, verify=False)
     return program
 
 
@@ -131,7 +131,7 @@ def test_artifacts_differ_in_a_pass(tiny: Path, plain: Path) -> None:
 
 def dump(directory: Path, **passes: bool) -> Path:
     """The dumps of every pass over the stack of equal layers."""
-    pipeline = build_pipeline({"lower-kv": False, "plan-memory": False, **passes})
+    pipeline = build_pipeline({"lower-kv": False, "plan-memory": False, **passes}, plan=PLAN)
     run_pipeline(stack(4), pipeline, verify=False, dump_ir_after="all", dump_directory=directory)
     return directory
 
