@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 import infc
 from infc.codegen.cpp.ceilings import build_probe
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 32, 64, 512
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import infc.codegen.cpp.toolchain as toolchain
 from infc.codegen.cpp.ceilings import KINDS as PEAKS
 from infc.codegen.cpp.ceilings import Probe, build_probe
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 SOURCE = Path(__file__).parent / "kernels.cpp"
 SHAPES = ((4864, 896), (896, 4864), (1152, 896))  # [N, K]

@@ -36,7 +36,7 @@ from infc.driver.explain.collect import read_program
 from infc.driver.progress import Reporter, make_reporter
 from infc.ir.artifact import Artifact
 from infc.ir.machine import available_cpus, available_memory, cpu_model
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 from infc.runtime.executors.base import Executor, run_step, work_ahead
 from infc.runtime.scheduling.kv_groups import planned_bytes
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..ir.errors import ProgramError, UsageError
 from ..ir.program import Node, Program, Weight
 from ..ir.quantized_pairs import QuantizedPairs
-from ..ir.target import Target
+from ..ir.targets import Target
 
 if TYPE_CHECKING:
     from ..ir.schemes import FeedbackCode, Quantizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..codegen.registry import get_backend
 from ..ir.errors import InfcError, PassError, RequestError, TargetError
-from ..ir.target import check_target
+from ..ir.targets import check_target
 from ..ir.types import DType
 from .evidence import (
     MAX_TOKENS,

@@ -26,7 +26,7 @@ from ..ir.manifest import (
 )
 from ..ir.program import hidden_width
 from ..ir.sizes import format_size
-from ..ir.target import check_platform
+from ..ir.targets import check_platform
 from ..ir.user_cache import make_private
 from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
 from .calibration import make_calibration

@@ -12,7 +12,7 @@ from ..codegen.base import Backend
 from ..codegen.registry import get_backend
 from ..ir.backends import is_built_in
 from ..ir.errors import ArtifactError, UsageError
-from ..ir.target import Target, resolve_target
+from ..ir.targets import Target, resolve_target
 from .accuracy_text import read_evaluation
 from .cache import cache_key
 from .calibration import recipe_text

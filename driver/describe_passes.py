@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..ir.backends import DEFAULT
-from ..ir.target import resolve_target
+from ..ir.targets import resolve_target
 from .optimize import importable
 
 

@@ -24,7 +24,7 @@ from ..ir.machine import (
 )
 from ..ir.plugins import load_plugins
 from ..ir.sizes import format_size
-from ..ir.target import check_platform, resolve_target
+from ..ir.targets import check_platform, resolve_target
 from .huge_pages import anonymous_in_huge_pages, file_in_huge_pages
 
 _LATER = "not supported yet"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import UsageError
 from ..ir.nearest import did_you_mean
-from ..ir.target import Target
+from ..ir.targets import Target
 from ..ir.types import DType
 from .progress import Reporter
 from .recipe import LoadedRecipe
@@ -138,7 +138,7 @@ def optimize(
 
     if calibration is not None:
         calibration = replace(calibration, advance=on_calibration, pairs=pairs or QuantizedPairs())
-    context = PassContext(target=target.name, log=progress.remark, calibration=calibration)
+    context = PassContext(target=target, log=progress.remark, calibration=calibration)
     result, report = run_pipeline(
         program,
         pipeline,

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.files import share_file
 from ..ir.manifest import Entry, Manifest, TargetMachine, WeightsFile
-from ..ir.target import Target, check_platform, resolve_target
+from ..ir.targets import Target, check_platform, resolve_target
 from .default_output import keep_another_checkpoint
 from .progress import Reporter
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..codegen.base import Backend
     from ..ir.artifact import Artifact
     from ..ir.program import Program
-    from ..ir.target import Target
+    from ..ir.targets import Target
 
 PREFIX = "#>"
 ROWS = (1, 2, 67)
@@ -92,7 +92,7 @@ def check_kernel(
     import numpy as np
 
     from ..codegen.registry import get_backend
-    from ..ir.target import resolve_target
+    from ..ir.targets import resolve_target
     from ..passes.pass_manager import run_passes
     from ..passes.pipeline import parse_pipeline
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..ir.errors import UsageError
 from ..ir.nearest import did_you_mean
-from ..ir.program import Attr, Program
+from ..ir.program import Program
 
 if TYPE_CHECKING:
+    from ..ir.targets import Target
     from .methods.calibration import Calibration
 
 PIPELINE_PHASES: Final = ("canonicalize", "shard", "quantize", "fuse", "lower-kv", "plan")
@@ -37,13 +38,12 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """The target and limits that a pass may use, and where its messages go.
+    """The target that a pass may use, and where its messages go.
 
     `calibration` is the text that a method of quantization may look at.
     """
 
-    target: str | None = None
-    options: Mapping[str, Attr] = field(default_factory=dict)
+    target: Target | None = None
     log: Callable[[str], None] = _silent
     calibration: Calibration | None = None
 

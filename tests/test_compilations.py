@@ -15,7 +15,7 @@ from infc.codegen.cpp import toolchain
 from infc.codegen.cpp.quantizers import compiled_quantizers
 from infc.ir.errors import ToolchainError
 from infc.ir.schemes import SCHEMES
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 from .compilations import QUICKER, Compilations, sweep
 

@@ -7,7 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 from .contestants import LLAMA_CPP, Peer, Workdir
 from .steps import Runner, SetupError

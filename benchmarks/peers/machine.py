@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from infc.codegen.cpp.ceilings import build_probe
 from infc.ir.machine import cpu_model, largest_cache_bytes
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 from .results import CeilingSample
 

@@ -12,7 +12,7 @@ from ...ir.errors import ArtifactError, InfcError, TargetError
 from ...ir.plan import loop_groups
 from ...ir.program import Node, Program, Value, Weight, WeightRef
 from ...ir.step_facts import step_facts
-from ...ir.target import Target, resolve_target
+from ...ir.targets import Target, resolve_target
 from ...ir.types import DType, TensorType
 from ..base import (
     Backend,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...ir.errors import CapacityError
-from ...ir.target import Target
+from ...ir.targets import Target
 from .toolchain import compile_library
 
 SOURCE = Path(__file__).parent / "probe" / "ceilings.cpp"

@@ -10,7 +10,7 @@ from ...ir.analyses import node_label
 from ...ir.errors import ProgramError
 from ...ir.plan import planned_arena
 from ...ir.program import Node, Operand, Program, Value, WeightRef
-from ...ir.target import Target
+from ...ir.targets import Target
 from ...ir.types import Dim, DType, TensorType
 from .buffers import CTYPES, Buffer, Home, Stride
 from .calls import Arg, Call, Panels, Span, c_dim

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...ir.formats import Format, Part
 from ...ir.program import Attr
-from ...ir.target import Target
+from ...ir.targets import Target
 from ...ir.types import DType, TensorType
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ...ir.errors import InfcError
 from ...ir.machine import available_cpus
 from ...ir.schemes import SCHEMES, FeedbackCode, Quantizer, get_scheme
-from ...ir.target import resolve_target
+from ...ir.targets import resolve_target
 from ...ir.torch_types import to_torch
 from .toolchain import LibraryBuild
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Self
 
 from ...ir.errors import TargetError, ToolchainError
-from ...ir.target import ARM, X86, Target, resolve_target
+from ...ir.targets import ARM, X86, Family, Target, resolve_target
+from .flags import compiler_flags
 
 COMPILERS = ("g++", "c++", "clang++")
-CROSS_COMPILERS = {ARM: "aarch64-linux-gnu-g++"}
+CROSS_COMPILERS = {ARM.name: "aarch64-linux-gnu-g++"}
 MIN_VERSIONS = {"gcc": 12, "clang": 15}
 FLAGS = (
     "-std=c++17",
@@ -74,13 +75,13 @@ def find_toolchain() -> Toolchain:
 
 
 @functools.cache
-def find_cross_toolchain(machine: str) -> Toolchain:
+def find_cross_toolchain(family: Family) -> Toolchain:
     """The compiler for another kind of processor; ToolchainError where it is not on the path."""
-    name = CROSS_COMPILERS[machine]
+    name = CROSS_COMPILERS[family.name]
     path = shutil.which(name)
     if path is None:
         raise ToolchainError(
-            f"no C++ compiler for {machine} was found",
+            f"no C++ compiler for {family.name} was found",
             hint=f"install {name} (Debian, Ubuntu: apt-get install g++-aarch64-linux-gnu)",
         )
     return Toolchain(path, _version(path))
@@ -88,7 +89,7 @@ def find_cross_toolchain(machine: str) -> Toolchain:
 
 def toolchain_for(target: Target) -> Toolchain:
     """The compiler for a target: this machine's own, or one that crosses over."""
-    return find_toolchain() if target.machine == X86 else find_cross_toolchain(target.machine)
+    return find_toolchain() if target.family is X86 else find_cross_toolchain(target.family)
 
 
 def _version(path: str) -> str:
@@ -114,7 +115,7 @@ def compile_library(
     command = [
         toolchain.path,
         *FLAGS,
-        *target.compiler_flags(),
+        *compiler_flags(target),
         f"-ffile-prefix-map={directory}=.",
         "-I.",
         source.name,

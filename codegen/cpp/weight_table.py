@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ...ir.formats import Format
 from ...ir.program import Program, Weight, WeightExpr
-from ...ir.target import Target
+from ...ir.targets import Target
 from .layout import weight_layout
 from .packing import PACK
 

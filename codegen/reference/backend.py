@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...ir.program import Node, Program
-from ...ir.target import Target
+from ...ir.targets import Target
 from ..base import Backend, Emission, EmitOptions, Verdict
 from ..weights_file import WEIGHTS_FILE, write_weights
 

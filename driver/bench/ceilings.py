@@ -14,7 +14,7 @@ from ...ir.backends import DEFAULT
 from ...ir.errors import TargetError, UsageError
 from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
 from ...ir.sizes import format_count
-from ...ir.target import resolve_target
+from ...ir.targets import resolve_target
 from ...ir.user_cache import cache_directory, read_private, write_private
 from ..bare_executor import usual_threads
 from ..progress import Reporter

@@ -17,7 +17,7 @@ from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.sizes import format_count
 from ...ir.step_facts import check_step_facts
-from ...ir.target import check_target
+from ...ir.targets import check_target
 from ..sampling.draws import DRAW
 from ..scheduling.step import Int32Array, Step, StepOutput
 from .base import ExecutorConfig, Finished, ProfileEntry, check_hidden

@@ -15,7 +15,7 @@ from infc.codegen.registry import get_backend
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
 from infc.ir.program import Program
-from infc.ir.target import Target, resolve_target
+from infc.ir.targets import Target, resolve_target
 from infc.ir.types import DType
 from infc.runtime.executors.base import ExecutorConfig
 from infc.runtime.executors.cpp import CppExecutor

@@ -6,7 +6,7 @@ import pytest
 
 from infc.codegen.cpp import quantizers
 from infc.codegen.registry import get_backend
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 
 def test_the_compiled_backend_depends_on_its_compiler_and_rounds_in_compiled_code() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from infc.codegen.cpp.ceilings import KINDS, Probe, build_probe
 from infc.ir.errors import CapacityError
-from infc.ir.target import host_features, resolve_target
+from infc.ir.targets import host_features, resolve_target
 
 TARGETS = ("x86-64-v4+vnni+bf16", "x86-64-v4", "x86-64-v3", "x86-64-v2")
 FASTEST = 2e12

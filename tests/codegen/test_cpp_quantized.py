@@ -16,7 +16,7 @@ from infc.ir.errors import ProgramError
 from infc.ir.interpret import interpret
 from infc.ir.paged_state import PagedState
 from infc.ir.program import KvGroup, Program, Value, WeightRef
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
 from infc.runtime.executors.base import run_step

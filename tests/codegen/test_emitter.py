@@ -9,7 +9,7 @@ from infc.codegen.cpp.calls import BARRIER, place_barriers
 from infc.codegen.cpp.emitter import Emitter
 from infc.codegen.cpp.roll import Loop, roll
 from infc.ir.program import Operand, Value
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 from infc.ir.types import DType
 
 from .test_cpp_ops import WIDTH, Case

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.program import Program
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.runtime.executors.base import head_output, run_step
 from infc.runtime.sampling.draws import DRAW, Draw

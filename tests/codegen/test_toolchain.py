@@ -14,7 +14,7 @@ import pytest
 
 from infc.codegen.cpp import toolchain
 from infc.ir.errors import ToolchainError
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 Compiler = Callable[[str], None]
 
@@ -86,7 +86,7 @@ def test_no_compiler_outlives_this_process(compiler: Compiler, place: Path) -> N
     script = (
         "import sys; from pathlib import Path\n"
         "from infc.codegen.cpp.toolchain import compile_library\n"
-        "from infc.ir.target import resolve_target\n"
+        "from infc.ir.targets import resolve_target\n"
         "place = Path(sys.argv[1])\n"
         "compile_library(place / 'step.cpp', place / 'step.so', resolve_target('x86-64-v2'))\n"
     )

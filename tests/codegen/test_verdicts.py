@@ -10,7 +10,7 @@ from infc.codegen.registry import get_backend
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError, UsageError
 from infc.ir.program import Value
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 
 T = Sym("T")

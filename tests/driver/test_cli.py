@@ -156,7 +156,7 @@ def test_an_artifact_for_another_machine(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags : cx16 lahf_lm popcnt pni ssse3 sse4_1\n")
-    monkeypatch.setattr("infc.ir.target._CPUINFO", cpuinfo)
+    monkeypatch.setattr("infc.ir.targets.x86._CPUINFO", cpuinfo)
     status, line = refused(capsys, "generate", str(write_artifact(tmp_path / "a")), "x")
     assert status == 6
     assert "this machine lacks sse4.2" in line

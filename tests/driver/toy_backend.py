@@ -17,7 +17,7 @@ from infc.codegen.weights_file import WEIGHTS_FILE, write_weights
 from infc.ir.artifact import Artifact
 from infc.ir.backends import BackendInfo, register_backend
 from infc.ir.program import Node, Program
-from infc.ir.target import Target
+from infc.ir.targets import Target
 from infc.ir.text import print_program
 from infc.passes.base import Pass, PassContext, PassResult
 from infc.passes.registry import register_pass

@@ -105,7 +105,7 @@ def test_another_instruction_set(
     options = ["-q", "--no-verify", "--set", "target=sapphirerapids"]
     assert run(["compile", str(recipe), "-o", str(tmp_path / "art"), *options]) == 0
     (tmp_path / "cpuinfo").write_text("flags : cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2\n")
-    monkeypatch.setattr("infc.ir.target._CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("infc.ir.targets.x86._CPUINFO", tmp_path / "cpuinfo")
     for command in (("generate", tmp_path / "art", "x"), ("serve", tmp_path / "art", "--port", 0)):
         status, line = refused(capfd, *command)
         assert status == 6

@@ -13,7 +13,7 @@ from infc.driver.cli import run
 from infc.driver.rebuild import rebuild_artifact
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.errors import ArtifactError, UsageError
-from infc.ir.target import resolve_target
+from infc.ir.targets import resolve_target
 
 from ..checkpoints import make_checkpoint
 from ..runtime.small_artifact import write_small_artifact

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.ir import target as module
+from infc.codegen.cpp.flags import compiler_flags
 from infc.ir.errors import TargetError
-from infc.ir.target import FEATURES, TARGETS, X86, check_target, host_features, resolve_target
+from infc.ir.targets import FAMILIES, X86, Target, check_target, host_features, resolve_target
+from infc.ir.targets import x86 as module
 
+TARGETS = [name for family in FAMILIES for name in family.targets]
 V2_FLAGS = "cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2"
 V3_FLAGS = f"{V2_FLAGS} avx avx2 bmi1 bmi2 f16c fma abm movbe"
 V4_FLAGS = f"{V3_FLAGS} avx512f avx512bw avx512cd avx512dq avx512vl"
@@ -106,25 +108,43 @@ def test_unknown_names(text: str, message: str) -> None:
 
 @given(
     st.sampled_from(["x86-64-v4", "zen4"]),
-    st.lists(st.sampled_from(sorted(f.name for f in FEATURES.values() if f.machine == X86))),
+    st.lists(st.sampled_from(sorted(X86.features))),
 )
 def test_a_name_says_all_and_its_order_nothing(base: str, extras: list[str]) -> None:
     target = resolve_target("+".join([base, *extras]))
     assert target == resolve_target("+".join([base, *reversed(extras)]))
     assert target == resolve_target(target.name)
-    assert set(target.features) == {*TARGETS[base], *extras}
+    assert set(target.features) == {*X86.targets[base], *extras}
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_the_compiler_knows_every_flag(name: str, tmp_path: Path) -> None:
     target = resolve_target(name)
-    names = ("g++", "c++") if target.machine == X86 else ("aarch64-linux-gnu-g++",)
+    names = ("g++", "c++") if target.family is X86 else ("aarch64-linux-gnu-g++",)
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
-        pytest.skip(f"no C++ compiler for {target.machine} here")
-    flags = target.compiler_flags()
+        pytest.skip(f"no C++ compiler for {target.family.name} here")
+    flags = compiler_flags(target)
     source = tmp_path / "a.cpp"
     source.write_text("int f() { return 1; }\n")
     command = [compiler, *flags, "-c", str(source), "-o", str(tmp_path / "a.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_families_share_nothing_and_name_what_they_have() -> None:
+    features = [name for family in FAMILIES for name in family.features]
+    assert len(set(features)) == len(features)
+    assert len(set(TARGETS)) == len(TARGETS)
+    for family in FAMILIES:
+        for name, named in family.targets.items():
+            ordered = tuple(one for one in family.features if one in named)
+            assert resolve_target(name) == Target(name, ordered)
+            assert resolve_target(name).family is family
+
+
+def test_a_name_of_a_feature_is_the_compilers_where_it_has_another() -> None:
+    flags = compiler_flags(resolve_target("x86-64-v4+vnni+fp16"))
+    assert flags[0] == "-march=x86-64"
+    assert {"-mavx512vnni", "-mavx512fp16", "-mavx512f", "-msse4.1"} < set(flags)
+    assert compiler_flags(resolve_target("aarch64")) == ("-march=armv8-a+simd",)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import infc.codegen.cpp.toolchain as toolchain
-from infc.ir.target import Target, host_features, resolve_target
+from infc.ir.targets import Target, host_features, resolve_target
 
 from ... import sanitizers
 

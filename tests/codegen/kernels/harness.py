@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import infc.codegen.cpp.toolchain as toolchain
 from infc.codegen.cpp.layout import PanelLayout, panel_layout
-from infc.ir.target import ARM, Target, host_features, resolve_target
+from infc.ir.targets import ARM, Target, host_features, resolve_target
 from infc.ir.types import DType
 
 from . import emulation
@@ -32,7 +32,7 @@ Array = NDArray[Any]
 def missing_features(target_name: str) -> set[str]:
     """What this machine lacks of a target; nothing for one that is emulated."""
     target = resolve_target(target_name)
-    return set() if target.machine == ARM else set(target.features) - host_features()
+    return set() if target.family is ARM else set(target.features) - host_features()
 
 
 def unavailable(target_name: str) -> str:
@@ -158,7 +158,7 @@ def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
     """The kernels built for a target; skips the test where this machine can't run them."""
     emulated = target_name == emulation.EMULATED
     target = emulation.TARGET if emulated else resolve_target(target_name)
-    if target.machine == ARM:
+    if target.family is ARM:
         skip_without_tools()
     if reason := unavailable(target_name):
         pytest.skip(reason)
@@ -174,7 +174,7 @@ def kernels(target_name: str, dtype: str, wrapper: Path = WRAPPER) -> Kernels:
     source.write_text(head + _WRAPPER_HEAD.read_text() + wrapper.read_text())
     library = directory / "kernels.so"
     (emulation.compile_library if emulated else toolchain.compile_library)(source, library, target)
-    opened = RemoteLibrary(library) if target.machine == ARM else LocalLibrary(library)
+    opened = RemoteLibrary(library) if target.family is ARM else LocalLibrary(library)
     return Kernels(opened, target, dtype)
 
 

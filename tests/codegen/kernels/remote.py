@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from infc.codegen.cpp.toolchain import find_cross_toolchain
 from infc.ir.errors import ToolchainError
-from infc.ir.target import ARM
+from infc.ir.targets import ARM
 
 Array = NDArray[Any]
 

@@ -1,0 +1,25 @@
+"""Target machines, one file a family: its features, their names, detection, and `native`."""
+
+from .arm import ARM
+from .base import Family
+from .resolve import (
+    FAMILIES,
+    Target,
+    check_platform,
+    check_target,
+    host_features,
+    resolve_target,
+)
+from .x86 import X86
+
+__all__ = [
+    "ARM",
+    "FAMILIES",
+    "X86",
+    "Family",
+    "Target",
+    "check_platform",
+    "check_target",
+    "host_features",
+    "resolve_target",
+]
