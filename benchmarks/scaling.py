@@ -27,15 +27,14 @@ from models import make_checkpoint
 import infc
 from infc.codegen.cpp.ceilings import KINDS, build_probe
 from infc.driver.bare_executor import open_bare
-from infc.driver.bench.ceilings import Ceilings
 from infc.driver.bench.peak_memory import peak_rss_bytes
 from infc.driver.bench.results import Spread
-from infc.driver.bench.roofline import Roofline
 from infc.driver.bench.trial_steps import TrialStep, fill_blocks
 from infc.driver.explain.collect import read_program
 from infc.driver.progress import Reporter, make_reporter
 from infc.ir.artifact import Artifact
 from infc.ir.machine import available_cpus, available_memory, cpu_model
+from infc.ir.roofline import Ceilings, Roofline
 from infc.ir.targets import resolve_target
 from infc.runtime.executors.base import Executor, run_step, work_ahead
 from infc.runtime.scheduling.kv_groups import planned_bytes

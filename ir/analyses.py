@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .cost import Cost, PagedLoad
 from .errors import UnsupportedModelError
 from .interpret import describe
-from .ops import Cost, Kind, get_op
-from .ops.base import PagedLoad, is_token_dim
+from .ops import Kind, get_op
+from .ops.base import is_token_dim
 from .program import Node, Program, Value
 from .types import TensorType
 

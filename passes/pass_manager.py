@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..ir.analyses import node_label
+from ..ir.cost import Cost
 from ..ir.errors import PassError, ProgramError, UsageError
 from ..ir.nearest import did_you_mean
 from ..ir.ops import PHASES
-from ..ir.ops.base import Cost
 from ..ir.program import Program
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.text import print_program

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ir.analyses import total_cost
-from ..ir.ops.base import Cost
+from ..ir.cost import Cost
 from ..ir.program import Program
 from .compare import Distance
 from .lossy_stages import LossyStage

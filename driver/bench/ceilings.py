@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ir.backends import DEFAULT
+from ...ir.cost import OPERATION_KINDS
 from ...ir.errors import TargetError, UsageError
 from ...ir.machine import available_cpus, available_memory, cpu_model, largest_cache_bytes
-from ...ir.sizes import format_count
+from ...ir.roofline import Ceilings
 from ...ir.targets import resolve_target
 from ...ir.user_cache import cache_directory, read_private, write_private
 from ..bare_executor import usual_threads
@@ -24,30 +25,8 @@ if TYPE_CHECKING:
     from ...ir.manifest import Manifest
 
 _READ_BYTES = 512 << 20
-RATES = ("read", "fp32", "bf16", "int8")
+_RATES = ("read", *OPERATION_KINDS)
 _CACHES_READ = 4  # memory is read when what is read is so many times the largest cache
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceilings:
-    """What so many threads do at best, all together.
-
-    Bytes a second read from memory; operations a second of products and sums, with the widest
-    instructions that kernels of this machine's target use (where it has none for bf16: fp32's).
-    """
-
-    threads: int
-    read: float
-    fp32: float
-    bf16: float
-    int8: float
-
-    def describe(self) -> str:
-        """For people: "35.0 GB/s read; fp32 195, bf16 445, int8 908 Gop/s (2 threads)"."""
-        products = {"fp32": self.fp32, "bf16": self.bf16, "int8": self.int8}
-        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in products.items())
-        threads = format_count(self.threads, "thread")
-        return f"{self.read / 1e9:.1f} GB/s read; {rates} Gop/s ({threads})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +119,7 @@ def _best(measured: Sequence[Ceilings]) -> tuple[Ceilings, ...]:
     best: list[Ceilings] = []
     for count in sorted({one.threads for one in measured}):
         up_to = [one for one in measured if one.threads <= count]
-        rates = {name: max(getattr(one, name) for one in up_to) for name in RATES}
+        rates = {name: max(getattr(one, name) for one in up_to) for name in _RATES}
         best.append(Ceilings(threads=count, **rates))
     return tuple(best)
 
@@ -157,7 +136,7 @@ def _powers(cpus: int) -> Iterable[int]:
 def _measure(probe: MachineProbe, threads: int) -> Ceilings:
     wanted = max(_READ_BYTES, _CACHES_READ * largest_cache_bytes())
     num_bytes = min(wanted, available_memory() // 4) & ~0xFFF
-    rates = {kind: probe.product_rate(kind, threads) for kind in ("fp32", "bf16", "int8")}
+    rates = {kind: probe.product_rate(kind, threads) for kind in OPERATION_KINDS}
     return Ceilings(threads=threads, read=probe.read_rate(threads, num_bytes), **rates)
 
 

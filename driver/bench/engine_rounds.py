@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import InfcError
+from ...ir.roofline import Roofline, StepShape
 from .results import Percentiles, Phase, Spread, WorkloadResult
-from .roofline import Roofline, StepShape
 from .workloads import Workload
 
 if TYPE_CHECKING:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from ...ir.backends import DEFAULT
 from ...ir.errors import UsageError
+from ...ir.roofline import Ceilings, Roofline
 from ...runtime.executors.base import run_step
 from ..bare_executor import open_bare
 from ..explain.collect import read_program
-from .ceilings import Ceilings
-from .roofline import Roofline
 from .trial_steps import TrialStep, fill_blocks
 
 if TYPE_CHECKING:

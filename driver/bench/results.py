@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .ceilings import Ceilings
+from ...ir.roofline import Ceilings
 from .ops import StepTime
 from .workloads import Workload
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from ...ir.errors import InfcError, ToolchainError
 from ...ir.machine import available_cpus, cpu_model
+from ...ir.roofline import Ceilings, Roofline
 from ..bare_executor import usual_threads
 from ..explain.collect import read_program
 from ..progress import Reporter
-from .ceilings import Ceilings, ceilings_of
+from .ceilings import ceilings_of
 from .engine_rounds import EngineRounds
 from .first_token import PROMPT_TOKENS, measure_start
 from .ops import StepTime, measure_steps
 from .peak_memory import peak_rss_bytes, reset_peak
 from .results import BenchResult, StartResult, WorkloadResult
-from .roofline import Roofline
 from .trial_steps import TrialStep
 from .workloads import START, Workload
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.manifest import Manifest
+from ...ir.roofline import StepShape
 from ...runtime.executors.base import run_step
 from ...runtime.sampling.draws import DRAW, GREEDY
 from ...runtime.scheduling.kv_groups import blocks_for
 from ...runtime.scheduling.step import Step
-from .roofline import StepShape
 
 if TYPE_CHECKING:
     from ...runtime.executors.base import Executor

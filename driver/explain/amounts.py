@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ...ir.ops import Cost
+from ...ir.cost import Cost
 from ...ir.sizes import format_size
+from .facts import PassCost
 
 _SCALES = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
@@ -27,7 +28,7 @@ def format_intensity(cost: Cost) -> str:
     return f"{cost.flops / moved:.1f}" if moved else "-"
 
 
-def moved_bytes(cost: Cost) -> int:
+def moved_bytes(cost: Cost | PassCost) -> int:
     """Bytes read and written."""
     return cost.bytes_read + cost.bytes_written
 

@@ -12,13 +12,13 @@ from typing import Any
 from ...ir.analyses import total_cost
 from ...ir.artifact import Artifact, open_artifact
 from ...ir.errors import ArtifactError, UsageError
-from ...ir.ops import Cost
 from ...ir.program import Program
+from ...ir.roofline import Ceilings
 from ...ir.text import parse_program
-from ..bench.ceilings import Ceilings
 from .facts import (
     ArtifactFacts,
     NearMiss,
+    PassCost,
     PassFacts,
     ProgramFacts,
     Workload,
@@ -131,9 +131,10 @@ def pass_facts(report: Mapping[str, Any], captured: Program | None) -> Iterable[
     if captured is not None:
         nodes = len(captured.nodes)
         ops = Counter(node.op for node in captured.nodes)
-        cost = total_cost(captured, {n: bound.high for n, bound in captured.symbols.items()})
+        total = total_cost(captured, {n: bound.high for n, bound in captured.symbols.items()})
+        cost = PassCost(total.bytes_read, total.bytes_written, total.flops)
     for entry in report.get("passes", ()):
-        after = Cost(entry["bytes_read"], entry["bytes_written"], entry["operations"])
+        after = PassCost(entry["bytes_read"], entry["bytes_written"], entry["operations"])
         left = Counter(entry["ops"]) if "ops" in entry else None
         yield PassFacts(
             name=entry["name"],

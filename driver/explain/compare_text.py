@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ...ir.ops import Cost
+from ...ir.cost import Cost
 from ...ir.sizes import format_count
 from .amounts import format_bytes, format_change, format_operations, moved_bytes, printable
 from .differences import ArtifactDiff, Change, Diff, DumpsDiff, PassDiff, ProgramDiff

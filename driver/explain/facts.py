@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...ir.cost import Cost
 from ...ir.manifest import Manifest
-from ...ir.ops import Cost
-from ..bench.ceilings import Ceilings
+from ...ir.roofline import Ceilings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,15 @@ class Costs:
 
     def __add__(self, other: Costs) -> Costs:
         return Costs(decode=self.decode + other.decode, prefill=self.prefill + other.prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class PassCost:
+    """What a step of the whole program moves and computes after a pass, as a report records it."""
+
+    bytes_read: int
+    bytes_written: int
+    flops: int
 
 
 NO_COSTS = Costs(decode=Cost(), prefill=Cost())
@@ -179,8 +188,8 @@ class PassFacts:
     nodes_before: int | None
     nodes: int
     op_changes: Mapping[str, int] | None
-    before: Cost | None
-    after: Cost
+    before: PassCost | None
+    after: PassCost
     verified: str
     distance: Mapping[str, int | float | str] | None = None
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from ...ir.analyses import StepLoad, node_cost, node_label, num_weights
+from ...ir.cost import Cost
 from ...ir.errors import UsageError
 from ...ir.manifest import Limits
-from ...ir.ops import Cost, Kind, get_op
+from ...ir.ops import Kind, get_op
 from ...ir.ops.base import AFTER_LOWERING, Op
 from ...ir.program import Node, Program, Value, WeightRef
 from ...ir.text import print_attr

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ...ir.analyses import node_label
 from ...ir.program import Program
-from ..bench.ceilings import Ceilings
-from ..bench.roofline import Roofline, StepShape
+from ...ir.roofline import Ceilings, Roofline, StepShape
 from .facts import PredictedOp, Predictions, Workload
 
 

@@ -1,5 +1,6 @@
 """The dialect: one file a family; this list is the only place that registers ops."""
 
+from ..cost import Cost
 from . import (
     attention,
     creation,
@@ -15,7 +16,7 @@ from . import (
     state,
     views,
 )
-from .base import PHASES, Cost, Kind, Op, all_ops, get_op, register_family, register_op
+from .base import PHASES, Kind, Op, all_ops, get_op, register_family, register_op
 
 __all__ = ["PHASES", "Cost", "Kind", "Op", "all_ops", "get_op", "register_op"]
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ..cost import Cost, OperationKind, PagedLoad
 from ..errors import ProgramError
 from ..nearest import did_you_mean
 from ..plugins import load_plugins
 from ..program import Attr, Literal
+from ..schemes import get_scheme
 from ..shapes import parse_dim, spell_dim
 from ..types import Dim, DType, Sym, TensorType
 
@@ -44,6 +46,9 @@ class Kind(enum.Enum):
     STATE = "state"
     FUSED = "fused"
     EXPERTS = "experts"
+
+
+_PRODUCTS: Final = frozenset({Kind.MATRIX, Kind.EXPERTS, Kind.ATTENTION, Kind.STATE})
 
 
 class AttrKind(enum.Enum):
@@ -154,35 +159,6 @@ _CONVERT: dict[AttrKind, Callable[[Any, int | None], Attr]] = {
     AttrKind.DIMS: _dims,
     AttrKind.DTYPE: _dtype,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one node moves and computes: bytes read, bytes written, arithmetic operations."""
-
-    bytes_read: int = 0
-    bytes_written: int = 0
-    flops: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.bytes_read + other.bytes_read,
-            self.bytes_written + other.bytes_written,
-            self.flops + other.flops,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PagedLoad:
-    """What the pages of one layer weigh in a step, for the cost of ops that touch them.
-
-    The step's tokens are shared evenly among `sequences`; each has `context` positions stored,
-    those of the step included. `token_bytes` is what one position's keys and values take.
-    """
-
-    sequences: int
-    context: int
-    token_bytes: int
 
 
 Types = Sequence[OperandType]
@@ -314,10 +290,34 @@ class Op:
         Without `load`, what an op does in paged state is left out.
         """
         outs = self.infer(types, attrs)
-        cost = self.cost_rule(types, outs, attrs, bindings)
+        cost = self.cost_rule(types, outs, attrs, bindings).of_kind(
+            self.operation_kind(types, attrs)
+        )
         if load is None or self.paged_cost is None:
             return cost
-        return cost + self.paged_cost(types, outs, attrs, bindings, load)
+        return cost + self.cost_in_pages(types, attrs, bindings, load)
+
+    def cost_in_pages(
+        self, types: Types, attrs: Attrs, bindings: Mapping[str, int], load: PagedLoad
+    ) -> Cost:
+        """What one execution moves and computes in paged state alone; only for ops that do."""
+        assert self.paged_cost is not None, f"{self.name} touches no paged state"
+        cost = self.paged_cost(types, self.infer(types, attrs), attrs, bindings, load)
+        return cost.of_kind(self.operation_kind(types, attrs))
+
+    def operation_kind(self, types: Types, attrs: Attrs) -> OperationKind:
+        """What it multiplies: codes or bfloat16 where its matrices or rows are, else float32.
+
+        Where a scheme does not quantize rows, codes are multiplied as floats.
+        """
+        if self.kind not in _PRODUCTS:
+            return "fp32"
+        dtypes = {kind.dtype for kind in tensors(types)}
+        if dtypes & {DType.I8, DType.U8}:
+            scheme = attrs.get("scheme")
+            is_decoded = isinstance(scheme, str) and get_scheme(scheme).activations is None
+            return "fp32" if is_decoded else "int8"
+        return "bf16" if DType.BF16 in dtypes else "fp32"
 
     def resolve(
         self, attrs: Attrs, bindings: Mapping[str, int], override: DType | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..cost import Cost
 from ..errors import ProgramError
 from ..schemes import get_scheme
 from ..torch_types import from_torch
@@ -13,7 +14,6 @@ from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
-    Cost,
     Kind,
     Op,
     Outputs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..cost import Cost
 from ..errors import ProgramError
 from ..schemes import get_scheme
 from ..types import Dim, DType, TensorType
@@ -12,7 +13,6 @@ from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
-    Cost,
     Kind,
     Op,
     Outputs,

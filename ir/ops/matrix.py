@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..cost import Cost
 from ..errors import ProgramError
 from ..shapes import broadcast
 from ..types import TensorType
 from .base import (
     RESULT_DTYPE,
     Attrs,
-    Cost,
     Kind,
     Op,
     Outputs,

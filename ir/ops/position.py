@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..cost import Cost
 from ..errors import ProgramError
 from ..types import TensorType
 from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
-    Cost,
     Kind,
     Op,
     Outputs,

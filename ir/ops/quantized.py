@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from ..cost import Cost
 from ..errors import ProgramError
 from ..formats import CHUNK
 from ..rounding import quantize_groups_i8, quantize_i8
@@ -14,7 +15,6 @@ from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
-    Cost,
     Kind,
     Op,
     Outputs,

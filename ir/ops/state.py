@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ..cost import Cost, PagedLoad
 from ..errors import ProgramError
 from ..paged_state import PagedState
 from ..program import Attr
@@ -24,11 +25,9 @@ from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
-    Cost,
     Kind,
     Op,
     Outputs,
-    PagedLoad,
     Types,
     int_attr,
     need_float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..cost import Cost
 from ..errors import ProgramError
 from ..program import Attr
 from ..shapes import (
@@ -22,7 +23,6 @@ from .base import (
     AttrKind,
     Attrs,
     AttrSpec,
-    Cost,
     Kind,
     Op,
     Outputs,

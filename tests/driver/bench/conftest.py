@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import infc
-from infc.driver.bench.ceilings import Ceilings
 from infc.ir.artifact import Artifact, open_artifact
+from infc.ir.roofline import Ceilings
 
 from ...checkpoints import make_checkpoint
 from ...runtime.small_artifact import write_small_artifact

@@ -13,7 +13,7 @@ import pytest
 from infc.codegen.cpp import ceilings as probe_module
 from infc.driver.bench import run as run_module
 from infc.driver.bench import workloads as workloads_module
-from infc.driver.bench.ceilings import Ceilings, ceilings_of
+from infc.driver.bench.ceilings import ceilings_of
 from infc.driver.bench.engine_rounds import EngineRounds
 from infc.driver.bench.first_token import measure_start
 from infc.driver.bench.peak_memory import peak_rss_bytes, reset_peak
@@ -23,6 +23,7 @@ from infc.driver.cli import run
 from infc.ir.artifact import Artifact
 from infc.ir.errors import InfcError, ToolchainError
 from infc.ir.machine import available_cpus
+from infc.ir.roofline import Ceilings
 
 
 @pytest.fixture(autouse=True)

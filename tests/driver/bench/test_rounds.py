@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from infc.driver.bench.ceilings import Ceilings
 from infc.driver.bench.engine_rounds import EngineRounds
 from infc.driver.bench.results import Percentiles, Phase, Spread
-from infc.driver.bench.roofline import Roofline
 from infc.driver.bench.workloads import WORKLOADS, Workload, find_workload
 from infc.driver.explain.collect import read_program
 from infc.ir.artifact import Artifact
 from infc.ir.errors import UsageError
+from infc.ir.roofline import Ceilings, Roofline
 from infc.runtime.api.llm import LLM
 
 
@@ -62,7 +61,7 @@ def test_the_roofline_is_of_the_steps_in_a_phase(
 ) -> None:
     workload = Workload(name="w", prompt_tokens=7, new_tokens=3)
     result = rounds.measure(workload, 1, quiet)
-    from infc.driver.bench.roofline import StepShape
+    from infc.ir.roofline import StepShape
 
     roofline = Roofline(read_program(small), slow)
     shapes = [StepShape.of([(7, 7)]), StepShape.of([(1, 8)]), StepShape.of([(1, 9)])]

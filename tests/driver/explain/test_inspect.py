@@ -15,11 +15,17 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from infc.driver.bench import ceilings as ceilings_module
-from infc.driver.bench.ceilings import Ceilings
 from infc.driver.cli import run
 from infc.driver.explain.collect import inspect_artifact
 from infc.driver.explain.document import artifact_json, nodes_json
-from infc.driver.explain.facts import NO_COSTS, ArtifactFacts, Costs, NearMiss, PassFacts
+from infc.driver.explain.facts import (
+    NO_COSTS,
+    ArtifactFacts,
+    Costs,
+    NearMiss,
+    PassCost,
+    PassFacts,
+)
 from infc.driver.explain.measure import choose_workload, measure_program
 from infc.driver.explain.memory import kv_bytes, plan_memory
 from infc.driver.explain.narrow import pick_nodes
@@ -36,6 +42,7 @@ from infc.ir.errors import TargetError
 from infc.ir.manifest import FileDigest, KvLayout
 from infc.ir.ops import Cost
 from infc.ir.program import KvGroup, ModelSpec, Program
+from infc.ir.roofline import Ceilings
 from infc.ir.text import parse_program
 from infc.runtime.limits import plan_runtime
 from infc.runtime.options import RuntimeOptions
@@ -422,7 +429,7 @@ def test_a_loss_without_bounds_is_shown() -> None:
         "rows": 37,
         "what": "the whole model",
     }
-    cost = Cost(0, 0, 0)
+    cost = PassCost(0, 0, 0)
     facts = PassFacts(
         name="ban",
         phase="fuse",

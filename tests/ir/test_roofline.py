@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.driver.bench.ceilings import Ceilings
-from infc.driver.bench.roofline import Demand, Roofline, StepShape, node_demand, product_kind
-from infc.ir.analyses import node_label
+from infc.ir.analyses import node_cost, node_label
 from infc.ir.builder import ProgramBuilder
+from infc.ir.cost import OPERATION_KINDS, Cost, OperationKind
+from infc.ir.ops import get_op
 from infc.ir.program import Node, Program
+from infc.ir.roofline import Ceilings, Roofline, StepShape, uncached_cost
 from infc.ir.types import DType, Sym, TensorType
 
-from ...runtime.small_artifact import HEADS, HIDDEN, SIZE, WINDOW, make_program
+from ..runtime.small_artifact import HEADS, HIDDEN, SIZE, WINDOW, make_program
 
 VOCAB = 300
 PROGRAM = make_program(VOCAB)
@@ -31,43 +32,49 @@ def nodes(op: str) -> list[Node]:
     return [node for node in PROGRAM.nodes if node.op == op]
 
 
+def moved(node: Node, shape: StepShape) -> int:
+    cost = uncached_cost(PROGRAM, node, shape)
+    return cost.bytes_read + cost.bytes_written
+
+
+def seconds(node: Node, shape: StepShape) -> float:
+    return UNIT.seconds(uncached_cost(PROGRAM, node, shape))
+
+
 def test_a_product_fetches_its_weights_once_and_nothing_else() -> None:
     shape = StepShape.of([(5, 9), (1, 30)])
     linear = nodes("linear")[0]
-    asked = node_demand(PROGRAM, linear, shape)
-    assert asked == Demand(HIDDEN * HIDDEN * 4, 2 * 6 * HIDDEN * HIDDEN, "fp32")
-    head = node_demand(PROGRAM, nodes("linear")[-1], shape)
-    assert head == Demand(VOCAB * HIDDEN * 4, 2 * 2 * VOCAB * HIDDEN, "fp32")
+    asked = uncached_cost(PROGRAM, linear, shape)
+    assert asked == Cost(HIDDEN * HIDDEN * 4, 0, 2 * 6 * HIDDEN * HIDDEN)
+    head = uncached_cost(PROGRAM, nodes("linear")[-1], shape)
+    assert head == Cost(VOCAB * HIDDEN * 4, 0, 2 * 2 * VOCAB * HIDDEN)
 
 
 def test_what_nodes_hand_on_is_no_memory() -> None:
     shape = StepShape.of([(8, 8)])
-    assert {node_demand(PROGRAM, node, shape).num_bytes for node in nodes("add")} == {0}
-    assert {node_demand(PROGRAM, node, shape).seconds(UNIT) for node in nodes("reshape")} == {0}
+    assert {moved(node, shape) for node in nodes("add")} == {0}
+    assert {seconds(node, shape) for node in nodes("reshape")} == {0}
     # Of a table only the rows picked.
-    assert node_demand(PROGRAM, nodes("embedding")[0], shape).num_bytes == 8 * HIDDEN * 4
+    assert moved(nodes("embedding")[0], shape) == 8 * HIDDEN * 4
 
 
 def test_each_sequence_reads_what_it_can_see() -> None:
     full, windowed = nodes("paged_attention")
     shape = StepShape.of([(1, 40), (1, 40), (3, 10)])
-    assert node_demand(PROGRAM, full, shape).num_bytes == (40 + 40 + 10) * TOKEN_BYTES
+    assert moved(full, shape) == (40 + 40 + 10) * TOKEN_BYTES
     seen = 2 * WINDOW + (WINDOW + 3 - 1)
-    assert node_demand(PROGRAM, windowed, shape).num_bytes == seen * TOKEN_BYTES
+    assert moved(windowed, shape) == seen * TOKEN_BYTES
     pairs = 40 + 40 + (8 + 9 + 10)
     products, results = pairs * 4 * HEADS * SIZE, 5 * HEADS * SIZE
-    assert node_demand(PROGRAM, full, shape).operations == products + results
-    written = node_demand(PROGRAM, nodes("kv_write")[0], shape)
-    assert written.num_bytes == 5 * TOKEN_BYTES
+    assert uncached_cost(PROGRAM, full, shape).flops == products + results
+    assert moved(nodes("kv_write")[0], shape) == 5 * TOKEN_BYTES
 
 
 @given(sequences)
 def test_equal_layers_are_counted_once_and_summed(parts: list[tuple[int, int]]) -> None:
     shape = StepShape.of(parts)
     assert (shape.tokens, shape.rows) == (sum(q for q, _ in parts), len(parts))
-    each = {
-        node_label(node): node_demand(PROGRAM, node, shape).seconds(UNIT) for node in PROGRAM.nodes
-    }
+    each = {node_label(node): seconds(node, shape) for node in PROGRAM.nodes}
     roofline = Roofline(PROGRAM, UNIT)
     assert roofline.node_seconds(shape) == each
     assert roofline.step_seconds(shape) == pytest.approx(sum(each.values()))
@@ -81,8 +88,16 @@ def test_more_work_never_takes_less(parts: list[tuple[int, int]], queries: int) 
 
 
 def test_the_slower_of_memory_and_processor() -> None:
-    assert Demand(1000, 10, "fp32").seconds(UNIT) == 1
-    assert Demand(10, 8000, "int8").seconds(UNIT) == 2
+    assert UNIT.seconds(Cost(600, 400, 10)) == 1
+    assert UNIT.seconds(Cost(10, 0, 8000).of_kind("int8")) == 2
+
+
+def test_operations_of_each_kind_take_their_own_time() -> None:
+    both = Cost(1, 2, 4000).of_kind("int8") + Cost(3, 4, 2000) + Cost(0, 0, 3000).of_kind("bf16")
+    assert (both.bytes_read, both.bytes_written, both.flops) == (4, 6, 9000)
+    assert [both.operations(kind) for kind in OPERATION_KINDS] == [2000, 3000, 4000]
+    assert UNIT.seconds(both) == 3
+    assert both.times(2) == both + both
 
 
 def product(dtype: DType, op: str) -> tuple[Program, Node]:
@@ -117,5 +132,10 @@ def product(dtype: DType, op: str) -> tuple[Program, Node]:
         (DType.BF16, "exp", "fp32"),
     ],
 )
-def test_what_is_multiplied(dtype: DType, op: str, kind: str) -> None:
-    assert product_kind(*product(dtype, op)) == kind
+def test_what_is_multiplied(dtype: DType, op: str, kind: OperationKind) -> None:
+    program, node = product(dtype, op)
+    types = [program.operand_type(operand) for operand in node.inputs]
+    assert get_op(op).operation_kind(types, node.attrs) == kind
+    cost = node_cost(program, node, {"T": 3})
+    assert cost.flops == sum(cost.operations(one) for one in OPERATION_KINDS)
+    assert cost.operations(kind) == cost.flops > 0
