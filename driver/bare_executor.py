@@ -47,9 +47,10 @@ def usual_threads(manifest: Manifest) -> int:
 
 def _place_weights(artifact: Artifact) -> WeightPlacement:
     from ..runtime.limits import place_weights
+    from ..runtime.memory_plan import BROKER
 
     manifest = artifact.manifest
     wanted = (manifest.recipe.get("runtime") or {}).get("weights") or "auto"
-    free = available_memory() - manifest.arena_bytes
+    free = available_memory() - BROKER.untouched() - manifest.arena_bytes
     size = manifest.files[manifest.weights.file].bytes
     return place_weights(wanted, size, free, ours=artifact.weights_are_ours())

@@ -64,6 +64,12 @@ class PagedState:
                 self.key_scales[layer] = torch.zeros(*shape)
                 self.value_scales[layer] = torch.zeros(*shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all blocks."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        return sum(one.nbytes for part in parts for one in part.values())
+
     def set_step(
         self,
         positions: torch.Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig, work_ahead
 from .faults import is_fault, note_fault
 from .limits import RuntimePlan, plan_runtime
+from .memory_plan import BROKER, Lease
 from .options import RuntimeOptions
 from .requests.outputs import FinishReason, RequestOutput
 from .requests.pooling import Pool, Pooling
@@ -87,6 +89,7 @@ class Engine:
         self._recommended: dict[str, Any] = {}
         self._streams: dict[str, RequestStream] = {}
         self._weights_check: Future[None] | None = None
+        self._lease: Lease | None = None
         self._closed = False
         self._settled = True
         self._owner: int | None = None  # the thread that is in `step`
@@ -108,31 +111,38 @@ class Engine:
         if not isinstance(artifact, Artifact):
             artifact = open_artifact(artifact, verify, weights="later")
         check = artifact.verify_weights()
-        plan = plan_runtime(
-            artifact.manifest,
-            options or RuntimeOptions(),
-            weights_are_ours=artifact.weights_are_ours(),
-        )
+        with BROKER.planning():
+            plan = plan_runtime(
+                artifact.manifest,
+                options or RuntimeOptions(),
+                weights_are_ours=artifact.weights_are_ours(),
+            )
+            lease = BROKER.lease(plan.memory)
         config = ExecutorConfig(
             num_blocks=plan.num_blocks,
             num_threads=plan.num_threads,
             pin=plan.pin,
             weights=plan.weights,
         )
-        # Either may take a good part of a second, and they meet nowhere.
-        with ThreadPoolExecutor(1) as beside:
-            tokenizer = beside.submit(Tokenizer.load, artifact)
-            executor = open_executor(artifact, config)
-        if tokenizer.exception() is not None:
-            executor.close()
-        engine = cls(
-            executor,
-            plan,
-            vocab_size=artifact.manifest.model.vocab_size,
-            tokenizer=tokenizer.result(),
-            hidden_width=artifact.manifest.hidden_width,
-        )
+        with contextlib.ExitStack() as failing:
+            failing.callback(lease.end)
+            # Either may take a good part of a second, and they meet nowhere.
+            with ThreadPoolExecutor(1) as beside:
+                tokenizer = beside.submit(Tokenizer.load, artifact)
+                executor = open_executor(artifact, config)
+            if tokenizer.exception() is not None:
+                executor.close()
+            engine = cls(
+                executor,
+                plan,
+                vocab_size=artifact.manifest.model.vocab_size,
+                tokenizer=tokenizer.result(),
+                hidden_width=artifact.manifest.hidden_width,
+            )
+            failing.pop_all()
+        lease.watch(executor)
         engine._weights_check = check
+        engine._lease = lease
         files = artifact.manifest.tokenizer
         engine._recommended = recommended_sampling(files.generation if files else None)
         return engine
@@ -349,6 +359,8 @@ class Engine:
         """End every request, and give threads and memory back."""
         self._closed = True
         self.abort_all()
+        if self._lease is not None:
+            self._lease.end()
         self.executor.close()
 
     # --- inside -------------------------------------------------------------------------------

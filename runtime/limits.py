@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import LEAST_CONTEXT, Manifest
 from ..ir.program import KvGroup
 from ..ir.sizes import format_count, format_size, parse_size
-from .executors.base import WeightPlacement
+from .executors.base import HOST, WeightPlacement
+from .memory_plan import BROKER, MemoryPlan, MemoryUse
 from .options import RuntimeOptions, check_types, checked_threads
 from .scheduling.admission import SchedulerLimits
 from .scheduling.kv_groups import (
@@ -35,23 +36,17 @@ _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimePlan:
-    """What a running engine takes. `num_blocks` counts the null block of each group.
-
-    `logits_bytes` are those of the most rows that one step hands over, see `handed_over_bytes`.
-    """
+    """What a running engine takes. `num_blocks` counts the null block of each group."""
 
     limits: SchedulerLimits
     groups: tuple[KvGroup, ...]
     num_blocks: tuple[int, ...]
-    kv_bytes: int
-    arena_bytes: int
-    weights_bytes: int
     num_threads: int
     pin: bool
     weights: WeightPlacement
     prefix_reuse: bool
     notes: tuple[str, ...] = ()
-    logits_bytes: int = 0
+    memory: MemoryPlan = field(default_factory=dict)
 
 
 def plan_runtime(
@@ -73,7 +68,7 @@ def plan_runtime(
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
     if memory is None or memory == "auto":
-        free = available_memory() - weights_bytes - step_bytes
+        free = _free_bytes() - weights_bytes - step_bytes
         budget = int(max(0, free) * _SHARE_OF_FREE_MEMORY)
     else:
         budget = parse_bytes(memory)
@@ -88,7 +83,7 @@ def plan_runtime(
         )
         limits = _with_context(limits, held)
     kv_bytes = planned_bytes(groups, num_blocks)
-    free = available_memory()
+    free = _free_bytes()
     if memory not in (None, "auto") and kv_bytes < free < budget:
         notes.append(
             f"KV memory of {format_size(budget)} exceeds the free memory of {format_size(free)}:"
@@ -108,25 +103,32 @@ def plan_runtime(
             f"{num_threads} threads share {format_count(cpus, 'processor')}: with more threads than"
             " processors, threads wait for each other, which is slower"
         )
+    wanted = options.weights or runtime.get("weights") or "auto"
+    weights = place_weights(wanted, weights_bytes, rest, ours=weights_are_ours)
+    is_mapped = weights == "mapped"
+    host = MemoryUse(
+        weights=0 if is_mapped else weights_bytes,
+        kv=kv_bytes,
+        arena=manifest.arena_bytes,
+        handed_over=logits_bytes,
+        mapped=weights_bytes if is_mapped else 0,
+    )
     return RuntimePlan(
         limits=limits,
         groups=groups,
         num_blocks=num_blocks,
-        kv_bytes=kv_bytes,
-        arena_bytes=manifest.arena_bytes,
-        weights_bytes=weights_bytes,
         num_threads=num_threads,
         pin=pin,
-        weights=place_weights(
-            options.weights or runtime.get("weights") or "auto",
-            weights_bytes,
-            rest,
-            ours=weights_are_ours,
-        ),
+        weights=weights,
         prefix_reuse=options.prefix_reuse,
         notes=tuple(notes),
-        logits_bytes=logits_bytes,
+        memory={HOST: host},
     )
+
+
+def _free_bytes() -> int:
+    """What may still be planned: free memory, without what engines of this process have planned."""
+    return max(0, available_memory() - BROKER.untouched())
 
 
 def handed_over_bytes(manifest: Manifest, step_tokens: int) -> int:

@@ -6,6 +6,8 @@ import ctypes
 import mmap
 import os
 
+import numpy as np
+
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE = 1
@@ -46,6 +48,14 @@ def advise(address: int, num_bytes: int, advice: int) -> None:
     _libc.madvise(address, num_bytes, advice)
 
 
+def resident_bytes(address: int, num_bytes: int) -> int:
+    """How much of a private mapping lies in memory (mincore(2)), in whole pages; 0 if unknown."""
+    pages = (ctypes.c_ubyte * -(-num_bytes // mmap.PAGESIZE))()
+    if _libc.mincore(address, num_bytes, pages):
+        return 0
+    return int(np.count_nonzero(np.frombuffer(memoryview(pages), np.uint8) & 1)) * mmap.PAGESIZE
+
+
 def unmap(address: int, num_bytes: int) -> None:
     """Give a range back, whatever is mapped in it."""
     _libc.munmap(address, num_bytes)
@@ -69,6 +79,7 @@ def _load() -> ctypes.CDLL:
     libc.mmap.restype = pointer
     libc.mmap.argtypes = [pointer, size, number, number, number, ctypes.c_long]
     libc.munmap.argtypes = [pointer, size]
+    libc.mincore.argtypes = [pointer, size, pointer]
     libc.madvise.argtypes = [pointer, size, number]
     libc.mremap.restype = pointer
     libc.mremap.argtypes = [pointer, size, size, number, pointer]

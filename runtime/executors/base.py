@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from ..scheduling.step import NO_TOKEN, Float32Array, Step, StepOutput
 WeightPlacement = Literal["mapped", "copied", "loaded"]
 """Where weights lie: in the mapped file; there at first, and copied into memory of huge pages
 beside the steps; read into memory before the first step."""
+
+
+HOST: Final = "host"
+"""The kind of memory that every process has; executors may name others, such as a device's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,18 @@ class ProfiledExecutor(Executor, Protocol):
 
     def profile(self) -> list[ProfileEntry]:
         """The entries in the order of a step; empty where it was not opened to measure."""
+        ...
+
+
+@runtime_checkable
+class ReportsMemory(Executor, Protocol):
+    """An executor that knows how much of its memory it has touched."""
+
+    def touched_bytes(self) -> Mapping[str, int]:
+        """By kind of memory (such as HOST), bytes that the system no longer calls free.
+
+        May be called beside `run`, from another thread.
+        """
         ...
 
 

@@ -20,11 +20,12 @@ from ...ir.step_facts import check_step_facts
 from ...ir.targets import check_target
 from ..sampling.draws import DRAW
 from ..scheduling.step import Int32Array, Step, StepOutput
-from .base import ExecutorConfig, Finished, ProfileEntry, check_hidden
+from .address_space import resident_bytes
+from .base import HOST, ExecutorConfig, Finished, ProfileEntry, check_hidden
 from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
-from .weight_memory import CopiedWeights, open_artifact_weights
+from .weight_memory import CopiedWeights, LoadedWeights, open_artifact_weights
 
 _COPIED_SHARE = 1 / 8
 """Of the time of steps, what copying weights may take beside them until all are copied."""
@@ -154,6 +155,17 @@ class CppExecutor:
         """Copy weights into huge pages for about so long; whether any are left to copy."""
         weights = self._weights
         return isinstance(weights, CopiedWeights) and weights.copy(seconds)
+
+    def touched_bytes(self) -> dict[str, int]:
+        """What lies in memory of the weights' own, the KV cache and the arena."""
+        if not self._handle:
+            return {HOST: 0}
+        own = [*self._kv, self._arena]
+        touched = sum(resident_bytes(_address(memory), len(memory)) for memory in own)
+        weights = self._weights
+        if isinstance(weights, (CopiedWeights, LoadedWeights)):
+            touched += weights.taken_bytes
+        return {HOST: touched}
 
     def profile(self) -> list[ProfileEntry]:
         """What each statement of the steps so far took; empty unless opened with `profile`."""

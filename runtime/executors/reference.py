@@ -12,7 +12,7 @@ from ...ir.safetensors import MappedSafetensors
 from ...ir.step_facts import check_step_facts, step_facts
 from ...ir.torch_types import to_torch
 from ..scheduling.step import Step
-from .base import ExecutorConfig, Finished, WeightPlacement, check_hidden, head_output
+from .base import HOST, ExecutorConfig, Finished, WeightPlacement, check_hidden, head_output
 from .weight_memory import open_artifact_weights
 
 
@@ -81,6 +81,10 @@ class ReferenceExecutor:
         logits = results[0].float().numpy()[:rows]
         hidden = results[1].float().numpy()[:rows] if step.wants_hidden else None
         return Finished(head_output(step, logits, hidden))
+
+    def touched_bytes(self) -> dict[str, int]:
+        """The KV cache, which torch fills with zeros at once; weights are counted as untouched."""
+        return {HOST: self._state.num_bytes}
 
     def close(self) -> None:
         """Give the memory back."""

@@ -126,6 +126,11 @@ class CopiedWeights:
                 break
         return self._close_file.alive
 
+    @property
+    def taken_bytes(self) -> int:
+        """What lies in memory of its own by now."""
+        return self._ranges.copied
+
     def close(self) -> None:
         """Give the memory back."""
         self._close_file()
@@ -148,8 +153,11 @@ class LoadedWeights(MappedSafetensors):
     ArtifactError where it becomes shorter while it is read, CapacityError without memory.
     """
 
+    taken_bytes = 0
+    """What lies in memory of its own."""
+
     def _take(self, handle: int) -> mmap.mmap:
-        size = os.fstat(handle).st_size
+        size = self.taken_bytes = os.fstat(handle).st_size
         memory = reserve(size)
         _read_into(memoryview(memory)[:size], handle, 0, self.path)
         return memory

@@ -13,6 +13,8 @@ import torch
 import infc
 from infc.driver.cli import run
 from infc.ir.artifact import Artifact, open_artifact
+from infc.runtime.executors.base import HOST, ReportsMemory
+from infc.runtime.memory_plan import BROKER
 
 from .compiling import contents
 
@@ -22,6 +24,19 @@ def test_the_cpp_backend(fast: Artifact) -> None:
     assert open_artifact(fast.path, "full").identity == fast.identity
     for name, data in contents(fast.path).items():
         assert os.fsencode(fast.path.parent) not in data, name
+
+
+def test_it_tells_how_much_of_its_memory_it_has_touched(fast: Artifact) -> None:
+    with infc.LLM(fast, threads=1) as llm:
+        use = llm.engine.plan.memory[HOST]
+        executor = llm.engine.executor
+        assert isinstance(executor, ReportsMemory)
+        before = executor.touched_bytes()[HOST]
+        assert use.weights <= before < use.taken
+        llm.generate("def", infc.SamplingParams(max_tokens=4, ignore_eos=True))
+        assert before < executor.touched_bytes()[HOST] < use.taken
+        assert BROKER.untouched() >= use.taken - executor.touched_bytes()[HOST] > 0
+    assert executor.touched_bytes() == {HOST: 0}
 
 
 def test_generating_loads_no_torch(fast: Artifact) -> None:

@@ -15,6 +15,7 @@ from infc.ir.errors import CapacityError, UsageError
 from infc.ir.manifest import FileDigest, Manifest
 from infc.ir.program import KvGroup
 from infc.ir.sizes import format_size
+from infc.runtime.executors.base import HOST
 from infc.runtime.limits import (
     _too_little,
     longest_context,
@@ -202,7 +203,7 @@ def test_memory_beyond_the_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     (note,) = plan.notes
     assert note.startswith("KV memory of 1000.0 GiB exceeds the free memory of 1.0 GiB:")
     assert note.endswith(
-        f" {format_size(plan.kv_bytes)} are used, enough for 4 sequences of 64 tokens"
+        f" {format_size(plan.memory[HOST].kv)} are used, enough for 4 sequences of 64 tokens"
     )
     assert plan_runtime(served(), RuntimeOptions(kv_memory="900MiB", threads=1)).notes == ()
     assert plan_runtime(served(), RuntimeOptions(threads=1)).notes == ()
@@ -211,10 +212,13 @@ def test_memory_beyond_the_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """An amount that was asked for is found too large now, not by a kill under load."""
     plan = plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
-    free = plan.kv_bytes + plan.arena_bytes + plan.logits_bytes
+    use = plan.memory[HOST]
+    free = use.kv + use.arena + use.handed_over
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free)
-    fitted = plan_runtime(served(), RuntimeOptions(kv_memory=plan.kv_bytes, threads=1))
-    assert fitted == replace(plan, weights="mapped")  # nothing is left for a copy of them
+    fitted = plan_runtime(served(), RuntimeOptions(kv_memory=plan.memory[HOST].kv, threads=1))
+    mapped = replace(use, weights=0, mapped=use.weights)
+    # Nothing is left for a copy of the weights.
+    assert fitted == replace(plan, weights="mapped", memory={HOST: mapped})
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free - 1)
     with pytest.raises(CapacityError, match=r"exceeds the .* that are free"):
         plan_runtime(served(), RuntimeOptions(kv_memory="1GiB", threads=1))
@@ -236,15 +240,20 @@ def test_what_a_step_hands_over_is_planned(
     )
     options = RuntimeOptions(threads=1, step_tokens=step_tokens)
     plan = plan_runtime(wide, options)
-    assert plan.logits_bytes == rows * (100_000 + 48) * 4
+    assert plan.memory[HOST].handed_over == rows * (100_000 + 48) * 4
     assert plan.limits.logit_rows == rows
     # What is left for KV by itself, and what is refused, leave room for it.
-    fixed = plan.weights_bytes + plan.arena_bytes + plan.logits_bytes
-    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed + 2 * plan.kv_bytes)
-    assert plan_runtime(wide, options).kv_bytes == plan.kv_bytes
-    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed + plan.kv_bytes)
-    assert plan_runtime(wide, options).kv_bytes <= plan.kv_bytes // 2
-    least = replace(options, kv_memory=plan.kv_bytes)
+    use = plan.memory[HOST]
+    fixed = use.weights + use.mapped + use.arena + use.handed_over
+    monkeypatch.setattr(
+        "infc.runtime.limits.available_memory", lambda: fixed + 2 * plan.memory[HOST].kv
+    )
+    assert plan_runtime(wide, options).memory[HOST].kv == use.kv
+    monkeypatch.setattr(
+        "infc.runtime.limits.available_memory", lambda: fixed + plan.memory[HOST].kv
+    )
+    assert plan_runtime(wide, options).memory[HOST].kv <= use.kv // 2
+    least = replace(options, kv_memory=use.kv)
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed - 100 + 1)
     with pytest.raises(CapacityError, match="of which a step takes"):
         plan_runtime(wide, least)

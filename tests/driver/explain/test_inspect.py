@@ -44,6 +44,7 @@ from infc.ir.ops import Cost
 from infc.ir.program import KvGroup, ModelSpec, Program
 from infc.ir.roofline import Ceilings
 from infc.ir.text import parse_program
+from infc.runtime.executors.base import HOST
 from infc.runtime.limits import plan_runtime
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.kv_groups import blocks_for
@@ -150,7 +151,7 @@ def test_kv_bytes_are_what_the_runtime_takes(
         whole,
         RuntimeOptions(max_context=context, max_sequences=batch, kv_memory="256MiB", threads=1),
     )
-    assert kv_bytes(groups, limits.step_tokens, context, batch) == plan.kv_bytes
+    assert kv_bytes(groups, limits.step_tokens, context, batch) == plan.memory[HOST].kv
 
 
 def test_the_largest_batch_is_the_most_that_fits(tiny: Path, facts: ArtifactFacts) -> None:
@@ -188,7 +189,7 @@ def test_the_settings_beside_the_largest_batch_reach_it(tiny: Path) -> None:
     artifact = open_artifact(tiny).manifest
     plan = plan_runtime(artifact, options)
     assert plan.limits.max_running == batch
-    assert plan.kv_bytes == told.memory.batch_kv_bytes
+    assert plan.memory[HOST].kv == told.memory.batch_kv_bytes
     blocks = blocks_for(700, artifact.kv.groups[0].block_size)
     assert plan.num_blocks[0] - 1 >= batch * blocks, "each sequence reaches the context"
     assert "to serve it" not in render_artifact(inspect_artifact(tiny, context=700, memory=1))

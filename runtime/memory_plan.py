@@ -1,0 +1,102 @@
+"""What engines take of each kind of memory, and the broker between those of one process.
+
+Memory is committed when it is touched first. What an engine has planned and not touched yet still
+looks free to the system, and so to the next engine that plans.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from .executors.base import HOST, Executor, ReportsMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Bytes of one kind of memory that an engine takes at most.
+
+    `handed_over` are the rows of one step, logits and hidden states, in float32. `mapped` are
+    weights that are read where the file system keeps them: shared with whoever else reads the
+    file, and given back by the system when memory is short, so that they are not taken.
+    """
+
+    weights: int = 0
+    kv: int = 0
+    arena: int = 0
+    handed_over: int = 0
+    mapped: int = 0
+
+    @property
+    def taken(self) -> int:
+        """What is the engine's own."""
+        return self.weights + self.kv + self.arena + self.handed_over
+
+
+MemoryPlan = Mapping[str, MemoryUse]
+"""By kind of memory."""
+
+
+class Lease:
+    """The memory of one engine, from its plan to its end, which is also when nobody holds it."""
+
+    def __init__(self, broker: MemoryBroker, plan: MemoryPlan) -> None:
+        self._broker, self._plan = broker, plan
+        self._executor: Executor | None = None
+
+    def watch(self, executor: Executor) -> None:
+        """From now on, count what the executor has touched as taken, where it can tell."""
+        self._executor = executor
+
+    def untouched(self, kind: str) -> int:
+        """Bytes of a kind that are planned and not touched yet."""
+        planned = self._plan.get(kind, MemoryUse()).taken
+        if not isinstance(self._executor, ReportsMemory):
+            return planned
+        return max(0, planned - self._executor.touched_bytes().get(kind, 0))
+
+    def end(self) -> None:
+        """The engine is about to give its memory back; a second call does nothing."""
+        self._broker.end(self)
+
+
+class MemoryBroker:
+    """Keeps the leases of a process, so that two engines never plan the same memory.
+
+    Thread-safe. An engine plans and takes its lease within one `planning` block.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """Keeps other threads from planning."""
+        with self._lock:
+            yield
+
+    def untouched(self, kind: str = HOST) -> int:
+        """Bytes of a kind that engines have planned, and that the system still calls free."""
+        with self._lock:
+            return sum(lease.untouched(kind) for lease in self._leases)
+
+    def lease(self, plan: MemoryPlan) -> Lease:
+        """The lease of what was planned."""
+        with self._lock:
+            lease = Lease(self, plan)
+            self._leases.add(lease)
+            return lease
+
+    def end(self, lease: Lease) -> None:
+        """Forget a lease; waits for whoever is counting."""
+        with self._lock:
+            self._leases.discard(lease)
+
+
+BROKER: Final = MemoryBroker()
+"""The one of this process."""

@@ -1,0 +1,197 @@
+"""The memory of engines: by kind, and never planned twice in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.ir.artifact import open_artifact
+from infc.ir.errors import ArtifactError, CapacityError
+from infc.runtime import engine as engine_module
+from infc.runtime.engine import Engine
+from infc.runtime.executors.address_space import resident_bytes
+from infc.runtime.executors.base import HOST, Running
+from infc.runtime.executors.cpp import _address
+from infc.runtime.executors.reference import ReferenceExecutor
+from infc.runtime.executors.reserve import reserve
+from infc.runtime.limits import plan_runtime
+from infc.runtime.memory_plan import Lease, MemoryBroker, MemoryPlan, MemoryUse
+from infc.runtime.options import RuntimeOptions
+from infc.runtime.scheduling.step import Step
+
+from .small_artifact import write_small_artifact
+
+MIB = 1 << 20
+OPTIONS = RuntimeOptions(threads=1)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_artifact(tmp_path_factory.mktemp("memory") / "small")
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
+    """One that knows of no engine of other tests."""
+    fresh = MemoryBroker()
+    for module in ("engine", "limits"):
+        monkeypatch.setattr(f"infc.runtime.{module}.BROKER", fresh)
+    return fresh
+
+
+def free_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """A machine with so much memory, of which nobody touches what he planned."""
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: num_bytes)
+    monkeypatch.setattr(ReferenceExecutor, "touched_bytes", lambda _: {})
+
+
+class Touching:
+    """An executor that says what it has touched."""
+
+    def __init__(self, **touched: int) -> None:
+        self.touched = touched
+
+    def launch(self, step: Step) -> Running:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def touched_bytes(self) -> dict[str, int]:
+        return self.touched
+
+
+plans = st.dictionaries(
+    st.sampled_from([HOST, "cuda:0", "cuda:1"]),
+    st.builds(
+        MemoryUse,
+        weights=st.integers(0, 99),
+        kv=st.integers(0, 99),
+        arena=st.integers(0, 99),
+        handed_over=st.integers(0, 99),
+        mapped=st.integers(0, 99),
+    ),
+)
+
+
+@given(st.lists(st.tuples(plans, st.integers(0, 500), st.sampled_from(["kept", "ended", "lost"]))))
+def test_what_is_planned_and_untouched_is_counted_by_kind(
+    parts: list[tuple[MemoryPlan, int, str]],
+) -> None:
+    broker = MemoryBroker()
+    kept: list[Lease] = []
+    expected = dict.fromkeys([HOST, "cuda:0", "cuda:1"], 0)
+    for plan, touched, fate in parts:
+        lease = broker.lease(plan)
+        lease.watch(Touching(host=touched))
+        if fate == "ended":
+            lease.end()
+            lease.end()
+        if fate != "lost":
+            kept.append(lease)
+        for kind, use in plan.items() if fate == "kept" else ():
+            own = use.weights + use.kv + use.arena + use.handed_over
+            expected[kind] += max(0, own - touched) if kind == HOST else own
+        del lease
+    assert {kind: broker.untouched(kind) for kind in expected} == expected
+
+
+def test_engines_of_one_process_never_plan_more_than_is_free(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = plan_runtime(open_artifact(artifact).manifest, OPTIONS).memory[HOST]
+    free = 3 * (use.taken + use.mapped)
+    free_memory(monkeypatch, free)
+    engines: list[Engine] = []
+    with contextlib.suppress(CapacityError):
+        while len(engines) < 20:
+            engines.append(Engine.open(artifact, OPTIONS))
+    assert len(engines) < 20, "each of them planned the same memory"
+    assert len(engines) > 1, "there is room for two"
+    taken = [engine.plan.memory[HOST].taken for engine in engines]
+    assert broker.untouched() == sum(taken) <= free
+    assert taken == sorted(taken, reverse=True)
+    assert taken[-1] < taken[0], "the last of them got less"
+    engines.pop(0).close()
+    assert broker.untouched() == sum(taken[1:])
+    again = Engine.open(artifact, OPTIONS)
+    for engine in (*engines, again):
+        engine.close()
+
+
+def test_memory_that_was_asked_for_is_not_promised_twice(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = plan_runtime(open_artifact(artifact).manifest, OPTIONS).memory[HOST]
+    own = use.kv + use.arena + use.handed_over
+    free_memory(monkeypatch, own + own // 2)
+    options = RuntimeOptions(threads=1, kv_memory=use.kv, weights="mapped")
+    first = Engine.open(artifact, options)
+    with pytest.raises(CapacityError, match="that are free"):
+        Engine.open(artifact, options)
+    first.close()
+    Engine.open(artifact, options).close()
+
+
+def test_what_was_touched_is_not_counted_twice(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.open(artifact, OPTIONS)
+    use = engine.plan.memory[HOST]
+    assert broker.untouched() == use.taken - use.kv  # torch fills the cache with zeros
+    engine.close()
+
+
+def test_an_engine_that_does_not_open_takes_nothing(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ArtifactError("no")
+
+    for name in ("open_executor", "Tokenizer"):
+        with monkeypatch.context() as patch:
+            target = refuse if name == "open_executor" else type("Bad", (), {"load": refuse})
+            patch.setattr(engine_module, name, target)
+            with pytest.raises(ArtifactError, match="no") as kept:
+                Engine.open(artifact, OPTIONS)
+            assert broker.untouched() == 0, kept
+
+
+def test_two_threads_plan_one_after_the_other(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = plan_runtime(open_artifact(artifact).manifest, OPTIONS).memory[HOST]
+    own = use.kv + use.arena + use.handed_over
+    free_memory(monkeypatch, own + own // 2)
+    together = threading.Barrier(4)
+    options = RuntimeOptions(threads=1, kv_memory=use.kv, weights="mapped")
+
+    def attempt(_: int) -> Engine | None:
+        together.wait()
+        try:
+            return Engine.open(artifact, options)
+        except CapacityError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        opened = [one for one in pool.map(attempt, range(4)) if one is not None]
+    assert len(opened) == 1
+    opened[0].close()
+
+
+def test_pages_are_counted_once_they_are_touched() -> None:
+    memory = reserve(64 * MIB)
+    address = _address(memory)
+    assert resident_bytes(address, len(memory)) == 0
+    memory[20 * MIB] = 1
+    assert mmap.PAGESIZE <= resident_bytes(address, len(memory)) <= 2 * MIB
+    np.frombuffer(memory, np.uint8)[:] = 1
+    assert resident_bytes(address, len(memory)) == 64 * MIB
