@@ -52,7 +52,7 @@ def check_rewrite(
     result = run_guarded(one, before, PassContext())
     wanted = "at least once" if matches is None else f"{matches} times"
     fits = result.matches > 0 if matches is None else result.matches == matches
-    misses = "; ".join(result.near_misses) or "none"
+    misses = "; ".join(map(str, result.near_misses)) or "none"
     assert fits, f"{one.name} matched {result.matches} times, not {wanted} (near misses: {misses})"
     if result.matches:
         verify(result.program)

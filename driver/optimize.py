@@ -172,7 +172,7 @@ def _idle_passes(reports: Iterable[PassReport]) -> Iterator[str]:
     for one in reports:
         if one.name in ours or one.matches:
             continue
-        near = "; ".join(one.near_misses[:_SHOWN_NEAR_MISSES]) or "none"
+        near = "; ".join(map(str, one.near_misses[:_SHOWN_NEAR_MISSES])) or "none"
         more = len(one.near_misses) - _SHOWN_NEAR_MISSES
         more_text = f"; {more} more in report.json" if more > 0 else ""
         yield f"{one.name} matched nothing (near misses: {near}{more_text})"

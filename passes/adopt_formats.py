@@ -10,12 +10,12 @@ from typing import ClassVar, Final
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
 from ..ir.formats import GGUF_FORMATS
-from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Weight, WeightExpr
 from ..ir.schemes import ADOPT, ADOPTING, INT8, Scheme, get_scheme, weights_name
 from ..ir.types import TensorType
 from ..ir.weights import infer_weight, ones, packed
 from .base import PassContext, PassResult, finish
+from .near_miss import NearMiss
 from .quantized_products import QuantizedProducts
 from .scheme_choices import SchemeChoices, SchemePass, matrix_exprs, stored_formats
 
@@ -54,7 +54,7 @@ class AdoptFormats(SchemePass):
                 where=self.name,
                 hint="adopt is for quantized GGUF files; use int8 or int4 for others",
             )
-        misses: dict[int, tuple[str, set[str]]] = {}
+        misses: dict[int, tuple[NearMiss, set[str]]] = {}
 
         def pick(node: Node, scheme: str, matrices: Sequence[Operand]) -> Scheme | str:
             exprs = matrix_exprs(program, matrices)
@@ -64,7 +64,7 @@ class AdoptFormats(SchemePass):
             found = _common_format(exprs)
             if found in GGUF_FORMATS:
                 return get_scheme(found if scheme == ADOPT else weights_name(found))
-            misses[id(node)] = f"{describe(node)}: {found}", formats
+            misses[id(node)] = NearMiss.at(node, found), formats
             return found
 
         choices = SchemeChoices(program, self, pick)
@@ -78,7 +78,7 @@ class AdoptFormats(SchemePass):
         if misses:
             context.log(_remark([formats for _, formats in misses.values()]))
         result = remove_dead_code(products.builder.build())
-        return finish(program, result, products.matches, tuple(text for text, _ in misses.values()))
+        return finish(program, result, products.matches, tuple(miss for miss, _ in misses.values()))
 
 
 def _remark(formats: Sequence[set[str]]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ..ir.errors import UsageError
 from ..ir.nearest import did_you_mean
 from ..ir.program import Program
+from .near_miss import NearMiss
 
 if TYPE_CHECKING:
     from ..ir.targets import Target
@@ -56,12 +57,13 @@ class PassContext:
 class PassResult:
     """The rewritten program. If `matches` is 0, it is the same object as the input.
 
-    `details` is what else goes into the report, as plain data.
+    A near miss that is of no node may be given as text. `details` is what else goes into the
+    report, as plain data.
     """
 
     program: Program
     matches: int = 0
-    near_misses: tuple[str, ...] = ()
+    near_misses: tuple[NearMiss | str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -180,7 +182,10 @@ def _check_option(owner: str, name: str, annotation: str, value: Any) -> None:
 
 
 def finish(
-    before: Program, after: Program, matches: int, near_misses: tuple[str, ...] = ()
+    before: Program,
+    after: Program,
+    matches: int,
+    near_misses: tuple[NearMiss | str, ...] = (),
 ) -> PassResult:
     """Creates the result of a pass; returns the original program if nothing changed."""
     if matches == 0 or after is before:

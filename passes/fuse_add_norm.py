@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ir.builder import ProgramBuilder
-from ..ir.interpret import describe
 from ..ir.program import Node, Program, Value
 from .base import Pass, PassContext, PassResult, finish
+from .near_miss import NearMiss
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FuseAddNorm(Pass):
         return finish(program, builder.build(), len(norms), tuple(misses))
 
 
-def _first_norms(program: Program) -> tuple[dict[int, Node], list[str]]:
+def _first_norms(program: Program) -> tuple[dict[int, Node], list[NearMiss]]:
     """id(addition) -> the norm to fuse with it, and the norms of sums that cannot be."""
     producers = program.producers()
     chosen: dict[int, Node] = {}
@@ -55,13 +55,13 @@ def _first_norms(program: Program) -> tuple[dict[int, Node], list[str]]:
         if added is None or added.op != "add" or id(added) in chosen:
             continue
         if any(isinstance(operand, Value) for operand in node.inputs[1:]):
-            misses.append(f"{describe(node)}: its weight is computed, perhaps after the sum")
+            misses.append(NearMiss.at(node, "its weight is computed, perhaps after the sum"))
             continue
         same = [v for v in added.values() if v.type == added.output.type]
         if len(same) == 2 and all(isinstance(v, Value) for v in added.inputs):
             chosen[id(added)] = node
         else:
-            misses.append(f"{describe(node)}: its input is not a sum of two equally shaped values")
+            misses.append(NearMiss.at(node, "its input is not a sum of two equally shaped values"))
     return chosen, misses
 
 

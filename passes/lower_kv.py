@@ -13,6 +13,7 @@ from ..ir.shapes import spell_dim
 from ..ir.types import DType
 from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
+from .near_miss import NearMiss
 
 _Kind = tuple[int, int, int, int | None, str]
 
@@ -103,7 +104,7 @@ class _Lowering:
     program: Program
     fuse_rope: bool
     groups: tuple[KvGroup, ...]
-    misses: list[str] = field(default_factory=list)
+    misses: list[NearMiss] = field(default_factory=list)
 
     def run(self) -> ProgramBuilder:
         builder = ProgramBuilder.from_program(self.program)
@@ -137,7 +138,7 @@ class _Lowering:
         elif any(len(consumers[v.name]) > 1 for v in (q, k)) or q == k:
             reason = "a turned value is also read elsewhere"
         if reason is not None:
-            self.misses.append(f"{describe(node)}: {reason}")
+            self.misses.append(NearMiss.at(node, reason))
             return None
         return pair[0], pair[1]
 

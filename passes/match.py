@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
-from ..ir.interpret import describe
 from ..ir.ops import get_op
 from ..ir.ops.base import REQUIRED
 from ..ir.program import Attr, Node, Operand, Program, Value, WeightRef, exact_key
 from .constants import computed_weight
+from .near_miss import NearMiss
 from .patterns import AnyOf, Maybe, OpPattern, Pattern, PatternLike, Var, optional_cast, shared
 
 __all__ = [
@@ -300,7 +300,7 @@ class Sweep:
 
     program: Program
     matches: int = 0
-    near_misses: tuple[str, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
 
 
 def rewrite_all(program: Program, rules: Sequence[Rule]) -> Sweep:
@@ -315,7 +315,7 @@ def rewrite_all(program: Program, rules: Sequence[Rule]) -> Sweep:
     A replaced value keeps its name, so that dumps and verification can compare programs.
     """
     total = 0
-    misses: dict[str, None] = {}
+    misses: dict[NearMiss, None] = {}
     makers: Makers = {}
     while True:
         swept = sweep_once(program, rules, makers)
@@ -359,7 +359,7 @@ class _Sweeper:
             for op in _root_ops(rule.pattern):
                 self.by_op.setdefault(op, []).append(place)
         self.claimed: set[int] = set()
-        self.misses: list[str] = []
+        self.misses: list[NearMiss] = []
         self.matches = 0
 
     def rewrite(self, node: Node) -> bool:
@@ -367,7 +367,7 @@ class _Sweeper:
         for place in self.by_op.get(node.op, ()):
             match, reason = _first(self.matcher, self.rules[place], node, self.claimed)
             if reason:
-                self.misses.append(f"{describe(node)}: {reason}")
+                self.misses.append(NearMiss.at(node, reason))
             if match is not None and self._apply(place, match):
                 self.claimed.update(id(inner) for inner in match.nodes)
                 self.matches += 1
@@ -385,9 +385,8 @@ class _Sweeper:
         kind = builder.operand_type(result)
         if isinstance(result, (Value, WeightRef)) and kind != old.type:
             del builder.nodes[mark:]
-            self.misses.append(
-                f"{describe(match.root)}: its replacement would be {kind}, not {old.type}"
-            )
+            reason = f"its replacement would be {kind}, not {old.type}"
+            self.misses.append(NearMiss.at(match.root, reason))
             return False
         made = builder.nodes[mark:]
         behind = [self.makers.get(v.name, _NONE) for node in match.nodes for v in node.outputs]

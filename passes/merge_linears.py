@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
-from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
 from ..ir.types import TensorType
 from .base import Pass, PassContext, PassResult, finish
+from .near_miss import NearMiss
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _gate_and_up(node: Node, producers: dict[str, Node]) -> Iterator[list[Node]]
 
 def _merge(program: Program, groups: Sequence[Sequence[Node]]) -> PassResult:
     """Merge each group where its linears allow it; the reasons for the others are near misses."""
-    misses: list[str] = []
+    misses: list[NearMiss] = []
     first_of: dict[int, Sequence[Node]] = {}
     members: set[int] = set()
     order = {id(node): i for i, node in enumerate(program.nodes)}
@@ -109,7 +109,7 @@ def _merge(program: Program, groups: Sequence[Sequence[Node]]) -> PassResult:
         if reason is None and any(id(node) in members for node in group):
             reason = "is merged already"
         if reason is not None:
-            misses.append(f"{describe(group[0])}: {reason}")
+            misses.append(NearMiss.at(group[0], reason))
             continue
         members.update(id(node) for node in group)
         first_of[min((id(node) for node in group), key=order.__getitem__)] = group

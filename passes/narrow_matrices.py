@@ -7,12 +7,12 @@ from typing import ClassVar, Final
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import UsageError
-from ..ir.interpret import describe
 from ..ir.program import Node, Program, Weight, WeightExpr, WeightRef
 from ..ir.types import DType
 from ..ir.weights import infer_weight
 from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
+from .near_miss import NearMiss
 from .routers import routers
 
 _NARROW: Final = frozenset({DType.BF16, DType.F16})
@@ -64,7 +64,7 @@ class _Narrowing:
         self.program, self.dtype = program, dtype
         self.builder = ProgramBuilder.from_program(program)
         self.routers = routers(program)
-        self.misses: list[str] = []
+        self.misses: list[NearMiss] = []
         self.chosen = {id(node) for node in program.nodes if self._is_chosen(node)}
         self.elsewhere = {
             operand.name
@@ -97,7 +97,7 @@ class _Narrowing:
             reason = f"@{weights[0].name} has numbers that {self.dtype.value} does not hold"
         else:
             return True
-        self.misses.append(f"{describe(node)}: {reason}")
+        self.misses.append(NearMiss.at(node, reason))
         return False
 
     def _narrow(self, node: Node) -> None:

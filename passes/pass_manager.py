@@ -21,6 +21,7 @@ from ..ir.verify import verify as check_program
 from .base import REACHES, Pass, PassContext, PassResult, phases_ending
 from .compare import Distance
 from .lossy_stages import LossyStage
+from .near_miss import NearMiss
 from .pass_report import PassReport, PipelineReport, step_cost
 from .pipeline import Pipeline
 from .user_code import pass_title, run_guarded
@@ -153,7 +154,7 @@ class _Manager:
                 one.contract,
                 one.option_values(),
                 result.matches,
-                result.near_misses,
+                tuple(NearMiss(m) if isinstance(m, str) else m for m in result.near_misses),
                 len(after.nodes),
                 dict(sorted(Counter(node.op for node in after.nodes).items())),
                 self._cost_of(program, after),

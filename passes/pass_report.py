@@ -11,6 +11,7 @@ from ..ir.cost import Cost
 from ..ir.program import Program
 from .compare import Distance
 from .lossy_stages import LossyStage
+from .near_miss import NearMiss
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class PassReport:
     contract: str
     options: Mapping[str, Any]
     matches: int
-    near_misses: tuple[str, ...]
+    near_misses: tuple[NearMiss, ...]
     nodes: int
     ops: Mapping[str, int]
     cost: Cost
@@ -42,7 +43,7 @@ class PassReport:
             "contract": self.contract,
             "options": dict(self.options),
             "matches": self.matches,
-            "near_misses": list(self.near_misses),
+            "near_misses": [miss.as_data() for miss in self.near_misses],
             "nodes": self.nodes,
             "ops": dict(self.ops),
             "bytes_read": self.cost.bytes_read,

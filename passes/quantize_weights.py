@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
-from ..ir.interpret import describe
 from ..ir.program import Node, Operand, Program, Weight, WeightExpr
 from ..ir.schemes import ADOPTING, INT8, SCHEMES, Scheme
 from .base import PassContext, PassResult, finish
+from .near_miss import NearMiss
 from .quantized_products import QuantizedProducts
 from .scheme_choices import (
     SchemeChoices,
@@ -74,7 +74,7 @@ class QuantizeWeights(SchemePass):
         for node in program.nodes:
             chosen = choices.choose(node)
             if isinstance(chosen, str):
-                misses.append(f"{describe(node)}: {chosen}")
+                misses.append(NearMiss.at(node, chosen))
             if isinstance(chosen, Scheme):
                 products.add(node, choices, chosen)
             else:

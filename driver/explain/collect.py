@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from ...ir.roofline import Ceilings
 from ...ir.text import parse_program
 from .facts import (
     ArtifactFacts,
-    NearMiss,
+    NearMissFacts,
     PassCost,
     PassFacts,
     ProgramFacts,
@@ -29,12 +28,6 @@ from .predict import predict_steps
 
 STAGES = {"captured": "captured.ir", "final": "program.ir"}
 """The programs that an artifact holds, and their files."""
-
-_NEAR_MISS = re.compile(
-    r"(?:%(?P<label>\S+?)(?:, %\S+)* = )?(?P<op>\w+)(?: of layer (?P<layer>\d+))?"
-    r"(?: \([^)]*\))?: (?P<reason>.*)",
-    re.DOTALL,
-)
 
 
 def inspect_artifact(
@@ -160,11 +153,11 @@ def _changes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, i
     return {name: change for name, change in changes.items() if change}
 
 
-def _near_miss(pass_name: str, text: str) -> NearMiss:
-    """A near miss as `interpret.describe` and a reason spell it; else all of it is the reason."""
-    found = _NEAR_MISS.fullmatch(text)
-    if found is None:
-        return NearMiss(pass_name=pass_name, node=None, layer=None, reason=text)
-    layer = None if found["layer"] is None else int(found["layer"])
-    label = found["label"] or f"{found['op']}:{layer}"
-    return NearMiss(pass_name=pass_name, node=label, layer=layer, reason=found["reason"])
+def _near_miss(pass_name: str, entry: Mapping[str, Any] | str) -> NearMissFacts:
+    """As a report records it; those of older artifacts are text."""
+    if isinstance(entry, str):
+        return NearMissFacts(pass_name=pass_name, node=None, layer=None, reason=entry)
+    node, where, reason = entry["node"], entry["where"], entry["reason"]
+    if node is None and where is not None:
+        reason = f"{where}: {reason}"
+    return NearMissFacts(pass_name=pass_name, node=node, layer=entry["layer"], reason=reason)

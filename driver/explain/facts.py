@@ -62,7 +62,7 @@ class WeightFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NearMiss:
+class NearMissFacts:
     """Where a pass nearly matched, and why it did not; `node` is None if it names none."""
 
     pass_name: str
@@ -91,7 +91,7 @@ class NodeFacts:
     results: tuple[tuple[str, str], ...]
     attrs: Mapping[str, str]
     weights: tuple[WeightFacts, ...]
-    near_misses: tuple[NearMiss, ...]
+    near_misses: tuple[NearMissFacts, ...]
     costs: Costs
 
 
@@ -184,7 +184,7 @@ class PassFacts:
     contract: str | None
     options: Mapping[str, object]
     matches: int
-    near_misses: tuple[NearMiss, ...]
+    near_misses: tuple[NearMissFacts, ...]
     nodes_before: int | None
     nodes: int
     op_changes: Mapping[str, int] | None

@@ -18,7 +18,7 @@ from .facts import (
     NO_COSTS,
     Costs,
     LayerFacts,
-    NearMiss,
+    NearMissFacts,
     NodeFacts,
     OpFacts,
     ProgramFacts,
@@ -63,10 +63,10 @@ def measure_program(
     program: Program,
     workload: Workload,
     makers: Mapping[str, str] | None = None,
-    near_misses: Iterable[NearMiss] = (),
+    near_misses: Iterable[NearMissFacts] = (),
 ) -> ProgramFacts:
     """The facts of a program; `makers` says by label which pass made a node."""
-    missed: dict[str, list[NearMiss]] = {}
+    missed: dict[str, list[NearMissFacts]] = {}
     for miss in near_misses:
         if miss.node is not None:
             missed.setdefault(miss.node, []).append(miss)
@@ -108,7 +108,7 @@ def _node(
     node: Node,
     workload: Workload,
     made_by: str | None,
-    missed: Mapping[str, list[NearMiss]],
+    missed: Mapping[str, list[NearMissFacts]],
 ) -> NodeFacts:
     op = get_op(node.op)
     return NodeFacts(

@@ -27,7 +27,7 @@ from .facts import (
     Costs,
     KvGroupFacts,
     LayerFacts,
-    NearMiss,
+    NearMissFacts,
     PassFacts,
     Predictions,
     ShapeFacts,
@@ -395,13 +395,13 @@ def _idle(passes: Sequence[PassFacts]) -> Iterator[str]:
         yield f"found nothing: {', '.join(names)}"
 
 
-def _all_misses(passes: Sequence[PassFacts]) -> list[NearMiss]:
+def _all_misses(passes: Sequence[PassFacts]) -> list[NearMissFacts]:
     return [miss for one in passes for miss in one.near_misses]
 
 
-def near_miss_lines(misses: Sequence[NearMiss]) -> Iterator[str]:
+def near_miss_lines(misses: Sequence[NearMissFacts]) -> Iterator[str]:
     """Near misses for the same reason as one line: the pass, how many, the reason, the layers."""
-    found: dict[tuple[str, str], list[NearMiss]] = {}
+    found: dict[tuple[str, str], list[NearMissFacts]] = {}
     for miss in misses:
         found.setdefault((miss.pass_name, miss.reason), []).append(miss)
     for (name, reason), members in list(found.items())[:_MOST_NEAR_MISSES]:

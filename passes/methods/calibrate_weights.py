@@ -15,6 +15,7 @@ from ...ir.schemes import AUTO
 from ...ir.text import print_expr
 from ...ir.torch_threads import one_torch_thread
 from ..base import Pass, PassContext, PassResult, finish
+from ..near_miss import NearMiss
 from .calibration import Calibration
 from .gptq import Gptq
 
@@ -74,7 +75,7 @@ class CalibrateWeights(Pass):
                 hint="set quantization.calibration in the recipe",
             )
         details: Mapping[str, Any] = {}
-        misses: tuple[str, ...] = ()
+        misses: tuple[NearMiss, ...] = ()
         # The same passes run again over a few layers of the model: those have been made already.
         if not calibration.made:
             if self.method == AUTO:
@@ -90,7 +91,7 @@ class CalibrateWeights(Pass):
         return replace(self._result(program, calibration, misses), details=details)
 
     def _result(
-        self, program: Program, calibration: Calibration, misses: tuple[str, ...]
+        self, program: Program, calibration: Calibration, misses: tuple[NearMiss, ...]
     ) -> PassResult:
         weights = dict(program.weights)
         matches = 0

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ...ir.formats import GGUF_FORMATS
-from ...ir.interpret import describe
 from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.schemes import Scheme
 from ...ir.types import Sym
 from ...ir.weights import LEAVES, leaves
+from ..near_miss import NearMiss
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class ChannelGroup:
 
 def find_groups(
     program: Program, schemes: Mapping[int, Scheme], heads: set[int]
-) -> tuple[list[ChannelGroup], list[str]]:
+) -> tuple[list[ChannelGroup], list[NearMiss]]:
     """The groups whose channels can be scaled, in program order; and of others why not.
 
     `schemes` are those of the nodes that will be quantised, by id; `heads` the ids of the products
@@ -80,7 +80,7 @@ def find_groups(
         if isinstance(group, ChannelGroup):
             found.append(group)
         else:
-            misses.append(f"{describe(readers[0])}: not scaled, {group}")
+            misses.append(NearMiss.at(readers[0], f"not scaled, {group}"))
     return found, misses
 
 

@@ -15,6 +15,7 @@ from ...ir.quantized_pairs import PARTS
 from ...ir.schemes import get_scheme
 from ...ir.text import print_expr
 from ...ir.weights import evaluate_weight
+from ..near_miss import NearMiss
 from .calibration import Calibration
 from .correction import HELD_OUT, Correction, Drift, correct, reduces_error
 from .expert_feedback import RoundedExpert, hidden_rows, round_expert, routed
@@ -62,7 +63,7 @@ class Gptq:
     log: Callable[[str], None]
     plain: PlainProgram = field(init=False)
     records: list[dict[str, Any]] = field(default_factory=list, init=False)
-    unfed: list[str] = field(default_factory=list, init=False)
+    unfed: list[NearMiss] = field(default_factory=list, init=False)
     _current: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     _done_work: int = field(default=0, init=False)
 
@@ -113,10 +114,10 @@ class Gptq:
                     found.setdefault(ref.name, _Place(index, matrix, (rows, depth)))
         return list(found.values())
 
-    def misses(self) -> tuple[str, ...]:
+    def misses(self) -> tuple[NearMiss, ...]:
         """The matrices that stay as they were, and why."""
         reasons = ((m.parts["codes"], _reason(m)) for m in self.plain.matrices.values())
-        left = [f"@{name}: {reason}" for name, reason in reasons if reason is not None]
+        left = [NearMiss(reason, f"@{name}") for name, reason in reasons if reason is not None]
         return (*left, *self.unfed)
 
     def details(self) -> dict[str, Any]:
@@ -219,10 +220,11 @@ class Gptq:
         self._store(matrix, {part: torch.stack([e.parts[part] for e in made]) for part in PARTS})
         used = [one for one in made if one.is_fed]
         if len(used) < len(made):
-            self.unfed.append(
-                f"@{matrix.parts['codes']}: {len(made) - len(used)} of {len(made)} experts are"
-                " rounded to nearest: too few tokens reach them for feedback to lower their error"
+            reason = (
+                f"{len(made) - len(used)} of {len(made)} experts are rounded to nearest: too few"
+                " tokens reach them for feedback to lower their error"
             )
+            self.unfed.append(NearMiss(reason, f"@{matrix.parts['codes']}"))
         self._record(matrix, used, {"experts": len(made), "nearest_experts": len(made) - len(used)})
         self._done_work += place.work
 

@@ -18,6 +18,7 @@ from ...ir.types import DType
 from ...ir.weights import compute_expr, evaluate_weight
 from ..base import PassContext, PassResult, finish
 from ..constants import computed_weight
+from ..near_miss import NearMiss
 from ..scheme_choices import SchemeChoices, SchemePass
 from .calibration import Calibration
 from .channel_groups import ChannelGroup, Divided, find_groups
@@ -125,7 +126,7 @@ class _Search:
     method: str
     exponent: float
     records: list[dict[str, Any]] = field(default_factory=list, init=False)
-    misses: list[str] = field(default_factory=list, init=False)
+    misses: list[NearMiss] = field(default_factory=list, init=False)
 
     def run(self) -> None:
         """PassError for a program that is no model's step, and for inputs that are not finite."""
@@ -193,7 +194,7 @@ class _Search:
         self.calibration.channels[group.name] = choice.scales is not None
         if choice.scales is None:
             reason = "not scaled, which would not lower the error on windows that were left out"
-            self.misses.append(f"{describe(group.readers[0])}: {reason}")
+            self.misses.append(NearMiss.at(group.readers[0], reason))
             return
         self.calibration.spill.write(_columns_key(group), choice.scales)
         for one in group.divided:

@@ -22,7 +22,7 @@ from infc.driver.explain.facts import (
     NO_COSTS,
     ArtifactFacts,
     Costs,
-    NearMiss,
+    NearMissFacts,
     PassCost,
     PassFacts,
 )
@@ -291,7 +291,7 @@ def test_layers_have_the_names_of_their_kv_groups(captured: Program, tmp_path: P
 
 def test_equal_near_misses_are_one_line() -> None:
     misses = [
-        NearMiss(pass_name="p", node=f"{i}", layer=i, reason="too wide") for i in (0, 1, 2, 5)
+        NearMissFacts(pass_name="p", node=f"{i}", layer=i, reason="too wide") for i in (0, 1, 2, 5)
     ]
     assert list(near_miss_lines(misses)) == ["p, 4 times: too wide (layers 0-2, 5)"]
     assert spell_numbers([]) == ""

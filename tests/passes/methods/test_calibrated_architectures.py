@@ -108,5 +108,5 @@ def test_mixtures_are_scaled_and_calibrated(
     assert len(records) == 2 * mixtures
     assert all(one["gptq"] <= one["nearest"] for one in records)
     counted = {f"@{one['matrix']}.codes" for one in records if one["nearest_experts"]}
-    named = {miss.partition(":")[0] for miss in data["near_misses"] if "experts are" in miss}
+    named = {miss["where"] for miss in data["near_misses"] if "experts are" in miss["reason"]}
     assert counted == named
