@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -249,89 +248,3 @@ def remove_dead_code(program: Program, *, keep_weights: bool = False) -> Program
     if len(nodes) == len(program.nodes) and len(weights) == len(program.weights):
         return program
     return program.with_nodes(nodes, weights=weights)
-
-
-def sort_nodes(nodes: Iterable[Node], inputs: Iterable[Value]) -> tuple[Node, ...]:
-    """The nodes, each after what it reads, otherwise in the given order (stable).
-
-    Nodes with effects keep their order among each other. ProgramError for a cycle or an operand
-    that nothing defines.
-    """
-    pending = list(nodes)
-    producer = {value.name: i for i, node in enumerate(pending) for value in node.outputs}
-    known = {value.name for value in inputs}
-    waits: list[set[int]] = []
-    last_effect: int | None = None
-    for i, node in enumerate(pending):
-        needs = set()
-        for value in node.values():
-            if value.name in producer:
-                needs.add(producer[value.name])
-            elif value.name not in known:
-                raise ProgramError(f"{node.op} reads {value}, which is not defined")
-        if get_op(node.op).effects:
-            if last_effect is not None:
-                needs.add(last_effect)
-            last_effect = i
-        waits.append(needs)
-    return tuple(pending[i] for i in _topological(waits))
-
-
-def _topological(waits: list[set[int]]) -> list[int]:
-    readers: dict[int, list[int]] = {}
-    for i, needs in enumerate(waits):
-        for need in needs:
-            readers.setdefault(need, []).append(i)
-    left = [len(needs) for needs in waits]
-    ready = [i for i, count in enumerate(left) if not count]
-    order: list[int] = []
-    while ready:
-        i = heapq.heappop(ready)
-        order.append(i)
-        for reader in readers.get(i, ()):
-            left[reader] -= 1
-            if not left[reader]:
-                heapq.heappush(ready, reader)
-    if len(order) != len(waits):
-        raise ProgramError("the nodes form a cycle")
-    return order
-
-
-def rename_values(program: Program, rename: Callable[[Value], str]) -> Program:
-    """Every value under another name, which `rename` makes from it; names must stay unique."""
-    names: dict[str, str] = {}
-    values = [*program.inputs, *(value for node in program.nodes for value in node.outputs)]
-    for value in values:
-        names[value.name] = rename(value)
-    if len(set(names.values())) != len(names):
-        raise ProgramError("renaming gives two values the same name")
-
-    def renamed(operand: Operand) -> Operand:
-        return Value(names[operand.name], operand.type) if isinstance(operand, Value) else operand
-
-    def each(items: Iterable[Value]) -> tuple[Value, ...]:
-        return tuple(Value(names[value.name], value.type) for value in items)
-
-    nodes = tuple(
-        replace(node, inputs=tuple(map(renamed, node.inputs)), outputs=each(node.outputs))
-        for node in program.nodes
-    )
-    outputs = each(program.outputs)
-    return replace(program, inputs=each(program.inputs), nodes=nodes, outputs=outputs)
-
-
-def renumber(program: Program) -> Program:
-    """Node results under the names `0`, `1`, ... in program order; inputs keep theirs."""
-    taken = {value.name for value in program.inputs}
-    count = 0
-
-    def rename(value: Value) -> str:
-        nonlocal count
-        if value.name in taken and value in program.inputs:
-            return value.name
-        while str(count) in taken:
-            count += 1
-        count += 1
-        return str(count - 1)
-
-    return rename_values(program, rename)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -18,17 +19,21 @@ from infc.frontend.config import read_config
 from infc.frontend.convert import convert_capture
 from infc.frontend.layers import NotRepeatableError
 from infc.frontend.load import load_model
-from infc.ir.builder import renumber
 from infc.ir.errors import UnsupportedModelError
 from infc.ir.program import Program, hidden_width
 from infc.ir.weights import checkpoint as checkpoint_leaf
 
 from ..checkpoints import make_checkpoint
+from ..renaming import rename_values
 from .oracle import no_log, parity_error
 
 
 def converted(capture: Capture) -> Program:
-    return renumber(convert_capture(capture, "model", lambda name, _: checkpoint_leaf(name)))
+    """The program of a capture, with results named by their order."""
+    program = convert_capture(capture, "model", lambda name, _: checkpoint_leaf(name))
+    inputs = {value.name for value in program.inputs}
+    count = itertools.count()
+    return rename_values(program, lambda v: v.name if v.name in inputs else f"r{next(count)}")
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2", "mixtral"])

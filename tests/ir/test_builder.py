@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infc.ir.builder import ProgramBuilder, remove_dead_code, sort_nodes
+from infc.ir.builder import ProgramBuilder, remove_dead_code
 from infc.ir.errors import ProgramError
 from infc.ir.program import KvGroup, Operand, Program, Value, WeightExpr
 from infc.ir.types import DType, Sym, TensorType
@@ -118,15 +118,3 @@ def test_copying_can_infer_types_anew() -> None:
     verify(changed)
     assert {v.type.dtype for node in changed.nodes for v in node.outputs} == {DType.F64}
     assert changed.outputs[0].type.dtype is DType.F64
-
-
-def test_sorting_is_stable_and_refuses_circles() -> None:
-    program = chain()
-    a, b, c, d = program.nodes
-    assert sort_nodes((b, a, d, c), program.inputs) == (a, b, c, d)
-    assert sort_nodes(program.nodes, program.inputs) == program.nodes
-    loop = a.__class__("relu", (b.output,), a.outputs)
-    with pytest.raises(ProgramError, match="cycle"):
-        sort_nodes((loop, b), program.inputs)
-    with pytest.raises(ProgramError, match="is not defined"):
-        sort_nodes((b,), program.inputs)

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.ir.builder import ProgramBuilder, rename_values
+from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ParseError
 from infc.ir.program import Attr, KvGroup, ModelSpec, Program, WeightExpr
 from infc.ir.text import parse_expr, parse_program, print_expr, print_program
 from infc.ir.types import DType, Sym, TensorType
+
+from ..renaming import rename_values
 
 FLOATS = st.floats(allow_nan=False)
 SCALARS: st.SearchStrategy[Attr] = (
