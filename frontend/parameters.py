@@ -17,7 +17,7 @@ DefineParameter = Callable[[str, DType], WeightExpr]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Arrangement:
     """How a weight is made of its parameter: `transpose` by a permutation, `reshape` to a shape,
     `cast` to a type, one after the other. `name` is put behind the parameter's.
     """
@@ -25,10 +25,10 @@ class Layout:
     name: str = ""
     steps: tuple[tuple[str, tuple[int, ...] | str], ...] = ()
 
-    def then(self, other: Layout) -> Layout:
+    def then(self, other: Arrangement) -> Arrangement:
         """This one first, then the other."""
         name = ".".join(filter(None, (self.name, other.name)))
-        return Layout(name, (*self.steps, *other.steps))
+        return Arrangement(name, (*self.steps, *other.steps))
 
     def apply(self, expr: WeightExpr) -> WeightExpr:
         """The weight's expression from its parameter's."""
@@ -38,14 +38,14 @@ class Layout:
 
 
 _ATTRS: Final = {"transpose": "perm", "reshape": "shape", "cast": "dtype"}
-_AS_PUBLISHED: Final = Layout()
-_TRANSPOSED: Final = Layout("transposed", (("transpose", (1, 0)),))
+_AS_PUBLISHED: Final = Arrangement()
+_TRANSPOSED: Final = Arrangement("transposed", (("transpose", (1, 0)),))
 
 
 @dataclass(frozen=True, slots=True)
 class _Use:
     source: str
-    layout: Layout
+    layout: Arrangement
     dtype: DType  # as the model has it, before any layout
 
 
@@ -86,7 +86,7 @@ class ParameterTable:
         layout = _AS_PUBLISHED if back else use.layout.then(_TRANSPOSED)
         return self._declare(replace(use, layout=layout), replace(kind, shape=kind.shape[::-1]))
 
-    def arranged(self, ref: WeightRef, shape: Sequence[int], layout: Layout) -> WeightRef:
+    def arranged(self, ref: WeightRef, shape: Sequence[int], layout: Arrangement) -> WeightRef:
         """A weight in another layout, as a weight of its own."""
         use, kind = self._uses[ref.name], self.builder.weights[ref.name].type
         layout = use.layout.then(layout)
@@ -95,7 +95,7 @@ class ParameterTable:
     def cast(self, ref: WeightRef, dtype: DType) -> WeightRef:
         """A weight in another element type, as a weight of its own."""
         use, kind = self._uses[ref.name], self.builder.weights[ref.name].type
-        layout = use.layout.then(Layout(dtype.value, (("cast", dtype.value),)))
+        layout = use.layout.then(Arrangement(dtype.value, (("cast", dtype.value),)))
         return self._declare(replace(use, layout=layout), replace(kind, dtype=dtype))
 
     def moved(self, ref: WeightRef, old_prefix: str, new_prefix: str) -> WeightRef | None:
@@ -107,7 +107,7 @@ class ParameterTable:
         kind = self.builder.weights[ref.name].type
         return self._declare(replace(use, source=self.names.get(name, name)), kind)
 
-    def relative_name(self, ref: WeightRef, prefix: str) -> tuple[str, Layout]:
+    def relative_name(self, ref: WeightRef, prefix: str) -> tuple[str, Arrangement]:
         """The source's name after `prefix` (whole where it does not start so), and how the
         weight is made of it."""
         use = self._uses[ref.name]

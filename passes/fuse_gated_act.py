@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..ir.program import Attr, Operand, Program
 from .base import Pass, PassContext, PassResult, finish
-from .match import Emitter, Match, OpPattern, Rule, Var, rewrite_all
+from .match import Match, NodeEmitter, OpPattern, Rule, Var, rewrite_all
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _rule(op: str, approximate: str | None) -> Rule:
     attrs = {} if approximate is None else {"approximate": approximate}
     pattern = OpPattern("mul", (OpPattern(op, (_half("gate"),), attrs), _half("up")))
 
-    def fuse(emit: Emitter, match: Match) -> Operand:
+    def fuse(emit: NodeEmitter, match: Match) -> Operand:
         return emit("gated_act", match.value("x"), act=_NAMES[op, approximate])
 
     return Rule(pattern, fuse, _allowed)

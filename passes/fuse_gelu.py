@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..ir.program import Operand, Program
 from .base import Pass, PassContext, PassResult, finish
-from .match import AnyOf, Emitter, Match, OpPattern, Rule, Var, rewrite_all
+from .match import AnyOf, Match, NodeEmitter, OpPattern, Rule, Var, rewrite_all
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _allowed(program: Program, match: Match) -> str | None:
     return None
 
 
-def _fuse(emit: Emitter, match: Match) -> Operand:
+def _fuse(emit: NodeEmitter, match: Match) -> Operand:
     return emit("gelu", match.value("x"), approximate="tanh")
 
 

@@ -8,7 +8,17 @@ from typing import ClassVar
 from ..ir.program import Operand, Program, WeightRef
 from .base import Pass, PassContext, PassResult, finish
 from .fuse_rms_norm import is_rounded_next, shifted_weight
-from .match import AnyOf, Emitter, Match, Maybe, OpPattern, Rule, Var, optional_cast, rewrite_all
+from .match import (
+    AnyOf,
+    Match,
+    Maybe,
+    NodeEmitter,
+    OpPattern,
+    Rule,
+    Var,
+    optional_cast,
+    rewrite_all,
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,12 @@ _PLAIN = AnyOf((OpPattern("cast", (_SCALED,)), _SCALED))
 _BIASED = AnyOf((OpPattern("cast", (_WITH_BIAS,)), _WITH_BIAS))
 
 
-def _fuse(emit: Emitter, match: Match) -> Operand:
+def _fuse(emit: NodeEmitter, match: Match) -> Operand:
     weights = [match.operand(name) for name in ("w", "b") if name in match.captures]
     return emit("layer_norm", match.value("x"), *weights, eps=float(match.captures["eps"]))
 
 
-def _shift(emit: Emitter, match: Match) -> Operand:
+def _shift(emit: NodeEmitter, match: Match) -> Operand:
     weight = match.operand("w")
     assert isinstance(weight, WeightRef)
     weight = shifted_weight(emit, weight, float(match.captures["one"]))

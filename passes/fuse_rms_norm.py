@@ -10,9 +10,9 @@ from ..ir.types import DType, TensorType
 from .base import Pass, PassContext, PassResult, finish
 from .match import (
     AnyOf,
-    Emitter,
     Match,
     Maybe,
+    NodeEmitter,
     OpPattern,
     PatternLike,
     Rule,
@@ -75,13 +75,13 @@ def is_rounded_next(program: Program, x: Value, out: Value) -> bool:
     return users[0].output.type == program.operand_type(widened.inputs[0])
 
 
-def _llama(emit: Emitter, match: Match) -> Operand:
+def _llama(emit: NodeEmitter, match: Match) -> Operand:
     eps = float(match.captures["eps"])
     x, weight = match.value("x"), match.operand("w")
     return emit("rms_norm", x, weight, eps=eps, round_before_scale=True)
 
 
-def _gemma(emit: Emitter, match: Match) -> Operand:
+def _gemma(emit: NodeEmitter, match: Match) -> Operand:
     eps = float(match.captures["eps"])
     weight = match.operand("w")
     assert isinstance(weight, WeightRef)
@@ -90,7 +90,7 @@ def _gemma(emit: Emitter, match: Match) -> Operand:
     return emit("rms_norm", match.value("x"), weight, eps=eps, round_before_scale=False)
 
 
-def shifted_weight(emit: Emitter, ref: WeightRef, value: float) -> WeightRef:
+def shifted_weight(emit: NodeEmitter, ref: WeightRef, value: float) -> WeightRef:
     """The weight `ref + value`, made once at compile time, in float32 as the model adds it."""
     weight: Weight = emit.builder.weights[ref.name]
     wide = WeightExpr("cast", (weight.expr,), {"dtype": "f32"})

@@ -10,7 +10,7 @@ from ..ir.program import Attr, Node, Operand, Program, Value
 from ..ir.shapes import spell_dim
 from ..ir.types import Sym
 from .base import Pass, PassContext, PassResult, finish
-from .match import AnyOf, Emitter, Match, OpPattern, Pattern, Rule, Var, rewrite_all
+from .match import AnyOf, Match, NodeEmitter, OpPattern, Pattern, Rule, Var, rewrite_all
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _neighbours_allowed(program: Program, match: Match) -> str | None:
     return None if angles[0].style == "interleaved" else "neighbours are turned by angles of halves"
 
 
-def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Operand | None:
+def _fuse(emit: NodeEmitter, match: Match, style: str, *, apart: bool = False) -> Operand | None:
     program = emit.program
     angles = _both_angles(program, match, apart=apart)
     assert not isinstance(angles, str)
@@ -227,7 +227,7 @@ def _fuse(emit: Emitter, match: Match, style: str, *, apart: bool = False) -> Op
 
 
 def _turned(
-    emit: Emitter, x: Value, angles: Sequence[Operand], attrs: Mapping[str, Attr]
+    emit: NodeEmitter, x: Value, angles: Sequence[Operand], attrs: Mapping[str, Attr]
 ) -> Operand:
     """The op on x brought to [T, H, D], its result brought back."""
     form = _form(x)
@@ -241,15 +241,15 @@ def _turned(
     return emit("reshape", emit("rope", headed, *angles, **attrs), shape=(tokens, width))
 
 
-def _fuse_half(emit: Emitter, match: Match) -> Operand | None:
+def _fuse_half(emit: NodeEmitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "half")
 
 
-def _fuse_apart(emit: Emitter, match: Match) -> Operand | None:
+def _fuse_apart(emit: NodeEmitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "half", apart=True)
 
 
-def _fuse_neighbours(emit: Emitter, match: Match) -> Operand | None:
+def _fuse_neighbours(emit: NodeEmitter, match: Match) -> Operand | None:
     return _fuse(emit, match, "interleaved")
 
 
@@ -277,11 +277,11 @@ def _partial_allowed(program: Program, match: Match) -> str | None:
     return _not_one_head(match)
 
 
-def _fuse_partial(emit: Emitter, match: Match) -> Operand | None:
+def _fuse_partial(emit: NodeEmitter, match: Match) -> Operand | None:
     return _turn_again(emit, match, match.captures["cut"])
 
 
-def _turn_again(emit: Emitter, match: Match, width: Attr) -> Operand:
+def _turn_again(emit: NodeEmitter, match: Match, width: Attr) -> Operand:
     """The rotation that was matched, of x."""
     angles = [match.operand(name) for name in ("cos", "sin")]
     attrs = {"style": match.captures["style"], "rotary_dim": width}
@@ -306,5 +306,5 @@ def _not_one_head(match: Match) -> str | None:
     return f"{match.value('x')} holds several heads side by side" if several else None
 
 
-def _fuse_wide(emit: Emitter, match: Match) -> Operand | None:
+def _fuse_wide(emit: NodeEmitter, match: Match) -> Operand | None:
     return _turn_again(emit, match, match.captures["width"])

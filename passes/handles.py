@@ -13,10 +13,10 @@ from ..ir.errors import UsageError
 from ..ir.ops import get_op
 from ..ir.program import Literal, Node, Operand, Program, Value, WeightRef
 from ..ir.types import DType, TensorType
-from .match import Emitter, Match
+from .match import Match, NodeEmitter
 from .patterns import OpPattern
 
-_EMITTER: ContextVar[Emitter | None] = ContextVar("emitter", default=None)
+_EMITTER: ContextVar[NodeEmitter | None] = ContextVar("emitter", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ ops = _Ops()
 
 
 @contextmanager
-def emitting(emitter: Emitter) -> Iterator[None]:
+def emitting(emitter: NodeEmitter) -> Iterator[None]:
     """Lets ops add nodes, as long as a replacement is traced."""
     token = _EMITTER.set(emitter)
     try:

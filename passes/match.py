@@ -18,10 +18,10 @@ from .patterns import AnyOf, Maybe, OpPattern, Pattern, PatternLike, Var, option
 
 __all__ = [
     "AnyOf",
-    "Emitter",
     "Match",
     "Matcher",
     "Maybe",
+    "NodeEmitter",
     "OpPattern",
     "Pattern",
     "PatternLike",
@@ -249,7 +249,7 @@ def _same_attr(wanted: Attr, actual: Attr, name: str, node: Node) -> bool:
     return False
 
 
-Replacement = Callable[["Emitter", Match], "Operand | None"]
+Replacement = Callable[["NodeEmitter", Match], "Operand | None"]
 """Emits a match's replacement; None declines (the emitter's reason is a near miss)."""
 
 
@@ -265,7 +265,7 @@ class Rule:
     when: Callable[[Program, Match], str | None] | None = None
 
 
-class Emitter:
+class NodeEmitter:
     """Adds the nodes of one replacement; names and layers follow those of the root.
 
     `program` is the one that the match was found in.
@@ -378,7 +378,9 @@ class _Sweeper:
         """Whether the rule's replacement was put in the place of the match."""
         builder, mark = self.builder, len(self.builder.nodes)
         old = match.root.output
-        result = self.rules[place].replacement(Emitter(self.program, builder, match.root), match)
+        result = self.rules[place].replacement(
+            NodeEmitter(self.program, builder, match.root), match
+        )
         if result is None:
             del builder.nodes[mark:]
             return False

@@ -11,7 +11,7 @@ from ..ir.program import Operand, Program, Value
 from ..ir.shapes import add_dims, parse_dim, spell_dim
 from ..ir.types import Dim, DType, TensorType
 from .base import Pass, PassContext, PassResult, finish
-from .match import Emitter, Match, OpPattern, Rule, Var, rewrite_all
+from .match import Match, NodeEmitter, OpPattern, Rule, Var, rewrite_all
 
 _WIDENS = {
     DType.BF16: {DType.F32, DType.F64},
@@ -59,12 +59,12 @@ def _two(op: str, inner: str) -> OpPattern:
     return OpPattern(op, (seen_through,), any_attrs=True)
 
 
-def _same_type(emit: Emitter, match: Match) -> Operand | None:
+def _same_type(emit: NodeEmitter, match: Match) -> Operand | None:
     x = match.value("x")
     return x if x.type == match.root.output.type else None
 
 
-def _inner_attrs(emit: Emitter, match: Match) -> Any:
+def _inner_attrs(emit: NodeEmitter, match: Match) -> Any:
     """The attributes of the inner node of a `_two` pattern."""
     inner = match.root.values()[0]
     for node in reversed(emit.builder.nodes):
@@ -73,7 +73,7 @@ def _inner_attrs(emit: Emitter, match: Match) -> Any:
     return None
 
 
-def _cast_of_cast(emit: Emitter, match: Match) -> Operand | None:
+def _cast_of_cast(emit: NodeEmitter, match: Match) -> Operand | None:
     source = match.value("x").type.dtype
     middle = match.root.values()[0].type.dtype
     if middle is not source and middle not in _WIDENS.get(source, set()):
@@ -83,11 +83,11 @@ def _cast_of_cast(emit: Emitter, match: Match) -> Operand | None:
     return x if last is source else emit("cast", x, dtype=last.value)
 
 
-def _reshape_of_reshape(emit: Emitter, match: Match) -> Operand | None:
+def _reshape_of_reshape(emit: NodeEmitter, match: Match) -> Operand | None:
     return emit("reshape", match.value("x"), shape=match.root.attrs["shape"])
 
 
-def _transpose(emit: Emitter, match: Match) -> Operand | None:
+def _transpose(emit: NodeEmitter, match: Match) -> Operand | None:
     """A transpose that moves only dimensions of size 1 is a reshape, or nothing."""
     x, perm = match.value("x"), match.root.attrs["perm"]
     assert isinstance(perm, tuple)
@@ -100,7 +100,7 @@ def _transpose(emit: Emitter, match: Match) -> Operand | None:
     return emit("reshape", x, shape=tuple(map(spell_dim, shape)))
 
 
-def _transpose_of_transpose(emit: Emitter, match: Match) -> Operand | None:
+def _transpose_of_transpose(emit: NodeEmitter, match: Match) -> Operand | None:
     attrs = _inner_attrs(emit, match)
     outer = match.root.attrs["perm"]
     if attrs is None or not isinstance(outer, tuple):
@@ -109,7 +109,7 @@ def _transpose_of_transpose(emit: Emitter, match: Match) -> Operand | None:
     return emit("transpose", match.value("x"), perm=tuple(inner[i] for i in outer))
 
 
-def _slice_of_slice(emit: Emitter, match: Match) -> Operand | None:
+def _slice_of_slice(emit: NodeEmitter, match: Match) -> Operand | None:
     inner, outer = _inner_attrs(emit, match), match.root.attrs
     if inner is None or inner["dim"] != outer["dim"] or inner["step"] != 1:
         return None
@@ -123,7 +123,7 @@ def _slice_of_slice(emit: Emitter, match: Match) -> Operand | None:
     )
 
 
-def _slice_of_concat(emit: Emitter, match: Match) -> Operand | None:
+def _slice_of_concat(emit: NodeEmitter, match: Match) -> Operand | None:
     """A slice that is exactly one part of a concat is that part."""
     joined = match.root.values()[0]
     node = next((n for n in reversed(emit.builder.nodes) if joined in n.outputs), None)
@@ -143,7 +143,7 @@ def _slice_of_concat(emit: Emitter, match: Match) -> Operand | None:
     return None
 
 
-def _neutral(emit: Emitter, match: Match) -> Operand | None:
+def _neutral(emit: NodeEmitter, match: Match) -> Operand | None:
     """x where the other operand is a literal that changes nothing."""
     a, b = match.root.inputs
     neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}[match.root.op]
@@ -156,7 +156,7 @@ def _neutral(emit: Emitter, match: Match) -> Operand | None:
     return None
 
 
-def _concat(emit: Emitter, match: Match) -> Operand | None:
+def _concat(emit: NodeEmitter, match: Match) -> Operand | None:
     """Empty parts go; what is left of a concat may be one value."""
     dim, parts = match.root.attrs["dim"], match.root.inputs
     assert isinstance(dim, int)
@@ -168,7 +168,7 @@ def _concat(emit: Emitter, match: Match) -> Operand | None:
     return emit("concat", *kept, dim=dim)
 
 
-_Action = Callable[[Emitter, Match], Operand | None]
+_Action = Callable[[NodeEmitter, Match], Operand | None]
 
 _ONE: tuple[tuple[str, _Action], ...] = (
     ("cast", _same_type),

@@ -12,7 +12,7 @@ from ..ir.ops import get_op
 from ..ir.program import Operand, Program
 from .base import CONTRACTS, PIPELINE_PHASES, Pass, PassContext, PassResult, finish
 from .handles import Handle, emitting, handles, ops
-from .match import Emitter, Match, OpPattern, Pattern, PatternLike, Rule, Var, rewrite_all
+from .match import Match, NodeEmitter, OpPattern, Pattern, PatternLike, Rule, Var, rewrite_all
 from .user_code import defined_at
 
 __all__ = ["Handle", "RewritePass", "ops", "rewrite"]
@@ -35,7 +35,7 @@ class RewritePass(Pass):
         swept = rewrite_all(program, [Rule(self.pattern, self._replace, self._condition)])
         return finish(program, swept.program, swept.matches, swept.near_misses)
 
-    def _replace(self, emit: Emitter, match: Match) -> Operand | None:
+    def _replace(self, emit: NodeEmitter, match: Match) -> Operand | None:
         function = type(self).replacement
         given = handles(match, self.parameters, emit.program)
         with emitting(emit):

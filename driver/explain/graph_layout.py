@@ -77,7 +77,7 @@ class PlacedBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Drawing:
     """A whole drawing: its size, its blocks, and the lines from block to block."""
 
     width: float
@@ -86,7 +86,7 @@ class Layout:
     flows: list[tuple[Point, ...]]
 
 
-def lay_out(blocks: Sequence[Block]) -> Layout:
+def lay_out(blocks: Sequence[Block]) -> Drawing:
     """Blocks in columns from left to right; stacked ones below the one before."""
     columns: list[list[Block]] = []
     for index, block in enumerate(blocks):
@@ -111,7 +111,7 @@ def lay_out(blocks: Sequence[Block]) -> Layout:
         top = bottom + 3 * ROW_GAP
     width = max((one.frame.right for one in placed), default=0.0) + MARGIN
     height = max((one.frame.bottom for one in placed), default=0.0) + MARGIN
-    return Layout(width, height, placed, flows)
+    return Drawing(width, height, placed, flows)
 
 
 def _flow(a: Box, b: Box) -> tuple[Point, ...]:

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from .amounts import format_bytes, format_operations, format_share, moved_bytes, printable
 from .facts import NO_COSTS, ArtifactFacts, Costs, WeightFacts
-from .graph_layout import Box, Edge, Layout, PlacedBlock, Point, lay_out
+from .graph_layout import Box, Drawing, Edge, PlacedBlock, Point, lay_out
 from .graph_model import PORT, VIEW, Block, Card, build_blocks
 
 METRICS = ("decode-bytes", "decode-ops", "prefill-bytes", "prefill-ops")
@@ -71,7 +71,7 @@ def attribute(text: str) -> str:
     return escape(printable(text), quote=True)
 
 
-def _body(layout: Layout, total: Costs) -> Iterator[str]:
+def _body(layout: Drawing, total: Costs) -> Iterator[str]:
     yield (
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" '
         'markerHeight="6" orient="auto"><path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'

@@ -8,7 +8,7 @@ from torch import fx
 
 from ...ir.errors import UnsupportedModelError
 from ...ir.program import Operand, Value, WeightRef
-from ..parameters import Layout
+from ..parameters import Arrangement
 from .base import Context, Converter, Result
 
 
@@ -59,7 +59,7 @@ def _arranged(
         steps.append(("reshape", (experts, rows // 2, 2, *rest)))
         steps.append(("transpose", (0, 2, 1, *range(3, 3 + len(rest)))))
         steps.append(("reshape", tuple(shape)))
-    return ctx.parameters.arranged(ref, shape, Layout("arranged", tuple(steps)))
+    return ctx.parameters.arranged(ref, shape, Arrangement("arranged", tuple(steps)))
 
 
 CONVERTERS: dict[str, Converter] = {

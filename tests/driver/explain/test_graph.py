@@ -14,7 +14,7 @@ import pytest
 from infc.driver.cli import run
 from infc.driver.explain.collect import inspect_artifact
 from infc.driver.explain.facts import ArtifactFacts, ProgramFacts
-from infc.driver.explain.graph_layout import Box, Layout, lay_out
+from infc.driver.explain.graph_layout import Box, Drawing, lay_out
 from infc.driver.explain.graph_model import build_blocks
 from infc.driver.explain.graph_page import html_page
 from infc.driver.explain.graph_svg import svg_page
@@ -131,7 +131,7 @@ def overlap(a: Box, b: Box) -> bool:
     return a.x < b.right and b.x < a.right and a.y < b.bottom and b.y < a.bottom
 
 
-def check_layout(layout: Layout) -> None:
+def check_layout(layout: Drawing) -> None:
     """Cards and blocks apart, cards within their block, edges from card to card."""
     for a, b in itertools.combinations(layout.blocks, 2):
         assert not overlap(a.frame, b.frame)
