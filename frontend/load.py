@@ -16,7 +16,7 @@ from ..ir.types import DType, SymbolRange
 from ..ir.verify import verify
 from .checkpoint import Checkpoint
 from .config import text_part
-from .sources.base import open_source
+from .sources.open import open_source
 
 DTypeName = Literal["float32", "bfloat16", "auto"]
 Log = Callable[[str], None]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..ir.manifest import TokenizerFiles
 from .generation import Vocabulary, generation_defaults
-from .sources.base import open_source
+from .sources.open import open_source
 
 TOKENIZER_FILE: Final = "tokenizer/tokenizer.json"
 TEMPLATE_FILE: Final = "tokenizer/chat_template.jinja"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoint import Checkpoint
@@ -46,19 +45,3 @@ class ModelSource(Protocol):
 
     def read_tokenizer(self, vocab_size: int | None) -> SourceTokenizer | None:
         """The tokenizer; None where the model has none. `vocab_size` is the model's."""
-
-
-def open_source(path: Path) -> ModelSource:
-    """The source that a path is: a GGUF file by its name, else a checkpoint directory."""
-    if is_gguf(path):
-        from .gguf.source import GgufSource
-
-        return GgufSource(path)
-    from .directory import DirectorySource
-
-    return DirectorySource(path)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path is that of a GGUF file, by its name alone."""
-    return path.suffix.lower() == ".gguf" and not path.is_dir()

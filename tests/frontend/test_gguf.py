@@ -13,8 +13,8 @@ import transformers
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from infc.frontend.load import load_model
-from infc.frontend.sources.base import open_source
 from infc.frontend.sources.gguf.tensors import GgufTensors
+from infc.frontend.sources.open import open_source
 from infc.ir.errors import CheckpointError, UnsupportedModelError
 from infc.ir.program import Program
 from infc.ir.verify import verify

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.frontend.sources.base import open_source
 from infc.frontend.sources.gguf.header import Value
 from infc.frontend.sources.gguf.tensors import GgufTensors
+from infc.frontend.sources.open import open_source
 from infc.ir.errors import CheckpointError
 
 from ..gguf_files import make_gguf

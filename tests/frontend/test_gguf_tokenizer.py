@@ -11,8 +11,9 @@ import gguf
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from infc.frontend.sources.base import SourceTokenizer, open_source
+from infc.frontend.sources.base import SourceTokenizer
 from infc.frontend.sources.gguf.pretokenizers import PRE_TOKENIZERS
+from infc.frontend.sources.open import open_source
 from infc.frontend.tokenizer import write_tokenizer
 from infc.ir.errors import CheckpointError
 from infc.runtime.text.tokenizer import Tokenizer
