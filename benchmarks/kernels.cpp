@@ -138,8 +138,7 @@ double time_attention(ThreadTeam& team, const AttentionShape& shape, int repeats
     positions[i] = static_cast<int32_t>(context - tokens) + static_cast<int32_t>(i);
   }
   const int32_t starts[2] = {0, static_cast<int32_t>(tokens)};
-  const int32_t length = static_cast<int32_t>(context);
-  const StepView step{starts, &length, positions.data(), table.data(), blocks, 1, tokens};
+  const StepView step{starts, positions.data(), table.data(), blocks, 1, tokens};
   const double seconds = best_of(repeats, [&] {
     on_team(team, [&](const Team& t) {
       for (int64_t layer = 0; layer < layers; ++layer) {

@@ -8,10 +8,9 @@ namespace infc {
 
 // The part of a step that attention reads; as in docs/design/step.md.
 struct StepView {
-  const int32_t* query_starts;     // [B + 1]
-  const int32_t* context_lengths;  // [B]
-  const int32_t* positions;        // [T]
-  const int32_t* block_table;      // [B, table_width], of the layer's group
+  const int32_t* query_starts;  // [B + 1]
+  const int32_t* positions;     // [T]
+  const int32_t* block_table;   // [B, table_width], of the layer's group
   int64_t table_width;
   int64_t B;
   int64_t T;

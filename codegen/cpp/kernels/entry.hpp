@@ -77,8 +77,8 @@ inline KvView kv_view(void* base, int64_t bytes_per_block, int64_t layer_offset,
 // What attention reads of a step, for the layers of one KV group.
 inline StepView step_view(const infc_step& s, int64_t group) {
   const infc_group_step& g = s.groups[group];
-  return {s.query_starts, s.context_lengths, s.positions,   g.block_table,
-          g.table_width,  s.num_sequences,   s.num_tokens};
+  return {s.query_starts, s.positions,     g.block_table,
+          g.table_width,  s.num_sequences, s.num_tokens};
 }
 
 using StepFunction = void (*)(const Team&, const Model&, const infc_step&);

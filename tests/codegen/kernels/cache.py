@@ -169,7 +169,6 @@ def attend(
     q = np.concatenate([s.q[a:b] for s, (a, b) in zip(sequences, spans, strict=True)])
     positions = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in spans])
     starts = np.cumsum([0, *(b - a for a, b in spans)]).astype(np.int32)
-    lengths = np.array([b for _, b in spans], np.int32)
     tables = cache.tables.copy()
     if options.window:
         # Blocks that left the window of every row to come are freed: null in the table.
@@ -183,7 +182,7 @@ def attend(
             "attend",
             team,
             *(q, h.H * h.D, y, h.H * h.Dv),
-            *(starts, lengths, positions, tables, cache.width, len(spans), total),
+            *(starts, positions, tables, cache.width, len(spans), total),
             *(view, h.H, h.D**-0.5, options.window, options.softcap, options.sinks),
         )
     return [y[starts[i] : starts[i + 1]].copy() for i in range(len(spans))]

@@ -160,10 +160,10 @@ EXPORT void copy_kv(void* team, const i64* kv, const int32_t* pairs, i64 count) 
 }
 
 EXPORT void attend(void* team, const T* q, i64 ldq, T* y, i64 ldy, const int32_t* query_starts,
-                   const int32_t* context_lengths, const int32_t* positions,
-                   const int32_t* block_table, i64 table_width, i64 B, i64 tokens, const i64* kv,
-                   i64 H, double scale, i64 window, double softcap, const float* sinks) {
-  const StepView step{query_starts, context_lengths, positions, block_table, table_width, B, tokens};
+                   const int32_t* positions, const int32_t* block_table, i64 table_width, i64 B,
+                   i64 tokens, const i64* kv, i64 H, double scale, i64 window, double softcap,
+                   const float* sinks) {
+  const StepView step{query_starts, positions, block_table, table_width, B, tokens};
   on_team(team, [=](const Team& t) {
     paged_attention<T, T>(t, q, ldq, y, ldy, step, view(kv), H, static_cast<float>(scale), window,
                           static_cast<float>(softcap), sinks);

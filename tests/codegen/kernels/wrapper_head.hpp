@@ -32,7 +32,7 @@ EXPORT i64 attention_scratch(i64 D, i64 Dv) { return attention_scratch_bytes(D, 
 // What plan_split makes of a step: pieces, rows, rows of a unit, slots.
 EXPORT void split_plan(const int32_t* query_starts, const int32_t* positions, i64 B, i64 G,
                        i64 heads, i64 window, i64 threads, i64* out) {
-  const StepView step{query_starts, nullptr, positions, nullptr, 0, B, query_starts[B]};
+  const StepView step{query_starts, positions, nullptr, 0, B, query_starts[B]};
   const AttentionLayout layout(step, G, heads, window);
   const SplitPlan plan = plan_split(layout, static_cast<int>(threads));
   out[0] = plan.pieces;
