@@ -19,7 +19,7 @@ _LOWEST = -9999.0  # JSON has no -Infinity; the number that OpenAI's API gives i
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class TokenTexts:
+class TokenNames:
     """What single tokens are called, and their bytes, whole characters or not.
 
     A name is no text of an answer: special tokens have one, and no two tokens have the same.
@@ -70,25 +70,25 @@ class TokenTexts:
 
 
 def chat_logprobs(
-    entries: Sequence[TokenLogprobs], texts: TokenTexts, num_top: int
+    entries: Sequence[TokenLogprobs], texts: TokenNames, num_top: int
 ) -> dict[str, Any]:
     """`choices[].logprobs` of a chat: one object a token."""
     return {"content": [_with_top(e, texts, num_top) for e in entries], "refusal": None}
 
 
 def prompt_logprobs(
-    entries: Sequence[TokenLogprobs | None], texts: TokenTexts, num_top: int
+    entries: Sequence[TokenLogprobs | None], texts: TokenNames, num_top: int
 ) -> list[dict[str, Any] | None]:
     """`choices[].prompt_logprobs`: one object a token of the prompt, null for the first."""
     return [None if entry is None else _with_top(entry, texts, num_top) for entry in entries]
 
 
-def _with_top(entry: TokenLogprobs, texts: TokenTexts, num_top: int) -> dict[str, Any]:
+def _with_top(entry: TokenLogprobs, texts: TokenNames, num_top: int) -> dict[str, Any]:
     top = [_chat_entry(token, logprob, texts) for token, logprob in entry.top[:num_top]]
     return {**_chat_entry(entry.token_id, entry.logprob, texts), "top_logprobs": top}
 
 
-def _chat_entry(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+def _chat_entry(token_id: int, logprob: float, texts: TokenNames) -> dict[str, Any]:
     text, data = texts.describe(token_id)
     return {
         "token": text,
@@ -98,7 +98,7 @@ def _chat_entry(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, A
 
 
 def completion_logprobs(
-    entries: Sequence[TokenLogprobs], offsets: Sequence[int], texts: TokenTexts, num_top: int
+    entries: Sequence[TokenLogprobs], offsets: Sequence[int], texts: TokenNames, num_top: int
 ) -> dict[str, list[Any]]:
     """`choices[].logprobs` of a completion: parallel lists.
 
@@ -123,7 +123,7 @@ def echoed_logprobs(
     token_ids: Sequence[int],
     entries: Sequence[TokenLogprobs | None],
     text: str,
-    texts: TokenTexts,
+    texts: TokenNames,
     num_top: int,
 ) -> dict[str, list[Any]]:
     """As `completion_logprobs`, for a prompt and its text: nothing predicts its first token."""

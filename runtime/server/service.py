@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...ir.errors import RequestError
 from ..text.text_decoders import REPLACEMENT
 from .errors import ApiError
-from .logprobs import TokenTexts
+from .logprobs import TokenNames
 from .metrics import ServerMetrics
 from .protocol import GenerationRequest
 from .settings import ServerSettings
@@ -36,7 +36,7 @@ class Service:
         self.tokenizer = tokenizer
         self.settings = settings
         self.metrics = metrics
-        self.token_texts = TokenTexts(tokenizer)
+        self.token_texts = TokenNames(tokenizer)
         self.workers = Workers(settings.max_queue)
         # What is generated already is never refused, nor waits behind what is being prepared.
         self.writers = Workers(None)

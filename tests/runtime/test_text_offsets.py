@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.sampling.sampling_params import SamplingParams
-from infc.runtime.server.logprobs import TokenTexts
+from infc.runtime.server.logprobs import TokenNames
 from infc.runtime.text.tokenizer import Tokenizer
 
 from .engines import make_engine
@@ -50,7 +50,7 @@ def answer(
     return tuple(parts)
 
 
-def check(whole: CompletionOutput, texts: TokenTexts) -> None:
+def check(whole: CompletionOutput, texts: TokenNames) -> None:
     assert whole.text_offsets is not None
     assert len(whole.text_offsets) == len(whole.token_ids)
     assert list(whole.text_offsets) == sorted(whole.text_offsets)
@@ -66,7 +66,7 @@ def check(whole: CompletionOutput, texts: TokenTexts) -> None:
 @given(st.integers(0, 30), st.data())
 @settings(max_examples=60)
 def test_each_token_begins_where_its_text_does(seed: int, data: st.DataObject) -> None:
-    texts = TokenTexts(tokenizer())
+    texts = TokenNames(tokenizer())
     whole = merge_outputs(answer(seed)).outputs[0]
     check(whole, texts)
     if not whole.text:
@@ -89,13 +89,13 @@ def test_each_token_begins_where_its_text_does(seed: int, data: st.DataObject) -
 @pytest.mark.parametrize("choices", [{"n": 3}, {"n": 1, "best_of": 3}])
 def test_of_several_answers_each_has_its_own(choices: dict[str, int]) -> None:
     for completion in merge_outputs(answer(5, **choices)).outputs:
-        check(completion, TokenTexts(tokenizer()))
+        check(completion, TokenNames(tokenizer()))
 
 
 def test_no_two_tokens_have_the_same_name() -> None:
     """Words, byte tokens and added tokens may all spell the same text."""
     for each in (tokenizer(), with_decoder(None)):
-        texts, size = TokenTexts(each), each.backend.get_vocab_size()
+        texts, size = TokenNames(each), each.backend.get_vocab_size()
         names = [texts.describe(token_id)[0] for token_id in range(size)]
         assert len(set(names)) == size
     (plain, as_byte) = (each.backend.token_to_id(token) for token in ("s", "<0x73>"))
@@ -112,7 +112,7 @@ def test_added_tokens_of_a_byte_level_vocabulary() -> None:
     inner = backend.token_to_id("the")
     backend.add_tokens(["\u0120\u0120", "  ", " the"])
     each = Tokenizer(backend)
-    texts, size = TokenTexts(each), backend.get_vocab_size()
+    texts, size = TokenNames(each), backend.get_vocab_size()
     names = [texts.describe(token_id)[0] for token_id in range(size)]
     assert len(set(names)) == size
     assert inner is None or texts.describe(inner)[0] == "the"
