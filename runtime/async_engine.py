@@ -14,11 +14,12 @@ from functools import partial
 
 from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
 from .async_streams import Item, Stream, hand_over
-from .engine import Engine, EngineStats, PreparedRequest
+from .engine import Engine, EngineStats
 from .faults import note_fault
 from .memory_reserve import RESERVE
 from .requests.outputs import RequestOutput, merge_outputs
 from .requests.pooling import Pooling
+from .requests.request_stream import PreparedRequest
 from .sampling.sampling_params import SamplingParams
 
 _IDLE_SECONDS = 0.005

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..ir.errors import InfcError
-from .engine import PreparedRequest
 from .memory_reserve import RESERVE
 from .requests.outputs import RequestOutput, merge_outputs
+from .requests.request_stream import PreparedRequest
 
 Item = RequestOutput | InfcError
 

@@ -17,6 +17,7 @@ from ..ir.errors import InfcError, RequestError
 from .executors import open_executor
 from .executors.base import Executor, ExecutorConfig, work_ahead
 from .faults import is_fault, note_fault
+from .in_flight import Flight, StepsInFlight
 from .limits import RuntimePlan, plan_runtime
 from .memory_plan import BROKER, Lease
 from .options import RuntimeOptions
@@ -30,12 +31,11 @@ from .requests.request_checks import (
     checked_ids,
     stop_texts,
 )
-from .requests.request_stream import NO_FINITE_VALUE, RequestStream
+from .requests.request_stream import NO_FINITE_VALUE, PreparedRequest, RequestStream
 from .sampling.logits_adjuster import TokenConstraint
 from .sampling.sampler import Sample
 from .sampling.sampling_params import SamplingParams, recommended_sampling
 from .sampling.token_logprobs import TokenLogprobs
-from .scheduling.kv_cache import KvCache
 from .scheduling.owners import PlannedStep, StepTimes
 from .scheduling.scheduler import Scheduler
 from .scheduling.step_results import StepResults, read_results
@@ -56,14 +56,6 @@ class EngineStats:
     num_steps: int
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A request that was checked and built, and waits to be queued."""
-
-    request: Request
-    stream: RequestStream
-
-
 class Engine:
     """Serves one model. Not thread-safe: `AsyncEngine` gives it a thread of its own."""
 
@@ -81,11 +73,11 @@ class Engine:
         self.plan = plan
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
-        self.scheduler = _make_scheduler(plan)
+        self.scheduler = self._new_scheduler()
         self.num_steps = 0
         self.on_step: Callable[[StepTimes], None] | None = None
         """Told of each step that ran to its end, on the engine's thread: it must be quick."""
-        self._executor_seconds = 0.0
+        self._in_flight = StepsInFlight()
         self._recommended: dict[str, Any] = {}
         self._streams: dict[str, RequestStream] = {}
         self._weights_check: Future[None] | None = None
@@ -154,7 +146,7 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything to do."""
-        return self.scheduler.has_unfinished
+        return self.scheduler.has_unfinished or len(self._in_flight) > 0
 
     def stats(self) -> EngineStats:
         """Counts of now."""
@@ -309,7 +301,10 @@ class Engine:
             self.abort(request_id)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; what it added to each request that got a token or ended.
+        """Launch the next step, and tell of one that has run: what it added to each request.
+
+        Where the executor takes a step while another runs (`Executor.depth`), the next one is
+        launched first, so what a step gave is told while the next one runs.
 
         Ctrl-C may come anywhere in it. Where it leaves things half done, all requests are given
         up, and the engine starts from nothing.
@@ -322,17 +317,18 @@ class Engine:
             )
         self._owner = thread
         self._settled = False
-        begun = time.perf_counter()
         try:
-            planned = self._schedule()
-            results = self._execute(planned)
-            outputs = self._publish(planned, results)
+            in_flight, outputs = self._in_flight, []
+            launched = self._launch_next()
+            if len(in_flight) > (self.executor.depth if launched else 0):
+                flight = in_flight.first
+                outputs = self._publish(flight.planned, self._settle(flight))
+                self._observe(flight)
             self._settled = True
-            if planned is not None:
-                self._observe(planned, time.perf_counter() - begun)
         except BaseException:
             if not self._settled:
-                self.scheduler, self._streams = _make_scheduler(self.plan), {}
+                self.scheduler, self._streams = self._new_scheduler(), {}
+                self._in_flight.forget()
             raise
         finally:
             self._owner = None
@@ -371,59 +367,79 @@ class Engine:
         text = prompt if isinstance(prompt, str) else None
         return PreparedRequest(request, RequestStream(request, text, self.tokenizer, self._stop))
 
+    def _launch_next(self) -> bool:
+        """Plan and launch a step; False where there is none."""
+        begun = time.perf_counter()
+        if (planned := self._schedule()) is None:
+            return False
+        flight = self._in_flight.add(planned, begun)
+        try:
+            flight.launch(self.executor)
+        except BaseException:
+            self._discard(flight)
+            raise
+        return True
+
     def _schedule(self) -> PlannedStep | None:
         """The next step. Where it cannot be made, all requests begin anew, and none is lost."""
         try:
             return self.scheduler.schedule()
         except Exception:
-            fresh = _make_scheduler(self.plan)
+            self._in_flight.drain()
+            fresh = self._new_scheduler()
             fresh.take_over(self.scheduler)
             self.scheduler, self._settled = fresh, True
             raise
 
-    def _observe(self, planned: PlannedStep, seconds: float) -> None:
+    def _observe(self, flight: Flight) -> None:
         """Take in how long a step took. Whatever that meets, the step was made."""
         try:
-            self.scheduler.observe(planned, seconds)
+            seconds = self._in_flight.seconds_of(flight)
+            self.scheduler.observe(flight.planned, seconds)
             if self.on_step is not None:
-                self.on_step(StepTimes.of(planned, seconds, self._executor_seconds))
+                self.on_step(StepTimes.of(flight.planned, seconds, flight.executor_seconds))
         except Exception as error:
             note_fault("a measurement of a step", error)
 
-    def _execute(self, planned: PlannedStep | None) -> StepResults:
-        """Run and commit the step; where that fails, all of its requests end with an error."""
-        if planned is None:
-            return StepResults([], [])
+    def _settle(self, flight: Flight) -> StepResults:
+        """Wait for a step and settle it; where it fails, all of its requests end with an error."""
         try:
-            begun = time.perf_counter()
-            output = self.executor.launch(planned.step).result()
-            self._executor_seconds = time.perf_counter() - begun
+            output = flight.result()
             if self._weights_check is not None:  # no token leaves before the weights are known good
                 self._weights_check.result()
                 self._weights_check = None
-            results = read_results(planned, output)
+            results = read_results(flight.planned, output)
         except BaseException:
-            self.scheduler.discard(planned)
-            for request in planned.owners.requests:
-                self._streams.pop(request.request_id, None)
-            self._settled = True
+            self._discard(flight)
             raise
-        self.scheduler.commit(planned, [sample.token_id for sample in results.samples])
+        self._in_flight.take_first()
+        runs = [
+            None if sample is None or (token := sample.token_id) is None else (token,)
+            for sample in results.samples
+        ]
+        self.scheduler.settle(flight.planned, runs)
         self.num_steps += 1
         return results
 
-    def _publish(self, planned: PlannedStep | None, results: StepResults) -> list[RequestOutput]:
-        if planned is None:
-            return []
+    def _discard(self, failed: Flight) -> None:
+        """Give up a step that failed, and those launched after it."""
+        self._in_flight.give_up(failed)
+        for request in self.scheduler.discard(failed.planned):
+            self._streams.pop(request.request_id, None)
+        self._settled = True
+
+    def _publish(self, planned: PlannedStep, results: StepResults) -> list[RequestOutput]:
         outputs = []
-        for rows, entries in zip(planned.owners.prompt_rows, results.prompts, strict=True):
-            if output := self._tell_prompt(rows.request, entries, results.faults):
+        for request, entries in results.prompts:
+            if output := self._tell_prompt(request, entries, results.faults):
                 outputs.append(output)
         several: dict[str, list[tuple[Request, Sample | None]]] = {}
         for request, sample in zip(planned.owners.sampled, results.samples, strict=True):
             request_id = request.request_id
-            if (stream := self._streams.get(request_id)) is None:
-                continue  # a row of its prompt has just ended it
+            stream = self._streams.get(request_id)
+            # It ended while the step was in flight, or a row of its prompt has just ended it.
+            if sample is None or stream is None:
+                continue
             if len(stream.choices) > 1:
                 several.setdefault(request_id, []).append((request, sample))
             elif output := self._tell(request_id, stream, ((request, sample),)):
@@ -491,13 +507,5 @@ class Engine:
     def _stop(self, request: Request) -> None:
         self.scheduler.finish(request, "stop")
 
-
-def _make_scheduler(plan: RuntimePlan) -> Scheduler:
-    kv = KvCache(
-        plan.groups,
-        plan.num_blocks,
-        max_sequences=plan.limits.max_running,
-        max_context=plan.limits.max_context,
-        prefix_reuse=plan.prefix_reuse,
-    )
-    return Scheduler(plan.limits, kv)
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(self.plan.limits, self.plan.make_cache())

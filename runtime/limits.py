@@ -18,6 +18,7 @@ from .executors.base import HOST, WeightPlacement
 from .memory_plan import BROKER, MemoryPlan, MemoryUse
 from .options import RuntimeOptions, check_types, checked_threads
 from .scheduling.admission import SchedulerLimits
+from .scheduling.kv_cache import KvCache
 from .scheduling.kv_groups import (
     blocks_alone,
     blocks_for,
@@ -47,6 +48,16 @@ class RuntimePlan:
     prefix_reuse: bool
     notes: tuple[str, ...] = ()
     memory: MemoryPlan = field(default_factory=dict)
+
+    def make_cache(self) -> KvCache:
+        """An empty KV cache of this size."""
+        return KvCache(
+            self.groups,
+            self.num_blocks,
+            max_sequences=self.limits.max_running,
+            max_context=self.limits.max_context,
+            prefix_reuse=self.prefix_reuse,
+        )
 
 
 def plan_runtime(

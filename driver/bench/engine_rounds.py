@@ -117,7 +117,7 @@ class EngineRounds:
 
     def _note_step(self, times: StepTimes) -> None:
         self._round.host_seconds.append(times.seconds - times.executor_seconds)
-        self._round.steps.append((time.perf_counter(), self._watched.shape))
+        self._round.steps.append((time.perf_counter(), self._watched.shapes.popleft()))
 
     def _summary(self, workload: Workload, rounds: Sequence[Round]) -> dict[str, Any]:
         host = [seconds for one in rounds for seconds in one.host_seconds]
@@ -162,18 +162,19 @@ class EngineRounds:
 
 
 class _WatchedExecutor:
-    """An executor that remembers the shape of its last step."""
+    """An executor that remembers the shapes of its steps."""
 
     def __init__(self, inner: Executor) -> None:
         self._inner = inner
-        self.shape = StepShape(0, 0, {})
+        self.depth = inner.depth
+        self.shapes: deque[StepShape] = deque()
 
     def launch(self, step: Step) -> Running:
         running = self._inner.launch(step)
         starts = step.query_starts.tolist()
         queries = (after - before for before, after in pairwise(starts))
         pairs = zip(queries, step.context_lengths.tolist(), strict=True)
-        self.shape = StepShape.of(pairs, rows=len(step.logits_index))
+        self.shapes.append(StepShape.of(pairs, rows=len(step.logits_index)))
         return running
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ class ExecutorConfig:
 
 
 class Running(Protocol):
-    """A step that was launched."""
+    """A step that was launched. It runs also where nobody asks for its result."""
 
     def result(self) -> StepOutput:
         """Wait for the step; what it returned, or raised."""
@@ -44,7 +44,13 @@ class Running(Protocol):
 
 
 class Executor(Protocol):
-    """Runs steps, and keeps the KV cache that they read and write."""
+    """Runs steps, and keeps the KV cache that they read and write.
+
+    `depth` is how many more steps it takes while one runs. With 0, a step is launched once the one
+    before it has returned, and no step has `carried` tokens.
+    """
+
+    depth: int
 
     def launch(self, step: Step) -> Running:
         """Start to compute the step's tokens. Steps run one after the other, in this order.
@@ -55,7 +61,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give threads and memory back; a second call does nothing."""
+        """Give threads and memory back, once what runs has ended; a second call does nothing."""
         ...
 
 
@@ -113,7 +119,7 @@ def run_step(executor: Executor, step: Step) -> StepOutput:
     return executor.launch(step).result()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finished:
     """A step that was computed when it was launched."""
 

@@ -34,6 +34,8 @@ _COPIED_SHARE = 1 / 8
 class CppExecutor:
     """Runs steps on the CPU."""
 
+    depth = 0
+
     def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
         manifest = artifact.manifest
         check_target(manifest.target.features, where=str(artifact.path))
@@ -102,7 +104,7 @@ class CppExecutor:
                 hint="open the artifact after the fork",
             )
         rows = len(step.logits_index)
-        assert step.draws.dtype == DRAW
+        assert step.draws.dtype == DRAW and not len(step.carried)
         if step.num_tokens > self._limits.step_tokens or rows > self._limits.logit_rows:
             raise CapacityError(
                 f"a step of {step.num_tokens} tokens and {rows} rows of logits exceeds the "

@@ -19,6 +19,8 @@ from .weight_memory import open_artifact_weights
 class ReferenceExecutor:
     """Runs steps of a lowered program on the meanings of its ops."""
 
+    depth = 0
+
     def __init__(self, program: Program, weights: WeightSource, config: ExecutorConfig) -> None:
         self._program = program
         self._groups = program.resources

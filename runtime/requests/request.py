@@ -27,11 +27,12 @@ class RequestState(enum.Enum):
 class Request:
     """One sequence to continue. Mutable: the scheduler owns it from `add` to its end.
 
-    `token_ids` holds prompt and output; the first `num_computed` of them have their KV in the
-    cache. A smaller `priority` goes first, then the earlier `arrival`. Of several choices each is
-    a sequence of its own: `choice` 0 computes the prompt, and the others, its `unforked`, go on
-    from there. `num_prompt_rows` rows of the prompt have been given, or are not wanted. A
-    request with a `pool` wants hidden states, and no logits.
+    `token_ids` holds prompt and output as far as they are known. The KV of the first
+    `num_computed` tokens is in the cache, or will be once the steps in flight have run: where
+    those draw tokens, that may be more than are known. A smaller `priority` goes first, then the
+    earlier `arrival`. Of several choices each is a sequence of its own: `choice` 0 computes the
+    prompt, and the others, its `unforked`, go on from there. `num_prompt_rows` rows of the prompt
+    have been given, or are not wanted. A request with a `pool` wants hidden states, and no logits.
     """
 
     __slots__ = (
@@ -158,6 +159,19 @@ class Request:
         return (self.priority, self.arrival, self.choice)
 
     @property
+    def can_go_on(self) -> bool:
+        """Whether its next token can be computed while steps that it is in are in flight.
+
+        Either it is known, or those steps draw it and leave it with the executor. It is neither
+        where the logits are adjusted before the token is drawn, where further choices go on from
+        the same row, and behind the last token, which is never computed.
+        """
+        if self.num_computed < len(self.token_ids):
+            return True
+        is_drawn = self.adjuster is None and not self.unforked
+        return is_drawn and self.num_computed + 1 < self.max_total_tokens
+
+    @property
     def is_read_only(self) -> bool:
         """Whether only its prompt is wanted: it gets no token, and is no answer of any length."""
         return self.params.max_tokens == 0
@@ -185,8 +199,8 @@ class Request:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
-    def next_draw(self, row: int) -> Draw:
-        """How its next token is taken from that row of a step."""
+    def draw(self, row: int, position: int) -> Draw:
+        """How its token at `position` is taken from a row of a step."""
         params = self.params
         return Draw(
             seed=self.seed,
@@ -196,7 +210,7 @@ class Request:
             top_k=params.top_k,
             row=row,
             choice=self.choice,
-            position=len(self.token_ids),
+            position=position,
         )
 
     def metrics(self) -> RequestMetrics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..sampling.sampler import Sample
 from ..sampling.token_logprobs import TokenLogprobs
@@ -228,6 +228,14 @@ class RequestStream:
             finished_time=max(ends) if finished else None,
             num_preemptions=sum(r.num_preemptions for r in requests),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that was checked and built, and waits to be queued."""
+
+    request: Request
+    stream: RequestStream
 
 
 def _mean_logprob(completion: CompletionOutput) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from ..requests.sequence_blocks import SequenceBlocks
 from .blocks import NULL_BLOCK, BlockPool
 from .kv_groups import blocks_alone, blocks_for, common_block_size, first_visible_block
 from .kv_groups import window_blocks as _window_blocks
-from .step import Int32Array
+from .step import NO_PAIRS, Int32Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,28 @@ class Headroom:
         return self.blocks if group.window is not None else max(self.blocks, self.growth)
 
 
+@dataclass(slots=True, eq=False)
+class StepBlocks:
+    """What is noted of blocks from the planning of a step until it has run: (group, block) each.
+
+    `promised` are those that it writes and that others find already, `sources` those that it copies
+    from.
+    """
+
+    promised: set[tuple[int, int]] = field(default_factory=set)
+    sources: list[tuple[int, int]] = field(default_factory=list)
+
+
 class KvCache:
     """Block tables of all sequences over one pool a group; knows no request and no tensor.
 
-    `num_blocks[g]` counts the null block. Between two steps every sequence holds exactly the
+    `num_blocks[g]` counts the null block. With no step in flight every sequence holds exactly the
     blocks that its next token can see, and those set aside for the rest of its prompt.
 
     A full block is found by others from the moment that the step which writes it is planned: a
-    step writes the KV of all its tokens before any of them attends (`docs/design/step.md`).
+    step writes the KV of all its tokens before any of them attends (`docs/design/step.md`), and
+    steps run one after the other. Where its tokens are not known then, it is found once the step
+    is settled (`register`).
     """
 
     def __init__(
@@ -59,11 +73,12 @@ class KvCache:
         self._tables = [np.zeros((max_sequences, width), np.int32) for _ in self.groups]
         self._free_seats = list(range(max_sequences - 1, -1, -1))
         self._copies: list[list[tuple[int, int]]] = [[] for _ in self.groups]
-        self._no_copies = tuple(np.zeros((0, 2), np.int32) for _ in self.groups)
-        self._copy_sources: list[tuple[int, int]] = []
-        self._promised: set[tuple[int, int]] = set()  # (group, block) that the step writes
+        self._no_copies = (NO_PAIRS,) * len(self.groups)
+        self._plan = StepBlocks()  # of the step that is being planned
+        self._in_flight: list[StepBlocks] = []
         self._indices = range(len(self.groups))
         self._windowed = [g for g in self._indices if self.groups[g].window is not None]
+        self.has_windows = bool(self._windowed)
 
     def holds_alone(self, num_tokens: int) -> bool:
         """Whether one sequence of that many tokens fits when it has the pools to itself."""
@@ -132,8 +147,14 @@ class KvCache:
         if fits > 0:
             blocks.steady_tokens = blocks_for(start + fits, self.block_size) * self.block_size
             if self.prefix_reuse:
-                self._promise(blocks, tokens, start + fits)
+                known = min(start + fits, len(tokens))
+                self._plan.promised.update(self._register(blocks, tokens, known))
         return fits
+
+    def register(self, blocks: SequenceBlocks, tokens: Sequence[int], num_computed: int) -> None:
+        """Let others find what is full of the first `num_computed` tokens, which are stored."""
+        if self.prefix_reuse and num_computed // self.block_size > blocks.num_registered:
+            self._register(blocks, tokens, num_computed)
 
     def advance(self, blocks: SequenceBlocks, num_computed: int) -> None:
         """Note that the first `num_computed` tokens are stored: free what windows have passed."""
@@ -166,30 +187,41 @@ class KvCache:
 
     def take_copies(self) -> tuple[Int32Array, ...]:
         """The copies to make before the step writes; their sources live until `end_step`."""
-        if not self._copy_sources:
+        if not self._plan.sources:
             return self._no_copies
         taken = tuple(np.array(c, np.int32).reshape(-1, 2) for c in self._copies)
         self._copies = [[] for _ in self.groups]
         return taken
 
-    def end_step(self, *, written: bool = True) -> None:
+    def close_plan(self) -> StepBlocks | None:
+        """The step is planned: what `end_step` takes once it has run, None for nothing."""
+        plan = self._plan
+        if not (plan.promised or plan.sources):
+            return None
+        self._plan = StepBlocks()
+        self._in_flight.append(plan)
+        return plan
+
+    def end_step(self, blocks: StepBlocks | None, *, written: bool = True) -> None:
         """The step has run: the sources of its copies may be reused.
 
         Where it did not run to its end, not `written`, nobody finds what it had promised.
         """
+        if blocks is None:
+            return
+        self._in_flight.remove(blocks)
         if not written:
-            for g, block in self._promised:
+            for g, block in blocks.promised:
                 self.pools[g].forget(block)
-        self._promised.clear()
-        for g, block in self._copy_sources:
+        for g, block in blocks.sources:
             self.pools[g].release(block)
-        self._copy_sources = []
 
     def check(self, sequences: Sequence[SequenceBlocks]) -> None:
         """Assert that pools, tables and the given (all living) sequences agree."""
         for g in self._indices:
             held = [b for s in sequences for b in s.ids[g][s.first[g] :]]
-            held += [block for group, block in self._copy_sources if group == g]
+            for step in (*self._in_flight, self._plan):
+                held += [block for group, block in step.sources if group == g]
             self.pools[g].check(held)
         seats = [s.seat for s in sequences]
         assert None not in seats, "a sequence without a seat holds blocks"
@@ -237,8 +269,9 @@ class KvCache:
         return 0
 
     def _is_promised(self, digest: bytes) -> bool:
-        """Whether some group has that content only once the step has run."""
-        return any((g, self.pools[g].lookup(digest)) in self._promised for g in self._indices)
+        """Whether some group has that content only once the step that is planned has run."""
+        promised = self._plan.promised
+        return any((g, self.pools[g].lookup(digest)) in promised for g in self._indices)
 
     def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: Headroom) -> bool:
         """Whether each pool can serve the hit and the rest of the prompt."""
@@ -305,16 +338,19 @@ class KvCache:
                 self._grow(blocks, g, last + 1)
         return fits
 
-    def _promise(self, blocks: SequenceBlocks, tokens: Sequence[int], num_tokens: int) -> None:
-        """Let others find the full blocks of the first `num_tokens` tokens."""
-        full = num_tokens // self.block_size
+    def _register(
+        self, blocks: SequenceBlocks, tokens: Sequence[int], num_tokens: int
+    ) -> list[tuple[int, int]]:
+        """Let others find the full blocks of the first `num_tokens` tokens; those found anew."""
+        full, anew = num_tokens // self.block_size, []
         blocks.extend_digests(tokens, num_tokens, self.block_size)
         for g in self._indices:
             pool, ids = self.pools[g], blocks.ids[g]
             for index in range(max(blocks.num_registered, blocks.first[g]), full):
                 if pool.register(ids[index], blocks.digests[index]):
-                    self._promised.add((g, ids[index]))
+                    anew.append((g, ids[index]))
         blocks.num_registered = max(blocks.num_registered, full)
+        return anew
 
     def _grow(self, blocks: SequenceBlocks, g: int, num_blocks: int) -> None:
         pool, ids = self.pools[g], blocks.ids[g]
@@ -329,7 +365,7 @@ class KvCache:
         source = blocks.ids[g][index]
         copy = self.pools[g].allocate()
         self._copies[g].append((source, copy))
-        self._copy_sources.append((g, source))
+        self._plan.sources.append((g, source))
         blocks.ids[g][index] = copy
         self._tables[g][blocks.seat, index] = copy
 

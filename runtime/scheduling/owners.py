@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..requests.request import Request
+from .kv_cache import StepBlocks
 from .step import Step
 
 
@@ -43,12 +44,13 @@ class StepOwners:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PlannedStep:
-    """A step and its owners."""
+    """A step, its owners, and what is noted of its blocks until it has run."""
 
     step: Step
     owners: StepOwners
+    blocks: StepBlocks | None = None
 
 
 @dataclass(frozen=True, slots=True)

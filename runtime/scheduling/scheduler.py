@@ -48,8 +48,10 @@ class Scheduler:
         self._waiting: list[Request] = []  # sorted by order
         self._running: list[Request] = []  # sorted by order
         self._requests: dict[str, list[Request]] = {}  # the unfinished choices of each
-        self._in_flight: PlannedStep | None = None
-        self._ended_in_flight: list[Request] = []
+        self._in_flight: list[PlannedStep] = []  # in the order in which they run
+        # Who ended, and the last step that uses their blocks.
+        self._ended_in_flight: list[tuple[Request, PlannedStep]] = []
+        self._drains = False  # whether nothing is planned before all in flight are settled
         self._arrivals = 0
         self._demand = Demand(kv.block_size)
         target = limits.itl_target_seconds
@@ -131,7 +133,7 @@ class Scheduler:
         return choices
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End one choice and give its blocks back, after its step if it is in one."""
+        """End one choice and give its blocks back, once no step that it is in is in flight."""
         assert request.state is not RequestState.FINISHED, request.request_id
         self._forget(request)
         if request.state is not RequestState.UNFORKED:
@@ -142,8 +144,9 @@ class Scheduler:
         is_answer = reason in ("stop", "length") and not request.is_read_only
         self._demand.note_end(request.num_output_tokens if is_answer else None)
         request.finished_time = time.monotonic()
-        if self._in_flight is not None and request.blocks.seat is not None:
-            self._ended_in_flight.append(request)
+        steps = [each for each in self._in_flight if request in each.owners.requests]
+        if steps:
+            self._ended_in_flight.append((request, steps[-1]))
         else:
             # What led to an error may be damaged: nobody else shall read it.
             self.kv.release(request.blocks, forget=reason == "error")
@@ -151,42 +154,61 @@ class Scheduler:
     # --- steps --------------------------------------------------------------------------------
 
     def schedule(self) -> PlannedStep | None:
-        """The next step, None when no request is left. Each must be committed or discarded."""
-        assert self._in_flight is None, "the last step was neither committed nor discarded"
-        if not self._requests:
-            return None
-        rows = RowBudget(self.limits.logit_rows, len(self._running))
-        plan, budget, preempted = self._plan_running(rows)
-        if not preempted:
-            self._admit(plan, budget, rows)
-        assert plan, "requests are left but none can run"
-        self._in_flight = self._builder.build(plan)
-        return self._in_flight
+        """The next step, which is in flight until it is settled or discarded.
 
-    def commit(self, planned: PlannedStep, tokens: Sequence[int | None]) -> None:
-        """Take in what a step gave: one token for each that it sampled, None for no valid one.
-
-        Afterwards each of them has one token more, and may have finished; those aborted since
-        `schedule` are left alone.
+        It may be planned while earlier ones are in flight: what each request computes follows from
+        lengths, and the values come with `settle`. None when no request is left, or none can go on
+        before a step in flight is settled.
         """
-        step, owners = planned.step, planned.owners
-        assert planned is self._in_flight and len(tokens) == len(owners.sampled)
-        computed = step.context_lengths.tolist()
-        for request, length in zip(owners.requests, computed, strict=True):
+        ahead = bool(self._in_flight)
+        if not self._requests or (ahead and self._drains):
+            return None
+        self._drains = False
+        rows = RowBudget(self.limits.logit_rows, len(self._running))
+        plan, budget, is_short = self._plan_running(rows, ahead)
+        if not is_short:
+            self._admit(plan, budget, rows)
+        if not plan:
+            assert ahead, "requests are left but none can run"
+            return None
+        planned = self._builder.build(plan)
+        self._in_flight.append(planned)
+        for request, count in plan:
+            request.num_computed += count
+        return planned
+
+    def settle(self, planned: PlannedStep, runs: Sequence[Sequence[int] | None]) -> None:
+        """Take in what the earliest step in flight gave, which has run.
+
+        `runs` has one entry for each that it sampled: the tokens that follow, None for no valid
+        one. Afterwards each of them has these tokens, and may have finished. Those that ended
+        since `schedule` are left alone: what was computed for them is dropped.
+        """
+        assert planned is self._in_flight[0] and len(runs) == len(planned.owners.sampled)
+        del self._in_flight[0]
+        owners, now = planned.owners, time.monotonic()
+        lengths = planned.step.context_lengths.tolist()
+        # Blocks whose tokens were not known when the step was planned are found from now on.
+        fills, forked = len(planned.step.carried) > 0, []
+        for request, length in zip(owners.requests, lengths, strict=True):
             if request.state is RequestState.RUNNING:
-                if request.wants_prompt_rows:
-                    given = min(length, request.num_prompt_tokens - 1)
-                    request.num_prompt_rows = max(request.num_prompt_rows, given)
-                request.num_computed = length
-                self.kv.advance(request.blocks, length)
-        self._end_step()
-        now = time.monotonic()
-        for request in owners.requests:
-            if request.unforked and request.state is RequestState.RUNNING:
-                self._fork(request, now)
-        for request, token in zip(owners.sampled, tokens, strict=True):
+                if fills:
+                    self.kv.register(request.blocks, request.token_ids, length)
+                if self.kv.has_windows:
+                    self.kv.advance(request.blocks, length)
+                if request.unforked and length >= request.num_prompt_tokens:
+                    forked.append(request)
+        for rows in owners.prompt_rows:
+            given = rows.first_position + rows.count
+            rows.request.num_prompt_rows = max(rows.request.num_prompt_rows, given)
+        self.kv.end_step(planned.blocks)
+        if self._ended_in_flight:
+            self._release_ended()
+        for request in forked:
+            self._fork(request, now)
+        for request, run in zip(owners.sampled, runs, strict=True):
             if request.state is not RequestState.FINISHED:
-                self._append(request, token, now)
+                self._append(request, run, now)
 
     def observe(self, planned: PlannedStep, seconds: float) -> None:
         """Take in what a step took from its beginning to what it gave."""
@@ -194,19 +216,38 @@ class Scheduler:
             step = planned.step
             self._pacer.observe(step.num_sequences, step.num_tokens, seconds)
 
-    def discard(self, planned: PlannedStep) -> None:
-        """Give up a step that did not run to its end: its requests end with an error.
+    def discard(self, planned: PlannedStep) -> list[Request]:
+        """Give up a step in flight that did not run to its end, and those launched after it.
 
-        What their blocks hold is not known, so none of them can go on; nor do other choices.
+        Its requests end with an error: what their blocks hold is not known, so none of them can go
+        on; nor do other choices. Gives those that ended. Whoever is only in a later step may have
+        read what was never written, and is computed again, as the preempted are. No step in flight
+        may still run but those before this one.
         """
-        assert planned is self._in_flight
-        self._end_step(written=False)
+        at = self._in_flight.index(planned)
+        void = self._in_flight[at:]
+        del self._in_flight[at:]
+        for each in void:
+            self.kv.end_step(each.blocks, written=False)
+        self._builder.forget()
+        self._drains = True  # the draws that would be carried over may be of a void step
+        ended = []
         for request in planned.owners.requests:
-            self.abort(request.request_id, "error")
+            # The name of one that ended before may be another's by now.
+            if request.state is not RequestState.FINISHED:
+                ended += self.abort(request.request_id, "error")
+        for each in void[1:]:
+            for request in each.owners.requests:
+                if request.state is RequestState.RUNNING:
+                    self._running.remove(request)
+                    self._preempt(request)
+        self._release_ended()
+        return ended
 
     def check(self) -> None:
         """Assert that no block, seat or request is lost or has two owners."""
-        self.kv.check([r.blocks for r in (*self._running, *self._ended_in_flight)])
+        ended = [request for request, _ in self._ended_in_flight]
+        self.kv.check([r.blocks for r in (*self._running, *ended)])
         for queue, state in (
             (self._running, RequestState.RUNNING),
             (self._waiting, RequestState.WAITING),
@@ -225,8 +266,11 @@ class Scheduler:
             assert request.blocks.seat is None
             assert request.num_computed == 0
         for request in self._running:
-            assert 0 <= request.num_computed < len(request.token_ids)
+            in_flight = sum(request in planned.owners.requests for planned in self._in_flight)
+            assert 0 <= request.num_computed < len(request.token_ids) + in_flight
             assert len(request.token_ids) + (not request.is_read_only) <= request.max_total_tokens
+            last = max(request.num_prompt_tokens, request.max_total_tokens - 1)
+            assert request.num_computed <= last, "the last token is computed"
         assert len(self._running) <= self.limits.max_running
 
     # --- inside -------------------------------------------------------------------------------
@@ -237,24 +281,32 @@ class Scheduler:
         if not choices:
             del self._requests[request.request_id]
 
-    def _plan_running(self, rows: RowBudget) -> tuple[list[tuple[Request, int]], int, bool]:
-        """Tokens for each running request, the budget left, and whether one was preempted."""
+    def _plan_running(
+        self, rows: RowBudget, ahead: bool
+    ) -> tuple[list[tuple[Request, int]], int, bool]:
+        """Tokens for each running request, the budget left, and whether blocks ran short."""
         plan: list[tuple[Request, int]] = []
         budget = self._budget()
         running = self._running
-        preempted = False
-        while len(plan) < len(running):
-            request = running[len(plan)]
+        is_short, place = False, 0
+        while place < len(running):
+            request = running[place]
+            if ahead and not request.can_go_on:
+                place += 1
+                continue
             # One token is kept for each that comes after, so that a long prompt stalls nobody.
-            kept = len(running) - len(plan) - 1
-            count = self._extend(request, budget - kept, rows)
+            count = self._extend(request, budget - (len(running) - place - 1), rows)
             if count == 0:
+                is_short = True
+                if ahead:  # whoever would be preempted is in a step that runs
+                    self._drains = True
+                    break
                 self._preempt(running.pop())
-                preempted = True
                 continue
             plan.append((request, count))
             budget -= count
-        return plan, budget, preempted
+            place += 1
+        return plan, budget, is_short
 
     def _budget(self) -> int:
         """Tokens of the next step: fewer than the limit where somebody waits for a next token."""
@@ -266,7 +318,11 @@ class Scheduler:
     def _extend(self, request: Request, budget: int, rows: RowBudget) -> int:
         """Let the request compute what budget, rows and blocks allow; how many tokens that is."""
         tokens, start = request.token_ids, request.num_computed
-        wanted = min(len(tokens) - start, budget)
+        known = len(tokens) - start
+        wanted = min(known if known > 0 else 1, budget)  # 1 for a token that a step draws
+        # As for most tokens of an answer: it has room for them, and a row each.
+        if start >= request.num_prompt_tokens and start + wanted < request.blocks.steady_tokens:
+            return wanted
         if not request.wants_prompt_rows:
             return self.kv.extend(request.blocks, tokens, start, wanted)
         wanted = min(wanted, rows.most_tokens(request))
@@ -331,12 +387,10 @@ class Scheduler:
             request.first_scheduled_time = now
 
     def _fork(self, request: Request, now: float) -> None:
-        """Let the other choices go on from the prompt, once `request` has computed it.
+        """Let the other choices go on from the prompt, which `request` has computed.
 
         Those without a seat wait for one, and find the prompt's blocks as a cached prefix.
         """
-        if request.num_computed < request.num_prompt_tokens:
-            return
         twins, request.unforked = request.unforked, []
         for twin in twins:
             free = len(self._running) < self.limits.max_running
@@ -346,27 +400,33 @@ class Scheduler:
                 twin.state = RequestState.WAITING
                 insort(self._waiting, twin, key=_ORDER)
 
-    def _end_step(self, *, written: bool = True) -> None:
-        self._in_flight = None
-        self.kv.end_step(written=written)
-        for request in self._ended_in_flight:
-            self.kv.release(request.blocks, forget=request.finish_reason == "error")
-        self._ended_in_flight = []
+    def _release_ended(self) -> None:
+        """Give back the blocks of those that ended in flight, and no longer are."""
+        ended, self._ended_in_flight = self._ended_in_flight, []
+        for request, last in ended:
+            if last in self._in_flight:
+                self._ended_in_flight.append((request, last))
+            else:
+                self.kv.release(request.blocks, forget=request.finish_reason == "error")
 
-    def _append(self, request: Request, token: int | None, now: float) -> None:
-        """Add a sampled token, and finish the request if that was its last."""
-        if token is None:
+    def _append(self, request: Request, run: Sequence[int] | None, now: float) -> None:
+        """Add tokens that a step gave, and finish the request where one is its last."""
+        if run is None:
             self.finish(request, "error")
             return
         if request.is_read_only:
             self.finish(request, "length")
             return
-        request.token_ids.append(token)
         if request.first_token_time is None:
             request.first_token_time = now
         request.last_token_time = now
-        if token in request.end_token_ids:
-            request.stop_reason = request.stop_texts.get(token, token)
-            self.finish(request, "stop")
-        elif len(request.token_ids) >= request.max_total_tokens:
-            self.finish(request, "length")
+        token_ids = request.token_ids
+        for token in run:
+            token_ids.append(token)
+            if token in request.end_token_ids:
+                request.stop_reason = request.stop_texts.get(token, token)
+                self.finish(request, "stop")
+                return
+            if len(token_ids) >= request.max_total_tokens:
+                self.finish(request, "length")
+                return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ Float32Array = NDArray[np.float32]
 NO_TOKEN = -1
 """What `StepOutput.tokens` holds where a row of logits has a NaN, or no finite maximum."""
 
+NO_PAIRS: Final = np.zeros((0, 2), np.int32)
+"""No block copies, or no carried tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
@@ -23,6 +27,11 @@ class Step:
     The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
     of the manifest. There is nothing but arrays and one flag, so a step can be sent to another
     process; whose tokens they are is in `StepOwners`.
+
+    A step that is launched before the one before it has returned may compute tokens that only the
+    executor knows. `carried` gives the place of each in `token_ids`, which is 0 there, and the draw
+    of the step launched before this one that it comes from. `NO_TOKEN` is computed as token 0:
+    its sequence ends when that step is settled, and what is computed for it here is dropped.
     """
 
     token_ids: Int32Array  # [T]
@@ -36,6 +45,7 @@ class Step:
     logits_rows: Int32Array | None = None  # [L] of the R whose logits are wanted; None for all
     draws: Draws = field(default_factory=no_draws, repr=False)  # [D]
     wants_hidden: bool = False  # whether the R inputs of the head are wanted
+    carried: Int32Array = field(default_factory=lambda: NO_PAIRS)  # [C, 2] (place in T, draw)
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +72,7 @@ class Step:
         return row if self.logits_rows is None else int(np.searchsorted(self.logits_rows, row))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class StepOutput:
     """What a step returns.
 

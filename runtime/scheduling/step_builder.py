@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..requests.request import Request
-from ..sampling.draws import Draws, draws_of, next_draws
+from ..sampling.draws import Draw, draws_of, next_draws
 from .kv_cache import KvCache
 from .owners import PlannedStep, PromptRows, StepOwners
-from .step import Int32Array, Step
+from .step import NO_PAIRS, Int32Array, Step
 
 Plan = Sequence[tuple[Request, int]]
 
@@ -26,7 +26,8 @@ class _Rows:
         self.sampled_rows: list[int] = []
         self.prompts: list[PromptRows] = []
         self.logits: list[int] = []
-        self.drawn: list[tuple[Request, int]] = []
+        self.drawn: list[Request] = []
+        self.draws: list[Draw] = []
 
     def add_prompt(self, request: Request, first_token: int, start: int, count: int) -> None:
         """The rows of a chunk that a prompt still lacks; `start` is the chunk's position."""
@@ -40,8 +41,8 @@ class _Rows:
             if request.pool is None:
                 self.logits.extend(range(row, row + wanted))
 
-    def add_sample(self, request: Request, token: int) -> None:
-        """The row that the request's next token comes from, and that of all its choices."""
+    def add_sample(self, request: Request, token: int, position: int) -> None:
+        """The row of the request's token at `position`, which is also that of all its choices."""
         row = len(self.index)
         self.index.append(token)
         self.sampled.append(request)
@@ -53,18 +54,15 @@ class _Rows:
             if request.needs_logits:
                 self.logits.append(row)
             if request.adjuster is None:
-                self.drawn.append((request, row))
-                self.drawn += [(choice, row) for choice in request.unforked]
+                self.drawn.append(request)
+                self.draws.append(request.draw(row, position))
+                self.drawn += request.unforked
+                self.draws += [choice.draw(row, position) for choice in request.unforked]
 
     @property
     def with_logits(self) -> Int32Array | None:
         """`Step.logits_rows`."""
         return None if len(self.logits) == len(self.index) else np.array(self.logits, np.int32)
-
-    @property
-    def draws(self) -> Draws:
-        """`Step.draws`."""
-        return draws_of(request.next_draw(row) for request, row in self.drawn)
 
     def owners(self, requests: tuple[Request, ...]) -> StepOwners:
         """Whose step it is."""
@@ -116,6 +114,7 @@ class StepBuilder:
         self._kv = kv
         # Where each of its sequences computed one token and got one.
         self._last: PlannedStep | None = None
+        self._drawn: list[Request] = []  # who gets a token in the last step, by its draw
         self._seats: NDArray[np.intp] = np.zeros(0, np.intp)
 
     def build(self, plan: Plan) -> PlannedStep:
@@ -130,6 +129,10 @@ class StepBuilder:
         self._last = planned if is_plain else None
         return planned
 
+    def forget(self) -> None:
+        """The last steps will not run, or their requests begin anew: nothing follows from them."""
+        self._last, self._drawn = None, []
+
     def _next(self, last: PlannedStep) -> PlannedStep:
         """What follows `last`, whose `logits_index` counts its sequences, with the same ones."""
         before, requests = last.step, last.owners.requests
@@ -138,31 +141,48 @@ class StepBuilder:
             before.query_starts, context_lengths, before.logits_index, before.context_lengths
         )
         tables = self._kv.tables(self._seats, int(context_lengths.max()))
-        step = replace(
-            before,
-            token_ids=np.array([request.token_ids[-1] for request in requests], np.int32),
+        carried = NO_PAIRS
+        if requests[0].num_computed < len(requests[0].token_ids):
+            token_ids = np.array([request.token_ids[-1] for request in requests], np.int32)
+        else:  # `last` is in flight: each token is the one that it draws for that sequence
+            assert self._drawn == [*requests]
+            token_ids = np.zeros(len(requests), np.int32)
+            carried = np.repeat(np.arange(len(requests), dtype=np.int32), 2).reshape(-1, 2)
+        step = Step(  # `dataclasses.replace` takes several times as long
+            token_ids=token_ids,
             positions=places.positions,
+            query_starts=places.query_starts,
             context_lengths=context_lengths,
             block_tables=tables,
             slots=places.slots(tables, self._kv.block_size),
             block_copies=self._kv.take_copies(),
+            logits_index=before.logits_index,
+            logits_rows=before.logits_rows,
             draws=next_draws(before.draws),
+            carried=carried,
         )
-        return PlannedStep(step, last.owners)
+        return PlannedStep(step, last.owners, self._kv.close_plan())
 
     def _fresh(self, plan: Plan, requests: tuple[Request, ...]) -> PlannedStep:
         token_ids: list[int] = []
-        rows = _Rows()
+        rows, carried = _Rows(), []
+        draws: dict[Request, int] = {}
         starts, counts = [], []
         for request, count in plan:
             start, tokens = request.num_computed, request.token_ids
             if request.wants_prompt_rows:
                 rows.add_prompt(request, len(token_ids), start, count)
-            token_ids += tokens[start : start + count]
+            if start < len(tokens):
+                token_ids += tokens[start : start + count]
+            else:  # the last step is in flight, and draws it
+                draws = draws or {who: place for place, who in enumerate(self._drawn)}
+                carried.append((len(token_ids), draws[request]))
+                token_ids.append(0)
             starts.append(start)
             counts.append(count)
-            if start + count == len(tokens):
-                rows.add_sample(request, len(token_ids) - 1)
+            if start + count >= len(tokens):
+                rows.add_sample(request, len(token_ids) - 1, start + count)
+        self._drawn = rows.drawn
         places = _Places.of(starts, counts)
         tables = self._kv.tables(self._seats, int(places.context_lengths.max()))
         owners = rows.owners(requests)
@@ -176,10 +196,11 @@ class StepBuilder:
             block_copies=self._kv.take_copies(),
             logits_index=np.array(rows.index, np.int32),
             logits_rows=rows.with_logits,
-            draws=rows.draws,
+            draws=draws_of(rows.draws),
             wants_hidden=owners.want_hidden,
+            carried=np.array(carried, np.int32) if carried else NO_PAIRS,
         )
-        return PlannedStep(step, owners)
+        return PlannedStep(step, owners, self._kv.close_plan())
 
 
 class RowBudget:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..faults import note_fault
 from ..requests.pooling import Vector
-from ..requests.request import Request
+from ..requests.request import Request, RequestState
 from ..sampling.logits_adjuster import ConstraintError
 from ..sampling.sampler import Sample, draw, greatest_token, uniform
 from ..sampling.token_logprobs import TokenLogprobs, prompt_logprobs, raw_logprobs
@@ -17,15 +17,16 @@ from .step import NO_TOKEN, Step, StepOutput
 
 @dataclass(frozen=True, slots=True)
 class StepResults:
-    """A sample for each of a step's `sampled`, and entries for each of its `prompt_rows`.
+    """A sample for each of a step's `sampled`, and entries for its `prompt_rows`.
 
-    Where a row of a prompt holds no finite value its entries are None, and so is every token
-    that its request would get. So they are where reading them failed: `faults` says how, by the
-    id of the request.
+    A sample is None for a request that ended while the step was in flight; there are no entries
+    of its prompt either. Where a row of a prompt holds no finite value its entries are None, and
+    so is every token that its request would get. So they are where reading them failed: `faults`
+    says how, by the id of the request.
     """
 
-    samples: list[Sample]
-    prompts: list[list[TokenLogprobs] | None]
+    samples: list[Sample | None]
+    prompts: list[tuple[Request, list[TokenLogprobs] | None]]
     faults: dict[str, str] = field(default_factory=dict)
 
 
@@ -37,17 +38,17 @@ def read_results(planned: PlannedStep, output: StepOutput) -> StepResults:
     owners = planned.owners
     faults = {} if output.hidden is None else _pool_rows(owners, output.hidden)
     samples = _samples(planned, output)
-    prompts = [_prompt_entries(planned.step, output, rows, faults) for rows in owners.prompt_rows]
-    if None in prompts or faults:
-        failed = {
-            rows.request.request_id
-            for rows, entries in zip(owners.prompt_rows, prompts, strict=True)
-            if entries is None
-        }
-        failed |= faults.keys()
+    prompts = [
+        (rows.request, _prompt_entries(planned.step, output, rows, faults))
+        for rows in owners.prompt_rows
+        if rows.request.state is not RequestState.FINISHED
+    ]
+    failed = {request.request_id for request, entries in prompts if entries is None}
+    failed |= faults.keys()
+    if failed:
         samples = [
             Sample(None, error=faults.get(request.request_id))
-            if request.request_id in failed
+            if sample is not None and request.request_id in failed
             else sample
             for request, sample in zip(owners.sampled, samples, strict=True)
         ]
@@ -78,35 +79,36 @@ def sample(raw: Logits, request: Request) -> Sample:
     return Sample(token, None if count is None else raw_logprobs(raw, token, count))
 
 
-def _samples(planned: PlannedStep, output: StepOutput) -> list[Sample]:
+def _samples(planned: PlannedStep, output: StepOutput) -> list[Sample | None]:
     """One for each of `sampled`; those who pool get no token, only whether all is well."""
     owners = planned.owners
     drawn = iter(output.tokens.tolist())
-    samples = []
+    samples: list[Sample | None] = []
+    finished = RequestState.FINISHED
     for request, row in zip(owners.sampled, owners.sampled_rows, strict=True):
-        if request.pool is None and request.adjuster is None:
-            token = next(drawn)
-            if token == NO_TOKEN or request.num_logprobs is None:
-                samples.append(Sample(None if token == NO_TOKEN else token))
-                continue
+        is_drawn = request.pool is None and request.adjuster is None
+        token = next(drawn) if is_drawn else NO_TOKEN
+        if request.state is finished:
+            samples.append(None)
+        elif is_drawn and (token == NO_TOKEN or request.num_logprobs is None):
+            samples.append(Sample(None if token == NO_TOKEN else token))
         else:
-            token = NO_TOKEN
-        try:
             samples.append(_sample(planned.step, output.logits, request, row, token))
-        except Exception as error:
-            samples.append(Sample(None, error=note_fault("sampling", error)))
     return samples
 
 
 def _sample(step: Step, logits: Logits, request: Request, row: int, token: int) -> Sample:
     """The sample of a request that wants more than the token that the executor drew."""
-    if request.pool is not None:
-        return Sample(0 if request.pool.is_finite else None)
-    raw = logits[step.place(row)]
-    if request.adjuster is not None:
-        return sample(raw, request)
-    assert request.num_logprobs is not None
-    return Sample(token, raw_logprobs(raw, token, request.num_logprobs))
+    try:
+        if request.pool is not None:
+            return Sample(0 if request.pool.is_finite else None)
+        raw = logits[step.place(row)]
+        if request.adjuster is not None:
+            return sample(raw, request)
+        assert request.num_logprobs is not None
+        return Sample(token, raw_logprobs(raw, token, request.num_logprobs))
+    except Exception as error:
+        return Sample(None, error=note_fault("sampling", error))
 
 
 def _prompt_entries(
@@ -139,7 +141,7 @@ def _pool_rows(owners: StepOwners, hidden: Vector) -> dict[str, str]:
     places = [(rows.request, rows.first_row, rows.count) for rows in owners.prompt_rows]
     places += [(who, row, 1) for who, row in zip(owners.sampled, owners.sampled_rows, strict=True)]
     for request, first, count in places:
-        if request.pool is not None:
+        if request.pool is not None and request.state is not RequestState.FINISHED:
             try:
                 request.pool.add(hidden[first : first + count])
             except Exception as error:

@@ -51,6 +51,8 @@ def test_every_token_but_the_first_counts_once(
 class _Bigrams:
     """An executor whose logits depend on the token of the row, and which checks its steps."""
 
+    depth = 0
+
     def __init__(self) -> None:
         self.table = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
         self.stored: dict[int, int] = {}

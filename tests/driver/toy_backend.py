@@ -75,6 +75,8 @@ class ToyBackend(Backend):
 class ToyExecutor:
     """Runs the text, and moves what it draws."""
 
+    depth = 0
+
     def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
         from infc.runtime.executors.reference import ReferenceExecutor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -57,6 +58,8 @@ class PagedModel:
     what another group stores, so one group must have a larger window.
     """
 
+    depth = 0
+
     def __init__(
         self,
         groups: Sequence[KvGroup],
@@ -77,10 +80,12 @@ class PagedModel:
         self._order = sorted(range(len(groups)), key=lambda g: groups[g].window == 1)
         assert groups[self._order[0]].window != 1
         self._before: dict[int, int] = {}  # state -> the one before it
+        self._drawn = np.zeros(0, np.int32)  # by the step before
 
     def launch(self, step: Step) -> Finished:
         self.num_tokens += step.num_tokens
         self._check_shape(step)
+        step = self._with_carried(step)
         for g, copies in enumerate(step.block_copies):
             self._copy(g, copies)
         spans = list(pairwise(step.query_starts.tolist()))
@@ -96,14 +101,35 @@ class PagedModel:
         if step.needs_head:
             rows = [self._logits(step, spans, row) for row in step.logits_index.tolist()]
         logits = np.array(rows, np.float32).reshape(-1, self.vocab_size)
-        return Finished(head_output(step, logits, hidden))
+        output = head_output(step, logits, hidden)
+        self._drawn = output.tokens
+        return Finished(output)
+
+    def spoil(self, step: Step) -> None:
+        """What a step leaves that fails on its way: nobody may read what it was to write."""
+        for g, store in enumerate(self.stores):
+            size = self.groups[g].block_size
+            store[step.slots[g]] = -1
+            for block in step.block_copies[g][:, 1].tolist():
+                store[block * size : (block + 1) * size] = -1
 
     def close(self) -> None:
         self.stores = []
 
+    def _with_carried(self, step: Step) -> Step:
+        """The step with all of its tokens."""
+        if not len(step.carried):
+            return step
+        token_ids = step.token_ids.copy()
+        places, draws = step.carried.T
+        assert not token_ids[places].any()
+        token_ids[places] = np.maximum(self._drawn[draws], 0)
+        return replace(step, token_ids=token_ids)
+
     def _check_shape(self, step: Step) -> None:
         arrays = [step.token_ids, step.positions, step.query_starts, step.context_lengths]
         arrays += [*step.block_tables, *step.slots, *step.block_copies, step.logits_index]
+        arrays += [step.carried]
         assert all(a.dtype == np.int32 and a.flags.c_contiguous for a in arrays)
         assert step.query_starts[-1] == step.num_tokens > 0
         assert np.all(np.diff(step.logits_index) > 0)

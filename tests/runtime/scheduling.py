@@ -6,7 +6,9 @@ import itertools
 from itertools import pairwise
 from typing import Any
 
-from infc.runtime.requests.request import Request, RequestState
+from infc.runtime.executors.base import Finished
+from infc.runtime.requests.request import Request
+from infc.runtime.sampling.sampler import Sample
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.sampling.token_logprobs import TokenLogprobs, raw_logprobs
 from infc.runtime.scheduling.admission import SchedulerLimits
@@ -65,27 +67,37 @@ def run_step(
     model: PagedModel,
     planned: PlannedStep | None = None,
     given: PromptEntries | None = None,
+    running: Finished | None = None,
 ) -> PlannedStep | None:
+    """Run a step and settle it; by default the next one, with no other in flight."""
     planned = planned or scheduler.schedule()
     if planned is not None:
-        step, owners = planned.step, planned.owners
-        assert len(step.logits_index) <= scheduler.limits.logit_rows
-        assert step.num_tokens <= scheduler.limits.step_tokens
-        check_owners(planned)
-        results = read_results(planned, model.launch(step).result())
-        for rows, entries in zip(owners.prompt_rows, results.prompts, strict=True):
-            if given is not None and rows.request.state is not RequestState.FINISHED:
-                positions = itertools.count(rows.first_position)
-                given.setdefault(rows.request, []).extend(
-                    zip(positions, entries or (), strict=False)
-                )
-        scheduler.commit(planned, [sample.token_id for sample in results.samples])
+        running = running or launch(scheduler, model, planned)
+        results = read_results(planned, running.result())
+        for request, entries in results.prompts:
+            if given is not None:
+                known = given.setdefault(request, [])
+                known += zip(itertools.count(len(known)), entries or (), strict=False)
+        scheduler.settle(planned, [as_run(sample) for sample in results.samples])
         scheduler.check()
     return planned
 
 
+def as_run(sample: Sample | None) -> list[int] | None:
+    """The tokens that a sample is."""
+    return None if sample is None or sample.token_id is None else [sample.token_id]
+
+
+def launch(scheduler: Scheduler, model: PagedModel, planned: PlannedStep) -> Finished:
+    """Check a step, and compute it."""
+    step = planned.step
+    assert len(step.logits_index) <= scheduler.limits.logit_rows
+    assert step.num_tokens <= scheduler.limits.step_tokens
+    return model.launch(step)
+
+
 def check_owners(planned: PlannedStep) -> None:
-    """Assert that rows and tokens of a step are those of the requests behind it."""
+    """Assert that rows and tokens of a step, just planned, are those of the requests behind it."""
     step, owners = planned.step, planned.owners
     assert len(owners.requests) == step.num_sequences
     assert len(owners.sampled) == len(owners.sampled_rows)
@@ -93,10 +105,14 @@ def check_owners(planned: PlannedStep) -> None:
     assert sorted({*prompt_rows, *owners.sampled_rows}) == list(range(len(step.logits_index)))
     assert set(prompt_rows).isdisjoint(owners.sampled_rows)
     spans = pairwise(step.query_starts.tolist())
+    carried = step.carried[:, 0].tolist()
     for request, (start, stop) in zip(owners.requests, spans, strict=True):
         first = int(step.positions[start])
-        wanted = request.token_ids[first : first + stop - start]
-        assert step.token_ids[start:stop].tolist() == wanted
+        if start in carried:
+            assert stop == start + 1 and first >= len(request.token_ids)
+        else:
+            wanted = request.token_ids[first : first + stop - start]
+            assert step.token_ids[start:stop].tolist() == wanted
 
 
 def add(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> Request:
@@ -112,9 +128,24 @@ def add_choices(scheduler: Scheduler, name: str, prompt: list[int], **params: An
     return [request, *request.unforked]
 
 
-def finish_all(scheduler: Scheduler, model: PagedModel, given: PromptEntries | None = None) -> None:
-    steps = 0
-    while run_step(scheduler, model, given=given) is not None:
-        steps += 1
-        assert steps < 5000, "no progress"
+def finish_all(
+    scheduler: Scheduler,
+    model: PagedModel,
+    given: PromptEntries | None = None,
+    depth: int = 0,
+) -> None:
+    """Run to the end, planning `depth` steps ahead of the one that runs."""
+    in_flight: list[tuple[PlannedStep, Finished]] = []
+    for _ in range(5000):
+        if (planned := scheduler.schedule()) is not None:
+            check_owners(planned)
+            in_flight.append((planned, launch(scheduler, model, planned)))
+            scheduler.check()
+        if not in_flight:
+            break
+        if planned is None or len(in_flight) > depth:
+            first, running = in_flight.pop(0)
+            run_step(scheduler, model, first, given, running)
+    else:
+        raise AssertionError("no progress")
     assert all(pool.num_free == pool.capacity for pool in scheduler.kv.pools)

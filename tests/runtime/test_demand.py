@@ -61,7 +61,7 @@ def play(scheduler: Scheduler, ends: dict[str, int]) -> Counter[str]:
         counts["tokens"] += planned.step.num_tokens
         counts["steps"] += 1
         ending = [r.num_output_tokens + 1 >= ends[r.request_id] for r in planned.owners.sampled]
-        scheduler.commit(planned, [1 if last else 2 for last in ending])
+        scheduler.settle(planned, [[1 if last else 2] for last in ending])
         scheduler.check()
     counts["preemptions"] = scheduler.num_preemptions
     return counts

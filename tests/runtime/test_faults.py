@@ -134,8 +134,8 @@ def run(
 
 
 WATCHED = (
-    *("runtime/engine.py", "runtime/async_engine.py", "runtime/text/detokenizer.py"),
-    "runtime/text/text_decoders.py",
+    *(f"runtime/{name}.py" for name in ("async_engine", "engine", "in_flight")),
+    *(f"runtime/text/{name}.py" for name in ("detokenizer", "text_decoders")),
     *(
         f"runtime/requests/{name}.py"
         for name in ("outputs", "pooling", "request", "request_stream", "sequence_blocks")

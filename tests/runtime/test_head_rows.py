@@ -43,7 +43,7 @@ def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]
         block_copies=(),
         logits_index=np.arange(num_rows, dtype=np.int32),
         logits_rows=None if wanted is None else np.array(wanted, np.int32),
-        draws=draws_of(request.next_draw(row) for request, row in drawn),
+        draws=draws_of(request.draw(row, len(request.token_ids)) for request, row in drawn),
     )
     owners = StepOwners(requests=(), sampled=tuple(order), sampled_rows=tuple(order.values()))
     return PlannedStep(step, owners)
@@ -73,7 +73,7 @@ def test_tokens_are_what_the_sampler_gives(
 
 
 def test_a_temperature_that_threads_would_flush_is_none() -> None:
-    (entry,) = draws_of([request(SamplingParams(temperature=5e-324)).next_draw(0)])
+    (entry,) = draws_of([request(SamplingParams(temperature=5e-324)).draw(0, 3)])
     assert entry["temperature"] == sys.float_info.min
 
 

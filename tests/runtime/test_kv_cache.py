@@ -83,15 +83,16 @@ class CacheMachine(RuleBasedStateMachine):
             del sequence.tokens[before:]
             return  # no block was free: nothing is written
         self.kv.take_copies()
+        step = self.kv.close_plan()
         for g, pool in enumerate(self.kv.pools):
             for index in range(start // size, -(-(start + count) // size)):
                 block = sequence.blocks.ids[g][index]
                 assert pool.references(block) == 1, "it would write where another reads"
-                promised = (g, block) in self.kv._promised
+                promised = step is not None and (g, block) in step.promised
                 assert promised or not pool.is_shared(block), "it was found by others already"
         sequence.num_computed += count
         del sequence.tokens[max(before, sequence.num_computed) :]
-        self.kv.end_step()
+        self.kv.end_step(step)
         self.kv.advance(sequence.blocks, sequence.num_computed)
 
     @rule(sequence=consumes(alive), forget=st.booleans())
@@ -125,7 +126,7 @@ def test_a_shorter_hit_must_hold_its_own_window() -> None:
     first, other, again = _Sequence(tokens), _Sequence([1, 1, 1]), _Sequence(tokens)
     assert kv.admit(first.blocks, tokens, Headroom()) == 0
     assert kv.extend(first.blocks, tokens, 0, 4) == 4
-    kv.end_step()
+    kv.end_step(kv.close_plan())
     kv.advance(first.blocks, 4)
     kv.release(first.blocks)
     assert kv.admit(other.blocks, other.tokens, Headroom()) == 0

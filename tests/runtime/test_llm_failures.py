@@ -111,7 +111,7 @@ def test_a_stream_does_not_outlive_its_model(artifact: Path) -> None:
 
 def test_an_interrupt_anywhere_in_a_step(artifact: Path) -> None:
     """Ctrl-C between any two lines of a step: the next request is served as if it never came."""
-    watched = ("engine.py", "scheduler.py", "kv_cache.py", "blocks.py")
+    watched = ("engine.py", "in_flight.py", "scheduler.py", "kv_cache.py", "blocks.py")
     params = SamplingParams(max_tokens=3, ignore_eos=True)
     with LLM(artifact) as llm:
         expected = llm.generate(PROMPTS, params)

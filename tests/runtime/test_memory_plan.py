@@ -56,6 +56,8 @@ def free_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 class Touching:
     """An executor that says what it has touched."""
 
+    depth = 0
+
     def __init__(self, **touched: int) -> None:
         self.touched = touched
 

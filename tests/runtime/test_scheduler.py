@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 )
 
 from infc.ir.errors import CapacityError, RequestError
+from infc.runtime.executors.base import Finished
 from infc.runtime.requests.request import Request
 from infc.runtime.scheduling.owners import PlannedStep
 
@@ -25,7 +26,9 @@ from .scheduling import (
     add_choices,
     alone,
     build,
+    check_owners,
     finish_all,
+    launch,
     prompt_alone,
     run_step,
 )
@@ -33,6 +36,8 @@ from .scheduling import (
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, run, are cancelled and preempted in any order."""
+
+    depth = 0  # steps that are planned while one is in flight
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -53,7 +58,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests: list[Request] = []  # every choice
         self.given: PromptEntries = {}
         self.num_requests = 0
-        self.in_flight: PlannedStep | None = None
+        self.in_flight: list[PlannedStep] = []
+        self.running: dict[PlannedStep, Finished] = {}
 
     @rule(
         prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24),
@@ -112,25 +118,44 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.requests += choices
 
-    @precondition(lambda self: self.in_flight is None)
-    @rule()
-    def schedule(self) -> None:
-        self.in_flight = self.scheduler.schedule()
+    @precondition(lambda self: len(self.in_flight) <= self.depth)
+    @rule(early=st.booleans())
+    def schedule(self, early: bool) -> None:
+        if (planned := self.scheduler.schedule()) is not None:
+            check_owners(planned)
+            self.in_flight.append(planned)
+            if early:
+                self.run_until(planned)
 
-    @precondition(lambda self: self.in_flight is not None)
-    @rule()
-    def commit(self) -> None:
-        run_step(self.scheduler, self.model, self.in_flight, self.given)
-        self.in_flight = None
+    def run_until(self, planned: PlannedStep) -> Finished:
+        """Steps run in their order, before their results are asked for or only then."""
+        for each in self.in_flight:
+            if each not in self.running:
+                self.running[each] = launch(self.scheduler, self.model, each)
+            if each is planned:
+                break
+        return self.running[planned]
 
-    @precondition(lambda self: self.in_flight is not None)
+    @precondition(lambda self: self.in_flight)
     @rule()
-    def discard(self) -> None:
-        assert self.in_flight is not None
-        self.scheduler.discard(self.in_flight)
-        broken = {r.request_id for r in self.in_flight.owners.requests}
+    def settle(self) -> None:
+        running = self.run_until(self.in_flight[0])
+        run_step(self.scheduler, self.model, self.in_flight.pop(0), self.given, running)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.in_flight) - 1))
+        planned, void = self.in_flight[at], self.in_flight[at:]
+        del self.in_flight[at:]
+        for each in void:
+            self.model.spoil(each.step)
+        alive = {r for r in planned.owners.requests if r.finish_reason is None}
+        ended = self.scheduler.discard(planned)
+        assert alive <= {*ended} and all(r.finish_reason == "error" for r in ended)
+        broken = {r.request_id for r in alive}
+        assert {r.request_id for r in ended} == broken
         assert all(r.finish_reason for r in self.requests if r.request_id in broken)
-        self.in_flight = None
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -149,9 +174,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        if self.in_flight is not None:
-            run_step(self.scheduler, self.model, self.in_flight, self.given)
-        finish_all(self.scheduler, self.model, self.given)
+        while self.in_flight:
+            self.settle()
+        finish_all(self.scheduler, self.model, self.given, self.depth)
         for request in self.requests:
             if request.choice == 0 and request.params.prompt_logprobs is not None:
                 given, wanted = self.given.get(request, []), prompt_alone(request)
@@ -165,9 +190,24 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert request.token_ids == expected[: len(request.token_ids)]
 
 
-def test_any_order_of_events() -> None:
+class AheadMachine(SchedulerMachine):
+    """The same with one step planned ahead."""
+
+    depth = 1
+
+
+class FarAheadMachine(SchedulerMachine):
+    """The same with three steps in flight."""
+
+    depth = 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "examples"), [(SchedulerMachine, 100), (AheadMachine, 100), (FarAheadMachine, 40)]
+)
+def test_any_order_of_events(machine: type[SchedulerMachine], examples: int) -> None:
     run_state_machine_as_test(
-        SchedulerMachine, settings=settings(max_examples=150, stateful_step_count=40)
+        machine, settings=settings(max_examples=examples, stateful_step_count=40)
     )
 
 
@@ -311,7 +351,7 @@ def test_failed_request_leaves_nothing_to_reuse() -> None:
     add(scheduler, "bad", [0] * 8, max_tokens=5)
     step = scheduler.schedule()
     assert step is not None
-    scheduler.commit(step, [None])
+    scheduler.settle(step, [None])
     again = add(scheduler, "again", [0] * 8, max_tokens=1)
     finish_all(scheduler, model)
     assert again.num_cached_tokens == 0

@@ -10,7 +10,10 @@ from infc.runtime.scheduling.step_builder import StepBuilder
 
 from .scheduling import add, alone, build, finish_all
 
-ARRAYS = ("token_ids", "positions", "query_starts", "context_lengths", "logits_index", "draws")
+ARRAYS = (
+    *("token_ids", "positions", "query_starts", "context_lengths", "logits_index", "draws"),
+    "carried",
+)
 TUPLES = ("requests", "sampled", "sampled_rows", "prompt_rows")
 
 
@@ -26,7 +29,8 @@ def assert_equal(planned: PlannedStep, anew: PlannedStep) -> None:
     assert step.num_logits == fresh.num_logits
 
 
-def test_a_derived_step_is_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_derived_step_is_a_fresh_one(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside arrivals, ends, preemptions, choices and windows that move on."""
     derive, num_derived = StepBuilder._next, 0
 
@@ -39,7 +43,7 @@ def test_a_derived_step_is_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
         return planned
 
     monkeypatch.setattr(StepBuilder, "_next", checked)
-    scheduler, model = build(2, [None, 5], [26, 26], max_context=40)
+    scheduler, model = build(2, [None, 5], [20, 20], max_context=40)
     requests = [
         add(scheduler, "greedy", [0, 1, 2] * 3, max_tokens=20),
         add(scheduler, "sampled", [1, 1, 2], max_tokens=15, temperature=1.0, seed=1),
@@ -47,7 +51,7 @@ def test_a_derived_step_is_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
         add(scheduler, "scored", [2, 0, 2], max_tokens=5, prompt_logprobs=1),
         add(scheduler, "late", [2, 2], max_tokens=25),
     ]
-    finish_all(scheduler, model)
+    finish_all(scheduler, model, depth=depth)
     assert num_derived > 20
     assert scheduler.num_preemptions > 0
     assert [r.token_ids for r in requests] == [alone(r) for r in requests]
