@@ -26,7 +26,7 @@ class Step:
 
     The tuples `block_tables`, `slots` and `block_copies` have one entry a KV group, in the order
     of the manifest. There is nothing but arrays and one flag, so a step can be sent to another
-    process; whose tokens they are is in `StepOwners`.
+    process (`step_bytes.py`); whose tokens they are is in `StepOwners`.
 
     A step that is launched before the one before it has returned may compute tokens that only the
     executor knows. `carried` gives the place of each in `token_ids`, which is 0 there, and the draw

@@ -1,0 +1,139 @@
+"""Steps as bytes, for an executor in another process: sizes and raw arrays, without pickle.
+
+Layout, little-endian:
+
+* `_PREFIX`: magic number, version, and the CRC-32 of everything after the prefix;
+* `_SIZES`: flags, the number of KV groups, T, B, R, L and D (see `Step`), and the number of
+  carried tokens;
+* for each KV group the width of its block table and the number of its block copies;
+* padding to a multiple of 8 bytes, then the draws, which contain 8-byte numbers;
+* the int32 arrays in the order of `Step`, one after the other.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+
+import numpy as np
+
+from ...ir.errors import InfcError
+from ..sampling.draws import DRAW
+from .step import Int32Array, Step
+
+_MAGIC = b"infcstep"
+_VERSION = 1
+_PREFIX = struct.Struct("<8sII")
+_SIZES = struct.Struct("<8I")
+_GROUP = struct.Struct("<2I")
+_SOME_ROWS = 1  # flag: `logits_rows` is not None
+_HIDDEN = 2  # flag: `wants_hidden`
+
+assert sys.byteorder == "little", "arrays are sent as they lie in memory"
+
+
+def write_step(step: Step) -> bytes:
+    """The step as bytes."""
+    rows = step.logits_rows
+    sizes = _SIZES.pack(
+        (rows is not None) * _SOME_ROWS + step.wants_hidden * _HIDDEN,
+        len(step.slots),
+        len(step.token_ids),
+        len(step.context_lengths),
+        len(step.logits_index),
+        0 if rows is None else len(rows),
+        len(step.draws),
+        len(step.carried),
+    )
+    groups = [
+        _GROUP.pack(table.shape[1], len(copies))
+        for table, copies in zip(step.block_tables, step.block_copies, strict=True)
+    ]
+    body = b"".join(
+        (
+            sizes,
+            *groups,
+            bytes(-(_PREFIX.size + _SIZES.size + len(groups) * _GROUP.size) % 8),
+            step.draws.data,
+            step.token_ids.data,
+            step.positions.data,
+            step.query_starts.data,
+            step.context_lengths.data,
+            *[array.data for array in (*step.block_tables, *step.slots, *step.block_copies)],
+            step.logits_index.data,
+            b"" if rows is None else rows.data,
+            step.carried.data,
+        )
+    )
+    return _PREFIX.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body
+
+
+def read_step(data: bytes | bytearray | memoryview) -> Step:
+    """The step that `write_step` wrote; its arrays are views of `data`.
+
+    Raises InfcError for bytes that are not a whole, undamaged step of this version.
+    """
+    at = _PREFIX.size + _SIZES.size
+    if len(data) < at:
+        raise _damaged(f"{len(data)} bytes are too few")
+    magic, version, checksum = _PREFIX.unpack_from(data)
+    if magic != _MAGIC:
+        raise _damaged("they begin with something else")
+    if version != _VERSION:
+        raise InfcError(
+            f"these bytes are a step of version {version}, and this infc reads version {_VERSION}",
+            hint="run the same infc in all processes",
+        )
+    if zlib.crc32(memoryview(data)[_PREFIX.size :]) != checksum:
+        raise _damaged(f"the checksum of the {len(data)} bytes does not match")
+    sizes = _SIZES.unpack_from(data, _PREFIX.size)
+    flags, num_groups, tokens, sequences, num_rows, some_rows, num_draws, carried = sizes
+    groups = [_GROUP.unpack_from(data, at + g * _GROUP.size) for g in range(num_groups)]
+    at += num_groups * _GROUP.size
+    at += -at % 8
+    draws = np.frombuffer(data, DRAW, num_draws, at)
+    ints = _Ints(np.frombuffer(data, np.int32, offset=at + num_draws * DRAW.itemsize))
+    step = Step(
+        token_ids=ints.take(tokens),
+        positions=ints.take(tokens),
+        query_starts=ints.take(sequences + 1),
+        context_lengths=ints.take(sequences),
+        block_tables=tuple(
+            [ints.take(sequences * width).reshape(sequences, width) for width, _ in groups]
+        ),
+        slots=tuple([ints.take(tokens) for _ in groups]),
+        block_copies=tuple([ints.take(2 * copies).reshape(copies, 2) for _, copies in groups]),
+        logits_index=ints.take(num_rows),
+        logits_rows=ints.take(some_rows) if flags & _SOME_ROWS else None,
+        draws=draws,
+        wants_hidden=bool(flags & _HIDDEN),
+        carried=ints.take(2 * carried).reshape(carried, 2),
+    )
+    assert ints.left == 0, "sizes and arrays were written together"
+    return step
+
+
+class _Ints:
+    """Takes one array after the other from the front."""
+
+    __slots__ = ("_all", "_at")
+
+    def __init__(self, all_of_them: Int32Array) -> None:
+        self._all = all_of_them
+        self._at = 0
+
+    def take(self, count: int) -> Int32Array:
+        """The next `count` numbers."""
+        begin = self._at
+        self._at = end = begin + count
+        return self._all[begin:end]
+
+    @property
+    def left(self) -> int:
+        """How many were not taken; negative where too many were."""
+        return len(self._all) - self._at
+
+
+def _damaged(reason: str) -> InfcError:
+    return InfcError(f"these bytes are not a step: {reason}", hint="send the step again")

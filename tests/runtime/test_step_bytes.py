@@ -1,0 +1,92 @@
+"""A step goes through bytes and back; what is not a step is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from infc.ir.errors import InfcError
+from infc.runtime.sampling.draws import DRAW
+from infc.runtime.scheduling.step import Step
+from infc.runtime.scheduling.step_bytes import read_step, write_step
+
+
+def ints(*shape: int) -> st.SearchStrategy[Any]:
+    return arrays.arrays(np.int32, shape)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    """Arrays of any sizes that fit together; nothing depends on what is in them."""
+    size = st.integers(0, 4)
+    tokens, sequences, rows, wanted, draws = (draw(size) for _ in range(5))
+    widths = draw(st.lists(size, max_size=3))
+    return Step(
+        token_ids=draw(ints(tokens)),
+        positions=draw(ints(tokens)),
+        query_starts=draw(ints(sequences + 1)),
+        context_lengths=draw(ints(sequences)),
+        block_tables=tuple(draw(ints(sequences, width)) for width in widths),
+        slots=tuple(draw(ints(tokens)) for _ in widths),
+        block_copies=tuple(draw(ints(draw(size), 2)) for _ in widths),
+        logits_index=draw(ints(rows)),
+        logits_rows=draw(st.none() | ints(wanted)),
+        draws=np.frombuffer(draw(arrays.arrays(np.uint8, draws * DRAW.itemsize)), DRAW),
+        wants_hidden=draw(st.booleans()),
+        carried=draw(ints(draw(size), 2)),
+    )
+
+
+def assert_same(one: object, other: object) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert one.tobytes() == other.tobytes()
+        assert other.flags.c_contiguous and other.flags.aligned
+    elif isinstance(one, tuple) and isinstance(other, tuple):
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+@given(steps())
+def test_a_step_comes_back_equal(step: Step) -> None:
+    again = read_step(write_step(step))
+    for field in fields(Step):
+        assert_same(getattr(step, field.name), getattr(again, field.name))
+
+
+@given(steps(), st.data())
+def test_damaged_bytes_are_refused(step: Step, data: st.DataObject) -> None:
+    """Whatever is changed, missing or added."""
+    whole = write_step(step)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    changed = bytearray(whole)
+    changed[place] ^= data.draw(st.integers(1, 255))
+    for damaged in (changed, whole[:place], whole + bytes(place + 1)):
+        with pytest.raises(InfcError, match=r"these bytes are (not a step|a step of version)"):
+            read_step(damaged)
+
+
+def test_another_version_says_so() -> None:
+    step = Step(
+        token_ids=np.zeros(1, np.int32),
+        positions=np.zeros(1, np.int32),
+        query_starts=np.array([0, 1], np.int32),
+        context_lengths=np.ones(1, np.int32),
+        block_tables=(),
+        slots=(),
+        block_copies=(),
+        logits_index=np.zeros(0, np.int32),
+    )
+    data = bytearray(write_step(step))
+    data[8] += 1
+    with pytest.raises(InfcError, match=r"version 2, and this infc reads version 1"):
+        read_step(data)
