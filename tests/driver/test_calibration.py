@@ -66,7 +66,7 @@ def test_two_compilations_are_the_same_whatever_the_threads(
         "sha256": hashlib.sha256(text.read_bytes()).hexdigest(),
         "tokens": 300,
         "windows": 3,
-        "damping": 0.01,
+        "damping": 0.5,
         "correction": 0.5,
     }
     assert "calibrated" in (made[0].path / "program.ir").read_text()
