@@ -75,6 +75,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
         rules=[(rule.match, rule.scheme) for rule in how.rules],
         skip=how.skip,
         head=how.head_scheme,
+        attention=how.attention_scheme,
         embedding=how.embedding,
         method=how.rounding_method,
         channel_scaling=how.scaling_method,

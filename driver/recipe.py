@@ -273,6 +273,7 @@ def _check_quantization(section: QuantizationSection, tree: YamlTree) -> None:
         ("rules", section.rules),
         ("skip", section.skip),
         ("head", section.head != "auto"),
+        ("attention", section.attention != "auto"),
         ("embedding", section.embedding != "auto"),
         ("method", section.method != AUTO),
         ("channel_scaling", section.channel_scaling != AUTO),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..ir.schemes import ADOPTING, AUTO, SCHEMES, is_quantizing
+from ..ir.schemes import ADOPTING, AUTO, SCHEMES, has_four_bits, is_quantizing
 from .recipe_keys import CountOrAuto, Section, key
 from .texts import CALIBRATION
 
@@ -36,7 +36,6 @@ SchemeName = Literal[
 
 DEFAULT_MAX_KL: Final = 0.25
 """In nats, with 4 bits: the predictions of a model that is further away are of little use."""
-_FOUR_BITS: Final = frozenset(name for name, one in SCHEMES.items() if one.weight.bits == 4)
 HEAD: Final = "lm_head"
 """What rules call the output head."""
 _SCALED_UNASKED: Final = ("int8", "int8-token", "int8-weights")
@@ -116,11 +115,17 @@ class QuantizationSection(Section):
         " (int8-weights or int8-token if its activations are like that), and `scheme` otherwise."
         " true means auto, false means none.",
     )
+    attention: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
+        "auto",
+        "Scheme of the matrices that make queries, keys and values, and of those that read the"
+        " result of attention; auto is what it is for the output head. true means auto, false means"
+        " none.",
+    )
     embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
         "Scheme of the table of token embeddings; auto is that of the output head if both are the"
-        " same matrix, which is then stored once, and int8 otherwise. true means auto, false means"
-        " none.",
+        " same matrix, which is then stored once, and otherwise `scheme` if it has 4 bits, else"
+        " int8. true means auto, false means none.",
     )
     method: Literal["auto", "nearest", "gptq"] = key(
         AUTO,
@@ -159,9 +164,17 @@ class QuantizationSection(Section):
     @property
     def head_scheme(self) -> str:
         """The scheme of the head; empty if it is that of the other matrices."""
-        if self.head != "auto":
-            return self.head
-        if self.scheme not in _FOUR_BITS:
+        return self._with_eight_bits if self.head == AUTO else self.head
+
+    @property
+    def attention_scheme(self) -> str:
+        """The scheme of the matrices of attention; empty if it is that of the other matrices."""
+        return self._with_eight_bits if self.attention == AUTO else self.attention
+
+    @property
+    def _with_eight_bits(self) -> str:
+        """The scheme for matrices whose errors matter most; empty if the default is good enough."""
+        if not has_four_bits(self.scheme):
             return ""
         scheme = SCHEMES[self.scheme]
         if scheme.activations is None:
@@ -203,12 +216,12 @@ class QuantizationSection(Section):
     @property
     def has_four_bits(self) -> bool:
         """Whether any matrix may be held in 4 bits."""
-        return not _FOUR_BITS.isdisjoint(self._schemes)
+        return any(map(has_four_bits, self._schemes))
 
     @property
     def _schemes(self) -> set[str]:
         rules = (rule.scheme for rule in self.rules)
-        return {self.scheme, self.head, self.embedding, *rules}
+        return {self.scheme, self.head, self.attention, self.embedding, *rules}
 
     @property
     def ignores_calibration(self) -> bool:

@@ -125,6 +125,11 @@ def is_quantizing(*names: str) -> bool:
     return any(name not in ("", NONE, AUTO) for name in names)
 
 
+def has_four_bits(name: str) -> bool:
+    """Whether that is the name of a scheme with weights of 4 bits."""
+    return name in SCHEMES and SCHEMES[name].weight.bits == 4
+
+
 def get_scheme(name: object) -> Scheme:
     """The scheme of that name; ProgramError if there is none."""
     if not isinstance(name, str) or name not in SCHEMES:

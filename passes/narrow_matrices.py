@@ -13,7 +13,7 @@ from ..ir.weights import infer_weight
 from .base import Pass, PassContext, PassResult, finish
 from .match import adopt_name
 from .near_miss import NearMiss
-from .routers import routers
+from .nearest_products import routers
 
 _NARROW: Final = frozenset({DType.BF16, DType.F16})
 _ARRANGING: Final = frozenset({"concat", "reshape", "slice", "stack", "transpose"})

@@ -315,18 +315,20 @@ def with_quantization(
     rules: Sequence[tuple[str, str]] = (),
     skip: Sequence[str] = (),
     head: str = "",
+    attention: str = "",
     embedding: str = "auto",
     method: str = AUTO,
     channel_scaling: str = "none",
 ) -> Pipeline:
     """The pipeline with the recipe's `quantization` in its pass; unchanged if no scheme is given.
 
-    `rules` are patterns of names with their schemes; `head` and `embedding` are the schemes of the
-    output head and of the table of tokens.
+    `rules` are patterns of names with their schemes; `head`, `attention` and `embedding` are the
+    schemes of the output head, of the matrices around attention and of the table of tokens.
     UsageError where the recipe has switched that pass off, and for `skip`, a `method` or a
     `channel_scaling` where nothing is quantized.
     """
-    if not is_quantizing(scheme, head, embedding, *(name for _, name in rules)):
+    schemes = {scheme, head, attention, embedding, *(name for _, name in rules)}
+    if not is_quantizing(*schemes):
         for name, given in (
             ("skip", bool(skip)),
             ("method", method != AUTO),
@@ -344,10 +346,11 @@ def with_quantization(
         "rules": " ".join(f"{pattern}={name}" for pattern, name in rules),
         "skip": " ".join(skip),
         "head": head,
+        "attention": attention,
         "embedding": embedding,
     }
     pipeline = pipeline.with_options(QuantizeWeights.name, **options)
-    if ADOPTING.keys() & {scheme, head, embedding, *(name for _, name in rules)}:
+    if ADOPTING.keys() & schemes:
         pipeline = pipeline.with_options(AdoptFormats.name, **options)
     pipeline = _with_method(pipeline, ScaleChannels, channel_scaling, UNSCALED, options)
     return _with_method(pipeline, CalibrateWeights, method, NEAREST, {})

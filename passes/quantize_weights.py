@@ -32,11 +32,13 @@ class QuantizeWeights(SchemePass):
     rows are not quantized: `decoded_linear(%x, @w.codes, @w.scales)`. The scheme `adopt` is int8
     here for what the file holds in few bits and adopt-formats could not keep (`adopt-weights`:
     int8-weights), and leaves others as they are.
-    `head` is the scheme of the output head if no rule matches it; empty means `scheme`.
+    `head` is the scheme of the output head if no rule matches it, and `attention` that of the
+    products that make queries, keys and values and read what attention gives; empty means `scheme`.
     `embedding` is the scheme of a table in which tokens are looked up, which becomes
     `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means that of the head if it is the same
-    matrix, so that both read the same codes, and int8 otherwise. Other tables are quantized if a
-    rule says so. A pattern matches the name of a weight, with or without `.weight`.
+    matrix, so that both read the same codes, and otherwise `scheme` if that has 4 bits, else int8.
+    Other tables are quantized if a rule says so. A pattern matches the name of a weight, with or
+    without `.weight`.
 
     Requires: unit-batch-squeezed. Ensures: nothing more (by default the scheme is none).
     Keeps: what the bits can say of a row: errors near 1 % of its largest value with 8, 8 % with 4.

@@ -34,32 +34,45 @@ CHOICES = st.sampled_from([NONE, "int8", "q4_0"])
 HEADS = CHOICES | st.just(AUTO)
 
 
-@given(CHOICES, HEADS, HEADS, st.lists(CHOICES, max_size=2))
+@given(CHOICES, HEADS, HEADS, HEADS, st.lists(CHOICES, max_size=2))
 def test_every_scheme_that_is_given_reaches_the_pass(
-    scheme: str, head: str, embedding: str, schemes: list[str]
+    scheme: str, head: str, attention: str, embedding: str, schemes: list[str]
 ) -> None:
     rules = [{"match": f"m{place}", "scheme": one} for place, one in enumerate(schemes)]
     # The section by itself: not every one of these may be loaded.
-    values = {"scheme": scheme, "head": head, "embedding": embedding, "rules": rules}
+    given = {"head": head, "attention": attention, "embedding": embedding}
+    values = {"scheme": scheme, **given, "rules": rules}
     recipe = Recipe.model_validate({"model": "org/name", "quantization": values})
     loaded = replace(load_recipe("org/name"), recipe=recipe)
-    used = bool({scheme, head, embedding, *schemes} - {NONE, AUTO})
+    used = bool({scheme, *given.values(), *schemes} - {NONE, AUTO})
     assert recipe.quantization.is_used == used
     made = pass_of(loaded)
     if not used:
         assert made == QuantizeWeights()
         return
     assert (made.scheme, made.embedding) == (scheme, embedding)
-    assert made.head == (head if head != AUTO else "int8" if scheme == "q4_0" else "")
+    unasked = "int8" if scheme == "q4_0" else ""
+    assert made.head == (unasked if head == AUTO else head)
+    assert made.attention == (unasked if attention == AUTO else attention)
     assert made.rules == " ".join(f"m{place}={one}" for place, one in enumerate(schemes))
 
 
 @pytest.mark.parametrize(
     ("scheme", "head"),
-    [("int4", "int8"), ("q4_1-weights", "int8-weights"), ("int8-weights", ""), ("adopt", "")],
+    [
+        ("int4", "int8"),
+        ("int4-g128", "int8"),
+        ("int4-token", "int8-token"),
+        ("q4_1-weights", "int8-weights"),
+        ("int8-weights", ""),
+        ("adopt", ""),
+    ],
 )
-def test_a_head_beside_4_bits_has_8_and_rounds_rows_as_they_do(scheme: str, head: str) -> None:
-    assert load(scheme=scheme).recipe.quantization.head_scheme == head
+def test_head_and_attention_beside_4_bits_have_8_and_round_rows_as_they_do(
+    scheme: str, head: str
+) -> None:
+    section = load(scheme=scheme).recipe.quantization
+    assert (section.head_scheme, section.attention_scheme) == (head, head)
 
 
 def test_a_recipe_names_every_scheme() -> None:

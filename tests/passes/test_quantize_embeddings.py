@@ -78,10 +78,13 @@ def test_a_tied_table_is_the_codes_of_the_head(scheme: str, head: str, narrow_he
     assert len(after.weights) == 3
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "q4_0", "int8-token"])
-def test_a_table_of_its_own_is_int8(scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "table"),
+    [("int8", "int8"), ("int8-token", "int8"), ("int4", "int4"), ("q4_0", "q4_0")],
+)
+def test_a_table_of_its_own_is_int8_or_has_4_bits_too(scheme: str, table: str) -> None:
     after = quantize(model(tied=False), scheme=scheme).program
-    assert (scheme_of(table_of(after)), scheme_of(head_of(after))) == ("int8", scheme)
+    assert (scheme_of(table_of(after)), scheme_of(head_of(after))) == (table, scheme)
     assert len(after.weights) == 5
 
 
