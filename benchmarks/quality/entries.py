@@ -30,7 +30,7 @@ class Entry:
         return self.gguf_type is None
 
 
-_BETTER = 'rules: [{match: "*.down_proj", scheme: int8}, {match: "*.v_proj", scheme: int8}]'
+_BETTER = 'rules: [{match: "*.down_proj", scheme: int8}]'
 
 ENTRIES = (
     Entry("infc bf16", ("quantization=none",)),
@@ -40,7 +40,10 @@ ENTRIES = (
     Entry("infc int8, int8 cache", ("quantization=int8", "kv_cache.dtype=int8")),
     Entry("infc int4", ("quantization=int4",)),
     Entry("infc int4, nearest", ("quantization={scheme: int4, method: nearest}",)),
-    Entry("infc int4, down_proj and v_proj int8", (f"quantization={{scheme: int4, {_BETTER}}}",)),
+    Entry("infc int4, attention int4", ("quantization={scheme: int4, attention: int4}",)),
+    Entry(
+        "infc int4, attention and down_proj int8", (f"quantization={{scheme: int4, {_BETTER}}}",)
+    ),
     Entry("llama.cpp BF16", gguf_type="bf16"),
     Entry("llama.cpp Q8_0", gguf_type="q8_0"),
     Entry("llama.cpp Q4_K_M", gguf_type="q4_k_m"),
