@@ -122,8 +122,7 @@ class Engine:
             with ThreadPoolExecutor(1) as beside:
                 tokenizer = beside.submit(Tokenizer.load, artifact)
                 executor = open_executor(artifact, config)
-            if tokenizer.exception() is not None:
-                executor.close()
+                failing.callback(executor.close)
             engine = cls(
                 executor,
                 plan,
@@ -354,10 +353,13 @@ class Engine:
     def close(self) -> None:
         """End every request, and give threads and memory back."""
         self._closed = True
-        self.abort_all()
-        if self._lease is not None:
-            self._lease.end()
-        self.executor.close()
+        try:
+            self.abort_all()
+            self._in_flight.drain()
+        finally:
+            if self._lease is not None:
+                self._lease.end()
+            self.executor.close()
 
     # --- inside -------------------------------------------------------------------------------
 

@@ -89,23 +89,23 @@ class ProfiledExecutor(Executor, Protocol):
 
 
 @runtime_checkable
-class ReportsMemory(Executor, Protocol):
+class ReportsMemory(Protocol):
     """An executor that knows how much of its memory it has touched."""
 
     def touched_bytes(self) -> Mapping[str, int]:
         """By kind of memory (such as HOST), bytes that the system no longer calls free.
 
-        May be called beside `run`, from another thread.
+        May be called while a step runs, from another thread.
         """
         ...
 
 
 @runtime_checkable
-class WorksAhead(Executor, Protocol):
+class WorksAhead(Protocol):
     """An executor that can make later steps faster while there is nothing to run."""
 
     def work_ahead(self, seconds: float) -> bool:
-        """Do what it can for about so long; whether any of it is left. Not beside `run`."""
+        """Do what it can for about so long; whether any of it is left. Not while a step runs."""
         ...
 
 

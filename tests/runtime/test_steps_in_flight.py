@@ -112,6 +112,16 @@ def test_a_step_is_told_while_the_next_one_runs() -> None:
     assert not engine.has_unfinished
 
 
+def test_closing_waits_for_what_is_in_flight() -> None:
+    engine = make_engine(VOCAB)
+    executor = engine.executor = LateExecutor(engine.executor)
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=8, ignore_eos=True))
+    assert engine.step() == [] and len(executor.queue) == 1
+    engine.close()
+    assert not executor.queue and not engine.has_unfinished
+    assert engine.step() == []
+
+
 def test_the_row_behind_an_end_is_dropped_and_its_name_is_free() -> None:
     engine = make_engine(VOCAB)
     engine.add_request("alone", PROMPT, SamplingParams(max_tokens=30, ignore_eos=True))
