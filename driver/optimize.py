@@ -67,6 +67,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
             recipe.passes or None,
             lambda path: loaded.tree.place(("passes", *path)),
             parse_pipeline(plan),
+            recipe.backend,
         )
     how = recipe.quantization
     pipeline = with_quantization(

@@ -236,16 +236,20 @@ Place = Callable[[tuple[str | int, ...]], str | None]
 
 
 def build_pipeline(
-    spec: PassSpec = None, place: Place = lambda _: None, plan: Iterable[Pass] = ()
+    spec: PassSpec = None,
+    place: Place = lambda _: None,
+    plan: Iterable[Pass] = (),
+    backend: str | None = None,
 ) -> Pipeline:
     """The default pipeline, edited as a recipe's `passes` says, and checked.
 
     `spec` is pipeline text (the whole pipeline), or a mapping: a pass's name to `false` (off),
     `true` or a mapping of options; an unknown name of the form `module:Name` is added at the end
     of its phase, or where its mapping says `after` or `before`. A list of such mappings, or of
-    names, edits one after the other. `plan` are the passes that the backend wants at the end of
-    the default pipeline. UsageError names what cannot be done, and where `place` says that it
-    stands.
+    names, edits one after the other. `plan` are the passes that `backend` wants at the end of the
+    default pipeline; switching off or configuring one of ours that it does not want has no effect,
+    so that a recipe can be compiled for another backend. UsageError names what cannot be done, and
+    where `place` says that it stands.
     """
     with _placed(place, ()):
         if isinstance(spec, str):
@@ -253,6 +257,8 @@ def build_pipeline(
             pipeline.check()
             return pipeline
     pipeline = default_pipeline(plan)
+    reason = f"the backend {backend or 'of this pipeline'} does not use it"
+    unused = {kind.name: reason for kind in OUR_PASSES if kind.name not in pipeline.names()}
     items: Sequence[Any] = [spec] if isinstance(spec, Mapping) else spec or []
     for index, item in enumerate(items):
         path = () if isinstance(spec, Mapping) else (index,)
@@ -262,7 +268,7 @@ def build_pipeline(
             raise UsageError(what, where=place(path))
         for name, value in edits.items():
             with _placed(place, (*path, str(name))):
-                pipeline = _edited(pipeline, str(name), value)
+                pipeline = _edited(pipeline, str(name), value, unused)
     with _placed(place, ()):
         pipeline.check()
     return pipeline
@@ -278,11 +284,13 @@ def _placed(place: Place, path: tuple[str | int, ...]) -> Iterator[None]:
         raise UsageError(error.message, where=where, hint=error.hint) from error
 
 
-def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:
+def _edited(pipeline: Pipeline, name: str, value: Any, unused: Mapping[str, str]) -> Pipeline:
+    """`unused` says of passes of ours why the pipeline begins without them."""
     if not isinstance(value, (bool, Mapping, type(None))):
         raise UsageError(f"passes: {name} is {value!r}, expected false, true or options")
+    is_unused = name in unused and name not in pipeline.names()
     if value is False:
-        return pipeline.without(name)
+        return pipeline if is_unused else pipeline.without(name)
     options = dict(value) if isinstance(value, Mapping) else {}
     place = {key: options.pop(key) for key in ("after", "before") if key in options}
     known = {option.name for option in fields(get_pass(name))}
@@ -292,8 +300,14 @@ def _edited(pipeline: Pipeline, name: str, value: Any) -> Pipeline:
     if name in pipeline.names() and not place:
         return pipeline.with_options(name, **options)
     added = make_pass(get_pass(name), options)
+    if is_unused and not place:
+        return pipeline
     if len(place) > 1:
         raise UsageError(f"passes: {name} has both after and before")
+    for neighbour in map(str, place.values()):
+        if neighbour in unused and neighbour not in pipeline.names():
+            message = f"the pipeline has no pass {neighbour}: {unused[neighbour]}"
+            raise UsageError(message, hint=f"place {name} beside another pass")
     if "after" in place:
         return pipeline.after(str(place["after"]), added)
     if "before" in place:

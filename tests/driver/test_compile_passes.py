@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 import infc
+from infc.codegen.registry import get_backend
+from infc.driver.optimize import build_recipe_pipeline
+from infc.driver.recipe import load_recipe
 from infc.ir.errors import UsageError
+from infc.ir.targets import resolve_target
 
 from .compiling import RECIPE, Lines
 
@@ -80,3 +84,22 @@ def test_errors_about_passes_say_the_line(
     with pytest.raises(UsageError, match=message) as caught:
         infc.compile(recipe, tmp_path / "a")
     assert caught.value.where == f"{recipe}:{line}"
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_recipe_may_change_its_backend_alone(backend: str, tmp_path: Path) -> None:
+    """The passes that it switches off or configures need not be those that the other wants."""
+    path = tmp_path / "model.yaml"
+    path.write_text("model: org/name\npasses: {group-loops: false, plan-memory: {}}\n")
+    plan = get_backend(backend).plan_passes(resolve_target("x86-64-v3"))
+    pipeline = build_recipe_pipeline(load_recipe(path, [f"backend={backend}"]), plan)
+    assert "group-loops" not in pipeline.names()
+    assert ("plan-memory" in pipeline.names()) == (backend == "cpp")
+
+    path.write_text("model: org/name\npasses:\n  remove-no-op: {before: plan-memory}\n")
+    loaded = load_recipe(path, [f"backend={backend}"])
+    if backend == "cpp":
+        assert build_recipe_pipeline(loaded, plan).names()[-2:] == ["remove-no-op", "plan-memory"]
+        return
+    with pytest.raises(UsageError, match=r"yaml:3.*the backend reference does not use it"):
+        build_recipe_pipeline(loaded, plan)

@@ -24,6 +24,7 @@ from infc.passes.lower_kv import LowerKv
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import (
     STAGES,
+    PassSpec,
     Pipeline,
     build_pipeline,
     default_pipeline,
@@ -342,3 +343,23 @@ def test_a_module_that_does_not_run_is_its_users_own(
 def test_a_misspelled_place_has_a_hint() -> None:
     with pytest.raises(UsageError, match=r"no option before_ .*did you mean 'before'\?"):
         build_pipeline({"remove-no-op": {"before_": "fuse-rope"}})
+
+
+def test_edits_of_passes_that_a_backend_does_not_want() -> None:
+    """A recipe for one backend, compiled for another."""
+    edits: tuple[PassSpec, ...] = (
+        {"group-loops": False, "plan-memory": False},
+        {"plan-memory": {}},
+        ["group-loops", {"plan-memory": True}],
+        [{"plan-memory": {"after": "lower-kv"}}, {"plan-memory": False}],
+    )
+    for edit in edits:
+        assert build_pipeline(edit) == default_pipeline()
+    assert build_pipeline({"plan-memory": {"after": "lower-kv"}}).names()[-1] == "plan-memory"
+    with pytest.raises(UsageError, match="the pipeline has no pass merge-qkv"):
+        build_pipeline([{"merge-qkv": False}, {"merge-qkv": False}])
+    with pytest.raises(UsageError, match="pass group-loops has no option width"):
+        build_pipeline({"group-loops": {"width": 2}})
+    for place in ("before", "after"):
+        with pytest.raises(UsageError, match=r"no pass plan-memory: the backend toy does not use"):
+            build_pipeline({"nothing": {place: "plan-memory"}}, backend="toy")
