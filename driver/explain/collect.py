@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,6 +29,11 @@ from .predict import predict_steps
 
 STAGES = {"captured": "captured.ir", "final": "program.ir"}
 """The programs that an artifact holds, and their files."""
+
+_OLD_NEAR_MISS = re.compile(
+    r"(?:%(\S+?)(?:, %\S+)* = )?(\w+)(?: of layer (\d+))?(?: \(.*?\))?: (.*)", re.DOTALL
+)
+"""A near miss in reports of before: first result, op, layer and source of a node, and a reason."""
 
 
 def inspect_artifact(
@@ -156,7 +162,12 @@ def _changes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, i
 def _near_miss(pass_name: str, entry: Mapping[str, Any] | str) -> NearMissFacts:
     """As a report records it; those of older artifacts are text."""
     if isinstance(entry, str):
-        return NearMissFacts(pass_name=pass_name, node=None, layer=None, reason=entry)
+        found = _OLD_NEAR_MISS.fullmatch(entry)
+        label, op, layer, reason = found.groups() if found else (None, None, None, entry)
+        if label is None and layer is None:
+            return NearMissFacts(pass_name=pass_name, node=None, layer=None, reason=entry)
+        node, number = label or f"{op}:{layer}", None if layer is None else int(layer)
+        return NearMissFacts(pass_name=pass_name, node=node, layer=number, reason=reason)
     node, where, reason = entry["node"], entry["where"], entry["reason"]
     if node is None and where is not None:
         reason = f"{where}: {reason}"

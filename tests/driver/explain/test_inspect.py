@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter
 
 from infc.driver.bench import ceilings as ceilings_module
 from infc.driver.cli import run
-from infc.driver.explain.collect import inspect_artifact
+from infc.driver.explain.collect import inspect_artifact, pass_facts
 from infc.driver.explain.document import artifact_json, nodes_json
 from infc.driver.explain.facts import (
     NO_COSTS,
@@ -44,12 +45,14 @@ from infc.ir.ops import Cost
 from infc.ir.program import KvGroup, ModelSpec, Program
 from infc.ir.roofline import Ceilings
 from infc.ir.text import parse_program
+from infc.passes.near_miss import NearMiss
 from infc.runtime.executors.base import HOST
 from infc.runtime.limits import plan_runtime
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.kv_groups import blocks_for
 
 from ...ir.artifacts import manifest
+from ...passes.test_verification import model
 from .support import MEMORY, SEQUENCES, check_golden, write_explained
 
 
@@ -213,6 +216,26 @@ def test_near_misses_are_told_with_their_layers(tmp_path: Path) -> None:
     text = render_artifact(facts)
     assert "why not (near misses)" in text
     assert next(iter(told)) in text
+
+
+def test_near_misses_of_older_artifacts_are_sentences() -> None:
+    """Those of nodes are read as those that are recorded apart; the others are all reason."""
+    nodes = list(model().nodes)
+    last = nodes[-1]
+    assert last.layer is not None
+    nodes += [replace(last, outputs=()), replace(last, outputs=last.outputs * 2)]
+    nodes += [replace(node, source="a.b (c.py:3)") for node in nodes]
+    misses = [NearMiss.at(node, "no: (x): not so") for node in nodes]
+
+    def read(near_misses: list[Any]) -> tuple[NearMissFacts, ...]:
+        counts = dict.fromkeys(("bytes_read", "bytes_written", "operations", "matches", "nodes"), 0)
+        entry = {"name": "p", "phase": "fuse", "verified": "", **counts}
+        (one,) = pass_facts({"passes": [entry | {"near_misses": near_misses}]}, None)
+        return one.near_misses
+
+    assert read([str(miss) for miss in misses]) == read([miss.as_data() for miss in misses])
+    for text in ("@w: its rows: odd", "odd", "why not: odd", "odd: odd"):
+        assert read([text]) == (NearMissFacts(pass_name="p", node=None, layer=None, reason=text),)
 
 
 NEARLY = """
