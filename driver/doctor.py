@@ -184,6 +184,8 @@ def _look_at(info: BackendInfo, compiling: list[Finding]) -> _Look:
         reason = backend.unable_here()
     except InfcError as error:
         return _Look((), Finding(subject, False, str(error)))
+    except Exception as error:  # of a plug-in, which must not hide the other findings
+        return _Look((), Finding(subject, False, f"{type(error).__name__}: {error}"))
     libraries = () if info.extra is None else info.extra.libraries
     if reason is None and (missing := [name for name in libraries if not _library(name).fine]):
         reason = f"needs {', '.join(missing)}"

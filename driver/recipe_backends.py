@@ -64,8 +64,16 @@ def with_section(recipe: type[_Recipe], tree: YamlTree, default: str) -> type[_R
             f"the backend {info.name} has a section, but a recipe has a key of that name",
             where=info.section,
         )
-    kind = _section_model(info.name, section)
-    keys = Field(default=kind(), description=f"Options of the backend {info.name}.")
+    try:
+        kind = _section_model(info.name, section)
+        keys = Field(default=kind(), description=f"Options of the backend {info.name}.")
+    except Exception as error:  # of a plug-in: an unknown annotation, a default that fails
+        reason = str(error).partition("\n")[0]  # pydantic adds how its own users would go on
+        raise UsageError(
+            f"the section of the backend {info.name} cannot be read:"
+            f" {type(error).__name__}: {reason}",
+            where=info.section,
+        ) from error
     fields: dict[str, Any] = {info.name: (kind, keys)}
     return create_model(recipe.__name__, __base__=recipe, **fields)
 
@@ -74,7 +82,13 @@ def _section_model(name: str, section: type) -> type[Section]:
     """A backend's dataclass of options as a section that is read strictly."""
     hints = get_type_hints(section)
     fields: dict[str, Any] = {
-        one.name: (hints[one.name], key(one.default, one.metadata.get("doc", "")))
+        one.name: (hints[one.name], key(_default(one), one.metadata.get("doc", "")))
         for one in dataclasses.fields(section)
     }
     return create_model(f"{name.capitalize()}Section", __base__=Section, **fields)
+
+
+def _default(option: dataclasses.Field[Any]) -> Any:
+    """The value of an option that a recipe does not give."""
+    factory = option.default_factory
+    return option.default if factory is dataclasses.MISSING else factory()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, Final
 
-from .errors import ArtifactError, UsageError
+from .errors import ArtifactError, InfcError, UsageError
 from .extras import COMPILE, Extra
 from .nearest import did_you_mean
 from .plugins import load_plugins
@@ -22,8 +22,8 @@ class BackendInfo:
     `ExecutorConfig`, and gives an `Executor` (`runtime/executors/base.py`). `entry` is the kind of
     entry point that its artifacts have. `extra` has the libraries that running an artifact takes
     beside infc. `section` is a frozen dataclass: the keys that a recipe may give under the name of
-    the backend, each with a default and, in its metadata, `doc`. An instance of it is what the
-    compiler is made with.
+    the backend, each with a default (or a factory of it) and, in its metadata, `doc`. An
+    instance of it is what the compiler is made with.
     """
 
     name: str
@@ -34,26 +34,45 @@ class BackendInfo:
     section: str | None = None
 
     def load_compiler(self) -> Any:
-        """The class of the compiler; UsageError where it cannot be imported."""
+        """The class of the compiler; UsageError where importing it fails, whatever the reason."""
         return self._load(self.compiler)
 
     def load_executor(self) -> Any:
-        """What opens an artifact; UsageError where it cannot be imported."""
+        """What opens an artifact; UsageError where importing it fails, whatever the reason."""
         return self._load(self.executor)
 
     def load_section(self) -> Any | None:
-        """The dataclass of the recipe's section; None for a backend without options."""
-        return None if self.section is None else self._load(self.section)
+        """The dataclass of the recipe's section; None for a backend without options.
+
+        UsageError where it cannot be imported, is no dataclass, or has a field without a default.
+        """
+        if self.section is None:
+            return None
+        section = self._load(self.section)
+        if not (isinstance(section, type) and is_dataclass(section)):
+            message = f"the section of the backend {self.name} is not a dataclass"
+            raise UsageError(message, where=self.section)
+        for one in fields(section):
+            if one.default is MISSING and one.default_factory is MISSING:
+                raise UsageError(
+                    f"the option {self.name}.{one.name} has no default",
+                    where=self.section,
+                    hint="a recipe need not give it: declare the field with a default",
+                )
+        return section
 
     def _load(self, path: str) -> Any:
         module_name, _, attribute = path.partition(":")
         try:
             return attrgetter(attribute)(importlib.import_module(module_name))
-        except (ImportError, AttributeError) as error:
+        except InfcError:
+            raise
+        except Exception as error:
+            extra = self.extra if isinstance(error, ImportError) else None
             raise UsageError(
-                f"the backend {self.name} cannot be loaded: {error}",
+                f"the backend {self.name} cannot be loaded: {type(error).__name__}: {error}",
                 where=path,
-                hint=None if self.extra is None else self.extra.install,
+                hint=None if extra is None else extra.install,
             ) from error
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from infc.codegen.base import Need
 from infc.driver import doctor, huge_pages
 from infc.driver.cli import run
 from infc.driver.doctor import Finding, examine
+from infc.driver.recipe import load_recipe
+from infc.ir import backends
+from infc.ir.backends import BackendInfo, register_backend
+from infc.ir.errors import UsageError
 from infc.ir.machine import huge_page_setting
 
 
@@ -99,3 +105,68 @@ def test_a_backend_of_a_later_version_is_not_missing(capsys: pytest.CaptureFixtu
     assert run(["doctor"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["not", "built", "backend", "triton"] in [line[:4] for line in lines]
+
+
+@dataclass(frozen=True)
+class Names:
+    """A section with a default that is made."""
+
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+
+class Faulty:
+    """A backend of a plug-in that fails where `fault` says."""
+
+    interprets = False
+    fault = ""
+
+    def __init__(self, names: Names) -> None:
+        assert names == Names()
+        self._fail("init")
+
+    def _fail(self, place: str) -> None:
+        if self.fault == place:
+            raise KeyError(place)
+
+    def needs(self) -> list[Need]:
+        self._fail("needs")
+        return []
+
+    def unable_here(self) -> str | None:
+        self._fail("unable_here")
+        return None
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> BackendInfo:
+    monkeypatch.setattr(backends, "_TABLE", dict(backends._TABLE))
+    kind, section = f"{__name__}:Faulty", f"{__name__}:Names"
+    info = BackendInfo(name="faulty", compiler=kind, executor=kind, entry="none", section=section)
+    return register_backend(info)
+
+
+@pytest.mark.parametrize("fault", ["", "init", "needs", "unable_here"])
+def test_a_plugin_that_fails_hides_nothing(
+    fault: str, faulty: BackendInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Faulty, "fault", fault)
+    one = found(f"backend {faulty.name}")
+    detail = f"KeyError: {fault!r}" if fault else "compiles and runs artifacts"
+    assert (one.fine, one.detail) == (not fault, detail)
+    assert found("backend cpp").fine
+
+
+def test_a_section_takes_defaults_that_are_made(faulty: BackendInfo) -> None:
+    loaded = load_recipe("org/name", {"backend": faulty.name})
+    assert loaded.recipe.model_dump()[faulty.name] == {"names": ["a"]}
+    loaded = load_recipe("org/name", {"backend": faulty.name, "faulty": {"names": ["b"]}})
+    assert loaded.recipe.model_dump()[faulty.name] == {"names": ["b"]}
+
+
+@pytest.mark.parametrize("annotations", [{"names": "NoSuchType"}, {"names": 3}])
+def test_a_section_that_cannot_be_read_is_named(
+    annotations: dict[str, object], faulty: BackendInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Names, "__annotations__", annotations)
+    with pytest.raises(UsageError, match=r"the section of the backend faulty cannot be read: "):
+        load_recipe("org/name", {"backend": faulty.name})

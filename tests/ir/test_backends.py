@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from infc.codegen.registry import get_backend
 from infc.ir import backends
 from infc.ir.backends import (
     DEFAULT,
@@ -17,7 +19,7 @@ from infc.ir.backends import (
     known_backends,
     register_backend,
 )
-from infc.ir.errors import ArtifactError, UsageError
+from infc.ir.errors import ArtifactError, ToolchainError, UsageError
 from infc.ir.extras import Extra
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,64 @@ def test_what_is_not_there_is_said() -> None:
         info.load_compiler()
     with pytest.raises(UsageError, match=r"toy cannot be loaded: .*Nothing"):
         info.load_executor()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Toy = nothing", "NameError: name 'nothing' is not defined"),
+        ("Toy = 1 / 0", "ZeroDivisionError: "),
+        ("def f(:", "SyntaxError: "),
+    ],
+)
+def test_a_module_that_does_not_run_is_named(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_toy.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_toy", raising=False)
+    extra = Extra(("toy_library",), "pip install toy")
+    info = replace(TOY, compiler="broken_toy:Toy", section="broken_toy:Toy", extra=extra)
+    register_backend(info)
+    for load in (info.load_section, lambda: get_backend("toy")):
+        with pytest.raises(UsageError, match=f"broken_toy:Toy: .* toy cannot be .*{message}") as e:
+            load()
+        assert "pip install" not in str(e.value), "that would not help"
+
+
+def test_an_error_of_ours_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ToolchainError("no compiler")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(ToolchainError, match="no compiler"):
+        TOY.load_compiler()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Options that a recipe may give."""
+
+    shift: int = 0
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+
+@dataclass(frozen=True)
+class Demanding(Section):
+    """Options, one of which a recipe would have to give."""
+
+    width: int = field(kw_only=True)
+
+
+def test_each_option_has_a_default() -> None:
+    info = replace(TOY, section=f"{__name__}:Section")
+    assert info.load_section() is Section
+    info = replace(TOY, section=f"{__name__}:Demanding")
+    with pytest.raises(UsageError, match=r"Demanding: the option toy.width has no default"):
+        info.load_section()
+    for other in ("ROOT", "test_each_option_has_a_default", "Extra.missing"):
+        with pytest.raises(UsageError, match="the section of the backend toy is not a dataclass"):
+            replace(TOY, section=f"{__name__}:{other}").load_section()
 
 
 def test_the_backend_of_generated_code_is_named_in_the_table_alone() -> None:
