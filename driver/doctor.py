@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..codegen.registry import get_backend
-from ..ir.backends import PLANNED, BackendInfo, known_backends
+from ..ir.backends import PLANNED, BackendInfo, known_backend, known_backends
 from ..ir.errors import InfcError
 from ..ir.extras import COMPILE
 from ..ir.machine import (
@@ -44,7 +44,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Looks at the platform, the processor, memory, libraries, and what each backend takes."""
-    compiling = [_library(name, optional=True) for name in COMPILE.libraries]
+    absent = COMPILE.missing()
+    compiling = [_compiling(name, name not in absent) for name in COMPILE.libraries]
     plugins = list(_plugins())
     looks = [_look_at(info, compiling) for info in known_backends()]
     return [
@@ -60,7 +61,11 @@ def examine() -> list[Finding]:
         _disk(),
         *plugins,
         *(look.backend for look in looks),
-        *(Finding(f"backend {name}", False, _LATER, lacking="not built") for name in PLANNED),
+        *(
+            Finding(f"backend {name}", False, _LATER, lacking="not built")
+            for name in PLANNED
+            if known_backend(name) is None  # else a plug-in brings it
+        ),
     ]
 
 
@@ -137,12 +142,24 @@ def _requirements() -> list[str]:
     return sorted(match[0] for match in names if match)
 
 
-def _library(name: str, *, optional: bool = False) -> Finding:
+def _library(name: str) -> Finding:
+    """A distribution that infc declares."""
+    version = _version(name)
+    return Finding(name, version is not None, version or "needed", needed=True)
+
+
+def _compiling(name: str, fine: bool) -> Finding:
+    """A module that compiling imports; its distribution may have another name."""
+    if not fine:
+        return Finding(name, False, f"needed by `infc compile`: {COMPILE.install}")
+    return Finding(name, True, _version(name) or "installed")
+
+
+def _version(distribution: str) -> str | None:
     try:
-        return Finding(name, True, importlib.metadata.version(name))
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        use = f"needed by `infc compile`: {COMPILE.install}" if optional else "needed"
-        return Finding(name, False, use, needed=not optional)
+        return None
 
 
 def _disk() -> Finding:
@@ -182,12 +199,12 @@ def _look_at(info: BackendInfo, compiling: list[Finding]) -> _Look:
         backend = get_backend(info.name)
         needs = tuple(Finding(one.subject, one.fine, one.detail) for one in backend.needs())
         reason = backend.unable_here()
+        missing = [] if info.extra is None else info.extra.missing()
     except InfcError as error:
         return _Look((), Finding(subject, False, str(error)))
     except Exception as error:  # of a plug-in, which must not hide the other findings
         return _Look((), Finding(subject, False, f"{type(error).__name__}: {error}"))
-    libraries = () if info.extra is None else info.extra.libraries
-    if reason is None and (missing := [name for name in libraries if not _library(name).fine]):
+    if reason is None and missing:
         reason = f"needs {', '.join(missing)}"
     if reason is not None:
         return _Look(needs, Finding(subject, False, reason))

@@ -11,19 +11,29 @@ from .errors import ToolchainError
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """Libraries beside those that infc always has, and the command that installs them."""
+    """Libraries beside those that infc always has, and the command that installs them.
+
+    `libraries` are modules, whatever the distributions are called that bring them.
+    """
 
     libraries: tuple[str, ...]
     install: str
 
     def missing(self) -> list[str]:
-        """The libraries that are not installed; nothing is imported."""
-        return [name for name in self.libraries if importlib.util.find_spec(name) is None]
+        """The libraries that are not installed; only packages around a module are imported."""
+        return [name for name in self.libraries if not _is_installed(name)]
 
     def require(self, purpose: str) -> None:
         """Raises ToolchainError where a library is not installed."""
         if missing := self.missing():
             raise missing_library(missing[0], purpose, self)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 COMPILE: Final = Extra(("torch", "transformers"), "pip install 'infc[compile]'")

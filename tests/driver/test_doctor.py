@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from infc.driver.recipe import load_recipe
 from infc.ir import backends
 from infc.ir.backends import BackendInfo, register_backend
 from infc.ir.errors import UsageError
+from infc.ir.extras import Extra
 from infc.ir.machine import huge_page_setting
 
 
@@ -58,18 +60,32 @@ def test_a_control_group_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "at most 3.0 GiB by the control group" in found("memory").detail
 
 
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in modules else find(name)
+    )
+
+
 def test_without_torch_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "torch", "transformers")
+    assert "pip install 'infc[compile]'" in found("torch").detail
+    assert found("backend cpp").detail == ("runs artifacts; compiling needs torch, transformers")
+    assert found("backend reference").detail == "needs torch, transformers"
+
+
+def test_a_library_may_come_with_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     here = importlib.metadata.version
 
     def version(name: str) -> str:
-        if name in ("torch", "transformers"):
+        if name == "torch":
             raise importlib.metadata.PackageNotFoundError(name)
         return here(name)
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    assert "pip install 'infc[compile]'" in found("torch").detail
-    assert found("backend cpp").detail == ("runs artifacts; compiling needs torch, transformers")
-    assert not found("backend reference").fine
+    assert (found("torch").fine, found("torch").detail) == (True, "installed")
+    for name in ("cpp", "reference"):
+        assert "needs" not in found(f"backend {name}").detail
 
 
 def test_a_compiler_that_fails_is_not_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +170,24 @@ def test_a_plugin_that_fails_hides_nothing(
     detail = f"KeyError: {fault!r}" if fault else "compiles and runs artifacts"
     assert (one.fine, one.detail) == (not fault, detail)
     assert found("backend cpp").fine
+
+
+@pytest.mark.parametrize(
+    ("module", "detail"),
+    [
+        ("json.decoder", "compiles and runs artifacts"),
+        ("no_such.part", "needs no_such.part"),
+    ],
+)
+def test_what_a_backend_runs_on_are_modules(module: str, detail: str, faulty: BackendInfo) -> None:
+    register_backend(replace(faulty, extra=Extra((module,), "pip install it")))
+    assert found("backend faulty").detail == detail
+
+
+def test_a_plugin_may_bring_what_is_not_built(faulty: BackendInfo) -> None:
+    register_backend(replace(faulty, name="triton"))
+    (one,) = [each for each in examine() if each.subject == "backend triton"]
+    assert one.fine
 
 
 def test_a_section_takes_defaults_that_are_made(faulty: BackendInfo) -> None:
