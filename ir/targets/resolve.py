@@ -30,6 +30,9 @@ class Target:
     name: str
     features: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return self.name
+
     def has(self, feature: str) -> bool:
         """Whether code for this target may use the feature."""
         return feature in self.features

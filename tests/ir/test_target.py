@@ -148,3 +148,8 @@ def test_a_name_of_a_feature_is_the_compilers_where_it_has_another() -> None:
     assert flags[0] == "-march=x86-64"
     assert {"-mavx512vnni", "-mavx512fp16", "-mavx512f", "-msse4.1"} < set(flags)
     assert compiler_flags(resolve_target("aarch64")) == ("-march=armv8-a+simd",)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_told_by_its_name(name: str) -> None:
+    assert f"{resolve_target(name)}" == name
