@@ -78,23 +78,30 @@ def plan_runtime(
     memory = options.kv_memory
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
+    wanted = options.weights or runtime.get("weights") or "auto"
+    free = _free_bytes()
     if memory is None or memory == "auto":
-        free = _free_bytes() - weights_bytes - step_bytes
-        budget = int(max(0, free) * _SHARE_OF_FREE_MEMORY)
+        budgets = [_share_of(free - step_bytes - weights_bytes)]
+        # Mapped weights are not taken: rather those than a shorter context, or none.
+        if wanted == "mapped" or (wanted == "auto" and weights_are_ours):
+            budgets.append(_share_of(free - step_bytes))
     else:
-        budget = parse_bytes(memory)
-    num_blocks = plan_blocks(groups, limits, budget)
+        budgets = [parse_bytes(memory)]
+    for budget in budgets:
+        num_blocks = plan_blocks(groups, limits, budget)
+        held = longest_context(groups, num_blocks, limits.max_context)
+        if held == limits.max_context:
+            break
     notes = []
-    held = longest_context(groups, num_blocks, limits.max_context)
     if held < limits.max_context:
         if options.max_context is not None or held < LEAST_CONTEXT:
             raise _too_little(groups, limits.max_context, budget, held)
         notes.append(
             f"max_context is reduced to {held} to fit into {format_size(budget)} of KV memory"
+            f"{_planned_by_others()}"
         )
         limits = _with_context(limits, held)
     kv_bytes = planned_bytes(groups, num_blocks)
-    free = _free_bytes()
     if memory not in (None, "auto") and kv_bytes < free < budget:
         notes.append(
             f"KV memory of {format_size(budget)} exceeds the free memory of {format_size(free)}:"
@@ -105,7 +112,7 @@ def plan_runtime(
         raise CapacityError(
             f"KV memory of {format_size(kv_bytes)} exceeds the {format_size(free)} that are free,"
             f" of which a step takes {format_size(step_bytes)}",
-            hint=f"lower {_KV_MEMORY}, or set it to auto",
+            hint=f"lower {_KV_MEMORY}, or set it to auto{_planned_by_others()}",
         )
     rest = free - kv_bytes - step_bytes
     num_threads, pin = _team(options, runtime)
@@ -114,7 +121,6 @@ def plan_runtime(
             f"{num_threads} threads share {format_count(cpus, 'processor')}: with more threads than"
             " processors, threads wait for each other, which is slower"
         )
-    wanted = options.weights or runtime.get("weights") or "auto"
     weights = place_weights(wanted, weights_bytes, rest, ours=weights_are_ours)
     is_mapped = weights == "mapped"
     host = MemoryUse(
@@ -140,6 +146,18 @@ def plan_runtime(
 def _free_bytes() -> int:
     """What may still be planned: free memory, without what engines of this process have planned."""
     return max(0, available_memory() - BROKER.untouched())
+
+
+def _share_of(free: int) -> int:
+    """What a KV cache takes of free memory where nobody says how much."""
+    return int(max(0, free) * _SHARE_OF_FREE_MEMORY)
+
+
+def _planned_by_others() -> str:
+    """What to add to a message that memory is short, where other engines have planned some."""
+    planned = BROKER.untouched()
+    text = f"; other engines of this process have planned {format_size(planned)}: close one"
+    return text if planned else ""
 
 
 def handed_over_bytes(manifest: Manifest, step_tokens: int) -> int:
@@ -218,7 +236,7 @@ def place_weights(wanted: str, weights_bytes: int, free: int, *, ours: bool) -> 
         raise CapacityError(
             f"a copy of the weights takes {format_size(weights_bytes)}, but only"
             f" {format_size(free)} are left besides the KV memory",
-            hint=f"use weights=mapped, or lower {_KV_MEMORY}",
+            hint=f"use weights=mapped, or lower {_KV_MEMORY}{_planned_by_others()}",
         )
     # Beside the copy, what serves needs some memory, and others of this machine may.
     fits = weights_bytes <= free * _MOST_COPIED
@@ -284,5 +302,5 @@ def _too_little(
     instead = f", or lower max_context to at most {held}" if held >= LEAST_CONTEXT else ""
     return CapacityError(
         f"a context of {max_context} tokens does not fit into {format_size(budget)} of KV memory",
-        hint=f"raise {_KV_MEMORY} to at least {format_size(needed)}{instead}",
+        hint=f"raise {_KV_MEMORY} to at least {format_size(needed)}{instead}{_planned_by_others()}",
     )

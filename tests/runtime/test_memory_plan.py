@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import ArtifactError, CapacityError
+from infc.ir.manifest import FileDigest, Manifest
 from infc.runtime import engine as engine_module
 from infc.runtime.engine import Engine
 from infc.runtime.executors.address_space import resident_bytes
@@ -27,6 +31,7 @@ from infc.runtime.memory_plan import Lease, MemoryBroker, MemoryPlan, MemoryUse
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.step import Step
 
+from ..ir.artifacts import manifest
 from .small_artifact import write_small_artifact
 
 MIB = 1 << 20
@@ -165,6 +170,91 @@ def test_an_engine_that_does_not_open_takes_nothing(
             with pytest.raises(ArtifactError, match="no") as kept:
                 Engine.open(artifact, OPTIONS)
             assert broker.untouched() == 0, kept
+
+
+GIB = 1 << 30
+
+
+def opened_before(broker: MemoryBroker) -> Lease:
+    """Of an engine with 3 GiB of weights and 2 GiB for its cache, which it has not touched."""
+    return broker.lease({HOST: MemoryUse(weights=3 * GIB, kv=2 * GIB)})
+
+
+def large() -> Manifest:
+    """3 GiB of weights, and a context that takes 1 GiB of KV memory."""
+    base = manifest()
+    (group,) = base.kv.groups
+    files = {"weights.safetensors": FileDigest(bytes=3 * GIB, sha256="0")}
+    context = GIB // group.bytes_per_block() * group.block_size
+    return replace(base, files=files, limits=replace(base.limits, max_context=context))
+
+
+@pytest.mark.parametrize("weights", [None, "auto", "mapped"])
+def test_the_same_model_opens_once_more_with_mapped_weights(
+    weights: Any, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell of a notebook that is run again: the first engine lives until the second is there."""
+    free_memory(monkeypatch, 8 * GIB)
+    options = RuntimeOptions(threads=1, weights=weights)
+    first = opened_before(broker)
+    plan = plan_runtime(large(), options)
+    assert (plan.weights, plan.notes) == ("mapped", ())
+    assert plan.limits.max_context == large().limits.max_context
+    assert plan.memory[HOST].taken <= 3 * GIB
+    first.end()
+    if weights != "mapped":
+        assert plan_runtime(large(), options).weights != "mapped"
+
+
+def test_the_cell_of_a_notebook_opens_twice(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RuntimeOptions(threads=1, max_context=96, kv_memory="auto")
+    use = plan_runtime(open_artifact(artifact).manifest, options).memory[HOST]
+    free_memory(monkeypatch, use.weights + use.handed_over + 2 * use.kv)
+    engine = Engine.open(artifact, options)
+    assert engine.plan.weights == "loaded"
+    again = Engine.open(artifact, options)
+    assert again.plan.weights == "mapped"
+    again.close()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "ours"),
+    [
+        (RuntimeOptions(threads=1), False),
+        (RuntimeOptions(threads=1, weights="copied"), True),
+        (RuntimeOptions(threads=1, weights="copied", kv_memory="2GiB"), True),
+        (RuntimeOptions(threads=1, kv_memory="4GiB"), True),
+    ],
+)
+def test_an_error_names_the_other_engines(
+    options: RuntimeOptions, ours: bool, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_memory(monkeypatch, 8 * GIB)
+    first = opened_before(broker)
+    cause = "; other engines of this process have planned 5.0 GiB: close one)"
+    with pytest.raises(CapacityError, match=re.escape(cause) + "$"):
+        plan_runtime(large(), options, weights_are_ours=ours)
+    first.end()
+    assert plan_runtime(large(), options, weights_are_ours=ours).notes == ()
+    free_memory(monkeypatch, GIB // 2)
+    with pytest.raises(CapacityError) as alone:
+        plan_runtime(large(), options, weights_are_ours=ours)
+    assert "other engines" not in str(alone.value)
+
+
+def test_a_shorter_context_names_the_other_engines(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_memory(monkeypatch, 6 * GIB)
+    first = opened_before(broker)
+    (note,) = plan_runtime(large(), OPTIONS).notes
+    assert note.startswith("max_context is reduced to ")
+    assert note.endswith("; other engines of this process have planned 5.0 GiB: close one")
+    first.end()
+    assert plan_runtime(large(), OPTIONS).notes == ()
 
 
 def test_two_threads_plan_one_after_the_other(
