@@ -103,21 +103,20 @@ class Engine:
         if not isinstance(artifact, Artifact):
             artifact = open_artifact(artifact, verify, weights="later")
         check = artifact.verify_weights()
-        with BROKER.planning():
+        with BROKER.opening(), contextlib.ExitStack() as failing:
             plan = plan_runtime(
                 artifact.manifest,
                 options or RuntimeOptions(),
                 weights_are_ours=artifact.weights_are_ours(),
             )
             lease = BROKER.lease(plan.memory)
-        config = ExecutorConfig(
-            num_blocks=plan.num_blocks,
-            num_threads=plan.num_threads,
-            pin=plan.pin,
-            weights=plan.weights,
-        )
-        with contextlib.ExitStack() as failing:
             failing.callback(lease.end)
+            config = ExecutorConfig(
+                num_blocks=plan.num_blocks,
+                num_threads=plan.num_threads,
+                pin=plan.pin,
+                weights=plan.weights,
+            )
             # Either may take a good part of a second, and they meet nowhere.
             with ThreadPoolExecutor(1) as beside:
                 tokenizer = beside.submit(Tokenizer.load, artifact)
@@ -130,8 +129,8 @@ class Engine:
                 tokenizer=tokenizer.result(),
                 hidden_width=artifact.manifest.hidden_width,
             )
+            lease.watch(executor)
             failing.pop_all()
-        lease.watch(executor)
         engine._weights_check = check
         engine._lease = lease
         files = artifact.manifest.tokenizer

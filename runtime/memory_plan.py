@@ -67,17 +67,21 @@ class Lease:
 class MemoryBroker:
     """Keeps the leases of a process, so that two engines never plan the same memory.
 
-    Thread-safe. An engine plans and takes its lease within one `planning` block.
+    Thread-safe. An engine plans, takes its lease and loads within one `opening` block.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._opening = threading.RLock()
+        self._lock = threading.RLock()  # guards the leases, never for long
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 
     @contextmanager
-    def planning(self) -> Iterator[None]:
-        """Keeps other threads from planning."""
-        with self._lock:
+    def opening(self) -> Iterator[None]:
+        """Keeps other threads from planning until the lease watches what was opened.
+
+        What is filled while an engine loads is no longer free, and counts as untouched as well.
+        """
+        with self._opening:
             yield
 
     def untouched(self, kind: str = HOST) -> int:

@@ -21,12 +21,13 @@ from infc.ir.errors import ArtifactError, CapacityError
 from infc.ir.manifest import FileDigest, Manifest
 from infc.runtime import engine as engine_module
 from infc.runtime.engine import Engine
+from infc.runtime.executors import open_executor
 from infc.runtime.executors.address_space import resident_bytes
-from infc.runtime.executors.base import HOST, Running
+from infc.runtime.executors.base import HOST, Executor, Running
 from infc.runtime.executors.cpp import _address
 from infc.runtime.executors.reference import ReferenceExecutor
 from infc.runtime.executors.reserve import reserve
-from infc.runtime.limits import plan_runtime
+from infc.runtime.limits import RuntimePlan, plan_runtime
 from infc.runtime.memory_plan import Lease, MemoryBroker, MemoryPlan, MemoryUse
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.step import Step
@@ -157,7 +158,7 @@ def test_what_was_touched_is_not_counted_twice(
     engine.close()
 
 
-def test_an_engine_that_does_not_open_takes_nothing(
+def test_an_engine_that_does_not_open_takes_nothing_and_keeps_nobody_waiting(
     artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -170,6 +171,8 @@ def test_an_engine_that_does_not_open_takes_nothing(
             with pytest.raises(ArtifactError, match="no") as kept:
                 Engine.open(artifact, OPTIONS)
             assert broker.untouched() == 0, kept
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(Engine.open, artifact, OPTIONS).result(10).close()
 
 
 GIB = 1 << 30
@@ -277,6 +280,41 @@ def test_two_threads_plan_one_after_the_other(
         opened = [one for one in pool.map(attempt, range(4)) if one is not None]
     assert len(opened) == 1
     opened[0].close()
+
+
+def test_what_an_engine_fills_while_it_loads_is_not_counted_twice(
+    artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is open, it cannot say what it has filled: others plan only then."""
+    use = plan_runtime(open_artifact(artifact).manifest, OPTIONS).memory[HOST]
+    free = [3 * use.taken]
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free[0])
+    monkeypatch.setattr(ReferenceExecutor, "touched_bytes", lambda _: {HOST: use.taken})
+    loading, second_plans = threading.Event(), threading.Event()
+    options = replace(OPTIONS, kv_memory=use.kv)
+
+    def load(*given: Any) -> Executor:
+        free[0] -= use.taken
+        if not loading.is_set():
+            loading.set()
+            second_plans.wait(0.2)
+        return open_executor(*given)
+
+    def plan(*given: Any, **settings: Any) -> RuntimePlan:
+        if loading.is_set():
+            second_plans.set()
+        return plan_runtime(*given, **settings)
+
+    monkeypatch.setattr(engine_module, "open_executor", load)
+    monkeypatch.setattr(engine_module, "plan_runtime", plan)
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(Engine.open, artifact, options)
+        loading.wait()
+        second = Engine.open(artifact, options)
+    assert free == [use.taken] and broker.untouched() == 0
+    assert first.result().plan == second.plan
+    first.result().close()
+    second.close()
 
 
 def test_pages_are_counted_once_they_are_touched() -> None:
