@@ -207,7 +207,7 @@ class AsyncEngine:
     def shutdown(self, timeout_seconds: float = 30.0) -> None:
         """Stop the thread after its current step, fail what is pending, and close the engine."""
         if os.getpid() != self._process:  # whatever state it was in, the thread is not here
-            self.engine.executor.close()
+            self.engine.give_back()
             return
         with self._lock:
             self._draining = True

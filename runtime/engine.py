@@ -356,9 +356,14 @@ class Engine:
             self.abort_all()
             self._in_flight.drain()
         finally:
-            if self._lease is not None:
-                self._lease.end()
-            self.executor.close()
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Give threads and memory back, whatever state requests and steps are in."""
+        self._closed = True
+        if self._lease is not None:
+            self._lease.end()
+        self.executor.close()
 
     # --- inside -------------------------------------------------------------------------------
 

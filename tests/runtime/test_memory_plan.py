@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import re
+import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from infc.ir.artifact import open_artifact
 from infc.ir.errors import ArtifactError, CapacityError
 from infc.ir.manifest import FileDigest, Manifest
 from infc.runtime import engine as engine_module
+from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.executors import open_executor
 from infc.runtime.executors.address_space import resident_bytes
@@ -315,6 +319,38 @@ def test_what_an_engine_fills_while_it_loads_is_not_counted_twice(
     assert first.result().plan == second.plan
     first.result().close()
     second.close()
+
+
+def in_a_fork(check: Callable[[], None]) -> None:
+    """Run it in a forked process, which is ended where it hangs."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        try:
+            check()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking where there are threads
+def test_shutting_down_in_a_fork_ends_the_lease(artifact: Path, broker: MemoryBroker) -> None:
+    served = AsyncEngine(Engine.open(artifact, OPTIONS))
+    planned = broker.untouched()
+    assert planned > 0
+
+    def check() -> None:
+        assert broker.untouched() == planned, "this broker is not told of forks"
+        served.shutdown()
+        assert broker.untouched() == 0
+
+    in_a_fork(check)
+    assert broker.untouched() == planned
+    served.shutdown()
+    assert broker.untouched() == 0
 
 
 def test_pages_are_counted_once_they_are_touched() -> None:
