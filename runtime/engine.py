@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from ..ir.artifact import Artifact, Verification, check_verification, open_artifact
 from ..ir.errors import InfcError, RequestError
-from .executors import open_executor
-from .executors.base import Executor, ExecutorConfig, work_ahead
+from .executors.base import Executor, work_ahead
 from .faults import is_fault, note_fault
 from .in_flight import Flight, StepsInFlight
-from .limits import RuntimePlan, plan_runtime
-from .memory_plan import BROKER, Lease
+from .limits import RuntimePlan
+from .memory_plan import Lease
+from .opened_parts import open_parts
 from .options import RuntimeOptions
 from .requests.outputs import FinishReason, RequestOutput
 from .requests.pooling import Pool, Pooling
@@ -103,36 +102,20 @@ class Engine:
         if not isinstance(artifact, Artifact):
             artifact = open_artifact(artifact, verify, weights="later")
         check = artifact.verify_weights()
-        with BROKER.opening(), contextlib.ExitStack() as failing:
-            plan = plan_runtime(
-                artifact.manifest,
-                options or RuntimeOptions(),
-                weights_are_ours=artifact.weights_are_ours(),
-            )
-            lease = BROKER.lease(plan.memory)
-            failing.callback(lease.end)
-            config = ExecutorConfig(
-                num_blocks=plan.num_blocks,
-                num_threads=plan.num_threads,
-                pin=plan.pin,
-                weights=plan.weights,
-            )
-            # Either may take a good part of a second, and they meet nowhere.
-            with ThreadPoolExecutor(1) as beside:
-                tokenizer = beside.submit(Tokenizer.load, artifact)
-                executor = open_executor(artifact, config)
-                failing.callback(executor.close)
+        parts = open_parts(artifact, options or RuntimeOptions())
+        try:
             engine = cls(
-                executor,
-                plan,
+                parts.executor,
+                parts.plan,
                 vocab_size=artifact.manifest.model.vocab_size,
-                tokenizer=tokenizer.result(),
+                tokenizer=parts.tokenizer,
                 hidden_width=artifact.manifest.hidden_width,
             )
-            lease.watch(executor)
-            failing.pop_all()
+        except BaseException:
+            parts.close()
+            raise
         engine._weights_check = check
-        engine._lease = lease
+        engine._lease = parts.lease
         files = artifact.manifest.tokenizer
         engine._recommended = recommended_sampling(files.generation if files else None)
         return engine
@@ -351,7 +334,6 @@ class Engine:
 
     def close(self) -> None:
         """End every request, and give threads and memory back."""
-        self._closed = True
         try:
             self.abort_all()
             self._in_flight.drain()

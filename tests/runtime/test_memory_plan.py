@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import ArtifactError, CapacityError
 from infc.ir.manifest import FileDigest, Manifest
-from infc.runtime import engine as engine_module
+from infc.runtime import opened_parts
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.executors import open_executor
@@ -52,7 +52,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
     """One that knows of no engine of other tests."""
     fresh = MemoryBroker()
-    for module in ("engine", "limits"):
+    for module in ("opened_parts", "limits"):
         monkeypatch.setattr(f"infc.runtime.{module}.BROKER", fresh)
     return fresh
 
@@ -171,7 +171,7 @@ def test_an_engine_that_does_not_open_takes_nothing_and_keeps_nobody_waiting(
     for name in ("open_executor", "Tokenizer"):
         with monkeypatch.context() as patch:
             target = refuse if name == "open_executor" else type("Bad", (), {"load": refuse})
-            patch.setattr(engine_module, name, target)
+            patch.setattr(opened_parts, name, target)
             with pytest.raises(ArtifactError, match="no") as kept:
                 Engine.open(artifact, OPTIONS)
             assert broker.untouched() == 0, kept
@@ -309,8 +309,8 @@ def test_what_an_engine_fills_while_it_loads_is_not_counted_twice(
             second_plans.set()
         return plan_runtime(*given, **settings)
 
-    monkeypatch.setattr(engine_module, "open_executor", load)
-    monkeypatch.setattr(engine_module, "plan_runtime", plan)
+    monkeypatch.setattr(opened_parts, "open_executor", load)
+    monkeypatch.setattr(opened_parts, "plan_runtime", plan)
     with ThreadPoolExecutor(1) as beside:
         first = beside.submit(Engine.open, artifact, options)
         loading.wait()
