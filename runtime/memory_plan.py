@@ -6,6 +6,7 @@ looks free to the system, and so to the next engine that plans.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,13 @@ class MemoryBroker:
     """
 
     def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget all leases and who holds locks, as a forked process has to.
+
+        Its parent's engines cannot run there, and threads that held a lock do not exist there.
+        """
         self._opening = threading.RLock()
         self._lock = threading.RLock()  # guards the leases, never for long
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -104,3 +112,5 @@ class MemoryBroker:
 
 BROKER: Final = MemoryBroker()
 """The one of this process."""
+
+os.register_at_fork(after_in_child=BROKER.start_anew)

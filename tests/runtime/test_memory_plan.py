@@ -32,7 +32,7 @@ from infc.runtime.executors.cpp import _address
 from infc.runtime.executors.reference import ReferenceExecutor
 from infc.runtime.executors.reserve import reserve
 from infc.runtime.limits import RuntimePlan, plan_runtime
-from infc.runtime.memory_plan import Lease, MemoryBroker, MemoryPlan, MemoryUse
+from infc.runtime.memory_plan import BROKER, Lease, MemoryBroker, MemoryPlan, MemoryUse
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.scheduling.step import Step
 
@@ -351,6 +351,47 @@ def test_shutting_down_in_a_fork_ends_the_lease(artifact: Path, broker: MemoryBr
     assert broker.untouched() == planned
     served.shutdown()
     assert broker.untouched() == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking where there are threads
+def test_a_fork_waits_for_no_thread_of_its_parent(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thread that opens an engine, or counts, the fork has the locks alone."""
+    counting, forked = threading.Event(), threading.Event()
+
+    class Slow(Touching):
+        def touched_bytes(self) -> dict[str, int]:
+            if threading.current_thread() is not threading.main_thread():
+                counting.set()
+                forked.wait()
+            return {}
+
+    lease = BROKER.lease({HOST: MemoryUse(kv=1 << 50)})
+    lease.watch(Slow())
+    monkeypatch.setattr(opened_parts, "open_executor", lambda *_: Touching())
+
+    def open_one() -> None:
+        with BROKER.opening():
+            BROKER.untouched()
+
+    def check() -> None:
+        engine = Engine.open(artifact, OPTIONS)
+        assert BROKER.untouched() == engine.plan.memory[HOST].taken, "it starts with no lease"
+        lease.end()
+        engine.close()
+        assert BROKER.untouched() == 0
+
+    thread = threading.Thread(target=open_one)
+    thread.start()
+    counting.wait()
+    try:
+        in_a_fork(check)
+        assert BROKER.untouched() >= 1 << 50, "the parent has its leases as before"
+    finally:
+        forked.set()
+        thread.join()
+        lease.end()
 
 
 def test_pages_are_counted_once_they_are_touched() -> None:
