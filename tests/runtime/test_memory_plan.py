@@ -48,15 +48,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_artifact(tmp_path_factory.mktemp("memory") / "small")
 
 
-@pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
-    """One that knows of no engine of other tests."""
-    fresh = MemoryBroker()
-    for module in ("opened_parts", "limits"):
-        monkeypatch.setattr(f"infc.runtime.{module}.BROKER", fresh)
-    return fresh
-
-
 def free_memory(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
     """A machine with so much memory, of which nobody touches what he planned."""
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: num_bytes)
@@ -358,6 +349,8 @@ def test_a_fork_waits_for_no_thread_of_its_parent(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a thread that opens an engine, or counts, the fork has the locks alone."""
+    for module in ("opened_parts", "limits"):  # the one that is told of forks
+        monkeypatch.setattr(f"infc.runtime.{module}.BROKER", BROKER)
     counting, forked = threading.Event(), threading.Event()
 
     class Slow(Touching):
@@ -387,6 +380,7 @@ def test_a_fork_waits_for_no_thread_of_its_parent(
     counting.wait()
     try:
         in_a_fork(check)
+        forked.set()  # until then the thread holds the lock
         assert BROKER.untouched() >= 1 << 50, "the parent has its leases as before"
     finally:
         forked.set()
