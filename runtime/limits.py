@@ -80,14 +80,8 @@ def plan_runtime(
         memory = _section(manifest.recipe, "kv_cache").get("memory")
     wanted = options.weights or runtime.get("weights") or "auto"
     free = _free_bytes()
-    if memory is None or memory == "auto":
-        budgets = [_share_of(free - step_bytes - weights_bytes)]
-        # Mapped weights are not taken: rather those than a shorter context, or none.
-        if wanted == "mapped" or (wanted == "auto" and weights_are_ours):
-            budgets.append(_share_of(free - step_bytes))
-    else:
-        budgets = [parse_bytes(memory)]
-    for budget in budgets:
+    may_map = wanted == "mapped" or (wanted == "auto" and weights_are_ours)
+    for budget in _budgets(memory, free - step_bytes, weights_bytes, may_map=may_map):
         num_blocks = plan_blocks(groups, limits, budget)
         held = longest_context(groups, num_blocks, limits.max_context)
         if held == limits.max_context:
@@ -141,6 +135,15 @@ def plan_runtime(
         notes=tuple(notes),
         memory={HOST: host},
     )
+
+
+def _budgets(memory: Any, free: int, weights_bytes: int, *, may_map: bool) -> list[int]:
+    """Bytes of KV memory to plan with, those to be tried first at the front."""
+    if memory not in (None, "auto"):
+        return [parse_bytes(memory)]
+    budgets = [_share_of(free - weights_bytes)]
+    # Mapped weights are not taken: rather those than a shorter context, or none.
+    return [*budgets, _share_of(free)] if may_map else budgets
 
 
 def _free_bytes() -> int:

@@ -48,8 +48,7 @@ WINDOWS = tuple(
     for n in (40, 40, 23)
 )
 GPTQ = CalibrateWeights(method="gptq")
-
-DAMPING = CalibrateWeights().damping
+DAMPING = GPTQ.damping
 
 
 @pytest.fixture
