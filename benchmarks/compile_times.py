@@ -84,7 +84,9 @@ def compile_once(case: str, checkpoint: Path, busy: bool, workdir: Path, cpus: l
     output = workdir / "compile-times.artifact"
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "infc", "compile", str(checkpoint), "-o", str(output)]
-    command += ["--no-cache", "-q", "--set", f"quantization.scheme={scheme}"]
+    command += ["--no-cache", "-q"]
+    if scheme != "none":
+        command += ["--set", f"quantization={{scheme: {scheme}, method: nearest}}"]
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cpus)
