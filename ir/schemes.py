@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 Quantizer = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 """Makes the codes and row scales of a matrix `[.., N, K]`."""
 FeedbackCode = Callable[
-    ["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor | None"
+    ["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"],
+    "tuple[torch.Tensor, torch.Tensor] | None",
 ]
 """Makes codes of rows `[N, K]` in float32 by error feedback, from scales `[N]` and a factor of
-the Hessian: `[K, K]` and `[K]`. None where it cannot."""
+the Hessian: `[K, K]` and `[K]`; with the squared norm over its inputs of each row's error, `[N]`
+in float64. None where it cannot."""
 
 MAX_EXACT_DEPTH: Final = 65536
 """The number of products that one int32 sum can hold, even if one side is shifted to 0 .. 255.

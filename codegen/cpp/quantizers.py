@@ -86,11 +86,12 @@ class Quantizers:
         scales: torch.Tensor,
         upper: torch.Tensor,
         d: torch.Tensor,
-    ) -> torch.Tensor | None:
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Codes of finite rows `[N, K]` (float32) with scales `[N]`, by error feedback.
 
-        `upper` `[K, K]` and `d` `[K]` are the factor of the Hessian. None where the library cannot
-        be used.
+        `upper` `[K, K]` and `d` `[K]` are the factor of the Hessian. The second tensor, `[N]` in
+        float64, has the squared norm over its inputs of each row's error. None where the library
+        cannot be used.
         """
         import torch
 
@@ -99,14 +100,15 @@ class Quantizers:
         form = get_scheme(scheme).weight
         count, depth = rows.shape
         codes = torch.empty((count, -(-depth // form.group) * form.block_bytes), dtype=torch.uint8)
+        norms = torch.empty(count, dtype=torch.float64)
         rows, *given = (one.contiguous() for one in (rows, upper, d, scales))
         getattr(self._open(), f"feed_back_{form.name}")(
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(count),
             ctypes.c_int64(depth),
-            *(ctypes.c_void_p(one.data_ptr()) for one in (*given, codes)),
+            *(ctypes.c_void_p(one.data_ptr()) for one in (*given, codes, norms)),
         )
-        return codes
+        return codes, norms
 
     def quantize(self, scheme: str, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales of a matrix, as `Scheme.quantize` makes them."""

@@ -122,7 +122,10 @@ def correct(
     import torch
 
     depth = hessian.shape[0]
-    lower, info = torch.linalg.cholesky_ex(_with_ridge(hessian))
+    ridged = hessian.clone()
+    ridged.diagonal().add_(RIDGE * float(hessian.diagonal().double().mean()))
+    lower, info = torch.linalg.cholesky_ex(ridged.T)  # reads the half that is given
+    del ridged
     if int(info) != 0 or not bool(torch.isfinite(lower).all()):
         return None
     rows = sum(len(matrix) for matrix in matrices)
@@ -147,12 +150,3 @@ def correct(
     if whole is None:
         return Correction(found, ())
     return Correction(None, found.split([len(matrix) for matrix in matrices]))
-
-
-def _with_ridge(hessian: torch.Tensor) -> torch.Tensor:
-    """The whole symmetric matrix of which the upper half is given, with more on its diagonal."""
-    whole = hessian.triu()
-    whole += hessian.triu(1).T
-    mean = float(whole.diagonal().double().mean())
-    whole.diagonal().add_(RIDGE * mean)
-    return whole

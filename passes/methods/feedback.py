@@ -129,13 +129,14 @@ class CompiledFeedback:
         """
         rows, form = rows.float().contiguous(), self.scheme.weight
         scales = BlockRounding(form).start(rows)
-        codes = self.fed(rows, scales, factor.upper, factor.d)
-        if codes is None:
+        fed = self.fed(rows, scales, factor.upper, factor.d)
+        if fed is None:
             return None
+        codes, norms = fed
         made = [self.nearest(rows), (codes, scales)]
         values = [form.decode(*one, rows.shape[1]) for one in made]
-        wrong = [rows - values[0], rows - values[1], rows]
-        nearest, error, size = _norms([one.T for one in wrong], factor)
+        nearest, size = _norms([(rows - values[0]).T, rows.T], factor)
+        error = _without_damping(float(norms.sum()), (rows - values[1]).T, factor)
         better = int(error <= nearest)
         parts = dict(zip(("codes", "scales"), made[better], strict=True))
         return Rounded(parts, values[better], min(error, nearest), nearest, size)

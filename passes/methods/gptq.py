@@ -141,16 +141,8 @@ class Gptq:
         assert x is not None
         matrices = [evaluate_weight(self.plain.program, one.matrix.name) for one in group]
         inputs = runs.get(x)
-        correction, moments = None, None
-        if source is not None:
-            correction, moments = self._correction(matrices, Drift(source.get(x), inputs))
-        if moments is None:
-            moments = hessian(inputs, self.pool)
-        try:
-            factor = factorize(moments, self.damping)
-        except PassError as error:
-            node = self.plain.program.nodes[group[0].index]
-            raise PassError(error.message, where=describe(node)) from error
+        drift = None if source is None else Drift(source.get(x), inputs)
+        correction, factor = self._correction(matrices, drift, inputs, group[0].index)
         if factor.damping != self.damping:
             node = self.plain.program.nodes[group[0].index]
             self.log(f"{describe(node)}: damping raised to {factor.damping:g}")
@@ -166,22 +158,38 @@ class Gptq:
             self._done_work += place.work
 
     def _correction(
-        self, matrices: Sequence[torch.Tensor], drift: Drift
-    ) -> tuple[Correction | None, torch.Tensor | None]:
-        """How matrices are moved, if that helps in windows that it was not found on; and the
-        Hessian of all windows where it was computed."""
-        if drift.is_zero:
-            return None, None
+        self,
+        matrices: Sequence[torch.Tensor],
+        drift: Drift | None,
+        inputs: Sequence[torch.Tensor],
+        place: int,
+    ) -> tuple[Correction | None, Factor]:
+        """How matrices are moved, if that helps in windows that it was not found on; and the factor
+        of the Hessian of all windows. `place` is that of the node that reads the inputs."""
+        if drift is None or drift.is_zero:
+            return None, self._factor(hessian(inputs, self.pool), place)
         fitted, held = drift.parts(HELD_OUT)
         moments = hessian(fitted.quantized, self.pool)
-        found = correct(matrices, fitted, moments, self.correction, self.pool)
         if not held.source:
-            return found, moments
+            found = correct(matrices, fitted, moments, self.correction, self.pool)
+            return found, self._factor(moments, place)
         share = held.num_tokens / (held.num_tokens + fitted.num_tokens)
-        whole = moments.mul_(1 - share).add_(hessian(held.quantized, self.pool).mul_(share))
+        whole = hessian(held.quantized, self.pool).mul_(share).add_(moments, alpha=1 - share)
+        # Both have a factorization of one thread, which takes seconds for many columns.
+        factor = self.pool.submit(self._factor, whole, place)
+        found = correct(matrices, fitted, moments, self.correction, self.pool)
+        del moments
         if found is not None and not reduces_error(matrices, found, held, self.pool):
             found = None
-        return found, whole
+        return found, factor.result()
+
+    def _factor(self, moments: torch.Tensor, place: int) -> Factor:
+        """The factor of a Hessian; PassError names the node that reads the inputs."""
+        try:
+            return factorize(moments, self.damping)
+        except PassError as error:
+            node = self.plain.program.nodes[place]
+            raise PassError(error.message, where=describe(node)) from error
 
     def _quantize_experts(self, place: _Place, runs: LayerRuns) -> None:
         """One of the two matrices of a mixture; the second on what the first one gives by now."""

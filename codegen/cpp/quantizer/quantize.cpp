@@ -1,6 +1,7 @@
 // Codes and scales of rows, bit for bit as ir/rounding.py and ir/block_rounding.py make them with
 // torch, which say what they mean. Compiled without contraction of multiply-add, so that every
 // operation rounds as there.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -379,9 +380,10 @@ void expect(const Lanes* weights, const Lanes* wanted, const float* inner, int64
   }
 }
 
+// `norms` gets of each row the squared error that feedback leaves, over the inputs of the Hessian.
 template <class Kind>
 void feed_back(const float* rows, int64_t count, int64_t depth, const float* upper, const float* d,
-               const float* scales, uint8_t* codes) {
+               const float* scales, uint8_t* codes, double* norms) {
   constexpr int kSize = Kind::kSize;
   const int64_t width = (depth + kSize - 1) / kSize * Kind::kBlockBytes;
   std::vector<Lanes> matrix(static_cast<size_t>(depth)), left(matrix.size());
@@ -398,6 +400,7 @@ void feed_back(const float* rows, int64_t count, int64_t depth, const float* upp
       for (int r = 0; r < used; ++r) column[r] = rows[(first + r) * depth + k];
       weights[k] = column;
     }
+    std::fill_n(norms + first, used, 0.0);
     for (int64_t g = 0; g < depth; g += kSize) {
       const int size = static_cast<int>(depth - g < kSize ? depth - g : kSize);
       const float* inner = upper + g * depth + g;
@@ -415,14 +418,18 @@ void feed_back(const float* rows, int64_t count, int64_t depth, const float* upp
       const Lanes multiplier = Kind::fit(units, d + g, size, top);
       const Lanes inverse = 1.0f / multiplier;
       float chosen[kLanes][kSize] = {};
+      Lanes norm = {};
       for (int k = 0; k < size; ++k) {
         const Lanes levels = Kind::levels(wanted[k] * unit * inverse);
         const Lanes wrong = weights[g + k] - levels * multiplier * scale;
+        const Lanes off = wanted[k] * unit - levels * multiplier;  // squares of weights may overflow
+        norm += off * off * d[g + k];
         errors[g + k] = wrong;
         for (int later = k + 1; later < size; ++later) wanted[later] += wrong * inner[k * depth + later];
         for (int r = 0; r < kLanes; ++r) chosen[r][k] = levels[r];
       }
       for (int r = 0; r < used; ++r) {
+        norms[first + r] += static_cast<double>(norm[r]) * scale[r] * scale[r];
         uint8_t* block = codes + (first + r) * width + g / kSize * Kind::kBlockBytes;
         block[0] = static_cast<uint8_t>(static_cast<int8_t>(multiplier[r]));
         Kind::pack(chosen[r], block + 1);
@@ -482,8 +489,8 @@ INFC_EXPORT int32_t quantize_i8_g32(const void* weights, int32_t narrow, int64_t
 #define FEED_BACK(FORMAT, KIND)                                                                     \
   INFC_EXPORT void feed_back_##FORMAT(const float* rows, int64_t count, int64_t depth,              \
                                       const float* upper, const float* d, const float* scales,      \
-                                      void* codes) {                                                \
-    feed_back<KIND>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes));            \
+                                      void* codes, double* norms) {                                 \
+    feed_back<KIND>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes), norms);     \
   }
 FEED_BACK(b4_g32, Book<32>)
 FEED_BACK(b4_g64, Book<64>)
