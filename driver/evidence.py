@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ..ir.freed_memory import release_memory
 from ..ir.machine import available_cpus
 from .evaluate import open_for_window, step_rows, window_rows
 from .tally import Tally, log_softmax, perplexity
@@ -37,7 +38,10 @@ MAX_TOKENS: Final = 2048
 LEAST_TOKENS: Final = 128
 MAX_RUN_FLOPS: Final = 400_000_000_000
 """What running one program on text may take: a few seconds."""
-_ROWS: Final = 64
+_ROWS: Final = 16
+"""Rows of logits that are compared at a time, in float64."""
+_STEP_ROWS: Final = 64
+"""Rows of logits of the artifact that are there at once, in float64."""
 
 
 def text_budget(context: int, num_tokens: int) -> TextBudget:
@@ -211,6 +215,7 @@ def gather_evidence(
     pool = ThreadPoolExecutor(min(len(sides), available_cpus()), thread_name_prefix="infc-text")
     try:
         for one in windows:
+            release_memory()  # passes, and the window before, left holes of other sizes
             run = [pool.submit(side.runner.run, one, bar.part()) for side in sides]
             ran = [side.result() for side in run]
             _compare(source, stages, _logits(ran, pool), ran, engine, one)
@@ -242,7 +247,7 @@ class _Engine:
         self.close = self._executor.close
 
     def rows(self, tokens: Sequence[int]) -> Iterator[Rows]:
-        rows = step_rows(self._manifest)
+        rows = min(_STEP_ROWS, step_rows(self._manifest))
         for logits, _ in window_rows(self._executor, self._manifest, tokens, 1, rows):
             yield logits
 

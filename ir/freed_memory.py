@@ -35,3 +35,9 @@ def kept_for_reuse() -> Iterator[None]:
         library.mallopt(_MMAP_THRESHOLD, _USUAL_BYTES)
         library.mallopt(_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
         library.malloc_trim(0)
+
+
+def release_memory() -> None:
+    """Give back what the C library keeps for later, where it can; other threads run meanwhile."""
+    with contextlib.suppress(OSError, AttributeError):  # not this C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 Cuts = tuple[tuple[int, ...], ...]
 """For each sequence, where its steps begin and end."""
-SPLIT_ELEMENTS: Final = 1 << 26
+SPLIT_ELEMENTS: Final = 1 << 24
 """Matrices of more elements are widened some rows at a time."""
 
 
@@ -126,8 +127,15 @@ def _rows(builder: ProgramBuilder, ref: Operand, start: int, stop: int) -> Weigh
     assert isinstance(ref, WeightRef)
     weight = builder.weights[ref.name]
     kind = TensorType(weight.type.dtype, (stop - start, *weight.type.shape[1:]))
+    return builder.weight(f"{ref.name}[{start}]", kind, _sliced(weight.expr, start, stop))
+
+
+def _sliced(expr: WeightExpr, start: int, stop: int) -> WeightExpr:
+    """Some rows of an expression: cut before their type is changed, so that no others are."""
+    if expr.op == "cast":
+        return replace(expr, inputs=(_sliced(expr.inputs[0], start, stop),))
     attrs: dict[str, Attr] = {"dim": 0, "start": start, "stop": stop}
-    return builder.weight(f"{ref.name}[{start}]", kind, WeightExpr("slice", (weight.expr,), attrs))
+    return WeightExpr("slice", (expr,), attrs)
 
 
 def run_whole(

@@ -15,7 +15,7 @@ from .sample_runs import split_matrices, weight_source
 if TYPE_CHECKING:
     import torch
 
-LOGITS_BYTES: Final = 1 << 28
+LOGITS_BYTES: Final = 1 << 26
 """What the logits of one run of the head may take in float32."""
 
 _WIDE: Final = "f32"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SCHEME = AttrSpec("scheme", AttrKind.STR, choices=tuple(SCHEMES))
 QUANTIZERS = frozenset({"quantize_rows", "scaled_moe"})
 """Ops that round values to codes: a difference in the last bit may become one of a whole step."""
-_WIDENED_ELEMENTS = 1 << 24
+_WIDENED_ELEMENTS = 1 << 22
 _EXACT_DEPTH = 1024
 """So many products of two codes of 8 bits sum up to 2^24 at most: a whole number in float32."""
 
@@ -174,9 +174,13 @@ def decoded_linear_meaning(
     import torch
 
     kind = torch.promote_types(x.dtype, w_scale.dtype)
-    parts = _decoded(get_scheme(scheme), w, kind, x.shape[-1])
-    y = torch.cat([x.to(kind) @ part.T for part in parts], -1) * w_scale
-    return _finished(y, bias, dtype)
+    wide = x.to(kind)
+    y = wide.new_empty((*x.shape[:-1], len(w)))  # the results of a head are large: only once
+    first = 0
+    for part in _decoded(get_scheme(scheme), w, kind, x.shape[-1]):
+        y[..., first : first + len(part)] = wide @ part.T
+        first += len(part)
+    return _finished(y.mul_(w_scale), bias, dtype)
 
 
 def _finished(y: torch.Tensor, bias: torch.Tensor | None, dtype: str) -> torch.Tensor:

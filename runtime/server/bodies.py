@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
+from ...ir.freed_memory import release_memory
 from ...ir.nearest import did_you_mean
 from .errors import ApiError
 from .json_body import SMALL_BYTES, parse_json
-from .memory import release_memory
 from .protocol import IGNORED, ChatMessage, GenerationRequest, StreamOptions, TextPart
 from .settings import ServerSettings
 from .workers import Workers
