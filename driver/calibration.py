@@ -25,8 +25,13 @@ WINDOW_TOKENS: Final = 512
 """Tokens of a window: attention is quadratic in it, and longer ones brought nothing."""
 LEAST_TOKENS: Final = 1024
 """Fewer say too little of a model, unless the recipe asks for fewer."""
-AUTO_TOKENS: Final = (8192, 4096, 2048)
+AUTO_TOKENS: Final = (8192, 3072, 2048)
 """The most that the cost of a model allows is used, unless the recipe says how many."""
+MAX_MOST_COST: Final = 25_000_000_000_000
+"""Operations of a calibration on the most tokens: on fewer, int4 is hardly further away.
+
+Two processors take four minutes.
+"""
 _NEAREST: Final = "set quantization.method to nearest, and channel_scaling to none"
 MAX_COST: Final = {8: 100_000_000_000_000, 4: 300_000_000_000_000}
 """Operations of a calibration that nobody asked for, by bits: with 8, there is little to gain.
@@ -113,8 +118,10 @@ def _tokens(
 def _affordable(program: Program, how: QuantizationSection) -> int:
     """How many tokens the model is calibrated on; UsageError if it would take too long."""
     runs = 2 if how.scaling_method == "none" else 3
+    most = MAX_COST[4 if how.has_four_bits else 8]
     for tokens in AUTO_TOKENS:
-        if calibration_cost(program, tokens, runs) <= MAX_COST[4 if how.has_four_bits else 8]:
+        limit = min(most, MAX_MOST_COST) if tokens == AUTO_TOKENS[0] else most
+        if calibration_cost(program, tokens, runs) <= limit:
             return tokens
     if how.must_calibrate:
         return AUTO_TOKENS[-1]

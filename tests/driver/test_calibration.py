@@ -278,6 +278,9 @@ def test_large_models_are_calibrated_on_fewer_tokens_or_not_at_all(
 ) -> None:
     monkeypatch.setattr(calibration, "AUTO_TOKENS", (96, 64))
     monkeypatch.setattr(calibration, "LEAST_TOKENS", 10)
+    monkeypatch.setattr(calibration, "MAX_MOST_COST", 0)
+    said = compile_int4(source, tmp_path / "c")
+    assert any("calibrating on 64 tokens of general-calibration" in line for line in said)
     monkeypatch.setattr(calibration, "MAX_COST", {8: 1 << 60, 4: 0})
     said = compile_int4(source, tmp_path / "a")
     assert any("rounded to nearest: calibrating so large a model" in line for line in said)
