@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..ir.schemes import ADOPTING, AUTO, SCHEMES, has_four_bits, is_quantizing
+from ..ir.schemes import ADOPTING, AUTO, eight_bits, has_four_bits, is_quantizing
 from .recipe_keys import CountOrAuto, Section, key
 from .texts import CALIBRATION
 
@@ -79,7 +79,8 @@ class CalibrationSection(Section):
     )
     tokens: CountOrAuto = key(
         None,
-        "How much of the text is used; auto is 8192, and fewer for large models, down to 2048.",
+        "How much of the text is used; auto is 8192, 3072 for models of more than about 300 M"
+        " parameters, and 2048 for very large ones.",
         unit="tokens",
         ge=64,
         le=1 << 20,
@@ -118,8 +119,10 @@ class QuantizationSection(Section):
     attention: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
         "Scheme of the matrices that make queries, keys and values, and of those that read the"
-        " result of attention; auto is what it is for the output head. true means auto, false means"
-        " none.",
+        " result of attention. auto is `scheme` if that has 8 bits; beside 4 bits, it is the scheme"
+        " with 8 bits for all of them but queries, and what a table of embeddings that is not the"
+        " output head saves with 4 bits is spent on 8 bits for queries and down projections, if it"
+        " is enough for all of them. true means auto, false means none.",
     )
     embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
@@ -164,22 +167,13 @@ class QuantizationSection(Section):
     @property
     def head_scheme(self) -> str:
         """The scheme of the head; empty if it is that of the other matrices."""
-        return self._with_eight_bits if self.head == AUTO else self.head
+        return eight_bits(self.scheme) if self.head == AUTO else self.head
 
     @property
     def attention_scheme(self) -> str:
         """The scheme of the matrices of attention; empty if it is that of the other matrices."""
-        return self._with_eight_bits if self.attention == AUTO else self.attention
-
-    @property
-    def _with_eight_bits(self) -> str:
-        """The scheme for matrices whose errors matter most; empty if the default is good enough."""
-        if not has_four_bits(self.scheme):
-            return ""
-        scheme = SCHEMES[self.scheme]
-        if scheme.activations is None:
-            return "int8-weights"
-        return "int8-token" if scheme.is_exact else "int8"
+        is_open = self.attention == AUTO and not has_four_bits(self.scheme)
+        return "" if is_open else self.attention
 
     @property
     def is_calibrated(self) -> bool:

@@ -132,6 +132,16 @@ def has_four_bits(name: str) -> bool:
     return name in SCHEMES and SCHEMES[name].weight.bits == 4
 
 
+def eight_bits(name: str) -> str:
+    """The scheme with 8 bits, and the same activations, that goes with one of 4; else empty."""
+    if not has_four_bits(name):
+        return ""
+    scheme = SCHEMES[name]
+    if scheme.activations is None:
+        return INT8_WEIGHTS.name
+    return INT8_TOKEN.name if scheme.is_exact else INT8.name
+
+
 def get_scheme(name: object) -> Scheme:
     """The scheme of that name; ProgramError if there is none."""
     if not isinstance(name, str) or name not in SCHEMES:

@@ -18,6 +18,8 @@ class MergeQkv(Pass):
     """`%q = linear(%x, @q); %k = linear(%x, @k); %v = linear(%x, @v)` =>
     `%m = linear(%x, @q_k_v); %q = slice(%m) ...; %k = slice(%m) ...; %v = slice(%m) ...`.
 
+    Where queries have another scheme, keys and values are merged alone.
+
     Requires: unit-batch-squeezed. Ensures: nothing more (a checkpoint may have it merged).
     Keeps: every bit: each element is the same sum in the same order.
     Why: the input is read once with a single product; the slices are strided views.
@@ -34,8 +36,10 @@ class MergeQkv(Pass):
         for node in program.nodes:
             if node.op == "attention":
                 found = [_projection(producers, operand) for operand in node.inputs[:3]]
-                if None not in found and len({id(one) for one in found}) == 3:
-                    groups.append([one for one in found if one is not None])
+                group = [one for one in found if one is not None]
+                if len(group) == len({id(one) for one in group}) == 3:
+                    is_alone = _scheme(group[0]) != _scheme(group[1]) == _scheme(group[2])
+                    groups.append(group[1:] if is_alone else group)
         return _merge(program, groups)
 
 
@@ -69,6 +73,11 @@ _BETWEEN = frozenset({"reshape", "transpose", "rope", "rms_norm", "layer_norm", 
 """Ops that may stand between a projection and the attention that it feeds."""
 ACTIVATIONS = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh"})
 """Ops that may stand between a gate's projection and the product."""
+
+
+def _scheme(node: Node) -> object:
+    """What a product holds its matrix in; None for one that is not quantized."""
+    return node.attrs.get("scheme")
 
 
 def _projection(producers: dict[str, Node], operand: Operand) -> Node | None:

@@ -18,13 +18,20 @@ from ..ir.schemes import (
     NONE,
     SCHEMES,
     Scheme,
+    eight_bits,
     has_four_bits,
     is_quantizing,
 )
 from ..ir.text import print_expr
 from ..ir.weights import leaves
 from .base import Pass
-from .nearest_products import attention_products, nearest_products, routers
+from .nearest_products import (
+    attention_products,
+    feed_forward_products,
+    nearest_products,
+    query_products,
+    routers,
+)
 
 _TOKENS = "input_ids"
 
@@ -65,9 +72,9 @@ class SchemePass(Pass):
 
     def named(self) -> set[str]:
         """Every scheme that an option names."""
-        table = NONE if self.embedding == AUTO else self.embedding
         rules = (scheme for _, scheme in _parse_rules(self.rules))
-        return {self.scheme, self.head or NONE, self.attention or NONE, table, *rules}
+        given = {self.scheme, self.head or NONE, self.attention or NONE, self.embedding, *rules}
+        return {NONE if name == AUTO else name for name in given}
 
     @property
     def is_used(self) -> bool:
@@ -109,6 +116,8 @@ class SchemeChoices:
         for node in program.nodes:
             if node.op == "linear" and isinstance(ref := node.inputs[1], WeightRef):
                 self.products.setdefault(self._matrix(ref), node)
+        is_open = self.attention == AUTO and has_four_bits(self.scheme)
+        self.sensitive = self._sensitive() if is_open else set()
 
     def choose(self, node: Node) -> Scheme | str | None:
         """The scheme of a matrix, or why it stays as it is; None for an op that reads none."""
@@ -138,6 +147,43 @@ class SchemeChoices:
         while expr.op == "cast":
             (expr,) = expr.inputs
         return print_expr(expr)
+
+    def _sensitive(self) -> set[int]:
+        """The ids of the products that have 8 bits beside others of 4, unless a rule says more.
+
+        Those of keys, values and results of attention, which are small for what they contribute to
+        the error. What 4 bits save in a table of its own, in which errors count for little, is
+        spent on queries, and then on what follows activation functions.
+        """
+        program = self.program
+        queries = query_products(program)
+        found = self.around_attention - queries
+        left = self._spared_elements()
+        for group in (queries, feed_forward_products(program)):
+            size = sum(self._elements(x) for x in program.nodes if id(x) in group)
+            if size <= left:
+                found, left = found | group, left - size
+        return found
+
+    def _spared_elements(self) -> int:
+        """Elements of tables that have 4 bits by default."""
+        if self.embedding != AUTO:
+            return 0
+        tables = [
+            node
+            for node in self.program.nodes
+            if node.op == "embedding"
+            and isinstance(ref := node.inputs[0], WeightRef)
+            and getattr(node.inputs[1], "name", None) in self.of_tokens
+            and self._product(ref) is None
+        ]
+        return sum(map(self._elements, tables))
+
+    def _elements(self, node: Node) -> int:
+        """How many weights the matrix of a node has; none where it has none."""
+        refs = [node.inputs[place] for place in QUANTIZED.get(node.op, ())]
+        weights = [self.program.weights[ref.name] for ref in refs if isinstance(ref, WeightRef)]
+        return sum(weight.type.num_elements() for weight in weights)
 
     def _choose_table(self, node: Node) -> Scheme | str | None:
         """As `choose`; None as well for a table that was computed when compiling."""
@@ -192,7 +238,9 @@ class SchemeChoices:
             return rule[1], f"it matches {rule[0]}, which is left out"
         if is_head and self.head:
             return self.head, "it is the head, which is left out"
-        if self.attention and id(node) in self.around_attention:
+        if id(node) in self.sensitive:
+            return eight_bits(self.scheme), ""
+        if self.attention not in ("", AUTO) and id(node) in self.around_attention:
             return self.attention, "it is part of the attention, which is left out"
         return self.scheme, "the scheme is none"
 

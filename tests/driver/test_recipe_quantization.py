@@ -51,28 +51,28 @@ def test_every_scheme_that_is_given_reaches_the_pass(
         assert made == QuantizeWeights()
         return
     assert (made.scheme, made.embedding) == (scheme, embedding)
-    unasked = "int8" if scheme == "q4_0" else ""
-    assert made.head == (unasked if head == AUTO else head)
-    assert made.attention == (unasked if attention == AUTO else attention)
+    is_four = scheme == "q4_0"
+    assert made.head == (("int8" if is_four else "") if head == AUTO else head)
+    assert made.attention == ("" if attention == AUTO and not is_four else attention)
     assert made.rules == " ".join(f"m{place}={one}" for place, one in enumerate(schemes))
 
 
 @pytest.mark.parametrize(
-    ("scheme", "head"),
+    ("scheme", "head", "attention"),
     [
-        ("int4", "int8"),
-        ("int4-g128", "int8"),
-        ("int4-token", "int8-token"),
-        ("q4_1-weights", "int8-weights"),
-        ("int8-weights", ""),
-        ("adopt", ""),
+        ("int4", "int8", AUTO),
+        ("int4-g128", "int8", AUTO),
+        ("int4-token", "int8-token", AUTO),
+        ("q4_1-weights", "int8-weights", AUTO),
+        ("int8-weights", "", ""),
+        ("adopt", "", ""),
     ],
 )
-def test_head_and_attention_beside_4_bits_have_8_and_round_rows_as_they_do(
-    scheme: str, head: str
+def test_a_head_beside_4_bits_has_8_and_rounds_rows_as_they_do(
+    scheme: str, head: str, attention: str
 ) -> None:
     section = load(scheme=scheme).recipe.quantization
-    assert (section.head_scheme, section.attention_scheme) == (head, head)
+    assert (section.head_scheme, section.attention_scheme) == (head, attention)
 
 
 def test_a_recipe_names_every_scheme() -> None:

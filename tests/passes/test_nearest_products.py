@@ -7,7 +7,11 @@ import pytest
 from infc.ir.builder import ProgramBuilder
 from infc.ir.program import ModelSpec, Program, Value, WeightRef
 from infc.ir.types import DType, Sym, TensorType
-from infc.passes.nearest_products import attention_products
+from infc.passes.nearest_products import (
+    attention_products,
+    feed_forward_products,
+    query_products,
+)
 
 
 def layer(*, fused: bool, gated: bool, latent: bool) -> Program:
@@ -59,6 +63,32 @@ def test_those_before_and_behind_attention_are_found(
     fused: bool, latent: bool, gated: bool, before: str
 ) -> None:
     program = layer(fused=fused, gated=gated, latent=latent)
-    found = attention_products(program)
-    names = {str(node.inputs[1])[1:] for node in program.nodes if id(node) in found}
-    assert names == {*before.split(), "o"}
+    assert names_of(program, attention_products(program)) == {*before.split(), "o"}
+    queries = set() if fused else {"q"}
+    assert names_of(program, query_products(program)) == queries
+    assert names_of(program, feed_forward_products(program)) == {"down"}
+
+
+def names_of(program: Program, found: set[int]) -> set[str]:
+    """The matrices of these products."""
+    return {str(node.inputs[1])[1:] for node in program.nodes if id(node) in found}
+
+
+def test_nothing_is_behind_an_activation_function_of_another_part() -> None:
+    """Nor of a router, nor before a residual sum; a sum within the function is not one."""
+    b = ProgramBuilder("model")
+    b.symbol("T", 1, 64)
+    x = b.input("x", TensorType(DType.F32, (Sym("T"), 8)))
+
+    def weight(name: str, *shape: int) -> WeightRef:
+        return b.weight(name, TensorType(DType.F32, shape))
+
+    scores = b.emit("sigmoid", b.emit("linear", x, weight("router", 4, 8)))
+    best, index = b.add("topk", (scores,), {"k": 2}).outputs
+    experts = weight("gate_up", 4, 12, 8), weight("downs", 4, 8, 6)
+    x = b.emit("add", x, b.emit("moe", x, index, best, *experts, act="silu"))
+    inner = b.emit("linear", x, weight("up", 12, 8))
+    gelu = b.emit("mul", inner, b.emit("add", b.emit("tanh", inner), 1.0))
+    x = b.emit("add", b.emit("relu", x), b.emit("linear", gelu, weight("down", 8, 12)))
+    b.output(b.emit("linear", x, weight("head", 16, 8)))
+    assert names_of(b.build(), feed_forward_products(b.build())) == {"down"}
