@@ -14,6 +14,7 @@
 #include "embedding.hpp"
 #include "kv.hpp"
 #include "linear.hpp"
+#include "logits.hpp"
 #include "loops.hpp"
 #include "math.hpp"
 #include "moe.hpp"
@@ -29,6 +30,7 @@
 #include "scaled_linear.hpp"
 #include "scaled_moe.hpp"
 #include "team.hpp"
+#include "top_shares.hpp"
 
 namespace infc {
 

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "abi.hpp"
+#include "logits.hpp"
 #include "simd.hpp"
 #include "team.hpp"
 
@@ -31,14 +32,14 @@ void widen_chosen(const Team& t, const T* x, const int32_t* rows, int64_t count,
 
 // The place of the greatest of `width` elements, the lowest of equals; -1 where one is NaN or the
 // greatest is infinite.
-template <class T>
-inline int32_t greatest(const T* x, int64_t width) {
+template <class Row>
+inline int32_t greatest(const Row& x, int64_t width) {
   const f32x16 low = set1(-std::numeric_limits<float>::infinity());
   f32x16 top = low;
   f32x16 place = zeros();  // the bits of where each lane's group of 16 begins
   i32x16 wrong = splat_int<i32x16>(0);
   for_each_group(width, [&](int64_t i, int64_t n) {
-    f32x16 v = load_group(x + i, n);
+    f32x16 v = x.group(i, n);
     if (n < kLanes) v = select(lanes_between(0, 0, static_cast<int32_t>(n)), v, low);
     const i32x16 greater = gt(v, top);
     wrong = wrong | ne(v, v);

@@ -7,9 +7,10 @@
 #pragma once
 
 #include "abi.hpp"
-#include "math.hpp"
 #include "outputs.hpp"
 #include "philox.hpp"
+#include "top_shares.hpp"
+#include "weights.hpp"
 
 namespace infc {
 
@@ -21,19 +22,16 @@ class Shares {
  public:
   // Weighs x [width]; `scratch` has draw_scratch_bytes(width). A temperature that float cannot tell
   // from 0 leaves the greatest alone.
-  template <class T>
-  Shares(const T* x, int64_t width, float greatest, double temperature, void* scratch)
+  template <class Row>
+  Shares(const Row& x, int64_t width, float greatest, double temperature, void* scratch)
       : size_((width + kLanes - 1) / kLanes * kLanes),
         keys_(static_cast<int32_t*>(scratch)),
         weights_(static_cast<float*>(scratch) + size_) {
-    constexpr float kLeast = std::numeric_limits<float>::min();
-    const f32x16 top = set1(greatest);
-    const f32x16 divisor = set1(max(static_cast<float>(temperature), kLeast));
+    const Weigh weigh(greatest, temperature);
     for_each_group(width, [&](int64_t i, int64_t n) {
-      f32x16 v = load_group(x + i, n);
+      f32x16 v = x.group(i, n);
       if (n < kLanes) v = select(lanes_between(0, 0, static_cast<int32_t>(n)), v, set1(-kInfinity));
-      const f32x16 below = (v - top) / divisor;
-      store(weights_ + i, select(lt(below, set1(-103.0f)), zeros(), exp(below)));
+      store(weights_ + i, weigh(v));
       store_keys(keys_ + i, keys_of(v));
     });
   }
@@ -43,10 +41,7 @@ class Shares {
 
   // Keeps the shortest run of the greatest that has this share of the weight; of equals the first.
   void keep_share(double share) {
-    // A share that is no normal number reads as zero here, which nothing would reach from below.
-    constexpr double kLeast = std::numeric_limits<double>::min();
-    const double wanted = share * sum_from(INT32_MIN).weight;
-    keep_top(wanted > kLeast ? wanted : kLeast, &Sum::weight);
+    keep_top(share_of_weight(share, sum_from(INT32_MIN).weight), &Sum::weight);
   }
 
   // Keeps what is at least `least`.
@@ -78,8 +73,8 @@ class Shares {
 
  private:
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  static constexpr int64_t kBlock = 512;  // elements whose weights are summed in float
-  static constexpr int kFew = 64;         // elements that are sorted, no longer searched
+  static constexpr int64_t kBlock = kWeightBlock;
+  static constexpr int kFew = kSortedWeights;
 
   struct Sum {
     double count;
@@ -91,15 +86,6 @@ class Shares {
     int64_t index;
   };
 
-  // Integers that order as the floats do; both zeros are one.
-  static i32x16 keys_of(const f32x16& x) {
-    const i32x16 bits = bits_of(x + zeros());
-    return bits ^ (shift_right<31>(bits) & splat_int<i32x16>(INT32_MAX));
-  }
-  static int32_t key_of(float x) {
-    const int32_t bits = bits_of(x + 0.0f);
-    return bits ^ (shift_right<31>(bits) & INT32_MAX);
-  }
   static void store_keys(int32_t* p, const i32x16& keys) {
     store(reinterpret_cast<float*>(p), from_bits(keys));
   }
@@ -190,14 +176,9 @@ class Shares {
   float* weights_;
 };
 
-// The token that a draw takes from x [width]; -1 where one is NaN or the greatest is infinite.
-template <class T>
-int32_t draw_token(const T* x, int64_t width, const infc_draw& draw, void* scratch) {
-  const int32_t best = greatest(x, width);
-  if (best < 0 || draw.temperature == 0.0) return best;
-  const float top = to_float(x[best]);
-  Shares shares(x, width, top, draw.temperature, scratch);
-  if (draw.top_k > 0 && draw.top_k < width) shares.keep_count(draw.top_k);
+// The token at a draw's quantile of what top-p and min-p leave of `shares`.
+template <class S>
+int32_t draw_share(S& shares, const infc_draw& draw, float top) {
   if (draw.top_p < 1.0) shares.keep_share(draw.top_p);
   if (draw.min_p > 0.0) {
     // A share of the greatest is a distance from it.
@@ -207,6 +188,29 @@ int32_t draw_token(const T* x, int64_t width, const infc_draw& draw, void* scrat
   return shares.at_quantile(uniform(draw.seed, draw.choice, draw.position));
 }
 
+// The token that a draw takes from x [width], all of which is weighed; -1 where one is NaN or the
+// greatest is infinite.
+template <class Row>
+int32_t draw_of_all(const Row& x, int64_t width, const infc_draw& draw, void* scratch) {
+  const int32_t best = greatest(x, width);
+  if (best < 0 || draw.temperature == 0.0) return best;
+  const float top = x.at(best);
+  Shares shares(x, width, top, draw.temperature, scratch);
+  if (draw.top_k > 0 && draw.top_k < width) shares.keep_count(draw.top_k);
+  return draw_share(shares, draw, top);
+}
+
+// The same, weighing only what top-k keeps where that is little.
+template <class Row>
+int32_t draw_token(const Row& x, int64_t width, const infc_draw& draw, void* scratch) {
+  if (draw.temperature != 0.0 && TopShares::fits(draw.top_k, width)) {
+    TopShares shares(x, width, draw.top_k, draw.temperature, scratch);
+    if (!shares.is_valid()) return -1;
+    if (shares.is_whole()) return draw_share(shares, draw, shares.top());
+  }
+  return draw_of_all(x, width, draw, scratch);
+}
+
 // tokens[i] = the token of draws[i], from the row of x [.., width] that it names. Needs
 // draw_scratch_bytes(width) on each thread.
 template <class T>
@@ -214,7 +218,8 @@ void draw_tokens(const Team& t, const T* x, const infc_draw* draws, int32_t* tok
                  int64_t width) {
   const Share share = share_of(t, count);
   for (int64_t i = share.begin; i < share.end; ++i) {
-    tokens[i] = draw_token(x + draws[i].row * width, width, draws[i], t.scratch);
+    const Logits<T> row{x + draws[i].row * width};
+    tokens[i] = draw_token(row, width, draws[i], t.scratch);
   }
 }
 

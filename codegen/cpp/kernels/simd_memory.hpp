@@ -194,6 +194,17 @@ INFC_INLINE float max_lanes(const f32x16& v) {
   return reduce_lanes(v, [](reg::quad a, reg::quad b) { return a > b ? a : b; });
 }
 
+// Whether a mask has any lane.
+INFC_INLINE bool any_lane(const i32x16& m) {
+  reg::i32 all = m.v[0];
+  for (int i = 1; i < kRegs; ++i) all |= m.v[i];
+  int64_t words[kRegLanes / 2];
+  std::memcpy(words, &all, sizeof words);
+  int64_t any = 0;
+  for (const int64_t word : words) any |= word;
+  return any != 0;
+}
+
 // A mask of the lanes i with first <= base + i < last.
 INFC_INLINE i32x16 lanes_between(int32_t base, int32_t first, int32_t last) {
   alignas(64) static constexpr int32_t kIota[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
