@@ -198,6 +198,7 @@ class Engine:
             eos_token_ids=ends,
             stop_texts=stop_texts(params, self.tokenizer, self.vocab_size),
             constraint=constraint,
+            vocab_size=self.vocab_size,
         )
         check_choosable(params, request.end_token_ids, vocab_size=self.vocab_size)
         return self._prepared(request, prompt)

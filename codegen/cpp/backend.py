@@ -301,7 +301,7 @@ def _store_logits(emitter: Emitter, value: Value) -> None:
     width = c_dim(value.type.shape[-1])
     emitter.thread_scratch[f"draw_scratch_bytes({width})"] = None
     emitter.call(
-        f"draw_tokens(t, {{0}}, s.draws, s.tokens, s.num_draws, {width});",
+        f"draw_tokens(t, {{0}}, s, {width});",
         (pointer(buffer),),
         reads=(buffer,),
         writes=(),

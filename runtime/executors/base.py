@@ -10,8 +10,9 @@ from typing import Final, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ...ir.errors import InfcError
+from ..sampling.adjustments import adjusted_row
 from ..sampling.draws import Draw
-from ..sampling.sampler import drawn_token
+from ..sampling.sampler import drawn_token, greatest_token
 from ..scheduling.step import NO_TOKEN, Float32Array, Step, StepOutput
 
 WeightPlacement = Literal["mapped", "copied", "loaded"]
@@ -133,15 +134,29 @@ class Finished:
 def head_output(step: Step, logits: Float32Array, hidden: Float32Array | None) -> StepOutput:
     """What a step returns whose head gave `logits` [R, vocab] and `hidden` [R, hidden_width].
 
-    For executors whose head makes every row.
+    For executors whose head makes every row. Carried tokens are in their places in `token_ids`.
     """
     tokens = np.empty(len(step.draws), np.int32)
+    adjusted = {} if step.adjustments is None else step.adjustments.places()
     for place, entry in enumerate(step.draws):
         draw = Draw(*entry.item())
-        token = drawn_token(logits[draw.row], draw)
+        row: Float32Array | None = logits[draw.row]
+        if place in adjusted:
+            row = _adjusted(step, draw, adjusted[place], logits[draw.row])
+        token = None if row is None else drawn_token(row, draw)
         tokens[place] = NO_TOKEN if token is None else token
     wanted = logits if step.logits_rows is None else logits[step.logits_rows]
     return StepOutput(tokens, wanted, hidden if step.wants_hidden else None)
+
+
+def _adjusted(step: Step, draw: Draw, place: int, logits: Float32Array) -> Float32Array | None:
+    """The adjusted row of a draw; None where the row that came has no finite maximum."""
+    if greatest_token(logits) is None:
+        return None
+    assert step.adjustments is not None
+    last = int(step.logits_index[draw.row])
+    carried = int(step.token_ids[last]) if last in step.carried[:, 0] else None
+    return adjusted_row(logits, step.adjustments, place, carried)
 
 
 def check_hidden(step: Step, width: int | None) -> None:

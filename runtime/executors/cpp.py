@@ -18,11 +18,12 @@ from ...ir.errors import ArtifactError, CapacityError, InfcError
 from ...ir.sizes import format_count
 from ...ir.step_facts import check_step_facts
 from ...ir.targets import check_target
+from ..sampling.adjustments import ADJUSTED, Adjustments
 from ..sampling.draws import DRAW
 from ..scheduling.step import Int32Array, Step, StepOutput
 from .address_space import resident_bytes
 from .base import HOST, ExecutorConfig, Finished, ProfileEntry, check_hidden
-from .cpp_abi import ABI, Config, GroupStep, StepArrays, load_library
+from .cpp_abi import ABI, AdjustmentArrays, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .reserve import reserve
 from .weight_memory import CopiedWeights, LoadedWeights, open_artifact_weights
@@ -142,6 +143,7 @@ class CppExecutor:
             num_draws=len(step.draws),
             draws=step.draws.ctypes.data,
             tokens=_pointer(tokens),
+            adjustments=adjustment_arrays(step.adjustments),
             logits=logits.ctypes.data,
         )
         # Never before the first step, which somebody has waited for longest.
@@ -188,6 +190,24 @@ class CppExecutor:
 def _end_session(library: ctypes.CDLL, handle: int, process: int) -> None:
     if os.getpid() == process:  # a fork has none of the threads to wait for
         library.infc_close(handle)
+
+
+def adjustment_arrays(adjustments: Adjustments | None) -> ctypes._Pointer[AdjustmentArrays] | None:
+    if adjustments is None:
+        return None
+    a = adjustments
+    assert a.rows.dtype == ADJUSTED and a.masks.flags.c_contiguous
+    arrays = AdjustmentArrays(
+        rows=a.rows.ctypes.data,
+        bias_ids=_pointer(a.bias_ids),
+        bias=a.bias.ctypes.data,
+        count_ids=_pointer(a.count_ids),
+        counts=_pointer(a.counts),
+        masks=a.masks.ctypes.data,
+        mask_words=a.masks.shape[1],
+        num_rows=len(a.rows),
+    )
+    return ctypes.pointer(arrays)
 
 
 def _address(memory: mmap.mmap) -> int:

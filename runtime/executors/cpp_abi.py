@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 7
+ABI = 8
 
 _Pointer = ctypes.c_void_p
 
@@ -22,6 +22,21 @@ class GroupStep(ctypes.Structure):
         ("copies", _Pointer),
         ("table_width", ctypes.c_int32),
         ("num_copies", ctypes.c_int32),
+    ]
+
+
+class AdjustmentArrays(ctypes.Structure):
+    """What is done to rows of a step before tokens are taken from them."""
+
+    _fields_: ClassVar = [
+        ("rows", _Pointer),
+        ("bias_ids", _Pointer),
+        ("bias", _Pointer),
+        ("count_ids", _Pointer),
+        ("counts", _Pointer),
+        ("masks", _Pointer),
+        ("mask_words", ctypes.c_int64),
+        ("num_rows", ctypes.c_int32),
     ]
 
 
@@ -44,6 +59,7 @@ class StepArrays(ctypes.Structure):
         ("logits_rows", _Pointer),
         ("draws", _Pointer),
         ("tokens", _Pointer),
+        ("adjustments", ctypes.POINTER(AdjustmentArrays)),
         ("logits", _Pointer),
     ]
 

@@ -50,7 +50,6 @@ class Request:
         "first_token_time",
         "last_token_time",
         "max_total_tokens",
-        "needs_logits",
         "num_cached_tokens",
         "num_computed",
         "num_logprobs",
@@ -80,8 +79,10 @@ class Request:
         eos_token_ids: tuple[int, ...] = (),
         stop_texts: Mapping[int, str] | None = None,
         constraint: TokenConstraint | None = None,
+        vocab_size: int | None = None,
         adjuster: LogitsAdjuster | None = None,
     ) -> None:
+        """`vocab_size` is needed for lists of tokens and for a constraint."""
         self.request_id = request_id
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -95,14 +96,16 @@ class Request:
         self.adjuster = adjuster
         if adjuster is None and LogitsAdjuster.is_needed(params, constraint):
             self.adjuster = LogitsAdjuster(
-                params, self.num_prompt_tokens, self.end_token_ids, constraint
+                params,
+                self.num_prompt_tokens,
+                self.end_token_ids,
+                constraint,
+                vocab_size=vocab_size,
             )
             self.adjuster.take_prompt(self.token_ids)
         self.num_logprobs = params.logprobs
         if self.num_logprobs is None and params.num_choices > params.n:
             self.num_logprobs = 0  # the best are chosen by them
-        # Whether the logits of its tokens must leave the executor, which else draws from them.
-        self.needs_logits = self.adjuster is not None or self.num_logprobs is not None
         self.unforked: list[Request] = []
         self.num_prompt_rows = 0
         self.pool: Pool | None = None
@@ -163,13 +166,16 @@ class Request:
         """Whether its next token can be computed while steps that it is in are in flight.
 
         Either it is known, or those steps draw it and leave it with the executor. It is neither
-        where the logits are adjusted before the token is drawn, where further choices go on from
-        the same row, and behind the last token, which is never computed.
+        where further choices go on from the same row, behind the last token, which is never
+        computed, and where the logits of the token after it are adjusted by more tokens than the
+        executor can add itself.
         """
-        if self.num_computed < len(self.token_ids):
+        num_unknown = self.num_computed + 1 - len(self.token_ids)
+        if num_unknown <= 0:
             return True
-        is_drawn = self.adjuster is None and not self.unforked
-        return is_drawn and self.num_computed + 1 < self.max_total_tokens
+        if self.unforked or self.num_computed + 1 >= self.max_total_tokens:
+            return False
+        return self.adjuster is None or num_unknown <= self.adjuster.most_unknown
 
     @property
     def is_read_only(self) -> bool:

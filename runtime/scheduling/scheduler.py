@@ -291,7 +291,7 @@ class Scheduler:
         is_short, place = False, 0
         while place < len(running):
             request = running[place]
-            if ahead and not request.can_go_on:
+            if ahead and not self._can_go_on(request):
                 place += 1
                 continue
             # One token is kept for each that comes after, so that a long prompt stalls nobody.
@@ -307,6 +307,14 @@ class Scheduler:
             budget -= count
             place += 1
         return plan, budget, is_short
+
+    def _can_go_on(self, request: Request) -> bool:
+        """Whether its next token can be computed while steps are in flight."""
+        if request.num_computed < len(request.token_ids):
+            return True
+        # Who was left out of the last step has a token that comes from an earlier one.
+        is_carried = request.adjuster is None or self._builder.draws(request)
+        return is_carried and request.can_go_on
 
     def _budget(self) -> int:
         """Tokens of the next step: fewer than the limit where somebody waits for a next token."""

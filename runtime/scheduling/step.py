@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..sampling.adjustments import Adjustments
 from ..sampling.draws import Draws, no_draws
 
 Int32Array = NDArray[np.int32]
@@ -32,6 +33,8 @@ class Step:
     executor knows. `carried` gives the place of each in `token_ids`, which is 0 there, and the draw
     of the step launched before this one that it comes from. `NO_TOKEN` is computed as token 0:
     its sequence ends when that step is settled, and what is computed for it here is dropped.
+
+    `adjustments` is None where no draw has any.
     """
 
     token_ids: Int32Array  # [T]
@@ -44,6 +47,7 @@ class Step:
     logits_index: Int32Array  # [R]
     logits_rows: Int32Array | None = None  # [L] of the R whose logits are wanted; None for all
     draws: Draws = field(default_factory=no_draws, repr=False)  # [D]
+    adjustments: Adjustments | None = None
     wants_hidden: bool = False  # whether the R inputs of the head are wanted
     carried: Int32Array = field(default_factory=lambda: NO_PAIRS)  # [C, 2] (place in T, draw)
 

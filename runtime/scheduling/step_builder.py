@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..faults import note_fault
 from ..requests.request import Request
+from ..sampling.adjustments import Adjustment, Adjustments, gather
 from ..sampling.draws import Draw, draws_of, next_draws
 from .kv_cache import KvCache
 from .owners import PlannedStep, PromptRows, StepOwners
@@ -51,13 +53,12 @@ class _Rows:
             self.sampled += request.unforked
             self.sampled_rows += [row] * len(request.unforked)
         if request.pool is None:
-            if request.needs_logits:
+            if request.num_logprobs is not None:
                 self.logits.append(row)
-            if request.adjuster is None:
-                self.drawn.append(request)
-                self.draws.append(request.draw(row, position))
-                self.drawn += request.unforked
-                self.draws += [choice.draw(row, position) for choice in request.unforked]
+            self.drawn.append(request)
+            self.draws.append(request.draw(row, position))
+            self.drawn += request.unforked
+            self.draws += [choice.draw(row, position) for choice in request.unforked]
 
     @property
     def with_logits(self) -> Int32Array | None:
@@ -129,6 +130,10 @@ class StepBuilder:
         self._last = planned if is_plain else None
         return planned
 
+    def draws(self, request: Request) -> bool:
+        """Whether the last step draws a token of the request."""
+        return request in self._drawn
+
     def forget(self) -> None:
         """The last steps will not run, or their requests begin anew: nothing follows from them."""
         self._last, self._drawn = None, []
@@ -148,6 +153,7 @@ class StepBuilder:
             assert self._drawn == [*requests]
             token_ids = np.zeros(len(requests), np.int32)
             carried = np.repeat(np.arange(len(requests), dtype=np.int32), 2).reshape(-1, 2)
+        draws = next_draws(before.draws)
         step = Step(  # `dataclasses.replace` takes several times as long
             token_ids=token_ids,
             positions=places.positions,
@@ -158,7 +164,12 @@ class StepBuilder:
             block_copies=self._kv.take_copies(),
             logits_index=before.logits_index,
             logits_rows=before.logits_rows,
-            draws=next_draws(before.draws),
+            draws=draws,
+            adjustments=(
+                None
+                if before.adjustments is None
+                else adjustments_of(self._drawn, draws["position"].tolist())
+            ),
             carried=carried,
         )
         return PlannedStep(step, last.owners, self._kv.close_plan())
@@ -197,10 +208,30 @@ class StepBuilder:
             logits_index=np.array(rows.index, np.int32),
             logits_rows=rows.with_logits,
             draws=draws_of(rows.draws),
+            adjustments=adjustments_of(rows.drawn, [draw.position for draw in rows.draws]),
             wants_hidden=owners.want_hidden,
             carried=np.array(carried, np.int32) if carried else NO_PAIRS,
         )
         return PlannedStep(step, owners, self._kv.close_plan())
+
+
+def adjustments_of(drawn: Sequence[Request], positions: Sequence[int]) -> Adjustments | None:
+    """What these requests do to the rows of their tokens at these positions, by the draws."""
+    draws, entries = [], []
+    for draw, request in enumerate(drawn):
+        if request.adjuster is not None:
+            draws.append(draw)
+            try:
+                entries.append(adjustment_of(request, positions[draw]))
+            except Exception as error:  # ends this request, and no other
+                entries.append(request.adjuster.fail(note_fault("sampling", error)))
+    return gather(draws, entries) if draws else None
+
+
+def adjustment_of(request: Request, position: int) -> Adjustment:
+    """What a request with an adjuster does to the row of its token at this position."""
+    assert request.adjuster is not None
+    return request.adjuster.adjustment(request.token_ids, position)
 
 
 class RowBudget:

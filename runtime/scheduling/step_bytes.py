@@ -6,8 +6,11 @@ Layout, little-endian:
 * `_SIZES`: flags, the number of KV groups, T, B, R, L and D (see `Step`), and the number of
   carried tokens;
 * for each KV group the width of its block table and the number of its block copies;
+* with adjustments `_ADJUSTED_SIZES`: the number of rows, entries of bias and of counts, masks, and
+  words of a mask;
 * padding to a multiple of 8 bytes, then the draws, which contain 8-byte numbers;
-* the int32 arrays in the order of `Step`, one after the other.
+* the int32 arrays in the order of `Step`, one after the other, and the arrays of the adjustments,
+  whose numbers have 4 bytes, too.
 """
 
 from __future__ import annotations
@@ -15,29 +18,37 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...ir.errors import InfcError
+from ..sampling.adjustments import ADJUSTED, Adjustments
 from ..sampling.draws import DRAW
 from .step import Int32Array, Step
 
 _MAGIC = b"infcstep"
-_VERSION = 1
+_VERSION = 2
 _PREFIX = struct.Struct("<8sII")
 _SIZES = struct.Struct("<8I")
 _GROUP = struct.Struct("<2I")
+_ADJUSTED_SIZES = struct.Struct("<5I")
+_ADJUSTED_INTS = ADJUSTED.itemsize // 4
 _SOME_ROWS = 1  # flag: `logits_rows` is not None
 _HIDDEN = 2  # flag: `wants_hidden`
+_ADJUSTED = 4  # flag: `adjustments` is not None
 
 assert sys.byteorder == "little", "arrays are sent as they lie in memory"
 
 
 def write_step(step: Step) -> bytes:
     """The step as bytes."""
-    rows = step.logits_rows
+    rows, adjusted = step.logits_rows, step.adjustments
     sizes = _SIZES.pack(
-        (rows is not None) * _SOME_ROWS + step.wants_hidden * _HIDDEN,
+        (rows is not None) * _SOME_ROWS
+        + step.wants_hidden * _HIDDEN
+        + (adjusted is not None) * _ADJUSTED,
         len(step.slots),
         len(step.token_ids),
         len(step.context_lengths),
@@ -50,11 +61,13 @@ def write_step(step: Step) -> bytes:
         _GROUP.pack(table.shape[1], len(copies))
         for table, copies in zip(step.block_tables, step.block_copies, strict=True)
     ]
+    if adjusted is not None:
+        groups.append(_adjusted_sizes(adjusted))
+    head = b"".join((sizes, *groups))
     body = b"".join(
         (
-            sizes,
-            *groups,
-            bytes(-(_PREFIX.size + _SIZES.size + len(groups) * _GROUP.size) % 8),
+            head,
+            bytes(-(_PREFIX.size + len(head)) % 8),
             step.draws.data,
             step.token_ids.data,
             step.positions.data,
@@ -64,6 +77,7 @@ def write_step(step: Step) -> bytes:
             step.logits_index.data,
             b"" if rows is None else rows.data,
             step.carried.data,
+            *(() if adjusted is None else [array.data for array in _adjusted_arrays(adjusted)]),
         )
     )
     return _PREFIX.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body
@@ -93,10 +107,19 @@ def read_step(data: bytes | bytearray | memoryview) -> Step:
     if len(data) < arrays:
         raise _damaged(f"{num_groups} KV groups do not fit into {len(data)} bytes")
     groups = [_GROUP.unpack_from(data, at + g * _GROUP.size) for g in range(num_groups)]
+    adjusted = None
+    if flags & _ADJUSTED:
+        if len(data) < arrays + _ADJUSTED_SIZES.size:
+            raise _damaged(f"sizes of adjustments do not fit into {len(data)} bytes")
+        adjusted = _ADJUSTED_SIZES.unpack_from(data, arrays)
+        arrays += _ADJUSTED_SIZES.size
     at = arrays + -arrays % 8
     some_rows *= flags & _SOME_ROWS
     num_ints = 2 * tokens + 2 * sequences + 1 + num_rows + some_rows + 2 * carried
     num_ints += sum([sequences * width + tokens + 2 * copies for width, copies in groups])
+    if adjusted is not None:
+        entries, bias, counts, masks, words = adjusted
+        num_ints += entries * _ADJUSTED_INTS + 2 * bias + 2 * counts + masks * words
     if len(data) != at + num_draws * DRAW.itemsize + 4 * num_ints:
         raise _damaged(f"arrays of the sizes that it names do not make {len(data)} bytes")
     draws = np.frombuffer(data, DRAW, num_draws, at)
@@ -116,6 +139,29 @@ def read_step(data: bytes | bytearray | memoryview) -> Step:
         draws=draws,
         wants_hidden=bool(flags & _HIDDEN),
         carried=ints.take(2 * carried).reshape(carried, 2),
+        adjustments=None if adjusted is None else _take_adjustments(ints, adjusted),
+    )
+
+
+def _adjusted_arrays(adjusted: Adjustments) -> tuple[NDArray[Any], ...]:
+    a = adjusted
+    return (a.rows, a.bias_ids, a.bias, a.count_ids, a.counts, a.masks)
+
+
+def _adjusted_sizes(adjusted: Adjustments) -> bytes:
+    a = adjusted
+    return _ADJUSTED_SIZES.pack(len(a.rows), len(a.bias), len(a.counts), *a.masks.shape)
+
+
+def _take_adjustments(ints: _Ints, sizes: tuple[int, ...]) -> Adjustments:
+    rows, bias, counts, masks, words = sizes
+    return Adjustments(
+        rows=ints.take(rows * _ADJUSTED_INTS).view(ADJUSTED),
+        bias_ids=ints.take(bias),
+        bias=ints.take(bias).view(np.float32),
+        count_ids=ints.take(counts),
+        counts=ints.take(counts),
+        masks=ints.take(masks * words).view(np.uint32).reshape(masks, words),
     )
 
 

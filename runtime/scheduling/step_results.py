@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from ..faults import note_fault
 from ..requests.pooling import Vector
 from ..requests.request import Request, RequestState
-from ..sampling.logits_adjuster import ConstraintError
-from ..sampling.sampler import Sample, draw, greatest_token, uniform
+from ..sampling.sampler import Sample
 from ..sampling.token_logprobs import TokenLogprobs, prompt_logprobs, raw_logprobs
-from ..sampling.top_tokens import Logits
 from .owners import PlannedStep, PromptRows, StepOwners
 from .step import NO_TOKEN, Step, StepOutput
 
@@ -55,30 +53,6 @@ def read_results(planned: PlannedStep, output: StepOutput) -> StepResults:
     return StepResults(samples, prompts, faults)
 
 
-def sample(raw: Logits, request: Request) -> Sample:
-    """The request's next token from its row of logits [V], `raw`.
-
-    It depends on the row and on the request's parameters, tokens, seed and choice alone. The
-    log-probabilities are of the row as it came.
-    """
-    row, params = raw, request.params
-    if greatest_token(row) is None:
-        return Sample(None)
-    if request.adjuster is not None:
-        try:
-            row = request.adjuster.apply(raw, request.token_ids)
-        except ConstraintError as error:
-            return Sample(None, error=str(error))
-    token = greatest_token(row)
-    if token is None:
-        return Sample(None)
-    if params.temperature > 0.0:
-        u = uniform(request.seed, choice=request.choice, position=len(request.token_ids))
-        token = draw(row, params, u)
-    count = request.num_logprobs
-    return Sample(token, None if count is None else raw_logprobs(raw, token, count))
-
-
 def _samples(planned: PlannedStep, output: StepOutput) -> list[Sample | None]:
     """One for each of `sampled`; those who pool get no token, only whether all is well."""
     owners = planned.owners
@@ -86,27 +60,26 @@ def _samples(planned: PlannedStep, output: StepOutput) -> list[Sample | None]:
     samples: list[Sample | None] = []
     finished = RequestState.FINISHED
     for request, row in zip(owners.sampled, owners.sampled_rows, strict=True):
-        is_drawn = request.pool is None and request.adjuster is None
-        token = next(drawn) if is_drawn else NO_TOKEN
+        token = next(drawn) if request.pool is None else NO_TOKEN
         if request.state is finished:
             samples.append(None)
-        elif is_drawn and (token == NO_TOKEN or request.num_logprobs is None):
-            samples.append(Sample(None if token == NO_TOKEN else token))
+        elif token != NO_TOKEN and request.num_logprobs is None:
+            samples.append(Sample(token))
         else:
-            samples.append(_sample(planned.step, output.logits, request, row, token))
+            samples.append(_sample(planned.step, output, request, row, token))
     return samples
 
 
-def _sample(step: Step, logits: Logits, request: Request, row: int, token: int) -> Sample:
-    """The sample of a request that wants more than the token that the executor drew."""
+def _sample(step: Step, output: StepOutput, request: Request, row: int, token: int) -> Sample:
+    """The sample of a request that wants more than the token that was drawn, or got none."""
     try:
         if request.pool is not None:
             return Sample(0 if request.pool.is_finite else None)
-        raw = logits[step.place(row)]
-        if request.adjuster is not None:
-            return sample(raw, request)
+        if token == NO_TOKEN:
+            return Sample(None, error=request.adjuster.error if request.adjuster else None)
         assert request.num_logprobs is not None
-        return Sample(token, raw_logprobs(raw, token, request.num_logprobs))
+        logits = output.logits[step.place(row)]
+        return Sample(token, raw_logprobs(logits, token, request.num_logprobs))
     except Exception as error:
         return Sample(None, error=note_fault("sampling", error))
 

@@ -15,6 +15,7 @@ from infc.ir.program import Program
 from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.runtime.executors.base import head_output, run_step
+from infc.runtime.sampling.adjustments import Adjustment, adjusted_row, gather, packed
 from infc.runtime.sampling.draws import DRAW, Draw
 from infc.runtime.sampling.sampler import support, uniform
 from infc.runtime.scheduling.step import Step
@@ -169,6 +170,52 @@ def test_draws_are_those_of_the_sampler(
     for place in range(0, 800, 40):
         alone = asking(rows_step(list(range(16))), None, [draws[place]])
         assert run_step(with_one, alone).tokens[0] == output.tokens[place]
+
+
+def some_adjustment(rng: np.random.Generator) -> Adjustment:
+    bias_ids, count_ids = (
+        rng.permutation(LONG)[: rng.choice([0, 50])].astype(np.int32) for _ in range(2)
+    )
+    masks = [None, packed(rng.random(LONG) < 0.5), packed(rng.random(LONG) < 0.01)]
+    return Adjustment(
+        repetition=float(rng.choice([1.0, 1.1, 3.0])),
+        frequency=float(rng.choice([0.0, 0.5])),
+        presence=float(rng.choice([0.0, -0.5])),
+        bias_ids=bias_ids,
+        bias=rng.choice([1.0, 50.0, -np.inf], len(bias_ids)).astype(np.float32),
+        count_ids=count_ids,
+        counts=rng.integers(0, 4, len(count_ids)).astype(np.int32),
+        mask=masks[rng.integers(3)],
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.value)
+def test_adjusted_draws_are_those_of_the_sampler(
+    dtype: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others of the same rows, whose logits come back as they were."""
+    monkeypatch.setattr("infc.ir.weights.require_finite", lambda *_: None)
+    table = long_rows(DTYPES[dtype])
+    artifact = build(program(table, dtype), tmp_path / "a", resolve_target("native"))
+    values: NDArray[np.float32] = table.float().numpy()
+    rng = np.random.default_rng(4)
+    draws = random_draws(rng, 200)
+    chosen = sorted(rng.permutation(200)[:120].tolist())
+    adjustments = gather(chosen, [some_adjustment(rng) for _ in chosen])
+    step = replace(asking(rows_step(list(range(16))), None, draws), adjustments=adjustments)
+    expected = head_output(step, values, None)
+    plain = head_output(replace(step, adjustments=None), values, None)
+    assert np.count_nonzero(expected.tokens != plain.tokens) > 50
+    for threads in (1, 2):
+        output = run_step(open_cpp(artifact, num_threads=threads), step)
+        np.testing.assert_array_equal(output.logits, values)
+        apart = np.flatnonzero(output.tokens != expected.tokens).tolist()
+        assert len(apart) <= 3
+        for place in apart:
+            row = values[draws[place].row]
+            if place in chosen:
+                row = adjusted_row(row, adjustments, chosen.index(place))
+            assert is_possible(row, draws[place], int(output.tokens[place]))
 
 
 def test_the_random_number_is_the_samplers(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.kv_cache import KvCache
 from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.scheduler import Scheduler
-from infc.runtime.scheduling.step_results import read_results, sample
+from infc.runtime.scheduling.step_results import read_results
 
 from .paged_model import PagedModel, logits_of, make_group, prefix_states
+from .samples import sample
 
 VOCAB = 3  # small, so that prompts share prefixes and requests meet their end tokens
 
@@ -28,7 +29,7 @@ PromptEntries = dict[Request, list[tuple[int, TokenLogprobs]]]
 def alone(request: Request) -> list[int]:
     """What a choice gives by itself, without any cache."""
     tokens = request.token_ids[: request.num_prompt_tokens]
-    twin = Request(request.request_id, tokens, request.params)
+    twin = Request(request.request_id, tokens, request.params, vocab_size=VOCAB)
     twin.seed, twin.choice = request.seed, request.choice
     while len(twin.token_ids) < request.max_total_tokens:
         logits = logits_of(prefix_states(twin.token_ids)[-1], VOCAB)
@@ -117,7 +118,14 @@ def check_owners(planned: PlannedStep) -> None:
 
 def add(scheduler: Scheduler, name: str, prompt: list[int], **params: Any) -> Request:
     priority, salt = params.pop("priority", 0), params.pop("salt", "")
-    request = Request(name, prompt, SamplingParams(**params), priority=priority, cache_salt=salt)
+    request = Request(
+        name,
+        prompt,
+        SamplingParams(**params),
+        priority=priority,
+        cache_salt=salt,
+        vocab_size=VOCAB,
+    )
     scheduler.add(request)
     return request
 

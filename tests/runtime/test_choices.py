@@ -287,6 +287,8 @@ class Ascending:
         allowed: NDArray[np.bool_] = np.arange(self.vocab_size) > last
         return allowed
 
+    def rollback(self, num_tokens: int) -> None: ...
+
     def fork(self) -> Ascending:
         return Ascending(self.vocab_size)
 
@@ -316,6 +318,8 @@ class Faulty:
             raise self.given
         mask: NDArray[np.bool_] = self.given
         return mask
+
+    def rollback(self, num_tokens: int) -> None: ...
 
     def fork(self) -> Faulty:
         return self

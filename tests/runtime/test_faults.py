@@ -23,7 +23,7 @@ from infc.runtime.requests import request_stream
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
 from infc.runtime.requests.pooling import Pool
 from infc.runtime.sampling.sampling_params import SamplingParams
-from infc.runtime.scheduling import step_results
+from infc.runtime.scheduling import step_builder, step_results
 from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.scheduler import Scheduler
 from infc.runtime.scheduling.step import Step
@@ -142,7 +142,7 @@ WATCHED = (
     ),
     *(
         f"runtime/sampling/{name}.py"
-        for name in ("logits_adjuster", "sampler", "token_logprobs")
+        for name in ("adjustments", "logits_adjuster", "sampler", "token_logprobs")
     ),
     *(
         f"runtime/scheduling/{name}.py"
@@ -239,8 +239,8 @@ def failing_for(function: Callable[..., Any], is_meant: Callable[..., bool]) -> 
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-    "penalty": (step_results, "sample", lambda row, who: who.request_id == "penalty"),
-    "choices": (step_results, "sample", lambda row, who: who.choice == 2),
+    "penalty": (step_builder, "adjustment_of", lambda who, _: who.request_id == "penalty"),
+    "choices": (step_builder, "adjustment_of", lambda who, _: who.choice == 2),
     "prompt": (step_results, "prompt_logprobs", lambda rows, tokens, count: count == 2),
     "text": (step_results, "raw_logprobs", lambda row, token, count: count == 1),
     "best": (request_stream, "merge_completions", lambda pieces: True),

@@ -17,8 +17,10 @@ from infc.runtime.sampling.draws import draws_of
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.owners import PlannedStep, StepOwners
 from infc.runtime.scheduling.step import NO_TOKEN, Step
-from infc.runtime.scheduling.step_results import read_results, sample
+from infc.runtime.scheduling.step_builder import adjustments_of
+from infc.runtime.scheduling.step_results import read_results
 
+from .samples import sample
 from .scheduling import add, build, finish_all, run_step
 
 VALUES = st.sampled_from([-1.5, 0.0, 2.0, 2.0, np.inf, -np.inf, np.nan])
@@ -32,7 +34,7 @@ def request(params: SamplingParams | None = None) -> Request:
 def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]) -> PlannedStep:
     """A step of which only the rows matter, and who samples of which."""
     nothing = np.zeros(0, np.int32)
-    drawn = [(request, row) for request, row in order.items() if request.adjuster is None]
+    draws = [request.draw(row, len(request.token_ids)) for request, row in order.items()]
     step = Step(
         token_ids=nothing,
         positions=nothing,
@@ -43,7 +45,8 @@ def head_step(num_rows: int, wanted: list[int] | None, order: dict[Request, int]
         block_copies=(),
         logits_index=np.arange(num_rows, dtype=np.int32),
         logits_rows=None if wanted is None else np.array(wanted, np.int32),
-        draws=draws_of(request.draw(row, len(request.token_ids)) for request, row in drawn),
+        draws=draws_of(draws),
+        adjustments=adjustments_of([*order], [draw.position for draw in draws]),
     )
     owners = StepOwners(requests=(), sampled=tuple(order), sampled_rows=tuple(order.values()))
     return PlannedStep(step, owners)
@@ -90,7 +93,7 @@ def test_each_request_finds_its_own_row() -> None:
         request(): 5,
     }
     logits = np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32)
-    planned = head_step(6, [1, 3, 4], order)
+    planned = head_step(6, [1, 4], order)
     results = read_results(planned, head_output(planned.step, logits, None))
     assert results.samples == [sample(logits[row], who) for who, row in order.items()]
 
@@ -102,7 +105,7 @@ WANTED = {
     "greedy choices": ({"n": 2}, 0),
     "best of": ({"n": 1, "best_of": 2}, 1),
     "logprobs": ({"logprobs": 0}, 1),
-    "penalty": ({"presence_penalty": 0.5}, 1),
+    "penalty": ({"presence_penalty": 0.5}, 0),
     "prompt": ({"prompt_logprobs": 0}, 5),
 }
 
@@ -115,9 +118,8 @@ def test_logits_are_asked_for_where_they_are_read(params: dict[str, Any], rows: 
     planned = run_step(scheduler, model)
     assert planned is not None
     assert planned.step.num_logits == rows
-    assert len(planned.step.draws) == 1 + (params.get("best_of") or params.get("n", 1)) - (
-        "presence_penalty" in params
-    )
+    assert len(planned.step.draws) == 1 + (params.get("best_of") or params.get("n", 1))
+    assert (planned.step.adjustments is not None) == ("presence_penalty" in params)
     finish_all(scheduler, model)
 
 

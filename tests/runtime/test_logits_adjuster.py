@@ -26,10 +26,12 @@ from transformers import (
 
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling import logits_adjuster
+from infc.runtime.sampling.adjustments import adjusted_row, gather, packed, unpacked
 from infc.runtime.sampling.logits_adjuster import LogitsAdjuster, TokenCounts
 from infc.runtime.sampling.sampler import support
 from infc.runtime.sampling.sampling_params import SamplingParams
-from infc.runtime.scheduling.step_results import sample
+
+from .samples import Grammar, sample
 
 VOCAB = 40
 Row = NDArray[np.float32]
@@ -54,7 +56,14 @@ def ours(row: Row, tokens: list[int], num_prompt: int = 1, **params: Any) -> Row
     chosen = SamplingParams(**params)
     ends = frozenset(chosen.stop_token_ids)
     assert LogitsAdjuster.is_needed(chosen)
-    return LogitsAdjuster(chosen, num_prompt, ends).apply(row, tokens)
+    adjuster = LogitsAdjuster(chosen, num_prompt, ends, vocab_size=len(row))
+    adjuster.take_prompt(tokens)
+    return applied(adjuster, row, tokens)
+
+
+def applied(adjuster: LogitsAdjuster, row: Row, tokens: list[int]) -> Row:
+    entry = adjuster.adjustment(tokens, len(tokens))
+    return adjusted_row(row, gather([0], [entry]), 0)
 
 
 @given(seeds, token_lists, st.sampled_from([0.5, 1.1, 1.7, 30.0]))
@@ -144,13 +153,34 @@ def test_all_together_in_the_written_order(seed: int, tokens: list[int]) -> None
     np.testing.assert_allclose(got, row, rtol=1e-5, atol=1e-5)
 
 
-@given(token_lists, st.integers(0, 30), st.lists(st.integers(0, 30), max_size=5))
-def test_counts_of_a_growing_list(tokens: list[int], start: int, stops: list[int]) -> None:
-    counts = TokenCounts(start)
-    for stop in [*sorted(max(start, stop) for stop in stops), max(start, len(tokens))]:
-        ids, numbers = counts.update(tokens[:stop])
-        expected = Counter(tokens[start:stop])
-        assert dict(zip(ids.tolist(), numbers.tolist(), strict=True)) == expected
+few_tokens = st.lists(st.integers(0, 6), max_size=20)
+
+
+@given(few_tokens, st.lists(few_tokens | st.integers(0, 12), max_size=8))
+def test_counts_of_an_output_that_grows_and_is_taken_back(
+    prompt: list[int], changes: list[list[int] | int]
+) -> None:
+    distinct = sorted(set(prompt))
+    places = {token: place for place, token in enumerate(distinct)}
+    counts, output = TokenCounts(np.array(distinct, np.int32), places), list[int]()
+    for change in changes:
+        if isinstance(change, int):
+            change = min(change, len(output))
+            counts.remove(change)
+            del output[len(output) - change :]
+        else:
+            counts.append(change)
+            output += change
+        fresh = TokenCounts(np.array(distinct, np.int32), places)
+        fresh.append(output)
+        for mine, new in zip(counts.arrays(), fresh.arrays(), strict=True):
+            assert mine.tolist() == new.tolist(), "another order, or a token that is gone"
+        ids, numbers = counts.arrays()
+        assert dict(zip(ids.tolist(), numbers.tolist(), strict=True)) == {
+            **dict.fromkeys(prompt, 0),
+            **Counter(output),
+        }
+        assert counts.num_output == len(output)
 
 
 @given(
@@ -186,6 +216,8 @@ class EvenOnly:
         allowed: NDArray[np.bool_] = np.arange(VOCAB) % 2 == len(output_ids) % 2
         return allowed
 
+    def rollback(self, num_tokens: int) -> None: ...
+
     def fork(self) -> EvenOnly:
         return EvenOnly()
 
@@ -193,7 +225,7 @@ class EvenOnly:
 @pytest.mark.parametrize("temperature", [0.0, 5.0])
 def test_a_constraint_masks_before_sampling(temperature: float) -> None:
     chosen = SamplingParams(temperature=temperature, seed=1)
-    request = Request("r", [5, 6], chosen, constraint=EvenOnly())
+    request = Request("r", [5, 6], chosen, constraint=EvenOnly(), vocab_size=VOCAB)
     for turn in range(20):
         token = sample(row_of(turn), request).token_id
         assert token is not None
@@ -206,7 +238,10 @@ def test_a_row_with_nothing_left_fails_alone(temperature: float) -> None:
     chosen = SamplingParams(
         temperature=temperature, allowed_token_ids=[4], stop_token_ids=[4], min_tokens=1
     )
-    requests = [Request("a", [1], chosen), Request("b", [1], SamplingParams())]
+    requests = [
+        Request("a", [1], chosen, vocab_size=VOCAB),
+        Request("b", [1], SamplingParams()),
+    ]
     tokens = [sample(row_of(0), request).token_id for request in requests]
     assert tokens == [None, int(row_of(0).argmax())]
 
@@ -214,7 +249,8 @@ def test_a_row_with_nothing_left_fails_alone(temperature: float) -> None:
 def test_logprobs_are_of_the_row_as_it_came() -> None:
     row = row_of(3)
     best = int(row.argmax())
-    request = Request("r", [1], SamplingParams(banned_token_ids=[best], logprobs=1))
+    params = SamplingParams(banned_token_ids=[best], logprobs=1)
+    request = Request("r", [1], params, vocab_size=VOCAB)
     chosen = sample(row, request)
     assert chosen.logprobs is not None
     assert chosen.logprobs.top[0][0] == best != chosen.token_id
@@ -234,7 +270,7 @@ def test_plain_requests_have_nothing_to_adjust(params: SamplingParams) -> None:
 def test_long_lists_do_what_short_ones_do(
     seed: int, tokens: list[int], data: st.DataObject
 ) -> None:
-    """As whole rows they are faster, and change the same entries to the same numbers."""
+    """As masks they are smaller, and change the same entries to the same numbers."""
     banned, allowed = data.draw(id_sets), data.draw(st.none() | id_sets)
     assume(allowed is None or set(allowed) - set(banned))
     params = SamplingParams(
@@ -253,9 +289,69 @@ def test_long_lists_do_what_short_ones_do(
     for token in range(VOCAB):
         if token in banned or (allowed is not None and token not in allowed):
             expected[token] = -np.inf
-    first = LogitsAdjuster(params, 1, ())
-    twin = first.fork()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logits_adjuster, "_DENSE", data.draw(st.sampled_from([0, 16, 10**6])))
+        first = LogitsAdjuster(params, 1, (), vocab_size=VOCAB)
+        first.take_prompt(tokens)
+        twin = first.fork()
         for adjuster in (first, twin, first):
-            assert np.array_equal(adjuster.apply(row, tokens), expected)
+            assert np.array_equal(applied(adjuster, row, tokens), expected)
+
+
+@given(st.integers(1, 200), seeds)
+def test_a_mask_has_a_bit_for_each_token(size: int, seed: int) -> None:
+    allowed = np.random.default_rng(seed).random(size) < 0.5
+    mask = packed(allowed)
+    assert mask.shape == (-(-size // 32),)
+    assert [bool(int(mask[i // 32]) >> i % 32 & 1) for i in range(size)] == allowed.tolist()
+    assert np.array_equal(unpacked(mask, size), allowed)
+
+
+@given(
+    st.lists(st.tuples(few_tokens | st.integers(0, 12), st.booleans()), max_size=8), st.booleans()
+)
+def test_going_back_leaves_no_trace(
+    changes: list[tuple[list[int] | int, bool]], as_words: bool
+) -> None:
+    """The rows are those of another that never saw what was taken back."""
+    params = SamplingParams(
+        repetition_penalty=1.3,
+        frequency_penalty=0.4,
+        presence_penalty=-0.2,
+        banned_token_ids=[4],
+        min_tokens=5,
+        stop_token_ids=[1, 2],
+    )
+
+    def make() -> LogitsAdjuster:
+        made = LogitsAdjuster(params, 2, (1, 2), Grammar(VOCAB, as_words), vocab_size=VOCAB)
+        made.take_prompt([3, 1])
+        return made
+
+    adjuster, tokens, row = make(), [3, 1], row_of(0)
+    for change, asks in changes:
+        if isinstance(change, int):
+            del tokens[max(2, len(tokens) - change) :]
+            adjuster.rewind(len(tokens) - 2)
+        else:
+            tokens += change
+        if asks:  # else what it knows may be less, or more, than the next change takes back
+            assert applied(adjuster, row, tokens).tobytes() == (
+                applied(make(), row, tokens).tobytes()
+            )
+    assert applied(adjuster, row, tokens).tobytes() == applied(make(), row, tokens).tobytes()
+
+
+@pytest.mark.parametrize("known", [3, 5])
+def test_the_executor_counts_a_token_that_only_it_knows(known: int) -> None:
+    params = SamplingParams(repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.3)
+    tokens, row = [5, 6, 7, 7, 8], row_of(1)
+    for carried in (5, 7, 8, 30):
+        whole = [*tokens[:known], carried]
+        adjuster = LogitsAdjuster(params, 2, ())
+        adjuster.take_prompt(tokens)
+        assert adjuster.most_unknown == 1
+        entry = gather([0], [adjuster.adjustment(tokens[:known], known + 1)])
+        fresh = LogitsAdjuster(params, 2, ())
+        fresh.take_prompt(tokens)
+        assert np.array_equal(adjusted_row(row, entry, 0, carried), applied(fresh, row, whole))

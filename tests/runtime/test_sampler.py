@@ -15,7 +15,8 @@ from infc.runtime.sampling.sampler import draw, support, uniform
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.sampling.token_logprobs import prompt_logprobs, raw_logprobs
 from infc.runtime.sampling.top_tokens import greatest, greatest_values, ranked
-from infc.runtime.scheduling.step_results import sample
+
+from .samples import sample
 
 Row = NDArray[np.float32]
 

@@ -33,6 +33,12 @@ from .scheduling import (
     run_step,
 )
 
+PENALTIES: list[dict[str, float]] = [
+    {},
+    {"repetition_penalty": 2.0},
+    {"frequency_penalty": 1.0, "presence_penalty": 0.5},
+]
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, run, are cancelled and preempted in any order."""
@@ -71,7 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ends=st.sampled_from([(), (2,)]),
         n=st.sampled_from([1, 1, 1, 2, 3, 6]),
         prompt_logprobs=st.sampled_from([None, None, 0, 2]),
-        penalty=st.sampled_from([1.0, 1.0, 2.0]),
+        penalties=st.sampled_from(PENALTIES),
         data=st.data(),
     )
     def arrive(
@@ -85,7 +91,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ends: tuple[int, ...],
         n: int,
         prompt_logprobs: int | None,
-        penalty: float,
+        penalties: dict[str, float],
         data: st.DataObject,
     ) -> None:
         if self.requests and extend:  # continue an earlier one, so that prefixes are shared
@@ -105,7 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 stop_token_ids=ends,
                 n=n,
                 prompt_logprobs=prompt_logprobs,
-                repetition_penalty=penalty,
+                **penalties,
             )
         except CapacityError:
             assert self.scheduler.num_waiting >= 5

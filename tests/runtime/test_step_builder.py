@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
+from infc.runtime.sampling.adjustments import Adjustments
 from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.step_builder import StepBuilder
 
@@ -27,6 +30,12 @@ def assert_equal(planned: PlannedStep, anew: PlannedStep) -> None:
     assert all(getattr(planned.owners, n) == getattr(anew.owners, n) for n in TUPLES)
     assert step.wants_hidden == fresh.wants_hidden
     assert step.num_logits == fresh.num_logits
+    if step.adjustments is None or fresh.adjustments is None:
+        assert step.adjustments is fresh.adjustments
+        return
+    for field in fields(Adjustments):
+        ours, theirs = (getattr(each.adjustments, field.name) for each in (step, fresh))
+        assert np.array_equal(ours, theirs), field.name
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -50,6 +59,9 @@ def test_a_derived_step_is_a_fresh_one(depth: int, monkeypatch: pytest.MonkeyPat
         add(scheduler, "choices", [1, 0, 2], max_tokens=9, temperature=1.0, seed=1, n=2),
         add(scheduler, "scored", [2, 0, 2], max_tokens=5, prompt_logprobs=1),
         add(scheduler, "late", [2, 2], max_tokens=25),
+        add(scheduler, "repeated", [1, 2], max_tokens=12, repetition_penalty=1.4),
+        add(scheduler, "biased", [2, 2], max_tokens=9, min_tokens=4, stop_token_ids=[0]),
+        add(scheduler, "allowed", [2, 1], max_tokens=9, allowed_token_ids=[0, 2]),
     ]
     finish_all(scheduler, model, depth=depth)
     assert num_derived > 20

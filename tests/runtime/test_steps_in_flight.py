@@ -23,6 +23,7 @@ from infc.runtime.scheduling.step import Step, StepOutput
 
 from .engines import make_engine
 from .executors import Course, LateExecutor
+from .samples import Grammar
 
 VOCAB = 40
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -35,6 +36,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "choices": {"max_tokens": 6, "temperature": 1.0, "seed": 4, "n": 3},
     "best": {"max_tokens": 4, "temperature": 1.0, "seed": 4, "n": 1, "best_of": 3},
     "penalty": {"max_tokens": 8, "repetition_penalty": 1.5},
+    "counted": {"max_tokens": 9, "frequency_penalty": 1.5, "presence_penalty": 0.5, "n": 2},
+    "biased": {"max_tokens": 7, "logit_bias": {3: 2.0, 7: -9.0}, "min_tokens": 3},
+    "grammar": {"max_tokens": 8, "temperature": 1.0, "seed": 5},
+    "grammars": {"max_tokens": 6, "temperature": 1.0, "n": 2, "repetition_penalty": 1.2},
+    "listed": {"max_tokens": 7, "allowed_token_ids": list(range(0, VOCAB, 3)), "logprobs": 1},
     "scored": {"max_tokens": 5, "prompt_logprobs": 2, "logprobs": 1},
     "stops": {"max_tokens": 20, "stop_token_ids": list(range(0, VOCAB, 5))},
     "whole context": {},
@@ -45,8 +51,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def ask_all(engine: Engine) -> None:
     for index, (name, params) in enumerate(KINDS.items()):
-        params = {"ignore_eos": True, **params}
-        engine.add_request(name, [*PROMPT[: 3 + index % 7], index], SamplingParams(**params))
+        chosen = SamplingParams(**{"ignore_eos": True, "seed": index, **params})
+        constraint = Grammar(VOCAB, name == "grammar") if name.startswith("grammar") else None
+        prompt = [*PROMPT[: 3 + index % 7], index]
+        engine.add_request(name, prompt, chosen, constraint=constraint)
     engine.read_prompt("mean", [*PROMPT, 11], pooling="mean")
     engine.read_prompt("last", [*PROMPT, 12], pooling="last")
 

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 7
+#define INFC_ABI 8
 
 extern "C" {
 
@@ -28,6 +28,31 @@ struct infc_draw {
   int32_t position;    // of the token in its sequence
 };
 
+// What is done to the row of one draw before its token is taken: ranges of the arrays of
+// infc_adjustments, and penalties; runtime/sampling/adjustments.py has the meaning.
+struct infc_adjusted {
+  int32_t draw;
+  int32_t mask;  // of the masks; negative: every token may come
+  int32_t bias_begin;
+  int32_t bias_end;
+  int32_t counts_begin;
+  int32_t counts_end;
+  float repetition;
+  float frequency;
+  float presence;
+};
+
+struct infc_adjustments {
+  const infc_adjusted* rows;  // [num_rows], by ascending draws
+  const int32_t* bias_ids;
+  const float* bias;
+  const int32_t* count_ids;
+  const int32_t* counts;
+  const uint32_t* masks;  // [.., mask_words], bit i % 32 of word i / 32 is token i
+  int64_t mask_words;
+  int32_t num_rows;
+};
+
 // docs/design/step.md says what each array means.
 struct infc_step {
   int32_t num_tokens;
@@ -45,6 +70,7 @@ struct infc_step {
   const int32_t* logits_rows;      // [L] of the R rows, ascending; null: all of them
   const infc_draw* draws;  // [D]
   int32_t* tokens;         // [D], written
+  const infc_adjustments* adjustments;  // null: no row is adjusted
   float* logits;  // [L, V], written; without draws and rows the step ends in front of the head
 };
 

@@ -8,6 +8,7 @@
 
 #include "abi.hpp"
 #include "activations.hpp"
+#include "adjust.hpp"
 #include "array.hpp"
 #include "attention.hpp"
 #include "decoded_linear.hpp"

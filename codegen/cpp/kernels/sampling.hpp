@@ -7,6 +7,7 @@
 #pragma once
 
 #include "abi.hpp"
+#include "adjust.hpp"
 #include "outputs.hpp"
 #include "philox.hpp"
 #include "top_shares.hpp"
@@ -211,15 +212,36 @@ int32_t draw_token(const Row& x, int64_t width, const infc_draw& draw, void* scr
   return draw_of_all(x, width, draw, scratch);
 }
 
-// tokens[i] = the token of draws[i], from the row of x [.., width] that it names. Needs
-// draw_scratch_bytes(width) on each thread.
+// The token that a draw takes from x [width] after adjustments.
 template <class T>
-void draw_tokens(const Team& t, const T* x, const infc_draw* draws, int32_t* tokens, int64_t count,
-                 int64_t width) {
-  const Share share = share_of(t, count);
+int32_t draw_adjusted(const T* x, int64_t width, const infc_draw& draw, const infc_adjustments& a,
+                      const infc_adjusted& row, void* scratch) {
+  const uint32_t* mask = row.mask < 0 ? nullptr : a.masks + row.mask * a.mask_words;
+  if (mask != nullptr && !edits_tokens(row)) {
+    return draw_token(MaskedLogits<T>{x, mask}, width, draw, scratch);
+  }
+  // `Shares` reads each element before it writes its weight there.
+  float* adjusted = static_cast<float*>(scratch) + ceil_groups(width) * kLanes;
+  if (!adjust_row(x, a, row, adjusted, width)) return -1;
+  return draw_token(Logits<float>{adjusted}, width, draw, scratch);
+}
+
+// Takes the tokens of a step from the rows of x [.., width] that its draws name, adjusted where it
+// says so. Needs draw_scratch_bytes(width) on each thread.
+template <class T>
+void draw_tokens(const Team& t, const T* x, const infc_step& s, int64_t width) {
+  const Share share = share_of(t, s.num_draws);
+  const infc_adjusted* row = s.adjustments == nullptr ? nullptr : s.adjustments->rows;
+  const infc_adjusted* end = row == nullptr ? row : row + s.adjustments->num_rows;
   for (int64_t i = share.begin; i < share.end; ++i) {
-    const Logits<T> row{x + draws[i].row * width};
-    tokens[i] = draw_token(row, width, draws[i], t.scratch);
+    const infc_draw& draw = s.draws[i];
+    const T* logits = x + draw.row * width;
+    while (row != end && row->draw < i) ++row;
+    if (row != end && row->draw == i) {
+      s.tokens[i] = draw_adjusted(logits, width, draw, *s.adjustments, *row, t.scratch);
+    } else {
+      s.tokens[i] = draw_token(Logits<T>{logits}, width, draw, t.scratch);
+    }
   }
 }
 
