@@ -372,7 +372,7 @@ class Engine:
     def _schedule(self) -> PlannedStep | None:
         """The next step. Where it cannot be made, all requests begin anew, and none is lost."""
         try:
-            return self.scheduler.schedule()
+            return self.scheduler.schedule(late_masks=self._in_flight.late_masks(self.executor))
         except Exception:
             self._in_flight.drain()
             fresh = self._new_scheduler()
@@ -401,12 +401,12 @@ class Engine:
         except BaseException:
             self._discard(flight)
             raise
-        self._in_flight.take_first()
         runs = [
             None if sample is None or (token := sample.token_id) is None else (token,)
             for sample in results.samples
         ]
         self.scheduler.settle(flight.planned, runs)
+        self._in_flight.end_first()
         self.num_steps += 1
         return results
 

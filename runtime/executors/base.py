@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ...ir.errors import InfcError
-from ..sampling.adjustments import adjusted_row
+from ..sampling.adjustments import Mask, adjusted_row
 from ..sampling.draws import Draw
 from ..sampling.sampler import drawn_token, greatest_token
 from ..scheduling.step import NO_TOKEN, Float32Array, Step, StepOutput
@@ -98,6 +98,19 @@ class ReportsMemory(Protocol):
 
         May be called while a step runs, from another thread.
         """
+        ...
+
+
+@runtime_checkable
+class TakesLateMasks(Protocol):
+    """An executor that computes logits while masks of some rows are still to come.
+
+    Its steps may have `Adjustments.num_late` such masks. They are given once for each step that
+    runs, or will, also where nobody wants its result.
+    """
+
+    def give_masks(self, running: Running, masks: Mask) -> None:
+        """Give the late masks `[num_late, ceil(V / 32)]` of a step, which it may wait for."""
         ...
 
 

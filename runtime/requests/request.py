@@ -161,21 +161,22 @@ class Request:
         """Sort key: who is served first, and who is preempted last."""
         return (self.priority, self.arrival, self.choice)
 
-    @property
-    def can_go_on(self) -> bool:
+    def can_go_on(self, *, late_masks: bool) -> bool:
         """Whether its next token can be computed while steps that it is in are in flight.
 
         Either it is known, or those steps draw it and leave it with the executor. It is neither
         where further choices go on from the same row, behind the last token, which is never
         computed, and where the logits of the token after it are adjusted by more tokens than the
-        executor can add itself.
+        executor can add itself (or, with `late_masks`, than it can be told of).
         """
         num_unknown = self.num_computed + 1 - len(self.token_ids)
         if num_unknown <= 0:
             return True
         if self.unforked or self.num_computed + 1 >= self.max_total_tokens:
             return False
-        return self.adjuster is None or num_unknown <= self.adjuster.most_unknown
+        if self.adjuster is None:
+            return True
+        return num_unknown <= self.adjuster.most_unknown(late_masks=late_masks)
 
     @property
     def is_read_only(self) -> bool:

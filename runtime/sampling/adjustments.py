@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,7 +49,8 @@ class Adjustments:
     output; a token with an entry is in the prompt or the output, so it is repeated.
 
     If the last token of a draw's sequence is carried (`Step.carried`), the counts do not contain
-    it, and the executor adds it.
+    it, and the executor adds it. A mask that follows from this token comes late: its number is
+    behind those of `masks`.
     """
 
     rows: NDArray[np.void]  # [A] ADJUSTED
@@ -58,6 +59,18 @@ class Adjustments:
     count_ids: Ints
     counts: Ints
     masks: Mask  # [M, ceil(V / 32)]
+
+    @property
+    def num_late(self) -> int:
+        """Masks that come while the step is computed (`TakesLateMasks`)."""
+        return max(0, int(self.rows["mask"].max(initial=NO_MASK)) + 1 - len(self.masks))
+
+    def with_late(self, masks: Mask) -> Adjustments:
+        """The adjustments with the late masks `[num_late, ceil(V / 32)]`."""
+        assert len(masks) == self.num_late
+        return replace(
+            self, masks=np.concatenate([self.masks, masks]) if len(self.masks) else masks
+        )
 
     def places(self) -> dict[int, int]:
         """The place in `rows` of each draw that has one."""
@@ -77,20 +90,21 @@ class Adjustment(NamedTuple):
     mask: Mask | None
 
 
+LATE: Final = np.zeros(0, np.uint32)
+"""The mask of an `Adjustment` that is not known when the step is planned."""
 NO_IDS: Final = np.zeros(0, np.int32)
 NO_BIAS: Final = np.zeros(0, np.float32)
 
 
 def gather(draws: Sequence[int], entries: Sequence[Adjustment]) -> Adjustments:
     """The adjustments of these draws, ascending. A mask that several share is there once."""
-    rows, masks, places = [], list[Mask](), dict[int, int]()
+    masks = {id(e.mask): e.mask for e in entries if e.mask is not None and e.mask is not LATE}
+    places = {key: place for place, key in enumerate(masks)}
+    rows, late = [], len(masks)
     bias = counts = 0
     for draw, entry in zip(draws, entries, strict=True):
-        mask = NO_MASK
-        if entry.mask is not None:
-            mask = places.setdefault(id(entry.mask), len(masks))
-            if mask == len(masks):
-                masks.append(entry.mask)
+        mask = NO_MASK if entry.mask is None else places.get(id(entry.mask), late)
+        late += mask == late
         bias_end, counts_end = bias + len(entry.bias), counts + len(entry.counts)
         ranges = (bias, bias_end, counts, counts_end)
         rows.append((draw, mask, *ranges, entry.repetition, entry.frequency, entry.presence))
@@ -101,7 +115,7 @@ def gather(draws: Sequence[int], entries: Sequence[Adjustment]) -> Adjustments:
         bias=np.concatenate([entry.bias for entry in entries]),
         count_ids=np.concatenate([entry.count_ids for entry in entries]),
         counts=np.concatenate([entry.counts for entry in entries]),
-        masks=np.stack(masks) if masks else np.zeros((0, 0), np.uint32),
+        masks=np.stack([*masks.values()]) if masks else np.zeros((0, 0), np.uint32),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.errors import InfcError
-from .adjustments import NO_BIAS, NO_IDS, Adjustment, Ints, Mask, packed
+from .adjustments import LATE, NO_BIAS, NO_IDS, Adjustment, Ints, Mask, packed
 from .sampling_params import SamplingParams
 from .top_tokens import Logits
 
@@ -215,21 +215,21 @@ class LogitsAdjuster:
             or constraint is not None
         )
 
-    @property
-    def most_unknown(self) -> float:
+    def most_unknown(self, *, late_masks: bool) -> float:
         """How many of the tokens before a row may be known to the executor alone.
 
-        It counts the last one itself; what a constraint says follows from all of them.
+        It counts the last one itself. What a constraint says follows from all of them, so its mask
+        comes late, where the executor takes `late_masks`.
         """
-        if self._constraint is not None:
+        if self._constraint is not None and not late_masks:
             return 0
-        return 1 if self._counts_tokens else math.inf
+        return math.inf if self._constraint is None and not self._counts_tokens else 1
 
     def adjustment(self, token_ids: Sequence[int], position: int) -> Adjustment:
         """What is done to the row of the token at `position`, after the tokens `token_ids`.
 
-        At most `most_unknown` tokens are missing in between. A constraint that fails leaves no
-        token, and `error` says how.
+        At most `most_unknown` tokens are missing in between; of a constraint, its mask is `LATE`
+        then. One that fails leaves no token, and `error` says how.
         """
         if self.error is not None:
             return self.fail(self.error)
@@ -237,7 +237,8 @@ class LogitsAdjuster:
         try:
             mask = edits.mask
             if self._constraint is not None:
-                mask = self._constrained(self._constraint, token_ids)
+                is_late = len(token_ids) < position
+                mask = LATE if is_late else self._constrained(self._constraint, token_ids)
         except ConstraintError as error:
             return self.fail(str(error))
         first = position - self._num_prompt_tokens < params.min_tokens
@@ -252,10 +253,14 @@ class LogitsAdjuster:
 
     def fail(self, reason: str) -> Adjustment:
         """Leave no token from now on, so that the completion ends with this error."""
-        self.error, size = reason, self._edits.vocab_size
+        self.error = reason
+        return Adjustment(1.0, 0.0, 0.0, NO_IDS, NO_BIAS, NO_IDS, NO_IDS, self.no_token())
+
+    def no_token(self) -> Mask:
+        """The mask that leaves none."""
+        size = self._edits.vocab_size
         assert size is not None
-        nothing = np.zeros(-(-size // 32), np.uint32)
-        return Adjustment(1.0, 0.0, 0.0, NO_IDS, NO_BIAS, NO_IDS, NO_IDS, nothing)
+        return np.zeros(-(-size // 32), np.uint32)
 
     def rewind(self, num_output: int) -> None:
         """Go back to the first `num_output` tokens of the output: those behind are taken back."""

@@ -52,6 +52,15 @@ class PlannedStep:
     owners: StepOwners
     blocks: StepBlocks | None = None
 
+    def late_masks(self) -> list[Request]:
+        """Whose masks come while the step runs, in their order."""
+        adjustments = self.step.adjustments
+        if adjustments is None or not adjustments.num_late:
+            return []
+        is_late = adjustments.rows["mask"] >= len(adjustments.masks)
+        drawn = [request for request in self.owners.sampled if request.pool is None]
+        return [drawn[draw] for draw in adjustments.rows["draw"][is_late].tolist()]
+
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:

@@ -153,19 +153,20 @@ class Scheduler:
 
     # --- steps --------------------------------------------------------------------------------
 
-    def schedule(self) -> PlannedStep | None:
+    def schedule(self, *, late_masks: bool = False) -> PlannedStep | None:
         """The next step, which is in flight until it is settled or discarded.
 
         It may be planned while earlier ones are in flight: what each request computes follows from
-        lengths, and the values come with `settle`. None when no request is left, or none can go on
-        before a step in flight is settled.
+        lengths, and the values come with `settle`. With `late_masks`, masks that follow from
+        values may come while the step runs (`PlannedStep.late_masks`). None when no request is
+        left, or none can go on before a step in flight is settled.
         """
         ahead = bool(self._in_flight)
         if not self._requests or (ahead and self._drains):
             return None
         self._drains = False
         rows = RowBudget(self.limits.logit_rows, len(self._running))
-        plan, budget, is_short = self._plan_running(rows, ahead)
+        plan, budget, is_short = self._plan_running(rows, ahead, late_masks)
         if not is_short:
             self._admit(plan, budget, rows)
         if not plan:
@@ -282,7 +283,7 @@ class Scheduler:
             del self._requests[request.request_id]
 
     def _plan_running(
-        self, rows: RowBudget, ahead: bool
+        self, rows: RowBudget, ahead: bool, late_masks: bool
     ) -> tuple[list[tuple[Request, int]], int, bool]:
         """Tokens for each running request, the budget left, and whether blocks ran short."""
         plan: list[tuple[Request, int]] = []
@@ -291,7 +292,7 @@ class Scheduler:
         is_short, place = False, 0
         while place < len(running):
             request = running[place]
-            if ahead and not self._can_go_on(request):
+            if ahead and not self._can_go_on(request, late_masks):
                 place += 1
                 continue
             # One token is kept for each that comes after, so that a long prompt stalls nobody.
@@ -308,13 +309,13 @@ class Scheduler:
             place += 1
         return plan, budget, is_short
 
-    def _can_go_on(self, request: Request) -> bool:
+    def _can_go_on(self, request: Request, late_masks: bool) -> bool:
         """Whether its next token can be computed while steps are in flight."""
         if request.num_computed < len(request.token_ids):
             return True
         # Who was left out of the last step has a token that comes from an earlier one.
         is_carried = request.adjuster is None or self._builder.draws(request)
-        return is_carried and request.can_go_on
+        return is_carried and request.can_go_on(late_masks=late_masks)
 
     def _budget(self) -> int:
         """Tokens of the next step: fewer than the limit where somebody waits for a next token."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..faults import note_fault
-from ..requests.request import Request
-from ..sampling.adjustments import Adjustment, Adjustments, gather
+from ..requests.request import Request, RequestState
+from ..sampling.adjustments import Adjustment, Adjustments, Mask, gather
 from ..sampling.draws import Draw, draws_of, next_draws
 from .kv_cache import KvCache
 from .owners import PlannedStep, PromptRows, StepOwners
@@ -221,11 +221,27 @@ def adjustments_of(drawn: Sequence[Request], positions: Sequence[int]) -> Adjust
     for draw, request in enumerate(drawn):
         if request.adjuster is not None:
             draws.append(draw)
-            try:
-                entries.append(adjustment_of(request, positions[draw]))
-            except Exception as error:  # ends this request, and no other
-                entries.append(request.adjuster.fail(note_fault("sampling", error)))
+            entries.append(_adjustment_or_none_left(request, positions[draw]))
     return gather(draws, entries) if draws else None
+
+
+def late_mask(request: Request) -> Mask:
+    """The mask of a request that was planned when its last token was not known."""
+    assert request.adjuster is not None
+    if request.state is RequestState.FINISHED:  # nobody wants the token
+        return request.adjuster.no_token()
+    mask = _adjustment_or_none_left(request, len(request.token_ids)).mask
+    assert mask is not None
+    return mask
+
+
+def _adjustment_or_none_left(request: Request, position: int) -> Adjustment:
+    """What a request does to its row. Where that fails, it ends, and no other."""
+    assert request.adjuster is not None
+    try:
+        return adjustment_of(request, position)
+    except Exception as error:
+        return request.adjuster.fail(note_fault("sampling", error))
 
 
 def adjustment_of(request: Request, position: int) -> Adjustment:

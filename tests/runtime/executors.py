@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from infc.ir.errors import InfcError
 from infc.runtime.engine import Engine
 from infc.runtime.executors.base import Executor, Running
+from infc.runtime.sampling.adjustments import Mask
 from infc.runtime.scheduling.owners import StepOwners
 from infc.runtime.scheduling.step import Step, StepOutput
 
@@ -46,6 +47,7 @@ class LateStep:
     step: Step
     fails: bool
     output: StepOutput | None = None
+    awaits_masks: bool = False
 
     def result(self) -> StepOutput:
         self.executor.run_until(self)
@@ -76,12 +78,18 @@ class LateExecutor(Wrapped):
         course = self.course()
         if course == "refused":
             raise InfcError("the step was refused")
-        running = LateStep(self, step, course == "fails")
+        num_late = 0 if step.adjustments is None else step.adjustments.num_late
+        running = LateStep(self, step, course == "fails", awaits_masks=num_late > 0)
         self.queue.append(running)
         self.num_launched += 1
-        if course == "early":
+        if course == "early" and not self.awaits_masks:
             self.run_until(running)
         return running
+
+    @property
+    def awaits_masks(self) -> bool:
+        """Whether a step cannot be computed yet."""
+        return any(each.awaits_masks for each in self.queue)
 
     def fail_queued(self) -> None:
         """Somebody knows now that a step failed: those behind it are the last that do."""
@@ -93,9 +101,25 @@ class LateExecutor(Wrapped):
         """Compute what is in the queue up to this step."""
         while last in self.queue:
             each = self.queue.pop(0)
+            assert not each.awaits_masks, "nobody gave its masks"
             each.fails = each.fails or self.is_broken
             self.is_broken = each.fails
             if not each.fails:
                 each.output = self.inner.launch(each.step).result()
             elif isinstance(self.inner, PagedModel):
                 self.inner.spoil(each.step)
+
+
+class MaskedLateExecutor(LateExecutor):
+    """One whose steps may be launched before their masks are known."""
+
+    num_late = 0
+
+    def give_masks(self, running: Running, masks: Mask) -> None:
+        assert isinstance(running, LateStep) and running.awaits_masks
+        assert running in self.queue
+        adjustments = running.step.adjustments
+        assert adjustments is not None
+        running.step = replace(running.step, adjustments=adjustments.with_late(masks))
+        running.awaits_masks = False
+        self.num_late += len(masks)

@@ -345,10 +345,10 @@ def test_nobody_loses_anything_where_a_step_cannot_be_made(
 ) -> None:
     schedule, calls = Scheduler.schedule, 0
 
-    def fail(self: Scheduler) -> PlannedStep | None:
+    def fail(self: Scheduler, **options: bool) -> PlannedStep | None:
         nonlocal calls
         calls += 1
-        step = schedule(self)
+        step = schedule(self, **options)
         if calls in (1, 4, 5, 9):
             raise MemoryError
         return step

@@ -350,7 +350,7 @@ def test_the_executor_counts_a_token_that_only_it_knows(known: int) -> None:
         whole = [*tokens[:known], carried]
         adjuster = LogitsAdjuster(params, 2, ())
         adjuster.take_prompt(tokens)
-        assert adjuster.most_unknown == 1
+        assert adjuster.most_unknown(late_masks=False) == 1
         entry = gather([0], [adjuster.adjustment(tokens[:known], known + 1)])
         fresh = LogitsAdjuster(params, 2, ())
         fresh.take_prompt(tokens)

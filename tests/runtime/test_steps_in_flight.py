@@ -22,7 +22,7 @@ from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.step import Step, StepOutput
 
 from .engines import make_engine
-from .executors import Course, LateExecutor
+from .executors import Course, LateExecutor, MaskedLateExecutor
 from .samples import Grammar
 
 VOCAB = 40
@@ -87,17 +87,23 @@ def mixed_engine(**options: Any) -> Engine:
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("courses", [["late"], ["early"], ["early", "late", "late"]])
 @pytest.mark.parametrize("num_blocks", [80, 20])
+@pytest.mark.parametrize("kind", [LateExecutor, MaskedLateExecutor])
 def test_answers_do_not_depend_on_when_they_come(
-    depth: int, courses: Sequence[Course], num_blocks: int, monkeypatch: pytest.MonkeyPatch
+    depth: int,
+    courses: Sequence[Course],
+    num_blocks: int,
+    kind: type[LateExecutor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(demand, "_SHARE_OF_PEAK", 0.0)  # so that some are preempted
     plain = mixed_engine(num_blocks=num_blocks)
     ask_all(plain)
     expected = finish(plain)
     engine = mixed_engine(num_blocks=num_blocks)
-    engine.executor = LateExecutor(engine.executor, depth, cycle(courses).__next__)
+    executor = engine.executor = kind(engine.executor, depth, cycle(courses).__next__)
     ask_all(engine)
     answers = finish(engine)
+    assert not isinstance(executor, MaskedLateExecutor) or executor.num_late
     assert {name: told(a) for name, a in answers.items()} == {
         name: told(a) for name, a in expected.items()
     }
@@ -118,6 +124,75 @@ def test_a_step_is_told_while_the_next_one_runs() -> None:
     (output,) = engine.step()
     assert output.finished and executor.num_launched == 8, "the last token was computed"
     assert not engine.has_unfinished
+
+
+class Asked(Grammar):
+    """Notes how long the outputs were that it was asked about, and fails at one."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        super().__init__(VOCAB)
+        self.fails_at, self.lengths = fails_at, list[int]()
+
+    def mask(self, output_ids: Sequence[int]) -> Any:
+        self.lengths.append(len(output_ids))
+        if len(output_ids) == self.fails_at:
+            raise KeyError("state")
+        return super().mask(output_ids)
+
+
+@pytest.mark.parametrize("kind", [LateExecutor, MaskedLateExecutor])
+def test_a_constraint_is_one_step_ahead_where_its_mask_may_come_late(
+    kind: type[LateExecutor],
+) -> None:
+    engine = make_engine(VOCAB)
+    executor = engine.executor = kind(engine.executor)
+    constraint = Asked()
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    engine.add_request("r", PROMPT, params, constraint=constraint)
+    assert len(finish(engine)["r"].outputs[0].token_ids) == 8
+    assert constraint.lengths == list(range(8))
+    assert (executor.num_launched, getattr(executor, "num_late", 0)) == (
+        (8, 7) if kind is MaskedLateExecutor else (8, 0)
+    )
+
+
+def test_a_constraint_that_fails_late_ends_its_own_request() -> None:
+    engine = make_engine(VOCAB)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    engine.add_request("r", PROMPT, params)
+    expected = finish(engine)["r"]
+    executor = engine.executor = MaskedLateExecutor(engine.executor)
+    engine.add_request("r", PROMPT, params)
+    engine.add_request("faulty", PROMPT, params, constraint=Asked(fails_at=3))
+    answers = finish(engine)
+    assert executor.num_late >= 3
+    assert answers["r"].outputs == expected.outputs
+    assert answers["faulty"].outputs[0].finish_reason == "error"
+    assert len(answers["faulty"].outputs[0].token_ids) == 3
+    assert answers["faulty"].error == "the constraint Asked failed: KeyError: 'state'"
+
+
+@pytest.mark.parametrize("how", ["abort", "close", "give up"])
+def test_a_step_whose_masks_nobody_wants_does_not_wait_for_them(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(VOCAB)
+    executor = engine.executor = MaskedLateExecutor(engine.executor)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    engine.add_request("r", PROMPT, params, constraint=Asked())
+    assert engine.step() == []
+    assert engine._launch_next() and executor.awaits_masks
+    if how == "abort":
+        engine.abort("r")
+        while engine.has_unfinished:
+            assert engine.step() == []
+    elif how == "close":
+        engine.close()
+    else:
+        monkeypatch.setattr(engine.scheduler, "settle", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert not executor.awaits_masks
 
 
 def test_closing_waits_for_what_is_in_flight() -> None:
@@ -160,7 +235,8 @@ def test_a_step_that_fails_ends_its_requests_and_those_behind_begin_again(
         courses: list[Course] = ["early", "late"] * 8
         courses.append(failing)
         engine = mixed_engine()
-        engine.executor = LateExecutor(engine.executor, depth, partial(draw.choice, courses))
+        kind = (LateExecutor, MaskedLateExecutor)[seed % 2]
+        engine.executor = kind(engine.executor, depth, partial(draw.choice, courses))
         ended: set[str] = set()
         discard = engine.scheduler.discard
 
