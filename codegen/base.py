@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..ir.errors import ProgramError, UsageError
 from ..ir.program import Node, Program, Weight
 from ..ir.quantized_pairs import QuantizedPairs
+from ..ir.resources import KvGroup
 from ..ir.targets import Target
 
 if TYPE_CHECKING:
@@ -115,11 +116,14 @@ class Backend(ABC):
     """A way to execute lowered programs. Backends never import one another.
 
     `interprets` says that it executes the definitions of ops, so that its results are those of the
-    program by definition. One with a section in recipes (`ir/backends.py`) is made with its values.
+    program by definition. `stores` are the kinds of resources (`ir/resources.py`) that it has
+    memory and kernels for. One with a section in recipes (`ir/backends.py`) is made with its
+    values.
     """
 
     name: ClassVar[str]
     interprets: ClassVar[bool] = False
+    stores: ClassVar[frozenset[str]] = frozenset({KvGroup.kind})
 
     @abstractmethod
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
@@ -188,7 +192,15 @@ class Backend(ABC):
         )
 
     def check(self, program: Program, target: Target) -> None:
-        """Raise `ProgramError` for the first node that this backend refuses."""
+        """Raise `ProgramError` for the first resource or node that this backend refuses."""
+        for resource in program.resources:
+            if resource.kind not in self.stores:
+                known = ", ".join(sorted(self.stores))
+                raise ProgramError(
+                    f"backend {self.name!r} cannot store the {resource.kind} group"
+                    f" {resource.name!r}, only groups of the kind {known}",
+                    where=program.name,
+                )
         for node in program.nodes:
             verdict = self.supports(node, program, target)
             if not verdict.accepted:

@@ -12,7 +12,6 @@ from .ops.base import OperandType
 from .program import (
     EMPTY_SPEC,
     Attr,
-    KvGroup,
     ModelSpec,
     Node,
     Operand,
@@ -23,6 +22,7 @@ from .program import (
     WeightLoader,
     WeightRef,
 )
+from .resources import Resource
 from .types import SymbolRange, TensorType
 
 
@@ -43,7 +43,7 @@ class ProgramBuilder:
         self.nodes: list[Node] = []
         self.outputs: list[Value] = []
         self.weights: dict[str, Weight] = {}
-        self.resources: tuple[KvGroup, ...] = ()
+        self.resources: tuple[Resource, ...] = ()
         self.attrs: dict[str, Attr] = {}
         self.loaders: dict[str, WeightLoader] = {}
         self._names: set[str] = set()

@@ -12,7 +12,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from .errors import ArtifactError
 from .manifest_values import check_values
-from .program import KvGroup, ModelSpec
+from .program import ModelSpec
+from .resources import Resource, resource_fields
 
 FORMAT = "infc-artifact"
 VERSION = 1
@@ -42,9 +43,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """The paged state kept between steps."""
+    """What is kept between steps, in blocks."""
 
-    groups: tuple[KvGroup, ...]
+    groups: tuple[Resource, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +178,27 @@ def _of_another_infc(data: Mapping[str, Any], what: str, where: str) -> Artifact
 def _unknown_keys(kind: Any, value: Any, where: str = "") -> Iterator[str]:
     """Keys, anywhere in it, that are no fields: "limits.speed"."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = get_type_hints(kind)
+        hints = _field_types(kind)
         for key, item in value.items():
             if key in hints:
                 yield from _unknown_keys(hints[key], item, f"{where}{key}.")
             else:
                 yield f"{where}{key}"
     elif get_origin(kind) in (Union, types.UnionType) and value is not None:
-        for choice in get_args(kind):
-            yield from _unknown_keys(choice, value, where)
+        inner, rest = _member(kind, value)
+        yield from _unknown_keys(inner, rest, where)
     elif get_origin(kind) is tuple and isinstance(value, list):
         for item in value:
             yield from _unknown_keys(get_args(kind)[0], item, where)
     elif get_origin(kind) is Mapping and isinstance(value, dict):
         for key, item in value.items():
             yield from _unknown_keys(get_args(kind)[1], item, f"{where}{key}.")
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, without what all of its values have in common."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _damaged(message: str, where: str) -> ArtifactError:
@@ -203,6 +210,8 @@ def _encode(value: Any) -> Any:
         fields = dataclasses.fields(value)
         pairs = ((f.name, getattr(value, f.name)) for f in fields)
         return {name: _encode(item) for name, item in pairs if item is not None}
+    if isinstance(value, get_args(Resource)):
+        return _encode(resource_fields(value))
     if dataclasses.is_dataclass(value):
         return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -222,8 +231,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (inner,) = (arg for arg in args if arg is not type(None))
-        return _decode(inner, value, where)
+        inner, rest = _member(kind, value)
+        return _decode(inner, rest, where)
     if origin is Literal and value in args:
         return value
     if origin is tuple and isinstance(value, list):
@@ -236,10 +245,20 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     raise TypeError(f"{where}: {value!r}, expected {getattr(kind, '__name__', kind)}")
 
 
+def _member(union: Any, value: Any) -> tuple[Any, Any]:
+    """Which type of a union a value is of, and the value without what says so."""
+    first, *others = (arg for arg in get_args(union) if arg is not type(None))
+    named = value.get("kind") if isinstance(value, dict) else None
+    for member in others if named is not None else ():
+        if getattr(member, "kind", None) == named:
+            return member, {key: item for key, item in value.items() if key != "kind"}
+    return first, value
+
+
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{where}: {value!r}, expected {kind.__name__}")
-    hints = get_type_hints(kind)
+    hints = _field_types(kind)
     if unknown := sorted(set(value) - set(hints)):
         raise TypeError(f"{where}: unknown key {unknown[0]!r}")
     try:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .backends import known_backend
+from .resources import KvGroup, Resource
 from .types import DType
 
 if TYPE_CHECKING:
     from .manifest import Manifest
-    from .program import KvGroup
 
 _MOST: Final = (1 << 31) - 1  # what a step's arrays index with
 _MOST_BYTES: Final = 1 << 48
@@ -60,16 +60,17 @@ def _check_model(manifest: Manifest) -> None:
         _check_dtype("model.dtype", model.dtype)
 
 
-def _check_group(where: str, group: KvGroup) -> None:
+def _check_group(where: str, group: Resource) -> None:
     if not group.layers:
         raise ValueError(f"manifest.{where}.layers: no layer")
     _unique(f"{where}.layers", group.layers)
     for layer in group.layers:
         _within(f"{where}.layers", layer, 0)
-    for name in ("num_kv_heads", "key_head_dim", "value_head_dim"):
+    for name in group.sizes:
         _within(f"{where}.{name}", getattr(group, name), 1)
     _within(f"{where}.block_size", group.block_size, 1, _MOST_BLOCK)
-    _check_windows(f"{where}.window", (group.window,))
+    if isinstance(group, KvGroup):
+        _check_windows(f"{where}.window", (group.window,))
     _check_dtype(f"{where}.dtype", group.dtype)
     _within(f"{where}: bytes of a block", group.bytes_per_block(), 1, _MOST_BYTES)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .program import KvGroup
+from .errors import ProgramError
+from .resources import KvGroup, Resource
 from .rounding import quantize_i8
 from .torch_types import to_torch
 
@@ -37,7 +38,7 @@ class PagedState:
 
     @classmethod
     def allocate(
-        cls, groups: Iterable[KvGroup], num_blocks: int, dtype: str | None = None
+        cls, groups: Iterable[Resource], num_blocks: int, dtype: str | None = None
     ) -> PagedState:
         """Zeroed storage of `num_blocks` blocks for every layer of the groups, with no step yet.
 
@@ -51,10 +52,12 @@ class PagedState:
             state.add(group, num_blocks, dtype)
         return state
 
-    def add(self, group: KvGroup, num_blocks: int, dtype: str | None = None) -> None:
-        """Zeroed storage for the layers of one more group."""
+    def add(self, group: Resource, num_blocks: int, dtype: str | None = None) -> None:
+        """Zeroed storage for the layers of one more group; ProgramError where it is no KV group."""
         import torch
 
+        if not isinstance(group, KvGroup):
+            raise ProgramError(f"ops on {group.kind} groups are not defined", where=group.name)
         kind = to_torch(dtype or group.dtype)
         shape = (num_blocks, group.block_size, group.num_kv_heads)
         for layer in group.layers:

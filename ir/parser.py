@@ -12,7 +12,6 @@ from .ops import PHASES, get_op
 from .program import (
     EMPTY_SPEC,
     Attr,
-    KvGroup,
     ModelSpec,
     Node,
     Operand,
@@ -22,6 +21,7 @@ from .program import (
     WeightExpr,
     WeightRef,
 )
+from .resources import KINDS, KvGroup, Resource
 from .types import Dim, DType, Sym, SymbolRange, TensorType
 
 _T = TypeVar("_T")
@@ -55,7 +55,7 @@ class _Parser(TokenReader):
         self.inputs: list[Value] = []
         self.nodes: list[Node] = []
         self.outputs: list[Value] = []
-        self.resources: list[KvGroup] = []
+        self.resources: list[Resource] = []
         self.attrs: dict[str, Attr] = {}
         self.spec: ModelSpec | None = None
 
@@ -239,9 +239,15 @@ class _Parser(TokenReader):
             self.fail("expected a resource's name", token)
         name = self.string(token) if token.kind == "string" else token.text
         given: dict[str, Attr] = {"name": name, **self.attr_map()}
-        group = self.record(KvGroup, given, f"resource {name}", token)
-        self.check_dtype(group.dtype, f"resource {name}", token)
-        self.resources.append(group)
+        named = given.pop("kind", KvGroup.kind)
+        kind = KINDS.get(named) if isinstance(named, str) else None
+        if kind is None:
+            self.fail(
+                f"unknown kind {named!r} of resource {name}; known: {', '.join(KINDS)}", token
+            )
+        resource = self.record(kind, given, f"resource {name}", token)
+        self.check_dtype(resource.dtype, f"resource {name}", token)
+        self.resources.append(resource)
 
     def check_dtype(self, name: str, what: str, token: Token) -> None:
         if name not in [kind.value for kind in DType]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .resources import Resource
 from .types import SymbolRange, TensorType
 
 if TYPE_CHECKING:
@@ -131,40 +132,6 @@ WeightLoader = Callable[[str], "torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
-class KvGroup:
-    """Paged KV state shared by layers of one kind: one block table, one block pool.
-
-    Sizes are elements per token and KV head; `window` is None for full attention, otherwise
-    a query at position p sees positions p - window + 1 .. p. With `dtype` i8 keys and values are
-    codes, each with a float32 scale a token and KV head.
-    """
-
-    name: str
-    layers: tuple[int, ...]
-    num_kv_heads: int
-    key_head_dim: int
-    value_head_dim: int
-    dtype: str
-    block_size: int
-    window: int | None = None
-
-    def bytes_per_block(self) -> int:
-        """Bytes of one block over all layers of the group."""
-        from .types import DType
-
-        kind = DType(self.dtype)
-        per_head = (self.key_head_dim + self.value_head_dim) * kind.size_bytes
-        if self.has_scales:
-            per_head += 2 * DType.F32.size_bytes
-        return len(self.layers) * self.block_size * self.num_kv_heads * per_head
-
-    @property
-    def has_scales(self) -> bool:
-        """Whether stored keys and values are codes beside scales."""
-        return self.dtype == "i8"
-
-
-@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What everyone downstream may know of the model; no architecture-specific field.
 
@@ -204,7 +171,7 @@ class Program:
     weights: Mapping[str, Weight]
     spec: ModelSpec
     phase: str = "captured"
-    resources: tuple[KvGroup, ...] = ()
+    resources: tuple[Resource, ...] = ()
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     loaders: Mapping[str, WeightLoader] = field(default_factory=dict, compare=False, repr=False)
 

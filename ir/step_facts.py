@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,8 @@ from typing import Any
 
 from .errors import ArtifactError
 from .manifest import Manifest
-from .program import KvGroup, Program, hidden_width
+from .program import Program, hidden_width
+from .resources import Resource, resource_fields
 from .safetensors import Entry, element_type
 from .types import TensorType
 
@@ -63,8 +63,8 @@ def check_step_facts(
         )
 
 
-def _groups(groups: Iterable[KvGroup]) -> list[dict[str, Any]]:
-    return [{**dataclasses.asdict(group), "layers": list(group.layers)} for group in groups]
+def _groups(groups: Iterable[Resource]) -> list[dict[str, Any]]:
+    return [{**resource_fields(group), "layers": list(group.layers)} for group in groups]
 
 
 def _digest(weights: Iterable[tuple[str, str, Iterable[Any]]]) -> str:

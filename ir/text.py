@@ -13,7 +13,6 @@ from .parser import parse_expr, parse_program
 from .program import (
     EMPTY_SPEC,
     Attr,
-    KvGroup,
     ModelSpec,
     Node,
     Operand,
@@ -24,6 +23,7 @@ from .program import (
     WeightRef,
     exact_key,
 )
+from .resources import Resource, resource_fields
 
 __all__ = ["parse_expr", "parse_program", "print_expr", "print_node", "print_program"]
 
@@ -45,8 +45,8 @@ def print_program(program: Program) -> str:
         lines.append(f"  spec {_attrs(_spec_attrs(program.spec))}")
     if program.attrs:
         lines.append(f"  attr {_attrs(program.attrs)}")
-    for group in program.resources:
-        lines.append(f"  resource {_key(group.name)} {_attrs(_group_attrs(group))}")
+    for resource in program.resources:
+        lines.append(f"  resource {_key(resource.name)} {_attrs(_resource_attrs(resource))}")
     for weight in _by_use(program):
         text = f"  weight {_operand(WeightRef(weight.name))}: {weight.type}"
         its_own = weight.expr == WeightExpr("checkpoint", (), {"name": weight.name})
@@ -124,8 +124,8 @@ def _spec_attrs(spec: ModelSpec) -> dict[str, Attr]:
     return {name: value for name, value in attrs.items() if value is not None}
 
 
-def _group_attrs(group: KvGroup) -> dict[str, Attr]:
-    return {name: getattr(group, name) for name in KvGroup.__dataclass_fields__ if name != "name"}
+def _resource_attrs(resource: Resource) -> dict[str, Attr]:
+    return {name: value for name, value in resource_fields(resource).items() if name != "name"}
 
 
 def _attrs(attrs: Mapping[str, Attr]) -> str:

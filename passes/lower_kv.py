@@ -8,7 +8,8 @@ from typing import ClassVar
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import PassError, UsageError
 from ..ir.interpret import describe
-from ..ir.program import Attr, KvGroup, Node, Operand, Program, Value
+from ..ir.program import Attr, Node, Operand, Program, Value
+from ..ir.resources import KvGroup
 from ..ir.shapes import spell_dim
 from ..ir.types import DType
 from .base import Pass, PassContext, PassResult, finish

@@ -12,7 +12,7 @@ from typing import Any
 from ..ir.errors import ArtifactError, CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import LEAST_CONTEXT, Manifest
-from ..ir.program import KvGroup
+from ..ir.resources import Resource
 from ..ir.sizes import format_count, format_size, parse_size
 from .executors.base import HOST, WeightPlacement
 from .memory_plan import BROKER, MemoryPlan, MemoryUse
@@ -40,7 +40,7 @@ class RuntimePlan:
     """What a running engine takes. `num_blocks` counts the null block of each group."""
 
     limits: SchedulerLimits
-    groups: tuple[KvGroup, ...]
+    groups: tuple[Resource, ...]
     num_blocks: tuple[int, ...]
     num_threads: int
     pin: bool
@@ -172,7 +172,9 @@ def handed_over_bytes(manifest: Manifest, step_tokens: int) -> int:
     return rows * (manifest.model.vocab_size + (manifest.hidden_width or 0)) * _FLOAT32_BYTES
 
 
-def plan_blocks(groups: Sequence[KvGroup], limits: SchedulerLimits, budget: int) -> tuple[int, ...]:
+def plan_blocks(
+    groups: Sequence[Resource], limits: SchedulerLimits, budget: int
+) -> tuple[int, ...]:
     """The most blocks a group that `budget` bytes hold, in the proportion the groups need them.
 
     At most what `max_sequences` sequences of `max_context` tokens can use; a windowed group
@@ -192,7 +194,7 @@ def plan_blocks(groups: Sequence[KvGroup], limits: SchedulerLimits, budget: int)
     return plan(low)
 
 
-def longest_context(groups: Sequence[KvGroup], num_blocks: Sequence[int], limit: int) -> int:
+def longest_context(groups: Sequence[Resource], num_blocks: Sequence[int], limit: int) -> int:
     """The most tokens, up to `limit`, that one sequence alone can reach."""
     held = limit
     for group, count in zip(groups, num_blocks, strict=True):
@@ -297,7 +299,7 @@ def _with_context(limits: SchedulerLimits, max_context: int) -> SchedulerLimits:
 
 
 def _too_little(
-    groups: Sequence[KvGroup], max_context: int, budget: int, held: int
+    groups: Sequence[Resource], max_context: int, budget: int, held: int
 ) -> CapacityError:
     alone = [blocks_alone(group, max_context) for group in groups]
     # Groups share one unit, so the least that holds one sequence has the largest of them.

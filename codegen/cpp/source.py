@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from ...ir.program import Program
+from ...ir.resources import KvGroup
 from ...ir.step_facts import StepFacts
 from .calls import ArenaPtr, Arg, Call, Const, InputPtr, WeightPtr
 from .profile import is_timed, num_entries
@@ -69,6 +70,7 @@ def source_text(
     needs += (
         f"attention_scratch_bytes({group.key_head_dim}, {group.value_head_dim})"
         for group in program.resources
+        if isinstance(group, KvGroup)
     )
     parts.append("}\n\n")
     most = "".join(f"    {need},\n" for need in dict.fromkeys(needs))

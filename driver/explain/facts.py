@@ -211,6 +211,19 @@ class KvGroupFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFacts:
+    """Another kind of paged state (`kind`, see `ir/resources.py`), with the same figures."""
+
+    name: str
+    kind: str
+    layers: tuple[int, ...]
+    dtype: str
+    block_size: int
+    token_bytes: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFacts:
     """What serving takes. `logits_bytes` are those of the most rows that a step may ask for, with
     their hidden states, in float32.
@@ -223,7 +236,7 @@ class MemoryFacts:
     weights_bytes: int
     arena_bytes: int
     logits_bytes: int
-    groups: tuple[KvGroupFacts, ...]
+    groups: tuple[KvGroupFacts | StoredFacts, ...]
     kv_token_bytes: int
     budget: int
     context: int

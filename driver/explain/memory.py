@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ...ir.machine import available_memory
 from ...ir.manifest import Limits, Manifest
-from ...ir.program import KvGroup
+from ...ir.resources import KvGroup, Resource
 from ...runtime.limits import handed_over_bytes
 from ...runtime.scheduling.kv_groups import blocks_for, planned_blocks, planned_bytes
-from .facts import KvGroupFacts, MemoryFacts
+from .facts import KvGroupFacts, MemoryFacts, StoredFacts
 
 
 def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> MemoryFacts:
@@ -36,8 +36,18 @@ def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> 
     )
 
 
-def _group(group: KvGroup) -> KvGroupFacts:
+def _group(group: Resource) -> KvGroupFacts | StoredFacts:
     block = group.bytes_per_block()
+    if not isinstance(group, KvGroup):
+        return StoredFacts(
+            name=group.name,
+            kind=group.kind,
+            layers=group.layers,
+            dtype=group.dtype,
+            block_size=group.block_size,
+            token_bytes=block // group.block_size,
+            block_bytes=block,
+        )
     return KvGroupFacts(
         name=group.name,
         layers=group.layers,
@@ -53,7 +63,7 @@ def _group(group: KvGroup) -> KvGroupFacts:
 
 
 def _largest_batch(
-    groups: Sequence[KvGroup], limits: Limits, context: int, budget: int, most: int
+    groups: Sequence[Resource], limits: Limits, context: int, budget: int, most: int
 ) -> int:
     for batch in range(most, 0, -1):
         if kv_bytes(groups, limits.step_tokens, context, batch) <= budget:
@@ -61,7 +71,7 @@ def _largest_batch(
     return 0
 
 
-def kv_bytes(groups: Sequence[KvGroup], step_tokens: int, context: int, batch: int) -> int:
+def kv_bytes(groups: Sequence[Resource], step_tokens: int, context: int, batch: int) -> int:
     """Bytes of KV that the runtime plans for `batch` sequences of `context` tokens."""
     units = max((batch * blocks_for(context, group.block_size) for group in groups), default=0)
     blocks = planned_blocks(groups, units, sequences=batch, step_tokens=step_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ...ir.formats import get_format
 from ...ir.program import Node, Program, hidden_width
+from ...ir.resources import KvGroup
 from ...ir.weights import leaves
 from .facts import AttentionFacts, ShapeFacts
 
@@ -37,7 +38,7 @@ def model_shape(program: Program) -> ShapeFacts:
 def _attention(program: Program, node: Node) -> tuple[int, int, int, int | None]:
     """Heads, their size, KV heads and window of an attention op."""
     _, heads, dim = node.values()[0].type.shape[-3:]
-    groups = {group.name: group.num_kv_heads for group in program.resources}
+    groups = {g.name: g.num_kv_heads for g in program.resources if isinstance(g, KvGroup)}
     kv = groups.get(str(node.attrs.get("group")))
     if kv is None:
         kv = node.values()[1].type.shape[-2] if len(node.values()) > 1 else heads  # type: ignore[assignment]

@@ -31,6 +31,7 @@ from .facts import (
     PassFacts,
     Predictions,
     ShapeFacts,
+    StoredFacts,
 )
 
 if TYPE_CHECKING:
@@ -286,14 +287,16 @@ def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
         )
 
 
-def _group(group: KvGroupFacts) -> str:
+def _group(group: KvGroupFacts | StoredFacts) -> str:
+    token = f"{format_size(group.token_bytes)} a token"
+    block = f"{format_size(group.block_bytes)} a block of {group.block_size}"
+    layers = format_count(len(group.layers), "layer")
+    if isinstance(group, StoredFacts):
+        return f"{token}, {block}; {layers}, {group.kind} in {group.dtype}"
     kind = "full attention" if group.window is None else f"window of {group.window}"
     dims = f"{group.num_kv_heads} heads of {group.key_head_dim}"
     if group.value_head_dim != group.key_head_dim:
         dims += f" and {group.value_head_dim}"
-    token = f"{format_size(group.token_bytes)} a token"
-    block = f"{format_size(group.block_bytes)} a block of {group.block_size}"
-    layers = format_count(len(group.layers), "layer")
     return f"{token}, {block}; {layers}, {kind}, {dims} in {group.dtype}"
 
 

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ir.program import KvGroup
+from ...ir.resources import Resource
 from ..requests.sequence_blocks import SequenceBlocks
 from .blocks import NULL_BLOCK, BlockPool
-from .kv_groups import blocks_alone, blocks_for, common_block_size, first_visible_block
-from .kv_groups import window_blocks as _window_blocks
+from .kv_groups import (
+    blocks_alone,
+    blocks_for,
+    common_block_size,
+    first_visible_block,
+    most_blocks,
+)
 from .step import NO_PAIRS, Int32Array
 
 
@@ -20,15 +25,15 @@ from .step import NO_PAIRS, Int32Array
 class Headroom:
     """Blocks that stay free in each pool for those that run.
 
-    `growth` counts where nothing is given back before the end, which is where there is no window.
+    `growth` counts where nothing is given back before the end, which is where all is kept.
     """
 
     blocks: int = 0
     growth: int = 0
 
-    def of(self, group: KvGroup) -> int:
+    def of(self, group: Resource) -> int:
         """Blocks of that group's pool."""
-        return self.blocks if group.window is not None else max(self.blocks, self.growth)
+        return max(self.blocks, self.growth) if group.reach is None else self.blocks
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +62,7 @@ class KvCache:
 
     def __init__(
         self,
-        groups: Sequence[KvGroup],
+        groups: Sequence[Resource],
         num_blocks: Sequence[int],
         *,
         max_sequences: int,
@@ -77,8 +82,8 @@ class KvCache:
         self._plan = StepBlocks()  # of the step that is being planned
         self._in_flight: list[StepBlocks] = []
         self._indices = range(len(self.groups))
-        self._windowed = [g for g in self._indices if self.groups[g].window is not None]
-        self.has_windows = bool(self._windowed)
+        self._passing = [g for g in self._indices if self.groups[g].reach is not None]
+        self.frees_early = bool(self._passing)
 
     def holds_alone(self, num_tokens: int) -> bool:
         """Whether one sequence of that many tokens fits when it has the pools to itself."""
@@ -157,9 +162,9 @@ class KvCache:
             self._register(blocks, tokens, num_computed)
 
     def advance(self, blocks: SequenceBlocks, num_computed: int) -> None:
-        """Note that the first `num_computed` tokens are stored: free what windows have passed."""
-        for g in self._windowed:
-            self._pass_window(blocks, g, num_computed)
+        """Note that the first `num_computed` tokens are stored: free what no later one needs."""
+        for g in self._passing:
+            self._pass(blocks, g, num_computed)
 
     def release(self, blocks: SequenceBlocks, *, forget: bool = False) -> None:
         """Give everything back; with `forget`, what was stored is not found again either."""
@@ -230,7 +235,7 @@ class KvCache:
         for g in self._indices:
             expected = np.zeros_like(self._tables[g])
             for s in sequences:
-                assert not any(s.ids[g][: s.first[g]]), "a block before the window is held"
+                assert not any(s.ids[g][: s.first[g]]), "a block that no token needs is held"
                 index = s.steady_tokens // self.block_size - 1
                 assert index < len(s.ids[g]), "a block is to be got"
                 expected[s.seat, : len(s.ids[g])] = s.ids[g]
@@ -241,30 +246,25 @@ class KvCache:
     def _longest_hit(
         self, blocks: SequenceBlocks, tokens: Sequence[int], reusable_tokens: int | None
     ) -> int:
-        """Blocks of the longest reusable prefix.
-
-        Full groups must still have all of them, windowed groups those that the next token sees.
-        """
+        """Blocks of the longest reusable prefix: each group still has those that it needs."""
         limit = len(tokens) if reusable_tokens is None else min(len(tokens), reusable_tokens)
         limit //= self.block_size
         if not self.prefix_reuse or limit == 0:
             return 0
         blocks.extend_digests(tokens, len(tokens), self.block_size)
-        windowed = []
+        passing = []
         for pool, group in zip(self.pools, self.groups, strict=True):
-            if group.window is not None:
-                windowed.append((group, _run_lengths(pool, blocks.digests[:limit])))
+            if group.reach is not None:
+                passing.append((group, _run_lengths(pool, blocks.digests[:limit])))
                 continue
-            for index in range(limit):
+            for index in range(limit):  # it needs all of them: the first that is gone ends the hit
                 if pool.lookup(blocks.digests[index]) is None:
                     limit = index
                     break
         for hit in range(limit, 0, -1):
             position = min(hit * self.block_size, len(tokens) - 1)
-            if all(
-                runs[hit - 1] >= hit - first_visible_block(group, position)
-                for group, runs in windowed
-            ):
+            needs = ((group.hit_needs(hit, position), runs) for group, runs in passing)
+            if all(need is not None and runs[hit - 1] >= len(need) for need, runs in needs):
                 return hit
         return 0
 
@@ -281,9 +281,9 @@ class KvCache:
         for pool, group in zip(self.pools, self.groups, strict=True):
             first = first_visible_block(group, position)
             needed = total - hit + copied
-            visible = _window_blocks(group)
-            if visible is not None and not copied:
-                needed = min(needed, visible - (hit - first))
+            most = most_blocks(group)
+            if most is not None and not copied:
+                needed = min(needed, most - (hit - first))
             for index in range(first, hit):
                 block = pool.lookup(blocks.digests[index])
                 assert block is not None
@@ -293,7 +293,7 @@ class KvCache:
         return True
 
     def _take_hit(self, blocks: SequenceBlocks, hit: int, num_tokens: int) -> None:
-        """Seat the sequence, own the blocks of the hit, set the rest of full groups aside."""
+        """Seat the sequence, own the blocks of the hit, set the rest aside where all is kept."""
         blocks.seat = self._free_seats.pop()
         position = min(hit * self.block_size, num_tokens - 1)
         blocks.ids = [[] for _ in self.groups]
@@ -311,7 +311,7 @@ class KvCache:
             blocks.ids[g], blocks.first[g] = ids, first
             self._tables[g][blocks.seat, :hit] = ids
         for g in self._indices:
-            if self.groups[g].window is None:
+            if self.groups[g].reach is None:
                 self._grow(blocks, g, blocks_for(num_tokens, self.block_size))
 
     def _make_room(self, blocks: SequenceBlocks, start: int, count: int) -> int:
@@ -369,7 +369,7 @@ class KvCache:
         blocks.ids[g][index] = copy
         self._tables[g][blocks.seat, index] = copy
 
-    def _pass_window(self, blocks: SequenceBlocks, g: int, num_computed: int) -> None:
+    def _pass(self, blocks: SequenceBlocks, g: int, num_computed: int) -> None:
         first = min(first_visible_block(self.groups[g], num_computed), len(blocks.ids[g]))
         for index in range(blocks.first[g], first):
             self.pools[g].release(blocks.ids[g][index])

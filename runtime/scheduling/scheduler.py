@@ -195,7 +195,7 @@ class Scheduler:
             if request.state is RequestState.RUNNING:
                 if fills:
                     self.kv.register(request.blocks, request.token_ids, length)
-                if self.kv.has_windows:
+                if self.kv.frees_early:
                     self.kv.advance(request.blocks, length)
                 if request.unforked and length >= request.num_prompt_tokens:
                     forked.append(request)

@@ -15,7 +15,8 @@ from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError
 from infc.ir.interpret import interpret
 from infc.ir.paged_state import PagedState
-from infc.ir.program import KvGroup, Program, Value, WeightRef
+from infc.ir.program import Program, Value, WeightRef
+from infc.ir.resources import KvGroup
 from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights

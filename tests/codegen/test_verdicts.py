@@ -10,6 +10,7 @@ from infc.codegen.registry import get_backend
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError, UsageError
 from infc.ir.program import Value
+from infc.ir.resources import LatentGroup, Resource, StateGroup
 from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 
@@ -76,3 +77,18 @@ def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="triton") as caught:
         get_backend("triton")
     assert "cpp" in str(caught.value) and "reference" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+@pytest.mark.parametrize(
+    "resource",
+    [LatentGroup("mla", (0,), 8, 4, "f32", 16), StateGroup("scan", (0,), 64, "f32", 16)],
+    ids=lambda resource: resource.kind,
+)
+def test_state_without_kernels_is_refused_by_its_name(name: str, resource: Resource) -> None:
+    builder = ProgramBuilder("p", phase="lowered")
+    builder.resources = (resource,)
+    backend = get_backend(name)
+    message = f"backend '{name}' cannot store the {resource.kind} group '{resource.name}'"
+    with pytest.raises(ProgramError, match=message):
+        backend.check(builder.build(), resolve_target("x86-64-v2"))

@@ -12,7 +12,8 @@ from infc.ir.manifest import (
     TokenizerFiles,
     WeightsFile,
 )
-from infc.ir.program import KvGroup, ModelSpec
+from infc.ir.program import ModelSpec
+from infc.ir.resources import KvGroup
 
 CODE = b"not really code " * 40
 WEIGHTS = bytes(range(256)) * 20

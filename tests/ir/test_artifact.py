@@ -324,6 +324,7 @@ def rewritten(path: Path, **changes: object) -> None:
         ({"limits": {"max_context": 3}}, r"manifest.limits: .*missing 3 required"),
         ({"surprise": 1}, "it has the key 'surprise', which this version of infc"),
         ({"kv": {"groups": [{"speed": 1}]}}, "it has the key 'kv.groups.speed', which"),
+        ({"kv": {"groups": [{"kind": "ring"}]}}, "it has the key 'kv.groups.kind', which"),
         ({"tokenizer": {"pieces": 1}}, "it has the key 'tokenizer.pieces', which"),
         ({"recipe": {"runtime": "fast"}}, "manifest.recipe.runtime: 'fast', expected a mapping"),
         ({"arena_bytes": 10**4000}, "arena_bytes: a number of more than twenty digits is outside"),

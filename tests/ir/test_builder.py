@@ -6,7 +6,8 @@ import pytest
 
 from infc.ir.builder import ProgramBuilder, remove_dead_code
 from infc.ir.errors import ProgramError
-from infc.ir.program import KvGroup, Operand, Program, Value, WeightExpr
+from infc.ir.program import Operand, Program, Value, WeightExpr
+from infc.ir.resources import KvGroup
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 

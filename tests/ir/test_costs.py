@@ -11,7 +11,8 @@ from infc.ir.analyses import StepLoad, node_cost, total_cost
 from infc.ir.builder import ProgramBuilder
 from infc.ir.ops import Cost, Kind, all_ops, get_op
 from infc.ir.ops.attention import visible_pairs
-from infc.ir.program import KvGroup, Program
+from infc.ir.program import Program
+from infc.ir.resources import KvGroup
 from infc.ir.types import DType, Sym, TensorType
 
 T = Sym("T")

@@ -13,7 +13,8 @@ from infc.ir.formats import I4_G32
 from infc.ir.ops import get_op
 from infc.ir.ops.quantized import quantize_rows_meaning
 from infc.ir.paged_state import PagedState
-from infc.ir.program import KvGroup, WeightExpr
+from infc.ir.program import WeightExpr
+from infc.ir.resources import KvGroup
 from infc.ir.rounding import quantize_i4, quantize_i8
 from infc.ir.schemes import INT4_TOKEN, INT8_TOKEN, MAX_EXACT_DEPTH, SCHEMES, Scheme
 from infc.ir.types import DType, Sym, TensorType

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ParseError
-from infc.ir.program import Attr, KvGroup, ModelSpec, Program, WeightExpr
+from infc.ir.program import Attr, ModelSpec, Program, WeightExpr
+from infc.ir.resources import KvGroup
 from infc.ir.text import parse_expr, parse_program, print_expr, print_program
 from infc.ir.types import DType, Sym, TensorType
 

@@ -9,7 +9,8 @@ import pytest
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError
-from infc.ir.program import KvGroup, Node, Program, Value, WeightRef
+from infc.ir.program import Node, Program, Value, WeightRef
+from infc.ir.resources import KvGroup
 from infc.ir.text import parse_program
 from infc.ir.types import DType, Sym, SymbolRange, TensorType
 from infc.ir.verify import verify

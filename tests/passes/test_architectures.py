@@ -96,7 +96,7 @@ def test_bfloat16_is_verified_without_its_rounding(
 
 def test_layers_are_grouped_by_window(tmp_path: Path) -> None:
     program, _ = compiled("gemma2", tmp_path)
-    groups = {group.window: group.layers for group in program.resources}
+    groups = {group.reach: group.layers for group in program.resources}
     assert groups == {8: (0, 2), None: (1, 3)}
 
 

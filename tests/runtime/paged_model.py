@@ -6,15 +6,22 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from infc.ir.program import KvGroup
+from infc.ir.resources import KvGroup, LatentGroup, Resource, StateGroup
 from infc.runtime.executors.base import Finished, head_output
 from infc.runtime.scheduling.step import Step
 
 _EMPTY = 1
+
+Kept = int | Literal["latent", "state"] | None
+"""What a group keeps: the keys and values of a window, or of all tokens (None), or other things."""
+
+KEPT: st.SearchStrategy[Kept] = st.none() | st.integers(1, 9) | st.sampled_from(["latent", "state"])
 
 
 def mix(state: int, token: int) -> int:
@@ -42,9 +49,13 @@ def hidden_of(state: int, width: int) -> NDArray[np.float32]:
     return np.random.default_rng([state, 1]).standard_normal(width).astype(np.float32)
 
 
-def make_group(name: str, block_size: int, window: int | None) -> KvGroup:
-    """A KV group of one layer."""
-    return KvGroup(name, (0,), 1, 4, 4, "f32", block_size, window)
+def make_group(name: str, block_size: int, kept: Kept, layers: int = 1) -> Resource:
+    """A group of so many layers."""
+    if kept == "latent":
+        return LatentGroup(name, tuple(range(layers)), 8, 4, "bf16", block_size)
+    if kept == "state":
+        return StateGroup(name, tuple(range(layers)), 96, "f32", block_size)
+    return KvGroup(name, tuple(range(layers)), 1, 4, 4, "f32", block_size, kept)
 
 
 class PagedModel:
@@ -54,15 +65,18 @@ class PagedModel:
     that nothing is written where another sequence reads, but whole blocks that are the same for
     both. Whether it is the right prefix shows in the tokens: see `scheduling.alone`.
 
+    Running state is one a block: that after the last token computed there. The states after the
+    tokens of a step are then known from the step alone.
+
     With a window of one token nothing before a token can be seen. Its state then follows from
-    what another group stores, so one group must have a larger window.
+    what another group stores, so one group must have a larger window, or keep all.
     """
 
     depth = 0
 
     def __init__(
         self,
-        groups: Sequence[KvGroup],
+        groups: Sequence[Resource],
         num_blocks: Sequence[int],
         vocab_size: int,
         hidden_width: int = 0,
@@ -76,9 +90,15 @@ class PagedModel:
         ]
         self.num_tokens = 0
         self.num_copies = 0
-        # The first to be written is one whose states follow from its own.
-        self._order = sorted(range(len(groups)), key=lambda g: groups[g].window == 1)
-        assert groups[self._order[0]].window != 1
+        self._is_running = [isinstance(group, StateGroup) for group in groups]
+        # The first to be written is one whose states follow from its own, and stay.
+        self._order = sorted(
+            range(len(groups)), key=lambda g: groups[g].reach == 1 or self._is_running[g]
+        )
+        others = {group.reach for group in groups}
+        assert 1 not in others or not self._is_running[self._order[0]]
+        assert groups[self._order[0]].reach != 1
+        self._after: dict[int, int] = {}  # by row of the step: the state after its token
         self._before: dict[int, int] = {}  # state -> the one before it
         self._drawn = np.zeros(0, np.int32)  # by the step before
 
@@ -109,7 +129,8 @@ class PagedModel:
         """What a step leaves that fails on its way: nobody may read what it was to write."""
         for g, store in enumerate(self.stores):
             size = self.groups[g].block_size
-            store[step.slots[g]] = -1
+            slots = step.slots[g]
+            store[slots - slots % size if self._is_running[g] else slots] = -1
             for block in step.block_copies[g][:, 1].tolist():
                 store[block * size : (block + 1) * size] = -1
 
@@ -165,25 +186,29 @@ class PagedModel:
         size = self.groups[g].block_size
         block = int(step.block_tables[g][b, position // size])
         assert block, "the null block is read"
-        return block * size + position % size
+        return block * size + self._place(g, position)
+
+    def _place(self, g: int, position: int) -> int:
+        """Where in a block a token's state lies."""
+        return 0 if self._is_running[g] else position % self.groups[g].block_size
 
     def _write(self, step: Step, g: int, b: int, start: int, stop: int) -> None:
         """A token's state follows from the one stored before it, where the window shows that."""
         store = self.stores[g]
-        read = self._order[0] if self.groups[g].window == 1 else g
+        read = self._order[0] if self.groups[g].reach == 1 else g
         for row in range(start, stop):
             position, state = int(step.positions[row]), _EMPTY
             if position:
                 state = int(self.stores[read][self._slot(step, read, b, position - 1)])
-            slot = int(step.slots[g][row])
-            assert slot == self._slot(step, g, b, position)
-            store[slot] = after = mix(state, int(step.token_ids[row]))
+            slot = self._slot(step, g, b, position)
+            size = self.groups[g].block_size
+            assert int(step.slots[g][row]) == slot - self._place(g, position) + position % size
+            store[slot] = self._after[row] = after = mix(state, int(step.token_ids[row]))
             self._before[after] = state
 
     def _check_reads(self, step: Step, g: int, b: int, start: int, stop: int) -> None:
-        window = self.groups[g].window
         first, last = int(step.positions[start]), int(step.positions[stop - 1])
-        low = 0 if window is None else max(0, first - window + 1)
+        low = last if self._is_running[g] else self.groups[g].keeps(first)
         expected = int(self.stores[g][self._slot(step, g, b, last)])
         for position in range(last, low - 1, -1):
             assert int(self.stores[g][self._slot(step, g, b, position)]) == expected
@@ -191,6 +216,8 @@ class PagedModel:
             assert (expected == _EMPTY) == (position == 0)
 
     def _state(self, step: Step, spans: list[tuple[int, int]], row: int) -> int:
+        if self._is_running[0]:
+            return self._after[row]
         b = next(b for b, (start, stop) in enumerate(spans) if start <= row < stop)
         return int(self.stores[0][self._slot(step, 0, b, int(step.positions[row]))])
 

@@ -17,7 +17,7 @@ from infc.runtime.scheduling.owners import PlannedStep
 from infc.runtime.scheduling.scheduler import Scheduler
 from infc.runtime.scheduling.step_results import read_results
 
-from .paged_model import PagedModel, logits_of, make_group, prefix_states
+from .paged_model import Kept, PagedModel, logits_of, make_group, prefix_states
 from .samples import sample
 
 VOCAB = 3  # small, so that prompts share prefixes and requests meet their end tokens
@@ -42,7 +42,7 @@ def alone(request: Request) -> list[int]:
 
 
 def build(
-    block_size: int, windows: list[int | None], blocks: list[int], **limits: int
+    block_size: int, windows: list[Kept], blocks: list[int], **limits: int
 ) -> tuple[Scheduler, PagedModel]:
     groups = [make_group(f"g{i}", block_size, w) for i, w in enumerate(windows)]
     full = SchedulerLimits(

@@ -20,7 +20,8 @@ from infc.ir.manifest import (
     TokenizerFiles,
     WeightsFile,
 )
-from infc.ir.program import KvGroup, ModelSpec, Program, WeightRef
+from infc.ir.program import ModelSpec, Program, WeightRef
+from infc.ir.resources import KvGroup
 from infc.ir.safetensors import write_safetensors
 from infc.ir.text import print_program
 from infc.ir.types import DType, Sym, TensorType

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from infc.runtime.requests.sequence_blocks import SequenceBlocks
 from infc.runtime.scheduling.kv_cache import Headroom, KvCache
 
-from .paged_model import make_group
+from .paged_model import KEPT, Kept, make_group
 
 
 class _Sequence:
@@ -36,13 +36,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(
         block_size=st.integers(1, 4),
-        windows=st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=3),
+        windows=st.lists(KEPT, min_size=1, max_size=3),
         num_blocks=st.integers(2, 30),
         seats=st.integers(1, 6),
     )
-    def start(
-        self, block_size: int, windows: list[int | None], num_blocks: int, seats: int
-    ) -> None:
+    def start(self, block_size: int, windows: list[Kept], num_blocks: int, seats: int) -> None:
         groups = [make_group(f"g{i}", block_size, w) for i, w in enumerate(windows)]
         self.kv = KvCache(groups, [num_blocks] * len(groups), max_sequences=seats, max_context=60)
         self.sequences: list[_Sequence] = []

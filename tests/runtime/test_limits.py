@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infc.ir.errors import CapacityError, UsageError
 from infc.ir.manifest import FileDigest, Manifest
-from infc.ir.program import KvGroup
+from infc.ir.resources import Resource
 from infc.ir.sizes import format_size
 from infc.runtime.executors.base import HOST
 from infc.runtime.limits import (
@@ -28,18 +28,18 @@ from infc.runtime.scheduling.admission import SchedulerLimits
 from infc.runtime.scheduling.kv_cache import KvCache
 
 from ..ir.artifacts import manifest
+from .paged_model import Kept, make_group
 
-windows = st.none() | st.integers(1, 70)
-
-
-def groups_of(block_size: int, chosen: list[int | None]) -> list[KvGroup]:
-    return [
-        KvGroup(f"g{i}", tuple(range(i + 1)), 2, 8, 8, "bf16", block_size, window)
-        for i, window in enumerate(chosen)
-    ]
+windows: st.SearchStrategy[Kept] = (
+    st.none() | st.integers(1, 70) | st.sampled_from(["latent", "state"])
+)
 
 
-def bytes_of(groups: list[KvGroup], blocks: tuple[int, ...]) -> int:
+def groups_of(block_size: int, chosen: list[Kept]) -> list[Resource]:
+    return [make_group(f"g{i}", block_size, kept, i + 1) for i, kept in enumerate(chosen)]
+
+
+def bytes_of(groups: list[Resource], blocks: tuple[int, ...]) -> int:
     return sum(g.bytes_per_block() * n for g, n in zip(groups, blocks, strict=True))
 
 
@@ -59,7 +59,7 @@ def limits_of(context: int, sequences: int, step: int) -> SchedulerLimits:
 )
 def test_plan_fits_and_what_it_says_it_holds_is_held(
     block_size: int,
-    chosen: list[int | None],
+    chosen: list[Kept],
     budget: int,
     context: int,
     sequences: int,
@@ -87,7 +87,7 @@ def test_plan_fits_and_what_it_says_it_holds_is_held(
     st.integers(1, 4),
 )
 def test_the_memory_that_the_error_asks_for_is_enough(
-    block_size: int, chosen: list[int | None], context: int, sequences: int
+    block_size: int, chosen: list[Kept], context: int, sequences: int
 ) -> None:
     groups = groups_of(block_size, chosen)
     limits = limits_of(context, sequences, 8)

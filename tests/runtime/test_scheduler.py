@@ -19,6 +19,7 @@ from infc.runtime.executors.base import Finished
 from infc.runtime.requests.request import Request
 from infc.runtime.scheduling.owners import PlannedStep
 
+from .paged_model import KEPT
 from .scheduling import (
     VOCAB,
     PromptEntries,
@@ -48,8 +49,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
         block_size = data.draw(st.integers(1, 4))
-        windows = data.draw(st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=3))
-        assume(any(window != 1 for window in windows))  # see `PagedModel`
+        windows = data.draw(st.lists(KEPT, min_size=1, max_size=3))
+        plain = [window for window in windows if window not in (1, "state")]
+        assume(plain or 1 not in windows)  # see `PagedModel`
         blocks = [data.draw(st.integers(2, 24)) for _ in windows]
         self.scheduler, self.model = build(
             block_size,

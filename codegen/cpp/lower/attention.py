@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ....ir.errors import ProgramError
-from ....ir.program import KvGroup, Node
+from ....ir.program import Node
+from ....ir.resources import KvGroup
 from ....ir.types import DType
 from ..buffers import CTYPES
 from ..calls import Arg, Const, Span, c_dim
@@ -15,7 +16,8 @@ def _group(e: Emitter, node: Node) -> tuple[int, KvGroup, int]:
     """The node's KV group: its index, itself, and the layer's place in it."""
     name, layer = node.attrs["group"], node.attrs["layer"]
     for index, group in enumerate(e.program.resources):
-        if group.name == name and isinstance(layer, int) and layer in group.layers:
+        if group.name == name and isinstance(group, KvGroup) and layer in group.layers:
+            assert isinstance(layer, int)
             return index, group, group.layers.index(layer)
     raise ProgramError(f"no KV group {name!r} holds layer {layer}", where=node.source)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infc.ir.program import KvGroup
+from infc.ir.resources import KvGroup
 
 from .cache import (
     SHARED,

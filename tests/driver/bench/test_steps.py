@@ -15,7 +15,7 @@ from infc.driver.bench.ops import measure_steps
 from infc.driver.bench.trial_steps import TrialStep, fill_blocks
 from infc.ir.artifact import Artifact
 from infc.ir.errors import UsageError
-from infc.ir.program import KvGroup
+from infc.ir.resources import KvGroup
 from infc.ir.roofline import Ceilings
 from infc.runtime.executors import open_executor
 from infc.runtime.executors.base import ExecutorConfig, run_step

@@ -42,7 +42,8 @@ from infc.ir.artifact import open_artifact
 from infc.ir.errors import TargetError
 from infc.ir.manifest import FileDigest, KvLayout
 from infc.ir.ops import Cost
-from infc.ir.program import KvGroup, ModelSpec, Program
+from infc.ir.program import ModelSpec, Program
+from infc.ir.resources import KvGroup
 from infc.ir.roofline import Ceilings
 from infc.ir.text import parse_program
 from infc.passes.near_miss import NearMiss
