@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..ir.analyses import check_attention_per_layer, check_token_locality
+from ..ir.analyses import check_mixer_per_layer, check_token_locality
 from ..ir.errors import CapacityError, UnsupportedModelError, UsageError
 from ..ir.manifest import LEAST_CONTEXT
 from ..ir.program import ModelSpec, Node, Program, WeightExpr
@@ -62,7 +62,7 @@ def load_model(
         loaders={**program.loaders, **checkpoint.loaders()},
     )
     verify(program)
-    check_attention_per_layer(program)
+    check_mixer_per_layer(program)
     check_token_locality(program)
     return program
 

@@ -1,4 +1,4 @@
-"""Facts about whole programs: attention per layer, token locality, dependence, cost."""
+"""Facts about whole programs: one mixer a layer, token locality, dependence, cost."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ ROW_SYMBOLS = ("T", "R")
 """The symbols that count tokens of a step, and rows of logits."""
 LOGITS_INDEX = "logits_index"
 
-_ATTENTION = frozenset({"attention", "paged_attention"})
 
+def check_mixer_per_layer(program: Program) -> None:
+    """UnsupportedModelError unless each of the spec's layers has one mixer, causal.
 
-def check_attention_per_layer(program: Program) -> None:
-    """UnsupportedModelError unless each of the spec's layers has one attention op, causal."""
+    That is the op by which its tokens see earlier ones, whichever layer's cache it reads.
+    """
     found: Counter[int] = Counter()
     for node in program.nodes:
         layer = node.attrs.get("layer")
-        if node.op in _ATTENTION and isinstance(layer, int):
+        if get_op(node.op).mixer and isinstance(layer, int):
             found[layer] += 1
             if node.attrs.get("causal") is False:
                 raise UnsupportedModelError(

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PagedState:
-    """Paged KV of every layer, and where the step's tokens stand (see `docs/design/step.md`).
+    """Paged KV of every cache, and where the step's tokens stand (see `docs/design/step.md`).
 
-    `keys[layer]` is `[num_blocks, block_size, G, D]`, `values[layer]` the same with `Dv`; both
-    are written in place. Codes (int8) have their scales in `key_scales[layer]` and
-    `value_scales[layer]`, `[num_blocks, block_size, G]`. `block_tables[group]` is
+    A cache goes by the number of the layer that it is of; other layers may read it too.
+    `keys[cache]` is `[num_blocks, block_size, G, D]`, `values[cache]` the same with `Dv`; both
+    are written in place. Codes (int8) have their scales in `key_scales[cache]` and
+    `value_scales[cache]`, `[num_blocks, block_size, G]`. `block_tables[group]` is
     `[B, W]`, `slots[group]` `[T]`; the arrays are integer tensors. Block 0 is the null block:
     never written, never read.
     """
@@ -40,7 +41,7 @@ class PagedState:
     def allocate(
         cls, groups: Iterable[Resource], num_blocks: int, dtype: str | None = None
     ) -> PagedState:
-        """Zeroed storage of `num_blocks` blocks for every layer of the groups, with no step yet.
+        """Zeroed storage of `num_blocks` blocks for every cache of the groups, with no step yet.
 
         `dtype` replaces that of the groups (as the interpreter's override does for values).
         """
@@ -87,32 +88,32 @@ class PagedState:
         self.block_tables = {name: table.long() for name, table in block_tables.items()}
         self.slots = {}
 
-    def slots_of(self, group: str, layer: int) -> torch.Tensor:
+    def slots_of(self, group: str, cache: int) -> torch.Tensor:
         """Where each token's KV goes: `block * block_size + position % block_size`, `[T]`."""
         import torch
 
         given = self.slots.get(group)
         if given is not None:
             return given.long()
-        block_size = self.keys[layer].shape[1]
+        block_size = self.keys[cache].shape[1]
         table = self.block_tables[group]
         counts = self.query_starts[1:] - self.query_starts[:-1]
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         blocks = table[rows, self.positions // block_size]
         return blocks * block_size + self.positions % block_size
 
-    def write(self, group: str, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    def write(self, group: str, cache: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store the step's keys `[T, G, D]` and values `[T, G, Dv]`."""
-        slots = self.slots_of(group, layer)
+        slots = self.slots_of(group, cache)
         stores = (self.keys, self.key_scales, k), (self.values, self.value_scales, v)
         for storage, scales, rows in stores:
-            if layer in scales:
+            if cache in scales:
                 rows, row_scales = quantize_i8(rows)
-                _by_slot(scales[layer])[slots] = row_scales.float()
-            _by_slot(storage[layer])[slots] = rows.to(storage[layer].dtype)
+                _by_slot(scales[cache])[slots] = row_scales.float()
+            _by_slot(storage[cache])[slots] = rows.to(storage[cache].dtype)
 
     def read(
-        self, group: str, layer: int, sequence: int, start: int
+        self, group: str, cache: int, sequence: int, start: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys `[C, G, D]` and values of one sequence from position `start` to its end.
 
@@ -120,22 +121,22 @@ class PagedState:
         """
         import torch
 
-        block_size = self.keys[layer].shape[1]
+        block_size = self.keys[cache].shape[1]
         end = int(self.context_lengths[sequence])
         places = torch.arange(start, end)
         table = self.block_tables[group][sequence]
         slots = table[places // block_size].long() * block_size + places % block_size
-        keys, values = _by_slot(self.keys[layer])[slots], _by_slot(self.values[layer])[slots]
-        if layer in self.key_scales:
-            keys = keys * _by_slot(self.key_scales[layer])[slots][..., None]
-            values = values * _by_slot(self.value_scales[layer])[slots][..., None]
+        keys, values = _by_slot(self.keys[cache])[slots], _by_slot(self.values[cache])[slots]
+        if cache in self.key_scales:
+            keys = keys * _by_slot(self.key_scales[cache])[slots][..., None]
+            values = values * _by_slot(self.value_scales[cache])[slots][..., None]
         return keys, values
 
-    def copy_block(self, layer: int, source: int, destination: int) -> None:
-        """Let block `destination` of a layer hold what `source` does."""
+    def copy_block(self, cache: int, source: int, destination: int) -> None:
+        """Let block `destination` of a cache hold what `source` does."""
         for stores in self._stores():
-            if layer in stores:
-                stores[layer][destination] = stores[layer][source]
+            if cache in stores:
+                stores[cache][destination] = stores[cache][source]
 
     def clear(self) -> None:
         """Give the storage back."""

@@ -121,7 +121,9 @@ class Roofline:
 
 def _signature(program: Program, node: Node) -> object:
     """What two nodes have in common that ask the same: all but names, and the layer's number."""
-    attrs = tuple((name, value) for name, value in node.attrs.items() if name != "layer")
+    attrs = tuple(
+        (name, value) for name, value in node.attrs.items() if name not in ("layer", "cache")
+    )
     operands = tuple(
         (type(operand).__name__, program.operand_type(operand)) for operand in node.inputs
     )

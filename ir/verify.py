@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from .errors import ProgramError
 from .interpret import describe
 from .ops import PHASES, get_op
 from .ops.base import OperandType
+from .ops.state import cache_of
 from .program import Node, Operand, Program, Value, WeightRef
+from .resources import Resource
 from .types import Dim, Sym, TensorType
 from .weights import infer_weight
 
@@ -16,19 +20,20 @@ def verify(program: Program) -> None:
 
     Checked: unique names, definition before use, ops known and legal in the phase, attributes
     complete and valid, declared types equal to inferred ones, weights declared and of the type
-    their expressions give, symbols declared, outputs defined, resources covering every layer.
+    their expressions give, symbols declared, outputs defined, and resources covering every cache,
+    each of which one node writes before others read it, and which keeps what they see.
     """
     if program.phase not in PHASES:
         raise ProgramError(f"unknown phase {program.phase!r}", where=program.name)
     _check_weights(program)
-    layers = _check_resources(program)
+    caches = _check_resources(program)
     defined: dict[str, Value] = {}
     for value in program.inputs:
         _define(program, value, defined, "the inputs")
     for node in program.nodes:
         _check_node(program, node, defined)
         if get_op(node.op).effects:
-            _check_state(node, layers)
+            caches.check(node)
         for value in node.outputs:
             _define(program, value, defined, describe(node))
     for value in program.outputs:
@@ -77,26 +82,45 @@ def _check_weights(program: Program) -> None:
             raise ProgramError(f"is declared {weight.type}, its expression is {kind}", where=where)
 
 
-def _check_resources(program: Program) -> dict[tuple[str, int], str]:
-    """(group, layer) -> the KV element type, for every layer that a resource serves."""
+@dataclass(slots=True)
+class _Caches:
+    """What state ops may read and write, and what the nodes so far have written."""
+
+    resources: dict[str, Resource]
+    written: set[int] = field(default_factory=set)
+
+    def check(self, node: Node) -> None:
+        """ProgramError where the node reads what is not there, or writes what another has."""
+        op, cache, where = get_op(node.op), cache_of(node.attrs), describe(node)
+        group = self.resources.get(str(node.attrs["group"]))
+        if group is None or cache not in group.layers:
+            name = node.attrs["group"]
+            raise ProgramError(f"resource {name} has no cache of layer {cache}", where=where)
+        if op.stores:
+            if cache in self.written:
+                raise ProgramError(f"the cache of layer {cache} is written twice", where=where)
+            self.written.add(cache)
+        elif cache not in self.written:
+            message = f"reads the cache of layer {cache}, which no node before it writes"
+            raise ProgramError(message, where=where)
+        window = node.attrs.get("window", group.reach)
+        if group.reach is not None and (not isinstance(window, int) or window > group.reach):
+            seen = "all positions" if window is None else f"{window} positions"
+            message = f"sees {seen}, of which resource {group.name} keeps {group.reach}"
+            raise ProgramError(message, where=where)
+
+
+def _check_resources(program: Program) -> _Caches:
     names = [group.name for group in program.resources]
     if len(set(names)) != len(names):
         raise ProgramError("two resources have the same name", where=program.name)
     owners: dict[int, str] = {}
-    served: dict[tuple[str, int], str] = {}
     for group in program.resources:
         for layer in group.layers:
             if owners.setdefault(layer, group.name) != group.name:
                 where = f"resource {group.name}"
                 raise ProgramError(f"layer {layer} is also in {owners[layer]}", where=where)
-            served[group.name, layer] = group.dtype
-    return served
-
-
-def _check_state(node: Node, layers: dict[tuple[str, int], str]) -> None:
-    group, layer = node.attrs["group"], node.attrs["layer"]
-    if (group, layer) not in layers:
-        raise ProgramError(f"resource {group} does not serve layer {layer}", where=describe(node))
+    return _Caches(dict(zip(names, program.resources, strict=True)))
 
 
 def _operand_type(program: Program, operand: Operand, defined: dict[str, Value]) -> OperandType:

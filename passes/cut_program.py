@@ -97,6 +97,8 @@ class _Keys:
     def _line(self, node: Node) -> str:
         inputs = ", ".join(self._operand(operand, node.layer) for operand in node.inputs)
         attrs = {name: v for name, v in node.attrs.items() if name != "layer" or v != node.layer}
+        if attrs.get("cache") is not None:
+            attrs["cache"] = "another layer's"  # of the same kind wherever it is
         results = ", ".join(f"{self.roles[v.name][2]}: {v.type}" for v in node.outputs)
         return f"{results} = {node.op}({inputs}) {attrs!r}"
 

@@ -8,11 +8,13 @@ from typing import ClassVar
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import PassError, UsageError
 from ..ir.interpret import describe
+from ..ir.ops.base import int_attr
 from ..ir.program import Attr, Node, Operand, Program, Value
 from ..ir.resources import KvGroup
 from ..ir.shapes import spell_dim
 from ..ir.types import DType
 from .base import Pass, PassContext, PassResult, finish
+from .cache_readers import cache_readers
 from .match import adopt_name
 from .near_miss import NearMiss
 
@@ -25,7 +27,8 @@ class LowerKv(Pass):
 
     Requires: unit-batch-squeezed. Ensures: kv-paged (state declared in groups of equal layers).
     Keeps: reassociates within the element type of the cache: steps see what earlier ones stored.
-    Why: tokens are computed once; the rotation is fused into the write.
+    Why: tokens are computed once, also those whose keys and values several layers read; the
+    rotation is fused into the write.
     """
 
     dtype: str = "auto"  # that of the spec, else that of the keys
@@ -39,13 +42,17 @@ class LowerKv(Pass):
     ensures: ClassVar[frozenset[str]] = frozenset({"kv-paged"})
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        """Lower every attention op; PassError for a layer with two, or one that is not causal."""
+        """Lower every attention op; PassError for a layer with two, or one that is not causal.
+
+        Layers that attend to the same two values read the cache of the first of them.
+        """
         attentions = [node for node in program.nodes if node.op == "attention"]
         if not attentions:
             return finish(program, program, 0)
         self._check(attentions)
-        groups = self._groups(attentions, program.spec.dtype)
-        lowering = _Lowering(program, self.fuse_rope, groups)
+        readers = cache_readers(program)
+        groups = self._groups(readers, program.spec.dtype)
+        lowering = _Lowering(program, self.fuse_rope, groups, readers)
         builder = lowering.run()
         builder.resources = (*program.resources, *groups)
         builder.phase = "lowered"
@@ -68,13 +75,12 @@ class LowerKv(Pass):
                 raise PassError("attention that is not causal", where=describe(node))
             seen.add(node.attrs["layer"])
 
-    def _groups(self, attentions: list[Node], own: str | None) -> tuple[KvGroup, ...]:
-        """Groups of equal layers; `own` is the type that the model's spec has for them."""
+    def _groups(self, readers: list[list[Node]], own: str | None) -> tuple[KvGroup, ...]:
+        """Groups of equal caches; `own` is the type that the model's spec has for them."""
         kinds: dict[_Kind, list[int]] = {}
-        for node in attentions:
-            layer = node.attrs["layer"]
-            assert isinstance(layer, int)
-            kinds.setdefault(self._kind(node, own), []).append(layer)
+        for nodes in readers:
+            layer = int_attr(nodes[0].attrs, "layer")
+            kinds.setdefault(self._kind(nodes, own), []).append(layer)
         names: dict[str, int] = {}
         groups = []
         for (heads, key_dim, value_dim, window, dtype), layers in kinds.items():
@@ -87,16 +93,17 @@ class LowerKv(Pass):
             groups.append(group)
         return tuple(groups)
 
-    def _kind(self, node: Node, own: str | None) -> _Kind:
-        k, v = node.values()[1:3]
+    def _kind(self, readers: list[Node], own: str | None) -> _Kind:
+        k, v = readers[0].values()[1:3]
         sizes = (k.type.shape[1], k.type.shape[2], v.type.shape[2])
         heads, key_dim, value_dim = sizes
-        window = node.attrs["window"]
+        windows = [node.attrs["window"] for node in readers]
+        limits = [window for window in windows if isinstance(window, int)]
+        window = max(limits) if len(limits) == len(windows) else None  # what any of them sees
         dtype = (own or k.type.dtype.value) if self.dtype == "auto" else self.dtype
         assert isinstance(heads, int)
         assert isinstance(key_dim, int)
         assert isinstance(value_dim, int)
-        assert window is None or isinstance(window, int)
         return heads, key_dim, value_dim, window, dtype
 
 
@@ -105,53 +112,58 @@ class _Lowering:
     program: Program
     fuse_rope: bool
     groups: tuple[KvGroup, ...]
+    readers: list[list[Node]]
     misses: list[NearMiss] = field(default_factory=list)
 
     def run(self) -> ProgramBuilder:
         builder = ProgramBuilder.from_program(self.program)
         producers, consumers = self.program.producers(), self.program.consumers()
         ropes = {
-            id(node): self._ropes(node, producers, consumers)
-            for node in self.program.nodes
-            if node.op == "attention" and self.fuse_rope
+            id(nodes[0]): self._ropes(nodes, producers, consumers)
+            for nodes in self.readers
+            if self.fuse_rope
         }
+        writers = {id(node): nodes[0] for nodes in self.readers for node in nodes}
         moved = {id(rope) for pair in ropes.values() if pair for rope in pair}
         for node in self.program.nodes:
             if id(node) in moved:
                 continue
             if node.op == "attention":
-                self._lower(builder, node, ropes.get(id(node)))
+                self._lower(builder, node, writers[id(node)], ropes.get(id(node)))
             else:
                 builder.copy(node)
         return builder
 
     def _ropes(
-        self, node: Node, producers: dict[str, Node], consumers: dict[str, list[Node]]
+        self, readers: list[Node], producers: dict[str, Node], consumers: dict[str, list[Node]]
     ) -> tuple[Node, Node] | None:
         """The rotations of q and k, where the write can take both in."""
-        q, k = node.values()[:2]
+        node = readers[0]
+        q, k, v = node.values()[:3]
         pair = producers.get(q.name), producers.get(k.name)
         if pair[0] is None or pair[1] is None or {pair[0].op, pair[1].op} != {"rope"}:
             return None
         reason = None
         if pair[0].inputs[1:] != pair[1].inputs[1:] or pair[0].attrs != pair[1].attrs:
             reason = "q and k are turned in different ways"
-        elif any(len(consumers[v.name]) > 1 for v in (q, k)) or q == k:
+        elif len(consumers[q.name]) > 1 or len(consumers[k.name]) > len(readers) or k in (q, v):
             reason = "a turned value is also read elsewhere"
         if reason is not None:
             self.misses.append(NearMiss.at(node, reason))
             return None
         return pair[0], pair[1]
 
-    def _lower(self, builder: ProgramBuilder, node: Node, ropes: tuple[Node, Node] | None) -> None:
+    def _lower(
+        self, builder: ProgramBuilder, node: Node, writer: Node, ropes: tuple[Node, Node] | None
+    ) -> None:
         q, k, v = node.values()[:3]
-        layer = node.attrs["layer"]
-        group = next(g.name for g in self.groups if layer in g.layers)
-        place: dict[str, Attr] = {"layer": layer, "group": group}
-        if ropes is None:
-            builder.add("kv_write", (k, v), place, layer=node.layer, source=node.source)
-        else:
+        cache = writer.attrs["layer"]
+        group = next(g.name for g in self.groups if cache in g.layers)
+        place: dict[str, Attr] = {"layer": node.attrs["layer"], "cache": cache, "group": group}
+        if ropes is not None:
             q = self._rope_write(builder, node, ropes, v, place)
+        elif node is writer:
+            builder.add("kv_write", (k, v), place, layer=node.layer, source=node.source)
         sinks: tuple[Operand, ...] = node.inputs[3:]
         attrs = place | {name: node.attrs[name] for name in ("scale", "window", "softcap")}
         attrs["value_head_dim"] = spell_dim(v.type.shape[2])

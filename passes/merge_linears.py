@@ -10,6 +10,7 @@ from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
 from ..ir.types import TensorType
 from .base import Pass, PassContext, PassResult, finish
+from .cache_readers import cache_readers
 from .near_miss import NearMiss
 
 
@@ -33,13 +34,12 @@ class MergeQkv(Pass):
         """Merge the projections of each attention that share their input."""
         producers = program.producers()
         groups: list[list[Node]] = []
-        for node in program.nodes:
-            if node.op == "attention":
-                found = [_projection(producers, operand) for operand in node.inputs[:3]]
-                group = [one for one in found if one is not None]
-                if len(group) == len({id(one) for one in group}) == 3:
-                    is_alone = _scheme(group[0]) != _scheme(group[1]) == _scheme(group[2])
-                    groups.append(group[1:] if is_alone else group)
+        for node, *_ in cache_readers(program):  # the others have only a query of their own
+            found = [_projection(producers, operand) for operand in node.inputs[:3]]
+            group = [one for one in found if one is not None]
+            if len(group) == len({id(one) for one in group}) == 3:
+                is_alone = _scheme(group[0]) != _scheme(group[1]) == _scheme(group[2])
+                groups.append(group[1:] if is_alone else group)
         return _merge(program, groups)
 
 

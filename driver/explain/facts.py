@@ -146,13 +146,17 @@ class AttentionFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeFacts:
-    """What the program's nodes say of the model; parameters are those of tensors that are read."""
+    """What the program's nodes say of the model; parameters are those of tensors that are read.
+
+    `sharing` are the layers that read the cache of another one, and have none of their own.
+    """
 
     num_layers: int
     width: int
     vocabulary: int
     num_parameters: int
     attention: tuple[AttentionFacts, ...]
+    sharing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,6 +125,7 @@ class _Lister:
         self._name_values()
         self.users = self._weight_users()
         self.shared = self._shared_values()
+        self.readers = Counter(node.attrs.get("cache") for node in program.nodes)
 
     def list(self) -> Listing:
         program = self.program
@@ -223,7 +224,7 @@ class _Lister:
     def _line(self, node: Node, layer: int | None) -> str:
         inputs = ", ".join(self._operand(operand, layer) for operand in node.inputs)
         attrs = ", ".join(
-            f"{name} = {print_attr(value)}"
+            f"{name} = {self._attr(name, value, layer)}"
             for name, value in spoken_attrs(node).items()
             if name != "layer" or value != layer
         )
@@ -247,6 +248,11 @@ class _Lister:
         if isinstance(operand, WeightRef):
             return f"@{self._weight_name(operand.name)}"
         return print_attr(operand)
+
+    def _attr(self, name: str, value: Attr, layer: int | None) -> str:
+        if name != "cache" or not isinstance(value, int) or layer is None:
+            return print_attr(value)
+        return str(value) if self.readers[value] >= _MANY else f"layer{value - layer:+d}"
 
     def _weight_name(self, name: str) -> str:
         users = self.users[name]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...ir.formats import get_format
+from ...ir.ops import get_op
+from ...ir.ops.base import int_attr
 from ...ir.program import Node, Program, hidden_width
 from ...ir.resources import KvGroup
 from ...ir.weights import leaves
 from .facts import AttentionFacts, ShapeFacts
-
-_ATTENTION = frozenset({"attention", "paged_attention"})
 
 
 def model_shape(program: Program) -> ShapeFacts:
@@ -18,7 +18,7 @@ def model_shape(program: Program) -> ShapeFacts:
     kinds: dict[tuple[int, int, int, int | None], list[int]] = {}
     for node in program.nodes:
         layer = node.attrs.get("layer")
-        if node.op in _ATTENTION and isinstance(layer, int):
+        if get_op(node.op).mixer and isinstance(layer, int):
             kinds.setdefault(_attention(program, node), []).append(layer)
     vocabulary = program.outputs[0].type.shape[-1] if program.outputs else None
     return ShapeFacts(
@@ -31,6 +31,11 @@ def model_shape(program: Program) -> ShapeFacts:
                 layers=tuple(layers), heads=heads, head_dim=dim, kv_heads=kv, window=window
             )
             for (heads, dim, kv, window), layers in kinds.items()
+        ),
+        sharing=tuple(
+            int_attr(node.attrs, "layer")
+            for node in program.nodes
+            if node.attrs.get("cache") is not None and get_op(node.op).mixer
         ),
     )
 

@@ -235,6 +235,9 @@ def _shape(architecture: str, shape: ShapeFacts) -> Iterator[tuple[str, str]]:
     ]
     yield "shape", ", ".join([f"{shape.num_layers} layers of {shape.width}", *said])
     yield "windows", _windows(shape)
+    if shape.sharing:
+        count = f"{len(shape.sharing)} of {format_count(shape.num_layers, 'layer')}"
+        yield "caches", f"{count} read that of an earlier layer, and have none of their own"
     yield "vocabulary", f"{shape.vocabulary}"
 
 

@@ -167,6 +167,7 @@ OPS = (
         _attention_meaning,
         (AttrSpec("layer", AttrKind.INT), *LIMITS, AttrSpec("causal", AttrKind.BOOL, True)),
         cost_rule=_attention_cost,
+        mixer=True,
         phases=BEFORE_LOWERING,
     ),
 )

@@ -202,7 +202,8 @@ class Op:
     `operands` names the operands; a trailing `?` marks an optional one (only at the end), a
     trailing `*` on the last any number from one. `mixes` says how the op would mix rows of the
     token dimension (None: it does not). `effects` ops touch paged state and keep their order;
-    `paged_cost` says what they move and compute there, beside their operands and results.
+    `paged_cost` says what they move and compute there, beside their operands and results. By its
+    `mixer` a layer lets tokens see earlier ones; one that `stores` writes to the cache it names.
     `code_depths` gives the K of operands that are codes of a matrix `[.., N, K]`, by place.
     """
 
@@ -217,6 +218,8 @@ class Op:
     mixes: MixRule = never_mixes
     canonical: CanonicalRule = _keep
     effects: bool = False
+    mixer: bool = False
+    stores: bool = False
     paged_cost: PagedCostRule | None = None
     code_depths: CodeDepthRule | None = None
     phases: frozenset[str] = frozenset(PHASES)

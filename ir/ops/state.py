@@ -40,6 +40,21 @@ if TYPE_CHECKING:
     import torch
 
 
+def cache_of(attrs: Attrs) -> int:
+    """The key of the state that a state op reads or writes: its layer, or another one."""
+    cache = attrs["cache"]
+    return int_attr(attrs, "layer" if cache is None else "cache")
+
+
+def _key(layer: int, cache: int | None) -> int:
+    return layer if cache is None else cache
+
+
+def _own_cache(types: Types, attrs: dict[str, Attr]) -> dict[str, Attr]:
+    """A layer's own cache is not named, as before there were others."""
+    return attrs | {"cache": None} if attrs["cache"] == attrs["layer"] else attrs
+
+
 def _check_kv(k: TensorType, v: TensorType) -> None:
     same_dtype(need_float(k, "k"), v)
     if k.shape[:2] != v.shape[:2]:
@@ -52,9 +67,15 @@ def _kv_write(types: Types, attrs: Attrs) -> Outputs:
 
 
 def _kv_write_meaning(
-    k: torch.Tensor, v: torch.Tensor, *, layer: int, group: str, state: PagedState
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    layer: int,
+    cache: int | None,
+    group: str,
+    state: PagedState,
 ) -> None:
-    state.write(group, layer, k, v)
+    state.write(group, _key(layer, cache), k, v)
 
 
 def _rope_kv_write(types: Types, attrs: Attrs) -> Outputs:
@@ -75,13 +96,14 @@ def _rope_kv_write_meaning(
     sin: torch.Tensor,
     *,
     layer: int,
+    cache: int | None,
     group: str,
     style: str,
     rotary_dim: int,
     state: PagedState,
 ) -> torch.Tensor:
     turned = rope_meaning(k, cos, sin, style=style, rotary_dim=rotary_dim)
-    state.write(group, layer, turned, v)
+    state.write(group, _key(layer, cache), turned, v)
     return rope_meaning(q, cos, sin, style=style, rotary_dim=rotary_dim)
 
 
@@ -98,6 +120,7 @@ def _rope_kv_write_cost(
 
 
 def _value_head_dim(types: Types, attrs: dict[str, Attr]) -> dict[str, Attr]:
+    attrs = _own_cache(types, attrs)
     if attrs["value_head_dim"] is not None:
         return attrs
     head = tensor(types, 0, 3, "q").shape[2]
@@ -116,6 +139,7 @@ def _paged_attention_meaning(
     sinks: torch.Tensor | None = None,
     *,
     layer: int,
+    cache: int | None,
     group: str,
     value_head_dim: int,
     scale: float,
@@ -133,7 +157,7 @@ def _paged_attention_meaning(
         if window is not None and len(queries):
             # Blocks that have left every query's window may be freed: never read them.
             start = max(0, int(queries.min()) - window + 1)
-        keys, values = state.read(group, layer, sequence, start)
+        keys, values = state.read(group, _key(layer, cache), sequence, start)
         places = torch.arange(start, start + keys.shape[0])
         visible = visible_mask(queries, places, window)
         rows.append(attend(q[first:last], keys, values, sinks, visible, scale, softcap))
@@ -169,18 +193,24 @@ def _attend_cost(
     return Cost(read * load.token_bytes, 0, pairs * pair_flops(q, outs[0]))
 
 
-_PLACE = (AttrSpec("layer", AttrKind.INT), AttrSpec("group", AttrKind.STR))
+_PLACE = (
+    AttrSpec("layer", AttrKind.INT),
+    AttrSpec("cache", AttrKind.INT, None, optional=True),
+    AttrSpec("group", AttrKind.STR),
+)
 
 OPS = (
     Op(
         "kv_write",
         Kind.STATE,
-        "Stores k[T, G, D] and v[T, G, Dv] of the step's tokens in the layer's pages.",
+        "Stores k[T, G, D] and v[T, G, Dv] of the step's tokens in the layer's cache.",
         ("k", "v"),
         _kv_write,
         _kv_write_meaning,
         _PLACE,
+        canonical=_own_cache,
         effects=True,
+        stores=True,
         paged_cost=_write_cost,
         phases=AFTER_LOWERING,
     ),
@@ -193,21 +223,24 @@ OPS = (
         _rope_kv_write_meaning,
         (*_PLACE, *ROPE_ATTRS),
         cost_rule=_rope_kv_write_cost,
+        canonical=_own_cache,
         effects=True,
+        stores=True,
         paged_cost=_write_cost,
         phases=AFTER_LOWERING,
     ),
     Op(
         "paged_attention",
         Kind.STATE,
-        "`attention` of q[T, H, D] to the stored tokens of each sequence, those of this step "
-        "included -> [T, H, value_head_dim] (by default, the head size of q).",
+        "`attention` of q[T, H, D] to what `cache` (by default, the layer's own) stores of each "
+        "sequence, this step included -> [T, H, value_head_dim] (by default, the head size of q).",
         ("q", "sinks?"),
         _paged_attention,
         _paged_attention_meaning,
         (*_PLACE, AttrSpec("value_head_dim", AttrKind.INT, None, optional=True), *LIMITS),
         canonical=_value_head_dim,
         effects=True,
+        mixer=True,
         paged_cost=_attend_cost,
         phases=AFTER_LOWERING,
     ),

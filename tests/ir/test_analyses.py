@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from infc.ir.analyses import (
-    check_attention_per_layer,
+    check_mixer_per_layer,
     check_token_locality,
     depends_only_on,
     node_cost,
@@ -68,7 +68,7 @@ def complaint(check: Callable[[Program], None], program: Program) -> str | None:
 
 
 def test_a_sound_model_passes() -> None:
-    assert complaint(check_attention_per_layer, model()) is None
+    assert complaint(check_mixer_per_layer, model()) is None
     assert complaint(check_token_locality, model()) is None
 
 
@@ -82,7 +82,7 @@ def test_a_sound_model_passes() -> None:
 )
 def test_each_layer_has_one_attention_op(layers: tuple[int, ...], match: str) -> None:
     with pytest.raises(UnsupportedModelError, match=match):
-        check_attention_per_layer(model(layers=layers))
+        check_mixer_per_layer(model(layers=layers))
 
 
 def test_attention_that_sees_the_future_is_refused() -> None:
@@ -91,7 +91,7 @@ def test_attention_that_sees_the_future_is_refused() -> None:
         for node in model().nodes
     )
     with pytest.raises(UnsupportedModelError, match="attention of layer 0 is not causal"):
-        check_attention_per_layer(model().with_nodes(nodes))
+        check_mixer_per_layer(model().with_nodes(nodes))
 
 
 def _short_convolution(b: ProgramBuilder, x: Value) -> Value:

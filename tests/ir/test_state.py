@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +37,34 @@ def builder(phase: str) -> ProgramBuilder:
     return b
 
 
-def captured(window: int | None, softcap: float | None) -> Program:
+Windows = list[int | None]
+"""Of each layer. All attend to the keys and values of the first, whose results are added up."""
+
+
+def captured(windows: Windows, softcap: float | None) -> Program:
     b = builder("captured")
     q, k, v, positions = b.inputs
     angles = _angles(b, positions)
     q, k = (b.emit("rope", x, *angles, rotary_dim=SIZE) for x in (q, k))
-    attrs: dict[str, Any] = {"scale": 0.6, "window": window, "softcap": softcap}
-    b.output(b.emit("attention", q, k, v, layer=0, **attrs))
+    attrs: dict[str, Any] = {"scale": 0.6, "softcap": softcap}
+    results = [
+        b.emit("attention", _query(b, q, layer), k, v, layer=layer, window=window, **attrs)
+        for layer, window in enumerate(windows)
+    ]
+    b.output(_total(b, results))
     return b.build()
+
+
+def _query(b: ProgramBuilder, q: Value, layer: int) -> Value:
+    return b.emit("neg", q) if layer else q
+
+
+def _total(b: ProgramBuilder, results: list[Value]) -> Value:
+    return functools.reduce(lambda left, right: b.emit("add", left, right), results)
+
+
+def widest(windows: Windows) -> int | None:
+    return None if None in windows else max(window for window in windows if window is not None)
 
 
 def _angles(b: ProgramBuilder, positions: Value) -> list[Value]:
@@ -51,8 +72,9 @@ def _angles(b: ProgramBuilder, positions: Value) -> list[Value]:
     return [b.emit("embedding", b.weight(name, kind), positions) for name in ("cos", "sin")]
 
 
-def lowered(window: int | None, softcap: float | None, fused: bool) -> Program:
+def lowered(windows: Windows, softcap: float | None, fused: bool) -> Program:
     b = builder("lowered")
+    window = widest(windows)
     b.resources = (KvGroup("kv", (0,), GROUPS, SIZE, VALUE_SIZE, "f64", BLOCK, window),)
     q, k, v, positions = b.inputs
     angles = _angles(b, positions)
@@ -61,13 +83,13 @@ def lowered(window: int | None, softcap: float | None, fused: bool) -> Program:
     else:
         q, k = (b.emit("rope", x, *angles, rotary_dim=SIZE) for x in (q, k))
         b.add("kv_write", (k, v), {"layer": 0, "group": "kv"})
-    attrs: dict[str, Any] = {
-        "scale": 0.6,
-        "window": window,
-        "softcap": softcap,
-        "value_head_dim": VALUE_SIZE,
-    }
-    b.output(b.emit("paged_attention", q, layer=0, group="kv", **attrs))
+    attrs: dict[str, Any] = {"scale": 0.6, "softcap": softcap, "value_head_dim": VALUE_SIZE}
+    attrs |= {"cache": 0, "group": "kv"}
+    results = [
+        b.emit("paged_attention", _query(b, q, layer), layer=layer, window=window, **attrs)
+        for layer, window in enumerate(windows)
+    ]
+    b.output(_total(b, results))
     return b.build()
 
 
@@ -124,9 +146,9 @@ def run_step(
 @given(st.data())
 def test_steps_give_what_one_whole_pass_gives(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    window = data.draw(st.none() | st.integers(1, 9))
+    windows = data.draw(st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=3))
     softcap = data.draw(st.none() | st.just(2.0))
-    whole, steps = captured(window, softcap), lowered(window, softcap, data.draw(st.booleans()))
+    whole, steps = captured(windows, softcap), lowered(windows, softcap, data.draw(st.booleans()))
     verify(whole)
     verify(steps)
     free = data.draw(st.permutations(range(1, 22)))
@@ -140,11 +162,12 @@ def test_steps_give_what_one_whole_pass_gives(data: st.DataObject) -> None:
     while left := [s for s in sequences if s.done < s.length]:
         chosen = data.draw(st.lists(st.sampled_from(left), min_size=1, unique_by=id))
         batch = [(s, data.draw(st.integers(1, s.length - s.done))) for s in chosen]
-        run_step(steps, state, batch, window)
+        run_step(steps, state, batch, widest(windows))
     for s in sequences:
         (wanted,) = interpret(whole, s.inputs, weights)
         torch.testing.assert_close(torch.cat(s.outputs), wanted)
     assert torch.isnan(state.keys[0][0]).all(), "the null block was written"
+    assert len(state.keys) == 1, "only the first layer has a cache"
 
 
 def test_given_slots_are_used() -> None:

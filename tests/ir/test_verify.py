@@ -9,9 +9,10 @@ import pytest
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError
+from infc.ir.ops.state import cache_of
 from infc.ir.program import Node, Program, Value, WeightRef
 from infc.ir.resources import KvGroup
-from infc.ir.text import parse_program
+from infc.ir.text import parse_program, print_node
 from infc.ir.types import DType, Sym, SymbolRange, TensorType
 from infc.ir.verify import verify
 from infc.ir.weights import checkpoint
@@ -113,10 +114,53 @@ def lowered(**attrs: object) -> Program:
 def test_state_needs_a_resource_that_serves_the_layer() -> None:
     verify(lowered())
     for breach in ({"layer": 1}, {"group": "other"}):
-        with pytest.raises(ProgramError, match=r"kv_write.*does not serve layer"):
+        with pytest.raises(ProgramError, match=r"kv_write.*has no cache of layer"):
             verify(lowered(**breach))
     with pytest.raises(ProgramError, match="not legal in phase fused"):
         verify(replace(lowered(), phase="fused"))
+
+
+SHARED = """
+    program "p" phase lowered {
+      symbol T
+      resource kv {layers = (0,), num_kv_heads = 2, key_head_dim = 4, value_head_dim = 4,
+                   dtype = "f32", block_size = 16, window = 8}
+      input %x: f32[T, 2, 4]
+      kv_write(%x, %x) {layer = 0, group = "kv"}
+      %0 = paged_attention(%x) {layer = 0, group = "kv", scale = 1.0, window = 8} : f32[T, 2, 4]
+      %1 = paged_attention(%0) {layer = 1, cache = 0, group = "kv", scale = 1.0, window = 4}
+           : f32[T, 2, 4]
+      output %1
+    }"""
+
+
+def test_a_layer_may_read_the_cache_of_another() -> None:
+    program = parse_program(SHARED)
+    verify(program)
+    first, second = (node for node in program.nodes if node.op == "paged_attention")
+    assert (cache_of(first.attrs), cache_of(second.attrs)) == (0, 0)
+    assert first.attrs["cache"] is None, "its own goes without saying"
+    assert "cache = 0" in print_node(second) and "cache" not in print_node(first)
+    own = parse_program(SHARED.replace("{layer = 0, group", "{layer = 0, cache = 0, group"))
+    assert own == program
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("cache = 0", "cache = 1", "%1 = paged_attention: resource kv has no cache of layer 1"),
+        ("kv_write(%x, %x) {layer = 0", "kv_write(%x, %x) {layer = 1", "kv_write.* no cache"),
+        ('kv_write(%x, %x) {layer = 0, group = "kv"}', "", "%0 = .*which no node before it writes"),
+        ("output", 'kv_write(%x, %x) {layer = 0, group = "kv"} output', "is written twice"),
+        ("window = 4}", "window = 9}", "%1 .*sees 9 positions, of which resource kv keeps 8"),
+        (", window = 4}", "}", "%1 .*sees all positions, of which resource kv keeps 8"),
+    ],
+)
+def test_what_a_cache_cannot_give_is_named(old: str, new: str, match: str) -> None:
+    text = SHARED.replace(old, new)
+    assert text != SHARED
+    with pytest.raises(ProgramError, match=match):
+        verify(parse_program(text))
 
 
 def test_a_node_of_parsed_text_is_checked_for_types() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ....ir.errors import ProgramError
+from ....ir.ops.state import cache_of
 from ....ir.program import Node
 from ....ir.resources import KvGroup
 from ....ir.types import DType
@@ -13,17 +14,16 @@ from ..expressions import literal
 
 
 def _group(e: Emitter, node: Node) -> tuple[int, KvGroup, int]:
-    """The node's KV group: its index, itself, and the layer's place in it."""
-    name, layer = node.attrs["group"], node.attrs["layer"]
+    """The node's KV group: its index, itself, and the place in it of the cache it names."""
+    name, cache = node.attrs["group"], cache_of(node.attrs)
     for index, group in enumerate(e.program.resources):
-        if group.name == name and isinstance(group, KvGroup) and layer in group.layers:
-            assert isinstance(layer, int)
-            return index, group, group.layers.index(layer)
-    raise ProgramError(f"no KV group {name!r} holds layer {layer}", where=node.source)
+        if group.name == name and isinstance(group, KvGroup) and cache in group.layers:
+            return index, group, group.layers.index(cache)
+    raise ProgramError(f"no KV group {name!r} has a cache of layer {cache}", where=node.source)
 
 
 def _view(e: Emitter, node: Node, places: tuple[int, int]) -> tuple[str, list[Arg], Span, str]:
-    """C++ text of the layer's KvView, its arguments, what it touches, and its element type."""
+    """C++ text of the cache's KvView, its arguments, what it touches, and its element type."""
     index, group, place = _group(e, node)
     layer_bytes = group.bytes_per_block() // len(group.layers)
     base, offset = places
