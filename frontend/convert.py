@@ -241,15 +241,24 @@ class _Conversion:
             if not isinstance(old, Value) or mapping.setdefault(old, argument) != argument:
                 raise NotRepeatableError("a layer's arguments are not those of its template")
         prefixes = f"{stack.prefix}{template}.", f"{stack.prefix}{layer}."
+        # What an earlier layer handed on is the same for all of them, see `LayerStack`.
+        is_handed = bool(stack.calls[template].handed)
         for original in self.builder.nodes[trace.start : trace.end]:
-            self._clone(original, layer, mapping, prefixes)
+            operands = tuple(
+                self._moved(operand, mapping, prefixes, is_handed) for operand in original.inputs
+            )
+            self._clone(original, operands, layer, mapping, prefixes)
         assert isinstance(trace.result, Value)
         return mapping[trace.result]
 
     def _clone(
-        self, node: Node, layer: int, mapping: dict[Value, Operand], prefixes: tuple[str, str]
+        self,
+        node: Node,
+        operands: tuple[Operand, ...],
+        layer: int,
+        mapping: dict[Value, Operand],
+        prefixes: tuple[str, str],
     ) -> None:
-        operands = tuple(self._moved(operand, mapping, prefixes) for operand in node.inputs)
         attrs = {**node.attrs, "layer": layer} if "layer" in node.attrs else node.attrs
         source = node.source
         if source is not None and source.startswith(prefixes[0][:-1]):
@@ -258,12 +267,16 @@ class _Conversion:
         mapping.update(zip(node.outputs, made.outputs, strict=True))
 
     def _moved(
-        self, operand: Operand, mapping: dict[Value, Operand], prefixes: tuple[str, str]
+        self,
+        operand: Operand,
+        mapping: dict[Value, Operand],
+        prefixes: tuple[str, str],
+        can_read_others: bool,
     ) -> Operand:
         if isinstance(operand, Value):
-            if operand not in mapping:
+            if operand not in mapping and not can_read_others:
                 raise NotRepeatableError("a layer reads a value that is not its argument")
-            return mapping[operand]
+            return mapping.get(operand, operand)
         if isinstance(operand, WeightRef):
             return self.parameters.moved(operand, *prefixes) or operand
         return operand

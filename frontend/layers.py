@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,10 +33,15 @@ class NotRepeatableError(Exception):
 
 @dataclass(slots=True)
 class _Call:
-    """How the first layer of a signature was called, and what it returned."""
+    """How the first layer of a signature was called, and what it returned.
+
+    `handed` are the tensors in containers among its arguments, by which layers hand on keys and
+    values to later ones.
+    """
 
     in_spec: pytree.TreeSpec
     in_plain: list[Any]
+    handed: list[Any]
     out_spec: pytree.TreeSpec
     out_plain: list[Any]
 
@@ -45,7 +51,8 @@ class LayerStack:
     """The decoder layers of one model, and which of them are traced.
 
     `templates[i]` is the layer whose traced nodes layer i repeats, or i where it is traced;
-    `prefix` is what stands before the number in the layers' parameter names.
+    `prefix` is what stands before the number in the layers' parameter names. A layer that is
+    repeated hands nothing on, and finds what its template found.
     """
 
     prefix: str
@@ -114,8 +121,9 @@ class _Wrapped:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         plain = [_plain(leaf) for leaf in leaves]
         template = self.stack.templates[self.index]
+        handed = _handed(leaves)
         if template != self.index:
-            return self._repeat(template, tensors, plain, spec)
+            return self._repeat(template, tensors, plain, handed, spec)
         slots = iter(range(len(tensors)))
         marked = [
             torch.ops.infc.layer_begin(leaf, self.index, next(slots))
@@ -131,8 +139,12 @@ class _Wrapped:
             _TRACED.reset(token)
         if self.index in self.stack.checks:
             self._check_outputs(tensors, outputs)
+            if not _same(_handed(leaves), handed):
+                raise NotRepeatableError(
+                    "one of several equal layers hands values on to later ones"
+                )
             out_plain = [_plain(leaf) for leaf in outputs]
-            self.stack.calls[self.index] = _Call(spec, plain, out_spec, out_plain)
+            self.stack.calls[self.index] = _Call(spec, plain, handed, out_spec, out_plain)
         ended = [
             torch.ops.infc.layer_end(leaf, self.index) if isinstance(leaf, torch.Tensor) else leaf
             for leaf in outputs
@@ -148,14 +160,30 @@ class _Wrapped:
             raise NotRepeatableError("a layer returns another shape than it is given")
 
     def _repeat(
-        self, template: int, tensors: list[torch.Tensor], plain: list[Any], spec: pytree.TreeSpec
+        self,
+        template: int,
+        tensors: list[torch.Tensor],
+        plain: list[Any],
+        handed: list[Any],
+        spec: pytree.TreeSpec,
     ) -> Any:
         call = self.stack.calls.get(template)
-        if call is None or spec != call.in_spec or not _equal(plain, call.in_plain):
+        alike = call is not None and spec == call.in_spec and _equal(plain, call.in_plain)
+        if call is None or not alike or not _same(handed, call.handed):
             raise NotRepeatableError("equal layers are called in different ways")
         out = torch.ops.infc.repeat_layer(tensors, self.index)
         leaves = [out if leaf is torch.Tensor else leaf for leaf in call.out_plain]
         return pytree.tree_unflatten(leaves, call.out_spec)
+
+
+def _handed(leaves: list[Any]) -> list[Any]:
+    """What lies in the containers among a layer's arguments that are passed on as they are."""
+    containers = [leaf for leaf in leaves if isinstance(leaf, Mapping)]
+    return [part for one in containers for part in pytree.tree_leaves(dict(one))]
+
+
+def _same(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
 
 
 def _plain(leaf: Any) -> Any:

@@ -87,7 +87,9 @@ def test_bfloat16_rounds_rows_of_products_and_the_cache_alone(builds: Builds) ->
 
 
 @pytest.mark.parametrize(
-    ("arch", "window"), [("llama", None), ("mistral", 300), ("gemma2", 300)], ids=lambda v: str(v)
+    ("arch", "window"),
+    [("llama", None), ("mistral", 300), ("gemma2", 300), ("gemma4_text", 300)],
+    ids=lambda v: str(v),
 )
 def test_prompts_longer_than_a_chunk_of_attention(
     arch: str, window: int | None, tmp_path: Path
