@@ -26,6 +26,7 @@ from .narrow_matrices import NarrowMatrices
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
 from .remove_no_op import RemoveNoOp
+from .share_kv import ShareKv
 from .sink_logits_rows import SinkLogitsRows
 from .squeeze_unit_batch import SqueezeUnitBatch
 
@@ -36,6 +37,7 @@ OUR_PASSES: Final[tuple[type[Pass], ...]] = (
     CommonSubexpressions,
     FoldConstants,
     FoldRotaryTables,
+    ShareKv,
     AdoptFormats,
     NarrowMatrices,
     ScaleChannels,

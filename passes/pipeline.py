@@ -35,6 +35,7 @@ from .plan_memory import PLANNED, PlanMemory
 from .quantize_weights import QuantizeWeights
 from .registry import get_pass
 from .remove_no_op import RemoveNoOp
+from .share_kv import ShareKv
 from .sink_logits_rows import SinkLogitsRows
 from .squeeze_unit_batch import SqueezeUnitBatch
 
@@ -48,6 +49,7 @@ STAGES: Final[Mapping[str, tuple[Pass, ...]]] = {
         FoldRotaryTables(),
         RemoveNoOp(),  # again: squeezing and folding leave views of views behind
         CommonSubexpressions(),  # again: views that differed may now be equal
+        ShareKv(),  # its layers are the recipe's; none by default
     ),
     "shard": (),
     "quantize": (

@@ -24,6 +24,8 @@ INT4: Settings = (("quantization", "int4"),)
 """Matrices in 4 bits."""
 INT4_WEIGHTS: Settings = (("quantization", "int4-weights"), ("kv_cache.dtype", "float32"))
 """Matrices in 4 bits, and nothing else."""
+PAIRS: Settings = (("passes", {"share-kv": {"factor": 2}}),)
+"""The second of two layers reads the cache of the first."""
 
 
 @dataclass(frozen=True, slots=True)

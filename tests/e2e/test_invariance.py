@@ -15,7 +15,7 @@ from infc.runtime.requests.outputs import RequestOutput
 from infc.runtime.sampling.sampling_params import SamplingParams
 
 from ..configs import CONFIGS
-from .builds import INT4, INT8, Build, Builds, Settings
+from .builds import INT4, INT8, PAIRS, Build, Builds, Settings
 from .neighbours import Events, answer_of, block_bytes, compare_with_alone
 from .support import prompts
 
@@ -37,8 +37,9 @@ OTHERS = [
 ]
 OTHERS += [Build(arch, sets=INT8) for arch, small in CONFIGS.items() if arch == small.kind]
 OTHERS += [Build("gemma3-one-kv-head", dtype="bfloat16"), Build("llama-tied", sets=INT4)]
+OTHERS += [Build("mistral", sets=PAIRS, changes=WINDOWED), Build("gpt_oss", sets=(*INT8, *PAIRS))]
 """Every other architecture, and every one in int8: with a few examples. One whose table of tokens
-is the codes of the head."""
+is the codes of the head; and caches that two layers read."""
 
 FAMILIES: dict[str, Settings] = {
     "llama": (),
