@@ -271,6 +271,17 @@ def test_windowed_hit_needs_the_last_window(kept: bool, cached: int) -> None:
     assert again.num_cached_tokens == cached
 
 
+def test_a_running_state_is_not_taken_back() -> None:
+    """Of a prompt that is cached as a whole, the last block is computed again: none is copied."""
+    scheduler, model = build(4, ["state"], [40])
+    first = add(scheduler, "first", [0, 1, 2, 0] * 2, max_tokens=4)
+    finish_all(scheduler, model)
+    again = add(scheduler, "again", [0, 1, 2, 0] * 2, max_tokens=4)
+    finish_all(scheduler, model)
+    assert again.num_cached_tokens == 4 and model.num_copies == 0
+    assert again.token_ids == first.token_ids == alone(again)
+
+
 def test_windows_bound_the_blocks_of_long_sequences() -> None:
     scheduler, model = build(2, [4], [6], max_context=400, step_tokens=3)
     request = add(scheduler, "long", [0, 1, 2] * 60, max_tokens=200)
