@@ -19,7 +19,12 @@ from infc.runtime.sampling.adjustments import (
 )
 from infc.runtime.sampling.draws import DRAW, Draw
 
+from ... import sanitizers
 from .harness import DTYPES, TARGETS, Array, Kernels, kernels, same_bits
+
+pytestmark = pytest.mark.skipif(
+    sanitizers.ACTIVE, reason="with sanitizers, gcc takes minutes to compile it for AVX-512"
+)
 
 WRAPPER = Path(__file__).parent / "wrapper_sampling.cpp"
 WIDTHS = (1, 15, 16, 17, 31, 33, 64, 75, 1001, 4129)
