@@ -26,7 +26,7 @@ from ..base import (
 )
 from ..weights_file import WEIGHTS_FILE, write_weights
 from .buffers import Buffer
-from .calls import c_dim, place_barriers, read_ahead
+from .calls import applied, c_dim, place_barriers, read_ahead
 from .emitter import Emitter, Lowering, pointer
 from .expressions import SCALARS
 from .extensions import FOLDER, extension_headers, find_extension
@@ -269,7 +269,7 @@ def emit_calls(emitter: Emitter) -> None:
         if hidden is not None and hidden.name in emitter.buffers:
             # At once, not at the end: a step that wants nothing of the head is done here.
             _store_hidden(emitter, hidden)
-            emitter.call("if (!needs_head(s)) return;", (), reads=(), writes=())
+            emitter.statement(("if (!needs_head(s)) return;",), reads=(), writes=())
             hidden = None
     _store_logits(emitter, logits)
 
@@ -286,9 +286,9 @@ def _store_hidden(emitter: Emitter, value: Value) -> None:
     """What enters the head leaves as float32 where the step has an array for it."""
     buffer = _floats(emitter, value)
     count = " * ".join(c_dim(dim) for dim in value.type.shape)
-    emitter.call(
-        f"if (hidden != nullptr) widen_rows(t, {{0}}, hidden, {count});",
-        (pointer(buffer),),
+    widened = applied("widen_rows", "t", pointer(buffer), "hidden", count)
+    emitter.statement(
+        ("if (hidden != nullptr) ", *widened, ";"),
         reads=(buffer,),
         writes=(),
         comment="hidden",
@@ -301,15 +301,15 @@ def _store_logits(emitter: Emitter, value: Value) -> None:
     width = c_dim(value.type.shape[-1])
     emitter.thread_scratch[f"draw_scratch_bytes({width})"] = None
     emitter.call(
-        f"draw_tokens(t, {{0}}, s, {width});",
-        (pointer(buffer),),
+        "draw_tokens",
+        (pointer(buffer), "s", width),
         reads=(buffer,),
         writes=(),
         comment="tokens",
     )
     emitter.call(
-        f"widen_chosen(t, {{0}}, s.logits_rows, s.num_logits, s.logits, {width});",
-        (pointer(buffer),),
+        "widen_chosen",
+        (pointer(buffer), "s.logits_rows", "s.num_logits", "s.logits", width),
         reads=(buffer,),
         writes=(),
         comment="logits",

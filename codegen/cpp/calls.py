@@ -49,7 +49,32 @@ class InputPtr:
 
 
 Arg = Const | ArenaPtr | WeightPtr | InputPtr | str
-"""What fills a place of a template; text is the same in every layer."""
+"""A piece of a statement; text is the same in every layer."""
+
+Code = tuple[Arg, ...]
+"""A statement or a part of one: its pieces in the order in which they are written."""
+
+
+def listed(*items: Arg | Code | int, separator: str = ", ") -> Code:
+    """The items with a separator between them; an `int` is text."""
+    pieces: list[Arg] = []
+    for place, item in enumerate(items):
+        pieces += [separator] if place else []
+        if isinstance(item, tuple):
+            pieces += item
+        else:
+            pieces.append(str(item) if isinstance(item, int) else item)
+    return tuple(pieces)
+
+
+def applied(function: str, *args: Arg | Code | int) -> Code:
+    """`function(args)`."""
+    return (f"{function}(", *listed(*args), ")")
+
+
+def braced(kind: str, *fields: Arg | Code | int) -> Code:
+    """`kind{fields}`: a value of the type, or with no name of it a list."""
+    return (f"{kind}{{", *listed(*fields), "}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +102,7 @@ class Panels:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One statement: a template with `{0}`, `{1}` … for its arguments, and what it touches.
+    """One statement, and what it touches.
 
     Every thread of the team runs it on its own share; `comment` says what it is, and `nodes` are
     the labels of what it computes. Where `rows` is given, all spans consist of so many rows of
@@ -85,8 +110,7 @@ class Call:
     are what it reads of a matrix, where it is a product by one.
     """
 
-    template: str
-    args: tuple[Arg, ...]
+    code: Code
     reads: tuple[Span, ...]
     writes: tuple[Span, ...]
     comment: str = ""
@@ -94,9 +118,9 @@ class Call:
     rows: str = ""
     panels: Panels | None = None
 
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> tuple[tuple[str, ...], ...]:
         """What must be equal for two calls to share one line in a loop over layers."""
-        return (self.template, tuple(_shape(arg) for arg in self.args))
+        return tuple(_shape(arg) for arg in self.code)
 
 
 def _shape(arg: Arg) -> tuple[str, ...]:
@@ -113,7 +137,7 @@ def _shape(arg: Arg) -> tuple[str, ...]:
             return ("text", arg)
 
 
-BARRIER = Call("t.barrier(ahead);", (), (), ())
+BARRIER = Call(("t.barrier(ahead);",), (), ())
 
 
 def place_barriers(calls: list[Call]) -> list[Call]:
@@ -163,5 +187,6 @@ def read_ahead(calls: list[Call]) -> list[Call]:
 def _announce(panels: Panels) -> Call:
     # Of T rows, also where the product has R: a step in which these differ has too many to gain.
     # So that the last layer, before the head, is written like the others.
-    args = (panels.weight, Const(panels.outputs), Const(panels.depth))
-    return Call(f"ahead = panels_ahead<{panels.ctype}>(t, {{0}}, T, {{1}}, {{2}});", args, (), ())
+    shape = Const(panels.outputs), Const(panels.depth)
+    found = applied(f"panels_ahead<{panels.ctype}>", "t", panels.weight, "T", *shape)
+    return Call(("ahead = ", *found, ";"), (), ())

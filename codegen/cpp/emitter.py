@@ -12,8 +12,8 @@ from ...ir.plan import planned_arena
 from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.targets import Target
 from ...ir.types import Dim, DType, TensorType
-from .buffers import CTYPES, Buffer, Home, Stride
-from .calls import Arg, Call, Panels, Span, c_dim
+from .buffers import CTYPES, Buffer, Home
+from .calls import Arg, Call, Code, Panels, Span, applied, braced, c_dim
 from .layout import PanelLayout, panel_layout
 from .weight_table import WeightTable
 
@@ -140,12 +140,11 @@ class Emitter:
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy element by element between buffers of one shape."""
         rank = max(1, len(source.shape))
-        sizes = ", ".join(c_dim(d) for d in source.shape) or "1"
-        lists = (sizes, _c_strides(source.strides), _c_strides(target.strides))
-        braced = ", ".join(f"{{{{{text}}}}}" for text in lists)
+        sizes = tuple(c_dim(dim) for dim in source.shape)
+        lists = [braced("", *(each or "1")) for each in (sizes, source.strides, target.strides)]
         self.call(
-            f"copy_strided<{rank}>(t, {{0}}, {{1}}, {braced});",
-            (pointer(source), pointer(target)),
+            f"copy_strided<{rank}>",
+            (pointer(source), pointer(target), *lists),
             reads=(source,),
             writes=(target,),
             comment="copy",
@@ -177,8 +176,25 @@ class Emitter:
 
     def call(
         self,
-        template: str,
-        args: Sequence[Arg],
+        function: str,
+        args: Sequence[Arg | Code | int],
+        *,
+        reads: Sequence[Buffer | Span],
+        writes: Sequence[Buffer | Span],
+        comment: str = "",
+        rows: str = "",
+        panels: Panels | None = None,
+    ) -> None:
+        """Append a call of a function by every thread of the team `t`, its first argument.
+
+        `rows` and `panels` as in `Call`.
+        """
+        code = (*applied(function, "t", *args), ";")
+        self.statement(code, reads=reads, writes=writes, comment=comment, rows=rows, panels=panels)
+
+    def statement(
+        self,
+        code: Code,
         *,
         reads: Sequence[Buffer | Span],
         writes: Sequence[Buffer | Span],
@@ -189,8 +205,7 @@ class Emitter:
         """Append one statement that every thread runs; `rows` and `panels` as in `Call`."""
         self.calls.append(
             Call(
-                template,
-                tuple(args),
+                code,
                 tuple(_span(b) for b in reads if not is_constant(b)),
                 tuple(_span(b) for b in writes),
                 comment,
@@ -225,10 +240,6 @@ def _span(touched: Buffer | Span) -> Span:
 def is_constant(touched: Buffer | Span) -> bool:
     """Whether no call of a step writes there."""
     return isinstance(touched, Buffer) and touched.home.kind in ("weight", "input")
-
-
-def _c_strides(strides: tuple[Stride, ...]) -> str:
-    return ", ".join(str(s) for s in strides) or "1"
 
 
 def _as_rows(buffer: Buffer, inner_dims: int) -> tuple[str, str, int] | None:

@@ -78,8 +78,7 @@ def row_kernel(function: str, attrs: Sequence[str] = ()) -> Lowering:
     """
 
     def lower(e: Emitter, node: Node) -> None:
-        args: list[Arg] = []
-        places: list[str] = []
+        args: list[Arg | int] = []
         reads: list[Buffer] = []
         first = None
         for operand in node.inputs:
@@ -91,18 +90,15 @@ def row_kernel(function: str, attrs: Sequence[str] = ()) -> Lowering:
                 rows = e.rows(operand)
                 address, stride, touched = rows.pointer, rows.stride, rows.buffer
                 first = first or rows
-            args.append(address)
-            places += [f"{{{len(args) - 1}}}", stride]
+            args += [address, stride]
             reads.append(touched)
         assert first is not None, "an op has an operand"
         results = [e.output(value) for value in node.outputs]
         for result in results:
-            args.append(pointer(result))
-            places += [f"{{{len(args) - 1}}}", e.rows(result).stride]
-        numbers = [_literal(node, name) for name in attrs]
-        text = ", ".join(["t", *places, first.count, str(first.length), *numbers])
-        call = f"{function}<{results[0].ctype}>({text});"
-        e.call(call, args, reads=reads, writes=results, comment=node.op)
+            args += [pointer(result), e.rows(result).stride]
+        args += [first.count, first.length, *(_literal(node, name) for name in attrs)]
+        kernel = f"{function}<{results[0].ctype}>"
+        e.call(kernel, args, reads=reads, writes=results, comment=node.op)
 
     return lower
 

@@ -13,7 +13,7 @@ from ...ir.errors import ProgramError
 from ...ir.program import Literal, Node, Operand, Value
 from ...ir.types import Dim, DType, TensorType
 from .buffers import Buffer
-from .calls import Arg, c_dim
+from .calls import Code, c_dim, listed
 from .emitter import Emitter, dtype_of, pointer
 from .expressions import POINTWISE_OPS, SCALARS, expression, literal
 
@@ -29,8 +29,7 @@ class _RowCode:
     emitter: Emitter
     lead: tuple[Dim, ...]
     stored: frozenset[str]
-    args: list[Arg] = field(default_factory=list)
-    pointers: list[str] = field(default_factory=list)
+    pointers: list[Code] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     open_loop: list[str] = field(default_factory=list)
     loop_width: str = ""
@@ -57,10 +56,9 @@ class _RowCode:
             if dim != 1 and stride != 0
         ]
         const = "" if write else "const "
-        place = f"{{{len(self.args)}}}"
-        self.args.append(pointer(buffer))
         offset = " + ".join(["", *terms])
-        self.pointers.append(f"{const}{buffer.ctype}* {name} = {place}{offset};")
+        declared = f"{const}{buffer.ctype}* {name} = "
+        self.pointers.append((declared, pointer(buffer), f"{offset};"))
         (self.writes if write else self.reads).append(buffer)
         self.known[key] = name
         return name
@@ -71,7 +69,7 @@ class _RowCode:
             body = " ".join(self.open_loop)
             # Rows of one call never overlap except element by element.
             self.lines.append('_Pragma("GCC ivdep")')
-            self.lines.append(f"for (int64_t j = 0; j < {self.loop_width}; ++j) {{{{ {body} }}}}")
+            self.lines.append(f"for (int64_t j = 0; j < {self.loop_width}; ++j) {{ {body} }}")
         self.open_loop, self.in_loop, self.loop_width = [], set(), ""
 
 
@@ -263,14 +261,13 @@ def _finish(e: Emitter, code: _RowCode, nodes: Sequence[Node]) -> None:
         size = c_dim(code.lead[axis])
         index_lines.append(f"const int64_t i{axis} = {rest} % {size};")
         rest = f"({rest} / {size})"
-    body = "\n    ".join([*index_lines, *code.pointers, *code.lines])
-    template = (
-        f"for (Share q = share_of(t, {count}); q.begin < q.end; ++q.begin) {{{{\n"
-        f"    const int64_t r = q.begin; (void)r;\n    {body}\n  }}}}"
+    head = (
+        f"for (Share q = share_of(t, {count}); q.begin < q.end; ++q.begin) {{",
+        "const int64_t r = q.begin; (void)r;",
     )
-    e.call(
-        template,
-        code.args,
+    lines: list[str | Code] = [*head, *index_lines, *code.pointers, *code.lines]
+    e.statement(
+        (*listed(*lines, separator="\n    "), "\n  }"),
         reads=code.reads,
         writes=code.writes,
         comment="loop: " + ", ".join(node.op for node in nodes),

@@ -80,11 +80,11 @@ def _loop(calls: Sequence[Call], period: int) -> Loop:
     repeats = [calls[i : i + period] for i in range(0, len(calls), period)]
     columns = []
     for index, call in enumerate(body):
-        for place in range(len(call.args)):
-            if len({repeat[index].args[place] for repeat in repeats}) > 1:
+        for place in range(len(call.code)):
+            if len({repeat[index].code[place] for repeat in repeats}) > 1:
                 columns.append((index, place))
     rows = tuple(
-        tuple(_entry(repeat[index].args[place]) for index, place in columns) for repeat in repeats
+        tuple(_entry(repeat[index].code[place]) for index, place in columns) for repeat in repeats
     )
     nodes = tuple(
         tuple(label for call in same for label in call.nodes) for same in zip(*repeats, strict=True)

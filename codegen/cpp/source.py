@@ -63,7 +63,7 @@ def source_text(
         if isinstance(item, Loop):
             parts.append(_loop(loops.index(item), item, entries))
         else:
-            parts.append(_line(item, [_fixed(arg) for arg in item.args], "  ", entries))
+            parts.append(_line(item, [_fixed(arg) for arg in item.code], "  ", entries))
     blocks = [str(group.bytes_per_block()) for group in program.resources]
     groups = ", ".join([str(len(blocks)), *blocks])
     needs = ["int64_t{0}", *scratch]
@@ -112,7 +112,7 @@ def _loop(index: int, loop: Loop, entries: Iterator[int]) -> str:
     ]
     for number, call in enumerate(loop.body):
         texts = []
-        for place, arg in enumerate(call.args):
+        for place, arg in enumerate(call.code):
             column = places.get((number, place))
             texts.append(_fixed(arg) if column is None else _varying(arg, column))
         lines.append(_line(call, texts, "    ", entries))
@@ -122,7 +122,7 @@ def _loop(index: int, loop: Loop, entries: Iterator[int]) -> str:
 def _line(call: Call, texts: Sequence[str], indent: str, entries: Iterator[int]) -> str:
     comment = f"{indent}// {call.comment}\n" if call.comment else ""
     mark = f"  clock.mark({next(entries)});" if is_timed(call) else ""
-    return f"{comment}{indent}{call.template.format(*texts)}{mark}\n"
+    return f"{comment}{indent}{''.join(texts)}{mark}\n"
 
 
 def _fixed(arg: Arg) -> str:

@@ -15,6 +15,7 @@ from infc.codegen.cpp.calls import (
     Panels,
     Span,
     WeightPtr,
+    applied,
     place_barriers,
     read_ahead,
 )
@@ -24,7 +25,7 @@ spans = st.builds(
     lambda start, size: Span("arena", start, start + size), st.integers(0, 12), st.integers(1, 4)
 )
 touching = st.builds(
-    lambda reads, writes, rows: Call("f();", (), tuple(reads), tuple(writes), rows=rows),
+    lambda reads, writes, rows: Call(("f();",), tuple(reads), tuple(writes), rows=rows),
     st.lists(spans, max_size=2),
     st.lists(spans, min_size=1, max_size=2),
     st.sampled_from(["", "3", "6"]),
@@ -71,8 +72,8 @@ def test_calls_between_barriers_never_conflict(calls: list[Call]) -> None:
 
 def test_rows_that_a_thread_made_itself_need_no_barrier() -> None:
     x, y, z = (Span("arena", at, at + 64) for at in (0, 64, 128))
-    norm = Call("norm();", (), (x,), (y,), rows="T")
-    quantize = Call("quantize();", (), (y,), (z,), rows="T")
+    norm = Call(("norm();",), (x,), (y,), rows="T")
+    quantize = Call(("quantize();",), (y,), (z,), rows="T")
     assert place_barriers([norm, quantize]) == [norm, quantize]
     for other in (replace(quantize, rows="R"), replace(quantize, rows="")):
         assert place_barriers([norm, other]) == [norm, BARRIER, other]
@@ -85,15 +86,17 @@ def test_each_product_is_announced_behind_the_one_before(products: list[bool]) -
     calls = []
     for number, is_product in enumerate(products):
         panels = Panels("bf16", WeightPtr("char", number), 64, 32)
-        calls.append(Call(f"f{number}();", (), (), (), panels=panels if is_product else None))
+        calls.append(Call((f"f{number}();",), (), (), panels=panels if is_product else None))
     written = read_ahead(calls)
     assert [call for call in written if call in calls] == calls
     announced = None
     for call in written:
         if call not in calls:
-            assert call.template == "ahead = panels_ahead<bf16>(t, {0}, T, {1}, {2});"
-            announced = call.args[0]
-            assert call.args[1:] == (Const(64), Const(32))
+            (announced,) = (arg for arg in call.code if isinstance(arg, WeightPtr))
+            assert call.code == (
+                *("ahead = ", "panels_ahead<bf16>(", "t", ", ", announced, ", ", "T"),
+                *(", ", Const(64), ", ", Const(32), ")", ";"),
+            )
         elif call.panels is not None:
             assert announced == call.panels.weight
             announced = None
@@ -101,20 +104,20 @@ def test_each_product_is_announced_behind_the_one_before(products: list[bool]) -
     assert announced == first
 
 
-def unroll(items: list[Item]) -> list[tuple[str, list[object]]]:
-    """The statements that a rolled program executes, with the values of their arguments."""
-    result: list[tuple[str, list[object]]] = []
+def unroll(items: list[Item]) -> list[list[object]]:
+    """The statements that a rolled program executes, with the values of their addresses."""
+    result: list[list[object]] = []
     for item in items:
         if isinstance(item, Call):
-            result.append((item.template, [_entry(arg) for arg in item.args]))
+            result.append([_entry(arg) for arg in item.code])
             continue
         for row in item.rows:
             for number, call in enumerate(item.body):
-                values = [_entry(arg) for arg in call.args]
+                values = [_entry(arg) for arg in call.code]
                 for column, (body_call, place) in enumerate(item.columns):
                     if body_call == number:
                         values[place] = row[column]
-                result.append((call.template, values))
+                result.append(values)
     return result
 
 
@@ -130,9 +133,7 @@ def _entry(arg: object) -> object:
 
 
 calls = st.builds(
-    lambda name, args: Call(
-        f"{name}({', '.join(f'{{{i}}}' for i in range(len(args)))});", tuple(args), (), ()
-    ),
+    lambda name, args: Call((*applied(name, *args), ";"), (), ()),
     st.sampled_from("abc"),
     st.lists(
         st.one_of(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.codegen.cpp.calls import BARRIER, Call, Const
+from infc.codegen.cpp.calls import BARRIER, Call, Const, applied
 from infc.codegen.cpp.profile import num_entries, profile_text
 from infc.codegen.cpp.roll import roll
 from infc.codegen.cpp.source import source_text
@@ -86,9 +86,11 @@ def test_names_that_are_not_of_the_library_are_refused(tmp_path: Path) -> None:
 
 statements = st.one_of(
     st.just(BARRIER),
-    st.just(Call("if (logits == nullptr) return;", (), (), ())),
+    st.just(Call(("if (logits == nullptr) return;",), (), ())),
     st.builds(
-        lambda name, value, label: Call(f"{name}({{0}});", (Const(value),), (), (), name, (label,)),
+        lambda name, value, label: Call(
+            (*applied(name, Const(value)), ";"), (), (), comment=name, nodes=(label,)
+        ),
         st.sampled_from("abc"),
         st.integers(0, 3),
         st.text("xyz", min_size=1, max_size=2),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ....ir.errors import ProgramError
 from ....ir.ops.state import cache_of
 from ....ir.program import Node
 from ....ir.resources import KvGroup
 from ....ir.types import DType
 from ..buffers import CTYPES
-from ..calls import Arg, Const, Span, c_dim
+from ..calls import Arg, Code, Const, Span, applied, c_dim
 from ..emitter import Emitter, Lowering, Rows, pointer
 from ..expressions import literal
 
@@ -22,17 +24,28 @@ def _group(e: Emitter, node: Node) -> tuple[int, KvGroup, int]:
     raise ProgramError(f"no KV group {name!r} has a cache of layer {cache}", where=node.source)
 
 
-def _view(e: Emitter, node: Node, places: tuple[int, int]) -> tuple[str, list[Arg], Span, str]:
-    """C++ text of the cache's KvView, its arguments, what it touches, and its element type."""
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """The KV cache that a node names."""
+
+    view: Code
+    """C++ of its KvView."""
+    group: Const
+    """The index of its KV group."""
+    span: Span
+    ctype: str
+
+
+def _cache(e: Emitter, node: Node) -> _Cache:
     index, group, place = _group(e, node)
     layer_bytes = group.bytes_per_block() // len(group.layers)
-    base, offset = places
-    text = (
-        f"kv_view(m.kv[{{{base}}}], {group.bytes_per_block()}, {{{offset}}}, "
-        f"{group.block_size}, {group.num_kv_heads}, {group.key_head_dim}, {group.value_head_dim})"
+    view = applied(
+        "kv_view",
+        *(("m.kv[", Const(index), "]"), group.bytes_per_block(), Const(place * layer_bytes)),
+        *(group.block_size, group.num_kv_heads, group.key_head_dim, group.value_head_dim),
     )
-    args: list[Arg] = [Const(index), Const(place * layer_bytes)]
-    return text, args, Span(f"kv:{index}:{place}"), CTYPES[DType(group.dtype)]
+    span = Span(f"kv:{index}:{place}")
+    return _Cache(view, Const(index), span, CTYPES[DType(group.dtype)])
 
 
 def lower_rotary(e: Emitter, node: Node) -> None:
@@ -43,9 +56,8 @@ def lower_rotary(e: Emitter, node: Node) -> None:
     scale = node.attrs["scale"]
     assert isinstance(scale, float)
     e.call(
-        f"rotary_{node.attrs['function']}(t, {{0}}, {{1}}, {literal(scale)}, "
-        f"{{2}}, {tokens}, {width});",
-        (pointer(positions), pointer(frequencies), pointer(out)),
+        f"rotary_{node.attrs['function']}",
+        (pointer(positions), pointer(frequencies), literal(scale), pointer(out), tokens, width),
         reads=(positions, frequencies),
         writes=(out,),
         comment=node.op,
@@ -59,9 +71,11 @@ def lower_rope(e: Emitter, node: Node) -> None:
     cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[1:])
     out = e.output(node.output)
     e.call(
-        f"rope(t, {{0}}, {x.stride}, {{1}}, {heads * dim}, {{2}}, {{3}}, "
-        f"{node.attrs['rotary_dim']}, {_style(node)}, {heads}, {dim}, {x.count});",
-        (x.pointer, pointer(out), pointer(cos), pointer(sin)),
+        "rope",
+        (
+            *(x.pointer, x.stride, pointer(out), heads * dim, pointer(cos), pointer(sin)),
+            *(_rotary_dim(node), _style(node), heads, dim, x.count),
+        ),
         reads=(x.buffer, cos, sin),
         writes=(out,),
         comment=node.op,
@@ -71,13 +85,13 @@ def lower_rope(e: Emitter, node: Node) -> None:
 def lower_kv_write(e: Emitter, node: Node) -> None:
     """`kv_write(k, v)`."""
     k, v = e.rows(node.inputs[0], inner_dims=2), e.rows(node.inputs[1], inner_dims=2)
-    view, args, span, kv_type = _view(e, node, (2, 3))
+    cache = _cache(e, node)
+    slots = ("s.groups[", cache.group, "].slots")
     e.call(
-        f"kv_write<{k.buffer.ctype}, {kv_type}>(t, {{0}}, {k.stride}, {{1}}, {v.stride}, "
-        f"s.groups[{{2}}].slots, {k.count}, {view});",
-        (k.pointer, v.pointer, *args),
+        f"kv_write<{k.buffer.ctype}, {cache.ctype}>",
+        (k.pointer, k.stride, v.pointer, v.stride, slots, k.count, cache.view),
         reads=(k.buffer, v.buffer),
-        writes=(span,),
+        writes=(cache.span,),
         comment=node.op,
     )
 
@@ -88,18 +102,18 @@ def lower_rope_kv_write(e: Emitter, node: Node) -> None:
     cos, sin = (e.dense(e.buffer(operand)) for operand in node.inputs[3:])
     out = e.output(node.output)
     heads, dim = _heads(out.shape)
-    view, args, span, kv_type = _view(e, node, (6, 7))
+    cache = _cache(e, node)
+    slots = ("s.groups[", cache.group, "].slots")
     e.call(
-        f"rope_kv_write<{out.ctype}, {kv_type}>(t, "
-        f"{{0}}, {q.stride}, {{3}}, {heads * dim}, {{1}}, {k.stride}, {{2}}, {v.stride}, "
-        f"{{4}}, {{5}}, {node.attrs['rotary_dim']}, {_style(node)}, {heads}, "
-        f"{view}, s.groups[{{6}}].slots, {q.count});",
+        f"rope_kv_write<{out.ctype}, {cache.ctype}>",
         (
-            *(q.pointer, k.pointer, v.pointer, pointer(out), pointer(cos), pointer(sin)),
-            *args,
+            *(q.pointer, q.stride, pointer(out), heads * dim),
+            *(k.pointer, k.stride, v.pointer, v.stride),
+            *(pointer(cos), pointer(sin), _rotary_dim(node), _style(node), heads),
+            *(cache.view, slots, q.count),
         ),
         reads=(q.buffer, k.buffer, v.buffer, cos, sin),
-        writes=(out, span),
+        writes=(out, cache.span),
         comment=node.op,
     )
 
@@ -112,14 +126,16 @@ def lower_paged_attention(e: Emitter, node: Node) -> None:
     sinks = [e.dense(e.buffer(operand)) for operand in node.inputs[1:]]
     sink_type = sinks[0].ctype if sinks else out.ctype
     address: Arg = pointer(sinks[0]) if sinks else f"(const {sink_type}*)nullptr"
-    view, args, span, kv_type = _view(e, node, (3, 4))
+    cache = _cache(e, node)
     softcap = node.attrs.get("softcap") or 0.0
     e.call(
-        f"paged_attention<{out.ctype}, {kv_type}, {sink_type}>(t, {{0}}, {q.stride}, {{1}}, "
-        f"{heads * value_dim}, step_view(s, {{3}}), {view}, {heads}, "
-        f"{node.attrs['scale']!r}f, {{5}}, {softcap!r}f, {{2}});",
-        (q.pointer, pointer(out), address, *args, Const(_window(node))),
-        reads=(q.buffer, span, *sinks),
+        f"paged_attention<{out.ctype}, {cache.ctype}, {sink_type}>",
+        (
+            *(q.pointer, q.stride, pointer(out), heads * value_dim),
+            *(applied("step_view", "s", cache.group), cache.view, heads),
+            *(f"{node.attrs['scale']!r}f", Const(_window(node)), f"{softcap!r}f", address),
+        ),
+        reads=(q.buffer, cache.span, *sinks),
         writes=(out,),
         comment=node.op,
     )
@@ -134,6 +150,12 @@ def _heads(shape: tuple[object, ...]) -> tuple[int, int]:
     heads, dim = shape[-2:]
     assert isinstance(heads, int) and isinstance(dim, int)
     return heads, dim
+
+
+def _rotary_dim(node: Node) -> int:
+    dim = node.attrs["rotary_dim"]
+    assert isinstance(dim, int)
+    return dim
 
 
 def _style(node: Node) -> str:

@@ -7,7 +7,7 @@ from ....ir.program import Node, Operand, WeightRef
 from ....ir.schemes import Scheme, get_scheme
 from ....ir.types import Dim, DType
 from ..buffers import CTYPES, Buffer, codes_type
-from ..calls import Arg, WeightPtr
+from ..calls import Arg, Code, WeightPtr, braced
 from ..emitter import Emitter, Lowering, pointer
 from ..expressions import literal
 
@@ -70,14 +70,12 @@ def _lower(
     stored = CTYPES[weight_type] if scheme is None else codes_type(scheme)
     for depth in (hidden, inner):
         e.need_product_scratch(stored, depth)
-    shape = f"MoeShape{{{{{x.count}, {experts}, {hidden}, {inner}, {slots}}}}}"
-    filled = ", ".join(f"{{{place}}}" for place in range(5, 5 + len(weights)))
     e.call(
-        f"{kernel}<{stored}>(t, {_gate(node)}, {{0}}, {x.stride}, {{1}}, {{2}}, "
-        f"{struct}<{out.ctype}>{{{{{filled}}}}}, {{3}}, {hidden}, {shape}, {{4}});",
+        f"{kernel}<{stored}>",
         (
-            *(x.pointer, pointer(index), pointer(weight), pointer(out), pointer(scratch)),
-            *weights,
+            *(_gate(node), x.pointer, x.stride, pointer(index), pointer(weight)),
+            *(braced(f"{struct}<{out.ctype}>", *weights), pointer(out), hidden),
+            *(braced("MoeShape", x.count, experts, hidden, inner, slots), pointer(scratch)),
         ),
         reads=(x.buffer, index, weight, *others),
         writes=(out, scratch),
@@ -85,14 +83,14 @@ def _lower(
     )
 
 
-def _gate(node: Node) -> str:
-    """C++ text of what joins the halves of an expert's first product; braces are doubled."""
+def _gate(node: Node) -> Code:
+    """C++ of what joins the halves of an expert's first product."""
     act, limit = node.attrs["act"], node.attrs["limit"]
     numbers = [node.attrs["alpha"], float("inf") if limit is None else limit, node.attrs["shift"]]
     if numbers == [1.0, float("inf"), 0.0]:
-        return f"PlainGate<Act::{act}>{{{{}}}}"
+        return braced(f"PlainGate<Act::{act}>")
     texts = [literal(n, DType.F32) for n in numbers if isinstance(n, float)]
-    return f"LimitedGate<Act::{act}>{{{{{', '.join(texts)}}}}}"
+    return braced(f"LimitedGate<Act::{act}>", *texts)
 
 
 def _sizes(shape: tuple[Dim, ...]) -> tuple[int, ...]:

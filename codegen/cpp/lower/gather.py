@@ -17,9 +17,10 @@ def lower_embedding(e: Emitter, node: Node) -> None:
     count = " * ".join(c_dim(d) for d in ids.shape) or "1"
     if isinstance(table, WeightRef) and table.name in e.weights.packed_names:
         weight = e.program.weights[table.name].type
+        packed = WeightPtr("char", e.weights.packed(table.name))
         e.call(
-            f"embedding_packed<{out.ctype}>(t, {{0}}, {{1}}, {{2}}, {count}, {weight.shape[1]});",
-            (WeightPtr("char", e.weights.packed(table.name)), pointer(ids), pointer(out)),
+            f"embedding_packed<{out.ctype}>",
+            (packed, pointer(ids), pointer(out), count, c_dim(weight.shape[1])),
             reads=(ids,),
             writes=(out,),
             comment=node.op,
@@ -27,8 +28,8 @@ def lower_embedding(e: Emitter, node: Node) -> None:
         return
     rows = e.dense(e.buffer(table))
     e.call(
-        f"embedding_rows<{out.ctype}>(t, {{0}}, {{1}}, {{2}}, {count}, {c_dim(rows.shape[-1])});",
-        (pointer(rows), pointer(ids), pointer(out)),
+        f"embedding_rows<{out.ctype}>",
+        (pointer(rows), pointer(ids), pointer(out), count, c_dim(rows.shape[-1])),
         reads=(rows, ids),
         writes=(out,),
         comment=node.op,
@@ -43,13 +44,10 @@ def lower_scaled_embedding(e: Emitter, node: Node) -> None:
     out = e.output(node.output)
     count = " * ".join(c_dim(d) for d in ids.shape) or "1"
     scheme = get_scheme(node.attrs["scheme"])
+    packed = WeightPtr("char", e.weights.packed(table.name, scheme.weight))
     e.call(
-        f"scaled_embedding<{codes_type(scheme)}>(t, {{0}}, {{1}}, {{2}}, {{3}}, {count}, "
-        f"{node.attrs['width']});",
-        (
-            *(WeightPtr("char", e.weights.packed(table.name, scheme.weight)), pointer(scale)),
-            *(pointer(ids), pointer(out)),
-        ),
+        f"scaled_embedding<{codes_type(scheme)}>",
+        (packed, pointer(scale), pointer(ids), pointer(out), count, str(node.attrs["width"])),
         reads=(scale, ids),
         writes=(out,),
         comment=node.op,
@@ -64,9 +62,8 @@ def lower_take(e: Emitter, node: Node) -> None:
     out = e.output(node.output)
     count = " * ".join(c_dim(d) for d in index.shape) or "1"
     e.call(
-        f"take_rows<{out.ctype}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.length}, "
-        f"{count}, {x.length});",
-        (x.pointer, pointer(index), pointer(out)),
+        f"take_rows<{out.ctype}>",
+        (x.pointer, x.stride, pointer(index), pointer(out), x.length, count, x.length),
         reads=(x.buffer, index),
         writes=(out,),
         comment=node.op,
@@ -78,8 +75,11 @@ def lower_topk(e: Emitter, node: Node) -> None:
     x = e.rows(node.inputs[0])
     values, indices = e.output(node.outputs[0]), e.output(node.outputs[1])
     e.call(
-        f"topk_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length}, {node.attrs['k']});",
-        (x.pointer, pointer(values), pointer(indices)),
+        "topk_rows",
+        (
+            *(x.pointer, x.stride, pointer(values), pointer(indices)),
+            *(x.count, x.length, str(node.attrs["k"])),
+        ),
         reads=(x.buffer,),
         writes=(values, indices),
         comment=node.op,
@@ -91,8 +91,11 @@ def lower_gather(e: Emitter, node: Node) -> None:
     x, index = e.rows(node.inputs[0]), e.dense(e.buffer(node.inputs[1]))
     out = e.output(node.output)
     e.call(
-        f"gather_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {c_dim(index.shape[-1])});",
-        (x.pointer, pointer(index), pointer(out)),
+        "gather_rows",
+        (
+            *(x.pointer, x.stride, pointer(index), pointer(out)),
+            *(x.count, c_dim(index.shape[-1])),
+        ),
         reads=(x.buffer, index),
         writes=(out,),
         comment=node.op,
@@ -106,9 +109,11 @@ def lower_scatter(e: Emitter, node: Node) -> None:
     value = node.attrs["value"]
     assert isinstance(value, float), "scatter has a number"
     e.call(
-        f"scatter_rows(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length}, "
-        f"{c_dim(index.shape[-1])}, {literal(value)});",
-        (x.pointer, pointer(index), pointer(out)),
+        "scatter_rows",
+        (
+            *(x.pointer, x.stride, pointer(index), pointer(out)),
+            *(x.count, x.length, c_dim(index.shape[-1]), literal(value)),
+        ),
         reads=(x.buffer, index),
         writes=(out,),
         comment=node.op,
@@ -120,8 +125,8 @@ def lower_softmax(e: Emitter, node: Node) -> None:
     x = e.rows(node.inputs[0])
     out = e.output(node.output)
     e.call(
-        f"softmax_rows(t, {{0}}, {x.stride}, {{1}}, {x.length}, {x.count}, {x.length});",
-        (x.pointer, pointer(out)),
+        "softmax_rows",
+        (x.pointer, x.stride, pointer(out), x.length, x.count, x.length),
         reads=(x.buffer,),
         writes=(out,),
         comment=node.op,
@@ -136,8 +141,8 @@ def lower_full(e: Emitter, node: Node) -> None:
     assert isinstance(value, (bool, int, float)), "full has a number"
     text = literal(value, node.output.type.dtype)
     e.call(
-        f"fill<{out.ctype}>(t, {{0}}, {count}, {text});",
-        (pointer(out),),
+        f"fill<{out.ctype}>",
+        (pointer(out), count, text),
         reads=(),
         writes=(out,),
         comment=node.op,
@@ -148,8 +153,8 @@ def lower_iota(e: Emitter, node: Node) -> None:
     """`iota{size}`: 0, 1, 2, …"""
     out = e.output(node.output)
     e.call(
-        f"iota<{out.ctype}>(t, {{0}}, {c_dim(out.shape[0])});",
-        (pointer(out),),
+        f"iota<{out.ctype}>",
+        (pointer(out), c_dim(out.shape[0])),
         reads=(),
         writes=(out,),
         comment=node.op,

@@ -22,9 +22,11 @@ def lower_linear(e: Emitter, node: Node) -> None:
     e.need_product_scratch(weight_type, x.length)
     packed = WeightPtr("char", e.weights.packed(weight.name))
     e.call(
-        f"linear<{types}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, {y.stride}, "
-        f"{x.count}, {y.length}, {x.length});",
-        (x.pointer, packed, address, y.pointer),
+        f"linear<{types}>",
+        (
+            *(x.pointer, x.stride, packed, address, y.pointer, y.stride),
+            *(x.count, y.length, x.length),
+        ),
         reads=(x.buffer, *bias),
         writes=(out,),
         comment=str(node.op),
@@ -38,9 +40,8 @@ def lower_gated_act(e: Emitter, node: Node) -> None:
     out = e.output(node.output)
     inner = x.length // 2
     e.call(
-        f"gated_act<Act::{node.attrs['act']}>(t, {{0}}, {x.stride}, {{1}}, {inner}, "
-        f"{x.count}, {inner});",
-        (x.pointer, pointer(out)),
+        f"gated_act<Act::{node.attrs['act']}>",
+        (x.pointer, x.stride, pointer(out), inner, x.count, inner),
         reads=(x.buffer,),
         writes=(out,),
         comment=node.op,
@@ -57,8 +58,8 @@ def lower_matmul(e: Emitter, node: Node) -> None:
     b = e.dense(b.expand((*batch, k, n)))
     count = " * ".join(c_dim(d) for d in batch) or "1"
     e.call(
-        f"matmul_plain(t, {{0}}, {{1}}, {{2}}, {count}, {c_dim(m)}, {c_dim(n)}, {c_dim(k)});",
-        (pointer(a), pointer(b), pointer(out)),
+        "matmul_plain",
+        (pointer(a), pointer(b), pointer(out), count, c_dim(m), c_dim(n), c_dim(k)),
         reads=(a, b),
         writes=(out,),
         comment=node.op,

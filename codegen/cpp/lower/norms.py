@@ -14,9 +14,11 @@ def lower_rms_norm(e: Emitter, node: Node) -> None:
     w = e.dense(e.buffer(node.inputs[1]))
     out = e.output(node.output)
     e.call(
-        f"rms_norm<{_round(node)}>(t, {{0}}, {x.stride}, {{1}}, {{2}}, "
-        f"{x.inner_count * x.length}, {x.count}, {x.inner_count}, {x.length}, {_eps(node)});",
-        (x.pointer, pointer(w), pointer(out)),
+        f"rms_norm<{_round(node)}>",
+        (
+            *(x.pointer, x.stride, pointer(w), pointer(out), x.inner_count * x.length),
+            *(x.count, x.inner_count, x.length, _eps(node)),
+        ),
         reads=(x.buffer, w),
         writes=(out,),
         comment=node.op,
@@ -36,9 +38,11 @@ def lower_layer_norm(e: Emitter, node: Node) -> None:
     bias = _bias(e, node.inputs[2:])
     out = e.output(node.output)
     e.call(
-        f"layer_norm(t, {{0}}, {x.stride}, {{1}}, {{2}}, {{3}}, "
-        f"{x.count}, {x.length}, {_eps(node)});",
-        (x.pointer, pointer(w), _address(bias, w.ctype), pointer(out)),
+        "layer_norm",
+        (
+            *(x.pointer, x.stride, pointer(w), _address(bias, w.ctype), pointer(out)),
+            *(x.count, x.length, _eps(node)),
+        ),
         reads=(x.buffer, w, *bias),
         writes=(out,),
         comment=node.op,
@@ -57,15 +61,13 @@ def _add_norm(e: Emitter, node: Node, kernel: str, *, biased: bool) -> None:
     bias = _bias(e, node.inputs[3:])
     rows = e.rows(x)
     normed, total = e.output(node.outputs[0]), e.output(node.outputs[1])
-    args = [pointer(x), pointer(residual), pointer(w), pointer(normed), pointer(total)]
-    bias_place = ""
-    if biased:
-        args.insert(3, _address(bias, w.ctype))
-        bias_place = ", {5}"
+    added = (_address(bias, w.ctype),) if biased else ()
     e.call(
-        f"{kernel}(t, {{0}}, {{1}}, {{2}}, {{3}}, {{4}}{bias_place}, "
-        f"{rows.count}, {rows.length}, {_eps(node)});",
-        args,
+        kernel,
+        (
+            *(pointer(x), pointer(residual), pointer(w), *added, pointer(normed), pointer(total)),
+            *(rows.count, rows.length, _eps(node)),
+        ),
         reads=(x, residual, w, *bias),
         writes=(normed, total),
         comment=node.op,

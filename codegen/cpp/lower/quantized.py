@@ -17,8 +17,8 @@ def lower_quantize_rows(e: Emitter, node: Node) -> None:
     kernel = "quantize_row_groups" if node.attrs["group"] else "quantize_rows"
     codes, scale = (e.output(value) for value in node.outputs)
     e.call(
-        f"{kernel}(t, {{0}}, {x.stride}, {{1}}, {{2}}, {x.count}, {x.length});",
-        (x.pointer, pointer(codes), pointer(scale)),
+        kernel,
+        (x.pointer, x.stride, pointer(codes), pointer(scale), x.count, x.length),
         reads=(x.buffer,),
         writes=(codes, scale),
         comment=node.op,
@@ -57,13 +57,12 @@ def _product(
     codes = codes_type(scheme)
     e.need_product_scratch(codes, x.length)
     packed = WeightPtr("char", e.weights.packed(weight.name, scheme.weight))
-    rows = [x.pointer, *map(pointer, row_scales)]
-    args = [*rows, packed, pointer(scale), address, y.pointer]
-    first, *rest = (f"{{{place}}}" for place in range(len(args) - 1))
     e.call(
-        f"{node.op}<{codes}, {row_type}{out.ctype}>(t, {first}, {x.stride}, {', '.join(rest)}, "
-        f"{{{len(args) - 1}}}, {y.stride}, {x.count}, {y.length}, {x.length});",
-        tuple(args),
+        f"{node.op}<{codes}, {row_type}{out.ctype}>",
+        (
+            *(x.pointer, x.stride, *map(pointer, row_scales), packed, pointer(scale), address),
+            *(y.pointer, y.stride, x.count, y.length, x.length),
+        ),
         reads=(x.buffer, *row_scales, scale, *bias),
         writes=(out,),
         comment=node.op,
