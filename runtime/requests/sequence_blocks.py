@@ -12,7 +12,7 @@ _DIGEST_BYTES = 32
 class SequenceBlocks:
     """The blocks of one sequence. `ids[g][i]` holds positions `i * block_size ..` in group `g`.
 
-    An id is 0 where the window has passed. `seat` is the row of the tables it sits in, None
+    An id is 0 where the window has passed. `batch_slot` is its row of the block tables, None
     while it holds nothing. `digests` is the chain of hashes of its full blocks so far, kept
     when the blocks are given back. The first `num_taken` blocks were there when it came, and may
     be others' too. Fewer than `steady_tokens` tokens can be stored without
@@ -20,20 +20,20 @@ class SequenceBlocks:
     """
 
     __slots__ = (
+        "batch_slot",
         "digests",
         "first",
         "ids",
         "num_registered",
         "num_taken",
         "root",
-        "seat",
         "steady_tokens",
     )
 
     def __init__(self, salt: str = "") -> None:
         self.root = blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
         self.digests: list[bytes] = []
-        self.seat: int | None = None
+        self.batch_slot: int | None = None
         self.ids: list[list[int]] = []
         self.first: list[int] = []
         self.num_registered = 0

@@ -40,11 +40,11 @@ class Headroom:
 class StepBlocks:
     """What is noted of blocks from the planning of a step until it has run: (group, block) each.
 
-    `promised` are those that it writes and that others find already, `sources` those that it copies
-    from.
+    `registered_early` are those that it writes and that others find already, `sources` those that
+    it copies from.
     """
 
-    promised: set[tuple[int, int]] = field(default_factory=set)
+    registered_early: set[tuple[int, int]] = field(default_factory=set)
     sources: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -76,7 +76,7 @@ class KvCache:
         self.prefix_reuse = prefix_reuse
         width = blocks_for(max_context, self.block_size)
         self._tables = [np.zeros((max_sequences, width), np.int32) for _ in self.groups]
-        self._free_seats = list(range(max_sequences - 1, -1, -1))
+        self._free_slots = list(range(max_sequences - 1, -1, -1))
         self._copies: list[list[tuple[int, int]]] = [[] for _ in self.groups]
         self._no_copies = (NO_PAIRS,) * len(self.groups)
         self._plan = StepBlocks()  # of the step that is being planned
@@ -101,18 +101,18 @@ class KvCache:
         headroom: Headroom,
         reusable_tokens: int | None = None,
     ) -> int | None:
-        """Give a sequence its seat, its reusable prefix and room for the rest of `tokens`.
+        """Give a sequence its batch slot, its reusable prefix and room for the rest of `tokens`.
 
         Returns how many tokens are in the cache already, at most `len(tokens) - 1` and
         `reusable_tokens`, or None when the pools have too few free blocks (beyond `headroom`);
         then nothing changed.
         """
-        if not self._free_seats:
+        if not self._free_slots:
             return None
         hit = self._longest_hit(blocks, tokens, reusable_tokens)
         # A full hit copies its last block, for which there may be no room, or nothing to copy yet.
         if hit * self.block_size == len(tokens) and (
-            self._is_promised(blocks.digests[hit - 1])
+            self._is_registered_early(blocks.digests[hit - 1])
             or not self._fits(blocks, hit, len(tokens), headroom)
         ):
             hit = self._longest_hit(blocks, tokens, hit * self.block_size - 1)
@@ -122,13 +122,13 @@ class KvCache:
         return min(hit * self.block_size, len(tokens) - 1)
 
     def fork(self, blocks: SequenceBlocks, twin: SequenceBlocks) -> bool:
-        """Let `twin` begin as `blocks` is now, sharing every block; False without a free seat.
+        """Let `twin` begin as `blocks` is now, sharing every block; False with no batch slot free.
 
         All tokens of `blocks` are stored. Whoever writes into a shared block first gets a copy.
         """
-        if not self._free_seats:
+        if not self._free_slots:
             return False
-        twin.seat = self._free_seats.pop()
+        twin.batch_slot = self._free_slots.pop()
         twin.digests = list(blocks.digests)
         twin.ids = [list(ids) for ids in blocks.ids]
         twin.first = list(blocks.first)
@@ -138,7 +138,7 @@ class KvCache:
         for g in self._indices:
             for block in twin.ids[g][twin.first[g] :]:
                 self.pools[g].retain(block)
-            self._tables[g][twin.seat, : len(twin.ids[g])] = twin.ids[g]
+            self._tables[g][twin.batch_slot, : len(twin.ids[g])] = twin.ids[g]
         return True
 
     def extend(self, blocks: SequenceBlocks, tokens: Sequence[int], start: int, count: int) -> int:
@@ -153,7 +153,7 @@ class KvCache:
             blocks.steady_tokens = blocks_for(start + fits, self.block_size) * self.block_size
             if self.prefix_reuse:
                 known = min(start + fits, len(tokens))
-                self._plan.promised.update(self._register(blocks, tokens, known))
+                self._plan.registered_early.update(self._register(blocks, tokens, known))
         return fits
 
     def register(self, blocks: SequenceBlocks, tokens: Sequence[int], num_computed: int) -> None:
@@ -168,7 +168,7 @@ class KvCache:
 
     def release(self, blocks: SequenceBlocks, *, forget: bool = False) -> None:
         """Give everything back; with `forget`, what was stored is not found again either."""
-        if blocks.seat is None:
+        if blocks.batch_slot is None:
             return
         for g in self._indices:
             pool, ids = self.pools[g], blocks.ids[g]
@@ -177,18 +177,18 @@ class KvCache:
                 if forget:
                     pool.forget(block)
                 pool.release(block)
-            self._tables[g][blocks.seat, : len(ids)] = NULL_BLOCK
-        self._free_seats.append(blocks.seat)
-        blocks.seat = None
+            self._tables[g][blocks.batch_slot, : len(ids)] = NULL_BLOCK
+        self._free_slots.append(blocks.batch_slot)
+        blocks.batch_slot = None
         blocks.ids, blocks.first = [], []
         blocks.num_registered = blocks.num_taken = blocks.steady_tokens = 0
 
     # --- a step's arrays ----------------------------------------------------------------------
 
-    def tables(self, seats: NDArray[np.intp], num_tokens: int) -> tuple[Int32Array, ...]:
+    def tables(self, slots: NDArray[np.intp], num_tokens: int) -> tuple[Int32Array, ...]:
         """Block tables of sequences of at most `num_tokens` tokens, one array `[B, W]` a group."""
         width = blocks_for(num_tokens, self.block_size)
-        return tuple(table[seats, :width] for table in self._tables)
+        return tuple(table[slots, :width] for table in self._tables)
 
     def take_copies(self) -> tuple[Int32Array, ...]:
         """The copies to make before the step writes; their sources live until `end_step`."""
@@ -201,7 +201,7 @@ class KvCache:
     def close_plan(self) -> StepBlocks | None:
         """The step is planned: what `end_step` takes once it has run, None for nothing."""
         plan = self._plan
-        if not (plan.promised or plan.sources):
+        if not (plan.registered_early or plan.sources):
             return None
         self._plan = StepBlocks()
         self._in_flight.append(plan)
@@ -210,13 +210,13 @@ class KvCache:
     def end_step(self, blocks: StepBlocks | None, *, written: bool = True) -> None:
         """The step has run: the sources of its copies may be reused.
 
-        Where it did not run to its end, not `written`, nobody finds what it had promised.
+        Where it did not run to its end, not `written`, nobody finds what it had registered early.
         """
         if blocks is None:
             return
         self._in_flight.remove(blocks)
         if not written:
-            for g, block in blocks.promised:
+            for g, block in blocks.registered_early:
                 self.pools[g].forget(block)
         for g, block in blocks.sources:
             self.pools[g].release(block)
@@ -228,17 +228,17 @@ class KvCache:
             for step in (*self._in_flight, self._plan):
                 held += [block for group, block in step.sources if group == g]
             self.pools[g].check(held)
-        seats = [s.seat for s in sequences]
-        assert None not in seats, "a sequence without a seat holds blocks"
-        assert len({*seats, *self._free_seats}) == len(seats) + len(self._free_seats)
-        assert len(seats) + len(self._free_seats) == len(self._tables[0]), "a seat is lost"
+        slots = [s.batch_slot for s in sequences]
+        assert None not in slots, "a sequence without a batch slot holds blocks"
+        assert len({*slots, *self._free_slots}) == len(slots) + len(self._free_slots)
+        assert len(slots) + len(self._free_slots) == len(self._tables[0]), "a batch slot is lost"
         for g in self._indices:
             expected = np.zeros_like(self._tables[g])
             for s in sequences:
                 assert not any(s.ids[g][: s.first[g]]), "a block that no token needs is held"
                 index = s.steady_tokens // self.block_size - 1
                 assert index < len(s.ids[g]), "a block is to be got"
-                expected[s.seat, : len(s.ids[g])] = s.ids[g]
+                expected[s.batch_slot, : len(s.ids[g])] = s.ids[g]
             assert np.array_equal(expected, self._tables[g]), "tables and sequences disagree"
 
     # --- inside -------------------------------------------------------------------------------
@@ -268,10 +268,10 @@ class KvCache:
                 return hit
         return 0
 
-    def _is_promised(self, digest: bytes) -> bool:
+    def _is_registered_early(self, digest: bytes) -> bool:
         """Whether some group has that content only once the step that is planned has run."""
-        promised = self._plan.promised
-        return any((g, self.pools[g].lookup(digest)) in promised for g in self._indices)
+        registered_early = self._plan.registered_early
+        return any((g, self.pools[g].lookup(digest)) in registered_early for g in self._indices)
 
     def _fits(self, blocks: SequenceBlocks, hit: int, num_tokens: int, headroom: Headroom) -> bool:
         """Whether each pool can serve the hit and the rest of the prompt."""
@@ -293,8 +293,8 @@ class KvCache:
         return True
 
     def _take_hit(self, blocks: SequenceBlocks, hit: int, num_tokens: int) -> None:
-        """Seat the sequence, own the blocks of the hit, set the rest aside where all is kept."""
-        blocks.seat = self._free_seats.pop()
+        """Take a batch slot and the blocks of the hit; set the rest aside where all is kept."""
+        blocks.batch_slot = self._free_slots.pop()
         position = min(hit * self.block_size, num_tokens - 1)
         blocks.ids = [[] for _ in self.groups]
         blocks.first = [0] * len(self.groups)
@@ -309,7 +309,7 @@ class KvCache:
                 pool.retain(block)
                 ids.append(block)
             blocks.ids[g], blocks.first[g] = ids, first
-            self._tables[g][blocks.seat, :hit] = ids
+            self._tables[g][blocks.batch_slot, :hit] = ids
         for g in self._indices:
             if self.groups[g].reach is None:
                 self._grow(blocks, g, blocks_for(num_tokens, self.block_size))
@@ -358,7 +358,7 @@ class KvCache:
         for index in range(len(ids), num_blocks):
             block = pool.allocate()
             ids.append(block)
-            table[blocks.seat, index] = block
+            table[blocks.batch_slot, index] = block
 
     def _copy_on_write(self, blocks: SequenceBlocks, g: int, index: int) -> None:
         """Replace a shared block by a copy of its own; the old reference goes at `end_step`."""
@@ -367,14 +367,14 @@ class KvCache:
         self._copies[g].append((source, copy))
         self._plan.sources.append((g, source))
         blocks.ids[g][index] = copy
-        self._tables[g][blocks.seat, index] = copy
+        self._tables[g][blocks.batch_slot, index] = copy
 
     def _pass(self, blocks: SequenceBlocks, g: int, num_computed: int) -> None:
         first = min(first_visible_block(self.groups[g], num_computed), len(blocks.ids[g]))
         for index in range(blocks.first[g], first):
             self.pools[g].release(blocks.ids[g][index])
             blocks.ids[g][index] = NULL_BLOCK
-            self._tables[g][blocks.seat, index] = NULL_BLOCK
+            self._tables[g][blocks.batch_slot, index] = NULL_BLOCK
         blocks.first[g] = max(first, blocks.first[g])
 
 

@@ -36,9 +36,9 @@ class Scheduler:
     of a later step, and the order stays as it is. (Rows of logits can bound a prompt as well; who
     is admitted beside such a one goes on from where the step leaves it.)
 
-    A request of several choices is admitted with a seat and a block for each. Its first choice
-    computes the prompt; then the others share its blocks, and each goes on as a sequence of its
-    own: preempted, finished and counted alone.
+    A request of several choices is admitted with a batch slot and a block for each. Its first
+    choice computes the prompt; then the others share its blocks, and each goes on as a sequence of
+    its own: preempted, finished and counted alone.
     """
 
     def __init__(self, limits: SchedulerLimits, kv: KvCache) -> None:
@@ -246,7 +246,7 @@ class Scheduler:
         return ended
 
     def check(self) -> None:
-        """Assert that no block, seat or request is lost or has two owners."""
+        """Assert that no block, batch slot or request is lost or has two owners."""
         ended = [request for request, _ in self._ended_in_flight]
         self.kv.check([r.blocks for r in (*self._running, *ended)])
         for queue, state in (
@@ -264,7 +264,7 @@ class Scheduler:
             assert all(twin.state is RequestState.UNFORKED for twin in request.unforked)
             assert not request.unforked or not request.num_output_tokens, "not forked in time"
         for request in self._waiting:
-            assert request.blocks.seat is None
+            assert request.blocks.batch_slot is None
             assert request.num_computed == 0
         for request in self._running:
             in_flight = sum(request in planned.owners.requests for planned in self._in_flight)
@@ -349,21 +349,21 @@ class Scheduler:
         insort(self._waiting, request, key=_ORDER)
 
     def _admit(self, plan: list[tuple[Request, int]], budget: int, rows: RowBudget) -> None:
-        """Start waiting requests while budget, rows, seats and blocks last."""
+        """Start waiting requests while budget, rows, slots and blocks last."""
         now = time.monotonic()
         # Those that run, and the choices that will once their prompt has been computed.
         expected = len(self._running) + sum(len(r.unforked) for r in self._running)
         while self._waiting and budget > 0 and rows.spare > 0:
-            seats = self.limits.max_running - expected
-            if seats <= 0:
+            slots = self.limits.max_running - expected
+            if slots <= 0:
                 return
             request = self._waiting[0]
-            # Choices without a seat wait for one when they are forked: nobody waits for all of
-            # them at once. Unless each of them would have to compute the prompt again.
+            # Choices without a batch slot wait for one when they are forked: nobody waits for all
+            # of them at once. Unless each of them would have to compute the prompt again.
             demand = 1 + len(request.unforked)
-            if demand > seats and expected and not self.kv.prefix_reuse:
+            if demand > slots and expected and not self.kv.prefix_reuse:
                 return
-            demand = min(demand, seats)
+            demand = min(demand, slots)
             # Without room for those that run or will, they would soon preempt this one.
             headroom = Headroom()
             if expected:
@@ -398,7 +398,7 @@ class Scheduler:
     def _fork(self, request: Request, now: float) -> None:
         """Let the other choices go on from the prompt, which `request` has computed.
 
-        Those without a seat wait for one, and find the prompt's blocks as a cached prefix.
+        Those without a batch slot wait for one, and find the prompt's blocks as a cached prefix.
         """
         twins, request.unforked = request.unforked, []
         for twin in twins:

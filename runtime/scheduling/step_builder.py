@@ -116,7 +116,7 @@ class StepBuilder:
         # Where each of its sequences computed one token and got one.
         self._last: PlannedStep | None = None
         self._drawn: list[Request] = []  # who gets a token in the last step, by its draw
-        self._seats: NDArray[np.intp] = np.zeros(0, np.intp)
+        self._batch_slots: NDArray[np.intp] = np.zeros(0, np.intp)
 
     def build(self, plan: Plan) -> PlannedStep:
         """The step in which each request computes that many of its tokens."""
@@ -124,7 +124,9 @@ class StepBuilder:
         if self._last is not None and self._last.owners.requests == requests:
             planned = self._next(self._last)
         else:
-            self._seats = np.array([request.blocks.seat for request in requests], np.intp)
+            self._batch_slots = np.array(
+                [request.blocks.batch_slot for request in requests], np.intp
+            )
             planned = self._fresh(plan, requests)
         is_plain = planned.step.num_tokens == len(requests) and planned.owners.sampled == requests
         self._last = planned if is_plain else None
@@ -145,7 +147,7 @@ class StepBuilder:
         places = _Places(
             before.query_starts, context_lengths, before.logits_index, before.context_lengths
         )
-        tables = self._kv.tables(self._seats, int(context_lengths.max()))
+        tables = self._kv.tables(self._batch_slots, int(context_lengths.max()))
         carried = NO_PAIRS
         if requests[0].num_computed < len(requests[0].token_ids):
             token_ids = np.array([request.token_ids[-1] for request in requests], np.int32)
@@ -195,7 +197,7 @@ class StepBuilder:
                 rows.add_sample(request, len(token_ids) - 1, start + count)
         self._drawn = rows.drawn
         places = _Places.of(starts, counts)
-        tables = self._kv.tables(self._seats, int(places.context_lengths.max()))
+        tables = self._kv.tables(self._batch_slots, int(places.context_lengths.max()))
         owners = rows.owners(requests)
         step = Step(
             token_ids=np.array(token_ids, np.int32),

@@ -194,8 +194,8 @@ class Events:
             copy(kv, blocks, g, index)
 
         def taken(kv: KvCache, blocks: SequenceBlocks, hit: int, num_tokens: int) -> None:
-            promised = hit > 0 and kv._is_promised(blocks.digests[hit - 1])
-            self.counts["prefixes of the same step"] += promised
+            registered_early = hit > 0 and kv._is_registered_early(blocks.digests[hit - 1])
+            self.counts["prefixes of the same step"] += registered_early
             take(kv, blocks, hit, num_tokens)
 
         monkeypatch.setattr(BlockPool, "allocate", counted)

@@ -38,11 +38,15 @@ class CacheMachine(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         windows=st.lists(KEPT, min_size=1, max_size=3),
         num_blocks=st.integers(2, 30),
-        seats=st.integers(1, 6),
+        batch_slots=st.integers(1, 6),
     )
-    def start(self, block_size: int, windows: list[Kept], num_blocks: int, seats: int) -> None:
+    def start(
+        self, block_size: int, windows: list[Kept], num_blocks: int, batch_slots: int
+    ) -> None:
         groups = [make_group(f"g{i}", block_size, w) for i, w in enumerate(windows)]
-        self.kv = KvCache(groups, [num_blocks] * len(groups), max_sequences=seats, max_context=60)
+        self.kv = KvCache(
+            groups, [num_blocks] * len(groups), max_sequences=batch_slots, max_context=60
+        )
         self.sequences: list[_Sequence] = []
 
     @rule(target=alive, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
@@ -86,8 +90,10 @@ class CacheMachine(RuleBasedStateMachine):
             for index in range(start // size, -(-(start + count) // size)):
                 block = sequence.blocks.ids[g][index]
                 assert pool.references(block) == 1, "it would write where another reads"
-                promised = step is not None and (g, block) in step.promised
-                assert promised or not pool.is_shared(block), "it was found by others already"
+                registered_early = step is not None and (g, block) in step.registered_early
+                assert registered_early or not pool.is_shared(block), (
+                    "it was found by others already"
+                )
         sequence.num_computed += count
         del sequence.tokens[max(before, sequence.num_computed) :]
         self.kv.end_step(step)

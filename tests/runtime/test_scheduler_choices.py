@@ -1,4 +1,4 @@
-"""Several choices of one request: one prompt, seats, preemption, ends."""
+"""Several choices of one request: one prompt, slots, preemption, ends."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_admission_counts_every_choice() -> None:
 
 @pytest.mark.parametrize("n", [3, 12])
 def test_choices_begin_as_soon_as_there_is_a_seat(n: int) -> None:
-    """Nobody waits for so many seats at once: not they, and not who comes after them."""
+    """Nobody waits for so many batch slots at once: not they, and not who comes after them."""
     scheduler, model = build(4, [None], [80], max_sequences=3, max_context=100)
     first = add(scheduler, "first", [0, 1], max_tokens=90)
     run_step(scheduler, model)
@@ -143,7 +143,7 @@ def test_choices_that_wait_are_not_requests_of_the_queue() -> None:
 
 
 def test_a_prompt_is_computed_once_however_few_seats_there_are() -> None:
-    """Also over several steps, and with no reuse: then its choices wait for seats together."""
+    """Also over several steps, and with no reuse: then its choices wait for slots together."""
     prompt = [1, 2] * 20
     for reuse in (True, False):
         scheduler, model = build(4, [None], [80], max_sequences=4, max_context=60, step_tokens=12)

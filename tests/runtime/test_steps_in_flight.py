@@ -316,7 +316,7 @@ def answer_of(prompt: list[int], choice: int, max_tokens: int, stop: int) -> lis
 
 
 class Schedule:
-    """A few requests that come and are cancelled at random moments, on few blocks and seats."""
+    """A few requests that come and are cancelled at random moments, on few blocks and slots."""
 
     def __init__(self, seed: int) -> None:
         self.draw = draw = random.Random(seed)
