@@ -24,4 +24,4 @@ preload="$(library libasan.so) $(library libubsan.so)" || exit
 # Python itself leaks on purpose. Nothing is captured (-s): what a process says as it dies must be seen.
 LD_PRELOAD=$preload INFC_SANITIZE=1 \
     ASAN_OPTIONS=detect_leaks=0:malloc_context_size=8 UBSAN_OPTIONS=print_stacktrace=1 \
-    .venv/bin/pytest -n 2 -q -s "${TESTS[@]}" "$@"
+    .venv/bin/pytest --all -n 2 -q -s "${TESTS[@]}" "$@"

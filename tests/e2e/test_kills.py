@@ -164,6 +164,7 @@ def measure(place: Place) -> list[float]:
     return [seconds[0], *seconds, time.monotonic() - before]
 
 
+@pytest.mark.breadth
 @pytest.mark.slow
 def test_killed_at_any_moment(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = measure(place)

@@ -38,6 +38,7 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.breadth
 @pytest.mark.slow
 def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     checkpoint = make_checkpoint("qwen2", tmp_path / "model", tokenizer=True)
