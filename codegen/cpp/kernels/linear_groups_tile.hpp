@@ -323,6 +323,7 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels, kChunks>, MR, P> {
       std::memset(sums, 0, sizeof totals);
     }
     for (int64_t g = 0; g < ceil_div(K, kGroup); ++g) {
+      ask_ahead<MR, Layout::kGroupBytes / kChunks>(Layout::codes(panel[0], g));
       IntAccumulators<MR, P, kNR> acc;
       multiply(acc, row, panel, g);
       const auto add = [&](int i, reg::f32 scaled) {

@@ -54,6 +54,18 @@ struct PreparedRow {
   const void* made;
 };
 
+// Asks for a part of what will be read behind `kBytes` of a panel that a lone row is at: the processor
+// fetches the lines between (Zen 4: 1.1 to 1.25 times as fast; every line, or in several streams,
+// is slower than none).
+template <int MR, int64_t kBytes>
+INFC_INLINE void ask_ahead(const char* at) {
+  constexpr int64_t kAhead = 8 << 10;  // two pages
+  constexpr int64_t kEvery = 512;
+  if constexpr (INFC_AVX512 && MR == 1) {
+    INFC_UNROLL for (int64_t i = 0; i < kBytes; i += kEvery) __builtin_prefetch(at + kAhead + i, 0, 2);
+  }
+}
+
 // What rows that meet weights of type W consist of, what sums are made in, and what is prepared:
 // `made_bytes(K)` bytes a row, a multiple of 64. By default rows are read as they are. Rows of float
 // meet bf16 rounded to bf16, on every target.
