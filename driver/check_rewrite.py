@@ -83,7 +83,7 @@ def _of_pattern(one: Pass, given: Mapping[str, str | float]) -> Program:
     text = "\n".join([f'program "{one.name}" phase canonical {{', *lines, "}"])
     builder = ProgramBuilder.from_program(parse_program(text, source="check_rewrite"))
     result = _emit(builder, one.pattern, _captures(builder, given))
-    builder.outputs = [result]
+    builder.outputs, builder.output_names = [result], []
     return builder.build()
 
 

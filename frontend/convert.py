@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.errors import ProgramError, UnsupportedModelError
-from ..ir.program import Literal, Node, Operand, Program, Value, WeightRef
+from ..ir.program import HIDDEN, LOGITS, Literal, Node, Operand, Program, Value, WeightRef
 from ..ir.types import DType, Sym, TensorType
 from .aten import CONVERTERS
 from .aten.base import Context, Result
@@ -41,8 +41,8 @@ class _LayerTrace:
 def convert_capture(capture: Capture, name: str, define: DefineParameter) -> Program:
     """The program of a captured model, without spec; its loaders hold `data` alone.
 
-    Inputs `input_ids [T]`, `positions [T]`, `logits_index [R]`; outputs logits `[R, V]` and the
-    hidden states `[R, H]` that enter the head, where they were found. Raises
+    Inputs `input_ids [T]`, `positions [T]`, `logits_index [R]`; outputs `logits [R, V]` and
+    `hidden [R, H]`, the states that enter the head, where they were found. Raises
     UnsupportedModelError for what the IR cannot say, NotRepeatableError where layers that
     looked equal are not.
     """
@@ -199,15 +199,15 @@ class _Conversion:
     def _output(self, node: fx.Node) -> None:
         outputs: Any = node.args[0]
         self.builder.source = None
-        for name, result in zip(("logits", "hidden states"), outputs, strict=False):
+        for name, result in zip((LOGITS, HIDDEN), outputs, strict=False):
             rows = self.context.tensor(result)
             kind = self.context.type_of(rows)
             if kind.rank != 3 or kind.shape[:2] != (1, Sym("R")):
-                raise UnsupportedModelError(f"the {name} are {kind}, expected [1, R, ..]")
+                raise UnsupportedModelError(f"{name}: the rows are {kind}, expected [1, R, ..]")
             flat = self.context.reshape(rows, kind.shape[1:])
             if not isinstance(flat, Value):
-                raise UnsupportedModelError(f"the {name} do not depend on the prompt")
-            self.builder.output(flat)
+                raise UnsupportedModelError(f"{name}: the rows do not depend on the prompt")
+            self.builder.output(**{name: flat})
 
     def _layer_begin(self, node: fx.Node) -> Result:
         source, layer, slot = node.args

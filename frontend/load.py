@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..ir.analyses import check_mixer_per_layer, check_token_locality
 from ..ir.errors import CapacityError, UnsupportedModelError, UsageError
 from ..ir.manifest import LEAST_CONTEXT
-from ..ir.program import ModelSpec, Node, Program, WeightExpr
+from ..ir.program import ModelSpec, Node, Program, WeightExpr, vocabulary_size
 from ..ir.torch_types import to_torch
 from ..ir.types import DType, SymbolRange
 from ..ir.verify import verify
@@ -164,7 +164,7 @@ def _spec(config: Any, capture: Any, program: Program, max_context: int) -> Mode
         )
     first = by_layer[min(by_layer)]
     _, heads, head_dim = (dim for dim in first.values()[0].type.shape)
-    vocabulary = program.outputs[0].type.shape[-1]
+    vocabulary = vocabulary_size(program)
     numbers = (heads, first.values()[1].type.shape[1], head_dim, vocabulary)
     num_heads, num_kv_heads, head_size, vocab_size = (int(str(number)) for number in numbers)
     return ModelSpec(

@@ -42,6 +42,7 @@ class ProgramBuilder:
         self.inputs: list[Value] = []
         self.nodes: list[Node] = []
         self.outputs: list[Value] = []
+        self.output_names: list[str] = []
         self.weights: dict[str, Weight] = {}
         self.resources: tuple[Resource, ...] = ()
         self.attrs: dict[str, Attr] = {}
@@ -61,6 +62,7 @@ class ProgramBuilder:
         builder.symbols = dict(program.symbols)
         builder.inputs = list(program.inputs)
         builder.outputs = list(program.outputs)
+        builder.output_names = list(program.output_names)
         builder.weights = dict(program.weights)
         builder.resources = program.resources
         builder.attrs = dict(program.attrs)
@@ -196,9 +198,10 @@ class ProgramBuilder:
             operand = following
         return operand
 
-    def output(self, *values: Value) -> None:
-        """Name the program's results."""
-        self.outputs.extend(values)
+    def output(self, /, *values: Value, **named: Value) -> None:
+        """Add results of the program, with names or without; one program has either kind."""
+        self.outputs.extend((*values, *named.values()))
+        self.output_names.extend(named)
 
     def build(self) -> Program:
         """The program; ProgramError where an output was replaced by something not a value."""
@@ -220,6 +223,7 @@ class ProgramBuilder:
             self.resources,
             dict(self.attrs),
             dict(self.loaders),
+            tuple(self.output_names),
         )
 
 

@@ -55,6 +55,7 @@ class _Parser(TokenReader):
         self.inputs: list[Value] = []
         self.nodes: list[Node] = []
         self.outputs: list[Value] = []
+        self.output_names: list[str] = []
         self.resources: list[Resource] = []
         self.attrs: dict[str, Attr] = {}
         self.spec: ModelSpec | None = None
@@ -161,6 +162,7 @@ class _Parser(TokenReader):
             phase,
             tuple(self.resources),
             self.attrs,
+            output_names=tuple(self.output_names),
         )
 
     def statement(self) -> None:
@@ -278,9 +280,21 @@ class _Parser(TokenReader):
         self.inputs.append(self.define(token, name, self.tensor_type()))
 
     def output(self) -> None:
-        self.outputs.append(self.use())
+        self.one_output()
         while self.accept(","):
-            self.outputs.append(self.use())
+            self.one_output()
+
+    def one_output(self) -> None:
+        token = self.token
+        if token.kind in ("word", "string"):
+            name = self.string(self.take()) if token.kind == "string" else self.take().text
+            if name in self.output_names:
+                self.fail(f"two outputs have the name {name}", token)
+            self.mark("=")
+            self.output_names.append(name)
+        self.outputs.append(self.use())
+        if len(self.output_names) not in (0, len(self.outputs)):
+            self.fail("either all outputs have names, or none", token)
 
     def operand(self) -> Operand:
         token = self.token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .resources import Resource
 from .types import SymbolRange, TensorType
@@ -156,11 +156,20 @@ EMPTY_SPEC = ModelSpec("none", 0, 0, 0, 0, 0, 0, 0)
 """The spec of a program that stands for no model, as tests write them."""
 
 
+LOGITS: Final = "logits"
+"""The name of the output from which tokens are drawn, `[R, V]`."""
+
+HIDDEN: Final = "hidden"
+"""The name of the output with the hidden states that enter the head, `[R, H]`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """A whole model step. Immutable: a pass builds another one (see `ir/builder.py`).
 
-    `loaders` reads the leaves of weight expressions; it never takes part in equality or text.
+    The names of inputs are those of their values. `output_names` has a name for each output, or is
+    empty: the outputs are then LOGITS and HIDDEN by their places, as in text of before there were
+    names. `loaders` reads the leaves of weight expressions, and is no part of equality or text.
     """
 
     name: str
@@ -174,6 +183,17 @@ class Program:
     resources: tuple[Resource, ...] = ()
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     loaders: Mapping[str, WeightLoader] = field(default_factory=dict, compare=False, repr=False)
+    output_names: tuple[str, ...] = ()
+
+    def output(self, name: str) -> Value | None:
+        """The output of that name; None where there is none."""
+        return self.named_outputs().get(name)
+
+    def named_outputs(self) -> dict[str, Value]:
+        """The outputs by name, in order; those beyond the names go by the names of their values."""
+        names = self.output_names or (LOGITS, HIDDEN)
+        further = (value.name for value in self.outputs[len(names) :])
+        return dict(zip((*names, *further), self.outputs, strict=False))
 
     def with_nodes(self, nodes: tuple[Node, ...], **changes: Any) -> Program:
         """The same program with other nodes (and other fields, where given)."""
@@ -201,8 +221,15 @@ class Program:
 
 
 def hidden_width(program: Program) -> int | None:
-    """Elements of a row of hidden states, the second output; None where there is none."""
-    if len(program.outputs) < 2:
-        return None
-    width = program.outputs[1].type.shape[-1]
+    """Elements of a row of hidden states; None where no output has them."""
+    return _row_width(program.output(HIDDEN))
+
+
+def vocabulary_size(program: Program) -> int | None:
+    """Elements of a row of logits; None where no output has them."""
+    return _row_width(program.output(LOGITS))
+
+
+def _row_width(value: Value | None) -> int | None:
+    width = value.type.shape[-1] if value is not None and value.type.shape else None
     return width if isinstance(width, int) else None

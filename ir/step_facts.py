@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import ArtifactError
 from .manifest import Manifest
-from .program import Program, hidden_width
+from .program import Program, hidden_width, vocabulary_size
 from .resources import Resource, resource_fields
 from .safetensors import Entry, element_type
 from .types import TensorType
@@ -25,9 +25,8 @@ _LIMITS = ("max_context", "step_tokens", "logit_rows")
 def step_facts(program: Program, weights: Iterable[tuple[str, TensorType]]) -> StepFacts:
     """The facts of a lowered program, whose code reads `weights` in this order."""
     bounds = {name: bound.high for name, bound in program.symbols.items()}
-    width = program.outputs[0].type.shape[-1] if program.outputs else None
     return {
-        "vocab_size": width if isinstance(width, int) else None,
+        "vocab_size": vocabulary_size(program),
         "hidden_width": hidden_width(program),
         "max_context": program.spec.max_context or None,
         "step_tokens": bounds.get("T"),

@@ -55,7 +55,9 @@ def print_program(program: Program) -> str:
         lines.append(f"  input {_operand(value)}: {value.type}")
     lines.extend(f"  {print_node(node)}" for node in program.nodes)
     if program.outputs:
-        lines.append(f"  output {', '.join(_operand(value) for value in program.outputs)}")
+        named = [f"{_key(name)} = " for name in program.output_names] or [""] * len(program.outputs)
+        pairs = zip(named, program.outputs, strict=True)
+        lines.append(f"  output {', '.join(name + _operand(value) for name, value in pairs)}")
     return "\n".join([*lines, "}", ""])
 
 

@@ -20,8 +20,9 @@ def verify(program: Program) -> None:
 
     Checked: unique names, definition before use, ops known and legal in the phase, attributes
     complete and valid, declared types equal to inferred ones, weights declared and of the type
-    their expressions give, symbols declared, outputs defined, and resources covering every cache,
-    each of which one node writes before others read it, and which keeps what they see.
+    their expressions give, symbols declared, outputs defined and named apart, and resources
+    covering every cache, each of which one node writes before others read it, and which keeps what
+    they see.
     """
     if program.phase not in PHASES:
         raise ProgramError(f"unknown phase {program.phase!r}", where=program.name)
@@ -39,6 +40,16 @@ def verify(program: Program) -> None:
     for value in program.outputs:
         if defined.get(value.name) != value:
             raise ProgramError(f"the output {value} is not defined", where=program.name)
+    _check_output_names(program)
+
+
+def _check_output_names(program: Program) -> None:
+    names = program.output_names
+    if names and len(names) != len(program.outputs):
+        count = f"{len(program.outputs)} outputs have {len(names)} names"
+        raise ProgramError(count, where=program.name, hint="name all of them, or none")
+    if len(set(names)) != len(names):
+        raise ProgramError("two outputs have the same name", where=program.name)
 
 
 def _define(program: Program, value: Value, defined: dict[str, Value], where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..ir.analyses import depends_only_on
 from ..ir.errors import UsageError
-from ..ir.program import Node, Operand, Program, WeightExpr, WeightRef
+from ..ir.program import LOGITS, Node, Operand, Program, WeightExpr, WeightRef
 from ..ir.schemes import (
     ADOPTING,
     AUTO,
@@ -109,7 +109,8 @@ class SchemeChoices:
         self.used: set[int] = set()
         self.lost: dict[int, str] = {}
         self.routers = routers(program)
-        self.heads = nearest_products(program, [program.outputs[0]])
+        logits = program.output(LOGITS)
+        self.heads = nearest_products(program, [logits] if logits is not None else [])
         self.around_attention = attention_products(program)
         self.of_tokens = {_TOKENS, *depends_only_on(program, [_TOKENS])}
         self.products: dict[str, Node] = {}

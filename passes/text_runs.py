@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..ir.analyses import LOGITS_INDEX, node_cost
 from ..ir.interpret import Interpreter, NodeHook
-from ..ir.program import Node, Program, Value
+from ..ir.program import LOGITS, Node, Program, Value
 from ..ir.quantized_pairs import QuantizedPairs
 from .sample_runs import split_matrices, weight_source
 
@@ -103,7 +103,8 @@ def split_at_rows(program: Program, watched: frozenset[str]) -> tuple[Program, P
     early = values_before_rows(program)
     body = [node for node in program.nodes if all(v.name in early for v in node.outputs)]
     head = [node for node in program.nodes if not all(v.name in early for v in node.outputs)]
-    logits = program.outputs[0]
+    logits = program.output(LOGITS)
+    assert logits is not None, "the rows that are wanted are rows of logits"
     read = {value.name: value for node in head for value in node.values()}
     read |= {logits.name: logits} if logits.name in early else {}
     made = {value.name: value for node in body for value in node.outputs}
@@ -111,6 +112,7 @@ def split_at_rows(program: Program, watched: frozenset[str]) -> tuple[Program, P
     plain = [value for value in program.inputs if value.name != LOGITS_INDEX]
     index = next(value for value in program.inputs if value.name == LOGITS_INDEX)
     passed = [value for value in (*plain, *crossing) if value.name in read]
+    program = replace(program, output_names=())
     first = replace(program, nodes=tuple(body), inputs=tuple(plain), outputs=tuple(crossing))
     second = replace(program, nodes=tuple(head), inputs=(index, *passed), outputs=(logits,))
     return first, second

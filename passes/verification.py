@@ -140,7 +140,12 @@ def _too_large(region: Region) -> bool:
 def _as_program(side: Side) -> Program:
     """A region's side as a program of its own."""
     return replace(
-        side.program, inputs=side.inputs, nodes=side.nodes, outputs=(side.output,), resources=()
+        side.program,
+        inputs=side.inputs,
+        nodes=side.nodes,
+        outputs=(side.output,),
+        output_names=(),
+        resources=(),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..ir.analyses import total_cost
 from ..ir.errors import InfcError, PassError, UsageError
 from ..ir.ops import Kind, get_op
-from ..ir.program import Program
+from ..ir.program import HIDDEN, LOGITS, Program
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.sizes import format_size
 from .compare import Distance, difference, distance
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     Outputs = tuple[torch.Tensor, ...]
 
-_OUTPUT_NAMES = ("logits", "hidden states")
+_SPOKEN = {HIDDEN: "hidden states"}
+"""Names of outputs as messages have them, where that is another word."""
 
 TOLERANCE = 2e-4
 """Largest error of whole runs in float32: rounding in another order adds up over layers."""
@@ -48,7 +49,8 @@ def run_flops(program: Program) -> int:
 
 def not_runnable(program: Program) -> str | None:
     """Why no run can be made of a program; None where it can."""
-    if {value.name for value in program.inputs} != _STEP_INPUTS:
+    is_step = {value.name for value in program.inputs} == _STEP_INPUTS
+    if not is_step or next(iter(program.named_outputs()), None) != LOGITS:
         return "the program is not a model's step"
     split = split_matrices(program)
     for node in split.nodes:
@@ -155,7 +157,9 @@ class WholeRuns:
         return "" if self.what == "the whole model" else f" ({self.what})"
 
     def _require(self, phase: str, expected: Outputs, actual: Outputs, what: str) -> None:
-        for name, wanted, given in zip(_OUTPUT_NAMES, expected, actual, strict=False):
+        assert self.first is not None
+        names = [_SPOKEN.get(name, name) for name in self.first.named_outputs()]
+        for name, wanted, given in zip(names, expected, actual, strict=False):
             found = difference(wanted, given)
             if found.error > TOLERANCE:
                 raise PassError(

@@ -142,7 +142,9 @@ class _Lister:
         for name, users in self.users.items():
             if len(users) == 1 and (layer := next(iter(users))) is not None:
                 layers[layer].append(self._weight(name, layer))
-        outputs = ", ".join(f"%{self.names[value.name]}" for value in program.outputs)
+        named = [f"{name} = " for name in program.output_names] or [""] * len(program.outputs)
+        pairs = zip(named, program.outputs, strict=True)
+        outputs = ", ".join(f"{name}%{self.names[value.name]}" for name, value in pairs)
         return Listing(
             tuple(self._head()),
             tuple(outside[0]),

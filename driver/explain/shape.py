@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ...ir.formats import get_format
 from ...ir.ops import get_op
 from ...ir.ops.base import int_attr
-from ...ir.program import Node, Program, hidden_width
+from ...ir.program import Node, Program, hidden_width, vocabulary_size
 from ...ir.resources import KvGroup
 from ...ir.weights import leaves
 from .facts import AttentionFacts, ShapeFacts
@@ -20,11 +20,10 @@ def model_shape(program: Program) -> ShapeFacts:
         layer = node.attrs.get("layer")
         if get_op(node.op).mixer and isinstance(layer, int):
             kinds.setdefault(_attention(program, node), []).append(layer)
-    vocabulary = program.outputs[0].type.shape[-1] if program.outputs else None
     return ShapeFacts(
         num_layers=len({node.layer for node in program.nodes} - {None}),
         width=hidden_width(program) or program.spec.hidden_size,
-        vocabulary=vocabulary if isinstance(vocabulary, int) else program.spec.vocab_size,
+        vocabulary=vocabulary_size(program) or program.spec.vocab_size,
         num_parameters=_num_parameters(program),
         attention=tuple(
             AttentionFacts(

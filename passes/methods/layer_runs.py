@@ -139,6 +139,7 @@ class LayerRuns:
             inputs=tuple(read.values()),
             nodes=tuple(nodes),
             outputs=tuple(kept),
+            output_names=(),
         )
 
     def _weights_of(self, nodes: Sequence[Node]) -> dict[str, torch.Tensor]:

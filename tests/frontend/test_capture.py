@@ -58,6 +58,7 @@ def test_what_enters_the_head_is_the_second_output(
     make_checkpoint("gemma2", tmp_path)
     program = load_model(tmp_path, log=no_log)
     head = next(node for node in reversed(program.nodes) if node.op == "linear")
+    assert program.output_names == ("logits", "hidden")
     _, hidden = program.outputs
     assert hidden_width(program) == program.spec.hidden_size
     assert str(hidden.type) == f"f32[R, {program.spec.hidden_size}]"
@@ -65,7 +66,7 @@ def test_what_enters_the_head_is_the_second_output(
     assert views[hidden.name].values() == head.values()
     monkeypatch.setattr(Gemma2ForCausalLM, "get_output_embeddings", lambda _: None)
     without = load_model(tmp_path, log=no_log)
-    assert len(without.outputs) == 1 and hidden_width(without) is None
+    assert without.output_names == ("logits",) and hidden_width(without) is None
 
 
 def test_every_node_of_a_layer_says_so(tmp_path: Path) -> None:

@@ -154,7 +154,8 @@ def programs(
 ) -> Program:
     """A program over `ids[T]` and `x[T, WIDTH]` that verifies in phase captured and runs.
 
-    It may hold dead code, equal nodes and views that undo each other, as captures do.
+    It may hold dead code, equal nodes and views that undo each other, as captures do. Its outputs
+    have names, or none.
     """
     d = _Draft(draw, draw(st.sampled_from(dtypes)))
     ids = d.builder.input("ids", TensorType(DType.I64, (Sym("T"),)))
@@ -164,7 +165,11 @@ def programs(
         d.builder.layer = draw(st.sampled_from([None, layer % 2]))
         d.rows.append(draw(st.sampled_from(_STEPS))(d))
     outputs = draw(st.lists(st.sampled_from(d.rows[1:]), min_size=1, max_size=2, unique=True))
-    d.builder.output(*outputs)
+    names = st.lists(st.text(max_size=3), min_size=2, max_size=2, unique=True)
+    if draw(st.booleans()):
+        d.builder.output(**dict(zip(draw(names), outputs, strict=False)))
+    else:
+        d.builder.output(*outputs)
     return d.builder.build()
 
 

@@ -52,6 +52,28 @@ def small() -> Program:
     return b.build()
 
 
+NAMES = st.lists(st.text(max_size=6), min_size=2, max_size=2, unique=True)
+
+
+@given(NAMES)
+def test_names_of_outputs_survive(names: list[str]) -> None:
+    program = replace(small(), output_names=tuple(names))
+    assert parse_program(print_program(program)) == program
+    assert list(program.named_outputs()) == names
+
+
+def test_outputs_are_named_in_text() -> None:
+    program = small()
+    assert print_program(program).splitlines()[-2] == "  output %2, %0"
+    named = replace(program, output_names=("logits", "a b"))
+    assert print_program(named).splitlines()[-2] == '  output logits = %2, "a b" = %0'
+    # Text of before there were names: a step's own outputs by their places.
+    old = parse_program(print_program(program))
+    assert old.output_names == ()
+    assert old.named_outputs() == dict(zip(("logits", "hidden"), program.outputs, strict=True))
+    assert old.output("a b") is None
+
+
 @given(MAPS)
 def test_attributes_of_every_kind_survive(attrs: dict[str, Attr]) -> None:
     program = replace(small(), attrs=attrs)
@@ -126,6 +148,10 @@ BODY = 'program "p" {\n  symbol T: 1..4\n  weight @w: f32[4]\n  input %x: f32[T,
         (BODY + "  %y = exp(%x) : float[T, 4]\n}", 5, 18, "unknown element type 'float'"),
         (BODY + "  %y = exp(%x) : f32[0*T]\n}", 5, 22, "at least 1"),
         (BODY + "  output %q\n}", 5, 10, "%q is not defined"),
+        (BODY + "  output a = %x, %x\n}", 5, 18, "either all outputs have names, or none"),
+        (BODY + "  output %x, a = %x\n}", 5, 14, "either all outputs have names, or none"),
+        (BODY + "  output a = %x, a = %x\n}", 5, 18, "two outputs have the name a"),
+        (BODY + "  output a %x\n}", 5, 12, "expected '='"),
         (BODY + "  outputs %x\n}", 5, 3, "unknown statement 'outputs'"),
         (BODY + "  symbol T: 1..4\n}", 5, 10, "declared twice"),
         (BODY + "  symbol R: 4..1\n}", 5, 10, "empty"),

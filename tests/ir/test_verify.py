@@ -82,6 +82,8 @@ BREACHES: list[tuple[str, Callable[[Program], Program]]] = [
     ("two|twice", lambda p: replace(p, inputs=(*p.inputs, *p.inputs))),
     ("output %q", lambda p: replace(p, outputs=(Value("q", ROW),))),
     ("output %out", lambda p: replace(p, outputs=(Value("out", ROW),))),
+    ("have 3 names", lambda p: replace(p, output_names=("a", "b", "c"))),
+    ("same name", lambda p: replace(p, outputs=p.outputs * 2, output_names=("a", "a"))),
     ("symbol T .* not declared", lambda p: replace(p, symbols={})),
     (
         "can be negative",
