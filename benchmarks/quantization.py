@@ -69,7 +69,7 @@ def main() -> None:
                 "bits_per_weight": round(bits_per_weight(artifact), 2),
                 "kv_bytes_per_token": sum(
                     group.bytes_per_block() // group.block_size
-                    for group in artifact.manifest.kv.groups
+                    for group in artifact.manifest.main.resources
                 ),
                 "perplexity": round(result.perplexity, 4),
                 "kl_mean": round(distance.kl_mean, 6),

@@ -148,7 +148,7 @@ def grid(scheme: str, options: argparse.Namespace) -> Iterator[Place]:
 def long_ones(scheme: str, artifact: Artifact) -> Iterator[Place]:
     """Decode far into a context, and a long prompt in chunks of a step."""
     yield Place(scheme, "decode", 1, LONG_DECODE, (TrialStep(1, 1, LONG_DECODE),), 1)
-    size = artifact.manifest.limits.step_tokens
+    size = artifact.manifest.main.limits.step_tokens
     ends = [min(start + size, LONG_PREFILL) for start in range(0, LONG_PREFILL, size)]
     chunks = tuple(
         TrialStep(1, end - start, end) for start, end in zip([0, *ends], ends, strict=False)
@@ -164,7 +164,7 @@ def blocks_of(artifact: Artifact, places: Sequence[Place]) -> tuple[int, ...]:
 
 def fits(artifact: Artifact, place: Place) -> bool:
     """Whether there is memory for its KV cache; says so where there is not."""
-    needed = planned_bytes(artifact.manifest.kv.groups, blocks_of(artifact, [place]))
+    needed = planned_bytes(artifact.manifest.main.resources, blocks_of(artifact, [place]))
     if needed < available_memory() // 2:
         return True
     print(f"left out: {place.batch} × {place.context} tokens take {needed / 2**30:.1f} GiB of KV")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from numpy.typing import NDArray
 
 from ..ir.errors import ProgramError, UsageError
+from ..ir.manifest import CompiledProgram, Entry, Limits, WeightsFile, input_types, output_types
 from ..ir.program import Node, Program, Weight
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.resources import KvGroup
@@ -19,6 +20,10 @@ from ..ir.targets import Target
 
 if TYPE_CHECKING:
     from ..ir.schemes import FeedbackCode, Quantizer
+
+
+WEIGHTS_FILE: Final = "weights.safetensors"
+"""What a backend calls the file of weights that it writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,18 @@ class Emission:
     weight_names: tuple[str, ...]
     arena_bytes: int = 0
     toolchain: dict[str, str] = field(default_factory=dict)
+
+    def compiled(self, program: Program, limits: Limits) -> CompiledProgram:
+        """What the manifest says of the program that was emitted."""
+        return CompiledProgram(
+            entry=Entry(**self.entry),
+            inputs=input_types(program),
+            outputs=output_types(program),
+            limits=limits,
+            arena_bytes=self.arena_bytes,
+            weights=WeightsFile(WEIGHTS_FILE, self.weight_names),
+            resources=program.resources,
+        )
 
 
 @dataclass(frozen=True, slots=True)

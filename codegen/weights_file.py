@@ -16,8 +16,6 @@ from .base import EmitOptions
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_FILE = "weights.safetensors"
-
 
 def write_weights(
     program: Program, weights: Sequence[Weight], path: Path, options: EmitOptions

@@ -51,6 +51,6 @@ def _place_weights(artifact: Artifact) -> WeightPlacement:
 
     manifest = artifact.manifest
     wanted = (manifest.recipe.get("runtime") or {}).get("weights") or "auto"
-    free = available_memory() - BROKER.untouched() - manifest.arena_bytes
-    size = manifest.files[manifest.weights.file].bytes
+    free = available_memory() - BROKER.untouched() - manifest.main.arena_bytes
+    size = manifest.files[manifest.main.weights.file].bytes
     return place_weights(wanted, size, free, ours=artifact.weights_are_ours())

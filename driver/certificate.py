@@ -164,7 +164,7 @@ def _measure(
 ) -> Evidence | str:
     from ..passes.lossy_stages import choose_runs
 
-    budget = text_budget(compiled.manifest.limits.max_context, text.num_tokens)
+    budget = text_budget(compiled.manifest.main.limits.max_context, text.num_tokens)
     runs = choose_runs(
         compiled.captured,
         compiled.final,

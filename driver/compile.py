@@ -15,16 +15,13 @@ from ..ir.errors import ArtifactError
 from ..ir.extras import require_compiler
 from ..ir.files import check_writable, write_whole
 from ..ir.manifest import (
-    Entry,
-    KvLayout,
+    MAIN,
     Limits,
     Manifest,
     TargetMachine,
     TokenizerFiles,
-    WeightsFile,
     canonical_json,
 )
-from ..ir.program import hidden_width
 from ..ir.sizes import format_size
 from ..ir.targets import check_platform
 from ..ir.user_cache import make_private
@@ -415,24 +412,20 @@ def _manifest(
     from .. import __version__
 
     runtime = job.recipe.runtime
+    limits = Limits(
+        max_context=program.spec.max_context,
+        step_tokens=runtime.step_tokens,
+        max_sequences=runtime.max_sequences,
+        logit_rows=job.recipe.logit_rows,
+    )
     return Manifest(
         infc_version=__version__,
         recipe=recorded_recipe(job),
         model=program.spec,
         backend=job.backend.name,
         target=TargetMachine(job.target.name, job.target.features),
-        limits=Limits(
-            max_context=program.spec.max_context,
-            step_tokens=runtime.step_tokens,
-            max_sequences=runtime.max_sequences,
-            logit_rows=job.recipe.logit_rows,
-        ),
-        kv=KvLayout(program.resources),
-        entry=Entry(**emission.entry),
-        arena_bytes=emission.arena_bytes,
-        weights=WeightsFile("weights.safetensors", emission.weight_names),
+        programs={MAIN: emission.compiled(program, limits)},
         tokenizer=tokenizer,
-        hidden_width=hidden_width(program),
         checkpoint=checkpoint_identity(job.model),
     )
 

@@ -96,7 +96,7 @@ def window_sizes(
     Artifacts that are compared need the same windows, since longer contexts improve predictions.
     Raises UsageError if the sizes do not fit.
     """
-    limit = min(one.manifest.limits.max_context for one in artifacts)
+    limit = min(one.manifest.main.limits.max_context for one in artifacts)
     context = min(limit, usual or limit) if context_tokens is None else context_tokens
     stride = max(1, context // 2) if stride_tokens is None else stride_tokens
     if not 2 <= context <= limit or not 1 <= stride < context:
@@ -246,7 +246,7 @@ def _tokenize(artifact: Artifact, text: str) -> list[int]:
 
 def step_rows(manifest: Manifest) -> int:
     """The number of tokens for which one step can return all logits."""
-    return min(manifest.limits.step_tokens, manifest.limits.logit_rows)
+    return min(manifest.main.limits.step_tokens, manifest.main.limits.logit_rows)
 
 
 def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -259,7 +259,7 @@ def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, i
 
 
 def open_for_window(artifact: Artifact, context: int, num_threads: int | None) -> Executor:
-    groups = artifact.manifest.kv.groups
+    groups = artifact.manifest.main.resources
     # One sequence alone; block 0 is never used.
     blocks = [-(-context // group.block_size) + 1 for group in groups]
     return open_bare(artifact, blocks, num_threads=num_threads)
@@ -296,7 +296,7 @@ def _step(manifest: Manifest, tokens: Sequence[int], start: int, end: int, wante
         return np.ascontiguousarray(values, dtype=np.int32)
 
     positions = array(np.arange(start, end))
-    sizes = [group.block_size for group in manifest.kv.groups]
+    sizes = [group.block_size for group in manifest.main.resources]
     return Step(
         token_ids=array(tokens[start:end]),
         positions=positions,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.files import share_file
-from ..ir.manifest import Entry, Manifest, TargetMachine, WeightsFile
+from ..ir.manifest import MAIN, Manifest, TargetMachine
 from ..ir.targets import Target, check_platform, resolve_target
 from .default_output import keep_another_checkpoint
 from .progress import Reporter
@@ -85,7 +85,5 @@ def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -
         manifest,
         recipe={**manifest.recipe, "target": target.name},
         target=TargetMachine(target.name, target.features),
-        entry=Entry(**emission.entry),
-        arena_bytes=emission.arena_bytes,
-        weights=WeightsFile(manifest.weights.file, emission.weight_names),
+        programs={MAIN: emission.compiled(program, manifest.main.limits)},
     )

@@ -139,7 +139,7 @@ def open_source(
         if name == SOURCE:
             raise _not_recorded(artifact, "what has its name is another checkpoint now")
         log(f"{name} is not the checkpoint that {artifact.path} was compiled from")
-    context = artifact.manifest.limits.max_context
+    context = artifact.manifest.main.limits.max_context
     try:
         program = load_model(
             directory,

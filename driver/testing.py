@@ -164,10 +164,12 @@ def _meaning(program: Program, ids: NDArray[np.int32]) -> NDArray[np.float32]:
 def _build(program: Program, directory: Path, backend: Backend, machine: Target) -> Artifact:
     from ..codegen.base import EmitOptions
     from ..ir.artifact import ArtifactWriter, open_artifact
-    from ..ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
+    from ..ir.manifest import MAIN, Limits, Manifest, TargetMachine
+    from ..ir.program import vocabulary_size
 
-    width = program.outputs[0].type.shape[-1]
-    assert isinstance(width, int), "the result has rows of a known length"
+    width = vocabulary_size(program)
+    assert width is not None, "the result has rows of a known length"
+    limits = Limits(max(ROWS), max(ROWS), 1, max(ROWS))
     with ArtifactWriter(directory) as writer:
         emission = backend.emit(program, machine, writer.path, EmitOptions())
         writer.commit(
@@ -177,11 +179,7 @@ def _build(program: Program, directory: Path, backend: Backend, machine: Target)
                 model=replace(program.spec, vocab_size=width),
                 backend=backend.name,
                 target=TargetMachine(machine.name, machine.features),
-                limits=Limits(max(ROWS), max(ROWS), 1, max(ROWS)),
-                kv=KvLayout(program.resources),
-                entry=Entry(**emission.entry),
-                arena_bytes=emission.arena_bytes,
-                weights=WeightsFile("weights.safetensors", emission.weight_names),
+                programs={MAIN: emission.compiled(program, limits)},
                 tokenizer=None,
             )
         )

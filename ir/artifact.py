@@ -57,13 +57,13 @@ class Artifact:
 
     @property
     def weights_path(self) -> Path:
-        """The file of weights."""
-        return self.path / self.manifest.weights.file
+        """The file of weights of the main program."""
+        return self.path / self.manifest.main.weights.file
 
     @property
     def entry_path(self) -> Path:
-        """The shared library, or the program to interpret."""
-        return self.path / self.manifest.entry.file
+        """What runs the main program, such as a shared library."""
+        return self.path / self.manifest.main.entry.file
 
     def read_text(self, name: str) -> str:
         """Reads one of the files as text. Raises ArtifactError if it cannot be read."""
@@ -82,8 +82,10 @@ class Artifact:
             raise self.unreadable(name, error) from None
 
     def weights_are_ours(self) -> bool:
-        """Whether no other user can write to the weight file."""
-        name = self.manifest.weights.file
+        """Whether no other user can write to the weight files."""
+        return all(map(self._is_ours, self.manifest.weight_files()))
+
+    def _is_ours(self, name: str) -> bool:
         try:
             return is_ours(self.directory.state(name))
         except OSError as error:
@@ -130,8 +132,8 @@ def open_artifact(
 ) -> Artifact:
     """Opens an artifact after checking its manifest, the names in it, and the digests of its files.
 
-    `weights="later"` leaves the file of weights to `Artifact.verify_weights()`.
-    Raises ArtifactError where it is missing, damaged, of another version, or holds anything
+    `weights="later"` leaves the files of weights to `Artifact.verify_weights()`.
+    Raises ArtifactError where it is missing, damaged, made by a newer infc, or holds anything
     that its manifest does not list, UsageError for another `verify`.
     """
     check_verification(verify)
@@ -141,7 +143,8 @@ def open_artifact(
     manifest = parse_manifest(text, where=str(root / MANIFEST_NAME))
     identity = hashlib.sha256(text.encode()).hexdigest()
     _check_names(directory, manifest)
-    names = [name for name in manifest.files if name != manifest.weights.file]
+    late = manifest.weight_files()
+    names = [name for name in manifest.files if name not in late]
     stamps = StampFile(_stamp_path(root), identity)
     _check_files(directory, manifest, names, stamps, verify)
     later = _WeightsCheck(directory, manifest, stamps, verify)
@@ -151,7 +154,7 @@ def open_artifact(
 
 
 class _WeightsCheck:
-    """Checks the file of weights once, on a thread of its own."""
+    """Checks the files of weights once, on a thread of its own."""
 
     def __init__(
         self, directory: OpenDirectory, manifest: Manifest, stamps: StampFile, verify: Verification
@@ -171,7 +174,7 @@ class _WeightsCheck:
 
     def _run(self, future: Future[None]) -> None:
         try:
-            names = [self._manifest.weights.file]
+            names = list(self._manifest.weight_files())
             _check_files(self._directory, self._manifest, names, self._stamps, self._verify)
             future.set_result(None)
         except BaseException as error:
@@ -271,7 +274,8 @@ def _check_names(directory: OpenDirectory, manifest: Manifest) -> None:
                 where=str(root / name),
                 hint="the artifact is damaged: compile it again",
             )
-    used = [manifest.entry.file, manifest.weights.file]
+    used = [one.entry.file for one in manifest.programs.values()]
+    used += manifest.weight_files()
     if manifest.tokenizer is not None:
         files = manifest.tokenizer
         used += [n for n in (files.file, files.chat_template, files.tool_template) if n is not None]
@@ -315,7 +319,7 @@ class ArtifactWriter:
     def __init__(self, destination: str | os.PathLike[str]) -> None:
         self.destination = Path(os.path.abspath(destination))
         self.path = self.destination  # until entered
-        self._weights: tuple[tuple[int, ...], FileDigest] | None = None
+        self._weights: dict[str, tuple[tuple[int, ...], FileDigest]] = {}
         # A moment's patience: another writer may be sweeping up after one that was killed.
         self._lock = FileLock(lock_path(self.destination), timeout=1)
 
@@ -375,9 +379,9 @@ class ArtifactWriter:
     def _write_manifest(self, manifest: Manifest) -> Manifest:
         directory = OpenDirectory(self.path)
         names = sorted(name for name, _ in _walk(directory) if name != MANIFEST_NAME)
-        weights = manifest.weights.file
+        weights = manifest.weight_files()
         files = {
-            name: self._weights_digest(name) if name == weights else digest_file(self.path / name)
+            name: self._weights_digest(name) if name in weights else digest_file(self.path / name)
             for name in names
         }
         complete = replace(manifest, files=files)
@@ -386,12 +390,12 @@ class ArtifactWriter:
         return complete
 
     def _weights_digest(self, name: str) -> FileDigest:
-        """The digest of the largest file, taken once for as long as nobody writes to it."""
+        """The digest of a large file, taken once for as long as nobody writes to it."""
         found = (self.path / name).stat()
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-        if self._weights is None or self._weights[0] != stamp:
-            self._weights = stamp, digest_file(self.path / name)
-        return self._weights[1]
+        if name not in self._weights or self._weights[name][0] != stamp:
+            self._weights[name] = stamp, digest_file(self.path / name)
+        return self._weights[name][1]
 
     def commit_copy(self, artifact: Artifact) -> None:
         """Moves a copy of an artifact, whose files were checked, to the destination.

@@ -10,7 +10,7 @@ InfcError
 │   └── PassError         a pass failed, or broke its numeric contract
 ├── ToolchainError        no compiler, or the compiler failed                           exit 5
 ├── TargetError           this machine lacks what the artifact was built for            exit 6
-├── ArtifactError         missing, damaged, locked, or of another version               exit 7
+├── ArtifactError         missing, damaged, locked, or made by a newer infc             exit 7
 ├── CapacityError         does not fit in the memory, context or pool it was given      exit 8
 │   └── DrainingError     no room ever again: the engine takes no more requests
 └── RequestError          one request is refused; its neighbours never notice     exit 2, HTTP 400
@@ -87,7 +87,7 @@ class TargetError(InfcError):
 
 
 class ArtifactError(InfcError):
-    """An artifact that is missing, damaged, locked, of another version, or cannot be written."""
+    """An artifact that is missing, damaged, locked, made by a newer infc, or cannot be written."""
 
     exit_code = 7
 

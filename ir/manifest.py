@@ -8,16 +8,21 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from .errors import ArtifactError
+from .errors import ArtifactError, UsageError
 from .manifest_values import check_values
-from .program import ModelSpec
+from .manifest_versions import OLDEST, VERSION, to_this_version
+from .nearest import did_you_mean
+from .program import HIDDEN, LOGITS, ModelSpec, Program, Value
 from .resources import Resource, resource_fields
+from .shapes import parse_type
+from .types import DType, TensorType
 
 FORMAT = "infc-artifact"
-VERSION = 1
 MANIFEST_NAME = "manifest.json"
+MAIN: Final = "main"
+"""The name of the program that is the model's step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +38,16 @@ LEAST_CONTEXT = 2  # a token to read and one to write
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds that were compiled in: tokens, sequences and rows of logits of one step."""
+    """The bounds that were compiled in: tokens, sequences and rows of logits of one step.
+
+    `sizes` are the most of each symbol but T (`step_tokens`) and R (`logit_rows`).
+    """
 
     max_context: int
     step_tokens: int
     max_sequences: int
     logit_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class KvLayout:
-    """What is kept between steps, in blocks."""
-
-    groups: tuple[Resource, ...]
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,63 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """The file of weights, and the names in the order the code indexes them."""
+    """The file of weights, and the names in the order the code indexes them.
+
+    Those in `shared` are in the file of the main program.
+    """
 
     file: str
     tensors: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledProgram:
+    """One of an artifact's programs: what runs it, and what it takes and gives.
+
+    `inputs` and `outputs` are the types of arrays by name, as an executor takes and returns them
+    (`handed_over`), e.g. `{"logits": "f32[R, 49152]"}`. `resources` are kept between steps, in
+    blocks. `rank` is which part of a model's step it is, where several devices compute one.
+    """
+
+    entry: Entry
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    limits: Limits
+    arena_bytes: int
+    weights: WeightsFile
+    resources: tuple[Resource, ...]
+    rank: int | None = None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Elements of a row of logits; None where it gives none."""
+        return self._row_width(LOGITS)
+
+    @property
+    def hidden_width(self) -> int | None:
+        """Elements of a row of hidden states; None where it gives none."""
+        return self._row_width(HIDDEN)
+
+    def _row_width(self, name: str) -> int | None:
+        shape = parse_type(self.outputs[name]).shape if name in self.outputs else ()
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+
+def input_types(program: Program) -> dict[str, str]:
+    """The `inputs` of a CompiledProgram."""
+    return {value.name: _handed_over(value) for value in program.inputs}
+
+
+def output_types(program: Program) -> dict[str, str]:
+    """The `outputs` of a CompiledProgram."""
+    return {name: _handed_over(value) for name, value in program.named_outputs().items()}
+
+
+def _handed_over(value: Value) -> str:
+    """The type of the array that stands for a value: float32 or int32, whatever is computed."""
+    dtype = DType.F32 if value.type.dtype.is_float else DType.I32
+    return str(TensorType(dtype, value.type.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +156,31 @@ class Manifest:
     model: ModelSpec
     backend: str
     target: TargetMachine
-    limits: Limits
-    kv: KvLayout
-    entry: Entry
-    arena_bytes: int
-    weights: WeightsFile
+    programs: Mapping[str, CompiledProgram]
     tokenizer: TokenizerFiles | None
-    hidden_width: int | None = None
     checkpoint: str | None = None
     files: Mapping[str, FileDigest] = dataclasses.field(default_factory=dict)
+
+    @property
+    def main(self) -> CompiledProgram:
+        """The model's step."""
+        return self.programs[MAIN]
+
+    def program(self, name: str) -> CompiledProgram:
+        """The program of that name; UsageError with the nearest name where there is none."""
+        if name not in self.programs:
+            hint = did_you_mean(name, self.programs, f"it has {', '.join(self.programs)}")
+            raise UsageError(f"the artifact has no program {name!r}", hint=hint)
+        return self.programs[name]
+
+    def with_main(self, **changes: Any) -> Manifest:
+        """The manifest with changes of the main program."""
+        main = dataclasses.replace(self.main, **changes)
+        return dataclasses.replace(self, programs={**self.programs, MAIN: main})
+
+    def weight_files(self) -> tuple[str, ...]:
+        """The files of weights of all programs."""
+        return tuple(dict.fromkeys(one.weights.file for one in self.programs.values()))
 
     def to_text(self) -> str:
         """The exact text of `manifest.json`, its own digest included."""
@@ -118,9 +189,9 @@ class Manifest:
 
 
 def parse_manifest(text: str, *, where: str) -> Manifest:
-    """Reads the text of a manifest.
+    """Reads the text of a manifest, of this version or an older one.
 
-    Raises ArtifactError where it is not one, is of another version, or differs by a single
+    Raises ArtifactError where it is not one, was made by a newer infc, or differs by a single
     character from what its digest stands for.
     """
     try:
@@ -129,8 +200,12 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
         raise _damaged(f"not valid JSON: {error}", where) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _damaged("not the manifest of an infc artifact", where)
-    if type(data.get("version")) is not int or data["version"] != VERSION:
-        raise _of_another_infc(data, f"it has format version {data.get('version')!r}", where)
+    version = data.get("version")
+    if type(version) is not int or version < OLDEST:
+        raise _damaged(f"there is no format version {version!r}", where)
+    if version > VERSION:
+        what = f"its format has version {version}, and this infc reads up to {VERSION}"
+        raise _of_newer_infc(data, what, where)
     digest = data.pop("digest", None)
     try:
         # The text itself must be the canonical one: a changed blank is a change too.
@@ -140,8 +215,14 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     if not intact:
         raise _damaged("the text does not match its digest", where)
     del data["format"], data["version"]
-    if strange := sorted(_unknown_keys(Manifest, data)):
-        raise _of_another_infc(data, f"it has the key {strange[0]!r}", where)
+    try:
+        data = to_this_version(data, version)
+        strange = sorted(_unknown_keys(Manifest, data))
+    except RecursionError as error:
+        raise _damaged(str(error), where) from None
+    if strange:
+        what = f"it has the key {strange[0]!r}, which this infc does not know"
+        raise _of_newer_infc(data, what, where)
     try:
         manifest = _decode(Manifest, data, "manifest")
         assert isinstance(manifest, Manifest)
@@ -164,12 +245,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _of_another_infc(data: Mapping[str, Any], what: str, where: str) -> ArtifactError:
-    """What is whole and cannot be read was written by an infc that knows more, or other things."""
+def _of_newer_infc(data: Mapping[str, Any], what: str, where: str) -> ArtifactError:
+    """What is whole and cannot be read was written by an infc that knows more."""
     version = data.get("infc_version")
-    writer = f"infc {version}" if isinstance(version, str) else "an infc of another version"
+    writer = f" ({version})" if isinstance(version, str) else ""
     return ArtifactError(
-        f"{what}, which this version of infc does not support: {writer} wrote it",
+        f"made by a newer infc{writer}: {what}",
         where=where,
         hint="open it with that version of infc, or compile the model again with this one",
     )

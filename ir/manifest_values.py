@@ -2,50 +2,108 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .backends import known_backend
+from .errors import ProgramError
+from .program import HIDDEN, LOGITS
 from .resources import KvGroup, Resource
-from .types import DType
+from .shapes import parse_type
+from .types import DType, Sym
 
 if TYPE_CHECKING:
-    from .manifest import Manifest
+    from .manifest import CompiledProgram, Manifest
 
 _MOST: Final = (1 << 31) - 1  # what a step's arrays index with
 _MOST_BYTES: Final = 1 << 48
 _MOST_NUMBER: Final = (1 << 63) - 1
 _MOST_BLOCK: Final = 1 << 16
 _SECTIONS: Final = ("runtime", "kv_cache")
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")  # of a program, which has a directory of that name
+_SYMBOL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ROWS: Final = re.compile(r"f32\[[RT], [1-9][0-9]*\]")
+_STEP_SYMBOLS: Final = ("T", "R")
 
 
 def check_values(manifest: Manifest) -> None:
     """ValueError for the first value that no compilation gives: where it is, and what belongs."""
-    _check_entry(manifest)
     _check_model(manifest)
-    limits = manifest.limits
-    _within("limits.max_context", limits.max_context, 2)
-    for name in ("step_tokens", "max_sequences", "logit_rows"):
-        _within(f"limits.{name}", getattr(limits, name), 1)
-    _unique("kv.groups", [group.name for group in manifest.kv.groups])
-    for index, group in enumerate(manifest.kv.groups):
-        _check_group(f"kv.groups[{index}]", group)
-    _within("arena_bytes", manifest.arena_bytes, 0, _MOST_BYTES)
-    if manifest.hidden_width is not None:
-        _within("hidden_width", manifest.hidden_width, 1)
-    _unique("weights.tensors", manifest.weights.tensors)
+    if "main" not in manifest.programs:
+        raise ValueError("manifest.programs: there is no 'main'")
+    for name, program in manifest.programs.items():
+        if not is_program_name(name):
+            raise ValueError(f"manifest.programs: {name!r} cannot be the name of a program")
+        _check_program(f"programs.{name}", program, manifest)
+    main = manifest.main
+    if main.vocab_size != manifest.model.vocab_size:
+        raise ValueError("manifest.programs.main.outputs: the logits are not of the vocabulary")
+    if main.weights.shared:
+        raise ValueError("manifest.programs.main.weights.shared: the main program's are its own")
     _check_tokenizer(manifest)
     _check_recipe(manifest.recipe)
     _check_digests(manifest)
 
 
-def _check_entry(manifest: Manifest) -> None:
+def is_program_name(name: str) -> bool:
+    """Whether a program may have that name: lower-case letters, digits, hyphens, underscores."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _check_program(where: str, program: CompiledProgram, manifest: Manifest) -> None:
+    _check_entry(f"{where}.entry", program, manifest)
+    limits = program.limits
+    _within(f"{where}.limits.max_context", limits.max_context, 2)
+    for name in ("step_tokens", "max_sequences", "logit_rows"):
+        _within(f"{where}.limits.{name}", getattr(limits, name), 1)
+    for name, most in limits.sizes.items():
+        if name in _STEP_SYMBOLS or not _SYMBOL.fullmatch(name):
+            raise ValueError(f"manifest.{where}.limits.sizes: {name!r} is not a further symbol")
+        _within(f"{where}.limits.sizes.{name}", most, 1)
+    for side in ("inputs", "outputs"):
+        for name, text in getattr(program, side).items():
+            _check_type(f"{where}.{side}.{name}", text, {*_STEP_SYMBOLS, *limits.sizes})
+    for name in (LOGITS, HIDDEN):
+        text = program.outputs.get(name)
+        if text is not None and not _ROWS.fullmatch(text):
+            raise ValueError(f"manifest.{where}.outputs.{name}: {text!r}, expected f32[R, width]")
+    _unique(f"{where}.resources", [group.name for group in program.resources])
+    for index, group in enumerate(program.resources):
+        _check_group(f"{where}.resources[{index}]", group)
+    _within(f"{where}.arena_bytes", program.arena_bytes, 0, _MOST_BYTES)
+    weights = program.weights
+    _unique(f"{where}.weights.tensors", weights.tensors)
+    if strange := sorted(set(weights.shared) - set(weights.tensors)):
+        raise ValueError(
+            f"manifest.{where}.weights.shared: {strange[0]!r} is not among the tensors"
+        )
+    if program.rank is not None:
+        _within(f"{where}.rank", program.rank, 0)
+
+
+def _check_entry(where: str, program: CompiledProgram, manifest: Manifest) -> None:
     """Backends of plug-ins are unknown as long as none is loaded; their executors check as much."""
-    kind, backend = manifest.entry.kind, known_backend(manifest.backend)
+    kind, backend = program.entry.kind, known_backend(manifest.backend)
     if backend is not None and kind != backend.entry:
         raise ValueError(
-            f"manifest.entry.kind: {kind!r}, but the backend {backend.name} makes {backend.entry!r}"
+            f"manifest.{where}.kind: {kind!r}, but the backend {backend.name} makes"
+            f" {backend.entry!r}"
         )
+
+
+def _check_type(where: str, text: str, symbols: Iterable[str]) -> None:
+    try:
+        kind = parse_type(text)
+    except ProgramError:
+        raise ValueError(f"manifest.{where}: {text[:80]!r} is not the type of an array") from None
+    if kind.dtype not in (DType.F32, DType.I32):
+        raise ValueError(f"manifest.{where}: arrays of {kind.dtype.value} are never handed over")
+    for dim in kind.shape:
+        if isinstance(dim, Sym) and dim.name not in symbols:
+            raise ValueError(f"manifest.{where}: the symbol {dim.name} has no bound")
+        for number in (dim.scale, dim.offset) if isinstance(dim, Sym) else (dim,):
+            _within(where, number, 0)
 
 
 def _check_model(manifest: Manifest) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import ProgramError
-from .types import Dim, Sym, TensorType
+from .types import Dim, DType, Sym, TensorType
 
 DimLike = int | str | Sym
 """A dimension as an attribute may spell it: a size, a symbol, or text such as `"2*T+1"`."""
@@ -32,6 +32,21 @@ def parse_dim(text: DimLike) -> Dim:
     if scale is not None and int(scale) < 1:
         raise ProgramError(f"a symbol's scale is at least 1: {text!r}")
     return Sym(name, int(scale or 1), int(offset or 0))
+
+
+def parse_type(text: str) -> TensorType:
+    """The type whose text this is, such as `f32[R, 576]`; ProgramError where it is of none."""
+    dtype, bracket, rest = text.partition("[")
+    inner = rest.removesuffix("]")
+    parts = inner.split(", ") if inner else []
+    try:
+        dims = [int(part) if part.isdecimal() else parse_dim(part) for part in parts]
+        kind = TensorType(DType(dtype), tuple(dims))
+    except ValueError:
+        kind = None
+    if kind is None or not bracket or str(kind) != text:
+        raise ProgramError(f"not a type: {text[:80]!r}", hint='write one like "f32[T, 64]"')
+    return kind
 
 
 def spell_dim(dim: Dim) -> int | str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .errors import ArtifactError
-from .manifest import Manifest
+from .manifest import CompiledProgram
 from .program import Program, hidden_width, vocabulary_size
 from .resources import Resource, resource_fields
 from .safetensors import Entry, element_type
@@ -37,23 +37,23 @@ def step_facts(program: Program, weights: Iterable[tuple[str, TensorType]]) -> S
 
 
 def check_step_facts(
-    facts: StepFacts, manifest: Manifest, entries: Mapping[str, Entry], *, where: str
+    facts: StepFacts, program: CompiledProgram, entries: Mapping[str, Entry], *, where: str
 ) -> None:
     """ArtifactError where the manifest, or the file of weights, is not that of this code.
 
     Code that is run with other sizes than its own reads and writes where nothing is.
     """
-    names = [name for name in manifest.weights.tensors if name in entries]
+    names = [name for name in program.weights.tensors if name in entries]
     found = (entries[name] for name in names)
     said: dict[str, Any] = {
-        "vocab_size": manifest.model.vocab_size,
-        "hidden_width": manifest.hidden_width or facts["hidden_width"],
-        "kv": _groups(manifest.kv.groups),
+        "vocab_size": program.vocab_size,
+        "hidden_width": program.hidden_width or facts["hidden_width"],
+        "kv": _groups(program.resources),
         "weights": _digest((entry.name, entry.dtype, entry.shape) for entry in found),
     }
     wrong = [name for name, value in said.items() if facts.get(name) != value]
     limits = {name: facts.get(name) for name in _LIMITS}
-    wrong += [n for n, most in limits.items() if most and getattr(manifest.limits, n) > most]
+    wrong += [n for n, most in limits.items() if most and getattr(program.limits, n) > most]
     if wrong:
         raise ArtifactError(
             f"the compiled code does not match the manifest: {wrong[0]}",

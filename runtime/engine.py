@@ -109,7 +109,7 @@ class Engine:
                 parts.plan,
                 vocab_size=artifact.manifest.model.vocab_size,
                 tokenizer=parts.tokenizer,
-                hidden_width=artifact.manifest.hidden_width,
+                hidden_width=artifact.manifest.main.hidden_width,
             )
         except BaseException:
             parts.close()

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..ir.errors import ArtifactError, CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
-from ..ir.manifest import LEAST_CONTEXT, Manifest
+from ..ir.manifest import LEAST_CONTEXT, CompiledProgram, Manifest
 from ..ir.resources import Resource
+from ..ir.shapes import parse_type
 from ..ir.sizes import format_count, format_size, parse_size
 from .executors.base import HOST, WeightPlacement
 from .memory_plan import BROKER, MemoryPlan, MemoryUse
@@ -30,7 +31,6 @@ from .scheduling.kv_groups import (
 _SHARE_OF_FREE_MEMORY = 0.5
 _MOST_COPIED = 0.75  # of what memory is left
 _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
-_FLOAT32_BYTES = 4
 _MOST_MS = 24 * 3600 * 1000
 _KV_MEMORY = "kv_memory (--kv-memory, or kv_cache.memory in the recipe)"
 
@@ -69,12 +69,12 @@ def plan_runtime(
     to be mapped from a file that is not ours.
     """
     check_types(options)
-    groups = manifest.kv.groups
+    groups = manifest.main.resources
     runtime = _section(manifest.recipe, "runtime")
     limits = _limits(manifest, options, runtime.get("itl_target_ms"))
-    weights_bytes = manifest.files[manifest.weights.file].bytes
-    logits_bytes = handed_over_bytes(manifest, limits.step_tokens)
-    step_bytes = manifest.arena_bytes + logits_bytes
+    weights_bytes = manifest.files[manifest.main.weights.file].bytes
+    logits_bytes = handed_over_bytes(manifest.main, limits.step_tokens)
+    step_bytes = manifest.main.arena_bytes + logits_bytes
     memory = options.kv_memory
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
@@ -120,7 +120,7 @@ def plan_runtime(
     host = MemoryUse(
         weights=0 if is_mapped else weights_bytes,
         kv=kv_bytes,
-        arena=manifest.arena_bytes,
+        arena=manifest.main.arena_bytes,
         handed_over=logits_bytes,
         mapped=weights_bytes if is_mapped else 0,
     )
@@ -163,13 +163,14 @@ def _planned_by_others() -> str:
     return text if planned else ""
 
 
-def handed_over_bytes(manifest: Manifest, step_tokens: int) -> int:
-    """Of the rows that a step of so many tokens hands over: logits and hidden states, in float32.
+def handed_over_bytes(program: CompiledProgram, step_tokens: int) -> int:
+    """Of what a step of so many tokens hands over, such as logits and hidden states.
 
     No token gives more than one row.
     """
-    rows = min(manifest.limits.logit_rows, step_tokens)
-    return rows * (manifest.model.vocab_size + (manifest.hidden_width or 0)) * _FLOAT32_BYTES
+    limits = program.limits
+    sizes = {**limits.sizes, "T": step_tokens, "R": min(limits.logit_rows, step_tokens)}
+    return sum(parse_type(kind).num_bytes(sizes) for kind in program.outputs.values())
 
 
 def plan_blocks(
@@ -276,7 +277,7 @@ def _limits(
         )
     chosen = {}
     for name in ("max_context", "max_sequences", "step_tokens"):
-        compiled, wanted = getattr(manifest.limits, name), getattr(options, name)
+        compiled, wanted = getattr(manifest.main.limits, name), getattr(options, name)
         least = LEAST_CONTEXT if name == "max_context" else 1
         if wanted is not None and not least <= wanted <= compiled:
             more = f"compile with runtime.{name} of at least {wanted}"
@@ -287,9 +288,9 @@ def _limits(
         chosen[name] = compiled if wanted is None else wanted
     return SchedulerLimits(
         **chosen,
-        logit_rows=min(manifest.limits.logit_rows, chosen["step_tokens"]),
+        logit_rows=min(manifest.main.limits.logit_rows, chosen["step_tokens"]),
         max_waiting=options.max_waiting,
-        compiled_context=manifest.limits.max_context,
+        compiled_context=manifest.main.limits.max_context,
         itl_target_seconds=target_ms / 1000 if target_ms else None,
     )
 

@@ -15,6 +15,7 @@ from ...ir.step_facts import step_facts
 from ...ir.targets import Target, resolve_target
 from ...ir.types import DType, TensorType
 from ..base import (
+    WEIGHTS_FILE,
     Backend,
     CompiledRounding,
     Emission,
@@ -24,7 +25,7 @@ from ..base import (
     Need,
     Verdict,
 )
-from ..weights_file import WEIGHTS_FILE, write_weights
+from ..weights_file import write_weights
 from .buffers import Buffer
 from .calls import applied, c_dim, place_barriers, read_ahead
 from .emitter import Emitter, Lowering, pointer

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from ...ir.program import Node, Program
 from ...ir.targets import Target
-from ..base import Backend, Emission, EmitOptions, Verdict
-from ..weights_file import WEIGHTS_FILE, write_weights
+from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Verdict
+from ..weights_file import write_weights
 
 
 class ReferenceBackend(Backend):

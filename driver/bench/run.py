@@ -71,7 +71,7 @@ def run_bench(
         with reporter.stage("steps, line by line"):
             steps = measure_steps(
                 artifact,
-                trial_steps(manifest.limits, options.workloads),
+                trial_steps(manifest.main.limits, options.workloads),
                 threads=threads,
                 ceilings=ceilings,
                 on_step=reporter.advance,
@@ -116,7 +116,7 @@ def _measure_start(
     on_note: Callable[[str], None] | None,
 ) -> StartResult | None:
     # The process is told of no threads where the user told us of none: it decides as always.
-    limits = artifact.manifest.limits
+    limits = artifact.manifest.main.limits
     count = max(1, min(PROMPT_TOKENS, limits.max_context - 4))
     draw = random.Random(START)
     prompt = [draw.randrange(artifact.manifest.model.vocab_size) for _ in range(count)]

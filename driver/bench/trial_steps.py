@@ -43,7 +43,7 @@ class TrialStep:
         """Blocks that each KV group must have, the null block included."""
         return tuple(
             1 + self.batch * blocks_for(self.context, group.block_size)
-            for group in manifest.kv.groups
+            for group in manifest.main.resources
         )
 
     def build(self, manifest: Manifest) -> Step:
@@ -54,8 +54,8 @@ class TrialStep:
         draw = random.Random(self.context)
         count = self.batch * self.queries
         own = np.arange(self.context - self.queries, self.context)
-        tables = [self._table(group.block_size) for group in manifest.kv.groups]
-        sizes = [group.block_size for group in manifest.kv.groups]
+        tables = [self._table(group.block_size) for group in manifest.main.resources]
+        sizes = [group.block_size for group in manifest.main.resources]
         return Step(
             token_ids=_ints([draw.randrange(manifest.model.vocab_size) for _ in range(count)]),
             positions=_ints(np.tile(own, self.batch)),
@@ -82,8 +82,8 @@ def fill_blocks(executor: Executor, manifest: Manifest, num_blocks: Sequence[int
 
     Memory that nobody wrote to is one page of zeros wherever it is read, and always in a cache.
     """
-    sizes = [group.block_size for group in manifest.kv.groups]
-    count = min([*sizes, manifest.limits.step_tokens, manifest.limits.max_context])
+    sizes = [group.block_size for group in manifest.main.resources]
+    count = min([*sizes, manifest.main.limits.step_tokens, manifest.main.limits.max_context])
     step = TrialStep(1, count, count).build(manifest)
     run_step(executor, step)
     copies = (np.stack([np.ones(n - 2), np.arange(2, n)], axis=1) for n in num_blocks)

@@ -95,7 +95,7 @@ def command(
     from ..sampling_options import print_note
 
     opened = open_model(model, overrides)
-    own = _own_workload(opened.manifest.limits.max_context, prompt_tokens, new_tokens, batch)
+    own = _own_workload(opened.manifest.main.limits.max_context, prompt_tokens, new_tokens, batch)
     options = BenchOptions(
         workloads=_workloads(names, own, ops),
         start=START in names or not (names or own or ops),

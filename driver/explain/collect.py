@@ -56,7 +56,7 @@ def inspect_artifact(
     if not isinstance(artifact, Artifact):
         artifact = open_artifact(artifact)
     manifest = artifact.manifest
-    workload = choose_workload(manifest.limits, batch, context, tokens)
+    workload = choose_workload(manifest.main.limits, batch, context, tokens)
     report = _report(artifact)
     captured = _program_if_there(artifact, "captured")
     passes = tuple(pass_facts(report, captured))

@@ -77,7 +77,7 @@ def _header(facts: ArtifactFacts, name: str) -> Iterator[str]:
         (f"{model.num_parameters / 1e6:,.1f} M", "parameters"),
         (f"{model.num_layers} × {model.hidden_size}", f"layers, {heads}"),
         (f"{model.vocab_size:,}", "vocabulary"),
-        (f"{manifest.limits.max_context:,}", "tokens of context"),
+        (f"{manifest.main.limits.max_context:,}", "tokens of context"),
         (format_size(memory.weights_bytes), "weights"),
         (format_size(memory.kv_token_bytes), "KV a token"),
         (format_size(memory.arena_bytes), "arena"),

@@ -15,23 +15,23 @@ from .facts import KvGroupFacts, MemoryFacts, StoredFacts
 def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> MemoryFacts:
     """The memory plan for sequences of `context` tokens in `memory` bytes (None: what is free)."""
     budget = available_memory() if memory is None else memory
-    groups = tuple(_group(group) for group in manifest.kv.groups)
-    weights = manifest.files[manifest.weights.file].bytes
-    limits = manifest.limits
-    logits = handed_over_bytes(manifest, limits.step_tokens)
-    left = budget - weights - manifest.arena_bytes - logits
+    groups = tuple(_group(group) for group in manifest.main.resources)
+    weights = manifest.files[manifest.main.weights.file].bytes
+    limits = manifest.main.limits
+    logits = handed_over_bytes(manifest.main, limits.step_tokens)
+    left = budget - weights - manifest.main.arena_bytes - logits
     most = min(limits.max_sequences, limits.logit_rows, limits.step_tokens)
-    batch = _largest_batch(manifest.kv.groups, limits, context, left, most)
+    batch = _largest_batch(manifest.main.resources, limits, context, left, most)
     return MemoryFacts(
         weights_bytes=weights,
-        arena_bytes=manifest.arena_bytes,
+        arena_bytes=manifest.main.arena_bytes,
         logits_bytes=logits,
         groups=groups,
         kv_token_bytes=sum(group.token_bytes for group in groups),
         budget=budget,
         context=context,
         largest_batch=batch,
-        batch_kv_bytes=kv_bytes(manifest.kv.groups, limits.step_tokens, context, batch),
+        batch_kv_bytes=kv_bytes(manifest.main.resources, limits.step_tokens, context, batch),
         max_batch=most,
     )
 

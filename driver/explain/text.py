@@ -202,7 +202,7 @@ def terminal() -> Terminal:
 
 def _summary(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     manifest = facts.manifest
-    model, limits = manifest.model, manifest.limits
+    model, limits = manifest.model, manifest.main.limits
     yield "artifact", f"{facts.path} ({facts.identity[:12]})"
     yield "made by", f"infc {manifest.infc_version}"
     if facts.program is None:
@@ -210,7 +210,7 @@ def _summary(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     else:
         yield from _shape(model.architecture, facts.program.shape)
     yield "weights", "; ".join(_schemes(facts)) or f"{manifest.recipe.get('dtype', '?')}"
-    yield "backend", f"{manifest.backend}: {manifest.entry.file} ({manifest.entry.kind})"
+    yield "backend", f"{manifest.backend}: {manifest.main.entry.file} ({manifest.main.entry.kind})"
     yield "target", manifest.target.name
     yield "context", f"{limits.max_context} tokens"
     step = f"{limits.step_tokens} tokens of {limits.max_sequences} sequences"
@@ -265,9 +265,9 @@ def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     memory = facts.memory
     yield "weights", format_size(memory.weights_bytes)
     yield "arena", f"{format_size(memory.arena_bytes)}, all that a step needs between its ops"
-    limits = facts.manifest.limits
+    limits = facts.manifest.main.limits
     rows = format_count(min(limits.logit_rows, limits.step_tokens), "row")
-    hidden = ", hidden states included" if facts.manifest.hidden_width else ""
+    hidden = ", hidden states included" if facts.manifest.main.hidden_width else ""
     yield "logits", f"{format_size(memory.logits_bytes)} at most, {rows}{hidden}"
     for group in memory.groups:
         yield f"kv {group.name}", _group(group)

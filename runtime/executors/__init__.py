@@ -16,9 +16,9 @@ def open_executor(artifact: Artifact, config: ExecutorConfig) -> Executor:
     """
     manifest = artifact.manifest
     backend = backend_of_artifact(manifest.backend, where=str(artifact.path))
-    if manifest.entry.kind != backend.entry:
+    if manifest.main.entry.kind != backend.entry:
         raise ArtifactError(
-            f"the backend {backend.name} runs a {backend.entry}, not a {manifest.entry.kind}",
+            f"the backend {backend.name} runs a {backend.entry}, not a {manifest.main.entry.kind}",
             where=str(artifact.path),
             hint="compile the model again",
         )

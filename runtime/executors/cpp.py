@@ -38,27 +38,27 @@ class CppExecutor:
     depth = 0
 
     def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
-        manifest = artifact.manifest
-        check_target(manifest.target.features, where=str(artifact.path))
-        self._vocab_size = manifest.model.vocab_size
-        self._hidden_width = manifest.hidden_width
-        self._limits = manifest.limits
+        program = artifact.manifest.main
+        check_target(artifact.manifest.target.features, where=str(artifact.path))
+        self._vocab_size = program.vocab_size
+        self._hidden_width = program.hidden_width
+        self._limits = program.limits
         self._library = load_library(artifact.entry_path)
-        artifact.check_in_place(manifest.entry.file)
+        artifact.check_in_place(program.entry.file)
         self._step_seconds = 0.0
         self._weights = open_artifact_weights(artifact, config.weights)
         facts = json.loads(self._library.infc_facts())
         where = str(artifact.path)
-        check_step_facts(facts, manifest, self._weights.entries, where=where)
-        groups = manifest.kv.groups
+        check_step_facts(facts, program, self._weights.entries, where=where)
+        groups = program.resources
         self._kv = [
             reserve(count * group.bytes_per_block())
             for group, count in zip(groups, config.num_blocks, strict=True)
         ]
-        self._arena = reserve(manifest.arena_bytes)
+        self._arena = reserve(program.arena_bytes)
         self._process = os.getpid()
         self._profile = CppProfile(artifact, self._library) if config.profile else None
-        self._handle = self._open(manifest.weights.tensors, config)
+        self._handle = self._open(program.weights.tensors, config)
         # Also where nobody calls close; not at the end of the process, which waits for no step.
         self._end = weakref.finalize(self, _end_session, self._library, self._handle, os.getpid())
         self._end.atexit = False
@@ -113,7 +113,7 @@ class CppExecutor:
             )
         check_hidden(step, self._hidden_width)
         tokens = np.empty(len(step.draws), np.int32)
-        logits = np.empty((step.num_logits, self._vocab_size), dtype=np.float32)
+        logits = np.empty((step.num_logits, self._vocab_size or 0), dtype=np.float32)
         hidden = None
         if step.wants_hidden:
             hidden = np.empty((rows, self._hidden_width or 0), dtype=np.float32)

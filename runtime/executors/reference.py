@@ -39,8 +39,8 @@ class ReferenceExecutor:
 
         torch.set_num_threads(config.num_threads)
         manifest = artifact.manifest
-        names = manifest.weights.tensors
-        text = artifact.read_text(manifest.entry.file)
+        names = manifest.main.weights.tensors
+        text = artifact.read_text(manifest.main.entry.file)
         program = parse_program(text, source=str(artifact.entry_path))
         # What is copied beside the steps has no tensors; reading all of it first is as safe.
         placement: WeightPlacement = "mapped" if config.weights == "mapped" else "loaded"
@@ -48,7 +48,7 @@ class ReferenceExecutor:
         assert isinstance(weights, MappedSafetensors)
         kinds = [(name, program.weights[name].type) for name in names if name in program.weights]
         check_step_facts(
-            step_facts(program, kinds), manifest, weights.entries, where=str(artifact.path)
+            step_facts(program, kinds), manifest.main, weights.entries, where=str(artifact.path)
         )
         return cls(program, weights.tensor, config)
 

@@ -184,7 +184,7 @@ def open_artifact_weights(
     artifact: Artifact, placement: WeightPlacement
 ) -> CopiedWeights | MappedSafetensors:
     """The weights of an artifact."""
-    handle = artifact.open_file(artifact.manifest.weights.file)
+    handle = artifact.open_file(artifact.manifest.main.weights.file)
     try:
         return open_weights(artifact.weights_path, handle, placement)
     finally:

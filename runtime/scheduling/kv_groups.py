@@ -14,7 +14,7 @@ def common_block_size(groups: Sequence[Resource]) -> int:
     if len(sizes) != 1:
         raise ArtifactError(
             f"KV groups must share one block size, this model has {sorted(sizes) or 'no group'}",
-            where="manifest.json: kv.groups",
+            where="manifest.json: resources",
             hint="compile it again with this version",
         )
     return sizes.pop()

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from infc.codegen.base import EmitOptions
 from infc.codegen.registry import get_backend
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
-from infc.ir.manifest import Entry, KvLayout, Limits, Manifest, TargetMachine, WeightsFile
-from infc.ir.program import Program
+from infc.ir.manifest import MAIN, Limits, Manifest, TargetMachine
+from infc.ir.program import Program, vocabulary_size
 from infc.ir.targets import Target, resolve_target
 from infc.ir.types import DType
 from infc.runtime.executors.base import ExecutorConfig
@@ -48,8 +48,8 @@ def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Progr
 def build(program: Program, directory: Path, target: Target | None = None) -> Artifact:
     """Emit a lowered program as an artifact of the cpp backend."""
     target = target or resolve_target("native")
-    width = program.outputs[0].type.shape[-1]
-    assert isinstance(width, int)
+    width = vocabulary_size(program)
+    assert width is not None
     limits = Limits(
         max_context=program.spec.max_context or 4096,
         step_tokens=program.symbols["T"].high,
@@ -65,11 +65,7 @@ def build(program: Program, directory: Path, target: Target | None = None) -> Ar
                 model=replace(program.spec, vocab_size=width),
                 backend="cpp",
                 target=TargetMachine(target.name, target.features),
-                limits=limits,
-                kv=KvLayout(program.resources),
-                entry=Entry(**emission.entry),
-                arena_bytes=emission.arena_bytes,
-                weights=WeightsFile("weights.safetensors", emission.weight_names),
+                programs={MAIN: emission.compiled(program, limits)},
                 tokenizer=None,
             )
         )
@@ -121,6 +117,6 @@ def open_cpp(
     artifact: Artifact, *, num_blocks: int = 64, num_threads: int = 2, profile: bool = False
 ) -> CppExecutor:
     """An executor with as many blocks in every group."""
-    blocks = (num_blocks,) * len(artifact.manifest.kv.groups)
+    blocks = (num_blocks,) * len(artifact.manifest.main.resources)
     config = ExecutorConfig(num_blocks=blocks, num_threads=num_threads, profile=profile)
     return CppExecutor(artifact, config)

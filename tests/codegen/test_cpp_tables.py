@@ -78,7 +78,7 @@ def test_rows_have_the_bits_of_their_meaning(scheme: str, dtype: DType, tmp_path
 def test_a_tied_table_is_stored_once(scheme: str, target: str, tmp_path: Path) -> None:
     tied, alone = table(scheme, tied=True), table(scheme)
     artifact = build(tied, tmp_path / "tied", resolve_target(target))
-    names = artifact.manifest.weights.tensors
+    names = artifact.manifest.main.weights.tensors
     assert sorted(names) == ["table.codes:packed", "table.scales"]
     single = build(alone, tmp_path / "alone", resolve_target(target))
     sizes = [(one.path / "weights.safetensors").stat().st_size for one in (artifact, single)]

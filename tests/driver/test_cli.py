@@ -107,7 +107,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["bench", "remote.yaml"], 3, "the hub does not provide 'nobody/nothing'"),
         (["run", "art", "x", "--set", "dtype=float32"], 2, "this is a compiled artifact"),
         (["inspect", "corrupt"], 7, "its 5120 bytes do not match their digest"),
-        (["generate", "version2", "x"], 7, "it has format version 2, which this version"),
+        (
+            ["generate", "version3", "x"],
+            7,
+            "made by a newer infc (0.1.0): its format has version 3",
+        ),
         (["generate", "art", "x", "--token-ids", "1"], 2, "--token-ids cannot be combined"),
         (["generate", "art", "--token-ids", "one"], 2, "takes numbers such as 1,2,3"),
         (["generate", "art", "x", "--temperature", "nan"], 2, "temperature"),
@@ -142,8 +146,8 @@ def test_bad_input_is_one_line_and_a_status(
     write_artifact(tmp_path / "art")
     weights = write_artifact(tmp_path / "corrupt") / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[::-1])
-    manifest = write_artifact(tmp_path / "version2") / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    manifest = write_artifact(tmp_path / "version3") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
     before = sorted(os.listdir(tmp_path))
     assert refused(capsys, *arguments)[0] == status
     assert run(arguments) == status

@@ -36,7 +36,7 @@ def test_what_an_artifact_holds(source: Path, artifact: Artifact) -> None:
     manifest = artifact.manifest
     assert manifest.recipe["model"] == source.name
     assert manifest.recipe["kv_cache"]["block_size"] == 32
-    assert (manifest.limits.step_tokens, manifest.limits.logit_rows) == (64, 4)
+    assert (manifest.main.limits.step_tokens, manifest.main.limits.logit_rows) == (64, 4)
     assert manifest.target.name == "x86-64-v2"
     report = json.loads((artifact.path / "report.json").read_text())
     assert {entry["name"]: entry["matches"] for entry in report["passes"]}["lower-kv"] == 2

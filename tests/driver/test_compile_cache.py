@@ -31,7 +31,7 @@ def test_again_from_the_cache(source: Path, tmp_path: Path) -> None:
         source / "model.yaml", tmp_path / "two", overrides=changed, verify=False, progress=progress
     )
     assert progress.lines == [line for line in progress.lines if "cache" not in line]
-    assert third.manifest.limits.max_sequences == 3
+    assert third.manifest.main.limits.max_sequences == 3
 
 
 def test_a_second_compilation_imports_no_torch(source: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from .compiling import contents
 
 
 def test_the_cpp_backend(fast: Artifact) -> None:
-    assert fast.manifest.entry.kind == "cpp-shared-library"
+    assert fast.manifest.main.entry.kind == "cpp-shared-library"
     assert open_artifact(fast.path, "full").identity == fast.identity
     for name, data in contents(fast.path).items():
         assert os.fsencode(fast.path.parent) not in data, name
@@ -73,7 +73,7 @@ def test_a_conversation_through_a_pipe(fast: Artifact) -> None:
     first, second = done.stdout[: len(done.stdout) // 2], done.stdout[len(done.stdout) // 2 :]
     assert first == second != b""  # /reset forgot the first, so the second is answered alike
     assert done.stderr == b"[new chat]\n"
-    block = fast.manifest.kv.groups[0].bytes_per_block()
+    block = fast.manifest.main.resources[0].bytes_per_block()
     tight = subprocess.run(
         [*command, "--kv-memory", str(4 * block)], input=b"/exit\n", capture_output=True, check=True
     )

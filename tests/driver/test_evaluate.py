@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def test_chunks_add_up(step_tokens: int, logit_rows: int, data: st.DataObject) -
     first = data.draw(st.integers(1, len(tokens) - 1))
     executor = _Bigrams()
     limits = Limits(64, step_tokens, 4, logit_rows)
-    limited = replace(manifest(), limits=limits)
+    limited = manifest().with_main(limits=limits)
     chunks = window_rows(executor, limited, tokens, first, step_rows(limited))
     nats = sum(nats_of(logits, targets) for logits, targets in chunks)
     table = executor.table.astype(np.float32).astype(np.float64)

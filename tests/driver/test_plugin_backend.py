@@ -61,7 +61,11 @@ def test_it_compiles_and_runs(site: Path, source: Path, tmp_path: Path) -> None:
     assert "not cached: toy is the backend of a plug-in" in said
     manifest = json.loads((tmp_path / "toy/manifest.json").read_text())
     assert manifest["backend"] == "toy"
-    assert manifest["entry"] == {"abi": None, "file": "toy/step.txt", "kind": "toy-text"}
+    assert manifest["programs"]["main"]["entry"] == {
+        "abi": None,
+        "file": "toy/step.txt",
+        "kind": "toy-text",
+    }
     assert manifest["recipe"]["toy"] == {"shift": SHIFT}
     report = json.loads((tmp_path / "toy/report.json").read_text())
     assert report["passes"][-1]["name"] == "toy-count"

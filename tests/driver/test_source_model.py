@@ -192,7 +192,7 @@ def test_a_checkpoint_with_a_smaller_context_is_refused(plain: Artifact, tmp_pat
     with pytest.raises(UsageError) as caught:
         open_source(plain, copy)
     said = str(caught.value)
-    context = plain.manifest.limits.max_context
+    context = plain.manifest.main.limits.max_context
     assert said.startswith(f"{copy}: it is another model than that of {plain.path}, which has a")
     assert f"context of {context} tokens: max_context {context} is more than the 64" in said
     assert said.endswith("(compare with the checkpoint that the artifact was compiled from)")

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from infc.codegen.base import Backend, Emission, EmitOptions, Verdict
-from infc.codegen.weights_file import WEIGHTS_FILE, write_weights
+from infc.codegen.base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Verdict
+from infc.codegen.weights_file import write_weights
 from infc.ir.artifact import Artifact
 from infc.ir.backends import BackendInfo, register_backend
 from infc.ir.program import Node, Program
@@ -80,7 +80,7 @@ class ToyExecutor:
     def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
         from infc.runtime.executors.reference import ReferenceExecutor
 
-        first = artifact.read_text(artifact.manifest.entry.file).partition("\n")[0]
+        first = artifact.read_text(artifact.manifest.main.entry.file).partition("\n")[0]
         self._shift = int(first.removeprefix("# shift "))
         self._vocab_size = artifact.manifest.model.vocab_size
         self._inner = ReferenceExecutor.open(artifact, config)

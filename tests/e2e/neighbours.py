@@ -145,7 +145,7 @@ SHARED = Run(
 
 def block_bytes(artifact: Artifact) -> int:
     """Bytes of one block in every group."""
-    return sum(group.bytes_per_block() for group in artifact.manifest.kv.groups)
+    return sum(group.bytes_per_block() for group in artifact.manifest.main.resources)
 
 
 def answer_alone(artifact: Artifact, job: Job) -> Answer:

@@ -68,7 +68,7 @@ def forced_rows(
     artifact: Artifact, sequences: Sequence[Sequence[int]], *, chunk: int = 23
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """As `teacher_forced`; beside the logits the hidden states that enter the head."""
-    groups = artifact.manifest.kv.groups
+    groups = artifact.manifest.main.resources
     block_size = groups[0].block_size
     blocks_each = -(-max(map(len, sequences)) // block_size)
     total = 1 + blocks_each * len(sequences)
@@ -82,7 +82,7 @@ def forced_rows(
     ids = np.random.default_rng(2).permutation(np.arange(1, total)).reshape(len(sequences), -1)
     rows: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
     states: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
-    width = artifact.manifest.hidden_width
+    width = artifact.manifest.main.hidden_width
     done = [0] * len(sequences)
     try:
         while any(d < len(s) for d, s in zip(done, sequences, strict=True)):

@@ -61,7 +61,7 @@ def test_codes_are_those_of_the_reference(arch: str, sets: Settings, builds: Bui
     assert (errors > STEP).mean() <= (SHARE_REROUTED if "scaled_moe" in program else 0.0)
     assert "scaled_linear" in program
     assert ("scaled_embedding" in program) == (sets != INT8_PRODUCTS)
-    assert ("i8" in cpp.manifest.kv.groups[0].dtype) == (sets != INT4)
+    assert ("i8" in cpp.manifest.main.resources[0].dtype) == (sets != INT4)
     assert ("scaled_moe" in program) == ("moe" in (cpp.path / "captured.ir").read_text())
 
 

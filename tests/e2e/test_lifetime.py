@@ -73,7 +73,7 @@ def test_pinned_threads_stay_on_one_processor(artifact: Artifact, two_cpus: list
 def test_a_team_that_cannot_be_had(artifact: Artifact) -> None:
     """It is no fault of the artifact, and fewer threads would do."""
     more = len(os.sched_getaffinity(0)) + 1
-    blocks = (2,) * len(artifact.manifest.kv.groups)
+    blocks = (2,) * len(artifact.manifest.main.resources)
     config = ExecutorConfig(num_blocks=blocks, num_threads=more, pin=True)
     with pytest.raises(CapacityError, match=f"cannot start {more} threads: more threads are") as e:
         open_executor(artifact, config)

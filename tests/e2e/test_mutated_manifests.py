@@ -19,7 +19,7 @@ from .test_invariance import CASES
 
 @pytest.mark.parametrize(
     ("backend", "fields", "least_refused", "least_working"),
-    [("cpp", (), 200, 20), ("reference", ("tokenizer", "kv", "hidden_width"), 50, 2)],
+    [("cpp", (), 200, 20), ("reference", ("tokenizer", "programs"), 50, 2)],
 )
 def test_each_change_is_refused_or_works(
     backend: str,

@@ -75,7 +75,7 @@ def test_layers_in_pairs_are_cross_layer_attention(
 
 
 def kv_bytes(artifact: Artifact) -> int:
-    return sum(group.bytes_per_block() for group in artifact.manifest.kv.groups)
+    return sum(group.bytes_per_block() for group in artifact.manifest.main.resources)
 
 
 def test_sharing_takes_half_of_the_memory_of_keys_and_values(builds: Builds) -> None:
@@ -99,7 +99,7 @@ def test_sharing_takes_half_of_the_memory_of_keys_and_values(builds: Builds) -> 
 
 def test_a_published_model_has_caches_for_its_first_layers_alone(builds: Builds) -> None:
     build = Build("gemma4_text")
-    groups = [(one.reach, one.layers) for one in builds.artifact(build).manifest.kv.groups]
+    groups = [(one.reach, one.layers) for one in builds.artifact(build).manifest.main.resources]
     assert groups == [(8, (0, 2)), (None, (1,))]
 
 
@@ -107,7 +107,7 @@ def test_groups_by_name_and_what_is_no_group(builds: Builds, tmp_path: Path) -> 
     checkpoint = builds.checkpoint(Build("mistral"))
     sets: dict[str, Any] = {"passes": {"share-kv": {"groups": "0+3"}}}
     artifact = compile_checkpoint(checkpoint, tmp_path / "a", backend="reference", **sets)
-    assert artifact.manifest.kv.groups[0].layers == (0, 1, 2)
+    assert artifact.manifest.main.resources[0].layers == (0, 1, 2)
     for groups, message in (
         ("0+9", "there is no layer 9"),
         ("0+1 1+2", "layer 1 is named twice"),

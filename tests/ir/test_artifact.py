@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,13 +295,18 @@ def test_nobody_else_may_write_to_the_files_of_an_artifact(tmp_path: Path, umask
     assert [oct(path.stat().st_mode & 0o777) for path in files] == ["0o644"] * len(files)
 
 
-def rewritten(path: Path, **changes: object) -> None:
-    """Writes a manifest that is consistent with its digest and wrong otherwise."""
+def rewritten(path: Path, main: Mapping[str, object] | None = None, **changes: object) -> None:
+    """Writes a manifest that is consistent with its digest and wrong otherwise.
+
+    `main` are changes of the main program.
+    """
     import hashlib
 
     data = json.loads((path / "manifest.json").read_text())
     del data["digest"]
     data.update(changes)
+    if main is not None:
+        data["programs"]["main"].update(main)
     digest = hashlib.sha256(canonical_json(data).encode()).hexdigest()
     (path / "manifest.json").write_text(canonical_json({**data, "digest": digest}))
 
@@ -310,30 +315,66 @@ def rewritten(path: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         (
-            {"version": 2},
-            "it has format version 2, which this version of infc .*: infc 0.1.0 wrote it",
+            {"version": 3},
+            r"made by a newer infc \(0.1.0\): its format has version 3, .* reads up to 2",
         ),
-        ({"version": True}, "it has format version True"),
-        ({"version": 2, "infc_version": None}, "an infc of another version wrote it"),
+        ({"version": True}, "there is no format version True"),
+        ({"version": 0}, "there is no format version 0"),
+        ({"version": 3, "infc_version": None}, "made by a newer infc: its format has version 3"),
         ({"format": "zip"}, "not the manifest of an infc artifact"),
         ({"files": {"../x": {"bytes": 1, "sha256": "0"}}}, r"unsafe name '\.\./x'"),
         ({"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
         ({"files": {"a/./b": {"bytes": 1, "sha256": "0"}}}, "unsafe name"),
-        ({"arena_bytes": "many"}, "manifest.arena_bytes: 'many', expected int"),
-        ({"arena_bytes": True}, "manifest.arena_bytes: True, expected int"),
-        ({"limits": {"max_context": 3}}, r"manifest.limits: .*missing 3 required"),
-        ({"surprise": 1}, "it has the key 'surprise', which this version of infc"),
-        ({"kv": {"groups": [{"speed": 1}]}}, "it has the key 'kv.groups.speed', which"),
-        ({"kv": {"groups": [{"kind": "ring"}]}}, "it has the key 'kv.groups.kind', which"),
+        ({"main": {"arena_bytes": "many"}}, "main.arena_bytes: 'many', expected int"),
+        ({"main": {"arena_bytes": True}}, "main.arena_bytes: True, expected int"),
+        ({"main": {"limits": {"max_context": 3}}}, r"main.limits: .*missing 3 required"),
+        ({"surprise": 1}, r"newer infc \(0.1.0\): it has the key 'surprise', which this infc does"),
+        ({"main": {"resources": [{"speed": 1}]}}, "has the key 'programs.main.resources.speed',"),
+        ({"main": {"resources": [{"kind": "ring"}]}}, "the key 'programs.main.resources.kind',"),
         ({"tokenizer": {"pieces": 1}}, "it has the key 'tokenizer.pieces', which"),
         ({"recipe": {"runtime": "fast"}}, "manifest.recipe.runtime: 'fast', expected a mapping"),
-        ({"arena_bytes": 10**4000}, "arena_bytes: a number of more than twenty digits is outside"),
-        ({"entry": {"kind": "exe", "file": "a"}}, "manifest.entry.kind: 'exe'"),
-        ({"weights": {"file": "w", "tensors": []}}, "uses 'w' and does not list it"),
+        ({"main": {"arena_bytes": 10**4000}}, "arena_bytes: a number of more than twenty digits"),
+        ({"main": {"entry": {"kind": "exe", "file": "a"}}}, "main.entry.kind: 'exe'"),
+        ({"main": {"weights": {"file": "w", "tensors": []}}}, "uses 'w' and does not list it"),
+        ({"main": {"outputs": {"logits": "f32[R, 63]"}}}, "the logits are not of the vocabulary"),
+        ({"main": {"outputs": {}}}, "the logits are not of the vocabulary"),
+        ({"main": {"inputs": {"x": "f32[R, ]"}}}, r"inputs.x: 'f32\[R, \]' is not the type"),
+        ({"main": {"inputs": {"x": "bf16[R]"}}}, "arrays of bf16 are never handed over"),
+        ({"main": {"inputs": {"x": "f32[D]"}}}, "the symbol D has no bound"),
+        ({"main": {"inputs": {"x": "f32[4294967296]"}}}, "inputs.x: 4294967296 is outside"),
+        ({"main": {"rank": -1}}, "main.rank: -1 is outside"),
+        (
+            {"main": {"weights": {"file": "w", "tensors": ["a"], "shared": ["b"]}}},
+            "weights.shared: 'b' is not among the tensors",
+        ),
+        (
+            {"main": {"weights": {"file": "w", "tensors": ["a"], "shared": ["a"]}}},
+            "the main program's are its own",
+        ),
     ],
 )
-def test_refused_manifest(artifact: Path, changes: dict[str, object], message: str) -> None:
+def test_refused_manifest(artifact: Path, changes: dict[str, Any], message: str) -> None:
     rewritten(artifact, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(artifact)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["main", "Head"], "'Head' cannot be the name of a program"),
+        (["main", "../head"], "'../head' cannot be the name of a program"),
+        (["head"], "there is no 'main'"),
+    ],
+)
+def test_names_of_programs(artifact: Path, names: list[str], message: str) -> None:
+    main = json.loads((artifact / "manifest.json").read_text())["programs"]["main"]
+    rewritten(artifact, programs={"main": main, "draft-2": main})
+    opened = open_artifact(artifact).manifest
+    assert opened.program("draft-2") == opened.main
+    with pytest.raises(UsageError, match=r"no program 'drat-2' .did you mean 'draft-2'"):
+        opened.program("drat-2")
+    rewritten(artifact, programs=dict.fromkeys(names, main))
     with pytest.raises(ArtifactError, match=message):
         open_artifact(artifact)
 
@@ -370,8 +411,8 @@ def test_an_old_artifact_is_replaced(artifact: Path) -> None:
     with ArtifactWriter(artifact) as writer:
         fill(writer.path)
         changed = manifest()
-        entry = replace(changed.entry, kind="program")
-        writer.commit(replace(changed, backend="reference", entry=entry))
+        entry = replace(changed.main.entry, kind="program")
+        writer.commit(replace(changed.with_main(entry=entry), backend="reference"))
     assert open_artifact(artifact).manifest.backend == "reference"
     assert os.listdir(artifact.parent) == [artifact.name]
 
@@ -512,9 +553,10 @@ def test_a_way_to_verify_that_nobody_knows(artifact: Path) -> None:
 )
 def test_the_kind_of_the_entry_is_that_of_the_backend(backend: str, kind: str, fine: bool) -> None:
     made = manifest()
-    text = replace(made, backend=backend, entry=replace(made.entry, kind=kind)).to_text()
+    entry = replace(made.main.entry, kind=kind)
+    text = replace(made.with_main(entry=entry), backend=backend).to_text()
     if fine:
-        assert parse_manifest(text, where="m").entry.kind == kind
+        assert parse_manifest(text, where="m").main.entry.kind == kind
     else:
         with pytest.raises(ArtifactError, match=rf"entry\.kind: '{kind}', but .* {backend} makes"):
             parse_manifest(text, where="m")

@@ -23,7 +23,7 @@ def test_what_is_being_written_can_be_opened_before(tmp_path: Path) -> None:
     with ArtifactWriter(place) as writer:
         fill(writer.path)
         writer.preview(manifest())
-        weights = writer.path / manifest().weights.file
+        weights = writer.path / manifest().main.weights.file
         weights.write_bytes(WEIGHTS + bytes(16))  # whoever writes to it again is seen
         writer.commit(manifest())
     assert open_artifact(place, "full").weights_path.read_bytes() == WEIGHTS + bytes(16)

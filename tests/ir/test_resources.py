@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.ir.errors import ProgramError
-from infc.ir.manifest import KvLayout, parse_manifest
+from infc.ir.manifest import parse_manifest
 from infc.ir.paged_state import PagedState
 from infc.ir.program import EMPTY_SPEC, Program
 from infc.ir.resources import KINDS, KvGroup, LatentGroup, Resource, StateGroup
@@ -91,15 +90,15 @@ def test_bytes_are_those_of_the_tensors(resource: Resource) -> None:
 def test_texts_and_manifests_say_what_it_is(resource: Resource) -> None:
     program = Program("p", {}, (), (), (), {}, EMPTY_SPEC, "lowered", (resource,))
     assert parse_program(print_program(program)).resources == (resource,)
-    made = replace(manifest(), kv=KvLayout((resource,)))
-    assert parse_manifest(made.to_text(), where="m").kv.groups == (resource,)
+    made = manifest().with_main(resources=(resource,))
+    assert parse_manifest(made.to_text(), where="m").main.resources == (resource,)
 
 
 def test_keys_and_values_are_written_as_ever() -> None:
     """Older texts, manifests and compiled code know of no kinds."""
     group = KvGroup("full", (0, 1), 2, 16, 16, "f32", 32)
-    data = json.loads(replace(manifest(), kv=KvLayout((group,))).to_text())
-    assert "kind" not in data["kv"]["groups"][0]
+    data = json.loads(manifest().with_main(resources=(group,)).to_text())
+    assert "kind" not in data["programs"]["main"]["resources"][0]
     program = Program("p", {}, (), (), (), {}, EMPTY_SPEC, "lowered", (group,))
     assert "kind" not in print_program(program)
 

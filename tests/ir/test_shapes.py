@@ -19,6 +19,19 @@ def test_a_dimension_survives_its_spelling(dim: Dim) -> None:
     assert shapes.parse_dim(shapes.spell_dim(dim)) == dim
 
 
+@given(st.builds(TensorType, st.sampled_from(DType), st.lists(DIMS, max_size=3).map(tuple)))
+def test_a_type_survives_its_text(kind: TensorType) -> None:
+    assert shapes.parse_type(str(kind)) == kind
+
+
+@pytest.mark.parametrize(
+    "text", ["", "f32", "f32[", "f33[T]", "f32[T,2]", "f32[T, ]", "f32[-1]", "f32[²]", "f32[T]]"]
+)
+def test_text_that_is_no_type_is_refused(text: str) -> None:
+    with pytest.raises(ProgramError):
+        shapes.parse_type(text)
+
+
 @pytest.mark.parametrize("text", ["", "0*T", "T*2", "T+", "2T", "T+R", "-T", "T*R", "2**T"])
 def test_text_that_is_no_dimension_is_refused(text: str) -> None:
     with pytest.raises(ProgramError):

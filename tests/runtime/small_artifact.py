@@ -12,13 +12,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from infc.ir.artifact import ArtifactWriter
 from infc.ir.builder import ProgramBuilder
 from infc.ir.manifest import (
+    MAIN,
+    CompiledProgram,
     Entry,
-    KvLayout,
     Limits,
     Manifest,
     TargetMachine,
     TokenizerFiles,
     WeightsFile,
+    input_types,
+    output_types,
 )
 from infc.ir.program import ModelSpec, Program, WeightRef
 from infc.ir.resources import KvGroup
@@ -91,7 +94,7 @@ def make_program(vocab_size: int) -> Program:
         flat = b.emit("reshape", attended, shape=("T", HIDDEN))
         x = b.emit("add", x, b.emit("linear", flat, weight(f"{layer}.o", HIDDEN, HIDDEN)))
     last = b.emit("take", x, index, dim=0)
-    b.output(b.emit("linear", last, weight("head", vocab_size, HIDDEN)), last)
+    b.output(logits=b.emit("linear", last, weight("head", vocab_size, HIDDEN)), hidden=last)
     return b.build()
 
 
@@ -123,6 +126,15 @@ def write_small_artifact(
         template = "tokenizer/chat_template.jinja" if with_template else None
         if with_tokenizer and template is not None:
             (writer.path / template).write_text(TEMPLATE)
+        main = CompiledProgram(
+            entry=Entry("program", "program.ir"),
+            inputs=input_types(program),
+            outputs=output_types(program),
+            limits=Limits(max_context, 16, 4, 4),
+            arena_bytes=0,
+            weights=WeightsFile("weights.safetensors", tuple(name for name, _ in kinds)),
+            resources=program.resources,
+        )
         files = TokenizerFiles("tokenizer/tokenizer.json", None, (0,), template, generation)
         writer.commit(
             Manifest(
@@ -131,13 +143,8 @@ def write_small_artifact(
                 model=program.spec,
                 backend="reference",
                 target=TargetMachine("native", ()),
-                limits=Limits(max_context, 16, 4, 4),
-                kv=KvLayout(program.resources),
-                entry=Entry("program", "program.ir"),
-                arena_bytes=0,
-                weights=WeightsFile("weights.safetensors", tuple(name for name, _ in kinds)),
+                programs={MAIN: main},
                 tokenizer=files if with_tokenizer else None,
-                hidden_width=HIDDEN,
             )
         )
     return path

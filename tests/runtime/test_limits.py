@@ -232,11 +232,9 @@ def test_what_a_step_hands_over_is_planned(
 ) -> None:
     """Logits and hidden states in float32, of no more rows than a step has tokens."""
     base = served()
-    wide = replace(
-        base,
-        hidden_width=48,
-        model=replace(base.model, vocab_size=100_000),
-        limits=replace(base.limits, logit_rows=compiled),
+    wide = base.with_main(
+        outputs={"logits": "f32[R, 100000]", "hidden": "f32[R, 48]"},
+        limits=replace(base.main.limits, logit_rows=compiled),
     )
     options = RuntimeOptions(threads=1, step_tokens=step_tokens)
     plan = plan_runtime(wide, options)

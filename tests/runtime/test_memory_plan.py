@@ -181,10 +181,11 @@ def opened_before(broker: MemoryBroker) -> Lease:
 def large() -> Manifest:
     """3 GiB of weights, and a context that takes 1 GiB of KV memory."""
     base = manifest()
-    (group,) = base.kv.groups
+    (group,) = base.main.resources
     files = {"weights.safetensors": FileDigest(bytes=3 * GIB, sha256="0")}
     context = GIB // group.bytes_per_block() * group.block_size
-    return replace(base, files=files, limits=replace(base.limits, max_context=context))
+    limits = replace(base.main.limits, max_context=context)
+    return replace(base.with_main(limits=limits), files=files)
 
 
 @pytest.mark.parametrize("weights", [None, "auto", "mapped"])
@@ -197,7 +198,7 @@ def test_the_same_model_opens_once_more_with_mapped_weights(
     first = opened_before(broker)
     plan = plan_runtime(large(), options)
     assert (plan.weights, plan.notes) == ("mapped", ())
-    assert plan.limits.max_context == large().limits.max_context
+    assert plan.limits.max_context == large().main.limits.max_context
     assert plan.memory[HOST].taken <= 3 * GIB
     first.end()
     if weights != "mapped":

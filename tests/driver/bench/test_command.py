@@ -68,7 +68,7 @@ def test_a_workload_of_ones_own(compiled: Artifact, capsys: pytest.CaptureFixtur
     assert "own          2 × (9 + 4) tokens, 2 at once\n" in captured.out
     assert ", 1 thread\n" in captured.out
     assert captured.err == ""
-    most = compiled.manifest.limits.max_sequences
+    most = compiled.manifest.main.limits.max_sequences
     assert run(["bench", str(compiled.path), *sizes, "--batch", str(most + 2)]) == 0
     assert f"note: {most} sequences run at once, so 2 must wait" in capsys.readouterr().err
     assert run(["bench", str(compiled.path), "--new-tokens", "99999"]) == 2

@@ -25,8 +25,9 @@ from ...codegen.harness import Chunk, make_step
 
 def manifest(block_size: int, groups: int) -> Any:
     group = KvGroup("g", (0,), 1, 8, 8, "f32", block_size)
-    kv = SimpleNamespace(groups=tuple(replace(group, name=str(i)) for i in range(groups)))
-    return SimpleNamespace(kv=kv, model=SimpleNamespace(vocab_size=50))
+    resources = tuple(replace(group, name=str(i)) for i in range(groups))
+    main = SimpleNamespace(resources=resources)
+    return SimpleNamespace(main=main, model=SimpleNamespace(vocab_size=50))
 
 
 trials = st.integers(1, 40).flatmap(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infc.frontend.load import load_model
 from infc.ir.artifact import ArtifactWriter
 from infc.ir.manifest import (
+    MAIN,
+    CompiledProgram,
     Entry,
-    KvLayout,
     Limits,
     Manifest,
     TargetMachine,
     WeightsFile,
     canonical_json,
+    input_types,
+    output_types,
 )
 from infc.ir.plan import planned_arena
 from infc.ir.program import Program
@@ -59,17 +63,22 @@ def write_explained(
         build_pipeline(dict(passes or {}), plan=PLAN),
         verify=False,
     )
+    main = CompiledProgram(
+        entry=Entry("cpp-shared-library", "code/model.so", 1),
+        inputs=input_types(program),
+        outputs=output_types(program),
+        limits=Limits(program.spec.max_context, STEP_TOKENS, SEQUENCES, LOGIT_ROWS),
+        arena_bytes=planned_arena(program).num_bytes,
+        weights=WeightsFile("weights.safetensors", ()),
+        resources=program.resources,
+    )
     manifest = Manifest(
         infc_version="0.0.0",
         recipe={"model": name, "passes": dict(passes or {}), "dtype": "bfloat16"},
-        model=program.spec,
+        model=replace(program.spec, vocab_size=main.vocab_size or 0),
         backend="cpp",
         target=TargetMachine("x86-64-v3", ("avx2",)),
-        limits=Limits(program.spec.max_context, STEP_TOKENS, SEQUENCES, LOGIT_ROWS),
-        kv=KvLayout(program.resources),
-        entry=Entry("cpp-shared-library", "code/model.so", 1),
-        arena_bytes=planned_arena(program).num_bytes,
-        weights=WeightsFile("weights.safetensors", ()),
+        programs={MAIN: main},
         tokenizer=None,
     )
     with ArtifactWriter(destination) as writer:

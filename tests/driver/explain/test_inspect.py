@@ -40,7 +40,7 @@ from infc.driver.explain.text import (
 )
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import TargetError
-from infc.ir.manifest import FileDigest, KvLayout
+from infc.ir.manifest import FileDigest
 from infc.ir.ops import Cost
 from infc.ir.program import ModelSpec, Program
 from infc.ir.resources import KvGroup
@@ -143,13 +143,11 @@ def test_kv_bytes_are_what_the_runtime_takes(
         KvGroup(f"g{i}", (i,), 1 + i, 4, 4, "f32", 16, window) for i, window in enumerate(windows)
     )
     base = manifest()
-    limits = replace(base.limits, max_context=300, max_sequences=6, logit_rows=6)
+    limits = replace(base.main.limits, max_context=300, max_sequences=6, logit_rows=6)
     whole = replace(
-        base,
-        kv=KvLayout(groups),
-        limits=limits,
+        base.with_main(resources=groups, limits=limits),
         recipe={},
-        files={base.weights.file: FileDigest(1, "0" * 64)},
+        files={base.main.weights.file: FileDigest(1, "0" * 64)},
     )
     plan = plan_runtime(
         whole,
@@ -159,7 +157,7 @@ def test_kv_bytes_are_what_the_runtime_takes(
 
 
 def test_the_largest_batch_is_the_most_that_fits(tiny: Path, facts: ArtifactFacts) -> None:
-    groups = open_artifact(tiny).manifest.kv.groups
+    groups = open_artifact(tiny).manifest.main.resources
     memory = facts.memory
     fixed = memory.weights_bytes + memory.arena_bytes + memory.logits_bytes
     for batch in (0, 1, 17, SEQUENCES):
@@ -173,9 +171,10 @@ def test_the_largest_batch_is_the_most_that_fits(tiny: Path, facts: ArtifactFact
 def test_rows_of_logits_are_no_more_than_tokens_of_a_step(facts: ArtifactFacts) -> None:
     """An artifact may have been compiled for more rows than a step can ever have."""
     base = facts.manifest
-    many = replace(base, hidden_width=48, limits=replace(base.limits, logit_rows=1 << 30))
-    memory = plan_memory(many, 700, 1 << 30)
-    rows = base.limits.step_tokens
+    outputs = {**base.main.outputs, "hidden": "f32[R, 48]"}
+    limits = replace(base.main.limits, logit_rows=1 << 30)
+    memory = plan_memory(base.with_main(outputs=outputs, limits=limits), 700, 1 << 30)
+    rows = base.main.limits.step_tokens
     assert memory.logits_bytes == rows * (base.model.vocab_size + 48) * 4
     assert memory.largest_batch > 0
 
@@ -194,7 +193,7 @@ def test_the_settings_beside_the_largest_batch_reach_it(tiny: Path) -> None:
     plan = plan_runtime(artifact, options)
     assert plan.limits.max_running == batch
     assert plan.memory[HOST].kv == told.memory.batch_kv_bytes
-    blocks = blocks_for(700, artifact.kv.groups[0].block_size)
+    blocks = blocks_for(700, artifact.main.resources[0].block_size)
     assert plan.num_blocks[0] - 1 >= batch * blocks, "each sequence reaches the context"
     assert "to serve it" not in render_artifact(inspect_artifact(tiny, context=700, memory=1))
 
@@ -383,7 +382,7 @@ def test_bad_input_is_one_line(
 
 
 def test_the_default_workload_is_the_largest(facts: ArtifactFacts) -> None:
-    limits = facts.manifest.limits
+    limits = facts.manifest.main.limits
     chosen = choose_workload(limits, None, None, None)
     assert (chosen.batch, chosen.context, chosen.tokens) == (1, 1024, 512)
     assert choose_workload(limits, None, 100, None).tokens == 100
