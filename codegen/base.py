@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 
 from ..ir.errors import ProgramError, UsageError
 from ..ir.manifest import CompiledProgram, Entry, Limits, WeightsFile, input_types, output_types
-from ..ir.program import Node, Program, Weight
+from ..ir.program import (
+    HIDDEN,
+    LOGITS,
+    STEP_INPUTS,
+    Node,
+    Program,
+    Weight,
+    further_outputs,
+    further_symbols,
+)
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.resources import KvGroup
 from ..ir.targets import Target
+from ..ir.types import Sym, TensorType
+from ..ir.weights import leaves
 
 if TYPE_CHECKING:
     from ..ir.schemes import FeedbackCode, Quantizer
@@ -52,7 +63,8 @@ class EmitOptions:
     written, `on_wait(what)` before waiting for something else that goes on meanwhile. `stored`
     gives weights that were made before, as they are to be written (bfloat16 as uint16). `pairs`
     has codes and scales of matrices. `begun` is what `Backend.begin` gave for the same program,
-    target and directory.
+    target and directory. `shared` are weights that need not be written, because another program
+    of the artifact has them.
     """
 
     on_weight: Callable[[int, int], None] | None = None
@@ -60,27 +72,79 @@ class EmitOptions:
     stored: Callable[[Weight], NDArray[Any]] | None = None
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
     begun: object = None
+    shared: SharedWeights | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWeights:
+    """The weights of an artifact's main program, which its others need not store again.
+
+    `names` are those that may be shared, where that is known; otherwise a weight is the same if its
+    definition is, and if the same loaders read what it is made of.
+    """
+
+    program: Program
+    weights: Mapping[str, Weight]
+    names: frozenset[str] | None = None
+
+    def among(self, program: Program, weights: Iterable[Weight]) -> tuple[str, ...]:
+        """The names of those weights of another program that are the same."""
+        return tuple(weight.name for weight in weights if self._is_same(program, weight))
+
+    def _is_same(self, program: Program, weight: Weight) -> bool:
+        if self.weights.get(weight.name) != weight:
+            return False
+        if self.names is not None:
+            return weight.name in self.names
+        read = {leaf.op for leaf in leaves(weight.expr)}
+        loaders = ((program.loaders.get(op), self.program.loaders.get(op)) for op in read)
+        return all(_is_same_function(*pair) for pair in loaders)
+
+
+def _is_same_function(one: object, other: object) -> bool:
+    """Whether two are one function, or the same method of one object, whatever equals it."""
+    parts = [(getattr(f, "__self__", f), getattr(f, "__func__", None)) for f in (one, other)]
+    return all(a is b for a, b in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What a backend contributes to the manifest (see `docs/design/manifest.md`)."""
+    """What a backend contributes to the manifest (see `docs/design/manifest.md`).
+
+    `weights` are all that the code reads, in its order, whether they were written or are shared.
+    """
 
     entry: dict[str, Any]
-    weight_names: tuple[str, ...]
+    weights: tuple[Weight, ...]
     arena_bytes: int = 0
     toolchain: dict[str, str] = field(default_factory=dict)
 
-    def compiled(self, program: Program, limits: Limits) -> CompiledProgram:
-        """What the manifest says of the program that was emitted."""
+    def compiled(
+        self,
+        program: Program,
+        limits: Limits,
+        *,
+        folder: str = "",
+        shared: SharedWeights | None = None,
+        rank: int | None = None,
+    ) -> CompiledProgram:
+        """What the manifest says of the program that was emitted.
+
+        `limits.sizes` are those of the program. `folder` is where in the artifact it was emitted,
+        with a slash behind it, `shared` what was not written there.
+        """
+        sizes = {name: program.symbols[name].high for name in further_symbols(program)}
+        names = tuple(weight.name for weight in self.weights)
+        common = () if shared is None else shared.among(program, self.weights)
         return CompiledProgram(
-            entry=Entry(**self.entry),
+            entry=Entry(**{**self.entry, "file": folder + self.entry["file"]}),
             inputs=input_types(program),
             outputs=output_types(program),
-            limits=limits,
+            limits=replace(limits, sizes=sizes),
             arena_bytes=self.arena_bytes,
-            weights=WeightsFile(WEIGHTS_FILE, self.weight_names),
+            weights=WeightsFile(folder + WEIGHTS_FILE, names, common),
             resources=program.resources,
+            rank=rank,
         )
 
 
@@ -209,7 +273,8 @@ class Backend(ABC):
         )
 
     def check(self, program: Program, target: Target) -> None:
-        """Raise `ProgramError` for the first resource or node that this backend refuses."""
+        """Raise `ProgramError` for the first input, output, resource or node that it refuses."""
+        _check_interface(program)
         for resource in program.resources:
             if resource.kind not in self.stores:
                 known = ", ".join(sorted(self.stores))
@@ -227,3 +292,38 @@ class Backend(ABC):
                     where=node.source or place,
                     hint="backend: reference runs every op",
                 )
+
+
+def _check_interface(program: Program) -> None:
+    """ProgramError for what no step has an array for, or of which nobody knows the size."""
+    for value in program.inputs:
+        symbol = STEP_INPUTS.get(value.name)
+        fits = not value.type.dtype.is_float and value.type.shape == (Sym(symbol or ""),)
+        if symbol is not None and not fits:
+            raise ProgramError(
+                f"the input {value.name} is {value.type}, expected i64[{symbol}]",
+                where=program.name,
+                hint="another array takes another name",
+            )
+    for name, value in program.named_outputs().items():
+        if name in (LOGITS, HIDDEN) and not _is_rows(value.type):
+            raise ProgramError(
+                f"the output {name} is {value.type}, expected a row for each of R",
+                where=program.name,
+                hint="another array takes another name",
+            )
+    known = {"T", "R", *further_symbols(program)}
+    for name, value in further_outputs(program).items():
+        for dim in value.type.shape:
+            if isinstance(dim, Sym) and dim.name not in known:
+                raise ProgramError(
+                    f"the output {name} is {value.type}, and no input has {dim.name} in its shape",
+                    where=program.name,
+                )
+
+
+def _is_rows(kind: TensorType) -> bool:
+    """Whether it is `[R, width]`, or `[T, width]` of a program that makes a row for each token."""
+    return (
+        len(kind.shape) == 2 and kind.shape[0] in (Sym("R"), Sym("T")) and kind.dtype.is_float
+    ) and isinstance(kind.shape[1], int)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 def write_weights(
     program: Program, weights: Sequence[Weight], path: Path, options: EmitOptions
 ) -> None:
-    """Make each weight, or take it as stored, and write it.
+    """Make each weight, or take it as stored, and write it; but for those that are shared.
 
     CheckpointError names the first that cannot be made.
     """
+    if options.shared is not None:
+        common = set(options.shared.among(program, weights))
+        weights = [weight for weight in weights if weight.name not in common]
     by_name = {weight.name: weight for weight in weights}
     total_bytes = sum(weight.type.num_bytes() for weight in weights)
     done_bytes = 0

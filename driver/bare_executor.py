@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.artifact import Artifact
 from ..ir.machine import available_cpus, available_memory
+from ..ir.manifest import MAIN
 
 if TYPE_CHECKING:
     from ..ir.manifest import Manifest
@@ -19,8 +20,11 @@ def open_bare(
     *,
     num_threads: int | None = None,
     profile: bool = False,
+    program: str = MAIN,
 ) -> Executor:
     """The executor of an artifact whose weights are whole, with so many blocks a KV group.
+
+    `program` is the name of one of the artifact's programs.
 
     Threads, pinning and where weights lie are as the recipe says, or as they are by default.
     Raises what opening an engine raises.
@@ -33,7 +37,8 @@ def open_bare(
         num_blocks=tuple(num_blocks),
         num_threads=num_threads or usual_threads(artifact.manifest),
         pin=(artifact.manifest.recipe.get("runtime") or {}).get("pin") is True,
-        weights=_place_weights(artifact),
+        weights=_place_weights(artifact, program),
+        program=program,
         profile=profile,
     )
     return open_executor(artifact, config)
@@ -45,12 +50,13 @@ def usual_threads(manifest: Manifest) -> int:
     return threads if isinstance(threads, int) else available_cpus()
 
 
-def _place_weights(artifact: Artifact) -> WeightPlacement:
+def _place_weights(artifact: Artifact, program: str) -> WeightPlacement:
     from ..runtime.limits import place_weights
     from ..runtime.memory_plan import BROKER
 
     manifest = artifact.manifest
+    compiled = manifest.program(program)
     wanted = (manifest.recipe.get("runtime") or {}).get("weights") or "auto"
-    free = available_memory() - BROKER.untouched() - manifest.main.arena_bytes
-    size = manifest.files[manifest.main.weights.file].bytes
+    free = available_memory() - BROKER.untouched() - compiled.arena_bytes
+    size = manifest.files[compiled.weights.file].bytes
     return place_weights(wanted, size, free, ours=artifact.weights_are_ours())

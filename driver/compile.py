@@ -25,6 +25,7 @@ from ..ir.manifest import (
 from ..ir.sizes import format_size
 from ..ir.targets import check_platform
 from ..ir.user_cache import make_private
+from .added_programs import AddedProgram, ProgramCompiler, check_names
 from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
 from .calibration import make_calibration
 from .compile_job import CompileJob, job_key, plan_job, recorded_recipe
@@ -60,6 +61,7 @@ def compile_model(
     dump_dir: str | os.PathLike[str] | None = None,
     cache: bool = True,
     progress: Reporter | bool = True,
+    programs: Mapping[str, AddedProgram] | None = None,
 ) -> Artifact:
     """Compiles a model into an artifact, and opens it.
 
@@ -70,14 +72,17 @@ def compile_model(
     alone. `verify` checks what each pass did by running the program before and after it.
     `dump_ir_after` names a pass, or `all`: the program after it is written into `dump_dir`.
     `progress` hears of stages and of every choice that was made for you; by default (True) both go
-    to stderr as lines, and with False nowhere.
+    to stderr as lines, and with False nowhere. `programs` are compiled into the artifact beside the
+    model's step, by name; such an artifact is not cached.
 
     Raises an InfcError that says what was wrong, where, and what to do.
     """
     progress = as_reporter(progress)
     check_platform()
     require_compiler("compiling")
+    check_names(programs or {})
     job = plan_job(load_recipe(recipe, overrides), output, verify)
+    job = replace(job, programs=programs or {})
     if output is None and not force:
         replaced = keep_another_checkpoint(
             job.output,
@@ -237,6 +242,7 @@ def _build_files(
     progress: Reporter,
 ) -> Manifest:
     """As `_build`, once everything is imported."""
+    from ..codegen.base import SharedWeights
     from ..ir.text import print_program
     from .certificate import certify, evaluation_tokens
     from .optimize import optimize
@@ -275,6 +281,17 @@ def _build_files(
         (directory / "captured.ir").write_text(print_program(captured), encoding="utf-8")
         (directory / "program.ir").write_text(print_program(program), encoding="utf-8")
         manifest = _manifest(job, program, emission, files)
+        if job.programs:
+            shared = SharedWeights(program, {one.name: one for one in emission.weights})
+            compiler = ProgramCompiler(
+                job, pipeline, directory, shared, pairs, calibration, progress
+            )
+            limits = manifest.main.limits
+            added = {
+                name: compiler.compile(name, one, captured, limits)
+                for name, one in job.programs.items()
+            }
+            manifest = replace(manifest, programs={**manifest.programs, **added})
         compiled = _compiled(job, captured, pipeline, optimized, manifest, writer)
         if not (job.recipe.accuracy.is_bounded or (job.verify and compiled.is_lossy)):
             text = "nothing was quantized" if job.verify else "verification was switched off"

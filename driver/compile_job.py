@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..ir.backends import is_built_in
 from ..ir.errors import ArtifactError, UsageError
 from ..ir.targets import Target, resolve_target
 from .accuracy_text import read_evaluation
+from .added_programs import AddedProgram
 from .cache import cache_key
 from .calibration import recipe_text
 from .model_source import find_model
@@ -35,6 +36,7 @@ class CompileJob:
     verify: bool
     text: Text
     calibration_text: Text | None
+    programs: Mapping[str, AddedProgram] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -91,6 +93,9 @@ def job_key(job: CompileJob, progress: Reporter) -> str | None:
     """The name of this compilation in the cache; None where it must not be reused."""
     if not is_built_in(job.backend.name):
         progress.remark(f"not cached: {job.backend.name} is the backend of a plug-in")
+        return None
+    if job.programs:
+        progress.remark("not cached: programs were added by a caller")
         return None
     if own := list(_own_passes(job)):
         # What a user's module imports, and so what it does, can't be known without running it.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.files import share_file
-from ..ir.manifest import MAIN, Manifest, TargetMachine
+from ..ir.manifest import MAIN, CompiledProgram, Manifest, TargetMachine, folder_of
 from ..ir.targets import Target, check_platform, resolve_target
 from .default_output import keep_another_checkpoint
 from .progress import Reporter
+
+if TYPE_CHECKING:
+    from ..codegen.base import Backend
+    from ..ir.program import Program, Weight
 
 
 def rebuild_artifact(
@@ -55,28 +60,14 @@ def _default_output(old: Artifact, target: Target) -> Path:
 
 
 def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -> Manifest:
-    from ..codegen.base import EmitOptions, Made
     from ..codegen.registry import get_backend
-    from ..ir.safetensors import MappedSafetensors
-    from ..ir.text import parse_program
 
     manifest = old.manifest
-    backend = get_backend(manifest.backend, manifest.recipe)
-    source = old.path / "program.ir"
-    program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
-    before = Target(manifest.target.name, manifest.target.features)
-    mapped = MappedSafetensors(old.weights_path, give_back=True)
-    try:
-        with progress.stage("build code and weights"):
-            emission = backend.rebuild(
-                program,
-                Made(before, old.path, mapped.array),
-                target,
-                directory,
-                EmitOptions(on_weight=progress.advance),
-            )
-    finally:
-        mapped.close()
+    rebuilder = _Rebuilder(old, get_backend(manifest.backend, manifest.recipe), target, directory)
+    programs: dict[str, CompiledProgram] = {}
+    with progress.stage("build code and weights"):
+        for name in (MAIN, *(name for name in manifest.programs if name != MAIN)):
+            programs[name] = rebuilder.build(name, progress)
     for name in manifest.files:
         if not (directory / name).exists():  # what no target changes: tokenizer, programs, report
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -85,5 +76,45 @@ def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -
         manifest,
         recipe={**manifest.recipe, "target": target.name},
         target=TargetMachine(target.name, target.features),
-        programs={MAIN: emission.compiled(program, manifest.main.limits)},
+        programs=programs,
     )
+
+
+@dataclass(slots=True)
+class _Rebuilder:
+    """Rebuilds an artifact's programs, the main one first."""
+
+    old: Artifact
+    backend: Backend
+    target: Target
+    directory: Path
+    main: tuple[Program, tuple[Weight, ...]] | None = None
+
+    def build(self, name: str, progress: Reporter) -> CompiledProgram:
+        """Write a program's code and weights; what the manifest says of it."""
+        from ..codegen.base import EmitOptions, Made, SharedWeights
+        from ..ir.safetensors import MappedSafetensors
+        from ..ir.text import parse_program
+
+        said, folder = self.old.manifest.programs[name], folder_of(name)
+        machine = self.old.manifest.target
+        source = self.old.path / folder / "program.ir"
+        program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
+        shared = None
+        if self.main is not None:
+            common = frozenset(said.weights.shared)
+            shared = SharedWeights(self.main[0], {w.name: w for w in self.main[1]}, common)
+        (self.directory / folder).mkdir(parents=True, exist_ok=True)
+        mapped = MappedSafetensors(self.old.path / said.weights.file, give_back=True)
+        try:
+            made = Made(
+                Target(machine.name, machine.features), self.old.path / folder, mapped.array
+            )
+            options = EmitOptions(on_weight=progress.advance, shared=shared)
+            place = self.directory / folder
+            emission = self.backend.rebuild(program, made, self.target, place, options)
+        finally:
+            mapped.close()
+        if self.main is None:
+            self.main = program, emission.weights
+        return emission.compiled(program, said.limits, folder=folder, shared=shared, rank=said.rank)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -14,15 +14,20 @@ from .errors import ArtifactError, UsageError
 from .manifest_values import check_values
 from .manifest_versions import OLDEST, VERSION, to_this_version
 from .nearest import did_you_mean
-from .program import HIDDEN, LOGITS, ModelSpec, Program, Value
+from .program import HIDDEN, LOGITS, STEP_INPUTS, ModelSpec, Program, Value
 from .resources import Resource, resource_fields
 from .shapes import parse_type
-from .types import DType, TensorType
+from .types import TensorType, handed_over
 
 FORMAT = "infc-artifact"
 MANIFEST_NAME = "manifest.json"
 MAIN: Final = "main"
 """The name of the program that is the model's step."""
+
+
+def folder_of(program: str) -> str:
+    """Where in an artifact the files of a program are, with a slash: the main one's at the top."""
+    return "" if program == MAIN else f"programs/{program}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,16 @@ class CompiledProgram:
     rank: int | None = None
 
     @property
+    def further_inputs(self) -> dict[str, TensorType]:
+        """The inputs beside those that every step has, by name, sorted."""
+        return _further(self.inputs, STEP_INPUTS)
+
+    @property
+    def further_outputs(self) -> dict[str, TensorType]:
+        """The outputs beside logits and hidden states, by name, sorted."""
+        return _further(self.outputs, (LOGITS, HIDDEN))
+
+    @property
     def vocab_size(self) -> int | None:
         """Elements of a row of logits; None where it gives none."""
         return self._row_width(LOGITS)
@@ -104,6 +119,10 @@ class CompiledProgram:
         return shape[-1] if shape and isinstance(shape[-1], int) else None
 
 
+def _further(types: Mapping[str, str], known: Collection[str]) -> dict[str, TensorType]:
+    return {name: parse_type(types[name]) for name in sorted(types) if name not in known}
+
+
 def input_types(program: Program) -> dict[str, str]:
     """The `inputs` of a CompiledProgram."""
     return {value.name: _handed_over(value) for value in program.inputs}
@@ -115,9 +134,7 @@ def output_types(program: Program) -> dict[str, str]:
 
 
 def _handed_over(value: Value) -> str:
-    """The type of the array that stands for a value: float32 or int32, whatever is computed."""
-    dtype = DType.F32 if value.type.dtype.is_float else DType.I32
-    return str(TensorType(dtype, value.type.shape))
+    return str(handed_over(value.type))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +194,10 @@ class Manifest:
         """The manifest with changes of the main program."""
         main = dataclasses.replace(self.main, **changes)
         return dataclasses.replace(self, programs={**self.programs, MAIN: main})
+
+    def shared_bytes(self, program: CompiledProgram) -> int:
+        """Bytes of the main program's file of weights, if the program reads any of them there."""
+        return self.files[self.main.weights.file].bytes if program.weights.shared else 0
 
     def weight_files(self) -> tuple[str, ...]:
         """The files of weights of all programs."""

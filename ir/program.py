@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from .resources import Resource
-from .types import SymbolRange, TensorType
+from .types import Sym, SymbolRange, TensorType
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +156,9 @@ EMPTY_SPEC = ModelSpec("none", 0, 0, 0, 0, 0, 0, 0)
 """The spec of a program that stands for no model, as tests write them."""
 
 
+STEP_INPUTS: Final = {"input_ids": "T", "positions": "T", "logits_index": "R"}
+"""The names of the inputs that every step has arrays for, each with its only dimension."""
+
 LOGITS: Final = "logits"
 """The name of the output from which tokens are drawn, `[R, V]`."""
 
@@ -218,6 +221,25 @@ class Program:
         if isinstance(operand, WeightRef):
             return self.weights[operand.name].type
         return operand
+
+
+def further_inputs(program: Program) -> dict[str, Value]:
+    """The inputs beside those that every step has, by name, sorted."""
+    named = {value.name: value for value in program.inputs}
+    return {name: named[name] for name in sorted(named) if name not in STEP_INPUTS}
+
+
+def further_outputs(program: Program) -> dict[str, Value]:
+    """The outputs beside logits and hidden states, by name, sorted."""
+    named = program.named_outputs()
+    return {name: named[name] for name in sorted(named) if name not in (LOGITS, HIDDEN)}
+
+
+def further_symbols(program: Program) -> tuple[str, ...]:
+    """The symbols but T and R that inputs have in their shapes, sorted: their sizes are known."""
+    dims = (dim for value in program.inputs for dim in value.type.shape)
+    names = {dim.name for dim in dims if isinstance(dim, Sym)}
+    return tuple(sorted(names - {"T", "R"}))
 
 
 def hidden_width(program: Program) -> int | None:

@@ -9,15 +9,25 @@ from typing import Any
 
 from .errors import ArtifactError
 from .manifest import CompiledProgram
-from .program import Program, hidden_width, vocabulary_size
+from .program import (
+    Program,
+    Value,
+    further_inputs,
+    further_outputs,
+    further_symbols,
+    hidden_width,
+    vocabulary_size,
+)
 from .resources import Resource, resource_fields
 from .safetensors import Entry, element_type
-from .types import TensorType
+from .types import TensorType, handed_over
 
 StepFacts = Mapping[str, Any]
 """Plain JSON. `vocab_size`, `hidden_width` (or null) and the groups of `kv` are those of the
 program. `max_context`, `step_tokens` and `logit_rows` are the most that it can take, or null where
-that does not matter. `weights` stands for names, element types and shapes in their order."""
+that does not matter. `weights` stands for names, element types and shapes in their order.
+`inputs`, `outputs` and `sizes` are there for a program that takes or gives other arrays than every
+step does: their types by name, and the most of each of their symbols."""
 
 _LIMITS = ("max_context", "step_tokens", "logit_rows")
 
@@ -25,7 +35,13 @@ _LIMITS = ("max_context", "step_tokens", "logit_rows")
 def step_facts(program: Program, weights: Iterable[tuple[str, TensorType]]) -> StepFacts:
     """The facts of a lowered program, whose code reads `weights` in this order."""
     bounds = {name: bound.high for name, bound in program.symbols.items()}
+    further: dict[str, dict[str, Any]] = {
+        "inputs": _types(further_inputs(program)),
+        "outputs": _types(further_outputs(program)),
+        "sizes": {name: bounds[name] for name in further_symbols(program)},
+    }
     return {
+        **{name: value for name, value in further.items() if value},
         "vocab_size": vocabulary_size(program),
         "hidden_width": hidden_width(program),
         "max_context": program.spec.max_context or None,
@@ -52,6 +68,13 @@ def check_step_facts(
         "weights": _digest((entry.name, entry.dtype, entry.shape) for entry in found),
     }
     wrong = [name for name, value in said.items() if facts.get(name) != value]
+    further = {"inputs": program.further_inputs, "outputs": program.further_outputs}
+    for side, kinds in further.items():
+        if facts.get(side, {}) != {name: str(kind) for name, kind in kinds.items()}:
+            wrong.append(side)
+    sizes, most = program.limits.sizes, facts.get("sizes", {})
+    if sizes.keys() != most.keys() or any(sizes[name] > most[name] for name in most):
+        wrong.append("sizes")
     limits = {name: facts.get(name) for name in _LIMITS}
     wrong += [n for n, most in limits.items() if most and getattr(program.limits, n) > most]
     if wrong:
@@ -60,6 +83,10 @@ def check_step_facts(
             where=where,
             hint="the artifact is damaged: compile it again",
         )
+
+
+def _types(values: Mapping[str, Value]) -> dict[str, str]:
+    return {name: str(handed_over(value.type)) for name, value in values.items()}
 
 
 def _groups(groups: Iterable[Resource]) -> list[dict[str, Any]]:

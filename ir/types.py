@@ -103,3 +103,8 @@ class TensorType:
     def num_bytes(self, bindings: Mapping[str, int] | None = None) -> int:
         """Size in bytes where each symbol has the bound value."""
         return self.num_elements(bindings) * self.dtype.size_bytes
+
+
+def handed_over(kind: TensorType) -> TensorType:
+    """The type of the array that an executor takes or gives for a value: float32 or int32."""
+    return TensorType(DType.F32 if kind.dtype.is_float else DType.I32, kind.shape)

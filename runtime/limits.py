@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ir.errors import ArtifactError, CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
-from ..ir.manifest import LEAST_CONTEXT, CompiledProgram, Manifest
+from ..ir.manifest import LEAST_CONTEXT, MAIN, CompiledProgram, Manifest
 from ..ir.resources import Resource
 from ..ir.shapes import parse_type
 from ..ir.sizes import format_count, format_size, parse_size
@@ -61,20 +61,27 @@ class RuntimePlan:
 
 
 def plan_runtime(
-    manifest: Manifest, options: RuntimeOptions, *, weights_are_ours: bool = True
+    manifest: Manifest,
+    options: RuntimeOptions,
+    *,
+    weights_are_ours: bool = True,
+    program: str = MAIN,
 ) -> RuntimePlan:
     """Sizes everything; raises CapacityError where it does not fit, naming settings that would.
 
-    UsageError for an option that is not of its type, ArtifactError where the weights would have
-    to be mapped from a file that is not ours.
+    `program` is the name of the program that is to run. UsageError where there is none, and for
+    an option that is not of its type, ArtifactError where the weights would have to be mapped
+    from a file that is not ours.
     """
     check_types(options)
-    groups = manifest.main.resources
+    compiled = manifest.program(program)
+    groups = compiled.resources
     runtime = _section(manifest.recipe, "runtime")
-    limits = _limits(manifest, options, runtime.get("itl_target_ms"))
-    weights_bytes = manifest.files[manifest.main.weights.file].bytes
-    logits_bytes = handed_over_bytes(manifest.main, limits.step_tokens)
-    step_bytes = manifest.main.arena_bytes + logits_bytes
+    limits = _limits(compiled, options, runtime.get("itl_target_ms"))
+    weights_bytes = manifest.files[compiled.weights.file].bytes
+    shared_bytes = manifest.shared_bytes(compiled)
+    logits_bytes = handed_over_bytes(compiled, limits.step_tokens)
+    step_bytes = compiled.arena_bytes + logits_bytes
     memory = options.kv_memory
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
@@ -116,13 +123,14 @@ def plan_runtime(
             " processors, threads wait for each other, which is slower"
         )
     weights = place_weights(wanted, weights_bytes, rest, ours=weights_are_ours)
-    is_mapped = weights == "mapped"
+    mapped_bytes = weights_bytes if weights == "mapped" else 0
+    mapped_bytes += shared_bytes if weights_are_ours else 0
     host = MemoryUse(
-        weights=0 if is_mapped else weights_bytes,
+        weights=weights_bytes + shared_bytes - mapped_bytes,
         kv=kv_bytes,
-        arena=manifest.main.arena_bytes,
+        arena=compiled.arena_bytes,
         handed_over=logits_bytes,
-        mapped=weights_bytes if is_mapped else 0,
+        mapped=mapped_bytes,
     )
     return RuntimePlan(
         limits=limits,
@@ -166,10 +174,11 @@ def _planned_by_others() -> str:
 def handed_over_bytes(program: CompiledProgram, step_tokens: int) -> int:
     """Of what a step of so many tokens hands over, such as logits and hidden states.
 
-    No token gives more than one row.
+    No token gives more than one row; where other arrays are taken, rows may be of those.
     """
     limits = program.limits
-    sizes = {**limits.sizes, "T": step_tokens, "R": min(limits.logit_rows, step_tokens)}
+    rows = limits.logit_rows if program.further_inputs else min(limits.logit_rows, step_tokens)
+    sizes = {**limits.sizes, "T": step_tokens, "R": rows}
     return sum(parse_type(kind).num_bytes(sizes) for kind in program.outputs.values())
 
 
@@ -181,6 +190,8 @@ def plan_blocks(
     At most what `max_sequences` sequences of `max_context` tokens can use; a windowed group
     never gets more than the windows of all sequences and one step's tokens.
     """
+    if not groups:
+        return ()
     size = common_block_size(groups)
     plan = partial(
         planned_blocks, groups, sequences=limits.max_running, step_tokens=limits.step_tokens
@@ -268,7 +279,7 @@ def _section(recipe: Any, name: str) -> dict[str, Any]:
 
 
 def _limits(
-    manifest: Manifest, options: RuntimeOptions, compiled_ms: int | None
+    program: CompiledProgram, options: RuntimeOptions, compiled_ms: int | None
 ) -> SchedulerLimits:
     target_ms = compiled_ms if options.itl_target_ms is None else options.itl_target_ms
     if target_ms is not None and (type(target_ms) is not int or not 0 <= target_ms <= _MOST_MS):
@@ -277,7 +288,7 @@ def _limits(
         )
     chosen = {}
     for name in ("max_context", "max_sequences", "step_tokens"):
-        compiled, wanted = getattr(manifest.main.limits, name), getattr(options, name)
+        compiled, wanted = getattr(program.limits, name), getattr(options, name)
         least = LEAST_CONTEXT if name == "max_context" else 1
         if wanted is not None and not least <= wanted <= compiled:
             more = f"compile with runtime.{name} of at least {wanted}"
@@ -288,9 +299,9 @@ def _limits(
         chosen[name] = compiled if wanted is None else wanted
     return SchedulerLimits(
         **chosen,
-        logit_rows=min(manifest.main.limits.logit_rows, chosen["step_tokens"]),
+        logit_rows=min(program.limits.logit_rows, chosen["step_tokens"]),
         max_waiting=options.max_waiting,
-        compiled_context=manifest.main.limits.max_context,
+        compiled_context=program.limits.max_context,
         itl_target_seconds=target_ms / 1000 if target_ms else None,
     )
 

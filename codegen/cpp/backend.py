@@ -10,7 +10,17 @@ from typing import ClassVar, Self
 
 from ...ir.errors import ArtifactError, InfcError, TargetError
 from ...ir.plan import loop_groups
-from ...ir.program import Node, Program, Value, Weight, WeightRef
+from ...ir.program import (
+    HIDDEN,
+    LOGITS,
+    Node,
+    Operand,
+    Program,
+    Value,
+    Weight,
+    WeightRef,
+    further_outputs,
+)
 from ...ir.step_facts import step_facts
 from ...ir.targets import Target, resolve_target
 from ...ir.types import DType, TensorType
@@ -31,6 +41,7 @@ from .calls import applied, c_dim, place_barriers, read_ahead
 from .emitter import Emitter, Lowering, pointer
 from .expressions import SCALARS
 from .extensions import FOLDER, extension_headers, find_extension
+from .further import check_further
 from .loops import LOOP_OPS, lower_group
 from .lower import LOWERINGS
 from .profile import profile_text
@@ -69,6 +80,11 @@ class CppBackend(Backend):
             if isinstance(kind, TensorType) and kind.dtype not in built:
                 return Verdict.no(f"element type {kind.dtype.value} is not built")
         return _check_operands(node, program)
+
+    def check(self, program: Program, target: Target) -> None:
+        """Raise `ProgramError` for the first thing that generated code cannot do."""
+        super().check(program, target)
+        check_further(program)
 
     def begin(self, program: Program, target: Target, directory: Path) -> CodeBuild:
         """Write `code/`, and compile it beside other work."""
@@ -191,7 +207,7 @@ class CodeBuild:
         self.library.wait()
         return Emission(
             entry={"kind": "cpp-shared-library", "file": LIBRARY, "abi": ABI},
-            weight_names=tuple(weight.name for weight in weights),
+            weights=weights,
             arena_bytes=self.made.arena_bytes,
         )
 
@@ -232,8 +248,10 @@ def _check_source(files: Mapping[str, bytes], directory: Path) -> None:
 
 def _check_operands(node: Node, program: Program) -> Verdict:
     copied = {"take": node.inputs[:1], "concat": node.inputs}.get(node.op, ())
-    if any(operand in program.inputs for operand in copied):
-        return Verdict.no("the step's own arrays are read by index or in loops only")
+    if any(operand in program.inputs and not _is_float(operand) for operand in copied):
+        return Verdict.no(
+            "whole numbers among the step's own arrays are read by index or in loops only"
+        )
     matrices = [node.inputs[place] for place in PACKED_OPS.get(node.op, ())]
     if not all(isinstance(matrix, WeightRef) for matrix in matrices):
         return Verdict.no(f"what a {node.op} multiplies by must be a weight")
@@ -247,6 +265,10 @@ def _check_operands(node: Node, program: Program) -> Verdict:
     return Verdict.yes()
 
 
+def _is_float(operand: Operand) -> bool:
+    return isinstance(operand, Value) and operand.type.dtype.is_float
+
+
 def emit_calls(emitter: Emitter) -> None:
     """Turn every node into calls, groups of loops as one, and hand the outputs over."""
     program = emitter.program
@@ -255,8 +277,7 @@ def emit_calls(emitter: Emitter) -> None:
     for names in loop_groups(program):
         nodes = [by_output[name] for name in names]
         group_of.update({node.outputs[0].name: nodes for node in nodes})
-    logits, *rest = program.outputs
-    hidden = rest[0] if rest else None
+    hidden, further = program.output(HIDDEN), further_outputs(program)
     for node in program.nodes:
         if node.op in LOOP_OPS:
             group = group_of.get(node.output.name, [node])
@@ -270,9 +291,13 @@ def emit_calls(emitter: Emitter) -> None:
         if hidden is not None and hidden.name in emitter.buffers:
             # At once, not at the end: a step that wants nothing of the head is done here.
             _store_hidden(emitter, hidden)
-            emitter.statement(("if (!needs_head(s)) return;",), reads=(), writes=())
+            if not further:
+                emitter.statement(("if (!needs_head(s)) return;",), reads=(), writes=())
             hidden = None
-    _store_logits(emitter, logits)
+    if (logits := program.output(LOGITS)) is not None:
+        _store_logits(emitter, logits)
+    for place, value in enumerate(further.values()):
+        _store_rows(emitter, value, f"s.outputs[{place}]", "output")
 
 
 def _lowering(op: str) -> Lowering:
@@ -285,14 +310,20 @@ def _lowering(op: str) -> Lowering:
 
 def _store_hidden(emitter: Emitter, value: Value) -> None:
     """What enters the head leaves as float32 where the step has an array for it."""
+    _store_rows(emitter, value, "hidden", "hidden", "if (hidden != nullptr) ")
+
+
+def _store_rows(
+    emitter: Emitter, value: Value, array: str, comment: str, condition: str = ""
+) -> None:
     buffer = _floats(emitter, value)
-    count = " * ".join(c_dim(dim) for dim in value.type.shape)
-    widened = applied("widen_rows", "t", pointer(buffer), "hidden", count)
+    count = " * ".join(c_dim(dim) for dim in value.type.shape) or "1"
+    widened = applied("widen_rows", "t", pointer(buffer), array, count)
     emitter.statement(
-        ("if (hidden != nullptr) ", *widened, ";"),
+        (condition, *widened, ";"),
         reads=(buffer,),
         writes=(),
-        comment="hidden",
+        comment=comment,
     )
 
 

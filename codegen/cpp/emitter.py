@@ -11,9 +11,10 @@ from ...ir.errors import ProgramError
 from ...ir.plan import planned_arena
 from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.targets import Target
-from ...ir.types import Dim, DType, TensorType
+from ...ir.types import Dim, DType, TensorType, handed_over
 from .buffers import CTYPES, Buffer, Home
 from .calls import Arg, Call, Code, Panels, Span, applied, braced, c_dim
+from .further import further_name
 from .layout import PanelLayout, panel_layout
 from .weight_table import WeightTable
 
@@ -74,10 +75,9 @@ class Emitter:
             self._bind_input(value)
 
     def _bind_input(self, value: Value) -> None:
-        if value.name not in STEP_ARRAYS:
-            raise ProgramError(f"the step has no array for input %{value.name}")
-        home = Home("input", name=STEP_ARRAYS[value.name])
-        self.buffers[value.name] = Buffer.dense(home, "int32_t", value.type.shape)
+        name = STEP_ARRAYS.get(value.name) or further_name(self.program, value)
+        ctype = CTYPES[handed_over(value.type).dtype]
+        self.buffers[value.name] = Buffer.dense(Home("input", name=name), ctype, value.type.shape)
 
     # Buffers
 

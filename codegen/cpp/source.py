@@ -10,6 +10,7 @@ from ...ir.program import Program
 from ...ir.resources import KvGroup
 from ...ir.step_facts import StepFacts
 from .calls import ArenaPtr, Arg, Call, Const, InputPtr, WeightPtr
+from .further import further_lines
 from .profile import is_timed, num_entries
 from .roll import Item, Loop
 
@@ -58,6 +59,7 @@ def source_text(
     parts = [_HEAD.format(name=_quoted(program.name), includes=_includes(includes))]
     parts.extend(_table(index, loop) for index, loop in enumerate(loops))
     parts.append(_OPEN)
+    parts.extend(further_lines(program))
     entries = itertools.count()
     for item in items:
         if isinstance(item, Loop):

@@ -31,5 +31,5 @@ class ReferenceBackend(Backend):
         write_weights(program, weights, directory / WEIGHTS_FILE, options)
         return Emission(
             entry={"kind": "program", "file": "program.ir"},
-            weight_names=tuple(weight.name for weight in weights),
+            weights=weights,
         )

@@ -12,13 +12,15 @@ def open_executor(artifact: Artifact, config: ExecutorConfig) -> Executor:
     """The executor of the backend that the artifact was compiled with.
 
     Raises ArtifactError where this infc has no such backend or the artifact is not of its kind,
-    ToolchainError where a library that the backend runs on is not installed.
+    ToolchainError where a library that the backend runs on is not installed, UsageError where
+    there is no such program.
     """
     manifest = artifact.manifest
     backend = backend_of_artifact(manifest.backend, where=str(artifact.path))
-    if manifest.main.entry.kind != backend.entry:
+    kind = manifest.program(config.program).entry.kind
+    if kind != backend.entry:
         raise ArtifactError(
-            f"the backend {backend.name} runs a {backend.entry}, not a {manifest.main.entry.kind}",
+            f"the backend {backend.name} runs a {backend.entry}, not a {kind}",
             where=str(artifact.path),
             hint="compile the model again",
         )

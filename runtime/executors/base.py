@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ...ir.errors import InfcError
+from ...ir.manifest import MAIN
 from ..sampling.adjustments import Mask, adjusted_row
 from ..sampling.draws import Draw
 from ..sampling.sampler import drawn_token, greatest_token
@@ -26,12 +27,16 @@ HOST: Final = "host"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorConfig:
-    """How to open an executor. `num_blocks` has one entry a KV group, the null block included."""
+    """How to open an executor of one of the artifact's programs.
+
+    `num_blocks` has one entry a KV group, the null block included.
+    """
 
     num_blocks: tuple[int, ...]
     num_threads: int = 1
     pin: bool = False
     weights: WeightPlacement = "loaded"
+    program: str = MAIN
     profile: bool = False
     """Measure each statement of a step, where the executor can: see `ProfiledExecutor`."""
 
@@ -179,3 +184,9 @@ def check_hidden(step: Step, width: int | None) -> None:
             "this artifact does not provide hidden states",
             hint="compile it again; a model whose head is not found has none",
         )
+
+
+def check_draws(step: Step, vocab_size: int | None) -> None:
+    """InfcError where tokens are to be drawn and the program gives no logits."""
+    if len(step.draws) and vocab_size is None:
+        raise InfcError("tokens cannot be drawn: this program gives no logits")

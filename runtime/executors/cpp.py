@@ -20,13 +20,14 @@ from ...ir.step_facts import check_step_facts
 from ...ir.targets import check_target
 from ..sampling.adjustments import ADJUSTED, Adjustments
 from ..sampling.draws import DRAW
-from ..scheduling.step import Int32Array, Step, StepOutput
+from ..scheduling.step import Float32Array, Int32Array, Step, StepOutput
 from .address_space import resident_bytes
-from .base import HOST, ExecutorConfig, Finished, ProfileEntry, check_hidden
-from .cpp_abi import ABI, AdjustmentArrays, Config, GroupStep, StepArrays, load_library
+from .base import HOST, ExecutorConfig, Finished, ProfileEntry, check_draws, check_hidden
+from .cpp_abi import AdjustmentArrays, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
+from .further import FurtherArrays
+from .program_weights import ProgramWeights
 from .reserve import reserve
-from .weight_memory import CopiedWeights, LoadedWeights, open_artifact_weights
 
 _COPIED_SHARE = 1 / 8
 """Of the time of steps, what copying weights may take beside them until all are copied."""
@@ -38,15 +39,16 @@ class CppExecutor:
     depth = 0
 
     def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
-        program = artifact.manifest.main
+        program = artifact.manifest.program(config.program)
         check_target(artifact.manifest.target.features, where=str(artifact.path))
         self._vocab_size = program.vocab_size
         self._hidden_width = program.hidden_width
         self._limits = program.limits
-        self._library = load_library(artifact.entry_path)
+        self._further = FurtherArrays(program)
+        self._library = load_library(artifact.path / program.entry.file)
         artifact.check_in_place(program.entry.file)
         self._step_seconds = 0.0
-        self._weights = open_artifact_weights(artifact, config.weights)
+        self._weights = ProgramWeights(artifact, program, config.weights)
         facts = json.loads(self._library.infc_facts())
         where = str(artifact.path)
         check_step_facts(facts, program, self._weights.entries, where=where)
@@ -57,7 +59,7 @@ class CppExecutor:
         ]
         self._arena = reserve(program.arena_bytes)
         self._process = os.getpid()
-        self._profile = CppProfile(artifact, self._library) if config.profile else None
+        self._profile = CppProfile(artifact, program, self._library) if config.profile else None
         self._handle = self._open(program.weights.tensors, config)
         # Also where nobody calls close; not at the end of the process, which waits for no step.
         self._end = weakref.finalize(self, _end_session, self._library, self._handle, os.getpid())
@@ -68,7 +70,7 @@ class CppExecutor:
         weights = [self._weights.address(name) for name in names]
         profile = self._profile
         tables = Config(
-            abi=ABI,
+            abi=self._library.infc_abi(),
             num_threads=config.num_threads,
             num_weights=len(weights),
             weights=(ctypes.c_void_p * max(1, len(weights)))(*weights),
@@ -112,13 +114,14 @@ class CppExecutor:
                 f"compiled limits {self._limits.step_tokens} and {self._limits.logit_rows}"
             )
         check_hidden(step, self._hidden_width)
+        check_draws(step, self._vocab_size)
         tokens = np.empty(len(step.draws), np.int32)
         logits = np.empty((step.num_logits, self._vocab_size or 0), dtype=np.float32)
         hidden = None
         if step.wants_hidden:
             hidden = np.empty((rows, self._hidden_width or 0), dtype=np.float32)
         output = StepOutput(tokens, logits, hidden)
-        if step.num_tokens == 0:
+        if step.num_tokens == 0 and not step.inputs:
             return Finished(output)
         for index, group in enumerate(self._groups[: len(self._kv)]):
             table, copies = step.block_tables[index], step.block_copies[index]
@@ -146,6 +149,8 @@ class CppExecutor:
             adjustments=adjustment_arrays(step.adjustments),
             logits=logits.ctypes.data,
         )
+        if self._further.any or step.inputs:
+            output.others = self._give_further(step, arrays)
         # Never before the first step, which somebody has waited for longest.
         if self._step_seconds:
             self.work_ahead(self._step_seconds * _COPIED_SHARE)
@@ -155,10 +160,22 @@ class CppExecutor:
         self._step_seconds = time.perf_counter() - begun
         return Finished(output)
 
+    def _give_further(self, step: Step, arrays: StepArrays) -> dict[str, Float32Array]:
+        """Let the step have its further arrays; those that it fills."""
+        further = self._further
+        sizes = further.sizes(step)
+        outputs = further.empty_outputs(sizes)
+        inputs = [step.inputs[name].ctypes.data for name in further.inputs]
+        filled = [array.ctypes.data for array in outputs.values()]
+        known = [sizes[symbol] for symbol in further.symbols]
+        arrays.inputs = (ctypes.c_void_p * max(1, len(inputs)))(*inputs)
+        arrays.outputs = (ctypes.c_void_p * max(1, len(filled)))(*filled)
+        arrays.sizes = (ctypes.c_int64 * max(1, len(known)))(*known)
+        return outputs
+
     def work_ahead(self, seconds: float) -> bool:
         """Copy weights into huge pages for about so long; whether any are left to copy."""
-        weights = self._weights
-        return isinstance(weights, CopiedWeights) and weights.copy(seconds)
+        return self._weights.copy(seconds)
 
     def touched_bytes(self) -> dict[str, int]:
         """What lies in memory of the weights' own, the KV cache and the arena."""
@@ -166,10 +183,7 @@ class CppExecutor:
             return {HOST: 0}
         own = [*self._kv, self._arena]
         touched = sum(resident_bytes(_address(memory), len(memory)) for memory in own)
-        weights = self._weights
-        if isinstance(weights, (CopiedWeights, LoadedWeights)):
-            touched += weights.taken_bytes
-        return {HOST: touched}
+        return {HOST: touched + self._weights.taken_bytes}
 
     def profile(self) -> list[ProfileEntry]:
         """What each statement of the steps so far took; empty unless opened with `profile`."""

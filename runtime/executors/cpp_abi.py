@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from ...ir.errors import ArtifactError
 
-ABI = 8
+ABI = 9
+OLDEST_ABI = 8
+"""Libraries of this version are run as well: what is new in later ones lies behind it."""
 
 _Pointer = ctypes.c_void_p
 
@@ -61,6 +63,9 @@ class StepArrays(ctypes.Structure):
         ("tokens", _Pointer),
         ("adjustments", ctypes.POINTER(AdjustmentArrays)),
         ("logits", _Pointer),
+        ("inputs", ctypes.POINTER(_Pointer)),
+        ("outputs", ctypes.POINTER(_Pointer)),
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
     ]
 
 
@@ -87,16 +92,16 @@ def load_library(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL, use_errno=True)
         library.infc_abi.restype = ctypes.c_int32
-        if library.infc_abi() == ABI:  # another version may have other functions
+        if OLDEST_ABI <= library.infc_abi() <= ABI:  # another may have other functions
             _declare(library)
     except (OSError, AttributeError) as error:
         raise ArtifactError(
             f"the generated library cannot be loaded: {error}", where=str(path)
         ) from error
-    if library.infc_abi() != ABI:
+    if not OLDEST_ABI <= library.infc_abi() <= ABI:
         raise ArtifactError(
             f"the generated library has interface version {library.infc_abi()}, "
-            f"this infc requires version {ABI}",
+            f"this infc runs versions {OLDEST_ABI} to {ABI}",
             where=str(path),
             hint="compile the model again",
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError
+from ...ir.manifest import CompiledProgram
 from .base import ProfileEntry
 
 FILE = "profile.json"
@@ -19,8 +20,8 @@ FILE = "profile.json"
 class CppProfile:
     """The array that a library adds its times to, with what each of its entries is."""
 
-    def __init__(self, artifact: Artifact, library: ctypes.CDLL) -> None:
-        place = artifact.entry_path.with_name(FILE)
+    def __init__(self, artifact: Artifact, program: CompiledProgram, library: ctypes.CDLL) -> None:
+        place = (artifact.path / program.entry.file).with_name(FILE)
         try:
             self._entries: list[dict[str, Any]] = json.loads(place.read_text())["entries"]
         except (OSError, ValueError, KeyError) as error:

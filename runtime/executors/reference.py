@@ -6,14 +6,23 @@ import numpy as np
 
 from ...ir.artifact import Artifact
 from ...ir.interpret import Interpreter, WeightSource
+from ...ir.manifest import CompiledProgram
 from ...ir.paged_state import PagedState
-from ...ir.program import Program, hidden_width
-from ...ir.safetensors import MappedSafetensors
+from ...ir.program import HIDDEN, LOGITS, Program, hidden_width, vocabulary_size
 from ...ir.step_facts import check_step_facts, step_facts
 from ...ir.torch_types import to_torch
 from ..scheduling.step import Step
-from .base import HOST, ExecutorConfig, Finished, WeightPlacement, check_hidden, head_output
-from .weight_memory import open_artifact_weights
+from .base import (
+    HOST,
+    ExecutorConfig,
+    Finished,
+    WeightPlacement,
+    check_draws,
+    check_hidden,
+    head_output,
+)
+from .further import FurtherArrays, shape_of
+from .program_weights import ProgramWeights
 
 
 class ReferenceExecutor:
@@ -21,10 +30,19 @@ class ReferenceExecutor:
 
     depth = 0
 
-    def __init__(self, program: Program, weights: WeightSource, config: ExecutorConfig) -> None:
+    def __init__(
+        self,
+        program: Program,
+        compiled: CompiledProgram,
+        weights: WeightSource,
+        config: ExecutorConfig,
+    ) -> None:
         self._program = program
         self._groups = program.resources
         self._hidden_width = hidden_width(program)
+        self._vocab_size = vocabulary_size(program)
+        self._further = FurtherArrays(compiled)
+        self._outputs = self._further.outputs
         self._state = PagedState.allocate((), 0)
         for group, count in zip(self._groups, config.num_blocks, strict=True):
             self._state.add(group, count)
@@ -38,19 +56,18 @@ class ReferenceExecutor:
         from ...ir.text import parse_program
 
         torch.set_num_threads(config.num_threads)
-        manifest = artifact.manifest
-        names = manifest.main.weights.tensors
-        text = artifact.read_text(manifest.main.entry.file)
-        program = parse_program(text, source=str(artifact.entry_path))
+        compiled = artifact.manifest.program(config.program)
+        names = compiled.weights.tensors
+        text = artifact.read_text(compiled.entry.file)
+        program = parse_program(text, source=str(artifact.path / compiled.entry.file))
         # What is copied beside the steps has no tensors; reading all of it first is as safe.
         placement: WeightPlacement = "mapped" if config.weights == "mapped" else "loaded"
-        weights = open_artifact_weights(artifact, placement)
-        assert isinstance(weights, MappedSafetensors)
+        weights = ProgramWeights(artifact, compiled, placement)
         kinds = [(name, program.weights[name].type) for name in names if name in program.weights]
         check_step_facts(
-            step_facts(program, kinds), manifest.main, weights.entries, where=str(artifact.path)
+            step_facts(program, kinds), compiled, weights.entries, where=str(artifact.path)
         )
-        return cls(program, weights.tensor, config)
+        return cls(program, compiled, weights.tensor, config)
 
     def launch(self, step: Step) -> Finished:
         """Compute the step; see `Executor.launch`."""
@@ -66,9 +83,13 @@ class ReferenceExecutor:
         )
         state.slots = dict(zip(names, map(torch.from_numpy, step.slots), strict=True))
         self._copy_blocks(step)
+        has_further = self._further.any or bool(step.inputs)
+        sizes = self._further.sizes(step) if has_further else {}
+        rows = len(step.logits_index)
         # The program wants at least one row; a chunk inside a prompt asks for none.
-        wanted = step.logits_index if len(step.logits_index) else np.zeros(1, np.int32)
+        wanted = step.logits_index if rows or step.inputs else np.zeros(1, np.int32)
         arrays = {
+            **step.inputs,
             "input_ids": step.token_ids,
             "positions": step.positions,
             "logits_index": wanted,
@@ -77,12 +98,23 @@ class ReferenceExecutor:
             value.name: torch.from_numpy(arrays[value.name]).to(to_torch(value.type.dtype))
             for value in self._program.inputs
         }
-        rows = len(step.logits_index)
         check_hidden(step, self._hidden_width)
-        results = self._interpreter.run(inputs)
-        logits = results[0].float().numpy()[:rows]
-        hidden = results[1].float().numpy()[:rows] if step.wants_hidden else None
-        return Finished(head_output(step, logits, hidden))
+        check_draws(step, self._vocab_size)
+        results = dict(
+            zip(self._program.named_outputs(), self._interpreter.run(inputs), strict=True)
+        )
+        logits, hidden = np.empty((rows, 0), np.float32), None
+        if LOGITS in results:
+            logits = results[LOGITS].float().numpy()[:rows]
+        if step.wants_hidden:
+            hidden = results[HIDDEN].float().numpy()[:rows]
+        output = head_output(step, logits, hidden)
+        wholes = {name: results[name].to(to_torch(k.dtype)) for name, k in self._outputs.items()}
+        output.others = {
+            name: whole.numpy()[tuple(map(slice, shape_of(self._outputs[name], sizes)))]
+            for name, whole in wholes.items()
+        }
+        return Finished(output)
 
     def touched_bytes(self) -> dict[str, int]:
         """The KV cache, which torch fills with zeros at once; weights are counted as untouched."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError
 from ...ir.safetensors import MappedSafetensors, read_header
 from .address_space import (
@@ -178,17 +177,6 @@ def open_weights(
             return CopiedWeights(path, handle)
         case "loaded":
             return LoadedWeights(path, handle)
-
-
-def open_artifact_weights(
-    artifact: Artifact, placement: WeightPlacement
-) -> CopiedWeights | MappedSafetensors:
-    """The weights of an artifact."""
-    handle = artifact.open_file(artifact.manifest.main.weights.file)
-    try:
-        return open_weights(artifact.weights_path, handle, placement)
-    finally:
-        os.close(handle)
 
 
 def _read_into(memory: memoryview, handle: int, at: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +14,7 @@ from ..sampling.draws import Draws, no_draws
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
+Array = Int32Array | Float32Array
 
 NO_TOKEN = -1
 """What `StepOutput.tokens` holds where a row of logits has a NaN, or no finite maximum."""
@@ -34,7 +36,8 @@ class Step:
     of the step launched before this one that it comes from. `NO_TOKEN` is computed as token 0:
     its sequence ends when that step is settled, and what is computed for it here is dropped.
 
-    `adjustments` is None where no draw has any.
+    `adjustments` is None where no draw has any. `inputs` are the arrays that the program takes
+    beside those of every step, by name; a program may take them alone, and no tokens.
     """
 
     token_ids: Int32Array  # [T]
@@ -50,6 +53,7 @@ class Step:
     adjustments: Adjustments | None = None
     wants_hidden: bool = False  # whether the R inputs of the head are wanted
     carried: Int32Array = field(default_factory=lambda: NO_PAIRS)  # [C, 2] (place in T, draw)
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -82,9 +86,10 @@ class StepOutput:
 
     `tokens` [D] are the sampled tokens, one a draw (or `NO_TOKEN`), `logits` [L, vocab] the
     wanted rows of logits, and `hidden` [R, hidden_width] the inputs of the head, None unless the
-    step wants them.
+    step wants them. `others` are what the program gives beside, by name.
     """
 
     tokens: Int32Array
     logits: Float32Array
     hidden: Float32Array | None = None
+    others: Mapping[str, Array] = field(default_factory=dict)

@@ -8,16 +8,20 @@ Layout, little-endian:
 * for each KV group the width of its block table and the number of its block copies;
 * with adjustments `_ADJUSTED_SIZES`: the number of rows, entries of bias and of counts, masks, and
   words of a mask;
+* with further inputs the number of bytes and the text of `[[name, dtype, shape], ..]` as JSON;
 * padding to a multiple of 8 bytes, then the draws, which contain 8-byte numbers;
-* the int32 arrays in the order of `Step`, one after the other, and the arrays of the adjustments,
-  whose numbers have 4 bytes, too.
+* the int32 arrays in the order of `Step`, one after the other, and the arrays of the adjustments
+  and the further inputs, whose numbers have 4 bytes, too.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import struct
 import sys
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,10 +30,10 @@ from numpy.typing import NDArray
 from ...ir.errors import InfcError
 from ..sampling.adjustments import ADJUSTED, Adjustments
 from ..sampling.draws import DRAW
-from .step import Int32Array, Step
+from .step import Array, Int32Array, Step
 
 _MAGIC = b"infcstep"
-_VERSION = 2
+_VERSION = 3
 _PREFIX = struct.Struct("<8sII")
 _SIZES = struct.Struct("<8I")
 _GROUP = struct.Struct("<2I")
@@ -38,6 +42,8 @@ _ADJUSTED_INTS = ADJUSTED.itemsize // 4
 _SOME_ROWS = 1  # flag: `logits_rows` is not None
 _HIDDEN = 2  # flag: `wants_hidden`
 _ADJUSTED = 4  # flag: `adjustments` is not None
+_INPUTS = 8  # flag: `inputs` is not empty
+_TEXT = struct.Struct("<I")
 
 assert sys.byteorder == "little", "arrays are sent as they lie in memory"
 
@@ -48,7 +54,8 @@ def write_step(step: Step) -> bytes:
     sizes = _SIZES.pack(
         (rows is not None) * _SOME_ROWS
         + step.wants_hidden * _HIDDEN
-        + (adjusted is not None) * _ADJUSTED,
+        + (adjusted is not None) * _ADJUSTED
+        + bool(step.inputs) * _INPUTS,
         len(step.slots),
         len(step.token_ids),
         len(step.context_lengths),
@@ -63,6 +70,8 @@ def write_step(step: Step) -> bytes:
     ]
     if adjusted is not None:
         groups.append(_adjusted_sizes(adjusted))
+    if step.inputs:
+        groups.append(_input_kinds(step.inputs))
     head = b"".join((sizes, *groups))
     body = b"".join(
         (
@@ -78,6 +87,7 @@ def write_step(step: Step) -> bytes:
             b"" if rows is None else rows.data,
             step.carried.data,
             *(() if adjusted is None else [array.data for array in _adjusted_arrays(adjusted)]),
+            *[np.ascontiguousarray(array).data for array in step.inputs.values()],
         )
     )
     return _PREFIX.pack(_MAGIC, _VERSION, zlib.crc32(body)) + body
@@ -113,6 +123,9 @@ def read_step(data: bytes | bytearray | memoryview) -> Step:
             raise _damaged(f"sizes of adjustments do not fit into {len(data)} bytes")
         adjusted = _ADJUSTED_SIZES.unpack_from(data, arrays)
         arrays += _ADJUSTED_SIZES.size
+    kinds: list[_Kind] = []
+    if flags & _INPUTS:
+        kinds, arrays = _read_kinds(data, arrays)
     at = arrays + -arrays % 8
     some_rows *= flags & _SOME_ROWS
     num_ints = 2 * tokens + 2 * sequences + 1 + num_rows + some_rows + 2 * carried
@@ -120,6 +133,7 @@ def read_step(data: bytes | bytearray | memoryview) -> Step:
     if adjusted is not None:
         entries, bias, counts, masks, words = adjusted
         num_ints += entries * _ADJUSTED_INTS + 2 * bias + 2 * counts + masks * words
+    num_ints += sum([math.prod(shape) for _, _, shape in kinds])
     if len(data) != at + num_draws * DRAW.itemsize + 4 * num_ints:
         raise _damaged(f"arrays of the sizes that it names do not make {len(data)} bytes")
     draws = np.frombuffer(data, DRAW, num_draws, at)
@@ -140,7 +154,47 @@ def read_step(data: bytes | bytearray | memoryview) -> Step:
         wants_hidden=bool(flags & _HIDDEN),
         carried=ints.take(2 * carried).reshape(carried, 2),
         adjustments=None if adjusted is None else _take_adjustments(ints, adjusted),
+        inputs={
+            name: _as(ints.take(math.prod(shape)), dtype).reshape(shape)
+            for name, dtype, shape in kinds
+        },
     )
+
+
+_Kind = tuple[str, str, list[int]]
+"""Name, element type and shape of a further input."""
+
+
+def _as(numbers: Int32Array, dtype: str) -> Array:
+    return numbers.view(np.float32) if dtype == "float32" else numbers
+
+
+def _input_kinds(inputs: Mapping[str, Array]) -> bytes:
+    kinds = [(name, array.dtype.name, array.shape) for name, array in inputs.items()]
+    text = json.dumps(kinds).encode()
+    return _TEXT.pack(len(text)) + text
+
+
+def _read_kinds(data: bytes | bytearray | memoryview, at: int) -> tuple[list[_Kind], int]:
+    """The further inputs whose text begins at `at`, and where it ends."""
+    if len(data) < at + _TEXT.size:
+        raise _damaged("the text of further inputs is missing")
+    (length,) = _TEXT.unpack_from(data, at)
+    begin = at + _TEXT.size
+    try:
+        kinds = json.loads(bytes(data[begin : begin + length]))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(f"the text of further inputs is not one: {error}") from None
+    if not (isinstance(kinds, list) and all(map(_is_kind, kinds))):
+        raise _damaged("further inputs have impossible types")
+    return kinds, begin + length
+
+
+def _is_kind(kind: object) -> bool:
+    match kind:
+        case [str(), "float32" | "int32", list() as shape]:
+            return all(type(size) is int and size >= 0 for size in shape)
+    return False
 
 
 def _adjusted_arrays(adjusted: Adjustments) -> tuple[NDArray[Any], ...]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from infc.codegen.base import EmitOptions
 from infc.codegen.registry import get_backend
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
-from infc.ir.manifest import MAIN, Limits, Manifest, TargetMachine
+from infc.ir.manifest import MAIN, CompiledProgram, Limits, Manifest, TargetMachine
 from infc.ir.program import Program, vocabulary_size
 from infc.ir.targets import Target, resolve_target
+from infc.ir.text import print_program
 from infc.ir.types import DType
 from infc.runtime.executors.base import ExecutorConfig
 from infc.runtime.executors.cpp import CppExecutor
@@ -45,31 +46,51 @@ def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Progr
     return replace(program, loaders={"checkpoint": weights.__getitem__})
 
 
-def build(program: Program, directory: Path, target: Target | None = None) -> Artifact:
-    """Emit a lowered program as an artifact of the cpp backend."""
+def build(
+    program: Program,
+    directory: Path,
+    target: Target | None = None,
+    *,
+    backend: str = "cpp",
+    beside: Mapping[str, Program] | None = None,
+) -> Artifact:
+    """Emit lowered programs as an artifact: the main one, and others by name."""
     target = target or resolve_target("native")
     width = vocabulary_size(program)
     assert width is not None
-    limits = Limits(
-        max_context=program.spec.max_context or 4096,
-        step_tokens=program.symbols["T"].high,
-        max_sequences=64,
-        logit_rows=program.symbols["R"].high if "R" in program.symbols else 4096,
-    )
     with ArtifactWriter(directory) as writer:
-        emission = get_backend("cpp").emit(program, target, writer.path, EmitOptions())
+        programs = {MAIN: _emit(program, writer.path, "", backend, target)}
+        for name, other in (beside or {}).items():
+            programs[name] = _emit(other, writer.path, f"programs/{name}/", backend, target)
         writer.commit(
             Manifest(
                 infc_version="0",
                 recipe={},
                 model=replace(program.spec, vocab_size=width),
-                backend="cpp",
+                backend=backend,
                 target=TargetMachine(target.name, target.features),
-                programs={MAIN: emission.compiled(program, limits)},
+                programs=programs,
                 tokenizer=None,
             )
         )
     return open_artifact(directory)
+
+
+def _emit(
+    program: Program, root: Path, folder: str, backend: str, target: Target
+) -> CompiledProgram:
+    bounds = {name: bound.high for name, bound in program.symbols.items()}
+    limits = Limits(
+        max_context=program.spec.max_context or 4096,
+        step_tokens=bounds.get("T", 1),
+        max_sequences=64,
+        logit_rows=bounds.get("R", 4096),
+    )
+    place = root / folder
+    place.mkdir(parents=True, exist_ok=True)
+    emission = get_backend(backend).emit(program, target, place, EmitOptions())
+    (place / "program.ir").write_text(print_program(program), encoding="utf-8")
+    return emission.compiled(program, limits, folder=folder)
 
 
 @dataclass(frozen=True, slots=True)

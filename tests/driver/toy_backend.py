@@ -69,7 +69,7 @@ class ToyBackend(Backend):
         (directory / CODE).parent.mkdir()
         text = f"# shift {self._options.shift}\n{print_program(program)}"
         (directory / CODE).write_text(text, encoding="utf-8")
-        return Emission({"kind": "toy-text", "file": CODE}, tuple(used))
+        return Emission({"kind": "toy-text", "file": CODE}, weights)
 
 
 class ToyExecutor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,18 @@ from infc.ir.errors import InfcError
 from infc.runtime.sampling.adjustments import ADJUSTED, Adjustments
 from infc.runtime.sampling.draws import DRAW
 from infc.runtime.scheduling.step import Step
-from infc.runtime.scheduling.step_bytes import _PREFIX, read_step, write_step
+from infc.runtime.scheduling.step_bytes import _PREFIX, _VERSION, read_step, write_step
 
 
 def ints(*shape: int) -> st.SearchStrategy[Any]:
     return arrays.arrays(np.int32, shape)
+
+
+FURTHER: st.SearchStrategy[Any] = st.lists(st.integers(0, 4), max_size=3).flatmap(
+    lambda shape: st.sampled_from([np.float32, np.int32]).flatmap(
+        lambda kind: arrays.arrays(kind, tuple(shape))
+    )
+)
 
 
 @st.composite
@@ -58,6 +65,7 @@ def steps(draw: st.DrawFn) -> Step:
         adjustments=draw(st.none() | adjustments()),
         wants_hidden=draw(st.booleans()),
         carried=draw(ints(draw(size), 2)),
+        inputs=draw(st.dictionaries(st.text(max_size=4), FURTHER, max_size=2)),
     )
 
 
@@ -73,6 +81,10 @@ def assert_same(one: object, other: object) -> None:
     elif isinstance(one, tuple) and isinstance(other, tuple):
         for left, right in zip(one, other, strict=True):
             assert_same(left, right)
+    elif isinstance(one, dict) and isinstance(other, dict):
+        assert list(one) == list(other)
+        for name in one:
+            assert_same(one[name], other[name])
     else:
         assert one == other
 
@@ -102,24 +114,47 @@ def test_sizes_that_do_not_make_the_bytes_are_refused(step: Step, place: int, si
     assume(place > 0 and int.from_bytes(changed[at : at + 4], "little") != size)
     changed[at : at + 4] = size.to_bytes(4, "little")
     body = changed[_PREFIX.size :]
-    changed[: _PREFIX.size] = _PREFIX.pack(b"infcstep", 2, zlib.crc32(body))
+    changed[: _PREFIX.size] = _PREFIX.pack(b"infcstep", _VERSION, zlib.crc32(body))
     with contextlib.suppress(InfcError):  # and nothing else
         # Sizes whose arrays take the same bytes, or of an array that the flags leave out.
         assert len(write_step(read_step(changed))) == len(changed)
 
 
+STEP = Step(
+    token_ids=np.zeros(1, np.int32),
+    positions=np.zeros(1, np.int32),
+    query_starts=np.array([0, 1], np.int32),
+    context_lengths=np.ones(1, np.int32),
+    block_tables=(),
+    slots=(),
+    block_copies=(),
+    logits_index=np.zeros(0, np.int32),
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"[[", b"\xff", b"3", b"[3]", b'[["x", "float32"]]', b'[[1, "float32", []]]'),
+        *(b'[["x", "float64", [1]]]', b'[["x", "float32", [-1, -1]]]', b'[["x", "int32", [true]]]'),
+        b"[" * 3000 + b"]" * 3000,
+    ],
+)
+def test_text_of_inputs_that_is_none_is_refused(text: bytes) -> None:
+    """Also under the right checksum."""
+    whole = write_step(replace(STEP, inputs={"x": np.zeros(0, np.float32)}))
+    told = b'[["x", "float32", [0]]]'
+    assert whole.count(told) == 1
+    at = whole.index(told)
+    sized = len(text).to_bytes(4, "little")
+    body = whole[_PREFIX.size : at - 4] + sized + text + whole[at + len(told) :]
+    changed = _PREFIX.pack(b"infcstep", _VERSION, zlib.crc32(body)) + body
+    with pytest.raises(InfcError, match=r"these bytes are not a step: .*further inputs"):
+        read_step(changed)
+
+
 def test_another_version_says_so() -> None:
-    step = Step(
-        token_ids=np.zeros(1, np.int32),
-        positions=np.zeros(1, np.int32),
-        query_starts=np.array([0, 1], np.int32),
-        context_lengths=np.ones(1, np.int32),
-        block_tables=(),
-        slots=(),
-        block_copies=(),
-        logits_index=np.zeros(0, np.int32),
-    )
-    data = bytearray(write_step(step))
+    data = bytearray(write_step(STEP))
     data[8] += 1
-    with pytest.raises(InfcError, match=r"version 3, and this infc reads version 2"):
+    with pytest.raises(InfcError, match=r"version 4, and this infc reads version 3"):
         read_step(data)

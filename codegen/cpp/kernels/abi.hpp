@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#define INFC_ABI 8
+#define INFC_ABI 9
 
 extern "C" {
 
@@ -72,6 +72,10 @@ struct infc_step {
   int32_t* tokens;         // [D], written
   const infc_adjustments* adjustments;  // null: no row is adjusted
   float* logits;  // [L, V], written; without draws and rows the step ends in front of the head
+  // Of programs that take or give other arrays, all by sorted names (since version 9):
+  const void* const* inputs;  // float or int32_t
+  float* const* outputs;      // written
+  const int64_t* sizes;       // of the symbols in shapes of inputs
 };
 
 struct infc_config {
