@@ -47,8 +47,11 @@ def check_values(manifest: Manifest) -> None:
 
 
 def is_program_name(name: str) -> bool:
-    """Whether a program may have that name: lower-case letters, digits, hyphens, underscores."""
-    return _NAME.fullmatch(name) is not None
+    """Whether a program may have that name: lower-case letters, digits, hyphens, underscores.
+
+    `captured` and `final` are what stages of each program are called.
+    """
+    return _NAME.fullmatch(name) is not None and name not in ("captured", "final")
 
 
 def _check_program(where: str, program: CompiledProgram, manifest: Manifest) -> None:

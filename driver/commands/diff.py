@@ -11,9 +11,9 @@ import click
 def command(before: str, after: str, stat: bool, as_json: bool) -> None:
     """Show how two programs or artifacts differ, pass by pass.
 
-    BEFORE and AFTER are artifacts, ARTIFACT:STAGE (captured or final), files of IR text, or
-    directories that --dump-ir-after wrote. Names of values are ignored, and equal layers are
-    shown once. Exit status: 0 if they are equal, 1 if not.
+    BEFORE and AFTER are artifacts, ARTIFACT:STAGE (captured or final), ARTIFACT:PROGRAM:STAGE,
+    files of IR text, or directories that --dump-ir-after wrote. Names of values are ignored, and
+    equal layers are shown once. Exit status: 0 if they are equal, 1 if not.
 
     \b
       infc diff float.infc int8.infc

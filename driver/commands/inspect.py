@@ -17,7 +17,7 @@ import click
     metavar="[STAGE]",
     is_flag=False,
     flag_value="final",
-    help="Print IR text: final, or captured.",
+    help="Print IR text: final, captured, or of another program PROGRAM[:captured].",
 )
 @click.option("--graph", metavar="FILE", help="Write an HTML page (.html) or a drawing (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -86,11 +86,12 @@ def command(
 def _print(facts: object, layer: int | None, op: str | None) -> None:
     from ..explain.facts import ArtifactFacts
     from ..explain.narrow import render_nodes
-    from ..explain.text import render_artifact, terminal
+    from ..explain.programs_text import render_programs
+    from ..explain.text import terminal
 
     assert isinstance(facts, ArtifactFacts)
     if layer is None and op is None:
-        text = render_artifact(facts, **terminal())
+        text = render_programs(facts, **terminal())
     else:
         text = render_nodes(facts, layer, op, **terminal())
     click.echo(text, nl=False)

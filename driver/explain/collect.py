@@ -12,23 +12,26 @@ from typing import Any
 from ...ir.analyses import total_cost
 from ...ir.artifact import Artifact, open_artifact
 from ...ir.errors import ArtifactError, UsageError
+from ...ir.manifest import MAIN, folder_of
 from ...ir.program import Program
 from ...ir.roofline import Ceilings
 from ...ir.text import parse_program
+from ...runtime.limits import handed_over_bytes
 from .facts import (
     ArtifactFacts,
     NearMissFacts,
+    OtherProgramFacts,
     PassCost,
     PassFacts,
     ProgramFacts,
     Workload,
 )
-from .measure import choose_workload, measure_program
-from .memory import plan_memory
+from .measure import choose_workload, fitted_workload, measure_program
+from .memory import group_facts, plan_memory
 from .predict import predict_steps
 
 STAGES = {"captured": "captured.ir", "final": "program.ir"}
-"""The programs that an artifact holds, and their files."""
+"""The stages of a program that an artifact holds, and their files."""
 
 _OLD_NEAR_MISS = re.compile(
     r"(?:%(\S+?)(?:, %\S+)* = )?(\w+)(?: of layer (\d+))?(?: \(.*?\))?: (.*)", re.DOTALL
@@ -57,16 +60,14 @@ def inspect_artifact(
         artifact = open_artifact(artifact)
     manifest = artifact.manifest
     workload = choose_workload(manifest.main.limits, batch, context, tokens)
-    report = _report(artifact)
-    captured = _program_if_there(artifact, "captured")
-    passes = tuple(pass_facts(report, captured))
-    final = None if ceilings is None else _program_if_there(artifact, "final")
+    report, passes = _report_and_passes(artifact, MAIN)
+    final = None if ceilings is None else _program_if_there(artifact, MAIN, "final")
     return ArtifactFacts(
         path=str(artifact.path),
         identity=artifact.identity,
         manifest=manifest,
         workload=workload,
-        program=_program_facts(artifact, workload, report, passes),
+        program=_program_facts(artifact, MAIN, workload, report, passes),
         passes=passes,
         verification=tuple(report.get("verification", ())),
         certificate=report.get("certificate"),
@@ -74,37 +75,80 @@ def inspect_artifact(
         predictions=(
             None if final is None or ceilings is None else predict_steps(final, workload, ceilings)
         ),
+        others=tuple(_other(artifact, n, workload) for n in sorted(manifest.programs) if n != MAIN),
+    )
+
+
+def _other(artifact: Artifact, name: str, workload: Workload) -> OtherProgramFacts:
+    manifest, compiled = artifact.manifest, artifact.manifest.programs[name]
+    fitted = fitted_workload(compiled.limits, workload)
+    report, passes = _report_and_passes(artifact, name)
+    return OtherProgramFacts(
+        name=name,
+        workload=fitted,
+        weights_bytes=manifest.files[compiled.weights.file].bytes,
+        num_tensors=len(compiled.weights.tensors),
+        num_shared=len(compiled.weights.shared),
+        handed_over_bytes=handed_over_bytes(compiled, compiled.limits.step_tokens),
+        groups=group_facts(compiled.resources),
+        program=_program_facts(artifact, name, fitted, report, passes),
+        passes=passes,
+        verification=tuple(report.get("verification", ())),
     )
 
 
 def read_program(artifact: Artifact, stage: str = "final") -> Program:
-    """The program of a stage; UsageError where there is no such stage, or it was not kept."""
-    return parse_program(program_text(artifact, stage), source=str(artifact.path / STAGES[stage]))
+    """The program of a stage; UsageError where there is no such stage, or it was not kept.
+
+    A stage is that of the main program, or `PROGRAM:STAGE`; the name of another program alone
+    stands for its final stage.
+    """
+    source = str(artifact.path / _file_of(artifact, stage))
+    return parse_program(program_text(artifact, stage), source=source)
 
 
 def program_text(artifact: Artifact, stage: str = "final") -> str:
     """The IR text of a stage (see `read_program`)."""
-    if stage not in STAGES:
+    name = _file_of(artifact, stage)
+    if name not in artifact.manifest.files:
+        raise UsageError(f"it contains no {name}", where=str(artifact.path))
+    return (artifact.path / name).read_text(encoding="utf-8")
+
+
+def _file_of(artifact: Artifact, spelled: str) -> str:
+    programs = artifact.manifest.programs
+    name, colon, stage = spelled.rpartition(":")
+    if not colon and spelled in programs:
+        name, stage = spelled, "final"
+    if stage not in STAGES or (name or MAIN) not in programs:
+        others = [one for one in sorted(programs) if one != MAIN]
+        known = " and ".join(STAGES)
+        known += "".join(f", {one} and {one}:captured" for one in others)
         raise UsageError(
-            f"an artifact has no stage {stage!r}",
-            hint=f"it has {' and '.join(STAGES)}; `infc compile --dump-ir-after all` writes more",
+            f"an artifact has no stage {spelled!r}" if not others else f"no stage {spelled!r}",
+            hint=f"it has {known}; `infc compile --dump-ir-after all` writes more",
         )
-    if STAGES[stage] not in artifact.manifest.files:
-        raise UsageError(f"it contains no {STAGES[stage]}", where=str(artifact.path))
-    return (artifact.path / STAGES[stage]).read_text(encoding="utf-8")
+    return stage_file(name or MAIN, stage)
 
 
-def _program_if_there(artifact: Artifact, stage: str) -> Program | None:
-    return read_program(artifact, stage) if STAGES[stage] in artifact.manifest.files else None
+def stage_file(name: str, stage: str) -> str:
+    """The file of a stage of the program of that name."""
+    return folder_of(name) + STAGES[stage]
+
+
+def _program_if_there(artifact: Artifact, name: str, stage: str) -> Program | None:
+    is_there = stage_file(name, stage) in artifact.manifest.files
+    return read_program(artifact, f"{name}:{stage}") if is_there else None
 
 
 def _program_facts(
     artifact: Artifact,
+    name: str,
     workload: Workload,
     report: Mapping[str, Any],
     passes: Iterable[PassFacts],
 ) -> ProgramFacts | None:
-    program = _program_if_there(artifact, "final")
+    program = _program_if_there(artifact, name, "final")
     if program is None:
         return None
     makers = {
@@ -114,10 +158,18 @@ def _program_facts(
     return measure_program(program, workload, makers, misses)
 
 
-def _report(artifact: Artifact) -> Mapping[str, Any]:
-    if "report.json" not in artifact.manifest.files:
+def _report_and_passes(
+    artifact: Artifact, name: str
+) -> tuple[Mapping[str, Any], tuple[PassFacts, ...]]:
+    report = _report(artifact, f"{folder_of(name)}report.json")
+    captured = _program_if_there(artifact, name, "captured")
+    return report, tuple(pass_facts(report, captured))
+
+
+def _report(artifact: Artifact, name: str) -> Mapping[str, Any]:
+    if name not in artifact.manifest.files:
         return {}
-    path = artifact.path / "report.json"
+    path = artifact.path / name
     report = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(report, dict):
         raise ArtifactError("not a report: expected an object", where=str(path))

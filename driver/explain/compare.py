@@ -15,12 +15,12 @@ from typing import Any
 
 from ...ir.artifact import Artifact, open_artifact
 from ...ir.errors import UsageError
-from ...ir.manifest import MANIFEST_NAME, FileDigest
+from ...ir.manifest import MAIN, MANIFEST_NAME, FileDigest
 from ...ir.program import Program
 from ...ir.sizes import format_size
 from ...ir.text import parse_program
 from ..text_input import read_file
-from .collect import STAGES, inspect_artifact, read_program
+from .collect import STAGES, inspect_artifact, read_program, stage_file
 from .differences import (
     ArtifactDiff,
     Change,
@@ -28,6 +28,7 @@ from .differences import (
     DumpsDiff,
     Hunk,
     OpChange,
+    OtherProgramDiff,
     PassDiff,
     ProgramDiff,
     StageDiff,
@@ -51,7 +52,9 @@ Side = Program | Artifact | Dumps
 
 
 def diff_paths(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Diff:
-    """Compares files of IR text, artifacts, `ARTIFACT:STAGE`, or directories of dumps.
+    """Compares files of IR text, artifacts, stages of these, or directories of dumps.
+
+    A stage is `ARTIFACT:STAGE`, or of another program `ARTIFACT:PROGRAM:STAGE`.
 
     If one side is a program and the other an artifact, the final program of the artifact is used.
     Raises UsageError if a path cannot be read or compared, and ArtifactError or ParseError if it
@@ -74,9 +77,10 @@ def diff_paths(before: str | os.PathLike[str], after: str | os.PathLike[str]) ->
 def read_side(where: str | os.PathLike[str]) -> Side:
     """What stands at a path (see `diff_paths`)."""
     path = Path(where)
-    base, colon, stage = str(where).rpartition(":")
-    if colon and not path.exists() and Path(base).is_dir():
-        return read_program(open_artifact(base), stage)
+    for colons in (1, 2):
+        base, *parts = str(where).rsplit(":", colons)
+        if len(parts) == colons and not path.exists() and Path(base).is_dir():
+            return read_program(open_artifact(base), ":".join(parts))
     if path.is_dir():
         if (path / MANIFEST_NAME).exists():
             return open_artifact(path)
@@ -212,8 +216,10 @@ def diff_artifacts(before: Artifact, after: Artifact) -> ArtifactDiff:
     """What two artifacts have not in common; equal ones have equal manifests, byte for byte."""
     texts = [json.loads(one.manifest.to_text()) for one in (before, after)]
     recipes = [text.pop("recipe") for text in texts]
+    both = before.manifest.programs.keys() & after.manifest.programs.keys()
     for text in texts:
         del text["files"], text["digest"]
+        text["programs"] = {name: text["programs"][name] for name in both}
     passes = [inspect_artifact(one).passes for one in (before, after)]
     changed = tuple(_pass_diffs(*passes))
     common = sum(1 for i, j in _align(*_names(passes)) if i is not None and j is not None)
@@ -224,15 +230,28 @@ def diff_artifacts(before: Artifact, after: Artifact) -> ArtifactDiff:
         files=tuple(_changes(*(_files(one.manifest.files) for one in (before, after)))),
         passes=changed,
         same_passes=common - sum(1 for one in changed if one.before and one.after),
-        captured=_stage(before, after, "captured"),
-        final=_stage(before, after, "final"),
+        captured=_stage(before, after, MAIN, "captured"),
+        final=_stage(before, after, MAIN, "final"),
+        others=tuple(_others(before, after)),
     )
 
 
-def _stage(before: Artifact, after: Artifact, stage: str) -> ProgramDiff | None:
-    if any(STAGES[stage] not in one.manifest.files for one in (before, after)):
+def _others(before: Artifact, after: Artifact) -> Iterator[OtherProgramDiff]:
+    a, b = before.manifest.programs, after.manifest.programs
+    for name in sorted({*a, *b} - {MAIN}):
+        if name not in b or name not in a:
+            yield OtherProgramDiff(name=name, only="before" if name in a else "after")
+            continue
+        stages = {stage: _stage(before, after, name, stage) for stage in STAGES}
+        if any(one is not None and not one.equal for one in stages.values()):
+            yield OtherProgramDiff(name=name, only=None, **stages)
+
+
+def _stage(before: Artifact, after: Artifact, name: str, stage: str) -> ProgramDiff | None:
+    if any(stage_file(name, stage) not in one.manifest.files for one in (before, after)):
         return None
-    return diff_programs(read_program(before, stage), read_program(after, stage))
+    spelled = f"{name}:{stage}"
+    return diff_programs(read_program(before, spelled), read_program(after, spelled))
 
 
 def _names(passes: Sequence[Sequence[PassFacts]]) -> list[list[str]]:

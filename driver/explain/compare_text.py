@@ -40,9 +40,18 @@ def _artifacts(page: Page, diff: ArtifactDiff, stat: bool) -> None:
         count = format_count(diff.same_passes, "pass", "passes")
         page.lines("", [f"{count} did the same in both"])
     for name, program in (("captured program", diff.captured), ("final program", diff.final)):
-        if program is not None and not program.equal:
-            page.title(f"== {name} ==")
-            _program(page, program, stat)
+        _stage(page, name, program, stat)
+    for other in diff.others:
+        if other.only is not None:
+            page.title(f"== program {other.name}: {other.only} alone ==")
+        _stage(page, f"captured program {other.name}", other.captured, stat)
+        _stage(page, f"final program {other.name}", other.final, stat)
+
+
+def _stage(page: Page, name: str, program: ProgramDiff | None, stat: bool) -> None:
+    if program is not None and not program.equal:
+        page.title(f"== {name} ==")
+        _program(page, program, stat)
 
 
 def _dumps(page: Page, diff: DumpsDiff, stat: bool) -> None:

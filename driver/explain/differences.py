@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .facts import Costs, PassFacts
 
@@ -91,11 +92,24 @@ class DumpsDiff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherProgramDiff:
+    """A program beside the main one that differs, or that one artifact alone has.
+
+    Its stages are None where an artifact holds none.
+    """
+
+    name: str
+    only: Literal["before", "after"] | None
+    captured: ProgramDiff | None = None
+    final: ProgramDiff | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactDiff:
     """Two artifacts: what their manifests, recipes, files and passes have not in common.
 
     `same_passes` is how many passes did the same in both. The programs are None where an
-    artifact holds none.
+    artifact holds none; `others` are those beside the main one.
     """
 
     equal: bool
@@ -106,6 +120,7 @@ class ArtifactDiff:
     same_passes: int
     captured: ProgramDiff | None
     final: ProgramDiff | None
+    others: tuple[OtherProgramDiff, ...] = ()
 
 
 Diff = ProgramDiff | DumpsDiff | ArtifactDiff

@@ -250,6 +250,27 @@ class MemoryFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherProgramFacts:
+    """A program that the artifact has beside the model's step; costs are of its own `workload`.
+
+    `weights_bytes` are those of its own file of weights: `num_shared` of its `num_tensors` are in
+    the file of the main program. `handed_over_bytes` is the most that a step returns. What it takes
+    and gives, its limits and its arena are in the manifest.
+    """
+
+    name: str
+    workload: Workload
+    weights_bytes: int
+    num_tensors: int
+    num_shared: int
+    handed_over_bytes: int
+    groups: tuple[KvGroupFacts | StoredFacts, ...]
+    program: ProgramFacts | None
+    passes: tuple[PassFacts, ...]
+    verification: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedOp:
     """All nodes of one op: seconds that they must take in each step, at a machine's ceilings."""
 
@@ -275,7 +296,8 @@ class ArtifactFacts:
 
     `verification` has a line for each phase of the compilation: what was compared after it.
     `predictions` are there where the machine's ceilings are known, `certificate` (see
-    `driver/certificate.py`) where the report has one.
+    `driver/certificate.py`) where the report has one. `others` are the programs beside the model's
+    step, of which everything else is.
     """
 
     path: str
@@ -288,3 +310,4 @@ class ArtifactFacts:
     memory: MemoryFacts
     predictions: Predictions | None = None
     certificate: Mapping[str, Any] | None = None
+    others: tuple[OtherProgramFacts, ...] = ()

@@ -106,8 +106,9 @@ def _toolbar() -> Iterator[str]:
 
 
 def _tables(facts: ArtifactFacts) -> Iterator[str]:
+    assert facts.program is not None
     yield '<div class="tables">'
-    yield from _table("Ops", OP_HEAD, list(op_rows(facts)))
+    yield from _table("Ops", OP_HEAD, list(op_rows(facts.program)))
     yield from _table("Passes that changed the program", PASS_HEAD, list(pass_rows(facts.passes)))
     misses = [miss for one in facts.passes for miss in one.near_misses]
     if misses:

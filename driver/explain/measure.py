@@ -54,6 +54,17 @@ def choose_workload(
     return chosen
 
 
+def fitted_workload(limits: Limits, workload: Workload) -> Workload:
+    """As much of a workload as a program with these limits takes."""
+    context = min(workload.context, limits.max_context)
+    most = (limits.max_sequences, limits.logit_rows, limits.step_tokens)
+    return Workload(
+        batch=min(workload.batch, *most),
+        context=context,
+        tokens=min(workload.tokens, limits.step_tokens, context),
+    )
+
+
 def _check(name: str, value: int, most: int, what: str) -> None:
     if not 1 <= value <= most:
         raise UsageError(f"--{name} is {value}, expected 1 to {most} {what}")

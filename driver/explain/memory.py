@@ -15,7 +15,7 @@ from .facts import KvGroupFacts, MemoryFacts, StoredFacts
 def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> MemoryFacts:
     """The memory plan for sequences of `context` tokens in `memory` bytes (None: what is free)."""
     budget = available_memory() if memory is None else memory
-    groups = tuple(_group(group) for group in manifest.main.resources)
+    groups = group_facts(manifest.main.resources)
     weights = manifest.files[manifest.main.weights.file].bytes
     limits = manifest.main.limits
     logits = handed_over_bytes(manifest.main, limits.step_tokens)
@@ -34,6 +34,11 @@ def plan_memory(manifest: Manifest, context: int, memory: int | None = None) -> 
         batch_kv_bytes=kv_bytes(manifest.main.resources, limits.step_tokens, context, batch),
         max_batch=most,
     )
+
+
+def group_facts(groups: Sequence[Resource]) -> tuple[KvGroupFacts | StoredFacts, ...]:
+    """What each group takes."""
+    return tuple(map(_group, groups))
 
 
 def _group(group: Resource) -> KvGroupFacts | StoredFacts:

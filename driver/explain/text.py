@@ -30,6 +30,7 @@ from .facts import (
     NearMissFacts,
     PassFacts,
     Predictions,
+    ProgramFacts,
     ShapeFacts,
     StoredFacts,
 )
@@ -52,13 +53,13 @@ def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = F
     if facts.program is not None:
         page.say(costs_note(facts))
         page.table("layers", LAYER_HEAD, [*_layer_rows(facts)])
-        page.table("ops", OP_HEAD, [*op_rows(facts)])
+        page.table("ops", OP_HEAD, [*op_rows(facts.program)])
     if facts.predictions is not None:
         page.say(f"at this machine's ceilings: {facts.predictions.ceilings.describe()}")
         page.table("roofline", _ROOFLINE_HEAD, [*_roofline_rows(facts, facts.predictions)])
     certificate = facts.certificate
     is_measured = bool(certificate and certificate["passes"])
-    _say_passes(page, facts.passes, facts.verification, with_losses=not is_measured)
+    say_passes(page, facts.passes, facts.verification, with_losses=not is_measured)
     if certificate is not None:
         page.pairs("certificate", certificate_pairs(certificate))
     page.pairs("files", _files(facts))
@@ -69,17 +70,18 @@ def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = F
 def render_passes(passes: Sequence[PassFacts], verification: Sequence[str]) -> str:
     """What passes did, and what was verified, as in the whole report."""
     page = Page(WIDTH, color=False)
-    _say_passes(page, passes, verification)
+    say_passes(page, passes, verification)
     return page.text()
 
 
-def _say_passes(
+def say_passes(
     page: Page,
     passes: Sequence[PassFacts],
     verification: Sequence[str],
     *,
     with_losses: bool = True,
 ) -> None:
+    """What passes did, what they nearly did, and what was verified."""
     if not passes:
         return
     page.table("passes", PASS_HEAD, [*pass_rows(passes)])
@@ -270,7 +272,7 @@ def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
     hidden = ", hidden states included" if facts.manifest.main.hidden_width else ""
     yield "logits", f"{format_size(memory.logits_bytes)} at most, {rows}{hidden}"
     for group in memory.groups:
-        yield f"kv {group.name}", _group(group)
+        yield f"kv {group.name}", group_text(group)
     yield "kv in all", f"{format_size(memory.kv_token_bytes)} a token"
     batch = f"{memory.largest_batch} of {format_count(memory.context, 'token')} each"
     if memory.largest_batch == memory.max_batch:
@@ -290,7 +292,8 @@ def _memory(facts: ArtifactFacts) -> Iterator[tuple[str, str]]:
         )
 
 
-def _group(group: KvGroupFacts | StoredFacts) -> str:
+def group_text(group: KvGroupFacts | StoredFacts) -> str:
+    """What a group takes, and of what it is."""
     token = f"{format_size(group.token_bytes)} a token"
     block = f"{format_size(group.block_bytes)} a block of {group.block_size}"
     layers = format_count(len(group.layers), "layer")
@@ -348,10 +351,8 @@ def short_title(layer: LayerFacts) -> str:
     return f"{text} (each)" if equal else text
 
 
-def op_rows(facts: ArtifactFacts) -> Iterator[Sequence[str]]:
+def op_rows(program: ProgramFacts) -> Iterator[Sequence[str]]:
     """The table of ops, under OP_HEAD, with the sum as the last row."""
-    program = facts.program
-    assert program is not None
     for op in program.ops:
         made = ", ".join(
             name if count == op.count else f"{name} ({count})" for name, count in op.made_by.items()
