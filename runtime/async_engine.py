@@ -8,12 +8,10 @@ import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 
 from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
-from .async_streams import Item, Stream, hand_over
+from .async_streams import Inbox, Item, Reader, Stream, hand_over
 from .engine import Engine, EngineStats
 from .faults import note_fault
 from .memory_reserve import RESERVE
@@ -111,27 +109,51 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """What each step adds to the request, the last one with its finish reason.
+        """What steps add to the request, the last one with its finish reason.
 
-        Closing or cancelling the iterator ends the request. What a slow reader leaves unread is
-        joined together, so that it is bounded by the length of the answer. Raises RequestError
-        and CapacityError (DrainingError after `drain`) before the first output, InfcError when
-        the engine stops.
+        Closing or cancelling the iterator ends the request. It has one output a step, unless who
+        reads is behind: what that leaves unread is joined together, so it is bounded by the length
+        of the answer. Raises RequestError and CapacityError (DrainingError after `drain`) before
+        the first output, InfcError when the engine stops.
         """
-        prepared = await self._prepared(
-            partial(
-                self.engine.prepare,
-                self._name(request_id),
-                prompt,
-                params,
-                priority,
-                cache_salt=cache_salt,
-            ),
-            _is_long(prompt) or _is_long_list(params),
-        )
-        async with aclosing(self._outputs(prepared)) as outputs:
-            async for output in outputs:
+        names = None if request_id is None else [request_id]
+        reader = await self.read([prompt], params, names, priority=priority, cache_salt=cache_salt)
+        try:
+            while reader.num_open:
+                _, output = await reader.get()
                 yield output
+        finally:
+            reader.close()
+
+    async def read(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | None = None,
+        request_ids: Sequence[str] | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        whole: bool = False,
+    ) -> Reader:
+        """Begin a request for each prompt, which one caller reads together and must close.
+
+        With `whole` each has two outputs: one with its first token, and one with all others.
+        Raises what `generate` does; none has begun then. What the queue refuses, `Reader.get`
+        raises.
+        """
+        if request_ids is None:
+            request_ids = [f"infc-{next(self._ids)}" for _ in prompts]
+
+        def prepare() -> list[PreparedRequest]:
+            return [
+                self.engine.prepare(
+                    name, prompt, params, priority, cache_salt=cache_salt, whole=whole
+                )
+                for name, prompt in zip(request_ids, prompts, strict=True)
+            ]
+
+        is_long = len(prompts) > _MANY or _is_long_list(params) or any(map(_is_long, prompts))
+        return self._begin(await self._prepared(prepare, is_long))
 
     async def read_prompt(
         self,
@@ -146,39 +168,25 @@ class AsyncEngine:
 
         Cancelling the call ends the request; it raises what `generate` raises.
         """
-        prepared = await self._prepared(
-            partial(
-                self.engine.prepare_reading,
-                self._name(None),
+
+        def prepare() -> list[PreparedRequest]:
+            one = self.engine.prepare_reading(
+                f"infc-{next(self._ids)}",
                 prompt,
                 pooling=pooling,
                 first_scored=first_scored,
                 priority=priority,
                 cache_salt=cache_salt,
-            ),
-            _is_long(prompt),
-        )
-        async with aclosing(self._outputs(prepared)) as outputs:
-            return merge_outputs([output async for output in outputs])
+            )
+            return [one]
 
-    async def _outputs(self, prepared: PreparedRequest) -> AsyncGenerator[RequestOutput, None]:
-        """What each step adds to the request."""
-        stream = Stream(prepared, asyncio.get_running_loop())
-        self._submit(stream)
-        self._look_after(stream)
-        finished = False
+        reader, outputs = self._begin(await self._prepared(prepare, _is_long(prompt))), []
         try:
-            while not finished:
-                item = await stream.get()
-                finished = isinstance(item, InfcError) or item.finished
-                if isinstance(item, InfcError):
-                    raise item
-                yield item
+            while reader.num_open:
+                outputs.append((await reader.get())[1])
         finally:
-            if (waiting := self._waiting.get(stream.loop)) is not None:
-                waiting.discard(stream)
-            if not finished:
-                self._commands.put(_Abort(stream.request_id, stream))
+            reader.close()
+        return merge_outputs(outputs)
 
     def abort(self, request_id: str) -> None:
         """End a request soon; its iterator gets a last output with finish reason "abort"."""
@@ -218,32 +226,51 @@ class AsyncEngine:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _name(self, request_id: str | None) -> str:
-        return request_id if request_id is not None else f"infc-{next(self._ids)}"
-
     async def _prepared(
-        self, prepare: Callable[[], PreparedRequest], is_long: bool
-    ) -> PreparedRequest:
-        """The request, checked and built: never on the engine's thread, and no long one here."""
+        self, prepare: Callable[[], list[PreparedRequest]], is_long: bool
+    ) -> list[PreparedRequest]:
+        """Requests, checked and built: never on the engine's thread, and no long ones here."""
         return await asyncio.to_thread(prepare) if is_long else prepare()
+
+    def _begin(self, requests: Sequence[PreparedRequest]) -> Reader:
+        inbox = Inbox(asyncio.get_running_loop())
+        streams = [Stream(request, inbox, number) for number, request in enumerate(requests)]
+        reader = Reader(inbox, streams, self._leave)
+        try:
+            for stream in streams:
+                self._submit(stream)
+                self._look_after(stream)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def _leave(self, streams: Sequence[Stream]) -> None:
+        """Nobody reads these any more: those that have not ended do so."""
+        for stream in streams:
+            if (waiting := self._waiting.get(stream.inbox.loop)) is not None:
+                waiting.discard(stream)
+            if not stream.has_ended:
+                self._commands.put(_Abort(stream.request_id, stream))
 
     def _look_after(self, stream: Stream) -> None:
         """Have patrols on the stream's loop as long as anybody waits there."""
-        if stream.loop in self._waiting:
-            self._waiting[stream.loop].add(stream)
+        own = stream.inbox.loop
+        if own in self._waiting:
+            self._waiting[own].add(stream)
             return
         for loop in list(self._waiting):
             if loop.is_closed():
                 self._waiting.pop(loop, None)
-        self._waiting[stream.loop] = {stream}
-        stream.loop.call_later(_PATROL_SECONDS, self._patrol, stream.loop)
+        self._waiting[own] = {stream}
+        own.call_later(_PATROL_SECONDS, self._patrol, own)
 
     def _patrol(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell those who wait for what will never come; else the thread has told them."""
         waiting = self._waiting[loop]
         lives = self._thread.is_alive()
         for stream in waiting:
-            if stream.is_lost or not lives:
+            if (stream.is_lost or not lives) and not stream.has_ended:
                 # Behind whatever the thread may have handed over as its last.
                 error = InfcError(_UNDELIVERED) if lives else _stopped(self._error)
                 loop.call_soon(stream.fail, error)
@@ -370,8 +397,11 @@ class AsyncEngine:
         """Hand outputs to their streams, and forget those that ended."""
         if not outputs:
             return
-        self._put([(self._streams[output.request_id], output) for output in outputs])
-        self._close([self._streams[o.request_id] for o in outputs if o.finished])
+        items = [(self._streams[output.request_id], output) for output in outputs]
+        for stream, _ in items:
+            stream.request.stream.is_wanted = False  # until its reader has this one
+        self._put(items)
+        self._close([stream for stream, output in items if output.finished])
 
     def _close(self, streams: Sequence[Stream]) -> None:
         """Forget streams that have been told of their end."""

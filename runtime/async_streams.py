@@ -1,62 +1,120 @@
-"""From the engine's thread to whoever waits: the outputs of each request, on its own event loop."""
+"""From the engine's thread to whoever waits: outputs of requests, on the event loop of a caller."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.errors import InfcError
 from .memory_reserve import RESERVE
-from .requests.outputs import RequestOutput, merge_outputs
+from .requests.outputs import RequestOutput
 from .requests.request_stream import PreparedRequest
 
 Item = RequestOutput | InfcError
 
-MAX_UNREAD = 64
-"""Outputs that a slow reader may leave lying; what comes beyond them is joined to the last."""
+
+class Inbox:
+    """What has arrived for one caller, in its order; used on the loop's thread.
+
+    It holds little: the engine tells of a request again once its last output was taken out.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._unread: deque[tuple[Stream, Item]] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._unread)
+
+    def put(self, stream: Stream, item: Item) -> None:
+        """Take something in."""
+        self._unread.append((stream, item))
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def lacks(self, stream: Stream) -> bool:
+        """Whether nothing of a stream is left to read."""
+        return all(each is not stream for each, _ in self._unread)
+
+    async def get(self) -> tuple[Stream, Item]:
+        """What comes next, as soon as there is anything."""
+        while not self._unread:
+            self._reader = self.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        stream, item = self._unread.popleft()
+        stream.request.stream.want()
+        return stream, item
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One caller: its request, and its outputs that nobody has read yet.
+    """A request, and where its outputs go; `number` is its place among those of its caller.
 
     `is_lost` is set where an output could not be handed over: nothing more is, and whoever looks
     after streams tells the caller.
     """
 
     request: PreparedRequest
-    loop: asyncio.AbstractEventLoop
+    inbox: Inbox
+    number: int = 0
     is_lost: bool = False
-    unread: deque[Item] = field(default_factory=deque)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    has_ended: bool = False
+    """Whether its caller has read its end."""
 
     @property
     def request_id(self) -> str:
         """The name of the request."""
         return self.request.request.request_id
 
-    def put(self, item: Item) -> None:
-        """Take an output in; on the loop's thread."""
-        last = self.unread[-1] if len(self.unread) >= MAX_UNREAD else None
-        if isinstance(last, RequestOutput) and isinstance(item, RequestOutput):
-            self.unread[-1] = merge_outputs([last, item])
-        else:
-            self.unread.append(item)
-        self.arrived.set()
-
     def fail(self, error: InfcError) -> None:
         """Take an error in, where nothing else is left to read."""
-        if not self.unread:
-            self.put(error)
+        if self.inbox.lacks(self):
+            self.inbox.put(self, error)
 
-    async def get(self) -> Item:
-        """The next output, as soon as there is one."""
-        while not self.unread:
-            self.arrived.clear()
-            await self.arrived.wait()
-        return self.unread.popleft()
+
+@dataclass(slots=True, eq=False)
+class Reader:
+    """Reads what comes of some requests; `leave` is told of those that nobody reads any more.
+
+    Not closing it leaves the engine at work for nobody.
+    """
+
+    inbox: Inbox
+    streams: Sequence[Stream]
+    leave: Callable[[Sequence[Stream]], None]
+    num_open: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_open = len(self.streams)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `get` need not wait."""
+        return len(self.inbox) > 0
+
+    async def get(self) -> tuple[int, RequestOutput]:
+        """The next output, with the number of its request; the last of each is `finished`.
+
+        Raises the InfcError that ended one.
+        """
+        stream, item = await self.inbox.get()
+        if isinstance(item, InfcError) or item.finished:
+            stream.has_ended = True
+            self.num_open -= 1
+        if isinstance(item, InfcError):
+            raise item
+        return stream.number, item
+
+    def close(self) -> None:
+        """End the requests that have not; a second call does nothing."""
+        streams, self.streams = self.streams, ()
+        self.leave(streams)
 
 
 def hand_over(items: Sequence[tuple[Stream, Item]]) -> list[Stream]:
@@ -69,7 +127,7 @@ def hand_over(items: Sequence[tuple[Stream, Item]]) -> list[Stream]:
     try:
         for stream, item in items:
             if not stream.is_lost:  # what it lacks would be missing in its middle
-                by_loop.setdefault(stream.loop, []).append((stream, item))
+                by_loop.setdefault(stream.inbox.loop, []).append((stream, item))
     except MemoryError:
         RESERVE.free()
         by_loop.clear()
@@ -88,4 +146,4 @@ def hand_over(items: Sequence[tuple[Stream, Item]]) -> list[Stream]:
 
 def _deliver(items: Sequence[tuple[Stream, Item]]) -> None:
     for stream, item in items:
-        stream.put(item)
+        stream.inbox.put(stream, item)

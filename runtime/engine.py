@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 from ..ir.artifact import Artifact, Verification, check_verification, open_artifact
 from ..ir.errors import InfcError, RequestError
 from .executors.base import Executor, work_ahead
-from .faults import is_fault, note_fault
+from .faults import note_fault
 from .in_flight import Flight, StepsInFlight
 from .limits import RuntimePlan
 from .memory_plan import Lease
 from .opened_parts import open_parts
 from .options import RuntimeOptions
+from .publisher import Publisher
 from .requests.outputs import FinishReason, RequestOutput
 from .requests.pooling import Pool, Pooling
 from .requests.request import Request
@@ -30,11 +31,9 @@ from .requests.request_checks import (
     checked_ids,
     stop_texts,
 )
-from .requests.request_stream import NO_FINITE_VALUE, PreparedRequest, RequestStream
+from .requests.request_stream import PreparedRequest, RequestStream
 from .sampling.logits_adjuster import TokenConstraint
-from .sampling.sampler import Sample
 from .sampling.sampling_params import SamplingParams, recommended_sampling
-from .sampling.token_logprobs import TokenLogprobs
 from .scheduling.owners import PlannedStep, StepTimes
 from .scheduling.scheduler import Scheduler
 from .scheduling.step_results import StepResults, read_results
@@ -78,7 +77,7 @@ class Engine:
         """Told of each step that ran to its end, on the engine's thread: it must be quick."""
         self._in_flight = StepsInFlight()
         self._recommended: dict[str, Any] = {}
-        self._streams: dict[str, RequestStream] = {}
+        self._publisher = Publisher(self._abort)
         self._weights_check: Future[None] | None = None
         self._lease: Lease | None = None
         self._closed = False
@@ -150,12 +149,14 @@ class Engine:
         *,
         cache_salt: str = "",
         constraint: TokenConstraint | None = None,
+        whole: bool = False,
     ) -> None:
         """Queue a request; a smaller `priority` goes first.
 
         Prefixes are shared only between requests of the same `cache_salt`. `constraint` says
-        before each token which may come. Raises RequestError for what can never be served,
-        CapacityError when the queue is full, InfcError once the engine is closed.
+        before each token which may come. With `whole`, `step` tells of its first token, and then
+        of all others at its end. Raises RequestError for what can never be served, CapacityError
+        when the queue is full, InfcError once the engine is closed.
         """
         self.submit(
             self.prepare(
@@ -165,6 +166,7 @@ class Engine:
                 priority,
                 cache_salt=cache_salt,
                 constraint=constraint,
+                whole=whole,
             )
         )
 
@@ -177,6 +179,7 @@ class Engine:
         *,
         cache_salt: str = "",
         constraint: TokenConstraint | None = None,
+        whole: bool = False,
     ) -> PreparedRequest:
         """Check and build a request, on any thread: long prompts and lists take a while.
 
@@ -201,7 +204,7 @@ class Engine:
             vocab_size=self.vocab_size,
         )
         check_choosable(params, request.end_token_ids, vocab_size=self.vocab_size)
-        return self._prepared(request, prompt)
+        return self._prepared(request, prompt, whole=whole)
 
     def submit(self, prepared: PreparedRequest) -> None:
         """Queue what `prepare` or `prepare_reading` gave.
@@ -213,11 +216,11 @@ class Engine:
             raise InfcError("the engine is closed")
         request = prepared.request
         self.scheduler.add(request)
-        self._streams[request.request_id] = prepared.stream
+        self._publisher.streams[request.request_id] = prepared.stream
 
     def knows(self, request_id: str) -> bool:
         """Whether the request was queued and has not ended."""
-        return request_id in self._streams
+        return request_id in self._publisher.streams
 
     def read_prompt(
         self,
@@ -275,11 +278,11 @@ class Engine:
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request at any moment; its last output, None if it is unknown or has finished."""
-        return self._end(request_id, "abort")
+        return self._publisher.end(request_id, "abort")
 
     def abort_all(self) -> None:
         """End every request."""
-        for request_id in list(self._streams):
+        for request_id in list(self._publisher.streams):
             self.abort(request_id)
 
     def step(self) -> list[RequestOutput]:
@@ -304,12 +307,12 @@ class Engine:
             launched = self._launch_next()
             if len(in_flight) > (self.executor.depth if launched else 0):
                 flight = in_flight.first
-                outputs = self._publish(flight.planned, self._settle(flight))
+                outputs = self._publisher.publish(flight.planned, self._settle(flight))
                 self._observe(flight)
             self._settled = True
         except BaseException:
             if not self._settled:
-                self.scheduler, self._streams = self._new_scheduler(), {}
+                self.scheduler, self._publisher = self._new_scheduler(), Publisher(self._abort)
                 self._in_flight.forget()
             raise
         finally:
@@ -350,11 +353,14 @@ class Engine:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _prepared(self, request: Request, prompt: str | Sequence[int]) -> PreparedRequest:
+    def _prepared(
+        self, request: Request, prompt: str | Sequence[int], *, whole: bool = False
+    ) -> PreparedRequest:
         self.scheduler.check_fits(request)  # before each choice takes a copy of the prompt
         request.make_choices()
         text = prompt if isinstance(prompt, str) else None
-        return PreparedRequest(request, RequestStream(request, text, self.tokenizer, self._stop))
+        stream = RequestStream(request, text, self.tokenizer, self._stop, whole=whole)
+        return PreparedRequest(request, stream)
 
     def _launch_next(self) -> bool:
         """Plan and launch a step; False where there is none."""
@@ -386,7 +392,8 @@ class Engine:
             seconds = self._in_flight.seconds_of(flight)
             self.scheduler.observe(flight.planned, seconds)
             if self.on_step is not None:
-                self.on_step(StepTimes.of(flight.planned, seconds, flight.executor_seconds))
+                waited, gaps = flight.executor_seconds, self.scheduler.token_gaps
+                self.on_step(StepTimes.of(flight.planned, seconds, waited, gaps))
         except Exception as error:
             note_fault("a measurement of a step", error)
 
@@ -414,84 +421,11 @@ class Engine:
         """Give up a step that failed, and those launched after it."""
         self._in_flight.give_up(failed)
         for request in self.scheduler.discard(failed.planned):
-            self._streams.pop(request.request_id, None)
+            self._publisher.forget(request.request_id)
         self._settled = True
 
-    def _publish(self, planned: PlannedStep, results: StepResults) -> list[RequestOutput]:
-        outputs = []
-        for request, entries in results.prompts:
-            if output := self._tell_prompt(request, entries, results.faults):
-                outputs.append(output)
-        several: dict[str, list[tuple[Request, Sample | None]]] = {}
-        for request, sample in zip(planned.owners.sampled, results.samples, strict=True):
-            request_id = request.request_id
-            stream = self._streams.get(request_id)
-            # It ended while the step was in flight, or a row of its prompt has just ended it.
-            if sample is None or stream is None:
-                continue
-            if len(stream.choices) > 1:
-                several.setdefault(request_id, []).append((request, sample))
-            elif output := self._tell(request_id, stream, ((request, sample),)):
-                outputs.append(output)
-        for request_id, samples in several.items():
-            if output := self._tell(request_id, self._streams[request_id], samples):
-                outputs.append(output)
-        return outputs
-
-    def _tell_prompt(
-        self,
-        request: Request,
-        entries: Sequence[TokenLogprobs] | None,
-        faults: Mapping[str, str],
-    ) -> RequestOutput | None:
-        """Take in log-probabilities of a prompt; the last output of one that has none."""
-        request_id = request.request_id
-        if (stream := self._streams.get(request_id)) is None:
-            return None
-        if entries is not None:
-            try:
-                stream.add_prompt_logprobs(entries)
-            except Exception as error:
-                return self._give_up(request_id, stream, error)
-            return None
-        request.error = faults.get(request_id, NO_FINITE_VALUE)
-        return self._end(request_id, "error")
-
-    def _end(self, request_id: str, reason: FinishReason) -> RequestOutput | None:
-        """End all that is left of a request; its last output, None where nothing is."""
-        ended = self.scheduler.abort(request_id, reason)
-        if not ended:
-            return None
-        samples = [(choice, None) for choice in ended]
-        return self._tell(request_id, self._streams[request_id], samples)
-
-    def _tell(
-        self,
-        request_id: str,
-        stream: RequestStream,
-        samples: Sequence[tuple[Request, Sample | None]],
-    ) -> RequestOutput | None:
-        """What to say of a request now; it is forgotten once that is all.
-
-        Where that fails, be it in its text, so does the request, and no other.
-        """
-        try:
-            output = stream.add(samples)
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            return self._give_up(request_id, stream, error)
-        if stream.finished:
-            del self._streams[request_id]
-        return output
-
-    def _give_up(
-        self, request_id: str, stream: RequestStream, error: BaseException
-    ) -> RequestOutput:
-        """End a request of which nothing more can be told but that."""
-        self.scheduler.abort(request_id, "error")
-        del self._streams[request_id]
-        return stream.failure(note_fault("the output of a request", error))
+    def _abort(self, request_id: str, reason: FinishReason) -> list[Request]:
+        return self.scheduler.abort(request_id, reason)
 
     def _stop(self, request: Request) -> None:
         self.scheduler.finish(request, "stop")

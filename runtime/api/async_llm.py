@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -85,12 +84,11 @@ class AsyncLLM(Unpicklable):
         chosen = one_of(params, sampling_params)
         outputs = self.engine.generate(prompt, chosen, priority=priority, cache_salt=cache_salt)
         whole: RequestOutput | None = None
-        text = prompt if isinstance(prompt, str) else None
         async with aclosing(outputs):
             async for part in outputs:
-                output = replace(part, prompt=text)
+                output = part
                 if cumulative:
-                    output = whole = output if whole is None else merge_outputs([whole, output])
+                    output = whole = part if whole is None else merge_outputs([whole, part])
                 yield output
 
     async def chat(

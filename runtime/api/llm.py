@@ -88,7 +88,7 @@ class LLM(Unpicklable):
         batch = as_prompts(prompts)
         each = as_params(one_of(params, sampling_params), len(batch))
         adds = [
-            partial(self.engine.add_request, prompt=prompt, params=one)
+            partial(self.engine.add_request, prompt=prompt, params=one, whole=True)
             for prompt, one in zip(batch, each, strict=True)
         ]
         return self._run(adds, ProgressBar("generate", len(adds), on=progress))
@@ -262,10 +262,11 @@ class LLM(Unpicklable):
                     fresh = self._feed(adds, len(names))
                     names += fresh
                     answers.update((name, []) for name in fresh)
-                    self._step()
-                    before = [*left, *fresh]
-                    left = [name for name in before if not self._collect(name, answers[name])]
-                    bar.advance(len(before) - len(left))
+                    left += fresh
+                    if self._step():
+                        before = left
+                        left = [name for name in before if not self._collect(name, answers[name])]
+                        bar.advance(len(before) - len(left))
         finally:
             self._drop(names)
         return [merge_outputs(answers[name]) for name in names]
@@ -286,9 +287,12 @@ class LLM(Unpicklable):
             raise
         return names
 
-    def _step(self) -> None:
-        for output in self.engine.step():
+    def _step(self) -> bool:
+        """Make a step; whether it had anything to tell."""
+        outputs = self.engine.step()
+        for output in outputs:
             self._parts[output.request_id].append(output)
+        return len(outputs) > 0
 
     def _collect(self, name: str, parts: list[RequestOutput]) -> bool:
         """Move what came for a request to `parts`; whether it has ended."""

@@ -10,12 +10,7 @@ from ..sampling.sampler import Sample
 from ..sampling.token_logprobs import TokenLogprobs
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
-from .outputs import (
-    CompletionOutput,
-    RequestMetrics,
-    RequestOutput,
-    merge_completions,
-)
+from .outputs import CompletionOutput, RequestMetrics, RequestOutput
 from .request import Request
 
 NO_FINITE_VALUE = "the logits hold no finite value"
@@ -27,15 +22,20 @@ Finish = Callable[[Request], None]
 
 
 class _Choice:
-    """One completion on its way."""
+    """One completion on its way: what has been told of it, and what is still to be told."""
 
     __slots__ = (
         "_begins",
         "_detokenizer",
         "_logprob",
+        "_logprobs",
         "_num_given",
+        "_offsets",
+        "_texts",
+        "_token_ids",
+        "has_ended",
+        "has_news",
         "is_over",
-        "pieces",
         "request",
     )
 
@@ -45,41 +45,75 @@ class _Choice:
         self._logprob = 0.0
         self._begins: tuple[int, ...] = ()  # of tokens, where that is not certain yet
         self._num_given = 0  # characters of text
-        self.is_over = False  # and whoever waits for it has been told
-        self.pieces: list[CompletionOutput] = []  # held back until the best are known
+        self.has_ended = False
+        self.has_news = False
+        """Whether there is anything to tell."""
+        self.is_over = False
+        """Whether its end has been told."""
+        self._forget_news()
 
-    def add(self, sample: Sample | None, finish: Finish) -> CompletionOutput:
-        """What a token added; without one, the end."""
+    def _forget_news(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._offsets: list[int] = []
+
+    def add(self, sample: Sample | None, finish: Finish) -> None:
+        """Take in a token; without one, the end."""
         request = self.request
-        tokens: tuple[int, ...] = ()
-        logprobs: tuple[TokenLogprobs, ...] | None = None
+        token = added = None
         if sample is not None and (token := sample.token_id) is None:
             unnamed = NO_FINITE_VALUE if request.adjuster is None else NO_ALLOWED_TOKEN
             request.error = sample.error or unnamed
             if request.pool is not None:
                 request.error = NO_FINITE_STATE
-        elif sample is not None and token is not None and request.num_output_tokens:
-            tokens = (token,)
-            if sample.logprobs is not None:
-                self._logprob += sample.logprobs.logprob
-                logprobs = (sample.logprobs,)
+        elif token is not None and request.num_output_tokens:
+            added = token
         text, begin = "", 0
-        if self._detokenizer is not None:
-            begin = self._detokenizer.num_characters
-            text = self._text(self._detokenizer, tokens, finish)
-        offsets = None
+        if (detokenizer := self._detokenizer) is not None:
+            begin = detokenizer.num_characters
+            text = self._text(detokenizer, added, finish)
         if request.params.logprobs is not None:
-            offsets = self._settled((begin,) * len(tokens), text)
+            self._offsets += self._settled(() if added is None else (begin,), text)
+        if text:
+            self._texts.append(text)
+        if added is not None:
+            self._token_ids.append(added)
+            if sample is not None and sample.logprobs is not None:
+                self._logprob += sample.logprobs.logprob
+                self._logprobs.append(sample.logprobs)
+        self.has_ended = request.finish_reason is not None
+        self.has_news = True
+
+    def news(self) -> CompletionOutput:
+        """What was added and has not been told."""
+        request, logprobs, offsets = self.request, None, None
+        if request.params.logprobs is not None:
+            logprobs, offsets = tuple(self._logprobs) or None, tuple(self._offsets)
         return CompletionOutput(
             index=request.choice,
-            text=text,
-            token_ids=tokens,
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
             finish_reason=request.finish_reason,
             stop_reason=request.stop_reason,
-            logprobs=None if request.params.logprobs is None else logprobs,
+            logprobs=logprobs,
             cumulative_logprob=None if request.num_logprobs is None else self._logprob,
             text_offsets=offsets,
         )
+
+    def told(self) -> None:
+        """Its news have been told."""
+        if self.has_news:
+            self._forget_news()
+            self.has_news, self.is_over = False, self.has_ended
+
+    def failure(self) -> CompletionOutput:
+        """The last of it, where its request fails: as it ended, if it had, else with an error."""
+        try:
+            news = self.news()
+        except Exception:  # what failed may be this very piece
+            return CompletionOutput(index=self.request.choice, finish_reason="error")
+        return news if self.has_ended else replace(news, finish_reason="error", stop_reason=None)
 
     def _settled(self, begins: tuple[int, ...], text: str) -> tuple[int, ...]:
         """Where tokens begin, as far as that is certain now that `text` has been added.
@@ -95,11 +129,11 @@ class _Choice:
         self._begins = begins[count:]
         return begins[:count]
 
-    def _text(self, detokenizer: Detokenizer, tokens: tuple[int, ...], finish: Finish) -> str:
+    def _text(self, detokenizer: Detokenizer, token: int | None, finish: Finish) -> str:
         """The text that is certain now. A stop string ends the choice here."""
         request, text = self.request, ""
-        if tokens and request.stop_reason is None:  # a token that ends it is no text
-            text = detokenizer.push(tokens[0])
+        if token is not None and request.stop_reason is None:  # one that ends it is no text
+            text = detokenizer.push(token)
         if request.finish_reason is not None:
             text += detokenizer.flush()
         if detokenizer.matched_stop is not None:
@@ -112,10 +146,21 @@ class _Choice:
 
 
 class RequestStream:
-    """Tells what each step added to a request, beside the scheduler that runs it."""
+    """Tells what steps added to a request, beside the scheduler that runs it.
+
+    What a step added is told at once if it `is_wanted`, which it always is unless who reads is
+    behind. Else it is joined to what the next ones add. `whole` is for who waits for the end: they
+    are told of the first step, and then of all others together.
+    """
 
     def __init__(
-        self, request: Request, prompt: str | None, tokenizer: Tokenizer | None, finish: Finish
+        self,
+        request: Request,
+        prompt: str | None,
+        tokenizer: Tokenizer | None,
+        finish: Finish,
+        *,
+        whole: bool = False,
     ) -> None:
         self.request = request
         first = _detokenizer(request, tokenizer)
@@ -124,7 +169,7 @@ class RequestStream:
             self.choices.append(_Choice(each, None if first is None else first.fork()))
         self._num_unfinished = len(self.choices)
         self.finished = False
-        """Whether every choice has ended, and that has been told."""
+        """Whether every choice has ended."""
         self._finish = finish
         self._prompt = prompt
         self._prompt_token_ids = tuple(request.token_ids)
@@ -132,6 +177,20 @@ class RequestStream:
         if request.params.prompt_logprobs is not None:
             self._prompt_logprobs = [None] * (1 + request.num_prompt_rows)
         self._holds_back = request.params.num_choices > request.params.n
+        self._whole = whole
+        self.tells_at_end = self._holds_back
+        """Whether nothing is told before the end."""
+        self.is_wanted = not self._holds_back
+
+    def want(self) -> None:
+        """Whoever reads has read everything; on any thread."""
+        if not self.tells_at_end:
+            self.is_wanted = True
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything to tell."""
+        return any(choice.has_news for choice in self.choices)
 
     def add_prompt_logprobs(self, entries: Sequence[TokenLogprobs]) -> None:
         """Take in log-probabilities of the next tokens of the prompt."""
@@ -139,23 +198,21 @@ class RequestStream:
         self._prompt_logprobs.extend(entries)
 
     def add(self, samples: Sequence[tuple[Request, Sample | None]]) -> RequestOutput | None:
-        """What the samples of a step, or the end of choices, have to tell; None for nothing yet."""
-        pieces, ended = [], False
+        """Take in samples of a step, or the end of choices; what is told now, None for nothing."""
         for request, sample in samples:
-            piece = self.choices[request.choice].add(sample, self._finish)
-            pieces.append(piece)
-            if piece.finish_reason is not None:
+            choice = self.choices[request.choice]
+            choice.add(sample, self._finish)
+            if choice.has_ended:
                 self._num_unfinished -= 1
-                ended = True
-        self.finished = finished = self._num_unfinished == 0
+        self.finished = self._num_unfinished == 0
+        return self.tell() if self.is_wanted or self.finished else None
+
+    def tell(self) -> RequestOutput:
+        """Everything that was added since the last time, of which there is something."""
         if self._holds_back:
-            for piece in pieces:
-                self.choices[piece.index].pieces.append(piece)
-            if not finished:
-                return None
             pieces = self._best()
-        elif len(pieces) > 1:
-            pieces.sort(key=lambda piece: piece.index)
+        else:
+            pieces = [choice.news() for choice in self.choices if choice.has_news]
         prompt_logprobs = None
         if self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
@@ -166,15 +223,16 @@ class RequestStream:
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
             outputs=tuple(pieces),
-            metrics=self._metrics(finished),
-            finished=finished,
+            metrics=self._metrics(self.finished),
+            finished=self.finished,
             prompt_logprobs=prompt_logprobs if self.request.pool is None else None,
             embedding=None if pool is None else pool.vector,
-            error=self._error(pieces) if ended else None,
+            error=self._error(pieces),
         )
-        if ended and not finished:
-            for piece in pieces:
-                self.choices[piece.index].is_over = piece.finish_reason is not None
+        if self._whole:
+            self.tells_at_end, self.is_wanted = True, False
+        for choice in self.choices:
+            choice.told()
         return output
 
     def failure(self, error: str) -> RequestOutput:
@@ -182,18 +240,17 @@ class RequestStream:
 
         Of those held back until the best are known, the first `n` have.
         """
-        open_choices = [choice for choice in self.choices if not choice.is_over]
         if self._holds_back:
-            open_choices = self.choices[: self.request.params.n]
+            first = range(self.request.params.n)
+            pieces = [CompletionOutput(index=index, finish_reason="error") for index in first]
+        else:
+            pieces = [choice.failure() for choice in self.choices if not choice.is_over]
         self.finished = True
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
-            outputs=tuple(
-                CompletionOutput(index=choice.request.choice, finish_reason="error")
-                for choice in open_choices
-            ),
+            outputs=tuple(pieces),
             metrics=self._metrics(True),
             finished=True,
             error=error,
@@ -210,7 +267,7 @@ class RequestStream:
 
         Those that failed come last; the lower index first among equals.
         """
-        whole = [merge_completions(choice.pieces) for choice in self.choices if choice.pieces]
+        whole = [choice.news() for choice in self.choices]
         whole.sort(key=lambda one: (one.finish_reason == "error", -_mean_logprob(one), one.index))
         best = whole[: self.request.params.n]
         return [replace(one, index=index) for index, one in enumerate(best)]

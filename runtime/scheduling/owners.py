@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..requests.request import Request
@@ -64,16 +65,27 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """What one step held and took: `seconds` in all, `executor_seconds` of them in the executor."""
+    """What one step held and took: `seconds` in all, `executor_seconds` of them in the executor.
+
+    `token_gaps` are the seconds since the token before, of each token but the first of a sequence,
+    and how many had each.
+    """
 
     num_sequences: int
     num_tokens: int
     num_sampled: int
     seconds: float
     executor_seconds: float
+    token_gaps: Mapping[float, int]
 
     @classmethod
-    def of(cls, planned: PlannedStep, seconds: float, executor_seconds: float) -> StepTimes:
+    def of(
+        cls,
+        planned: PlannedStep,
+        seconds: float,
+        executor_seconds: float,
+        token_gaps: Mapping[float, int],
+    ) -> StepTimes:
         """The times of a step."""
         return cls(
             planned.step.num_sequences,
@@ -82,4 +94,5 @@ class StepTimes:
             sum(not request.is_read_only for request in planned.owners.sampled),
             seconds,
             executor_seconds,
+            token_gaps,
         )

@@ -57,6 +57,8 @@ class Scheduler:
         target = limits.itl_target_seconds
         self._pacer = None if target is None else Pacer(target)
         self.num_preemptions = 0
+        self.token_gaps: dict[float, int] = {}
+        """Of the last step that was settled: see `StepTimes`."""
 
     @property
     def num_waiting(self) -> int:
@@ -207,6 +209,7 @@ class Scheduler:
             self._release_ended()
         for request in forked:
             self._fork(request, now)
+        self.token_gaps = {}
         for request, run in zip(owners.sampled, runs, strict=True):
             if request.state is not RequestState.FINISHED:
                 self._append(request, run, now)
@@ -426,8 +429,11 @@ class Scheduler:
         if request.is_read_only:
             self.finish(request, "length")
             return
-        if request.first_token_time is None:
+        if (before := request.last_token_time) is None:
             request.first_token_time = now
+        else:
+            gap, gaps = (now - before) / len(run), self.token_gaps
+            gaps[gap] = gaps.get(gap, 0) + len(run)
         request.last_token_time = now
         token_ids = request.token_ids
         for token in run:

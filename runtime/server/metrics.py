@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from ..async_engine import AsyncEngine
-    from ..requests.outputs import RequestMetrics, RequestOutput
+    from ..requests.outputs import RequestOutput
     from ..scheduling.owners import StepTimes
 
 _SECONDS = (
@@ -70,8 +70,7 @@ _HISTOGRAMS = {
         "first_token_seconds",
     ),
     "infc_inter_token_latency_seconds": (
-        "Time between tokens of a completion; with `n` above 1, measured at the last token of all"
-        " choices.",
+        "Time between tokens of a completion, as they were generated.",
         "inter_token_seconds",
     ),
     "infc_e2e_request_latency_seconds": (
@@ -151,6 +150,8 @@ class ServerMetrics(Collector):
         self.host_seconds.observe(times.seconds - times.executor_seconds)
         self.step_sequences.observe(times.num_sequences)
         self.step_tokens.observe(times.num_tokens)
+        for seconds, count in times.token_gaps.items():
+            self.inter_token_seconds.observe(seconds, count)
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type: Prometheus' text, or OpenMetrics for who accepts it."""
@@ -223,16 +224,16 @@ class ServerMetrics(Collector):
 class RequestMeter:
     """Follows one request of the engine. Times are the engine's: a slow reader is not in them."""
 
-    __slots__ = ("_begun", "_last", "_metrics", "_open")
+    __slots__ = ("_begun", "_has_token", "_metrics", "_open")
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
         self._begun = False
-        self._last: dict[int, float] = {}  # by completion, the time of its last token
+        self._has_token = False
         self._open = 1
 
     def add(self, output: RequestOutput) -> None:
-        """Take in what a step gave."""
+        """Take in what steps gave."""
         times, metrics = output.metrics, self._metrics
         if not self._begun and times.first_scheduled_time is not None:
             self._begun = True
@@ -241,28 +242,16 @@ class RequestMeter:
             metrics.cached_tokens += times.num_cached_tokens
             metrics.queue_seconds.observe(waited)
             metrics.recent_queue_seconds += _SMOOTHING * (waited - metrics.recent_queue_seconds)
+        if not self._has_token and times.first_token_time is not None:
+            self._has_token = True
+            metrics.first_token_seconds.observe(times.first_token_time - times.arrival_time)
         for part in output.outputs:
-            if part.token_ids and times.last_token_time is not None:
-                self._tokens(part.index, len(part.token_ids), times)
             if part.finish_reason is not None:
                 metrics.finished[part.finish_reason] += 1
         if output.finished:
             self._open = 0
             if times.finished_time is not None:
                 metrics.request_seconds.observe(times.finished_time - times.arrival_time)
-
-    def _tokens(self, index: int, count: int, times: RequestMetrics) -> None:
-        """Several at once are those that lay unread, or of a completion that was held back."""
-        first, now = times.first_token_time, times.last_token_time
-        assert first is not None and now is not None
-        metrics = self._metrics
-        if not self._last:
-            metrics.first_token_seconds.observe(first - times.arrival_time)
-        if (last := self._last.get(index)) is not None:
-            metrics.inter_token_seconds.observe((now - last) / count, count)
-        elif count > 1:
-            metrics.inter_token_seconds.observe((now - first) / (count - 1), count - 1)
-        self._last[index] = now
 
     def close(self) -> None:
         """The request is over, also where nobody waited for its end."""

@@ -249,3 +249,62 @@ def test_shutdown_fails_what_is_pending() -> None:
         assert all(isinstance(r, (RequestOutput, InfcError)) for r in results)
 
     run(test, engine)
+
+
+def test_what_a_reader_leaves_is_kept_once_and_the_others_get_theirs() -> None:
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+
+    async def test(served: AsyncEngine) -> None:
+        reader = await served.read([[1, 2], [3]], params)
+        others = await asyncio.gather(*(collect(served.generate([1, i], params)) for i in range(8)))
+        assert all(len(other.outputs[0].token_ids) == 40 for other in others)
+        while served.num_pending:
+            await asyncio.sleep(0.001)
+        assert len(reader.inbox) <= 4  # for each what came first, and its end
+        parts: list[list[RequestOutput]] = [[], []]
+        while reader.num_open:
+            number, output = await reader.get()
+            parts[number].append(output)
+        reader.close()
+        for prompt, each in zip(([1, 2], [3]), parts, strict=True):
+            assert len(each) == 2
+            assert merge_outputs(each).outputs[0].token_ids == alone(prompt, params)
+
+    run(test)
+
+
+def test_a_reader_that_goes_ends_all_of_its_requests() -> None:
+    async def test(served: AsyncEngine) -> None:
+        reader = await served.read([[1, 2], [3], [4]], SamplingParams(ignore_eos=True))
+        number, output = await reader.get()
+        assert number in (0, 1, 2) and not output.finished
+        reader.close()
+        reader.close()
+        assert await served.drain(10)
+
+    run(test)
+
+
+def test_one_bad_prompt_begins_none() -> None:
+    async def test(served: AsyncEngine) -> None:
+        with pytest.raises(RequestError, match="not a token id"):
+            await served.read([[1, 2], [VOCAB]])
+        assert served.num_pending == 0
+
+    run(test)
+
+
+def test_requests_of_a_reader_that_the_queue_refuses() -> None:
+    async def test(served: AsyncEngine) -> None:
+        reader = await served.read([[1, i] for i in range(40)], SamplingParams(max_tokens=20))
+
+        async def read_all() -> None:
+            while reader.num_open:
+                await reader.get()
+
+        with pytest.raises(CapacityError):
+            await read_all()
+        reader.close()
+        assert await served.drain(10)
+
+    run(test, make_engine(max_waiting=2))

@@ -114,7 +114,7 @@ def check(served: AsyncEngine, answers: Answers, failing: set[str] | None = None
     served._draining = False
     assert served.healthy, served.error
     inner = served.engine
-    assert not inner.has_unfinished and not inner._streams
+    assert not inner.has_unfinished and not inner._publisher.streams
     inner.scheduler.check()
     stats = inner.stats()
     assert stats.num_free_blocks == stats.num_blocks
@@ -134,7 +134,7 @@ def run(
 
 
 WATCHED = (
-    *(f"runtime/{name}.py" for name in ("async_engine", "engine", "in_flight")),
+    *(f"runtime/{name}.py" for name in ("async_engine", "engine", "in_flight", "publisher")),
     *(f"runtime/text/{name}.py" for name in ("detokenizer", "text_decoders")),
     *(
         f"runtime/requests/{name}.py"
@@ -243,7 +243,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "choices": (step_builder, "adjustment_of", lambda who, _: who.choice == 2),
     "prompt": (step_results, "prompt_logprobs", lambda rows, tokens, count: count == 2),
     "text": (step_results, "raw_logprobs", lambda row, token, count: count == 1),
-    "best": (request_stream, "merge_completions", lambda pieces: True),
+    "best": (request_stream._Choice, "news", lambda of: of.request.request_id == "best"),
     "embedding": (Pool, "add", lambda pool, rows: True),
 }
 

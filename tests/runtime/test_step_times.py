@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 from infc.runtime.engine import Engine
 from infc.runtime.executors.base import Running
@@ -28,6 +29,9 @@ def run(engine: Engine) -> list[StepTimes]:
             assert output.metrics.last_token_time is not None
             tokens.setdefault(output.request_id, []).append(output.metrics.last_token_time)
     assert all(times == sorted(set(times)) and len(times) == 4 for times in tokens.values())
+    gaps = [gap for times in told for gap, count in times.token_gaps.items() for _ in range(count)]
+    given = [after - before for times in tokens.values() for before, after in pairwise(times)]
+    assert sorted(gaps) == sorted(given)
     engine.step()  # nothing left to do, and nothing to tell of
     return told
 
