@@ -8,9 +8,10 @@ from starlette.responses import Response
 
 from ...ir.errors import RequestError
 from ..requests.outputs import CompletionOutput, RequestOutput
-from .answering import Job, answer
+from .answering import answer
 from .encoding import Shared
 from .errors import ApiError
+from .jobs import Job
 from .logprobs import chat_logprobs, prompt_logprobs
 from .protocol import ChatRequest
 from .request_log import RequestRecord
@@ -76,7 +77,7 @@ class _Turns:
         self._num_top = request.top_logprobs or 0
         self._num_prompt_top = request.prompt_logprobs
         self._of_prompt: dict[str, Any] = {}
-        self._with_ids = service.wants_token_ids(request)
+        self.with_ids = service.wants_token_ids(request)
 
     def whole(self, index: int, output: RequestOutput, part: CompletionOutput) -> dict[str, Any]:
         """A choice of a whole answer."""
@@ -92,7 +93,7 @@ class _Turns:
 
     def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         """What a step added to a choice."""
-        if not (part.text or part.logprobs or part.finish_reason or self._with_ids):
+        if not (part.text or part.logprobs or part.finish_reason or self.with_ids):
             return None
         delta = {"content": part.text} if part.text or not part.finish_reason else {}
         return {"index": index, "delta": delta, **self._rest(part)}
@@ -108,4 +109,4 @@ class _Turns:
         if part.logprobs is not None:
             logprobs = chat_logprobs(part.logprobs, self._texts, self._num_top)
         rest = {"logprobs": logprobs, "finish_reason": part.finish_reason}
-        return {**rest, "token_ids": part.token_ids} if self._with_ids else rest
+        return {**rest, "token_ids": part.token_ids} if self.with_ids else rest

@@ -10,10 +10,11 @@ from starlette.responses import Response
 from ...ir.errors import RequestError
 from ..requests.outputs import CompletionOutput, RequestOutput
 from ..sampling.token_logprobs import TokenLogprobs
-from .answering import Job, answer
+from .answering import answer
 from .encoding import Joined, Shared
 from .errors import ApiError
 from .generation import Prompt
+from .jobs import Job
 from .logprobs import completion_logprobs, echoed_logprobs, prompt_logprobs
 from .protocol import CompletionRequest
 from .request_log import RequestRecord
@@ -94,7 +95,7 @@ class _Choices:
         self._service = service
         self._request = request
         self._prompts = prompts
-        self._with_ids = service.wants_token_ids(request)
+        self.with_ids = service.wants_token_ids(request)
         self._begins: dict[int, int] = {}  # of answers behind a prompt that is echoed
         self._held: dict[int, list[TokenLogprobs]] = {}
         self._entries: dict[int, Sequence[TokenLogprobs | None]] = {}  # by prompt
@@ -151,7 +152,7 @@ class _Choices:
     def chunk(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         """What a step added to a choice."""
         choice = self._choice(index, part)
-        tells = part.text or part.finish_reason or self._with_ids
+        tells = part.text or part.finish_reason or self.with_ids
         return choice if tells or (choice["logprobs"] or {}).get("tokens") else None
 
     def _choice(self, index: int, part: CompletionOutput) -> dict[str, Any]:
@@ -161,7 +162,7 @@ class _Choices:
             "logprobs": self._logprobs(index, part),
             "finish_reason": part.finish_reason,
         }
-        return {**choice, "token_ids": part.token_ids} if self._with_ids else choice
+        return {**choice, "token_ids": part.token_ids} if self.with_ids else choice
 
     def _logprobs(self, index: int, part: CompletionOutput) -> dict[str, Any] | None:
         if part.text_offsets is None or (part.logprobs is None and not part.text_offsets):

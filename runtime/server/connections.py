@@ -26,6 +26,7 @@ _MANY_CHUNKS = 512
 _LEAST_CHUNK = 16  # bytes, on average, once they are many
 _MAX_HEADERS = 128
 _HEAD_END = re.compile(rb"\n\r?\n")  # as h11 has it
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: chunked\r\n", re.IGNORECASE)
 
 _Wait = Literal["head", "rest"]
 
@@ -47,6 +48,19 @@ class _Connection(h11.Connection):
     is_chunked = False
     refusal: str | None = None
     _num_chunks = _num_bytes = 0
+    _sends_chunks = False
+
+    def send(self, event: Any) -> Any:
+        """As h11 has it; a chunk of a body, of which a stream has one a token, at once.
+
+        It changes nothing of the state that h11 would look after.
+        """
+        if type(event) is h11.Data and self._sends_chunks and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        output = super().send(event)
+        if type(event) is h11.Response:
+            self._sends_chunks = _CHUNKED.search(output) is not None
+        return output
 
     def next_event(self) -> Any:
         """As h11 has it."""

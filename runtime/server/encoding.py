@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _SLICE = 64  # elements that are written at a time
@@ -22,10 +23,26 @@ class Joined(tuple[list[Any], ...]):
     __slots__ = ()
 
 
+# In ASCII: many clients take U+2028 or U+0085 for the end of a line.
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
 def encode(value: Mapping[str, Any]) -> bytes:
     """A small object, at once."""
-    # In ASCII: many clients take U+2028 or U+0085 for the end of a line.
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
+
+
+class TextFrame:
+    """Bytes that are the same but for one text in JSON, made once for many texts."""
+
+    def __init__(self, make: Callable[[str], list[bytes]]) -> None:
+        """`make` gives the bytes with some text in them, in pieces."""
+        mark = secrets.token_hex(16)  # nobody who asks for an answer can have put it there
+        self._before, self._after = b"".join(make(mark)).split(json.dumps(mark).encode())
+
+    def filled(self, text: str) -> bytes:
+        """What `make` would give for `text`."""
+        return self._before + json.dumps(text).encode() + self._after
 
 
 def encode_in_pieces(
@@ -43,8 +60,11 @@ def encode_in_pieces(
     return [*pieces, b"],", encode(tail)[1:]] if tail else [*pieces, b"]}"]
 
 
-def in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def in_chunks(pieces: Sequence[bytes]) -> Iterator[bytes]:
     """The same bytes in chunks that are neither small nor large, but for the last."""
+    if sum(map(len, pieces)) <= _CHUNK_BYTES:
+        yield b"".join(pieces)
+        return
     chunk = bytearray()
     for piece in pieces:
         for begin in range(0, len(piece), _CHUNK_BYTES):
@@ -76,7 +96,7 @@ def _elements(values: list[Any]) -> bytes:
     if isinstance(values, Shared) and values.encoded is not None:
         return values.encoded
     slices = (values[begin : begin + _SLICE] for begin in range(0, len(values), _SLICE))
-    written = (json.dumps(part, allow_nan=False, separators=(",", ":")) for part in slices)
+    written = map(_ENCODER.encode, slices)
     encoded = ",".join(text[1:-1] for text in written).encode()
     if isinstance(values, Shared):
         values.encoded = encoded

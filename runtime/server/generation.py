@@ -1,136 +1,149 @@
-"""Prompts through the engine: all of a request's outputs in one stream, or gathered."""
+"""Prompts through the engine: the outputs of a request, counted and checked, as they come."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from ..faults import is_fault, note_fault
-from ..requests.outputs import RequestOutput
+from ..requests.outputs import CompletionOutput, RequestOutput
 from .errors import ApiError
 
 if TYPE_CHECKING:
+    from ..async_streams import Reader
     from ..sampling.sampling_params import SamplingParams
+    from .request_log import RequestRecord
     from .service import Service
+    from .usage import Usage
 
 _LOG = logging.getLogger("infc.server")
 
 Prompt = str | list[int]
-Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
-_Arrival = tuple[int, RequestOutput | Exception]
 
 
-async def each_output(
-    service: Service, prompts: Sequence[Prompt], params: SamplingParams
-) -> Outputs:
-    """What each step adds to each prompt, as (number of the prompt, output).
+class Outputs:
+    """What steps add to each of some prompts; whoever opens it closes it.
 
-    Closing or cancelling it ends all of them, and so does the first that fails. Raises what
-    the engine raises, and ApiError for an answer that was cut off or took too long.
+    The first prompt that fails ends all of them. What is read is counted in `usage`, and noted in
+    `record`.
     """
-    if len(prompts) == 1:
-        async with aclosing(_outputs(service, prompts[0], params)) as outputs:
-            async for output in outputs:
-                yield 0, output
-        return
-    # One place a prompt: whoever is ahead waits until the client has read what there is.
-    arrivals: asyncio.Queue[_Arrival] = asyncio.Queue(len(prompts))
-    pulls = [
-        asyncio.create_task(_pull(service, index, prompt, params, arrivals))
-        for index, prompt in enumerate(prompts)
-    ]
-    left = len(prompts)
+
+    def __init__(
+        self,
+        service: Service,
+        reader: Reader,
+        request_ids: Sequence[str],
+        usage: Usage,
+        record: RequestRecord,
+    ) -> None:
+        self._service = service
+        self._reader = reader
+        self._request_ids = request_ids
+        self._usage = usage
+        self._record = record
+        self._meters = [service.metrics.meter() for _ in request_ids]
+        self._is_late = False
+        seconds = service.settings.request_seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+
+    @property
+    def num_open(self) -> int:
+        """Prompts that have not ended."""
+        return self._reader.num_open
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `get` need not wait."""
+        return self._reader.has_more
+
+    async def get(self) -> tuple[int, RequestOutput]:
+        """The next output, with the number of its prompt; while any is open.
+
+        Raises what the engine raises, and ApiError for an answer that was cut off or took too
+        long, or whose step failed.
+        """
+        service = self._service
+        try:
+            number, output = await self._reader.get()
+        except CapacityError as error:
+            if isinstance(error, DrainingError) or not service.engine.healthy:
+                raise  # coming again, here at least, is no use
+            wait = service.metrics.retry_seconds()
+            raise ApiError(429, str(error), code="queue_full", retry_seconds=wait) from None
+        except InfcError as error:
+            if isinstance(error, RequestError) or not service.engine.healthy:
+                raise
+            _LOG.error("a request failed: %s", error)  # it alone: the engine goes on
+            message = "the step that this answer was in failed"
+            raise ApiError(500, message, code="generation_failed") from None
+        self._meters[number].add(output)
+        self._usage.add(number, output)
+        record = self._record
+        for part in output.outputs:
+            if part.token_ids and record.first_token_time is None:
+                record.first_token_time = time.monotonic()
+            if part.finish_reason is not None:
+                self._check_end(part, output)
+                record.finish_reasons.append(part.finish_reason)
+        if self._is_late and not output.finished:  # its time was over before the engine knew it
+            service.engine.abort(self._request_ids[number])
+        return number, output
+
+    def close(self) -> None:
+        """End what has not ended; a second call does nothing."""
+        self._timer.cancel()
+        self._reader.close()
+        for meter in self._meters:
+            meter.close()
+
+    def _expire(self) -> None:
+        self._is_late = True
+        for request_id in self._request_ids:
+            self._service.engine.abort(request_id)
+
+    def _check_end(self, part: CompletionOutput, output: RequestOutput) -> None:
+        if part.finish_reason == "error":
+            raise ApiError(500, output.error or "the answer failed", code="generation_failed")
+        if part.finish_reason == "abort" and self._is_late:
+            seconds = self._service.settings.request_seconds
+            raise ApiError(504, f"the answer took more than {seconds:g} s", code="timeout")
+        if part.finish_reason == "abort":
+            raise ApiError(503, "the answer was cut off", code="aborted")
+
+
+async def open_outputs(
+    service: Service,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    usage: Usage,
+    record: RequestRecord,
+    *,
+    whole: bool,
+) -> Outputs:
+    """Begin to generate. With `whole`, each prompt has an output as it begins, and one at its end.
+
+    Raises what the engine raises.
+    """
+    request_ids = [f"http-{secrets.token_hex(8)}" for _ in prompts]
     try:
-        while left:
-            index, arrival = await arrivals.get()
-            if isinstance(arrival, Exception):
-                raise arrival
-            left -= arrival.finished
-            yield index, arrival
-    finally:
-        for pull in pulls:
-            pull.cancel()
-        await asyncio.gather(*pulls, return_exceptions=True)
+        reader = await service.engine.read(prompts, params, request_ids, whole=whole)
+    except BaseException as error:
+        if isinstance(error, Exception | asyncio.CancelledError) or not is_fault(error):
+            raise
+        note_fault("a prompt", error)  # a panic in the library of tokenizers
+        raise ApiError(500, "this prompt could not be read", code="generation_failed") from None
+    return Outputs(service, reader, request_ids, usage, record)
 
 
 async def gather_outputs(outputs: Outputs, count: int) -> list[list[RequestOutput]]:
     """What steps gave to each of `count` prompts, in their order."""
     parts: list[list[RequestOutput]] = [[] for _ in range(count)]
-    async for index, output in outputs:
-        parts[index].append(output)
+    while outputs.num_open:
+        number, output = await outputs.get()
+        parts[number].append(output)
     return parts
-
-
-async def _pull(
-    service: Service,
-    index: int,
-    prompt: Prompt,
-    params: SamplingParams,
-    arrivals: asyncio.Queue[_Arrival],
-) -> None:
-    try:
-        async with aclosing(_outputs(service, prompt, params)) as outputs:
-            async for output in outputs:
-                await arrivals.put((index, output))
-    except BaseException as error:
-        if isinstance(error, asyncio.CancelledError) or not is_fault(error):
-            raise
-        if not isinstance(error, Exception):  # a panic in the library of tokenizers
-            note_fault("a prompt", error)
-            message = "this prompt could not be read"
-            error = ApiError(500, message, code="generation_failed")
-        await arrivals.put((index, error))
-
-
-async def _outputs(
-    service: Service, prompt: Prompt, params: SamplingParams
-) -> AsyncGenerator[RequestOutput, None]:
-    engine, settings = service.engine, service.settings
-    request_id = f"http-{secrets.token_hex(8)}"
-    late = False
-
-    def expire() -> None:
-        nonlocal late
-        late = True
-        engine.abort(request_id)
-
-    timer = asyncio.get_running_loop().call_later(settings.request_seconds, expire)
-    meter = service.metrics.meter()
-    try:
-        stream = engine.generate(prompt, params, request_id)
-        async with aclosing(stream) as outputs:
-            async for output in outputs:
-                meter.add(output)
-                if late and not output.finished:  # its time was over before the engine knew it
-                    engine.abort(request_id)
-                _check(output, late_seconds=settings.request_seconds if late else None)
-                yield output
-    except CapacityError as error:
-        if isinstance(error, DrainingError) or not engine.healthy:
-            raise  # coming again, here at least, is no use
-        wait = service.metrics.retry_seconds()
-        raise ApiError(429, str(error), code="queue_full", retry_seconds=wait) from None
-    except InfcError as error:
-        if isinstance(error, RequestError) or not engine.healthy:
-            raise
-        _LOG.error("a request failed: %s", error)  # it alone: the engine goes on
-        message = "the step that this answer was in failed"
-        raise ApiError(500, message, code="generation_failed") from None
-    finally:
-        timer.cancel()
-        meter.close()
-
-
-def _check(output: RequestOutput, late_seconds: float | None) -> None:
-    reasons = {part.finish_reason for part in output.outputs}
-    if "error" in reasons:
-        raise ApiError(500, output.error or "the answer failed", code="generation_failed")
-    if "abort" in reasons and late_seconds is not None:
-        raise ApiError(504, f"the answer took more than {late_seconds:g} s", code="timeout")
-    if "abort" in reasons:
-        raise ApiError(503, "the answer was cut off", code="aborted")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .encoding import encode, in_chunks
 from .errors import as_api_error
+from .events import framed
+
+if TYPE_CHECKING:
+    from .events import Events
 
 _LOG = logging.getLogger("infc.server")
 _DONE = b"data: [DONE]\n\n"
-
-Event = list[bytes]
-"""JSON, in pieces."""
 
 
 class _Patient(Response):
@@ -26,24 +28,51 @@ class _Patient(Response):
     def __init__(self, stall_seconds: float, headers: dict[str, str]) -> None:
         super().__init__(headers=headers)
         self._stall_seconds = stall_seconds
+        self._since: float | None = None  # when the chunk was given that has not been taken
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    @asynccontextmanager
+    async def _patience(self) -> AsyncIterator[None]:
+        """Within, a client that takes nothing for `stall_seconds` is given up.
+
+        One clock for all chunks: setting one for each takes longer than sending it.
+        """
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            until = (self._since or loop.time()) + self._stall_seconds
+            if loop.time() >= until:
+                limit.reschedule(until)
+            else:
+                timer = loop.call_at(until, look)
+
+        try:
+            async with asyncio.timeout(None) as limit:
+                look()
+                yield
+        except TimeoutError:
+            # Without an end: to the client the answer is cut off, which it is.
+            _LOG.warning("a client read nothing for %g s: cut off", self._stall_seconds)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _begin(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        async with asyncio.timeout(self._stall_seconds):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._since = self._clock()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._since = None
 
-    async def _send_all(self, send: Send, pieces: Iterable[bytes]) -> None:
+    async def _send_all(self, send: Send, pieces: Sequence[bytes]) -> None:
         """What is long makes room for others between its chunks."""
         for number, chunk in enumerate(in_chunks(pieces)):
             if number:
                 await asyncio.sleep(0)
             await self._send(send, chunk)
-
-    def _give_up(self) -> None:
-        # Without an end: to the client the answer is cut off, which it is.
-        _LOG.warning("a client read nothing for %g s: cut off", self._stall_seconds)
 
 
 class WholeAnswer(_Patient):
@@ -58,24 +87,20 @@ class WholeAnswer(_Patient):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the head and everything."""
         await self._begin(send)
-        try:
+        async with self._patience():
             await self._send_all(send, self._pieces)
             await self._send(send, b"", more=False)
-        except TimeoutError:
-            self._give_up()
 
 
 class EventStream(_Patient):
-    """Sends events one by one.
+    """Sends events as they come.
 
-    The first event must have come already: until then a refusal still has a status of its own.
+    The first must have come already: until then a refusal still has a status of its own.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, first: Event, events: AsyncGenerator[Event, None], stall_seconds: float
-    ) -> None:
+    def __init__(self, first: list[bytes], events: Events, stall_seconds: float) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(stall_seconds, headers)
         del self.headers["content-length"]
@@ -84,25 +109,28 @@ class EventStream(_Patient):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the head, every event, and the end."""
-        await self._begin(send)
-        async with aclosing(self._events) as events:
-            try:
-                await self._send_event(send, self._first)
-                async for event in events:
-                    await self._send_event(send, event)
-            except TimeoutError:
-                self._give_up()
-                return
-            except Exception as error:
-                await self._send_event(send, [encode(as_api_error(error).body)])
-            await self._send(send, _DONE, more=False)
+        try:
+            await self._begin(send)
+            async with self._patience():
+                await self._send_events(send)
+        finally:
+            self._events.close()
 
-    async def _send_event(self, send: Send, event: Event) -> None:
-        await self._send_all(send, [b"data: ", *event, b"\n\n"])
+    async def _send_events(self, send: Send) -> None:
+        try:
+            pieces = self._first
+            while pieces:
+                await self._send_all(send, pieces)
+                pieces = await self._events.get()
+        except Exception as error:
+            await self._send_all(send, framed([encode(as_api_error(error).body)]))
+        await self._send(send, _DONE, more=False)
 
 
-async def open_event_stream(
-    events: AsyncGenerator[Event, None], stall_seconds: float
-) -> EventStream:
-    """The response that sends `events`; waits for the first, and raises what it raises."""
-    return EventStream(await anext(events), events, stall_seconds)
+async def open_event_stream(events: Events, stall_seconds: float) -> EventStream:
+    """The response that sends `events`; waits for the first, and raises what that raises."""
+    try:
+        return EventStream(await events.get(), events, stall_seconds)
+    except BaseException:
+        events.close()
+        raise

@@ -27,10 +27,12 @@ class Usage:
         self._completion = 0
 
     def add(self, index: int, output: RequestOutput) -> None:
-        """Take in what a step, or all of them, gave for prompt `index`."""
-        cached = output.metrics.num_cached_tokens
-        self._prompts[index] = (len(output.prompt_token_ids), cached)
-        self._completion += sum(len(part.token_ids) for part in output.outputs)
+        """Take in what some steps gave for prompt `index`."""
+        if index not in self._prompts:  # both are known at its first output
+            cached = output.metrics.num_cached_tokens
+            self._prompts[index] = (len(output.prompt_token_ids), cached)
+        for part in output.outputs:
+            self._completion += len(part.token_ids)
 
     @property
     def num_tokens(self) -> int:

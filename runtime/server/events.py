@@ -1,0 +1,119 @@
+"""A stream of answers as server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..requests.outputs import CompletionOutput, RequestOutput
+from .encoding import TextFrame, encode, encode_in_pieces
+from .jobs import SMALL, Job, width_of
+
+if TYPE_CHECKING:
+    from .generation import Outputs
+    from .service import Service
+    from .usage import Usage
+
+_MOST_AT_ONCE = 64  # outputs that are written before others have their turn
+
+
+class Events:
+    """The events of one request, in pieces of bytes; whoever gets them closes it."""
+
+    def __init__(
+        self, service: Service, outputs: Outputs, head: dict[str, Any], job: Job, usage: Usage
+    ) -> None:
+        self._service = service
+        self._outputs = outputs
+        self._head = head
+        self._chunk = {**head, "usage": None} if job.request.include_usage else head
+        self._job = job
+        self._usage: Usage | None = usage if job.request.include_usage else None
+        self._width = width_of(job)
+        self._echoes: bool = getattr(job.request, "echo", False)  # token ids are decoded then
+        self._begun: set[int] = set()
+        # Most events of most streams differ in their text alone.
+        self._has_frames = job.params.logprobs is None and not job.shape.with_ids
+        self._frames: dict[int, TextFrame] = {}
+        self._failure: Exception | None = None
+
+    def close(self) -> None:
+        """End what is still being generated."""
+        self._outputs.close()
+
+    async def get(self) -> list[bytes]:
+        """The next events, all that there are by then; nothing at the end.
+
+        Raises what `Outputs.get` raises.
+        """
+        if self._failure is not None:
+            raise self._failure
+        outputs, pieces = self._outputs, list[bytes]()
+        for _ in range(_MOST_AT_ONCE):
+            if not outputs.num_open or (pieces and not outputs.has_more):
+                break
+            try:
+                number, output = await outputs.get()
+                pieces += await self._events(number, output)
+            except Exception as error:
+                if not pieces:
+                    raise
+                self._failure = error  # told behind what came before it
+                break
+        if not pieces and not outputs.num_open and self._usage is not None:
+            last = {**self._head, "choices": [], "usage": self._usage.as_json()}
+            self._usage = None
+            return framed([encode(last)])
+        return pieces
+
+    async def _events(self, number: int, output: RequestOutput) -> list[bytes]:
+        pieces = []
+        for part in output.outputs:
+            index = number * self._job.params.n + part.index
+            if index not in self._begun:
+                self._begun.add(index)
+                num_rows = len(output.prompt_logprobs or ())
+                if self._echoes:
+                    num_rows = len(output.prompt_token_ids)
+                opening = partial(self._job.shape.opening, index, output)
+                pieces += await self._write(opening, num_rows, opens=True)
+            if self._has_frames and part.finish_reason is None and len(part.token_ids) <= SMALL:
+                if part.text:
+                    pieces.append(self._frame(index).filled(part.text))
+            else:
+                chunk = partial(self._job.shape.chunk, index, part)
+                pieces += await self._write(chunk, len(part.token_ids))
+        return pieces
+
+    def _frame(self, index: int) -> TextFrame:
+        """What surrounds a text that is all that a step added to a choice."""
+        if (frame := self._frames.get(index)) is None:
+
+            def event(text: str) -> list[bytes]:
+                part = CompletionOutput(index=index, text=text)
+                choice = self._job.shape.chunk(index, part)
+                return framed([encode({**self._chunk, "choices": [choice]})])
+
+            frame = self._frames[index] = TextFrame(event)
+        return frame
+
+    async def _write(
+        self, choose: Callable[[], dict[str, Any] | None], num_tokens: int, *, opens: bool = False
+    ) -> list[bytes]:
+        """An event with what `choose` gives, made beside the event loop where that takes long."""
+
+        def pieces() -> list[bytes]:
+            if (choice := choose()) is None:
+                return []
+            if long or (opens and self._job.params.prompt_logprobs is not None):
+                return framed(encode_in_pieces(self._chunk, [choice]))
+            return framed([encode({**self._chunk, "choices": [choice]})])
+
+        long = num_tokens * self._width > SMALL
+        return await self._service.writers.run(pieces) if long else pieces()
+
+
+def framed(event: list[bytes]) -> list[bytes]:
+    """An event of JSON in pieces, as it is sent."""
+    return [b"data: ", *event, b"\n\n"]
