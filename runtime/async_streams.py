@@ -14,6 +14,9 @@ from .requests.request_stream import PreparedRequest
 
 Item = RequestOutput | InfcError
 
+Sink = Callable[[int, RequestOutput], bool]
+"""Takes an output with the number of its request, or gives it back: whether it was taken."""
+
 
 class Inbox:
     """What has arrived for one caller, in its order; used on the loop's thread.
@@ -23,6 +26,8 @@ class Inbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.sink: Sink | None = None
+        """Asked first, while a reader waits; not for the last output of a request."""
         self._unread: deque[tuple[Stream, Item]] = deque()
         self._reader: asyncio.Future[None] | None = None
 
@@ -31,9 +36,22 @@ class Inbox:
 
     def put(self, stream: Stream, item: Item) -> None:
         """Take something in."""
-        self._unread.append((stream, item))
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader = self._reader
+        if reader is None or reader.done():
+            self._unread.append((stream, item))
+        elif self._sinks(stream, item):
+            stream.request.stream.want()
+        else:
+            self._unread.append((stream, item))
+            reader.set_result(None)
+
+    def _sinks(self, stream: Stream, item: Item) -> bool:
+        if self.sink is None or isinstance(item, InfcError) or item.finished:
+            return False
+        try:
+            return self.sink(stream.number, item)
+        except Exception:  # the reader meets it, and others get what is theirs
+            return False
 
     def lacks(self, stream: Stream) -> bool:
         """Whether nothing of a stream is left to read."""
@@ -97,6 +115,10 @@ class Reader:
     def has_more(self) -> bool:
         """Whether `get` need not wait."""
         return len(self.inbox) > 0
+
+    def divert(self, sink: Sink) -> None:
+        """While `get` waits, let `sink` take what arrives, which `get` then does not return."""
+        self.inbox.sink = sink
 
     async def get(self) -> tuple[int, RequestOutput]:
         """The next output, with the number of its request; the last of each is `finished`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import h11
 from starlette.types import Receive, Scope, Send
@@ -27,6 +27,9 @@ _LEAST_CHUNK = 16  # bytes, on average, once they are many
 _MAX_HEADERS = 128
 _HEAD_END = re.compile(rb"\n\r?\n")  # as h11 has it
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: chunked\r\n", re.IGNORECASE)
+
+WRITE_AT_ONCE: Final = "infc.write_at_once"
+"""In the scope of a request: `_BoundedProtocol.write_at_once`."""
 
 _Wait = Literal["head", "rest"]
 
@@ -50,13 +53,19 @@ class _Connection(h11.Connection):
     _num_chunks = _num_bytes = 0
     _sends_chunks = False
 
-    def send(self, event: Any) -> Any:
-        """As h11 has it; a chunk of a body, of which a stream has one a token, at once.
+    def chunk(self, data: bytes) -> bytes | None:
+        """A part of a body that is sent in chunks, as `send` has it; None for any other.
 
-        It changes nothing of the state that h11 would look after.
+        It changes nothing of the state that h11 looks after, which takes several times as long.
         """
-        if type(event) is h11.Data and self._sends_chunks and self.our_state is h11.SEND_BODY:
-            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        if not self._sends_chunks or self.our_state is not h11.SEND_BODY:
+            return None
+        return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+    def send(self, event: Any) -> Any:
+        """As h11 has it."""
+        if type(event) is h11.Data and (chunk := self.chunk(event.data)) is not None:
+            return chunk
         output = super().send(event)
         if type(event) is h11.Response:
             self._sends_chunks = _CHUNKED.search(output) is not None
@@ -104,8 +113,30 @@ class _BoundedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn = _Connection(h11.SERVER, self.limits.max_header_bytes)
+        self.app = self._offering(self.app)
         self._waiting: _Wait | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def _offering(self, app: Any) -> Any:
+        """The app, which finds `write_at_once` in its scope."""
+
+        def run(scope: Scope, receive: Receive, send: Send) -> Any:
+            scope[WRITE_AT_ONCE] = self.write_at_once
+            return app(scope, receive, send)
+
+        return run
+
+    def write_at_once(self, data: bytes) -> bool:
+        """Send a part of the body of a response that has begun, unless that has to wait.
+
+        Whether it was sent; where not, `send` of the application does it.
+        """
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
+        chunk = self.conn.chunk(data)
+        if chunk is not None:
+            self.transport.write(chunk)
+        return chunk is not None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

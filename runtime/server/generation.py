@@ -15,7 +15,7 @@ from ..requests.outputs import CompletionOutput, RequestOutput
 from .errors import ApiError
 
 if TYPE_CHECKING:
-    from ..async_streams import Reader
+    from ..async_streams import Reader, Sink
     from ..sampling.sampling_params import SamplingParams
     from .request_log import RequestRecord
     from .service import Service
@@ -60,6 +60,17 @@ class Outputs:
     def has_more(self) -> bool:
         """Whether `get` need not wait."""
         return self._reader.has_more
+
+    def divert(self, sink: Sink) -> None:
+        """Let `sink` take what arrives while `get` waits: no first output, and no end."""
+
+        def take(number: int, output: RequestOutput) -> bool:
+            if self._is_late or not sink(number, output):
+                return False
+            self._usage.add(number, output)
+            return True
+
+        self._reader.divert(take)
 
     async def get(self) -> tuple[int, RequestOutput]:
         """The next output, with the number of its prompt; while any is open.

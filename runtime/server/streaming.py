@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .connections import WRITE_AT_ONCE
 from .encoding import encode, in_chunks
 from .errors import as_api_error
 from .events import framed
@@ -112,16 +113,17 @@ class EventStream(_Patient):
         try:
             await self._begin(send)
             async with self._patience():
-                await self._send_events(send)
+                await self._send_events(send, scope.get(WRITE_AT_ONCE))
         finally:
             self._events.close()
 
-    async def _send_events(self, send: Send) -> None:
+    async def _send_events(self, send: Send, write: Callable[[bytes], bool] | None) -> None:
         try:
-            pieces = self._first
-            while pieces:
+            await self._send_all(send, self._first)
+            if write is not None:
+                self._events.write_at_once(write)
+            while pieces := await self._events.get():
                 await self._send_all(send, pieces)
-                pieces = await self._events.get()
         except Exception as error:
             await self._send_all(send, framed([encode(as_api_error(error).body)]))
         await self._send(send, _DONE, more=False)

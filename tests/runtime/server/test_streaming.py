@@ -17,8 +17,10 @@ from starlette.types import Message
 
 from infc.runtime import async_streams
 from infc.runtime.async_streams import Inbox, Item, Stream
+from infc.runtime.requests.outputs import RequestOutput
 from infc.runtime.server.connections import _BoundedProtocol, _Connection
 from infc.runtime.server.encoding import TextFrame, encode, in_chunks
+from infc.runtime.server.events import Events
 from infc.runtime.server.streaming import EventStream, WholeAnswer
 
 from .serving import Serving, serving
@@ -191,7 +193,7 @@ class Slow(Inbox):
     longest = 0
 
     def put(self, stream: Stream, item: Item) -> None:
-        reader, self._reader = self._reader, None
+        reader, self._reader = self._reader, None  # so that it is not asked before it wakes up
         super().put(stream, item)
         if reader is not None:
             wake = asyncio.get_running_loop().call_later
@@ -200,12 +202,13 @@ class Slow(Inbox):
 
 
 @pytest.mark.parametrize("extra", [{}, {"logprobs": 1}, {"return_token_ids": True}, {"n": 3}])
+@pytest.mark.parametrize("prompts", [["def f"], ["def f", "class A"]], ids=len)
 def test_what_lies_unread_comes_in_one_event(
-    extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    prompts: list[str], extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And says the same: text, ids, log-probabilities and the end."""
     with serving() as server:
-        body = {**LONG, "max_tokens": 60, "prompt": ["def f", "class A"], **extra}
+        body = {**LONG, "max_tokens": 60, "prompt": prompts, **extra}
         whole = server.post("/v1/completions", body).json()["choices"]
         server.model.delay_seconds = 0.002
         monkeypatch.setattr("infc.runtime.async_engine.Inbox", Slow)
@@ -225,8 +228,18 @@ def test_what_lies_unread_comes_in_one_event(
                 assert [one for each in lists for one in each] == choice["logprobs"][name]
 
 
+def unchunked(received: bytes) -> bytes:
+    """The body of an answer as it came."""
+    body, rest = b"", received.partition(b"\r\n\r\n")[2]
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return body
+
+
+@pytest.mark.parametrize("num_prompts", [1, 8])
 def test_a_client_that_reads_late_gets_everything_and_holds_up_nobody(
-    monkeypatch: pytest.MonkeyPatch,
+    num_prompts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine goes on: what nobody has read yet is kept once, and comes in few events."""
     made = _BoundedProtocol.connection_made
@@ -235,13 +248,13 @@ def test_a_client_that_reads_late_gets_everything_and_holds_up_nobody(
         kernel = transport.get_extra_info("socket")
         kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         made(self, transport)
+        transport.set_write_buffer_limits(high=4096)
 
     monkeypatch.setattr(_BoundedProtocol, "connection_made", with_little_room)
     with serving(stall_seconds=60) as server:
-        prompts = [f"a{i}" for i in range(8)]
-        body = {**LONG, "prompt": prompts, "max_tokens": 80, "logprobs": 20}
+        body = {**LONG, "prompt": [f"a{i}" for i in range(num_prompts)], "max_tokens": 300}
         raw = send_raw(server.url, {**body, "stream": True})
-        server.wait_until(lambda: server.engine.num_pending == len(prompts))
+        server.wait_until(lambda: server.engine.num_pending == num_prompts)
         neighbour = server.post("/v1/completions", {**LONG, "max_tokens": 20})
         assert neighbour.status_code == 200
         server.wait_until(lambda: server.engine.num_pending == 0)
@@ -250,16 +263,47 @@ def test_a_client_that_reads_late_gets_everything_and_holds_up_nobody(
             received += raw.recv(1 << 20)
         raw.close()
         whole = server.post("/v1/completions", body).json()["choices"]
-    plain, rest = b"", received.partition(b"\r\n\r\n")[2]
-    while rest:
-        size, _, rest = rest.partition(b"\r\n")
-        plain, rest = plain + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
-    chunks = chunks_of(plain.decode())
-    texts = [""] * len(prompts)
+    chunks = chunks_of(unchunked(received).decode())
+    texts = [""] * num_prompts
     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
         texts[choice["index"]] += choice["text"]
     assert texts == [choice["text"] for choice in whole]
-    assert len(chunks) < 0.5 * 80 * len(prompts), "nothing lay unread"
+    assert len(chunks) < 0.8 * 300 * num_prompts, "nothing lay unread"
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_plain_events_are_written_without_waking_the_task(
+    n: int, server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"at once": 0, "by the task": 0}
+    take, get = Events._take, Events.get
+
+    def count_take(self: Events, number: int, output: RequestOutput) -> bool:
+        taken = take(self, number, output)
+        counts["at once"] += taken
+        return taken
+
+    async def count_get(self: Events) -> list[bytes]:
+        counts["by the task"] += 1
+        return await get(self)
+
+    body = {**LONG, "max_tokens": 40, "n": n}
+    texts = [choice["text"] for choice in server.post("/v1/completions", body).json()["choices"]]
+    monkeypatch.setattr(Events, "_take", count_take)
+    monkeypatch.setattr(Events, "get", count_get)
+    server.model.delay_seconds = 0.005
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    try:
+        chunks = chunks_of(server.post("/v1/completions", {**body, **options}).text)
+    finally:
+        server.model.delay_seconds = 0.0
+    streamed = [""] * n
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        streamed[choice["index"]] += choice["text"]
+    assert streamed == texts
+    assert chunks[-1]["usage"]["completion_tokens"] == 40 * n
+    assert counts["at once"] > 20
+    assert counts["by the task"] < 12  # as it begins and ends, and where it was busy
 
 
 @pytest.mark.parametrize("stream", [False, True])
