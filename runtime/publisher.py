@@ -45,7 +45,10 @@ class Publisher:
             # It ended while the step was in flight, or a row of its prompt has just ended it.
             if sample is None or stream is None:
                 continue
-            if len(stream.choices) > 1:
+            if stream.keep(sample):
+                if not stream.tells_at_end:
+                    self._behind[request_id] = None
+            elif len(stream.choices) > 1:
                 several.setdefault(request_id, []).append((request, sample))
             elif output := self._tell(request_id, stream, ((request, sample),)):
                 outputs.append(output)

@@ -21,6 +21,9 @@ Finish = Callable[[Request], None]
 """Ends a choice whose text holds a stop string."""
 
 
+_MANY = 64  # tokens whose text is found at once
+
+
 class _Choice:
     """One completion on its way: what has been told of it, and what is still to be told."""
 
@@ -29,6 +32,7 @@ class _Choice:
         "_detokenizer",
         "_logprob",
         "_logprobs",
+        "_num_decoded",
         "_num_given",
         "_offsets",
         "_texts",
@@ -55,11 +59,28 @@ class _Choice:
     def _forget_news(self) -> None:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._num_decoded = 0  # of these, those whose text has been found
         self._logprobs: list[TokenLogprobs] = []
         self._offsets: list[int] = []
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is tokens and their text alone, and no text ends it."""
+        params = self.request.params
+        return self.request.num_logprobs is None and not params.stop_strings
+
+    def keep(self, token: int) -> bool:
+        """Take in a token of one that is plain, and leave its text for later; whether it did."""
+        token_ids = self._token_ids
+        if self.request.finish_reason is not None or len(token_ids) - self._num_decoded >= _MANY:
+            return False
+        token_ids.append(token)
+        self.has_news = True
+        return True
+
     def add(self, sample: Sample | None, finish: Finish) -> None:
         """Take in a token; without one, the end."""
+        self._catch_up()
         request = self.request
         token = added = None
         if sample is not None and (token := sample.token_id) is None:
@@ -79,6 +100,7 @@ class _Choice:
             self._texts.append(text)
         if added is not None:
             self._token_ids.append(added)
+            self._num_decoded += 1
             if sample is not None and sample.logprobs is not None:
                 self._logprob += sample.logprobs.logprob
                 self._logprobs.append(sample.logprobs)
@@ -87,6 +109,7 @@ class _Choice:
 
     def news(self) -> CompletionOutput:
         """What was added and has not been told."""
+        self._catch_up()
         request, logprobs, offsets = self.request, None, None
         if request.params.logprobs is not None:
             logprobs, offsets = tuple(self._logprobs) or None, tuple(self._offsets)
@@ -110,10 +133,20 @@ class _Choice:
     def failure(self) -> CompletionOutput:
         """The last of it, where its request fails: as it ended, if it had, else with an error."""
         try:
+            del self._token_ids[self._num_decoded :]
             news = self.news()
         except Exception:  # what failed may be this very piece
             return CompletionOutput(index=self.request.choice, finish_reason="error")
         return news if self.has_ended else replace(news, finish_reason="error", stop_reason=None)
+
+    def _catch_up(self) -> None:
+        """Find the text of tokens that were kept."""
+        token_ids, detokenizer = self._token_ids, self._detokenizer
+        while self._num_decoded < len(token_ids):
+            text = "" if detokenizer is None else detokenizer.push(token_ids[self._num_decoded])
+            self._num_decoded += 1
+            if text:
+                self._texts.append(text)
 
     def _settled(self, begins: tuple[int, ...], text: str) -> tuple[int, ...]:
         """Where tokens begin, as far as that is certain now that `text` has been added.
@@ -177,6 +210,9 @@ class RequestStream:
         if request.params.prompt_logprobs is not None:
             self._prompt_logprobs = [None] * (1 + request.num_prompt_rows)
         self._holds_back = request.params.num_choices > request.params.n
+        self._keeps = (
+            len(self.choices) == 1 and self.choices[0].is_plain and not request.is_read_only
+        )
         self._whole = whole
         self.tells_at_end = self._holds_back
         """Whether nothing is told before the end."""
@@ -196,6 +232,12 @@ class RequestStream:
         """Take in log-probabilities of the next tokens of the prompt."""
         assert self._prompt_logprobs is not None
         self._prompt_logprobs.extend(entries)
+
+    def keep(self, sample: Sample) -> bool:
+        """Take in the sample of an only choice, where nothing of it is told now; whether it did."""
+        if self.is_wanted or not self._keeps or sample.token_id is None:
+            return False
+        return self.choices[0].keep(sample.token_id)
 
     def add(self, samples: Sequence[tuple[Request, Sample | None]]) -> RequestOutput | None:
         """Take in samples of a step, or the end of choices; what is told now, None for nothing."""
@@ -258,9 +300,11 @@ class RequestStream:
 
     def _error(self, pieces: Sequence[CompletionOutput]) -> str | None:
         """What the first choice that failed died of, where one of `pieces` did."""
-        if all(piece.finish_reason != "error" for piece in pieces):
-            return None
-        return next((c.request.error for c in self.choices if c.request.error is not None), None)
+        for piece in pieces:
+            if piece.finish_reason == "error":
+                errors = (choice.request.error for choice in self.choices)
+                return next((error for error in errors if error is not None), None)
+        return None
 
     def _best(self) -> list[CompletionOutput]:
         """The `n` completions of the greatest mean log-probability, the best first.

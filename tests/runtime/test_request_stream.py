@@ -163,3 +163,28 @@ def test_choices_that_ended_before_another_failed_are_told_as_they_ended(
                 ended.append(part)
                 assert part == right[part.index]
         assert len(ended) == sum(length < last - 1 for length in lengths.values())
+
+
+def test_the_text_of_a_long_answer_is_found_on_the_way() -> None:
+    """Not all at once as it ends, for which all others would wait."""
+    longest, pushed = 0, 0
+    push = Detokenizer.push
+
+    def count(self: Detokenizer, token: int) -> str:
+        nonlocal pushed
+        pushed += 1
+        return push(self, token)
+
+    size = tokenizer().backend.get_vocab_size()
+    engine = make_engine(size, tokenizer(), max_context=512, num_blocks=200)
+    params = SamplingParams(**{**BASE, "max_tokens": 400})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Detokenizer, "push", count)
+        engine.add_request("r", PROMPT, params, whole=True)
+        parts = []
+        while engine.has_unfinished:
+            before = pushed
+            parts += engine.step()
+            longest = max(longest, pushed - before)
+    assert len(merge_outputs(parts).outputs[0].token_ids) == pushed == 400
+    assert 1 < longest <= 65
