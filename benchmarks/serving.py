@@ -1,11 +1,13 @@
 """Throughput of `infc serve` beside the same work offline, and what a token costs the server.
 
     python benchmarks/serving.py ARTIFACT [--streams 16,64] [--rounds 7] [--tokens 128]
+        [--answers 4]
 
-Each round asks for the same prompts in turns: in one batch of `LLM.generate` in this process, and
-from a server in another, as many streams at once, for whole answers and for streamed ones. The
-client is a loop over raw sockets in this process: it reads bytes and counts events. On a machine
-with few processors it takes time from the server, so its share is printed as well.
+Each round asks for as many answers in turns: in one call of `LLM.generate` in this process, and of
+a server in another, for whole answers and for streamed ones. So many sequences or streams run at
+once; each stream asks again when it has its answer. The client is a loop over raw sockets in this
+process: it reads bytes and counts events. On a machine with few processors it takes time from the
+server, so its share is printed as well.
 
 Printed for each: tokens/s, its ratio to offline, round by round, and CPU time a token: of the whole
 process, executor included; of the server without what the same tokens cost offline; of the event
@@ -116,7 +118,7 @@ def prompts_of(name: str, count: int) -> list[list[int]]:
 
 
 def offline(llm: infc.LLM, prompts: list[list[int]], num_tokens: int) -> Run:
-    """All in one batch."""
+    """All in one call."""
     params = infc.SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=0.0)
     host, steps = 0.0, 0
 
@@ -151,17 +153,20 @@ class Client:
         for each in self.sockets:
             each.close()
 
-    def ask(self, prompts: list[list[int]], num_tokens: int, *, stream: bool) -> list[bytes]:
-        """The answers to all prompts at once, head and body as they came."""
+    def ask(
+        self, count: int, prompts: list[list[int]], num_tokens: int, *, stream: bool
+    ) -> list[bytes]:
+        """The answers to all prompts, `count` at once: head and body as they came."""
         end = b"\r\n0\r\n\r\n"
+        left = [request_of(prompt, num_tokens, stream=stream) for prompt in prompts]
+        answers: list[bytes] = []
         received: dict[socket.socket, list[bytes]] = {}
-        missing: dict[socket.socket, int] = {}
         with selectors.DefaultSelector() as selector:
-            for each, prompt in zip(self.sockets, prompts, strict=False):
-                each.sendall(request_of(prompt, num_tokens, stream=stream))
-                received[each], missing[each] = [], -1
+            for each in self.sockets[:count]:
+                each.sendall(left.pop())
+                received[each] = []
                 selector.register(each, selectors.EVENT_READ)
-            while missing:
+            while received:
                 for key, _ in selector.select():
                     each = key.fileobj
                     assert isinstance(each, socket.socket)
@@ -172,9 +177,14 @@ class Client:
                     parts.append(data)
                     end_of_it = b"".join(parts[-2:] if stream else parts)
                     if end_of_it.endswith(end) if stream else whole_is_there(end_of_it):
-                        selector.unregister(each)
-                        del missing[each]
-        return [b"".join(parts) for parts in received.values()]
+                        answers.append(b"".join(parts))
+                        parts.clear()
+                        if left:
+                            each.sendall(left.pop())
+                        else:
+                            selector.unregister(each)
+                            del received[each]
+        return answers
 
 
 def request_of(prompt: list[int], num_tokens: int, *, stream: bool) -> bytes:
@@ -199,14 +209,20 @@ def whole_is_there(answer: bytes) -> bool:
 
 
 def served(
-    server: Server, client: Client, prompts: list[list[int]], num_tokens: int, *, stream: bool
+    server: Server,
+    client: Client,
+    count: int,
+    prompts: list[list[int]],
+    num_tokens: int,
+    *,
+    stream: bool,
 ) -> Run:
-    """One stream a prompt, all at once."""
-    client.open(len(prompts))
+    """All prompts in `count` streams."""
+    client.open(count)
     host, steps = server.steps()
     process, loop = server.cpu()
     begun, own = time.perf_counter(), time.process_time()
-    answers = client.ask(prompts, num_tokens, stream=stream)
+    answers = client.ask(count, prompts, num_tokens, stream=stream)
     seconds, own = time.perf_counter() - begun, time.process_time() - own
     process_after, loop_after = server.cpu()
     host_after, steps_after = server.steps()
@@ -234,26 +250,34 @@ def main() -> None:
     parser.add_argument("--streams", default="16,64", help="numbers of streams, by commas")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--answers", type=int, default=4, help="that each stream asks for")
     parser.add_argument(
         "--command", default=f"{sys.executable} -m infc", help="what serves; another commit's infc"
     )
     options = parser.parse_args()
     results: dict[str, list[Run]] = {}
     counts = [int(word) for word in options.streams.split(",")]
-    with serve(options.artifact, options.command) as server, infc.LLM(options.artifact) as llm:
+    with serve(options.artifact, options.command) as server, contextlib.ExitStack() as opened:
         client = Client(server.address)
+        opened.callback(client.close)
+        engines = {
+            count: opened.enter_context(infc.LLM(options.artifact, max_sequences=count))
+            for count in counts
+        }
         for round_ in range(-1, options.rounds):  # one that does not count
             for count in counts:
-                each = {name: prompts_of(f"{round_} {name}", count) for name in WAYS}
-                runs = {"offline": offline(llm, each["offline"], options.tokens)}
-                for name in WAYS[1:]:
-                    stream = name == "streamed"
-                    runs[name] = served(server, client, each[name], options.tokens, stream=stream)
+                total, tokens, runs = count * options.answers, options.tokens, {}
+                for name in WAYS:
+                    prompts = prompts_of(f"{round_} {name}", total)
+                    if name == "offline":
+                        runs[name] = offline(engines[count], prompts, tokens)
+                    else:
+                        stream = name == "streamed"
+                        runs[name] = served(server, client, count, prompts, tokens, stream=stream)
                 for name, run in runs.items():
-                    assert run.tokens == count * options.tokens, (name, run)
+                    assert run.tokens == total * tokens, (name, run)
                     if round_ >= 0:
                         results.setdefault(f"{count} {name}", []).append(run)
-        client.close()
     report(results, counts)
 
 
