@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.methods.calibration import Calibration
     from ..passes.pipeline import Pipeline
-    from .compile_job import CompileJob
+    from .compile_job import CompileJob, Dumps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,7 @@ class ProgramCompiler:
     shared: SharedWeights
     pairs: QuantizedPairs
     calibration: Calibration | None
+    dumps: Dumps
     progress: Reporter
 
     def compile(
@@ -72,6 +73,7 @@ class ProgramCompiler:
         or one that the backend refuses.
         """
         from ..codegen.base import EmitOptions
+        from ..ir.program import Program
         from ..ir.text import print_program
         from ..ir.verify import verify
         from .optimize import optimize
@@ -79,6 +81,9 @@ class ProgramCompiler:
         job, folder = self.job, self.directory / folder_of(name)
         folder.mkdir(parents=True)
         first = added.make(captured)
+        if not isinstance(first, Program):
+            message = f"the program {name} is a {type(first).__name__}, expected a Program"
+            raise UsageError(message, hint="`make` takes the model's program and returns another")
         verify(first)
         if first.phase != captured.phase:
             message = f"the program {name} is in the phase {first.phase}, expected {captured.phase}"
@@ -89,8 +94,8 @@ class ProgramCompiler:
                 self.pipeline,
                 job.target,
                 verify=job.verify,
-                dump_ir_after=None,
-                dump_dir=folder,
+                dump_ir_after=self.dumps.after,
+                dump_dir=self.dumps.directory / name,
                 progress=self.progress,
                 pairs=self.pairs,
                 calibration=self.calibration,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from ..ir.user_cache import make_private
 from .added_programs import AddedProgram, ProgramCompiler, check_names
 from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
 from .calibration import make_calibration
-from .compile_job import CompileJob, job_key, plan_job, recorded_recipe
+from .compile_job import CompileJob, Dumps, job_key, plan_job, recorded_recipe
 from .default_output import changed_keys, keep_another_checkpoint
 from .progress import LineReporter, Reporter, as_reporter
 from .recipe import Recipe, load_recipe
@@ -107,7 +107,7 @@ def compile_model(
     place = Path(dump_dir) if dump_dir else job.output.with_name(job.output.name + ".dumps")
     if dump_ir_after is not None:
         check_writable(place, "dumps", hint="name another directory with --dump-dir")
-    artifact = _write(job, progress, _Dumps(dump_ir_after, place))
+    artifact = _write(job, progress, Dumps(dump_ir_after, place))
     _write_timings(job.output, progress)
     if key is not None and (reason := store.add(key, artifact)):
         progress.remark(f"not kept in the cache: {reason}")
@@ -157,10 +157,10 @@ def compile_cached(
     return artifact
 
 
-def _write(job: CompileJob, progress: Reporter, dumps: _Dumps | None = None) -> Artifact:
+def _write(job: CompileJob, progress: Reporter, dumps: Dumps | None = None) -> Artifact:
     """Compiles without looking into the cache, and writes the artifact to the output."""
     with ArtifactWriter(job.output) as writer:
-        manifest = _build(job, writer, dumps or _Dumps(None, Path()), progress)
+        manifest = _build(job, writer, dumps or Dumps(None, Path()), progress)
         with progress.stage("digest and move into place"):
             writer.commit(manifest)
     return open_artifact(job.output, "none")  # its digests are of what was just written
@@ -181,15 +181,7 @@ def _take(store: ArtifactCache, key: str, job: CompileJob, progress: Reporter) -
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Dumps:
-    """The pass after which the program is written (`all`: after each; None: after none), where."""
-
-    after: str | None
-    directory: Path
-
-
-def _build(job: CompileJob, writer: ArtifactWriter, dumps: _Dumps, progress: Reporter) -> Manifest:
+def _build(job: CompileJob, writer: ArtifactWriter, dumps: Dumps, progress: Reporter) -> Manifest:
     """Writes every file of the artifact but the manifest, which it returns."""
     from ..ir.freed_memory import kept_for_reuse
     from ..ir.quantized_pairs import QuantizedPairs
@@ -236,7 +228,7 @@ def _build_files(
     job: CompileJob,
     pipeline: Pipeline,
     writer: ArtifactWriter,
-    dumps: _Dumps,
+    dumps: Dumps,
     pairs: QuantizedPairs,
     rounding: Mapping[str, CompiledFeedback],
     progress: Reporter,
@@ -284,7 +276,7 @@ def _build_files(
         if job.programs:
             shared = SharedWeights(program, {one.name: one for one in emission.weights})
             compiler = ProgramCompiler(
-                job, pipeline, directory, shared, pairs, calibration, progress
+                job, pipeline, directory, shared, pairs, calibration, dumps, progress
             )
             limits = manifest.main.limits
             added = {

@@ -24,6 +24,14 @@ from .texts import Text
 
 
 @dataclass(frozen=True, slots=True)
+class Dumps:
+    """The pass after which programs are written (`all`: after each; None: after none), where."""
+
+    after: str | None
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
 class CompileJob:
     """A recipe with everything resolved that needs no heavy import."""
 

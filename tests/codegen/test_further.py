@@ -239,5 +239,5 @@ def test_libraries_of_the_interface_before(tmp_path: Path, version: int, runs: b
         ):
             open_cpp(open_artifact(old))
         return
-    logits = [run_step(open_cpp(one), step).logits for one in (open_artifact(old), new)]
-    np.testing.assert_array_equal(*logits)
+    before, now = (run_step(open_cpp(one), step).logits for one in (open_artifact(old), new))
+    np.testing.assert_array_equal(before, now)

@@ -221,19 +221,19 @@ def test_every_byte_of_all_is_checked(artifact: Artifact, name: str, tmp_path: P
         open_artifact(copy)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", [pytest.param("none", marks=pytest.mark.breadth), "int8"])
 def test_another_target_is_rebuilt_as_it_is_compiled(
     checkpoint: Path, tmp_path: Path, quantization: str
 ) -> None:
     sets = {"quantization.scheme": quantization}
     if quantization != "none":
-        sets["quantization.method"] = "nearest"
+        sets |= {"quantization.method": "nearest"}
     made = [
         compiled(checkpoint, tmp_path / target, "cpp", target=target, **sets)[0]
         for target in ("x86-64-v2", "x86-64-v3")
     ]
-    assert made[0].manifest.programs["draft"].weights.shared
-    assert made[0].manifest.programs["head"].weights.shared
+    draft, head = (made[0].manifest.programs[name].weights for name in ("draft", "head"))
+    assert draft.shared and set(head.tensors) - set(head.shared) == {"own"}
     rebuilt = rebuild_artifact(made[0].path, "x86-64-v3", tmp_path / "rebuilt")
     assert contents(rebuilt.path) == contents(made[1].path)
 
@@ -262,6 +262,7 @@ def test_calibrated_weights_are_shared(tmp_path: Path) -> None:
             "x is in the phase fused, expected",
         ),
         ("x", lambda m: m.with_nodes(m.nodes[1:]), ProgramError, "is used before it is defined"),
+        ("x", lambda m: None, UsageError, "the program x is a NoneType, expected a Program"),
         (
             "x",
             lambda m: replace(m, output_names=("logits", "logits")),
@@ -292,6 +293,10 @@ def test_each_is_verified(checkpoint: Path, tmp_path: Path) -> None:
         overrides={"backend": "reference", "dtype": "float32"},
         progress=False,
         programs=PROGRAMS,
+        dump_ir_after="lower-kv",
+        dump_dir=tmp_path / "dumps",
     )
+    (dump,) = (tmp_path / "dumps/draft").glob("*-lower-kv.ir")
+    assert "resource" in dump.read_text()
     report = (tmp_path / "a/programs/draft/report.json").read_text()
     assert "paged steps of 2 sequences agree with a whole run" in report
