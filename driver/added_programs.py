@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,10 @@ class AddedProgram:
 
     `make` is given the program of the model as it was captured, and returns another one in the
     phase `captured`, which may have other inputs and outputs. The bounds of its symbols are its
-    limits. A weight that it takes over from the model with its definition, and that passes treat
-    alike, is not stored again; so builders should start from the model's `loaders`. `rank` says
-    which part of a step it is, where several devices compute one.
+    limits. Without a spec of its own, it has that of the model. A weight that it takes over from
+    the model with its definition, and that passes treat alike, is not stored again; so builders
+    should start from the model's `loaders`. `rank` says which part of a step it is, where several
+    devices compute one.
     """
 
     make: Callable[[Program], Program]
@@ -73,7 +74,7 @@ class ProgramCompiler:
         or one that the backend refuses.
         """
         from ..codegen.base import EmitOptions
-        from ..ir.program import Program
+        from ..ir.program import EMPTY_SPEC, Program
         from ..ir.text import print_program
         from ..ir.verify import verify
         from .optimize import optimize
@@ -84,6 +85,8 @@ class ProgramCompiler:
         if not isinstance(first, Program):
             message = f"the program {name} is a {type(first).__name__}, expected a Program"
             raise UsageError(message, hint="`make` takes the model's program and returns another")
+        if first.spec == EMPTY_SPEC:
+            first = replace(first, spec=captured.spec)
         verify(first)
         if first.phase != captured.phase:
             message = f"the program {name} is in the phase {first.phase}, expected {captured.phase}"

@@ -227,7 +227,7 @@ def test_another_target_is_rebuilt_as_it_is_compiled(
 ) -> None:
     sets = {"quantization.scheme": quantization}
     if quantization != "none":
-        sets |= {"quantization.method": "nearest"}
+        sets |= {"quantization.method": "nearest", "dtype": "bfloat16"}
     made = [
         compiled(checkpoint, tmp_path / target, "cpp", target=target, **sets)[0]
         for target in ("x86-64-v2", "x86-64-v3")
