@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...ir.manifest import CompiledProgram
+from ...ir.shapes import parse_type
 from ...ir.sizes import format_count, format_size
+from ...ir.types import Sym
 from .facts import ArtifactFacts, OtherProgramFacts
 from .text import OP_HEAD, WIDTH, Page, group_text, op_rows, render_artifact, say_passes
 
@@ -58,8 +60,11 @@ def _pairs(said: CompiledProgram, other: OtherProgramFacts) -> Iterator[tuple[st
     yield "code", f"{said.entry.file} ({said.entry.kind})"
     limits = said.limits
     sizes = {"T": limits.step_tokens, "R": limits.logit_rows, **limits.sizes}
-    most = ", ".join(f"{name} to {size}" for name, size in sizes.items())
-    yield "limits", f"{limits.max_context} tokens of context, {most}"
+    kinds = (*said.inputs.values(), *said.outputs.values())
+    used = {dim.name for kind in kinds for dim in parse_type(kind).shape if isinstance(dim, Sym)}
+    most = ", ".join(f"{name} to {size}" for name, size in sizes.items() if name in used)
+    context = [f"{limits.max_context} tokens of context"] if other.groups else []
+    yield "limits", ", ".join([*context, *([most] if most else [])])
     tensors = format_count(other.num_tensors, "tensor")
     shared = f"{other.num_shared} of {tensors} in the file of the main program"
     yield "weights", f"{format_size(other.weights_bytes)}, {shared}"

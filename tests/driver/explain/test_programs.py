@@ -69,6 +69,7 @@ def test_the_report_has_all(two: Path) -> None:
     assert [line[0] for line in lines[table + 2 : table + 5]] == ["main", "head", "in"]
     assert "== head ==" in text
     assert "inputs   states f32[R, 24]" in text
+    assert "limits   R to 8\n" in text
     assert "weights  " in text and "0 of 1 tensor in the file of the main program" in text
     alone = inspect_artifact(open_artifact(two).path, memory=1 << 30)
     assert render_programs(replace(alone, others=())) == render_artifact(alone)
