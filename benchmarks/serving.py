@@ -30,7 +30,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -135,34 +135,27 @@ def offline(llm: infc.LLM, prompts: list[list[int]], num_tokens: int) -> Run:
     return Run(tokens, seconds, process=cpu, host=host, steps=steps)
 
 
-@dataclass(slots=True)
 class Client:
-    """Connections that stay open, one a stream."""
+    """So many connections, one a stream."""
 
-    address: tuple[str, int]
-    sockets: list[socket.socket] = field(default_factory=list)
-
-    def open(self, count: int) -> None:
-        """As many connections."""
-        while len(self.sockets) < count:
-            self.sockets.append(socket.create_connection(self.address))
-            self.sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, address: tuple[str, int], count: int) -> None:
+        self.sockets = [socket.create_connection(address) for _ in range(count)]
+        for each in self.sockets:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def close(self) -> None:
         """Close all of them."""
         for each in self.sockets:
             each.close()
 
-    def ask(
-        self, count: int, prompts: list[list[int]], num_tokens: int, *, stream: bool
-    ) -> list[bytes]:
-        """The answers to all prompts, `count` at once: head and body as they came."""
+    def ask(self, prompts: list[list[int]], num_tokens: int, *, stream: bool) -> list[bytes]:
+        """The answers to all prompts: head and body as they came."""
         end = b"\r\n0\r\n\r\n"
         left = [request_of(prompt, num_tokens, stream=stream) for prompt in prompts]
         answers: list[bytes] = []
         received: dict[socket.socket, list[bytes]] = {}
         with selectors.DefaultSelector() as selector:
-            for each in self.sockets[:count]:
+            for each in self.sockets:
                 each.sendall(left.pop())
                 received[each] = []
                 selector.register(each, selectors.EVENT_READ)
@@ -209,22 +202,17 @@ def whole_is_there(answer: bytes) -> bool:
 
 
 def served(
-    server: Server,
-    client: Client,
-    count: int,
-    prompts: list[list[int]],
-    num_tokens: int,
-    *,
-    stream: bool,
+    server: Server, count: int, prompts: list[list[int]], num_tokens: int, *, stream: bool
 ) -> Run:
     """All prompts in `count` streams."""
-    client.open(count)
+    client = Client(server.address, count)
     host, steps = server.steps()
     process, loop = server.cpu()
     begun, own = time.perf_counter(), time.process_time()
-    answers = client.ask(count, prompts, num_tokens, stream=stream)
+    answers = client.ask(prompts, num_tokens, stream=stream)
     seconds, own = time.perf_counter() - begun, time.process_time() - own
     process_after, loop_after = server.cpu()
+    client.close()
     host_after, steps_after = server.steps()
     tokens = sum(
         int(found[1])
@@ -258,8 +246,6 @@ def main() -> None:
     results: dict[str, list[Run]] = {}
     counts = [int(word) for word in options.streams.split(",")]
     with serve(options.artifact, options.command) as server, contextlib.ExitStack() as opened:
-        client = Client(server.address)
-        opened.callback(client.close)
         engines = {
             count: opened.enter_context(infc.LLM(options.artifact, max_sequences=count))
             for count in counts
@@ -273,7 +259,7 @@ def main() -> None:
                         runs[name] = offline(engines[count], prompts, tokens)
                     else:
                         stream = name == "streamed"
-                        runs[name] = served(server, client, count, prompts, tokens, stream=stream)
+                        runs[name] = served(server, count, prompts, tokens, stream=stream)
                 for name, run in runs.items():
                     assert run.tokens == total * tokens, (name, run)
                     if round_ >= 0:
