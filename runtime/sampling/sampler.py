@@ -1,7 +1,7 @@
 """What it means to take a token from a row of logits, in numpy.
 
-Executors draw most tokens themselves, from `Step.draws`, to this meaning; rows that a request
-adjusts before come here.
+Executors draw tokens from `Step.draws` to this meaning; those whose head computes all rows call it
+(`head_output`).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Step:
     draws: Draws = field(default_factory=no_draws, repr=False)  # [D]
     adjustments: Adjustments | None = None
     wants_hidden: bool = False  # whether the R inputs of the head are wanted
-    carried: Int32Array = field(default_factory=lambda: NO_PAIRS)  # [C, 2] (place in T, draw)
+    carried: Int32Array = field(default_factory=lambda: NO_PAIRS)  # [P, 2] (place in T, draw)
     inputs: Mapping[str, Array] = field(default_factory=dict)
 
     @property
