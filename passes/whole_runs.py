@@ -114,6 +114,12 @@ class WholeRuns:
         """What was compared, in a few words; PassError where logits differ."""
         if self.first is None or _same_graph(program, self._last):
             return f"{phase}: nothing changed since the last comparison"
+        given, wanted = (list(one.named_outputs()) for one in (program, self.first))
+        if len(given) != len(wanted):
+            raise PassError(
+                f"after phase {phase} the program gives {', '.join(given)}, expected "
+                f"{', '.join(wanted)}"
+            )
         reason = not_runnable(self.first) or not_runnable(program)
         if self.first.resources:
             reason = "the program was lowered before"
@@ -159,7 +165,7 @@ class WholeRuns:
     def _require(self, phase: str, expected: Outputs, actual: Outputs, what: str) -> None:
         assert self.first is not None
         names = [_SPOKEN.get(name, name) for name in self.first.named_outputs()]
-        for name, wanted, given in zip(names, expected, actual, strict=False):
+        for name, wanted, given in zip(names, expected, actual, strict=True):
             found = difference(wanted, given)
             if found.error > TOLERANCE:
                 raise PassError(

@@ -230,6 +230,13 @@ def test_whole_runs_compare_both_outputs(wrong: str) -> None:
         runs.check("fuse", step({wrong: 1.001}))
 
 
+def test_whole_runs_miss_an_output_that_a_pass_dropped() -> None:
+    runs, program = WholeRuns(), step({})
+    runs.start(program)
+    with pytest.raises(PassError, match="the program gives logits, expected logits, hidden"):
+        runs.check("fuse", replace(program, outputs=program.outputs[:1], output_names=()))
+
+
 def test_whole_runs_quantise_a_matrix_once() -> None:
     """Each run reads all weights anew, and codes cost more than the run."""
     read: list[str] = []
