@@ -71,9 +71,12 @@ class Events:
         if self._failure is not None:
             raise self._failure
         outputs, pieces = self._outputs, list[bytes]()
-        for _ in range(_MOST_AT_ONCE):
-            if not outputs.num_open or (pieces and not outputs.has_more):
+        count = 0
+        while outputs.num_open:
+            # An output without an event is not the end, however many there are of them.
+            if pieces and (count >= _MOST_AT_ONCE or not outputs.has_more):
                 break
+            count += 1
             try:
                 number, output = await outputs.get()
                 pieces += await self._events(number, output)

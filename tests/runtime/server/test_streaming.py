@@ -187,6 +187,20 @@ def test_where_nobody_is_behind_each_token_has_an_event(server: Serving) -> None
     assert [len(each) for each in ids] == [1] * 20
 
 
+@pytest.mark.parametrize("prompts", [["def f"], ["def f", "class A"]], ids=len)
+def test_many_tokens_without_text_do_not_end_a_stream(server: Serving, prompts: list[str]) -> None:
+    """Special tokens, which are left out: more outputs than are written at once."""
+    odd = {"logit_bias": {"0": 100}, "ignore_eos": True, "max_tokens": 200}
+    body = {**LONG, **odd, "prompt": prompts, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    *chunks, last = chunks_of(server.post("/v1/completions", body).text)
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    ends = [choice for choice in choices if choice["finish_reason"] is not None]
+    assert {choice["text"] for choice in choices} == {""}
+    assert [end["finish_reason"] for end in ends] == ["length"] * len(prompts)
+    assert last["usage"]["completion_tokens"] == 200 * len(prompts)
+
+
 class Slow(Inbox):
     """Wakes its reader up late, as a busy loop does."""
 
