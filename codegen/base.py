@@ -306,7 +306,8 @@ def _check_interface(program: Program) -> None:
                 hint="another array takes another name",
             )
     for name, value in program.named_outputs().items():
-        if name in (LOGITS, HIDDEN) and not _is_rows(value.type):
+        symbols = {LOGITS: ("R", "T"), HIDDEN: ("R",)}.get(name)
+        if symbols is not None and not _is_rows(value.type, symbols):
             raise ProgramError(
                 f"the output {name} is {value.type}, expected a row for each of R",
                 where=program.name,
@@ -322,8 +323,10 @@ def _check_interface(program: Program) -> None:
                 )
 
 
-def _is_rows(kind: TensorType) -> bool:
-    """Whether it is `[R, width]`, or `[T, width]` of a program that makes a row for each token."""
+def _is_rows(kind: TensorType, symbols: tuple[str, ...]) -> bool:
+    """Whether it is `[R, width]`; logits may be `[T, width]`, for steps in which R is T."""
     return (
-        len(kind.shape) == 2 and kind.shape[0] in (Sym("R"), Sym("T")) and kind.dtype.is_float
+        len(kind.shape) == 2
+        and kind.shape[0] in [Sym(name) for name in symbols]
+        and kind.dtype.is_float
     ) and isinstance(kind.shape[1], int)

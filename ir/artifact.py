@@ -22,10 +22,11 @@ from filelock import FileLock, Timeout
 
 from .digests import StampFile, check_digests, digest_file
 from .directory import OpenDirectory
-from .errors import ArtifactError, UsageError
+from .errors import ArtifactError, ProgramError, UsageError
 from .files import exchange, is_ours, protect, share_file, sync, umask, uninterrupted
 from .leftovers import lock_path, partial_prefix, sweep
 from .manifest import FORMAT, MANIFEST_NAME, FileDigest, Manifest, parse_manifest
+from .manifest_values import check_values
 from .sizes import format_size
 from .user_cache import cache_directory
 
@@ -385,6 +386,10 @@ class ArtifactWriter:
             for name in names
         }
         complete = replace(manifest, files=files)
+        try:
+            check_values(complete)
+        except ValueError as error:  # before it replaces an artifact that can be opened
+            raise ProgramError(f"no artifact can have this: {error}") from None
         (self.path / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
         _check_names(directory, complete)
         return complete

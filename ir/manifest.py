@@ -17,7 +17,7 @@ from .nearest import did_you_mean
 from .program import HIDDEN, LOGITS, STEP_INPUTS, ModelSpec, Program, Value
 from .resources import Resource, resource_fields
 from .shapes import parse_type
-from .types import TensorType, handed_over
+from .types import Sym, TensorType, handed_over
 
 FORMAT = "infc-artifact"
 MANIFEST_NAME = "manifest.json"
@@ -103,6 +103,12 @@ class CompiledProgram:
     def further_outputs(self) -> dict[str, TensorType]:
         """The outputs beside logits and hidden states, by name, sorted."""
         return _further(self.outputs, (LOGITS, HIDDEN))
+
+    @property
+    def logits_of_tokens(self) -> bool:
+        """Whether there is a row of logits for each token, not for some of them."""
+        shape = parse_type(self.outputs[LOGITS]).shape if LOGITS in self.outputs else ()
+        return shape[:1] == (Sym("T"),)
 
     @property
     def vocab_size(self) -> int | None:

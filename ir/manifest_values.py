@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .backends import known_backend
 from .errors import ProgramError
-from .program import HIDDEN, LOGITS
+from .program import HIDDEN, LOGITS, STEP_INPUTS
 from .resources import KvGroup, Resource
 from .shapes import parse_type
 from .types import DType, Sym
@@ -23,7 +23,10 @@ _MOST_BLOCK: Final = 1 << 16
 _SECTIONS: Final = ("runtime", "kv_cache")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")  # of a program, which has a directory of that name
 _SYMBOL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ROWS: Final = re.compile(r"f32\[[RT], [1-9][0-9]*\]")
+_ROWS: Final = {
+    LOGITS: re.compile(r"f32\[[RT], [1-9][0-9]*\]"),
+    HIDDEN: re.compile(r"f32\[R, [1-9][0-9]*\]"),
+}
 _STEP_SYMBOLS: Final = ("T", "R")
 
 
@@ -64,12 +67,15 @@ def _check_program(where: str, program: CompiledProgram, manifest: Manifest) -> 
         if name in _STEP_SYMBOLS or not _SYMBOL.fullmatch(name):
             raise ValueError(f"manifest.{where}.limits.sizes: {name!r} is not a further symbol")
         _within(f"{where}.limits.sizes.{name}", most, 1)
+    for name, symbol in STEP_INPUTS.items():
+        if (text := program.inputs.get(name)) not in (None, f"i32[{symbol}]"):
+            raise ValueError(f"manifest.{where}.inputs.{name}: {text!r}, expected i32[{symbol}]")
     for side in ("inputs", "outputs"):
         for name, text in getattr(program, side).items():
             _check_type(f"{where}.{side}.{name}", text, {*_STEP_SYMBOLS, *limits.sizes})
-    for name in (LOGITS, HIDDEN):
+    for name, rows in _ROWS.items():
         text = program.outputs.get(name)
-        if text is not None and not _ROWS.fullmatch(text):
+        if text is not None and not rows.fullmatch(text):
             raise ValueError(f"manifest.{where}.outputs.{name}: {text!r}, expected f32[R, width]")
     _unique(f"{where}.resources", [group.name for group in program.resources])
     for index, group in enumerate(program.resources):
@@ -77,10 +83,14 @@ def _check_program(where: str, program: CompiledProgram, manifest: Manifest) -> 
     _within(f"{where}.arena_bytes", program.arena_bytes, 0, _MOST_BYTES)
     weights = program.weights
     _unique(f"{where}.weights.tensors", weights.tensors)
-    if strange := sorted(set(weights.shared) - set(weights.tensors)):
-        raise ValueError(
-            f"manifest.{where}.weights.shared: {strange[0]!r} is not among the tensors"
-        )
+    _unique(f"{where}.weights.shared", weights.shared)
+    for of, tensors in ((where, weights.tensors), ("main", manifest.main.weights.tensors)):
+        if strange := sorted(set(weights.shared) - set(tensors)):
+            raise ValueError(
+                f"manifest.{where}.weights.shared: {strange[0]!r} is not among the tensors of {of}"
+            )
+    if program.entry.file in manifest.weight_files():
+        raise ValueError(f"manifest.{where}.entry.file: it is a file of weights")
     if program.rank is not None:
         _within(f"{where}.rank", program.rank, 0)
 

@@ -26,15 +26,17 @@ def _from_1(data: dict[str, Any]) -> dict[str, Any]:
 
     Its inputs and outputs had no names in the manifest: a step's are always the same.
     """
-    rest = dict(data)
+    rest = {
+        f"{name} (version 1)" if name == "programs" else name: value for name, value in data.items()
+    }
     main: dict[str, Any] = {name: rest.pop(name) for name in _OF_THE_PROGRAM if name in rest}
     kv = rest.pop("kv", None)
-    main["resources"] = kv.pop("groups", None) if isinstance(kv, dict) else kv
+    main["resources"] = kv.pop("groups", None) if isinstance(kv, dict) else repr(kv)
     main |= {f"kv.{name}": value for name, value in kv.items()} if isinstance(kv, dict) else {}
     model = rest.get("model")
     vocabulary = model.get("vocab_size") if isinstance(model, dict) else None
     main["inputs"] = dict(_STEP_INPUTS)
     main["outputs"] = {"logits": f"f32[R, {vocabulary}]"}
     if (width := rest.pop("hidden_width", None)) is not None:
-        main["outputs"]["hidden"] = f"f32[R, {width}]"
+        main["outputs"]["hidden"] = f"f32[R, {width!r}]"
     return {**rest, "programs": {"main": main}}

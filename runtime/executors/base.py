@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ...ir.errors import InfcError
-from ...ir.manifest import MAIN
+from ...ir.manifest import MAIN, CompiledProgram
 from ..sampling.adjustments import Mask, adjusted_row
 from ..sampling.draws import Draw
 from ..sampling.sampler import drawn_token, greatest_token
@@ -183,6 +183,16 @@ def check_hidden(step: Step, width: int | None) -> None:
         raise InfcError(
             "this artifact does not provide hidden states",
             hint="compile it again; a model whose head is not found has none",
+        )
+
+
+def check_rows(step: Step, program: CompiledProgram) -> None:
+    """InfcError where the program gives logits of every token, and the step wants those of some."""
+    rows = len(step.logits_index)
+    if program.logits_of_tokens and rows != step.num_tokens:
+        raise InfcError(
+            f"this program gives logits of every token, and a step of {step.num_tokens} tokens has "
+            f"{rows} rows"
         )
 
 

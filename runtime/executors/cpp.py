@@ -22,7 +22,15 @@ from ..sampling.adjustments import ADJUSTED, Adjustments
 from ..sampling.draws import DRAW
 from ..scheduling.step import Float32Array, Int32Array, Step, StepOutput
 from .address_space import resident_bytes
-from .base import HOST, ExecutorConfig, Finished, ProfileEntry, check_draws, check_hidden
+from .base import (
+    HOST,
+    ExecutorConfig,
+    Finished,
+    ProfileEntry,
+    check_draws,
+    check_hidden,
+    check_rows,
+)
 from .cpp_abi import AdjustmentArrays, Config, GroupStep, StepArrays, load_library
 from .cpp_profile import CppProfile
 from .further import FurtherArrays
@@ -44,6 +52,7 @@ class CppExecutor:
         self._vocab_size = program.vocab_size
         self._hidden_width = program.hidden_width
         self._limits = program.limits
+        self._program = program
         self._further = FurtherArrays(program)
         self._library = load_library(artifact.path / program.entry.file)
         artifact.check_in_place(program.entry.file)
@@ -115,6 +124,7 @@ class CppExecutor:
             )
         check_hidden(step, self._hidden_width)
         check_draws(step, self._vocab_size)
+        check_rows(step, self._program)
         tokens = np.empty(len(step.draws), np.int32)
         logits = np.empty((step.num_logits, self._vocab_size or 0), dtype=np.float32)
         hidden = None

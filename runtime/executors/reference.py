@@ -19,6 +19,7 @@ from .base import (
     WeightPlacement,
     check_draws,
     check_hidden,
+    check_rows,
     head_output,
 )
 from .further import FurtherArrays, shape_of
@@ -41,6 +42,7 @@ class ReferenceExecutor:
         self._groups = program.resources
         self._hidden_width = hidden_width(program)
         self._vocab_size = vocabulary_size(program)
+        self._compiled = compiled
         self._further = FurtherArrays(compiled)
         self._outputs = self._further.outputs
         self._state = PagedState.allocate((), 0)
@@ -100,6 +102,7 @@ class ReferenceExecutor:
         }
         check_hidden(step, self._hidden_width)
         check_draws(step, self._vocab_size)
+        check_rows(step, self._compiled)
         results = dict(
             zip(self._program.named_outputs(), self._interpreter.run(inputs), strict=True)
         )

@@ -175,6 +175,7 @@ def one_input(name: str, kind: TensorType, **outputs: TensorType) -> Program:
         (one_input("logits_index", i64(Sym("T"))), r"i64\[T\], expected i64\[R\]"),
         (one_input("x", f32(Sym("P")), logits=f32(Sym("P"), 3)), "expected a row for each of R"),
         (one_input("x", f32(Sym("R")), hidden=f32(Sym("R"))), "expected a row for each of R"),
+        (one_input("x", f32(Sym("T")), hidden=f32(Sym("T"), 3)), "expected a row for each of R"),
         (one_input("x", f32(Sym("T")), y=f32(Sym("P"))), "no input has P in its shape"),
         (one_input("x", TensorType(DType.BF16, (2,))), "the input x .* takes f32, i32 and i64"),
         (one_input("x", i64(2)), "the output same .* gives floating-point values only"),
@@ -206,14 +207,27 @@ def test_a_program_without_logits_draws_no_tokens(tmp_path: Path) -> None:
         made.close()
 
 
-def _rows(tmp_path: Path) -> Artifact:
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_logits_of_every_token_are_not_given_for_some(tmp_path: Path, backend: str) -> None:
+    made = _rows(tmp_path, backend)
+    given = step({}, 2)
+    given = replace(
+        given, token_ids=np.arange(4, dtype=np.int32), positions=np.arange(4, dtype=np.int32)
+    )
+    executor = open_executor(made, ExecutorConfig(num_blocks=()))
+    with pytest.raises(InfcError, match="a step of 4 tokens has 2 rows"):
+        run_step(executor, given)
+    executor.close()
+
+
+def _rows(tmp_path: Path, backend: str = "cpp") -> Artifact:
     """A program that takes and gives what every step does."""
     b = ProgramBuilder("rows", phase="planned")
     b.symbol("T", 1, 8)
     ids = b.input("input_ids", i64(Sym("T")))
     b.output(logits=b.emit("embedding", b.weight("table", f32(VOCABULARY, WIDTH)), ids))
     made = with_weights(b.build(), random_weights(b.build(), 4))
-    return build(made, tmp_path / "rows")
+    return build(made, tmp_path / "rows", backend=backend)
 
 
 @pytest.mark.parametrize(("version", "runs"), [(8, True), (7, False)])

@@ -345,8 +345,10 @@ def rewritten(path: Path, main: Mapping[str, object] | None = None, **changes: o
         ({"main": {"rank": -1}}, "main.rank: -1 is outside"),
         (
             {"main": {"weights": {"file": "w", "tensors": ["a"], "shared": ["b"]}}},
-            "weights.shared: 'b' is not among the tensors",
+            "weights.shared: 'b' is not among the tensors of programs.main",
         ),
+        ({"main": {"outputs": {"hidden": "f32[T, 8]"}}}, r"hidden: 'f32\[T, 8\]', expected"),
+        ({"main": {"inputs": {"input_ids": "i32[R]"}}}, r"input_ids: 'i32\[R\]', expected i32"),
         (
             {"main": {"weights": {"file": "w", "tensors": ["a"], "shared": ["a"]}}},
             "the main program's are its own",

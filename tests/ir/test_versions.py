@@ -53,8 +53,11 @@ def test_an_artifact_of_then_runs(tmp_path: Path) -> None:
     [
         ({"kv": {"groups": [], "speed": 1}}, "it has the key 'programs.main.kv.speed', which"),
         ({"speed": 1}, "it has the key 'speed', which this infc does not know"),
-        ({"kv": 3}, "main.resources: 3"),
-        ({"hidden_width": "wide"}, "outputs.hidden: the symbol wide has no bound"),
+        ({"programs": {}}, r"it has the key 'programs \(version 1\)', which"),
+        ({"kv": 3}, "main.resources: '3'"),
+        ({"kv": []}, r"main.resources: '\[\]'"),
+        ({"hidden_width": "wide"}, "outputs.hidden: .* is not the type of an array"),
+        ({"hidden_width": "5"}, "outputs.hidden: .* is not the type of an array"),
         ({"hidden_width": 0}, r"outputs.hidden: 'f32\[R, 0\]', expected f32\[R, width\]"),
         ({"model": None}, "manifest.model: None"),
         ({"arena_bytes": -1}, "arena_bytes: -1 is outside"),
