@@ -98,8 +98,8 @@ class _Rebuilder:
 
         said, folder = self.old.manifest.programs[name], folder_of(name)
         machine = self.old.manifest.target
-        source = self.old.path / folder / "program.ir"
-        program = parse_program(source.read_text(encoding="utf-8"), source=str(source))
+        source = f"{folder}program.ir"
+        program = parse_program(self.old.read_text(source), source=str(self.old.path / source))
         shared = None
         if self.main is not None:
             common = frozenset(said.weights.shared)

@@ -11,8 +11,9 @@ from ...ir.program import Program, Value, further_inputs, further_outputs, furth
 from ...ir.types import DType, handed_over
 from .buffers import CTYPES
 
-_SYMBOL: Final = re.compile(r"[A-Z][A-Za-z0-9]*")
-"""What a symbol may be called: in a step, all other variables begin with small letters."""
+_SYMBOL: Final = re.compile(r"[A-Z][0-9]*")
+"""What a symbol may be called: in a step, variables begin with small letters, and longer names may
+be those of types and macros."""
 
 
 def further_name(program: Program, value: Value) -> str:
@@ -52,5 +53,5 @@ def check_further(program: Program) -> None:
             raise ProgramError(
                 f"cpp cannot have a symbol {symbol!r}",
                 where=program.name,
-                hint="use letters and digits, a capital first",
+                hint="use a capital letter, and digits behind it",
             )

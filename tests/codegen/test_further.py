@@ -180,6 +180,7 @@ def one_input(name: str, kind: TensorType, **outputs: TensorType) -> Program:
         (one_input("x", TensorType(DType.BF16, (2,))), "the input x .* takes f32, i32 and i64"),
         (one_input("x", i64(2)), "the output same .* gives floating-point values only"),
         (one_input("x", f32(Sym("p"))), "cannot have a symbol 'p'"),
+        (one_input("x", f32(Sym("Share"))), "cannot have a symbol 'Share'"),
     ],
 )
 def test_what_no_step_could_have_is_refused(made: Program, message: str) -> None:
