@@ -40,7 +40,7 @@ class RequestMetrics:
 
 @dataclass(slots=True, kw_only=True)
 class CompletionOutput:
-    """One completion, or what one step added to it.
+    """One completion, or what one or several steps added to it.
 
     `index` is the number of the completion within its request. `stop_reason` is the stop string
     or the token id that ended it, or None if it ended for another reason. `logprobs` has one
@@ -63,7 +63,7 @@ class CompletionOutput:
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
-    """The answer to one request, or what one step added to it.
+    """The answer to one request, or what one or several steps added to it.
 
     `outputs` contains the completions that changed, at least one, by ascending `index`. If
     `finished` is true, this is the last output. `prompt_logprobs`, if requested, is part of the
