@@ -91,8 +91,8 @@ class Stream:
         return self.request.request.request_id
 
     def fail(self, error: InfcError) -> None:
-        """Take an error in, where nothing else is left to read."""
-        if self.inbox.lacks(self):
+        """Take an error in, where nothing else is left to read, and the end has not been read."""
+        if not self.has_ended and self.inbox.lacks(self):
             self.inbox.put(self, error)
 
 

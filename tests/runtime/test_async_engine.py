@@ -308,3 +308,18 @@ def test_requests_of_a_reader_that_the_queue_refuses() -> None:
         assert await served.drain(10)
 
     run(test, make_engine(max_waiting=2))
+
+
+def test_an_end_that_was_read_is_followed_by_no_error() -> None:
+    """Also where a patrol had seen that it was open, and found then that nothing more comes."""
+
+    async def test(served: AsyncEngine) -> None:
+        reader = await served.read([[1, 2]], SamplingParams(max_tokens=1))
+        (stream,) = reader.streams
+        _, output = await reader.get()
+        assert output.finished and reader.num_open == 0
+        stream.fail(InfcError("late"))
+        assert not reader.has_more
+        reader.close()
+
+    run(test)
