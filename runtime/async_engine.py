@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
 from .async_streams import Inbox, Item, Reader, Stream, hand_over
 from .engine import Engine, EngineStats
-from .faults import note_fault
+from .faults import is_fault, note_fault
 from .memory_reserve import RESERVE
 from .requests.outputs import RequestOutput, merge_outputs
 from .requests.pooling import Pooling
@@ -336,7 +336,7 @@ class AsyncEngine:
             self._commands.put(command)
         self._unsent, self._command = (), None
         reason = InfcError(f"the step failed: {type(error).__name__}: {error}")
-        self._put([(stream, reason) for stream in lost])
+        self._fail(lost, reason)
         self._close(lost)
 
     def _take_commands(self) -> None:
@@ -432,7 +432,16 @@ class AsyncEngine:
     def _fail_all(self, reason: InfcError) -> None:
         pending = list(self._pending)
         self._streams.clear()
-        self._put([(stream, reason) for stream in pending])
+        self._fail(pending, reason)
+
+    def _fail(self, streams: Sequence[Stream], reason: InfcError) -> None:
+        """Tell streams why they end, behind what was kept for those who read slowly.
+
+        The first error may be the end of all that one caller reads, so it comes behind all of it.
+        """
+        outputs = [(stream, _untold(stream)) for stream in streams]
+        items: list[tuple[Stream, Item]] = [(s, output) for s, output in outputs if output]
+        self._put([*items, *((stream, reason) for stream in streams)])
 
 
 def _is_long(prompt: str | Sequence[int]) -> bool:
@@ -446,6 +455,17 @@ def _is_long_list(params: SamplingParams | None) -> bool:
         return False
     lists = (params.logit_bias, params.allowed_token_ids or (), params.banned_token_ids)
     return params.num_choices > _MANY or any(len(ids) > _LONG for ids in lists)
+
+
+def _untold(stream: Stream) -> RequestOutput | None:
+    """What was kept of a request; None also where finding its text fails."""
+    try:
+        return stream.request.stream.untold()
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        note_fault("the rest of a request", error)
+        return None
 
 
 def _stopped(error: BaseException | None) -> InfcError:

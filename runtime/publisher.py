@@ -111,6 +111,7 @@ class Publisher:
         try:
             output = stream.add(samples)
         except BaseException as error:
+            stream.finished = True  # it may be in the middle of a token
             if not is_fault(error):
                 raise
             return self._give_up(request_id, stream, error)

@@ -130,6 +130,11 @@ class _Choice:
             self._forget_news()
             self.has_news, self.is_over = False, self.has_ended
 
+    def untold(self) -> CompletionOutput:
+        """Its news, where the step after them failed: an end only if that was before."""
+        news = self.news()
+        return news if self.has_ended else replace(news, finish_reason=None, stop_reason=None)
+
     def failure(self) -> CompletionOutput:
         """The last of it, where its request fails: as it ended, if it had, else with an error."""
         try:
@@ -288,13 +293,30 @@ class RequestStream:
         else:
             pieces = [choice.failure() for choice in self.choices if not choice.is_over]
         self.finished = True
+        return self._output(pieces, error)
+
+    def untold(self) -> RequestOutput | None:
+        """What was kept while who reads was behind; None for nothing, and for whole answers.
+
+        For a request whose step failed, of which nothing else is told but an error.
+        """
+        if self.finished or self.tells_at_end or not self.has_news:
+            return None
+        output = self._output([choice.untold() for choice in self.choices if choice.has_news])
+        for choice in self.choices:
+            choice.told()
+        return output
+
+    def _output(
+        self, pieces: Sequence[CompletionOutput], error: str | None = None
+    ) -> RequestOutput:
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
             outputs=tuple(pieces),
-            metrics=self._metrics(True),
-            finished=True,
+            metrics=self._metrics(self.finished),
+            finished=self.finished,
             error=error,
         )
 

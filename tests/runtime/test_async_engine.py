@@ -310,6 +310,41 @@ def test_requests_of_a_reader_that_the_queue_refuses() -> None:
     run(test, make_engine(max_waiting=2))
 
 
+@pytest.mark.parametrize("message", ["no more memory", "shut down"])
+def test_what_a_reader_leaves_comes_before_the_error(message: str) -> None:
+    params, prompts = SamplingParams(max_tokens=40, ignore_eos=True), ([1, 2], [3])
+    engine = make_engine()
+    assert isinstance(engine.executor, PagedModel)
+    if message == "no more memory":
+        engine.executor = Failing(engine.executor, 10)
+
+    async def test(served: AsyncEngine) -> None:
+        reader = await served.read(prompts, params)
+        streams = [stream.request.stream for stream in reader.streams]
+        while served.num_pending:
+            if message == "shut down" and all(stream.has_news for stream in streams):
+                await asyncio.to_thread(served.shutdown)
+            await asyncio.sleep(0)
+        parts: list[list[RequestOutput]] = [[], []]
+        errors = []
+        while reader.num_open:
+            try:
+                number, output = await reader.get()
+                parts[number].append(output)
+            except InfcError as error:
+                errors.append(str(error))
+        reader.close()
+        assert len(errors) == 2 and all(message in error for error in errors)
+        for prompt, each in zip(prompts, parts, strict=True):
+            assert len(each) == 2
+            token_ids = merge_outputs(each).outputs[0].token_ids
+            assert len(token_ids) > 1
+            assert token_ids == alone(prompt, params)[: len(token_ids)]
+            assert each[-1].outputs[0].finish_reason is None
+
+    run(test, engine)
+
+
 def test_an_end_that_was_read_is_followed_by_no_error() -> None:
     """Also where a patrol had seen that it was open, and found then that nothing more comes."""
 

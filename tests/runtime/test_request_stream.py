@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
+from infc.runtime.requests.request_stream import RequestStream
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.owners import PlannedStep, StepOwners
 from infc.runtime.scheduling.step_results import StepResults
@@ -188,3 +189,36 @@ def test_the_text_of_a_long_answer_is_found_on_the_way() -> None:
             longest = max(longest, pushed - before)
     assert len(merge_outputs(parts).outputs[0].token_ids) == pushed == 400
     assert 1 < longest <= 65
+
+
+def test_of_a_request_that_failed_amid_a_token_nothing_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even where that could not be told: finding its text again would repeat a part of it."""
+    push, left = Detokenizer.push, 6
+
+    def fail(self: Detokenizer, token: int) -> str:
+        nonlocal left
+        left -= 1
+        text = push(self, token)
+        if left == 0:
+            raise MemoryError
+        return text
+
+    def fail_too(self: RequestStream, error: str) -> RequestOutput:
+        raise MemoryError
+
+    monkeypatch.setattr(Detokenizer, "push", fail)
+    monkeypatch.setattr(RequestStream, "failure", fail_too)
+    engine = make_engine(tokenizer().backend.get_vocab_size(), tokenizer())
+    engine.add_request("r", PROMPT, SamplingParams(**BASE))
+    stream = engine._publisher.streams["r"]
+
+    def run() -> None:
+        while engine.has_unfinished:
+            stream.is_wanted = False
+            engine.step()
+
+    with pytest.raises(MemoryError):
+        run()
+    assert stream.has_news and stream.untold() is None
