@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("infc.server")
 
 Prompt = str | list[int]
+
+_FAILURES = ("abort", "error")  # the other reasons of an end are told as they are
 
 
 class Outputs:
@@ -48,18 +51,19 @@ class Outputs:
         self._record = record
         self._meters = [service.metrics.meter() for _ in request_ids]
         self._is_late = False
+        self._failure: ApiError | None = None  # raised behind what came with it
         seconds = service.settings.request_seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     @property
     def num_open(self) -> int:
-        """Prompts that have not ended."""
-        return self._reader.num_open
+        """Prompts that have not ended, and one more while an error is to be raised."""
+        return self._reader.num_open + (self._failure is not None)
 
     @property
     def has_more(self) -> bool:
         """Whether `get` need not wait."""
-        return self._reader.has_more
+        return self._reader.has_more or self._has_failed
 
     def divert(self, sink: Sink) -> None:
         """Let `sink` take what arrives while `get` waits: no first output, and no end."""
@@ -76,11 +80,35 @@ class Outputs:
         """The next output, with the number of its prompt; while any is open.
 
         Raises what the engine raises, and ApiError for an answer that was cut off or took too
-        long, or whose step failed.
+        long, or whose step failed. What there was by then is returned before.
         """
+        while not self._has_failed:
+            number, output = await self._read()
+            self._meters[number].add(output)
+            self._usage.add(number, output)
+            parts = [part for part in output.outputs if self._is_told(part, output)]
+            if self._is_late and not output.finished:  # its time was over before the engine knew
+                self._service.engine.abort(self._request_ids[number])
+            if self._failure is None:
+                return number, output
+            if parts:
+                return number, replace(output, outputs=tuple(map(_without_failure, parts)))
+        assert self._failure is not None
+        raise self._failure
+
+    @property
+    def _has_failed(self) -> bool:
+        """Whether nothing is left to return but an error.
+
+        Where the time is over, each prompt has been aborted, and what it gave comes before.
+        """
+        is_late = self._is_late and self._reader.num_open > 0
+        return self._failure is not None and not is_late
+
+    async def _read(self) -> tuple[int, RequestOutput]:
         service = self._service
         try:
-            number, output = await self._reader.get()
+            return await self._reader.get()
         except CapacityError as error:
             if isinstance(error, DrainingError) or not service.engine.healthy:
                 raise  # coming again, here at least, is no use
@@ -92,18 +120,6 @@ class Outputs:
             _LOG.error("a request failed: %s", error)  # it alone: the engine goes on
             message = "the step that this answer was in failed"
             raise ApiError(500, message, code="generation_failed") from None
-        self._meters[number].add(output)
-        self._usage.add(number, output)
-        record = self._record
-        for part in output.outputs:
-            if part.token_ids and record.first_token_time is None:
-                record.first_token_time = time.monotonic()
-            if part.finish_reason is not None:
-                self._check_end(part, output)
-                record.finish_reasons.append(part.finish_reason)
-        if self._is_late and not output.finished:  # its time was over before the engine knew it
-            service.engine.abort(self._request_ids[number])
-        return number, output
 
     def close(self) -> None:
         """End what has not ended; a second call does nothing."""
@@ -117,14 +133,29 @@ class Outputs:
         for request_id in self._request_ids:
             self._service.engine.abort(request_id)
 
-    def _check_end(self, part: CompletionOutput, output: RequestOutput) -> None:
+    def _is_told(self, part: CompletionOutput, output: RequestOutput) -> bool:
+        """Note what a part says; whether it has anything besides the error that ended it."""
+        record = self._record
+        if part.token_ids and record.first_token_time is None:
+            record.first_token_time = time.monotonic()
+        if part.finish_reason in _FAILURES:
+            self._failure = self._failure or self._error_of(part, output)
+            return bool(part.text or part.token_ids)
+        if part.finish_reason is not None:
+            record.finish_reasons.append(part.finish_reason)
+        return True
+
+    def _error_of(self, part: CompletionOutput, output: RequestOutput) -> ApiError:
         if part.finish_reason == "error":
-            raise ApiError(500, output.error or "the answer failed", code="generation_failed")
-        if part.finish_reason == "abort" and self._is_late:
+            return ApiError(500, output.error or "the answer failed", code="generation_failed")
+        if self._is_late:
             seconds = self._service.settings.request_seconds
-            raise ApiError(504, f"the answer took more than {seconds:g} s", code="timeout")
-        if part.finish_reason == "abort":
-            raise ApiError(503, "the answer was cut off", code="aborted")
+            return ApiError(504, f"the answer took more than {seconds:g} s", code="timeout")
+        return ApiError(503, "the answer was cut off", code="aborted")
+
+
+def _without_failure(part: CompletionOutput) -> CompletionOutput:
+    return replace(part, finish_reason=None) if part.finish_reason in _FAILURES else part
 
 
 async def open_outputs(
