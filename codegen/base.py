@@ -27,7 +27,7 @@ from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.resources import KvGroup
 from ..ir.targets import Target
 from ..ir.types import Sym, TensorType
-from ..ir.weights import leaves
+from ..ir.weights import is_read_alike
 
 if TYPE_CHECKING:
     from ..ir.schemes import FeedbackCode, Quantizer
@@ -96,15 +96,7 @@ class SharedWeights:
             return False
         if self.names is not None:
             return weight.name in self.names
-        read = {leaf.op for leaf in leaves(weight.expr)}
-        loaders = ((program.loaders.get(op), self.program.loaders.get(op)) for op in read)
-        return all(_is_same_function(*pair) for pair in loaders)
-
-
-def _is_same_function(one: object, other: object) -> bool:
-    """Whether two are one function, or the same method of one object, whatever equals it."""
-    parts = [(getattr(f, "__self__", f), getattr(f, "__func__", None)) for f in (one, other)]
-    return all(a is b for a, b in zip(*parts, strict=True))
+        return is_read_alike(weight.expr, program.loaders, self.program.loaders)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def check_names(programs: Mapping[str, AddedProgram]) -> None:
 class ProgramCompiler:
     """Compiles programs into an artifact's directory, after its main one.
 
-    What `calibration` made of weights of the model is taken over.
+    What `calibration` made of weights of the model is taken over where these are the same.
     """
 
     job: CompileJob
@@ -79,7 +79,10 @@ class ProgramCompiler:
         from ..ir.verify import verify
         from .optimize import optimize
 
-        job, folder = self.job, self.directory / folder_of(name)
+        job, calibration = self.job, self.calibration
+        if calibration is not None:
+            calibration = replace(calibration, is_added=True)
+        folder = self.directory / folder_of(name)
         folder.mkdir(parents=True)
         first = added.make(captured)
         if not isinstance(first, Program):
@@ -101,7 +104,7 @@ class ProgramCompiler:
                 dump_dir=self.dumps.directory / name,
                 progress=self.progress,
                 pairs=self.pairs,
-                calibration=self.calibration,
+                calibration=calibration,
                 say_distances=False,
             )
         program = optimized.program

@@ -130,7 +130,7 @@ def certify(
 def _calibration_data(context: PassContext) -> dict[str, Any] | None:
     """The text that weights were calibrated on, if they were."""
     calibration = context.calibration
-    if calibration is None or not (calibration.made or any(calibration.channels.values())):
+    if calibration is None or not calibration.has_results:
         return None
     return {**calibration.description, "tokens": calibration.tokens}
 

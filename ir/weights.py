@@ -98,6 +98,22 @@ def leaves(expr: WeightExpr) -> list[WeightExpr]:
     return [leaf for part in expr.inputs for leaf in leaves(part)]
 
 
+def is_read_alike(
+    expr: WeightExpr, loaders: Mapping[str, WeightLoader], others: Mapping[str, WeightLoader]
+) -> bool:
+    """Whether the leaves of an expression are read by the same loaders of two programs.
+
+    One function, or the same method of one object, whatever equals it.
+    """
+    read = {leaf.op for leaf in leaves(expr)}
+    return all(_is_same_function(loaders.get(op), others.get(op)) for op in read)
+
+
+def _is_same_function(one: object, other: object) -> bool:
+    parts = [(getattr(f, "__self__", f), getattr(f, "__func__", None)) for f in (one, other)]
+    return all(a is b for a, b in zip(*parts, strict=True))
+
+
 def infer_weight(expr: WeightExpr) -> TensorType | None:
     """The type of an expression, or None where a leaf does not say its own.
 

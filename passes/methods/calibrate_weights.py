@@ -12,7 +12,6 @@ from ...ir.machine import available_cpus
 from ...ir.program import Attr, Program, Weight, WeightExpr
 from ...ir.quantized_pairs import PARTS
 from ...ir.schemes import AUTO
-from ...ir.text import print_expr
 from ...ir.torch_threads import one_torch_thread
 from ..base import Pass, PassContext, PassResult, finish
 from ..near_miss import NearMiss
@@ -97,7 +96,7 @@ class CalibrateWeights(Pass):
         weights = dict(program.weights)
         matches = 0
         for weight in _parts(program):
-            key = calibration.made.get(print_expr(weight.expr))
+            key = calibration.key(program, weight.name)
             if key is not None:
                 weights[weight.name] = replace(weight, expr=_made(key, weight))
                 matches += weight.expr.op == "codes"

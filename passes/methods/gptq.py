@@ -13,7 +13,6 @@ from ...ir.interpret import describe
 from ...ir.program import Program, Value
 from ...ir.quantized_pairs import PARTS
 from ...ir.schemes import get_scheme
-from ...ir.text import print_expr
 from ...ir.weights import evaluate_weight
 from ..near_miss import NearMiss
 from .calibration import Calibration
@@ -292,8 +291,7 @@ class Gptq:
 
     def _store(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> None:
         for part, entry in matrix.parts.items():
-            self.calibration.spill.write(entry, parts[part])
-            self.calibration.made[print_expr(self.program.weights[entry].expr)] = entry
+            self.calibration.keep(self.program, entry, parts[part])
 
     def _record(
         self, matrix: QuantizedMatrix, made: Sequence[Rounded | RoundedExpert], more: dict[str, Any]
@@ -327,7 +325,7 @@ class Gptq:
         return decoded(matrix.scheme, parts, depth)
 
     def _part(self, entry: str) -> torch.Tensor:
-        key = self.calibration.made.get(print_expr(self.program.weights[entry].expr))
+        key = self.calibration.key(self.program, entry)
         if key is None:
             return evaluate_weight(self.program, entry, pairs=self.calibration.pairs)
         return self.calibration.spill.read(key)

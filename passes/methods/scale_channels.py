@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.builder import ProgramBuilder, remove_dead_code
@@ -13,14 +14,15 @@ from ...ir.interpret import describe
 from ...ir.machine import available_cpus
 from ...ir.program import Attr, Program, WeightExpr
 from ...ir.schemes import ADOPTING, AUTO, SCHEMES, Scheme
+from ...ir.text import print_expr
 from ...ir.torch_threads import one_torch_thread
 from ...ir.types import DType
-from ...ir.weights import compute_expr, evaluate_weight
+from ...ir.weights import compute_expr, evaluate_weight, is_read_alike
 from ..base import PassContext, PassResult, finish
 from ..constants import computed_weight
 from ..near_miss import NearMiss
 from ..scheme_choices import SchemeChoices, SchemePass
-from .calibration import Calibration
+from .calibration import Calibration, ScaledGroup
 from .channel_groups import ChannelGroup, Divided, find_groups
 from .channel_scales import (
     AWQ,
@@ -105,7 +107,7 @@ class ScaleChannels(SchemePass):
         # The same passes run again over a few layers of the model: those have their scales already.
         if not calibration.channels:
             search.run()
-        used = [group for group in groups if calibration.channels.get(group.name)]
+        used = [group for group in groups if _is_scaled(program, group, calibration)]
         after = _scaled(program, used, calibration) if used else program
         result = finish(program, after, len(used), (*misses, *search.misses))
         return replace(result, details=search.details())
@@ -191,7 +193,10 @@ class _Search:
                 "used": choice.scales is not None,
             }
         )
-        self.calibration.channels[group.name] = choice.scales is not None
+        content = _content(self.program, group)
+        self.calibration.channels[group.name] = ScaledGroup(
+            choice.scales is not None, content, self.program.loaders
+        )
         if choice.scales is None:
             reason = "not scaled, which would not lower the error on windows that were left out"
             self.misses.append(NearMiss.at(group.readers[0], reason))
@@ -212,6 +217,27 @@ class _Search:
         where = "products" if layer is None else f"layer {layer}"
         detail = f"scaling channels of {where} on {self.calibration.tokens} tokens"
         self.calibration.advance(done, total, detail)
+
+
+def _is_scaled(program: Program, group: ChannelGroup, calibration: Calibration) -> bool:
+    """Whether scales were found for a group: of the same weights, in a program that was added."""
+    found = calibration.channels.get(group.name)
+    if found is None or not found.is_scaled or not calibration.is_added:
+        return found is not None and found.is_scaled
+    exprs = [program.weights[name].expr for name in _weights(group)]
+    alike = all(is_read_alike(expr, program.loaders, found.loaders) for expr in exprs)
+    return alike and found.content == _content(program, group)
+
+
+def _weights(group: ChannelGroup) -> list[str]:
+    return [*group.matrices, *(one.weight for one in group.divided)]
+
+
+def _content(program: Program, group: ChannelGroup) -> str:
+    """What a group multiplies and divides, and where."""
+    weights = {name: print_expr(program.weights[name].expr) for name in _weights(group)}
+    places = [sha256(one.places.numpy().tobytes()).hexdigest() for one in group.divided]
+    return f"{weights} {places}"
 
 
 def _scaled(program: Program, groups: Sequence[ChannelGroup], calibration: Calibration) -> Program:

@@ -21,6 +21,7 @@ from infc.ir.errors import ArtifactError, InfcError, ProgramError, UsageError
 from infc.ir.interpret import interpret
 from infc.ir.program import Program, WeightExpr
 from infc.ir.safetensors import MappedSafetensors
+from infc.ir.schemes import get_scheme
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
 from infc.passes.cut_program import cut_program
@@ -247,6 +248,37 @@ def test_calibrated_weights_are_shared(tmp_path: Path) -> None:
         weights = made.manifest.programs[name].weights
         own = set(weights.tensors) - set(weights.shared)
         assert {one for one in own if not one.startswith("frequencies")} <= {"own"}, name
+
+
+def test_a_checkpoint_of_its_own_has_codes_of_its_own(tmp_path: Path) -> None:
+    """Though its tensors have the names and shapes of those of the model, which is calibrated."""
+    place = make_checkpoint("llama", tmp_path / "checkpoint", num_hidden_layers=2, tokenizer=True)
+    other = make_checkpoint("llama", tmp_path / "other", num_hidden_layers=2, seed=1)
+    read = MappedSafetensors(other / "model.safetensors").tensor
+    sets: dict[str, Any] = {"quantization.scheme": "int4", "quantization.method": "gptq"}
+    sets |= {"quantization.channel_scaling": "awq", "quantization.calibration.tokens": 256}
+
+    def draft(model: Program) -> Program:
+        cut = cut_program(model, [0])
+        assert isinstance(cut, Program)
+        return replace(cut, loaders={**model.loaders, "checkpoint": read})
+
+    made = infc.compile(
+        place,
+        tmp_path / "a",
+        overrides={"backend": "reference", "dtype": "float32", "accuracy.max_kl": 10, **sets},
+        verify=False,
+        progress=False,
+        programs={"draft": AddedProgram(make=draft)},
+    )
+    weights = made.manifest.programs["draft"].weights
+    assert weights.shared == ()
+    stored = MappedSafetensors(made.path / weights.file)
+    for part in ("self_attn.o_proj", "mlp.down_proj"):
+        name = f"model.layers.0.{part}.weight.codes"
+        matrix = read(name.removesuffix(".codes"))
+        rounded = (get_scheme(scheme).quantize(matrix)[0] for scheme in ("int4", "int8"))
+        assert any(torch.equal(stored.tensor(name), codes) for codes in rounded), name
 
 
 @pytest.mark.parametrize(
