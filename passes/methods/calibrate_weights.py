@@ -77,7 +77,7 @@ class CalibrateWeights(Pass):
         details: Mapping[str, Any] = {}
         misses: tuple[NearMiss, ...] = ()
         # The same passes run again over a few layers of the model: those have been made already.
-        if not calibration.made:
+        if not calibration.made and not calibration.is_added:
             if self.method == AUTO:
                 quick = "quantization.method=nearest takes seconds, and is less accurate"
                 name = calibration.description.get("name", "a text")
@@ -100,6 +100,9 @@ class CalibrateWeights(Pass):
             if key is not None:
                 weights[weight.name] = replace(weight, expr=_made(key, weight))
                 matches += weight.expr.op == "codes"
+            elif calibration.is_added and weight.expr.op == "codes":
+                reason = "rounded to nearest: calibration made nothing of it for the model's step"
+                misses = (*misses, NearMiss(reason, f"@{weight.name}"))
         loaders = {**program.loaders, "calibrated": calibration.spill.read}
         after = replace(program, weights=weights, loaders=loaders)
         return finish(program, after, matches, misses)

@@ -46,9 +46,10 @@ class Calibration:
     every matrix, by what its parts are of: the same passes run again over a few of the layers, and
     take it from there. `channels` says in the same way of each group of products, by its first
     matrix, whether its channels are scaled. `is_added` is for a program beside the model's step: it
-    takes over what was made of the same weights, read by the same loaders. `advance` is told how
-    much of the work is done. `pairs` rounds what is not calibrated. `compiled` has schemes that
-    compiled code rounds to with feedback, which takes a fraction of the time.
+    takes over what was made of the same weights, read by the same loaders, and nothing is made for
+    it, as it may be no step that could be run on the windows. `advance` is told how much of the
+    work is done. `pairs` rounds what is not calibrated. `compiled` has schemes that compiled code
+    rounds to with feedback, which takes a fraction of the time.
     """
 
     windows: Sequence[Sequence[int]]

@@ -105,7 +105,7 @@ class ScaleChannels(SchemePass):
         method = AWQ if self.method == AUTO else self.method
         search = _Search(program, groups, calibration, method, self.exponent)
         # The same passes run again over a few layers of the model: those have their scales already.
-        if not calibration.channels:
+        if not calibration.channels and not calibration.is_added:
             search.run()
         used = [group for group in groups if _is_scaled(program, group, calibration)]
         after = _scaled(program, used, calibration) if used else program

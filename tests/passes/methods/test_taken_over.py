@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from infc.ir.program import Program
+from infc.ir.program import Program, Value
+from infc.ir.types import DType, TensorType
 from infc.ir.weights import compute_expr
 from infc.passes.base import PassContext
 from infc.passes.methods.calibration import Calibration
@@ -55,6 +56,23 @@ def test_codes_are_those_of_the_same_checkpoint(calibration: Calibration) -> Non
     other = of_another_checkpoint(model)
     result = GPTQ.run(other, context(calibration, is_added=True))
     assert (result.matches, result.program.weights) == (0, other.weights)
+    assert len(result.near_misses) >= again.matches
+    assert all("rounded to nearest" in str(one) for one in result.near_misses)
+
+
+@pytest.mark.parametrize("is_step", [True, False])
+def test_nothing_is_made_for_a_program_beside_the_model(
+    is_step: bool, calibration: Calibration
+) -> None:
+    """Also where nothing of the model's step could be calibrated."""
+    added = with_outliers(stack())
+    if not is_step:
+        further = Value("x", TensorType(DType.F32, (1,)))
+        added = replace(added, inputs=(*added.inputs, further))
+    for step, program in ((SCALE, added), (GPTQ, quantized(program=added))):
+        result = step.run(program, context(calibration, is_added=True))
+        assert (result.matches, result.program.weights) == (0, program.weights)
+    assert not calibration.has_results
 
 
 def test_scales_are_those_of_the_same_weights(calibration: Calibration) -> None:
