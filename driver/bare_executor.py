@@ -51,12 +51,14 @@ def usual_threads(manifest: Manifest) -> int:
 
 
 def _place_weights(artifact: Artifact, program: str) -> WeightPlacement:
-    from ..runtime.limits import place_weights
+    from ..runtime.limits import loaded_shared_bytes, place_weights
     from ..runtime.memory_plan import BROKER
 
     manifest = artifact.manifest
     compiled = manifest.program(program)
     wanted = (manifest.recipe.get("runtime") or {}).get("weights") or "auto"
     free = available_memory() - BROKER.untouched() - compiled.arena_bytes
+    ours = artifact.weights_are_ours()
+    free -= loaded_shared_bytes(manifest, compiled, free, ours=ours)
     size = manifest.files[compiled.weights.file].bytes
-    return place_weights(wanted, size, free, ours=artifact.weights_are_ours())
+    return place_weights(wanted, size, free, ours=ours)

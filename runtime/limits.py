@@ -87,8 +87,10 @@ def plan_runtime(
         memory = _section(manifest.recipe, "kv_cache").get("memory")
     wanted = options.weights or runtime.get("weights") or "auto"
     free = _free_bytes()
+    loaded_bytes = loaded_shared_bytes(manifest, compiled, free - step_bytes, ours=weights_are_ours)
+    fixed_bytes = step_bytes + loaded_bytes
     may_map = wanted == "mapped" or (wanted == "auto" and weights_are_ours)
-    for budget in _budgets(memory, free - step_bytes, weights_bytes, may_map=may_map):
+    for budget in _budgets(memory, free - fixed_bytes, weights_bytes, may_map=may_map):
         num_blocks = plan_blocks(groups, limits, budget)
         held = longest_context(groups, num_blocks, limits.max_context)
         if held == limits.max_context:
@@ -109,13 +111,14 @@ def plan_runtime(
             f" {format_size(kv_bytes)} are used, enough for {limits.max_running} sequences of"
             f" {limits.max_context} tokens"
         )
-    if kv_bytes + step_bytes > free:
+    if kv_bytes + fixed_bytes > free:
+        shared = f", and shared weights {format_size(loaded_bytes)}" if loaded_bytes else ""
         raise CapacityError(
             f"KV memory of {format_size(kv_bytes)} exceeds the {format_size(free)} that are free,"
-            f" of which a step takes {format_size(step_bytes)}",
+            f" of which a step takes {format_size(step_bytes)}{shared}",
             hint=f"lower {_KV_MEMORY}, or set it to auto{_planned_by_others()}",
         )
-    rest = free - kv_bytes - step_bytes
+    rest = free - kv_bytes - fixed_bytes
     num_threads, pin = _team(options, runtime)
     if num_threads > (cpus := available_cpus()):
         notes.append(
@@ -123,8 +126,8 @@ def plan_runtime(
             " processors, threads wait for each other, which is slower"
         )
     weights = place_weights(wanted, weights_bytes, rest, ours=weights_are_ours)
-    mapped_bytes = weights_bytes if weights == "mapped" else 0
-    mapped_bytes += shared_bytes if weights_are_ours else 0
+    mapped_bytes = shared_bytes - loaded_bytes
+    mapped_bytes += weights_bytes if weights == "mapped" else 0
     host = MemoryUse(
         weights=weights_bytes + shared_bytes - mapped_bytes,
         kv=kv_bytes,
@@ -271,6 +274,24 @@ def place_weights(wanted: str, weights_bytes: int, free: int, *, ours: bool) -> 
     if wanted == "auto" and fits and huge_page_setting() in ("always", "madvise"):
         return "copied"
     return "mapped"
+
+
+def loaded_shared_bytes(
+    manifest: Manifest, program: CompiledProgram, free: int, *, ours: bool
+) -> int:
+    """What a program reads into memory of the main program's weights: all, unless they are mapped.
+
+    `free` bytes are left for them: CapacityError if they take more.
+    """
+    loaded = 0 if ours else manifest.shared_bytes(program)
+    if loaded > max(0, free):
+        raise CapacityError(
+            f"the weights that are shared with the main program take {format_size(loaded)}, as"
+            f" others can write to their file, but only {format_size(max(0, free))} are left",
+            hint="copy the artifact to a directory of yours (cp -r), where they are mapped"
+            f"{_planned_by_others()}",
+        )
+    return loaded
 
 
 def _section(recipe: Any, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import ArtifactError, CapacityError
-from infc.ir.manifest import FileDigest, Manifest
+from infc.ir.manifest import FileDigest, Manifest, WeightsFile
 from infc.runtime import opened_parts
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
@@ -242,6 +242,36 @@ def test_an_error_names_the_other_engines(
     with pytest.raises(CapacityError) as alone:
         plan_runtime(large(), options, weights_are_ours=ours)
     assert "other engines" not in str(alone.value)
+
+
+def test_shared_weights_that_are_loaded_leave_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of 1 GiB beside the 3 GiB of the main one, whose file others can write to."""
+    base = large()
+    weights = WeightsFile("programs/draft/weights.safetensors", ("a", "b"), ("b",))
+    draft = replace(base.main, weights=weights)
+    files = {**base.files, weights.file: FileDigest(bytes=GIB, sha256="0")}
+    base = replace(base, programs={**base.programs, "draft": draft}, files=files)
+
+    def plan(free: int, *, ours: bool = False, **options: Any) -> RuntimePlan:
+        free_memory(monkeypatch, free)
+        chosen = RuntimeOptions(threads=1, **options)
+        return plan_runtime(base, chosen, weights_are_ours=ours, program="draft")
+
+    for free in range(2 * GIB, 12 * GIB, GIB // 4):
+        try:
+            host = plan(free).memory[HOST]
+        except (ArtifactError, CapacityError):
+            continue
+        assert host.weights == 4 * GIB and host.mapped == 0
+        assert host.taken <= free
+    assert plan(8 * GIB).notes == ()
+    assert plan(4 * GIB, ours=True).memory[HOST].mapped >= 3 * GIB
+    with pytest.raises(CapacityError, match=r"shared with the main program take 3.0 GiB, as"):
+        plan(3 * GIB)
+    with pytest.raises(CapacityError, match=r"of which a step takes .*, and shared weights 3.0 G"):
+        plan(7 * GIB // 2, kv_memory="2GiB")
+    with pytest.raises(CapacityError, match=r"a copy of the weights takes 1.0 GiB, but only"):
+        plan(9 * GIB // 2, kv_memory="1GiB", weights="copied")
 
 
 def test_a_shorter_context_names_the_other_engines(
