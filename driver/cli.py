@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
-from ..ir.errors import InfcError, Terminated
+from ..ir.errors import InfcError
 from ..ir.extras import COMPILE, missing_library
+from .stop_signals import raise_stop_signals, stop_was_handled, stopped_by
 from .streams import settle_streams
 
 # In the order of `infc --help`; a module is imported when its command, or its help, is asked for.
@@ -113,6 +113,7 @@ def infc() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit status; prints at most one line for an error."""
+    stop_was_handled()
     try:
         status = infc.main(arguments, prog_name="infc", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -131,10 +132,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has enough. Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return stop.status
-    except InfcError as error:
-        if _debugging():
-            raise
-        return _fail(str(error), error.exit_code)
     except Exception as error:
         if _debugging():
             raise
@@ -144,10 +141,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> NoReturn:
     """Runs the command line of this process, and ends it."""
     settle_streams()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise_stop_signals()
         status = run()
     except KeyboardInterrupt:
         status = _fail("interrupted", _INTERRUPTED)
@@ -161,12 +156,11 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
-def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    # As an exception, so that what is half written is removed.
-    raise Terminated(128 + number)
-
-
 def _explain(error: Exception) -> tuple[str, int]:
+    if (number := stopped_by()) is not None:
+        return "interrupted" if number == signal.SIGINT else "terminated", 128 + number
+    if isinstance(error, InfcError):
+        return str(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name in COMPILE.libraries:
         missing = missing_library(error.name, "this command")
         return str(missing), missing.exit_code

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .stop_signals import stop_was_handled
+
 if TYPE_CHECKING:
     from ..runtime.api.llm import LLM
     from ..runtime.sampling.sampling_params import SamplingParams
@@ -84,6 +86,7 @@ def _answer(
         click.echo(f"error: {error}", err=True)
         return None
     except KeyboardInterrupt:
+        stop_was_handled()
         click.echo(" [stopped]")
         return None
     click.echo()
@@ -105,5 +108,6 @@ def _read_line() -> str | None:
         click.echo()
         return None
     except KeyboardInterrupt:
+        stop_was_handled()
         click.echo("\n(Ctrl-D or /exit ends)")
         return ""

@@ -219,6 +219,50 @@ def test_interrupted_in_text_that_a_library_executes(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_stopped_in_a_library_that_makes_it_an_error_of_its_own(
+    number: signal.Signals, said: str, tmp_path: Path
+) -> None:
+    """As pydantic does while it builds a schema: what stops it is text in a SchemaError then."""
+    (tmp_path / "wrapping.py").write_text(
+        "import os\n"
+        "from infc.driver import cli, doctor\n"
+        "def examine(*_, **__):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    except BaseException as error:\n"
+        "        raise ValueError(f'not built: {error!r}') from None\n"
+        "doctor.examine = examine\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-m", "wrapping", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + number, f"error: {said}\n")
+
+
+def test_a_stop_that_a_chat_handled_is_not_told_of_a_later_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from infc.driver import conversation, stop_signals
+
+    def stopped(_: str) -> str:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+
+    monkeypatch.setattr("builtins.input", stopped)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        stop_signals.raise_stop_signals()
+        assert conversation._read_line() == ""
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert stop_signals.stopped_by() is None
+
+
 def infc(*arguments: str, **options: object) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "infc", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
@@ -342,10 +386,10 @@ def test_recipe_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_termination_removes_what_is_half_written(tmp_path: Path) -> None:
     script = (
-        "import signal, sys, time\n"
-        "from infc.driver import cli\n"
+        "import sys, time\n"
+        "from infc.driver.stop_signals import raise_stop_signals\n"
         "from infc.ir.artifact import ArtifactWriter\n"
-        "signal.signal(signal.SIGTERM, cli._terminate)\n"
+        "raise_stop_signals()\n"
         "with ArtifactWriter(sys.argv[1]) as writer:\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
