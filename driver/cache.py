@@ -259,7 +259,7 @@ class ArtifactCache:
 
     def sweep(self) -> int:
         """Removes what killed processes left in the cache; the number of things removed."""
-        names = ("artifacts", "stamps", "checkpoints", "machines", *WORKPLACES)
+        names = ("artifacts", "stamps", "checkpoints", "machines", "kernels", *WORKPLACES)
         return sum(sweep(self.directory / name) for name in names)
 
 

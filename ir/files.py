@@ -84,11 +84,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole, or as it was before; OSError where it cannot."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file so that it is there whole, or as it was before; OSError where it cannot.
+
+    Text is written as UTF-8.
+    """
     partial = path.with_name(f"{partial_prefix(path)}{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

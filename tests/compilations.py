@@ -1,10 +1,11 @@
 """Compilations that tests share: what was compiled once, from the same text, is copied afterwards.
 
-Half of the time that the tests took went to the compiler. Parsed headers are kept, and each library
-is, under a digest of all that it is made of; neither changes a byte of what comes out. Generated
-steps are optimised less than the product's, see `QUICKER`. What else infc compiles, such as the
-quantisers of each model in codes, is shared as it is. Only calls inside the tests' own
-processes come here; commands that tests start, to kill them or to compare their bytes, do without.
+Half of the time that the tests took went to the compiler. Parsed headers are kept, and what is
+compiled with them is, under a digest of all that it is made of; neither changes a byte of what
+comes out. Generated steps are optimised less than the product's, see `QUICKER`. What else infc
+compiles, such as the quantisers of each model in codes, is shared as it is, and kernels that are
+compiled apart have the product's own store. Only calls inside the tests' own processes come here;
+commands that tests start, to kill them or to compare their bytes, do without.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from infc.codegen.cpp import toolchain
+from infc.codegen.cpp.units import FOLDER as UNITS
 
 Run = Callable[[list[str], Path, threading.Event | None], tuple[int, str]]
 """As `toolchain._run`: a command and where it runs give its status and what it said."""
@@ -32,7 +34,7 @@ Run = Callable[[list[str], Path, threading.Event | None], tuple[int, str]]
 PARSED = "kernels/entry.hpp"
 """The header that generated sources begin with."""
 
-LIBRARY = "library.so"
+OUTPUT = "output"
 
 _ROOM = Path(toolchain.__file__).parent
 
@@ -44,7 +46,7 @@ commands that tests start have the product's options."""
 
 @dataclass(frozen=True, slots=True)
 class Compilations:
-    """A directory of libraries and parsed headers, for any number of processes at once."""
+    """A directory of what was compiled and parsed, for any number of processes at once."""
 
     root: Path
     compile: Run
@@ -59,8 +61,8 @@ class Compilations:
     ) -> tuple[int, str]:
         """Compile, or copy what the same compilation gave before. What others wait for as well does
         not stop."""
-        *options, source, _, library = command
-        if not (directory / "kernels").is_dir() and not is_shipped(directory / source):
+        *options, source, _, output = command
+        if not is_shared(directory, source):
             return self.compile(command, directory, stop)
         # Maps away the name of the directory, which is what makes libraries equal.
         options = [word for word in options if not word.startswith("-ffile-prefix-map=")]
@@ -72,7 +74,7 @@ class Compilations:
         )
         if kept is None:
             return 1, said
-        shutil.copy(kept / LIBRARY, directory / library)
+        shutil.copy(kept / OUTPUT, directory / output)
         return 0, said
 
     def _compile(self, words: list[str], directory: Path, place: Path) -> tuple[int, str]:
@@ -89,14 +91,15 @@ class Compilations:
                 (place / "code/kernels").symlink_to(headers / "kernels")
                 options.append("-Winvalid-pch")
         prefix = f"-ffile-prefix-map={place / 'code'}=."
-        done = self.compile([*options, prefix, source, "-o", f"../{LIBRARY}"], place / "code", None)
+        done = self.compile([*options, prefix, source, "-o", f"../{OUTPUT}"], place / "code", None)
         shutil.rmtree(place / "code")
         return done
 
     def _parse(self, options: list[str], kernels: Path, place: Path) -> tuple[int, str]:
         """A copy of the kernels, and beside the first its parsed form, as gcc looks for it."""
         shutil.copytree(kernels, place / "kernels")
-        parse = [word for word in options if word != "-shared" and not word.startswith("-Wl,")]
+        other = "-shared", "-c"
+        parse = [word for word in options if word not in other and not word.startswith("-Wl,")]
         return self.compile(
             [*parse, "-x", "c++-header", PARSED, "-o", f"{PARSED}.gch"], place, None
         )
@@ -116,6 +119,13 @@ class Compilations:
                     shutil.rmtree(unfinished, ignore_errors=True)
             os.utime(place)
         return place, said
+
+
+def is_shared(directory: Path, source: str) -> bool:
+    """Whether the compiler reads a source that tests compile again and again, not objects."""
+    if not source.endswith(".cpp") or source.startswith(f"{UNITS}/"):
+        return False
+    return (directory / "kernels").is_dir() or is_shipped(directory / source)
 
 
 def is_generated(source: Path) -> bool:

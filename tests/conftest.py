@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from infc.codegen.cpp import toolchain
+from infc.codegen.cpp.objects import ObjectStore
 from infc.frontend import load
 
 from . import breadth, sanitizers
@@ -98,8 +99,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def compilations(pytestconfig: pytest.Config) -> Iterator[Compilations]:
     """What these processes compile is kept, for all workers and for the next run."""
     compilations = Compilations(kept(pytestconfig, "compilations"), toolchain._run)
+    store = ObjectStore(kept(pytestconfig, "kernels"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "_run", compilations.run)
+        patch.setattr(toolchain, "kept_objects", lambda: store)
         if sanitizers.ACTIVE:
             patch.setattr(toolchain, "FLAGS", sanitizers.sanitized(toolchain.FLAGS))
             sanitizers.release_children()

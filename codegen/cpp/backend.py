@@ -48,6 +48,7 @@ from .profile import profile_text
 from .roll import roll
 from .source import source_text
 from .toolchain import LibraryBuild, toolchain_for, try_compiler
+from .units import unit_sources
 from .weight_table import PACKED_OPS
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -227,9 +228,12 @@ def generate(program: Program, target: Target) -> Generated:
         facts=step_facts(program, [(weight.name, weight.type) for weight in weights]),
         scratch=list(emitter.thread_scratch),
         includes=[f"{FOLDER}/{name}" for name in sorted(own)],
+        kernels=list(emitter.kernels),
     )
     headers = {f"code/{FOLDER}/{name}": data for name, data in own.items()}
     headers |= {f"code/kernels/{path.name}": path.read_bytes() for path in KERNELS.glob("*.hpp")}
+    units = unit_sources(emitter.kernels)
+    headers |= {f"code/{name}": source.encode() for name, source in units.items()}
     files = {SOURCE: text.encode(), PROFILE: profile_text(items).encode(), **headers}
     return Generated(files, weights, emitter.arena_bytes)
 
@@ -333,7 +337,7 @@ def _store_logits(emitter: Emitter, value: Value) -> None:
     width = c_dim(value.type.shape[-1])
     emitter.thread_scratch[f"draw_scratch_bytes({width})"] = None
     emitter.call(
-        "draw_tokens",
+        emitter.apart("draw_tokens", buffer.ctype),
         (pointer(buffer), "s", width),
         reads=(buffer,),
         writes=(),

@@ -65,6 +65,8 @@ class Emitter:
     _scratch: dict[int, int] = field(default_factory=dict)
     thread_scratch: dict[str, None] = field(default_factory=dict)
     """C++ expressions of the scratch bytes that calls need on each thread, in order."""
+    kernels: dict[str, None] = field(default_factory=dict)
+    """Kernels that are compiled apart from the step, with their template arguments."""
 
     def __post_init__(self) -> None:
         self.weights = WeightTable(self.program, self.target)
@@ -173,6 +175,12 @@ class Emitter:
         return NestedRows(rows.buffer, rows.pointer, rows.stride, rows.count, 1, rows.length)
 
     # Calls
+
+    def apart(self, kernel: str, *types: str) -> str:
+        """A kernel of `units.py` with all its template arguments, to be compiled apart."""
+        name = f"{kernel}<{', '.join(types)}>"
+        self.kernels[name] = None
+        return name
 
     def call(
         self,

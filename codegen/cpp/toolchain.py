@@ -11,14 +11,18 @@ import subprocess
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from ...ir.errors import TargetError, ToolchainError
+from ...ir.machine import available_cpus
 from ...ir.targets import ARM, X86, Family, Target, resolve_target
 from .flags import compiler_flags
+from .objects import kept_objects, object_key
+from .units import FOLDER as UNITS
 
 COMPILERS = ("g++", "c++", "clang++")
 CROSS_COMPILERS = {ARM.name: "aarch64-linux-gnu-g++"}
@@ -45,6 +49,7 @@ FLAGS = (
 TIMEOUT_S = 600
 _STOP_S = 0.1
 """How often a compilation beside other work looks whether it is still wanted."""
+_STOPPED = "the compiler was stopped"
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large", "File size limit")
 
 
@@ -105,45 +110,109 @@ def _version(path: str) -> str:
 def compile_library(
     source: Path, library: Path, target: Target, stop: threading.Event | None = None
 ) -> Toolchain:
-    """Compile one translation unit into a shared library.
+    """Compile a source, and the kernels in `units/` beside it, into a shared library.
 
-    Runs inside the source's directory, so that no path of this machine gets into the binary.
-    Raises ToolchainError with the compiler's first error, or once another thread sets `stop`.
+    Kernels that this compiler has compiled for this target before are taken from the store of
+    `objects.py`; the bytes are the same. Runs inside the source's directory, so that no path of
+    this machine gets into the binary. Raises ToolchainError with the compiler's first error, or
+    once another thread sets `stop`; where a part fails, it is set for the others.
     """
     toolchain = toolchain_for(target)
-    directory = source.parent
-    command = [
-        toolchain.path,
-        *FLAGS,
-        *compiler_flags(target),
-        f"-ffile-prefix-map={directory}=.",
-        "-I.",
-        source.name,
-        "-o",
-        os.path.relpath(library, directory),
-    ]
-    try:
-        status, errors = _run(command, directory, stop)
-    except subprocess.TimeoutExpired as error:
-        raise ToolchainError(
-            f"{toolchain.path} took more than {TIMEOUT_S} s", where=source.name
-        ) from error
-    except OSError as error:
-        raise ToolchainError(f"{toolchain.path} does not run: {error}") from error
-    if status == 0:
+    build = _Build(toolchain, source.parent, compiler_flags(target), stop or threading.Event())
+    units = sorted(path.relative_to(source.parent) for path in source.parent.glob(f"{UNITS}/*.cpp"))
+    output = os.path.relpath(library, source.parent)
+    if not units:
+        build.run([*FLAGS, *build.options, "-I.", source.name, "-o", output], source.name)
         return toolchain
-    if full := [line for line in errors.splitlines() if any(word in line for word in _FULL)]:
-        raise ToolchainError(
-            f"the compiler could not write: {full[0].strip()}",
-            where=source.name,
-            hint="free some space, or raise the limit on the size of a file (`ulimit -f`)",
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=source.parent) as scratch:
+        objects = build.compile_all([Path(source.name), *units], Path(scratch).name)
+        build.run([*FLAGS, *objects, "-o", output], source.name)
+    return toolchain
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """The commands that make one library, in its directory."""
+
+    toolchain: Toolchain
+    directory: Path
+    flags: tuple[str, ...]
+    stop: threading.Event
+
+    @property
+    def options(self) -> list[str]:
+        return [*self.flags, f"-ffile-prefix-map={self.directory}=."]
+
+    def compile_all(self, sources: Sequence[Path], place: str) -> list[str]:
+        """Compile the step and its units, as many at once as there are processors: the objects.
+
+        Where one fails, the others are stopped.
+        """
+        objects = [f"{place}/{path.stem}.o" for path in sources]
+        with ThreadPoolExecutor(available_cpus(), thread_name_prefix="infc-compiler") as pool:
+            try:
+                step, *units = zip(sources, objects, strict=True)
+                running = [pool.submit(self._compile, *map(str, step))]
+                running += [pool.submit(self._unit, *unit) for unit in units]
+                for one in as_completed(running):
+                    one.result()
+            except BaseException:
+                self.stop.set()
+                raise
+        return objects
+
+    def _unit(self, source: Path, output: str) -> None:
+        """Compile a kernel, unless it was compiled before."""
+        store = kept_objects()
+        texts = [self.directory / source, *sorted((self.directory / "kernels").iterdir())]
+        key = object_key(
+            [*FLAGS, *self.flags],
+            _identity(self.toolchain),
+            (path.read_bytes() for path in texts),
         )
-    raise ToolchainError(
-        f"the compiler failed: {_first_error(errors)}",
-        where=source.name,
-        hint=f"the compiler is {toolchain.version}; infc needs gcc {MIN_VERSIONS['gcc']} or "
-        f"clang {MIN_VERSIONS['clang']} or later",
-    )
+        found = store.find(key)
+        if found is not None:
+            (self.directory / output).write_bytes(found)
+            return
+        self._compile(str(source), output)
+        store.keep(key, (self.directory / output).read_bytes())
+
+    def _compile(self, source: str, output: str) -> None:
+        words = [word for word in FLAGS if word != "-shared" and not word.startswith("-Wl,")]
+        self.run([*words, *self.options, "-I.", "-c", source, "-o", output], source)
+
+    def run(self, words: list[str], source: str) -> None:
+        """Run the compiler; ToolchainError where it fails, or takes too long."""
+        path = self.toolchain.path
+        if self.stop.is_set():
+            raise ToolchainError(_STOPPED)
+        try:
+            status, errors = _run([path, *words], self.directory, self.stop)
+        except subprocess.TimeoutExpired as error:
+            raise ToolchainError(f"{path} took more than {TIMEOUT_S} s", where=source) from error
+        except OSError as error:
+            raise ToolchainError(f"{path} does not run: {error}") from error
+        if status == 0:
+            return
+        if full := [line for line in errors.splitlines() if any(word in line for word in _FULL)]:
+            raise ToolchainError(
+                f"the compiler could not write: {full[0].strip()}",
+                where=source,
+                hint="free some space, or raise the limit on the size of a file (`ulimit -f`)",
+            )
+        raise ToolchainError(
+            f"the compiler failed: {_first_error(errors)}",
+            where=source,
+            hint=f"the compiler is {self.toolchain.version}; infc needs "
+            f"gcc {MIN_VERSIONS['gcc']} or clang {MIN_VERSIONS['clang']} or later",
+        )
+
+
+@functools.cache
+def _identity(toolchain: Toolchain) -> str:
+    """What changes when the compiler does."""
+    state = os.stat(os.path.realpath(toolchain.path))
+    return f"{toolchain.version} {state.st_size} {state.st_mtime_ns}"
 
 
 def try_compiler() -> Toolchain:
@@ -208,7 +277,7 @@ def _wait(process: subprocess.Popen[str], stop: threading.Event | None) -> str:
             return process.communicate(timeout=left if stop is None else min(left, _STOP_S))[1]
         except subprocess.TimeoutExpired:
             if stop is not None and stop.is_set():
-                raise ToolchainError("the compiler was stopped") from None
+                raise ToolchainError(_STOPPED) from None
             if time.monotonic() >= deadline:
                 raise
 

@@ -27,15 +27,6 @@ void decoded_linear(const Team& t, const TX* x, int64_t ldx, const void* packed_
   });
 }
 
-// As above without a bias.
-template <class W, class TX, class TY>
-void decoded_linear(const Team& t, const TX* x, int64_t ldx, const void* packed_w,
-                    const float* scale, std::nullptr_t, TY* y, int64_t ldy, int64_t M, int64_t N,
-                    int64_t K) {
-  decoded_linear<W, TX, TY, TY>(t, x, ldx, packed_w, scale, static_cast<const TY*>(nullptr), y, ldy,
-                                M, N, K);
-}
-
 // For each expert, its rows by its matrix; row(i) gives the i-th row in expert order, out receives
 // [T*K, N].
 template <class W, class T, class RowAt>

@@ -35,11 +35,4 @@ void linear(const Team& t, const TX* x, int64_t ldx, const void* packed_w, const
   });
 }
 
-// As above without a bias (`linear<TX, TW, TY>(t, x, ldx, w, nullptr, ...)`).
-template <class TX, class TW, class TY>
-void linear(const Team& t, const TX* x, int64_t ldx, const void* packed_w, std::nullptr_t, TY* y,
-            int64_t ldy, int64_t M, int64_t N, int64_t K) {
-  linear<TX, TW, TY, TY>(t, x, ldx, packed_w, static_cast<const TY*>(nullptr), y, ldy, M, N, K);
-}
-
 }  // namespace infc

@@ -100,13 +100,4 @@ void scaled_linear(const Team& t, const int8_t* q, int64_t ldq, const float* row
   });
 }
 
-// As above without a bias.
-template <class W, class TY>
-void scaled_linear(const Team& t, const int8_t* q, int64_t ldq, const float* row_scale,
-                   const void* packed_w, const float* scale, std::nullptr_t, TY* y, int64_t ldy,
-                   int64_t M, int64_t N, int64_t K) {
-  scaled_linear<W, TY, TY>(t, q, ldq, row_scale, packed_w, scale, static_cast<const TY*>(nullptr), y,
-                           ldy, M, N, K);
-}
-
 }  // namespace infc

@@ -105,7 +105,7 @@ def lower_rope_kv_write(e: Emitter, node: Node) -> None:
     cache = _cache(e, node)
     slots = ("s.groups[", cache.group, "].slots")
     e.call(
-        f"rope_kv_write<{out.ctype}, {cache.ctype}>",
+        e.apart("rope_kv_write", out.ctype, cache.ctype, cos.ctype),
         (
             *(q.pointer, q.stride, pointer(out), heads * dim),
             *(k.pointer, k.stride, v.pointer, v.stride),
@@ -125,11 +125,11 @@ def lower_paged_attention(e: Emitter, node: Node) -> None:
     heads, value_dim = _heads(out.shape)
     sinks = [e.dense(e.buffer(operand)) for operand in node.inputs[1:]]
     sink_type = sinks[0].ctype if sinks else out.ctype
-    address: Arg = pointer(sinks[0]) if sinks else f"(const {sink_type}*)nullptr"
+    address: Arg = pointer(sinks[0]) if sinks else "nullptr"
     cache = _cache(e, node)
     softcap = node.attrs.get("softcap") or 0.0
     e.call(
-        f"paged_attention<{out.ctype}, {cache.ctype}, {sink_type}>",
+        e.apart("paged_attention", out.ctype, cache.ctype, sink_type),
         (
             *(q.pointer, q.stride, pointer(out), heads * value_dim),
             *(applied("step_view", "s", cache.group), cache.view, heads),

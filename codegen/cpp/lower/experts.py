@@ -70,10 +70,11 @@ def _lower(
     stored = CTYPES[weight_type] if scheme is None else codes_type(scheme)
     for depth in (hidden, inner):
         e.need_product_scratch(stored, depth)
+    gate_type, gate = _gate(node)
     e.call(
-        f"{kernel}<{stored}>",
+        e.apart(kernel, stored, gate_type, out.ctype, index.ctype, weight.ctype),
         (
-            *(_gate(node), x.pointer, x.stride, pointer(index), pointer(weight)),
+            *(gate, x.pointer, x.stride, pointer(index), pointer(weight)),
             *(braced(f"{struct}<{out.ctype}>", *weights), pointer(out), hidden),
             *(braced("MoeShape", x.count, experts, hidden, inner, slots), pointer(scratch)),
         ),
@@ -83,14 +84,16 @@ def _lower(
     )
 
 
-def _gate(node: Node) -> Code:
-    """C++ of what joins the halves of an expert's first product."""
+def _gate(node: Node) -> tuple[str, Code]:
+    """The C++ type of what joins the halves of an expert's first product, and a value of it."""
     act, limit = node.attrs["act"], node.attrs["limit"]
     numbers = [node.attrs["alpha"], float("inf") if limit is None else limit, node.attrs["shift"]]
     if numbers == [1.0, float("inf"), 0.0]:
-        return braced(f"PlainGate<Act::{act}>")
+        plain = f"PlainGate<Act::{act}>"
+        return plain, braced(plain)
     texts = [literal(n, DType.F32) for n in numbers if isinstance(n, float)]
-    return braced(f"LimitedGate<Act::{act}>", *texts)
+    limited = f"LimitedGate<Act::{act}>"
+    return limited, braced(limited, *texts)
 
 
 def _sizes(shape: tuple[Dim, ...]) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ def lower_linear(e: Emitter, node: Node) -> None:
     bias = [e.dense(e.buffer(operand)) for operand in node.inputs[2:]]
     address: Arg = pointer(bias[0]) if bias else "nullptr"
     weight_type = CTYPES[e.program.weights[weight.name].type.dtype]
-    types = ", ".join((x.buffer.ctype, weight_type, out.ctype))
+    bias_type = bias[0].ctype if bias else out.ctype
     e.need_product_scratch(weight_type, x.length)
     packed = WeightPtr("char", e.weights.packed(weight.name))
     e.call(
-        f"linear<{types}>",
+        e.apart("linear", x.buffer.ctype, weight_type, out.ctype, bias_type),
         (
             *(x.pointer, x.stride, packed, address, y.pointer, y.stride),
             *(x.count, y.length, x.length),

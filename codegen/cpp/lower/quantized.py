@@ -29,13 +29,13 @@ def lower_quantize_rows(e: Emitter, node: Node) -> None:
 def lower_scaled_linear(e: Emitter, node: Node) -> None:
     """`scaled_linear(x, x_scale, w, w_scale, bias?)`: codes against the packed codes."""
     x, row_scale = e.rows(node.inputs[0]), e.dense(e.buffer(node.inputs[1]))
-    _product(e, node, x, [row_scale], node.inputs[2:], "")
+    _product(e, node, x, [row_scale], node.inputs[2:], ())
 
 
 def lower_decoded_linear(e: Emitter, node: Node) -> None:
     """`decoded_linear(x, w, w_scale, bias?)`: rows as they are against the packed codes."""
     x = e.rows(node.inputs[0])
-    _product(e, node, x, [], node.inputs[1:], f"{x.buffer.ctype}, ")
+    _product(e, node, x, [], node.inputs[1:], (x.buffer.ctype,))
 
 
 def _product(
@@ -44,7 +44,7 @@ def _product(
     x: Rows,
     row_scales: list[Buffer],
     operands: Sequence[Operand],
-    row_type: str,
+    row_types: tuple[str, ...],
 ) -> None:
     """One call; `operands` are codes, scales and perhaps a bias."""
     weight, *others = operands
@@ -58,7 +58,7 @@ def _product(
     e.need_product_scratch(codes, x.length)
     packed = WeightPtr("char", e.weights.packed(weight.name, scheme.weight))
     e.call(
-        f"{node.op}<{codes}, {row_type}{out.ctype}>",
+        e.apart(node.op, codes, *row_types, out.ctype, bias[0].ctype if bias else out.ctype),
         (
             *(x.pointer, x.stride, *map(pointer, row_scales), packed, pointer(scale), address),
             *(y.pointer, y.stride, x.count, y.length, x.length),
