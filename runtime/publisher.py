@@ -45,15 +45,23 @@ class Publisher:
             # It ended while the step was in flight, or a row of its prompt has just ended it.
             if sample is None or stream is None:
                 continue
-            if stream.keep(sample):
-                if not stream.tells_at_end:
-                    self._behind[request_id] = None
-            elif len(stream.choices) > 1:
-                several.setdefault(request_id, []).append((request, sample))
-            elif output := self._tell(request_id, stream, ((request, sample),)):
+            try:
+                if stream.keep(sample):
+                    if not stream.tells_at_end:
+                        self._behind[request_id] = None
+                    continue
+                if len(stream.choices) > 1:
+                    several.setdefault(request_id, []).append((request, sample))
+                    continue
+            except BaseException as error:
+                outputs.append(self._fail(request_id, stream, error))
+                continue
+            if output := self._tell(request_id, stream, ((request, sample),)):
                 outputs.append(output)
         for request_id, samples in several.items():
-            if output := self._tell(request_id, self.streams[request_id], samples):
+            if (stream := self.streams.get(request_id)) is None:  # another of its choices failed
+                continue
+            if output := self._tell(request_id, stream, samples):
                 outputs.append(output)
         if self._behind:
             outputs += self._tell_behind()
@@ -72,10 +80,14 @@ class Publisher:
         behind, self._behind = self._behind, {}
         outputs = []
         for request_id in behind:
-            stream = self.streams.get(request_id)
-            if stream is None or not stream.has_news:
+            if (stream := self.streams.get(request_id)) is None:
                 continue
-            if output := self._tell(request_id, stream, ()):
+            try:
+                has_news = stream.has_news
+            except BaseException as error:
+                outputs.append(self._fail(request_id, stream, error))
+                continue
+            if has_news and (output := self._tell(request_id, stream, ())):
                 outputs.append(output)
         return outputs
 
@@ -92,8 +104,8 @@ class Publisher:
         if entries is not None:
             try:
                 stream.add_prompt_logprobs(entries)
-            except Exception as error:
-                return self._give_up(request_id, stream, error)
+            except BaseException as error:
+                return self._fail(request_id, stream, error)
             return None
         request.error = faults.get(request_id, NO_FINITE_VALUE)
         return self.end(request_id, "error")
@@ -111,20 +123,21 @@ class Publisher:
         try:
             output = stream.add(samples)
         except BaseException as error:
-            stream.finished = True  # it may be in the middle of a token
-            if not is_fault(error):
-                raise
-            return self._give_up(request_id, stream, error)
+            return self._fail(request_id, stream, error)
         if stream.finished:
             del self.streams[request_id]
         elif output is None and not stream.tells_at_end:
             self._behind[request_id] = None
         return output
 
-    def _give_up(
-        self, request_id: str, stream: RequestStream, error: BaseException
-    ) -> RequestOutput:
-        """End a request of which nothing more can be told but that."""
+    def _fail(self, request_id: str, stream: RequestStream, error: BaseException) -> RequestOutput:
+        """End a request of which nothing more can be told but that.
+
+        Raises the error where it is none of the request, as Ctrl-C.
+        """
+        stream.finished = True  # it may be in the middle of a token
+        if not is_fault(error):
+            raise error
         self._abort(request_id, "error")
         del self.streams[request_id]
         return stream.failure(note_fault("the output of a request", error))

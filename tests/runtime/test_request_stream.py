@@ -222,3 +222,49 @@ def test_of_a_request_that_failed_amid_a_token_nothing_is_told(
     with pytest.raises(MemoryError):
         run()
     assert stream.has_news and stream.untold() is None
+
+
+class FailsFor:
+    """A function of a stream that fails for one request, from its call of number `first` on."""
+
+    def __init__(self, function: Callable[..., Any], first: int) -> None:
+        self.function, self.left = function, first
+
+    def __call__(self, stream: RequestStream, *arguments: Any) -> Any:
+        if stream.request.request_id == "bad":
+            self.left -= 1
+            if self.left <= 0:
+                raise ValueError("odd")
+        return self.function(stream, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "case", "is_wanted", "first"),
+    [
+        ("keep", "plain", False, 4),
+        ("keep", "choices", True, 2),  # one of its choices is to be told then
+        ("has_news", "plain", False, 2),
+        ("add_prompt_logprobs", "prompt", True, 1),
+    ],
+)
+def test_a_fault_beside_the_text_ends_its_request_alone(
+    attribute: str, case: str, is_wanted: bool, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = getattr(RequestStream, attribute)
+    fails = FailsFor(whole.fget if attribute == "has_news" else whole, first)
+    replaced = property(fails) if attribute == "has_news" else lambda *given: fails(*given)
+    monkeypatch.setattr(RequestStream, attribute, replaced)
+    engine = make_engine(tokenizer().backend.get_vocab_size(), tokenizer())
+    engine.add_request("bad", PROMPT, SamplingParams(**{**BASE, **CASES[case]}))
+    engine.add_request("good", PROMPT, SamplingParams(**BASE))
+    bad, parts = engine._publisher.streams["bad"], list[RequestOutput]()
+    while engine.has_unfinished:
+        bad.is_wanted = is_wanted
+        parts += engine.step()
+    assert fails.left <= 0 and not engine._publisher.streams
+    answers = {n: merge_outputs([p for p in parts if p.request_id == n]) for n in ("bad", "good")}
+    assert answers["bad"].error == "the output of a request failed: ValueError"
+    assert answers["bad"].finished
+    assert {part.finish_reason for part in answers["bad"].outputs} == {"error"}
+    assert answers["good"].outputs == merge_outputs(expected("plain")).outputs
+    engine.scheduler.check()
