@@ -214,9 +214,15 @@ class Engine:
         """
         if self._closed:
             raise InfcError("the engine is closed")
-        request = prepared.request
-        self.scheduler.add(request)
-        self._publisher.streams[request.request_id] = prepared.stream
+        request, is_known = prepared.request, self.knows(prepared.request.request_id)
+        try:
+            self.scheduler.add(request)
+            self._publisher.streams[request.request_id] = prepared.stream
+        except BaseException:
+            if not is_known:  # one that runs and has no stream could not be ended
+                self.scheduler.abort(request.request_id)
+                self._publisher.forget(request.request_id)
+            raise
 
     def knows(self, request_id: str) -> bool:
         """Whether the request was queued and has not ended."""

@@ -87,7 +87,7 @@ class Scheduler:
         max_total_tokens(request, self.limits, self.kv)
 
     def add(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request. Whatever is raised, it is queued with all of its choices, or not at all.
 
         Raises RequestError when it can never be served, CapacityError when the queue is full.
         """
@@ -108,8 +108,14 @@ class Scheduler:
         choices = [request, *request.unforked]
         for choice in choices:
             choice.arrival, choice.max_total_tokens = self._arrivals, total
-        self._requests[request.request_id] = choices
-        insort(self._waiting, request, key=_ORDER)
+        try:
+            self._requests[request.request_id] = choices
+            insort(self._waiting, request, key=_ORDER)
+        except BaseException:  # one that is only known would never run, and never end
+            self._requests.pop(request.request_id, None)
+            if request in self._waiting:
+                self._waiting.remove(request)
+            raise
 
     def take_over(self, other: Scheduler) -> None:
         """Begin anew with the requests of one that failed as it was to make a step.
