@@ -69,10 +69,18 @@ class Outputs:
         """Let `sink` take what arrives while `get` waits: no first output, and no end."""
 
         def take(number: int, output: RequestOutput) -> bool:
-            if self._is_late or not sink(number, output):
+            if self._is_late:
                 return False
-            self._usage.add(number, output)
-            return True
+            usage, is_taken = self._usage, False
+            before = usage.completion_tokens
+            # First: what was sent and then could not be counted would be sent once more.
+            usage.add(number, output)
+            try:
+                is_taken = sink(number, output)
+            finally:
+                if not is_taken:
+                    usage.completion_tokens = before
+            return is_taken
 
         self._reader.divert(take)
 

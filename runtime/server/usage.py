@@ -24,27 +24,28 @@ class Usage:
 
     def __init__(self) -> None:
         self._prompts: dict[int, tuple[int, int]] = {}
-        self._completion = 0
+        self.completion_tokens = 0
+        """Tokens of answers. May be set back, where what was added is not told after all."""
 
     def add(self, index: int, output: RequestOutput) -> None:
-        """Take in what some steps gave for prompt `index`."""
+        """Take in what some steps gave for prompt `index`: where that fails, nothing of it."""
+        num_tokens = sum(len(part.token_ids) for part in output.outputs)
         if index not in self._prompts:  # both are known at its first output
             cached = output.metrics.num_cached_tokens
             self._prompts[index] = (len(output.prompt_token_ids), cached)
-        for part in output.outputs:
-            self._completion += len(part.token_ids)
+        self.completion_tokens += num_tokens
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompts and answers."""
-        return self._completion + sum(count for count, _ in self._prompts.values())
+        return self.completion_tokens + sum(count for count, _ in self._prompts.values())
 
     def as_json(self) -> dict[str, Any]:
         """The field `usage`."""
         prompt = sum(count for count, _ in self._prompts.values())
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": self._completion,
-            "total_tokens": prompt + self._completion,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(c for _, c in self._prompts.values())},
         }

@@ -10,6 +10,8 @@ import pytest
 from infc.runtime.async_streams import Inbox, Item, Stream
 from infc.runtime.executors.base import Finished
 from infc.runtime.scheduling.step import Step
+from infc.runtime.server.encoding import TextFrame
+from infc.runtime.server.usage import Usage
 
 from .serving import Serving, serving
 from .test_disconnect import LONG
@@ -130,3 +132,47 @@ def test_a_step_that_fails_has_what_lay_unread_before_it(
         check_begins(choices, wholes, 9)
         left = 10
         refusal(failing.post("/v1/completions", body), 500 if code == "generation_failed" else 503)
+
+
+@pytest.mark.parametrize(("owner", "attribute"), [(Usage, "add"), (TextFrame, "filled")])
+def test_what_cannot_be_sent_at_once_is_sent_and_counted_once(
+    owner: type, attribute: str, server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it that it could not be counted, or not be written."""
+    body = {
+        **BODY,
+        "prompt": "def f",
+        "return_token_ids": False,
+        "stream_options": {"include_usage": True},
+        "stream": True,
+    }
+    whole = chunks_of(server.post("/v1/completions", body).text)
+    sinks, function, is_sinking, failed = Inbox._sinks, getattr(owner, attribute), False, 0
+
+    def sinks_noted(self: Inbox, stream: Stream, item: Item) -> bool:
+        nonlocal is_sinking
+        is_sinking = True
+        try:
+            return sinks(self, stream, item)
+        finally:
+            is_sinking = False
+
+    def fail(self: Any, *arguments: Any) -> Any:
+        nonlocal failed
+        if is_sinking:
+            failed += 1
+            if failed % 2:
+                raise MemoryError
+        return function(self, *arguments)
+
+    monkeypatch.setattr(Inbox, "_sinks", sinks_noted)
+    monkeypatch.setattr(owner, attribute, fail)
+    chunks = chunks_of(server.post("/v1/completions", body).text)
+    assert failed
+    assert text_of(chunks) == text_of(whole)
+    assert chunks[-1]["usage"] == whole[-1]["usage"]
+
+
+def text_of(chunks: list[dict[str, Any]]) -> str:
+    """The text of the only choice of a stream."""
+    return "".join(part["text"] for chunk in chunks for part in chunk["choices"])
