@@ -79,62 +79,39 @@ def plan_runtime(
     runtime = _section(manifest.recipe, "runtime")
     limits = _limits(compiled, options, runtime.get("itl_target_ms"))
     weights_bytes = manifest.files[compiled.weights.file].bytes
-    shared_bytes = manifest.shared_bytes(compiled)
-    logits_bytes = handed_over_bytes(compiled, limits.step_tokens)
-    step_bytes = compiled.arena_bytes + logits_bytes
     memory = options.kv_memory
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
     wanted = options.weights or runtime.get("weights") or "auto"
-    free = _free_bytes()
+    free = free_bytes()
+    step_bytes = compiled.arena_bytes + handed_over_bytes(compiled, limits.step_tokens)
     loaded_bytes = loaded_shared_bytes(manifest, compiled, free - step_bytes, ours=weights_are_ours)
-    fixed_bytes = step_bytes + loaded_bytes
+    rest = free - step_bytes - loaded_bytes
     may_map = wanted == "mapped" or (wanted == "auto" and weights_are_ours)
-    for budget in _budgets(memory, free - fixed_bytes, weights_bytes, may_map=may_map):
-        num_blocks = plan_blocks(groups, limits, budget)
-        held = longest_context(groups, num_blocks, limits.max_context)
-        if held == limits.max_context:
-            break
-    notes = []
-    if held < limits.max_context:
-        if options.max_context is not None or held < LEAST_CONTEXT:
-            raise _too_little(groups, limits.max_context, budget, held)
-        notes.append(
-            f"max_context is reduced to {held} to fit into {format_size(budget)} of KV memory"
-            f"{_planned_by_others()}"
-        )
-        limits = _with_context(limits, held)
+    budgets = _budgets(memory, rest, weights_bytes, may_map=may_map)
+    least = LEAST_CONTEXT if options.max_context is None else limits.max_context
+    limits, num_blocks, notes = _plan_cache(groups, limits, budgets, least)
     kv_bytes = planned_bytes(groups, num_blocks)
-    if memory not in (None, "auto") and kv_bytes < free < budget:
+    if memory not in (None, "auto") and kv_bytes < free < budgets[0]:
         notes.append(
-            f"KV memory of {format_size(budget)} exceeds the free memory of {format_size(free)}:"
-            f" {format_size(kv_bytes)} are used, enough for {limits.max_running} sequences of"
-            f" {limits.max_context} tokens"
+            f"KV memory of {format_size(budgets[0])} exceeds the free memory of"
+            f" {format_size(free)}: {format_size(kv_bytes)} are used, enough for"
+            f" {limits.max_running} sequences of {limits.max_context} tokens"
         )
-    if kv_bytes + fixed_bytes > free:
+    if kv_bytes > rest:
         shared = f", and shared weights {format_size(loaded_bytes)}" if loaded_bytes else ""
         raise CapacityError(
             f"KV memory of {format_size(kv_bytes)} exceeds the {format_size(free)} that are free,"
             f" of which a step takes {format_size(step_bytes)}{shared}",
             hint=f"lower {_KV_MEMORY}, or set it to auto{_planned_by_others()}",
         )
-    rest = free - kv_bytes - fixed_bytes
     num_threads, pin = _team(options, runtime)
     if num_threads > (cpus := available_cpus()):
         notes.append(
             f"{num_threads} threads share {format_count(cpus, 'processor')}: with more threads than"
             " processors, threads wait for each other, which is slower"
         )
-    weights = place_weights(wanted, weights_bytes, rest, ours=weights_are_ours)
-    mapped_bytes = shared_bytes - loaded_bytes
-    mapped_bytes += weights_bytes if weights == "mapped" else 0
-    host = MemoryUse(
-        weights=weights_bytes + shared_bytes - mapped_bytes,
-        kv=kv_bytes,
-        arena=compiled.arena_bytes,
-        handed_over=logits_bytes,
-        mapped=mapped_bytes,
-    )
+    weights = place_weights(wanted, weights_bytes, rest - kv_bytes, ours=weights_are_ours)
     return RuntimePlan(
         limits=limits,
         groups=groups,
@@ -144,8 +121,58 @@ def plan_runtime(
         weights=weights,
         prefix_reuse=options.prefix_reuse,
         notes=tuple(notes),
-        memory={HOST: host},
+        memory=memory_of(
+            manifest,
+            compiled,
+            num_blocks=num_blocks,
+            step_tokens=limits.step_tokens,
+            weights=weights,
+            loaded_bytes=loaded_bytes,
+        ),
     )
+
+
+def memory_of(
+    manifest: Manifest,
+    program: CompiledProgram,
+    *,
+    num_blocks: Sequence[int],
+    step_tokens: int,
+    weights: WeightPlacement,
+    loaded_bytes: int,
+) -> MemoryPlan:
+    """What a program takes that is opened so; for `loaded_bytes` see `loaded_shared_bytes`."""
+    own, shared = manifest.files[program.weights.file].bytes, manifest.shared_bytes(program)
+    mapped = shared - loaded_bytes + (own if weights == "mapped" else 0)
+    use = MemoryUse(
+        weights=own + shared - mapped,
+        kv=planned_bytes(program.resources, num_blocks),
+        arena=program.arena_bytes,
+        handed_over=handed_over_bytes(program, step_tokens),
+        mapped=mapped,
+    )
+    return {HOST: use}
+
+
+def _plan_cache(
+    groups: Sequence[Resource], limits: SchedulerLimits, budgets: Sequence[int], least: int
+) -> tuple[SchedulerLimits, tuple[int, ...], list[str]]:
+    """Blocks of the first budget that holds a whole context; else of the last, for a shorter one.
+
+    CapacityError where that would have fewer than `least` tokens. Gives what to say of it as well.
+    """
+    for budget in budgets:
+        num_blocks = plan_blocks(groups, limits, budget)
+        held = longest_context(groups, num_blocks, limits.max_context)
+        if held == limits.max_context:
+            return limits, num_blocks, []
+    if held < least:
+        raise _too_little(groups, limits.max_context, budget, held)
+    note = (
+        f"max_context is reduced to {held} to fit into {format_size(budget)} of KV memory"
+        f"{_planned_by_others()}"
+    )
+    return replace(limits, max_context=held), num_blocks, [note]
 
 
 def _budgets(memory: Any, free: int, weights_bytes: int, *, may_map: bool) -> list[int]:
@@ -157,7 +184,7 @@ def _budgets(memory: Any, free: int, weights_bytes: int, *, may_map: bool) -> li
     return [*budgets, _share_of(free)] if may_map else budgets
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """What may still be planned: free memory, without what engines of this process have planned."""
     return max(0, available_memory() - BROKER.untouched())
 
@@ -325,10 +352,6 @@ def _limits(
         compiled_context=program.limits.max_context,
         itl_target_seconds=target_ms / 1000 if target_ms else None,
     )
-
-
-def _with_context(limits: SchedulerLimits, max_context: int) -> SchedulerLimits:
-    return replace(limits, max_context=max_context)
 
 
 def _too_little(
