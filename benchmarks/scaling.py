@@ -174,15 +174,12 @@ def fits(artifact: Artifact, place: Place) -> bool:
 def measure(artifact: Artifact, places: Sequence[Place], threads: int, reporter: Reporter) -> None:
     """One round of some places on an executor of their own."""
     num_blocks = blocks_of(artifact, places)
-    executor = open_bare(artifact, num_blocks, num_threads=threads)
-    work_ahead(executor)
-    try:
+    with open_bare(artifact, num_blocks, num_threads=threads) as executor:
+        work_ahead(executor)
         fill_blocks(executor, artifact.manifest, num_blocks)
         for done, place in enumerate(places):
             reporter.advance(done, len(places), f"{place.name} {place.batch} × {place.context}")
             place.seconds.append(fastest(artifact, executor, place))
-    finally:
-        executor.close()
 
 
 def fastest(artifact: Artifact, executor: Executor, place: Place) -> float:

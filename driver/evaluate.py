@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -125,10 +125,9 @@ def evaluate_text(
     """
     tokens = _tokenize(artifact, text)
     context, stride = window_sizes((artifact,), context_tokens, stride_tokens)
-    executor = open_for_window(artifact, context, num_threads)
     rows = step_rows(artifact.manifest)
     nats, manifest = 0.0, artifact.manifest
-    try:
+    with open_for_window(artifact, context, num_threads) as executor:
         for start, first, end in windows(len(tokens), context, stride):
             if on_tokens is not None:
                 on_tokens(first, len(tokens))
@@ -136,8 +135,6 @@ def evaluate_text(
                 executor, manifest, tokens[start:end], first - start, rows
             ):
                 nats += nats_of(logits, targets)
-    finally:
-        executor.close()
     num_bytes = len(text.encode())
     return Evaluation(num_bytes, len(tokens), len(tokens) - 1, nats, context, stride)
 
@@ -185,10 +182,10 @@ def compare_tokens(
     both = [artifact, other] if isinstance(other, Artifact) else [artifact]
     rows = min(step_rows(one.manifest) for one in both)
     tally = Tally()
-    with contextlib.ExitStack() as stack:
-        executors = [open_for_window(one, context, num_threads) for one in both]
-        for executor in executors:
-            stack.callback(executor.close)
+    with ExitStack() as stack:
+        executors = [
+            stack.enter_context(open_for_window(one, context, num_threads)) for one in both
+        ]
         for start, first, end in windows(len(tokens), context, stride):
             window = tokens[start:end]
 
@@ -258,9 +255,12 @@ def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, i
         start, first = start + stride, end
 
 
-def open_for_window(artifact: Artifact, context: int, num_threads: int | None) -> Executor:
+def open_for_window(
+    artifact: Artifact, context: int, num_threads: int | None
+) -> AbstractContextManager[Executor]:
+    """An executor for one sequence of `context` tokens."""
     groups = artifact.manifest.main.resources
-    # One sequence alone; block 0 is never used.
+    # Block 0 is never used.
     blocks = [-(-context // group.block_size) + 1 for group in groups]
     return open_bare(artifact, blocks, num_threads=num_threads)
 

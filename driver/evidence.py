@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -243,8 +244,9 @@ class _Engine:
     def __init__(self, artifact: Artifact, window: int) -> None:
         self.tally = Tally()
         self._manifest = artifact.manifest
-        self._executor = open_for_window(artifact, window, None)
-        self.close = self._executor.close
+        opened = ExitStack()
+        self._executor = opened.enter_context(open_for_window(artifact, window, None))
+        self.close = opened.close
 
     def rows(self, tokens: Sequence[int]) -> Iterator[Rows]:
         rows = min(_STEP_ROWS, step_rows(self._manifest))

@@ -262,14 +262,11 @@ class Comparison:
 
 
 def _artifact_logits(artifact: Artifact, windows: Sequence[Sequence[int]]) -> Iterator[Rows]:
-    executor = open_for_window(artifact, WINDOW, None)
-    try:
-        rows = step_rows(artifact.manifest)
+    rows = step_rows(artifact.manifest)
+    with open_for_window(artifact, WINDOW, None) as executor:
         for window in windows:
             for logits, _ in window_rows(executor, artifact.manifest, window, 1, rows):
                 yield logits
-    finally:
-        executor.close()
 
 
 def _write_source(source: SourceModel, windows: Sequence[Sequence[int]], place: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,9 +80,8 @@ def measure_steps(
     roofline = None if ceilings is None else Roofline(read_program(artifact), ceilings)
     each = zip(*(trial.num_blocks(artifact.manifest) for trial in trials.values()), strict=True)
     num_blocks = tuple(max(counts) for counts in each)
-    executor = _open(artifact, num_blocks, threads)
     total, done, results = len(trials) * repeats, 0, []
-    try:
+    with _open(artifact, num_blocks, threads) as executor:
         fill_blocks(executor, artifact.manifest, num_blocks)
         for name, trial in trials.items():
             step = trial.build(artifact.manifest)
@@ -97,24 +97,24 @@ def measure_steps(
                 if on_step is not None:
                     on_step(done, total)
             results.append(_step_time(name, trial, rounds, roofline))
-    finally:
-        executor.close()
     return results
 
 
-def _open(artifact: Artifact, num_blocks: tuple[int, ...], threads: int) -> ProfiledExecutor:
+@contextmanager
+def _open(
+    artifact: Artifact, num_blocks: tuple[int, ...], threads: int
+) -> Iterator[ProfiledExecutor]:
     from ...runtime.executors.base import ProfiledExecutor, work_ahead
 
-    executor = open_bare(artifact, num_blocks, num_threads=threads, profile=True)
-    if not isinstance(executor, ProfiledExecutor):
-        executor.close()
-        raise UsageError(
-            f"the backend {artifact.manifest.backend} cannot measure the time of each op",
-            where=str(artifact.path),
-            hint=f"leave out --ops, or compile for the backend {DEFAULT}",
-        )
-    work_ahead(executor)
-    return executor
+    with open_bare(artifact, num_blocks, num_threads=threads, profile=True) as executor:
+        if not isinstance(executor, ProfiledExecutor):
+            raise UsageError(
+                f"the backend {artifact.manifest.backend} cannot measure the time of each op",
+                where=str(artifact.path),
+                hint=f"leave out --ops, or compile for the backend {DEFAULT}",
+            )
+        work_ahead(executor)
+        yield executor
 
 
 Round = tuple[float, Sequence["ProfileEntry"], Sequence["ProfileEntry"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from infc.driver.bare_executor import open_bare
 from infc.driver.rebuild import rebuild_artifact
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.builder import ProgramBuilder
-from infc.ir.errors import ArtifactError, InfcError, ProgramError, UsageError
+from infc.ir.errors import ArtifactError, CapacityError, InfcError, ProgramError, UsageError
 from infc.ir.interpret import interpret
 from infc.ir.program import Program, WeightExpr
 from infc.ir.safetensors import MappedSafetensors
@@ -27,6 +28,7 @@ from infc.ir.weights import program_weights
 from infc.passes.cut_program import cut_program
 from infc.runtime.executors.base import HOST, run_step
 from infc.runtime.limits import plan_runtime
+from infc.runtime.memory_plan import MemoryBroker
 from infc.runtime.options import RuntimeOptions
 
 from ..checkpoints import make_checkpoint
@@ -131,9 +133,8 @@ def test_the_head_gives_what_the_model_does(artifact: Artifact) -> None:
     """In generated code bit for bit: which other rows there are does not matter."""
     model = forced(artifact, "main", [TOKENS])
     states = model.hidden[-5:]
-    executor = open_bare(artifact, (), num_threads=2, program="head")
-    output = run_step(executor, step_of({"states": states}, len(states)))
-    executor.close()
+    with open_bare(artifact, (), num_threads=2, program="head") as executor:
+        output = run_step(executor, step_of({"states": states}, len(states)))
     exact = artifact.manifest.backend == "cpp"
     error = 0 if exact else 1e-4
     np.testing.assert_allclose(output.logits, model.logits[-5:], rtol=error, atol=error)
@@ -152,14 +153,13 @@ class Rows:
 def forced(artifact: Artifact, program: str, chunks: list[list[int]]) -> Rows:
     """A program run over chunks of one sequence."""
     groups = artifact.manifest.programs[program].resources
-    executor = open_bare(artifact, (5,) * len(groups), num_threads=2, program=program)
     outputs, start = [], 0
-    for chunk in chunks:
-        part = Chunk(chunk, start, [3, 1, 4])
-        step = make_step([part], num_groups=len(groups), block_size=BLOCK)
-        outputs.append(run_step(executor, replace(step, wants_hidden=True)))
-        start += len(chunk)
-    executor.close()
+    with open_bare(artifact, (5,) * len(groups), num_threads=2, program=program) as executor:
+        for chunk in chunks:
+            part = Chunk(chunk, start, [3, 1, 4])
+            step = make_step([part], num_groups=len(groups), block_size=BLOCK)
+            outputs.append(run_step(executor, replace(step, wants_hidden=True)))
+            start += len(chunk)
     return Rows(outputs)
 
 
@@ -180,14 +180,15 @@ def test_the_first_layer_has_a_cache_of_its_own(artifact: Artifact) -> None:
 def test_all_run_beside_one_another(artifact: Artifact) -> None:
     """Each with threads, cache and arena of its own, in one process."""
     alone = [forced(artifact, name, [TOKENS]).logits for name in ("main", "draft")]
-    executors = [open_bare(artifact, (5,), num_threads=1, program=n) for n in ("main", "draft")]
     part = Chunk(TOKENS, 0, [3, 1, 4])
     step = make_step([part], num_groups=1, block_size=BLOCK)
-    for _ in range(2):
-        for executor, expected in zip(executors, alone, strict=True):
-            np.testing.assert_array_equal(run_step(executor, step).logits, expected)
-    for executor in executors:
-        executor.close()
+    with (
+        open_bare(artifact, (5,), num_threads=1, program="main") as main,
+        open_bare(artifact, (5,), num_threads=1, program="draft") as draft,
+    ):
+        for _ in range(2):
+            for executor, expected in zip((main, draft), alone, strict=True):
+                np.testing.assert_array_equal(run_step(executor, step).logits, expected)
     with infc.LLM(artifact) as llm:
         (output,) = llm.generate([TOKENS], infc.SamplingParams(max_tokens=1, temperature=0))
     assert output.outputs[0].token_ids == (int(alone[0][-1].argmax()),)
@@ -332,3 +333,37 @@ def test_each_is_verified(checkpoint: Path, tmp_path: Path) -> None:
     assert "resource" in dump.read_text()
     report = (tmp_path / "a/programs/draft/report.json").read_text()
     assert "paged steps of 2 sequences agree with a whole run" in report
+
+
+def test_shared_weights_that_are_loaded_are_taken_off_first(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an artifact whose files others can write to, opened without an engine."""
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact.path, copy)
+    manifest = artifact.manifest
+    shared, own = (
+        manifest.files[manifest.programs[name].weights.file].bytes for name in ("main", "draft")
+    )
+
+    def taken(free: int) -> int:
+        """What the draft takes where so many bytes are free."""
+        monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: free)
+        broker = MemoryBroker()
+        for module in ("memory_plan", "limits"):
+            monkeypatch.setattr(f"infc.runtime.{module}.BROKER", broker)
+        for name in ("cpp.CppExecutor", "reference.ReferenceExecutor"):
+            monkeypatch.setattr(f"infc.runtime.executors.{name}.touched_bytes", lambda _: {})
+        opened = open_artifact(copy)
+        with open_bare(opened, (5,), num_threads=1, program="draft"):
+            return broker.untouched()
+
+    fixed = taken(1 << 40) - own  # shared weights are mapped
+    assert taken(fixed + shared) == fixed + own
+    for path in copy.rglob("*.safetensors"):
+        path.chmod(0o666)
+    assert taken(fixed + shared + 2 * own) == fixed + shared + own
+    with pytest.raises(CapacityError, match="that are shared with the main program take"):
+        taken(fixed + shared - 1)
+    with pytest.raises(ArtifactError, match="not safe to map"):
+        taken(fixed + shared + own // 2)
