@@ -192,11 +192,14 @@ class Program:
         """The output of that name; None where there is none."""
         return self.named_outputs().get(name)
 
+    def names_of_outputs(self) -> tuple[str, ...]:
+        """A name for each output; those beyond the names go by the names of their values."""
+        names, count = self.output_names or (LOGITS, HIDDEN), len(self.outputs)
+        return (*names[:count], *(value.name for value in self.outputs[len(names) :]))
+
     def named_outputs(self) -> dict[str, Value]:
-        """The outputs by name, in order; those beyond the names go by the names of their values."""
-        names = self.output_names or (LOGITS, HIDDEN)
-        further = (value.name for value in self.outputs[len(names) :])
-        return dict(zip((*names, *further), self.outputs, strict=False))
+        """The outputs by name, in order. A program in which two have the same is not valid."""
+        return dict(zip(self.names_of_outputs(), self.outputs, strict=True))
 
     def with_nodes(self, nodes: tuple[Node, ...], **changes: Any) -> Program:
         """The same program with other nodes (and other fields, where given)."""

@@ -256,3 +256,20 @@ def test_libraries_of_the_interface_before(tmp_path: Path, version: int, runs: b
         return
     before, now = (run_step(open_cpp(one), step).logits for one in (open_artifact(old), new))
     np.testing.assert_array_equal(before, now)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_value_may_have_several_names(backend: str, tmp_path: Path) -> None:
+    whole = program()
+    named = whole.named_outputs()
+    twice = {"first": named["square"], **named, "scores": named["logits"], "last": named["square"]}
+    made = replace(whole, outputs=tuple(twice.values()), output_names=tuple(twice))
+    artifact = build(made, tmp_path / "a", backend=backend)
+    executor = open_executor(artifact, ExecutorConfig(num_blocks=(), num_threads=2))
+    output = run_step(executor, step(inputs(17, [3, 1]), 2))
+    executor.close()
+    assert list(output.others) == ["chosen", "first", "last", "scores", "square"]
+    np.testing.assert_array_equal(output.others["first"], output.others["square"])
+    np.testing.assert_array_equal(output.others["last"], output.others["square"])
+    np.testing.assert_array_equal(output.others["scores"], output.logits)
+    assert output.others["square"].any() and output.logits.any()

@@ -300,7 +300,7 @@ def test_a_checkpoint_of_its_own_has_codes_of_its_own(tmp_path: Path) -> None:
             "x",
             lambda m: replace(m, output_names=("logits", "logits")),
             ProgramError,
-            "two outputs have the same name",
+            "two outputs have the name logits",
         ),
     ],
 )

@@ -17,6 +17,8 @@ from infc.ir.types import DType, Sym, SymbolRange, TensorType
 from infc.ir.verify import verify
 from infc.ir.weights import checkpoint
 
+from ..renaming import rename_values
+
 T = Sym("T")
 ROW = TensorType(DType.F32, (T, 8))
 KV = KvGroup("kv", (0,), 2, 4, 4, "f32", 16)
@@ -83,7 +85,15 @@ BREACHES: list[tuple[str, Callable[[Program], Program]]] = [
     ("output %q", lambda p: replace(p, outputs=(Value("q", ROW),))),
     ("output %out", lambda p: replace(p, outputs=(Value("out", ROW),))),
     ("have 3 names", lambda p: replace(p, output_names=("a", "b", "c"))),
-    ("same name", lambda p: replace(p, outputs=p.outputs * 2, output_names=("a", "a"))),
+    ("have the name a", lambda p: replace(p, outputs=p.outputs * 2, output_names=("a", "a"))),
+    # Without names, the first two are logits and hidden, and others go by those of their values.
+    ("name the outputs", lambda p: replace(p, outputs=p.outputs * 4)),
+    (
+        "have the name hidden",
+        lambda p: rename_values(
+            replace(p, outputs=p.outputs * 3), lambda v: "hidden" if v.name == "out" else v.name
+        ),
+    ),
     ("symbol T .* not declared", lambda p: replace(p, symbols={})),
     (
         "can be negative",
