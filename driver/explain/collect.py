@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ...ir.analyses import total_cost
 from ...ir.artifact import Artifact, open_artifact
 from ...ir.errors import ArtifactError, UsageError
 from ...ir.manifest import MAIN, folder_of
+from ...ir.nearest import did_you_mean
 from ...ir.program import Program
 from ...ir.roofline import Ceilings
 from ...ir.text import parse_program
@@ -121,14 +122,25 @@ def _file_of(artifact: Artifact, spelled: str) -> str:
     if not colon and spelled in programs:
         name, stage = spelled, "final"
     if stage not in STAGES or (name or MAIN) not in programs:
-        others = [one for one in sorted(programs) if one != MAIN]
-        known = " and ".join(STAGES)
-        known += "".join(f", {one} and {one}:captured" for one in others)
-        raise UsageError(
-            f"an artifact has no stage {spelled!r}" if not others else f"no stage {spelled!r}",
-            hint=f"it has {known}; `infc compile --dump-ir-after all` writes more",
-        )
+        raise _no_stage(programs, spelled)
     return stage_file(name or MAIN, stage)
+
+
+def _no_stage(known: Collection[str], spelled: str) -> UsageError:
+    """What is wrong with a stage that an artifact does not have; the names that it has."""
+    programs = [MAIN, *sorted(set(known) - {MAIN})]
+    name, _, stage = spelled.rpartition(":")
+    if not name:
+        message, near = f"no program or stage {spelled!r}", did_you_mean(spelled, programs)
+        near = near or did_you_mean(spelled, STAGES)
+    elif name in programs:
+        message, near = f"no stage {stage!r} of {name}", did_you_mean(stage, STAGES)
+    else:
+        message, near = f"no program {name!r}", did_you_mean(name, programs)
+    which = "each with" if len(programs) > 1 else "with"
+    has = f"it has {' and '.join(programs)}, {which} {' and '.join(STAGES)}"
+    has += "; `infc compile --dump-ir-after all` writes more"
+    return UsageError(message, hint=has if near is None else f"{near} {has}")
 
 
 def stage_file(name: str, stage: str) -> str:

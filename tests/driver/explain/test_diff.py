@@ -171,7 +171,7 @@ def test_the_command(tiny: Path, plain: Path, capsys: pytest.CaptureFixture[str]
         (["empty", "empty"], 2, "empty: neither an artifact nor dumps of IR text"),
         (["bad.ir", "bad.ir"], None, "bad.ir:1"),
         (["bytes.ir", "bytes.ir"], 2, "bytes.ir: not UTF-8 text"),
-        (["TINY:fused", "TINY"], 2, "an artifact has no stage 'fused'"),
+        (["TINY:fused", "TINY"], 2, "no program or stage 'fused'"),
         (["dumps", "TINY"], 2, "a directory of dumps can only be compared with another one"),
     ],
 )

@@ -360,7 +360,10 @@ def test_the_commands(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--tokens", "513"], "--tokens is 513"),
         (["--tokens", "80", "--context", "70"], "80 prompt tokens exceed the context"),
         (["--memory", "lots"], "'lots' is not a memory size"),
-        (["--program", "fused"], "an artifact has no stage 'fused' (it has captured and final"),
+        (
+            ["--program", "fused"],
+            "no program or stage 'fused' (it has main, with captured and final;",
+        ),
         (["--graph", "x.png"], "x.png: the file name of a graph must end in .html or .svg"),
         (["--graph", "nowhere/x.svg"], "nowhere/x.svg: cannot be written: No such file"),
     ],

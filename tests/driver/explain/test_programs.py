@@ -81,8 +81,16 @@ def test_the_text_of_each(two: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert capsys.readouterr().out == print_program(expected)
         assert read_program(open_artifact(two), stage) == expected
     for stage, message in [
-        ("heads", "no stage 'heads' (it has captured and final, head and head:captured;"),
-        ("head:first", "no stage 'head:first'"),
+        (
+            "heda",
+            "no program or stage 'heda' (did you mean 'head'? it has main and head, each with"
+            " captured and final;",
+        ),
+        ("final1", "no program or stage 'final1' (did you mean 'final'? it has main and head,"),
+        ("tail", "no program or stage 'tail' (it has main and head, each with captured and"),
+        ("hed:final", "no program 'hed' (did you mean 'head'? it has main and head, each with"),
+        ("head:captued", "no stage 'captued' of head (did you mean 'captured'? it has main and"),
+        (":first", "no program or stage ':first' (it has main and head,"),
         ("head:captured", "it contains no programs/head/captured.ir"),
     ]:
         assert run(["inspect", str(two), "--program", stage]) == 2
