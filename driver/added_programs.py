@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ir.errors import ProgramError, UsageError
-from ..ir.manifest import MAIN, CompiledProgram, Limits, canonical_json, folder_of
+from ..ir.manifest import (
+    MAIN,
+    CompiledProgram,
+    Limits,
+    Manifest,
+    canonical_json,
+    folder_of,
+)
 from ..ir.manifest_values import is_program_name
 from .progress import Reporter
 
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.methods.calibration import Calibration
     from ..passes.pipeline import Pipeline
+    from ..passes.scheme_choices import PatternUses
     from .compile_job import CompileJob, Dumps
 
 
@@ -54,6 +62,7 @@ class ProgramCompiler:
     """Compiles programs into an artifact's directory, after its main one.
 
     What `calibration` made of weights of the model is taken over where these are the same.
+    `patterns` of quantization rules may match in any of the programs.
     """
 
     job: CompileJob
@@ -62,8 +71,24 @@ class ProgramCompiler:
     shared: SharedWeights
     pairs: QuantizedPairs
     calibration: Calibration | None
+    patterns: PatternUses | None
     dumps: Dumps
     progress: Reporter
+
+    def add_to(self, manifest: Manifest, captured: Program) -> Manifest:
+        """The manifest with the programs of the job, of which each is compiled here.
+
+        `captured` is the model's program. Raises what `compile` does, and UsageError for a pattern
+        that was used in no program.
+        """
+        limits = manifest.main.limits
+        added = {
+            name: self.compile(name, one, captured, limits)
+            for name, one in self.job.programs.items()
+        }
+        if self.patterns is not None:
+            self.patterns.require_all_used()
+        return replace(manifest, programs={**manifest.programs, **added})
 
     def compile(
         self, name: str, added: AddedProgram, captured: Program, main: Limits
@@ -105,6 +130,7 @@ class ProgramCompiler:
                 progress=self.progress,
                 pairs=self.pairs,
                 calibration=calibration,
+                patterns=self.patterns,
                 say_distances=False,
             )
         program = optimized.program

@@ -236,10 +236,12 @@ def _build_files(
     """As `_build`, once everything is imported."""
     from ..codegen.base import SharedWeights
     from ..ir.text import print_program
+    from ..passes.scheme_choices import PatternUses
     from .certificate import certify, evaluation_tokens
     from .optimize import optimize
 
     directory = writer.path
+    patterns = PatternUses() if job.programs else None
     with progress.stage("capture the model"):
         captured = _capture(job, job.recipe.dtype, progress.remark)
     files = _write_tokenizer(job, directory, captured.spec.vocab_size, progress)
@@ -264,6 +266,7 @@ def _build_files(
                 pairs=pairs,
                 on_result=begin,
                 calibration=calibration,
+                patterns=patterns,
                 say_distances=isinstance(text, str),
             )
         program = optimized.program
@@ -276,14 +279,9 @@ def _build_files(
         if job.programs:
             shared = SharedWeights(program, {one.name: one for one in emission.weights})
             compiler = ProgramCompiler(
-                job, pipeline, directory, shared, pairs, calibration, dumps, progress
+                job, pipeline, directory, shared, pairs, calibration, patterns, dumps, progress
             )
-            limits = manifest.main.limits
-            added = {
-                name: compiler.compile(name, one, captured, limits)
-                for name, one in job.programs.items()
-            }
-            manifest = replace(manifest, programs={**manifest.programs, **added})
+            manifest = compiler.add_to(manifest, captured)
         compiled = _compiled(job, captured, pipeline, optimized, manifest, writer)
         if not (job.recipe.accuracy.is_bounded or (job.verify and compiled.is_lossy)):
             text = "nothing was quantized" if job.verify else "verification was switched off"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..passes.methods.calibration import Calibration
     from ..passes.pass_report import PassReport
     from ..passes.pipeline import Pipeline
+    from ..passes.scheme_choices import PatternUses
 
 _SHOWN_NEAR_MISSES = 3
 _CALIBRATION_SHARE = 9
@@ -105,11 +106,13 @@ def optimize(
     pairs: QuantizedPairs | None = None,
     on_result: Callable[[Program], None] | None = None,
     calibration: Calibration | None = None,
+    patterns: PatternUses | None = None,
     say_distances: bool = True,
 ) -> Optimized:
     """Runs the pipeline.
 
     `on_result` is told the program before the last comparison with the one that was captured.
+    `patterns` is for programs that are compiled together (`PassContext`).
     `say_distances` is whether the distances of lossy passes on random tokens are printed.
     """
     from ..ir.quantized_pairs import QuantizedPairs
@@ -140,7 +143,9 @@ def optimize(
 
     if calibration is not None:
         calibration = replace(calibration, advance=on_calibration, pairs=pairs or QuantizedPairs())
-    context = PassContext(target=target, log=progress.remark, calibration=calibration)
+    context = PassContext(
+        target=target, log=progress.remark, calibration=calibration, patterns=patterns
+    )
     result, report = run_pipeline(
         program,
         pipeline,

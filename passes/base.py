@@ -15,6 +15,7 @@ from .near_miss import NearMiss
 if TYPE_CHECKING:
     from ..ir.targets import Target
     from .methods.calibration import Calibration
+    from .scheme_choices import PatternUses
 
 PIPELINE_PHASES: Final = ("canonicalize", "shard", "quantize", "fuse", "lower-kv", "plan")
 """Where a pass may stand, in order."""
@@ -41,12 +42,14 @@ def _silent(line: str) -> None:
 class PassContext:
     """The target that a pass may use, and where its messages go.
 
-    `calibration` is the text that a method of quantization may look at.
+    `calibration` is the text that a method of quantization may look at. With `patterns`, those of
+    options need not match in this program, but in one of those that are compiled together.
     """
 
     target: Target | None = None
     log: Callable[[str], None] = _silent
     calibration: Calibration | None = None
+    patterns: PatternUses | None = None
 
     def quietly(self) -> PassContext:
         """The same for passes that run once more, to be compared."""

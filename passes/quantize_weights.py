@@ -13,6 +13,7 @@ from .base import PassContext, PassResult, finish
 from .near_miss import NearMiss
 from .quantized_products import QuantizedProducts
 from .scheme_choices import (
+    PatternUses,
     SchemeChoices,
     SchemePass,
     matrix_exprs,
@@ -27,8 +28,9 @@ class QuantizeWeights(SchemePass):
 
     `rules` are pairs `pattern=scheme`, separated by spaces: a matrix whose name matches gets the
     scheme of the first such pair, and the others get `scheme`. `skip` are patterns of matrices that
-    are not quantized, whatever the rules say. Each pattern must decide about a matrix, and both
-    matrices of a mixture of experts must get the same scheme. In schemes that end in `-weights`,
+    are not quantized, whatever the rules say. Each pattern must decide about a matrix (of any of
+    the programs that are compiled together), and both matrices of a mixture of experts must get the
+    same scheme. In schemes that end in `-weights`,
     rows are not quantized: `decoded_linear(%x, @w.codes, @w.scales)`. The scheme `adopt` is int8
     here for what the file holds in few bits and adopt-formats could not keep (`adopt-weights`:
     int8-weights), and leaves others as they are.
@@ -84,7 +86,10 @@ class QuantizeWeights(SchemePass):
                 products.add(node, choices, chosen)
             else:
                 products.copy(node)
-        choices.require_every_pattern_used(self.name)
+        uses = PatternUses() if context.patterns is None else context.patterns
+        uses.add(self, choices.unused())
+        if context.patterns is None:
+            uses.require_all_used()
         result = remove_dead_code(products.builder.build())
         return finish(program, result, products.matches, tuple(misses))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +44,42 @@ _CODED: Final = {
     "scaled_embedding": (0,),
 }
 """The forms over codes, and which of their operands are these."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedPattern:
+    """The error of a pattern that decided about no matrix, and whether it matched one's name."""
+
+    error: UsageError
+    is_lost: bool
+
+
+class PatternUses:
+    """What patterns decide about in programs that are compiled together: in one of them is enough.
+
+    Nothing is ignored silently: what is used in none is an error.
+    """
+
+    def __init__(self) -> None:
+        self._unused: dict[Pass, dict[int, UnusedPattern]] = {}
+
+    def add(self, of: Pass, unused: Mapping[int, UnusedPattern]) -> None:
+        """Take in the patterns that a pass had no use for in one program, by their places."""
+        before = self._unused.get(of)
+        if before is None:
+            self._unused[of] = dict(unused)
+            return
+        both = sorted(before.keys() & unused.keys())
+        self._unused[of] = {
+            place: unused[place] if unused[place].is_lost else before[place] for place in both
+        }
+
+    def require_all_used(self) -> None:
+        """UsageError for a pattern that was used in no program."""
+        for unused in self._unused.values():
+            for one in unused.values():
+                raise one.error
+
 
 Pick = Callable[[Node, str, Sequence[Operand]], Scheme | str]
 """Told a node, the name of the scheme that was chosen for it (not `none`) and its matrices, gives
@@ -288,21 +324,26 @@ class SchemeChoices:
             return f"its rows of {depth} are longer than int32 sums hold"
         return None
 
-    def require_every_pattern_used(self, where: str) -> None:
-        """UsageError for a pattern that decides about no matrix: nothing is ignored silently."""
+    def unused(self) -> dict[int, UnusedPattern]:
+        """The patterns that decided about no matrix, by their places, and what is wrong."""
+        found = {}
         for place, (pattern, _) in enumerate(self.rules):
+            if place in self.used:
+                continue
             what = "skip" if place < self.num_skipped else "rules"
-            if place in self.lost and place not in self.used:
-                raise UsageError(
-                    f"{what}: {pattern} has no effect: {self.lost[place]}",
-                    where=where,
-                    hint="the first pattern that matches a name is used, those of skip before"
-                    " rules: put it first, or remove it",
+            if place in self.lost:
+                message = f"{what}: {pattern} has no effect: {self.lost[place]}"
+                hint: str | None = (
+                    "the first pattern that matches a name is used, those of skip before"
+                    " rules: put it first, or remove it"
                 )
-            if place not in self.used:
+            else:
                 names = self._names()
+                message = f"{what}: no matrix is named {pattern}"
                 hint = f"names look like {', '.join(names[:3])}" if names else None
-                raise UsageError(f"{what}: no matrix is named {pattern}", where=where, hint=hint)
+            error = UsageError(message, where=self.where, hint=hint)
+            found[place] = UnusedPattern(error, place in self.lost)
+        return found
 
     def _names(self) -> list[str]:
         """The names of matrices that a rule could quantize, in program order."""

@@ -282,6 +282,44 @@ def test_a_checkpoint_of_its_own_has_codes_of_its_own(tmp_path: Path) -> None:
         assert any(torch.equal(stored.tensor(name), codes) for codes in rounded), name
 
 
+def projection(model: Program) -> Program:
+    """A product with a matrix that the model does not have."""
+    width = model.spec.hidden_size
+    b = ProgramBuilder("projection")
+    b.symbol("R", 1, 8)
+    states = b.input("states", TensorType(DType.F32, (Sym("R"), width)))
+    expr = WeightExpr("data", (), {"key": "extra"})
+    extra = b.weight("extra", TensorType(DType.F32, (width, width)), expr)
+    b.output(projected=b.emit("linear", states, extra))
+    b.loaders = {"data": lambda name: torch.arange(width * width).reshape(width, width) / width}
+    return b.build()
+
+
+def test_a_rule_may_be_for_one_of_the_programs(checkpoint: Path, tmp_path: Path) -> None:
+    def made(place: str, *patterns: str) -> Artifact:
+        rules = [{"match": pattern, "scheme": "int8"} for pattern in patterns]
+        return infc.compile(
+            checkpoint,
+            tmp_path / place,
+            overrides={"backend": "reference", "dtype": "float32", "quantization.rules": rules}
+            | {"quantization.method": "nearest"},
+            verify=False,
+            progress=False,
+            programs={"draft": PROGRAMS["draft"], "projection": AddedProgram(make=projection)},
+        )
+
+    programs = made("a", "model.layers.2.*", "extra").manifest.programs
+    coded = {
+        name: {one for one in program.weights.tensors if one.endswith(".codes")}
+        for name, program in programs.items()
+    }
+    assert coded["main"] and all("layers.2." in one for one in coded["main"])
+    assert coded["draft"] == set() and coded["projection"] == {"extra.codes"}
+    with pytest.raises(UsageError, match="rules: no matrix is named extar"):
+        made("b", "model.layers.2.*", "extra", "extar")
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "make", "error", "message"),
     [

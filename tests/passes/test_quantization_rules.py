@@ -16,6 +16,7 @@ from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.passes.base import PassContext, PassResult
 from infc.passes.quantize_weights import QuantizeWeights
+from infc.passes.scheme_choices import PatternUses
 
 
 def experts() -> Program:
@@ -114,6 +115,44 @@ def test_only_names_that_a_rule_could_use_are_suggested() -> None:
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("names look like ")
     assert "gate.weight" not in caught.value.hint
+
+
+def program_of(*names: str) -> Program:
+    """A chain of products with matrices of these names."""
+    b = ProgramBuilder("other")
+    b.symbol("T", 1, 64)
+    x = b.input("x", TensorType(DType.F32, (Sym("T"), 8)))
+    for name in names:
+        x = b.emit("linear", x, b.weight(name, TensorType(DType.F32, (8, 8))))
+    b.output(x)
+    return b.build()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rules": "draft=int4 o_proj=int8"}, None),
+        ({"rules": "o_proj=int8 draft=int4"}, None),
+        ({"skip": "draft o_proj", "scheme": "int8"}, None),
+        ({"rules": "gate=int8"}, None),  # what is a router of the one is a product of the other
+        ({"rules": "draft=int8 lost=int8"}, "rules: no matrix is named lost"),
+        ({"rules": "o_proj=int8 draft=int8 d*=int4"}, r"d\* has no effect: draft matches draft be"),
+        ({"rules": "head=int4 he*=int8 draft=int8"}, r"he\* has no effect: head.weight matches h"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_pattern_that_matches_in_one_of_several_programs_is_used(
+    options: dict[str, str], message: str | None, is_first: bool
+) -> None:
+    programs = [PROGRAM, program_of("draft", "gate")]
+    one, uses = QuantizeWeights(**options), PatternUses()
+    for program in programs if is_first else reversed(programs):
+        one.run(program, PassContext(patterns=uses))
+    if message is None:
+        uses.require_all_used()
+    else:
+        with pytest.raises(UsageError, match=message):
+            uses.require_all_used()
 
 
 PATTERNS = st.sampled_from(["*", "o_proj", "experts.*", "*.down", "*.gate_up", "head", "h*", "x"])
