@@ -141,7 +141,7 @@ class _Choice:
             del self._token_ids[self._num_decoded :]
             news = self.news()
         except Exception:  # what failed may be this very piece
-            return CompletionOutput(index=self.request.choice, finish_reason="error")
+            return _failure(self.request)
         return news if self.has_ended else replace(news, finish_reason="error", stop_reason=None)
 
     def _catch_up(self) -> None:
@@ -222,6 +222,8 @@ class RequestStream:
         self.tells_at_end = self._holds_back
         """Whether nothing is told before the end."""
         self.is_wanted = not self._holds_back
+        self._telling: Sequence[_Choice] = ()
+        """Whose news are being forgotten, as they have been told."""
 
     def want(self) -> None:
         """Whoever reads has read everything; on any thread."""
@@ -256,10 +258,8 @@ class RequestStream:
 
     def tell(self) -> RequestOutput:
         """Everything that was added since the last time, of which there is something."""
-        if self._holds_back:
-            pieces = self._best()
-        else:
-            pieces = [choice.news() for choice in self.choices if choice.has_news]
+        telling = [choice for choice in self.choices if choice.has_news]
+        pieces = self._best() if self._holds_back else [choice.news() for choice in telling]
         prompt_logprobs = None
         if self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
@@ -278,20 +278,27 @@ class RequestStream:
         )
         if self._whole:
             self.tells_at_end, self.is_wanted = True, False
-        for choice in self.choices:
+        self._telling = telling  # from here on, what fails loses the output
+        for choice in telling:
             choice.told()
+        self._telling = ()
         return output
 
     def failure(self, error: str) -> RequestOutput:
         """The last output of a request that fails here: every choice that had not ended has.
 
-        Of those held back until the best are known, the first `n` have.
+        So has one whose last news were lost. Of those held back until the best are known, the
+        first `n` have.
         """
         if self._holds_back:
             first = range(self.request.params.n)
             pieces = [CompletionOutput(index=index, finish_reason="error") for index in first]
         else:
-            pieces = [choice.failure() for choice in self.choices if not choice.is_over]
+            pieces = [
+                _failure(choice.request) if choice in self._telling else choice.failure()
+                for choice in self.choices
+                if choice in self._telling or not choice.is_over
+            ]
         self.finished = True
         return self._output(pieces, error)
 
@@ -359,6 +366,11 @@ class PreparedRequest:
 
     request: Request
     stream: RequestStream
+
+
+def _failure(choice: Request) -> CompletionOutput:
+    """The end of a choice of which nothing is left to tell."""
+    return CompletionOutput(index=choice.choice, finish_reason="error")
 
 
 def _mean_logprob(completion: CompletionOutput) -> float:

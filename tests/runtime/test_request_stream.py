@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.runtime.requests.outputs import CompletionOutput, RequestOutput, merge_outputs
-from infc.runtime.requests.request_stream import RequestStream
+from infc.runtime.requests.request_stream import RequestStream, _Choice
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.owners import PlannedStep, StepOwners
 from infc.runtime.scheduling.step_results import StepResults
@@ -268,3 +268,31 @@ def test_a_fault_beside_the_text_ends_its_request_alone(
     assert {part.finish_reason for part in answers["bad"].outputs} == {"error"}
     assert answers["good"].outputs == merge_outputs(expected("plain")).outputs
     engine.scheduler.check()
+
+
+@pytest.mark.parametrize("case", ["plain", "choices", "best"])
+def test_an_output_that_is_lost_as_it_has_been_made_is_no_whole_answer(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the last one: with the others alone, it would lack its end and look complete."""
+    told = _Choice.told
+
+    def fail(self: _Choice) -> None:
+        told(self)
+        if self.is_over and self.request.choice == last:
+            raise MemoryError
+
+    lengths = {part.index: len(part.token_ids) for part in merge_outputs(expected(case)).outputs}
+    last = max(lengths, key=lambda index: lengths[index]) if case == "choices" else 0
+    monkeypatch.setattr(_Choice, "told", fail)
+    parts = parts_of(case)
+    answer = merge_outputs(parts)
+    assert answer.finished and answer.error == "the output of a request failed: MemoryError"
+    assert [part.finished for part in parts] == [False] * (len(parts) - 1) + [True]
+    right = {part.index: part for part in merge_outputs(expected(case)).outputs}
+    for part in answer.outputs:
+        if part.finish_reason != "error":
+            assert part == right[part.index]
+    assert any(part.finish_reason == "error" for part in answer.outputs)
+    ends = [piece.index for part in parts for piece in part.outputs if piece.finish_reason]
+    assert sorted(ends) == sorted(right)
