@@ -306,24 +306,22 @@ class Engine:
             raise InfcError(
                 "another thread is in this engine", hint="AsyncEngine serves many callers at once"
             )
-        self._owner = thread
-        self._settled = False
+        in_flight, outputs = self._in_flight, list[RequestOutput]()
+        self._owner, self._settled = thread, False
         try:
-            in_flight, outputs = self._in_flight, []
             launched = self._launch_next()
             if len(in_flight) > (self.executor.depth if launched else 0):
                 flight = in_flight.first
                 outputs = self._publisher.publish(flight.planned, self._settle(flight))
                 self._observe(flight)
-            self._settled = True
+            self._settled, self._owner = True, None
+            return outputs
         except BaseException:
-            if not self._settled:
+            if outputs or not self._settled:  # without these, answers would lack a part
                 self.scheduler, self._publisher = self._new_scheduler(), Publisher(self._abort)
                 self._in_flight.forget()
-            raise
-        finally:
             self._owner = None
-        return outputs
+            raise
 
     def work_ahead(self, seconds: float = math.inf) -> bool:
         """Make later steps faster, for about so long, while nobody waits; whether more can be done.

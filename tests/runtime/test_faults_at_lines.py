@@ -1,4 +1,4 @@
-"""A request that fails as it is queued is not queued at all, whatever line it fails at."""
+"""Faults at every line: a request is queued or not, and an answer is whole or has failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from infc.ir.errors import RequestError
-from infc.runtime.requests.outputs import merge_outputs
+from infc.runtime.engine import Engine
+from infc.runtime.requests.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling import scheduler as scheduler_module
 
@@ -23,17 +24,21 @@ VOCAB = 50
 WATCHED = ("runtime/engine.py", "runtime/publisher.py", "runtime/scheduling/scheduler.py")
 
 
-def fails_at(line: int, call: Callable[[], object]) -> bool:
-    """Whether memory ran out at the line of that number, counted from 1, of those that run."""
+def fails_at(line: int, call: Callable[[], object], within: str | None = None) -> bool:
+    """Whether memory ran out at the line of that number, counted from 1, of those that run.
+
+    Of these, with `within`, only lines of functions of that name.
+    """
     left, before = line, sys.gettrace()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
         if not frame.f_code.co_filename.endswith(WATCHED):
             return None
-        left -= event == "line"
-        if event == "line" and left == 0:
-            raise MemoryError("injected")
+        if event == "line" and within in (None, frame.f_code.co_name):
+            left -= 1
+            if left == 0:
+                raise MemoryError("injected")
         return trace
 
     sys.settrace(trace)
@@ -108,3 +113,31 @@ def test_a_request_of_a_name_in_use_leaves_the_other_alone() -> None:
     while engine.has_unfinished:
         parts += engine.step()
     assert merge_outputs(parts).outputs[0].finish_reason == "length"
+
+
+def test_a_step_that_fails_leaves_no_part_of_an_answer_out() -> None:
+    """Its caller gets what it gave, or the requests are given up."""
+    params, line, given_up = SamplingParams(max_tokens=5, temperature=1.0, seed=3), 1, 0
+    whole: tuple[int, ...] = ()
+    while True:
+        engine, parts = make_engine(VOCAB), list[RequestOutput]()
+        engine.add_request("r", [1, 2, 3], params)
+
+        def run(engine: Engine = engine, parts: list[RequestOutput] = parts) -> None:
+            while engine.has_unfinished:
+                parts += engine.step()
+
+        failed = fails_at(line, run, within="step")
+        run()
+        engine.scheduler.check()
+        if parts and parts[-1].finished:
+            answer = merge_outputs(parts).outputs[0].token_ids
+            assert answer == (whole or answer) and len(answer) == 5
+            whole = answer
+        else:
+            given_up += 1
+            assert not engine.knows("r")
+        if not failed:
+            break
+        line += 1
+    assert line > 30 and given_up > 0
