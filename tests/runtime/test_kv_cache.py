@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import ClassVar
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -32,7 +34,8 @@ class _Sequence:
 class CacheMachine(RuleBasedStateMachine):
     """Sequences begin, fork, grow and end in any order; none writes where another reads."""
 
-    alive = Bundle("alive")
+    reached: ClassVar[Counter[str]] = Counter()
+    """What sequences met, in all runs."""
 
     @initialize(
         block_size=st.integers(1, 4),
@@ -49,34 +52,43 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.sequences: list[_Sequence] = []
 
-    @rule(target=alive, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
-    def admit(self, tokens: list[int]) -> _Sequence | None:
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+    def admit(self, tokens: list[int]) -> None:
         sequence = _Sequence(list(tokens))
         cached = self.kv.admit(sequence.blocks, tokens, Headroom())
         if cached is None:
-            return None
+            self.reached["refused"] += 1
+            return
+        self.reached["cached" if cached else "new"] += 1
         assert 0 <= cached < len(tokens)
         sequence.num_computed = cached
         self.sequences.append(sequence)
-        return sequence
 
-    @rule(target=alive, sequence=alive)
-    def fork(self, sequence: _Sequence | None) -> _Sequence | None:
-        if sequence not in self.sequences or sequence is None:
-            return None
-        if sequence.num_computed < len(sequence.tokens):
-            return None  # what is set aside for the rest would be shared too
+    @property
+    def whole(self) -> list[_Sequence]:
+        """Of others, what is set aside for the rest would be shared too."""
+        return [one for one in self.sequences if one.num_computed == len(one.tokens)]
+
+    @precondition(lambda self: self.whole)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.whole))
         twin = _Sequence(list(sequence.tokens))
         if not self.kv.fork(sequence.blocks, twin.blocks):
-            return None
+            return
+        self.reached["forked"] += 1
         twin.num_computed = sequence.num_computed
         self.sequences.append(twin)
-        return twin
 
-    @rule(sequence=alive, count=st.integers(1, 5), token=st.integers(0, 1))
-    def grow(self, sequence: _Sequence | None, count: int, token: int) -> None:
-        if sequence not in self.sequences or sequence is None or len(sequence.tokens) > 50:
-            return
+    @property
+    def short(self) -> list[_Sequence]:
+        """Those that may still grow."""
+        return [one for one in self.sequences if len(one.tokens) <= 50]
+
+    @precondition(lambda self: self.short)
+    @rule(data=st.data(), count=st.integers(1, 5), token=st.integers(0, 1))
+    def grow(self, data: st.DataObject, count: int, token: int) -> None:
+        sequence = data.draw(st.sampled_from(self.short))
         start, size = sequence.num_computed, self.kv.block_size
         before = len(sequence.tokens)
         sequence.tokens += [token] * max(0, start + count - before)
@@ -99,11 +111,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.kv.end_step(step)
         self.kv.advance(sequence.blocks, sequence.num_computed)
 
-    @rule(sequence=consumes(alive), forget=st.booleans())
-    def end(self, sequence: _Sequence | None, forget: bool) -> None:
-        if sequence in self.sequences and sequence is not None:
-            self.sequences.remove(sequence)
-            self.kv.release(sequence.blocks, forget=forget)
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data(), forget=st.booleans())
+    def end(self, data: st.DataObject, forget: bool) -> None:
+        sequence = data.draw(st.sampled_from(self.sequences))
+        self.sequences.remove(sequence)
+        self.kv.release(sequence.blocks, forget=forget)
 
     @invariant()
     def sound(self) -> None:
@@ -118,9 +131,12 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def test_any_order_of_sequences() -> None:
+    """The machine asserts after each event; here, that none of them is missing."""
+    CacheMachine.reached.clear()
     run_state_machine_as_test(
         CacheMachine, settings=settings(max_examples=100, stateful_step_count=40)
     )
+    assert CacheMachine.reached.keys() == {"new", "cached", "refused", "forked"}
 
 
 def test_a_shorter_hit_must_hold_its_own_window() -> None:
