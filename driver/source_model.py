@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from ..ir.artifact import Artifact, open_artifact
-from ..ir.errors import CapacityError, UsageError
+from ..ir.errors import CapacityError, ContextError, UsageError
 from ..ir.extras import require_compiler
 from ..ir.machine import available_memory
 from ..ir.sizes import format_size
@@ -148,7 +148,7 @@ def open_source(
             allow_remote_code=loaded.recipe.trust_remote_code,
             log=lambda _: None,
         )
-    except CapacityError as error:
+    except ContextError as error:
         raise UsageError(
             f"it is another model than that of {artifact.path}, which has a context of {context}"
             f" tokens: {error.message}",

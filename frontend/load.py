@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..ir.analyses import check_mixer_per_layer, check_token_locality
-from ..ir.errors import CapacityError, UnsupportedModelError, UsageError
+from ..ir.errors import ContextError, UnsupportedModelError, UsageError
 from ..ir.manifest import LEAST_CONTEXT
 from ..ir.program import ModelSpec, Node, Program, WeightExpr, vocabulary_size
 from ..ir.torch_types import to_torch
@@ -42,7 +42,7 @@ def load_model(
     `logit_rows` bound one step. Weights are expressions over published tensors, read when
     asked for. `log` is given one line for each choice that changes results.
 
-    Raises CheckpointError, UnsupportedModelError, CapacityError or UsageError.
+    Raises CheckpointError, UnsupportedModelError, ContextError or UsageError.
     """
     source = open_source(Path(path))
     config = source.read_config(allow_remote_code=allow_remote_code, log=log)
@@ -133,7 +133,7 @@ def _choose_context(config: Any, wanted: int | None) -> int:
         raise UsageError(f"max_context is {wanted}, expected at least {LEAST_CONTEXT}")
     longest = None if limit is None else int(limit * _dynamic_factor(config))
     if longest is not None and wanted > longest:
-        raise CapacityError(
+        raise ContextError(
             f"max_context {wanted} is more than the {longest} positions of the model",
             hint=f"set runtime.max_context to {longest} or less",
         )

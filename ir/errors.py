@@ -12,6 +12,7 @@ InfcError
 ├── TargetError           this machine lacks what the artifact was built for            exit 6
 ├── ArtifactError         missing, damaged, locked, or made by a newer infc             exit 7
 ├── CapacityError         does not fit in the memory, context or pool it was given      exit 8
+│   ├── ContextError      more tokens than the model has positions
 │   └── DrainingError     no room ever again: the engine takes no more requests
 └── RequestError          one request is refused; its neighbours never notice     exit 2, HTTP 400
 """
@@ -96,6 +97,10 @@ class CapacityError(InfcError):
     """The memory, context or block pool is too small."""
 
     exit_code = 8
+
+
+class ContextError(CapacityError):
+    """A context that the model itself does not have, however much memory there is."""
 
 
 class DrainingError(CapacityError):

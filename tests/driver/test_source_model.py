@@ -198,6 +198,17 @@ def test_a_checkpoint_with_a_smaller_context_is_refused(plain: Artifact, tmp_pat
     assert said.endswith("(compare with the checkpoint that the artifact was compiled from)")
 
 
+def test_another_lack_does_not_make_it_another_model(
+    plain: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise CapacityError("no memory is left")
+
+    monkeypatch.setattr("infc.frontend.load.load_model", fail)
+    with pytest.raises(CapacityError, match="no memory is left"):
+        open_source(plain, TINY / "checkpoint")
+
+
 def test_tensors_of_a_gguf_file_are_dequantized_once(tmp_path: Path) -> None:
     read: list[str] = []
 
