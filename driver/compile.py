@@ -30,7 +30,7 @@ from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
 from .calibration import make_calibration
 from .compile_job import CompileJob, Dumps, job_key, plan_job, recorded_recipe
 from .default_output import changed_keys, keep_another_checkpoint
-from .progress import LineReporter, Reporter, as_reporter
+from .progress import Reporter, as_reporter
 from .recipe import Recipe, load_recipe
 from .workplaces import one_at_a_time, temporary_output
 
@@ -118,7 +118,7 @@ def compile_cached(
     model: str | os.PathLike[str] | Recipe,
     *,
     overrides: Iterable[str] | Mapping[str, Any] = (),
-    progress: Reporter | None = None,
+    progress: Reporter,
 ) -> Artifact:
     """Finds the artifact of a model in the cache, or compiles it into the cache.
 
@@ -129,7 +129,6 @@ def compile_cached(
     check_platform()
     loaded = load_recipe(model, overrides)
     require_compiler(f"{loaded.recipe.model} is not an artifact, and compiling it")
-    progress = progress or LineReporter()
     store = ArtifactCache()
     job = plan_job(loaded, store.place("new"), verify=True)
     name = recorded_recipe(job)["model"]

@@ -12,7 +12,7 @@ from ..ir.files import share_file
 from ..ir.manifest import MAIN, CompiledProgram, Manifest, TargetMachine, folder_of
 from ..ir.targets import Target, check_platform, resolve_target
 from .default_output import keep_another_checkpoint
-from .progress import Reporter
+from .progress import Reporter, as_reporter
 
 if TYPE_CHECKING:
     from ..codegen.base import Backend
@@ -24,21 +24,21 @@ def rebuild_artifact(
     target: str = "native",
     output: str | os.PathLike[str] | None = None,
     *,
-    progress: Reporter | None = None,
+    progress: Reporter | bool = False,
 ) -> Artifact:
     """Compiles an artifact for another target, and opens the result.
 
     All files of the artifact are verified first. By default, `output` is named after the artifact
     and the target, in the working directory, and does not replace an artifact of another
     checkpoint. It can be the artifact itself. The result is byte for byte the same as compiling
-    the model for this target.
+    the model for this target. `progress` is as in `compile_model`, by default silent.
 
     Raises TargetError for an unknown target, ToolchainError where there is no compiler or it
     fails, UsageError for a backend that knows no targets, ArtifactError where the source is not
     what this infc generates, or the result cannot be written.
     """
     check_platform()
-    progress = progress or Reporter()
+    progress = as_reporter(progress)
     chosen = resolve_target(target)
     with progress.stage("check the artifact"):
         old = open_artifact(path, "full")

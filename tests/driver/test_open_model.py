@@ -145,7 +145,7 @@ def test_what_is_no_model(
 def test_compiling_an_artifact_says_that_it_is_one(tmp_path: Path) -> None:
     made = write_artifact(tmp_path / "made")
     with pytest.raises(RecipeError, match="this is a compiled artifact, not a recipe"):
-        compile_cached(made)
+        compile_cached(made, progress=Lines())
 
 
 @pytest.mark.parametrize("reason", ["limit", "pass"])

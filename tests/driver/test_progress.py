@@ -7,11 +7,15 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from infc.driver.progress import LineReporter, Reporter, as_reporter
+from infc.driver.rebuild import rebuild_artifact
 from infc.ir.errors import UsageError
+
+from ..runtime.small_artifact import write_small_artifact
 
 SCRIPT = """
 import sys, time
@@ -111,3 +115,14 @@ def test_an_argument_may_be_true_false_or_a_reporter() -> None:
     assert type(as_reporter(False)) is Reporter
     with pytest.raises(UsageError, match=r"progress is 'yes' .use True, False or"):
         as_reporter("yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("progress", "first"), [(True, "check the artifact: "), (False, "")])
+def test_rebuilding_takes_the_same_argument(
+    progress: bool, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = write_small_artifact(tmp_path / "a")
+    with pytest.raises(UsageError, match="makes the same for every target"):
+        rebuild_artifact(place, "x86-64-v3", tmp_path / "b", progress=progress)
+    said = capsys.readouterr().err
+    assert said.startswith(first) and bool(said) is progress
