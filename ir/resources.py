@@ -13,8 +13,32 @@ from typing import Any, ClassVar, Final
 from .types import DType
 
 
+class _Blocks:
+    """What of a sequence's blocks later tokens need, which follows from how far they reach back."""
+
+    __slots__ = ()
+    block_size: int
+
+    @property
+    def reach(self) -> int | None:
+        """How many positions a token needs, its own included; None for all before it."""
+        raise NotImplementedError
+
+    def keeps(self, position: int) -> int:
+        """The first position that tokens at `position` and later still need."""
+        reach = self.reach
+        return 0 if reach is None else max(0, position - reach + 1)
+
+    def hit_needs(self, num_blocks: int, position: int) -> range | None:
+        """Those of a prefix's `num_blocks` blocks that tokens from `position` on need.
+
+        None where it cannot spare any computation.
+        """
+        return range(self.keeps(position) // self.block_size, num_blocks)
+
+
 @dataclass(frozen=True, slots=True)
-class KvGroup:
+class KvGroup(_Blocks):
     """Paged keys and values of layers of one kind: one block table, one block pool.
 
     `layers` are those whose keys and values lie in it; others may read them too. Sizes are elements
@@ -52,17 +76,9 @@ class KvGroup:
         """How many positions a token needs, its own included: the window; None for all."""
         return self.window
 
-    def keeps(self, position: int) -> int:
-        """The first position that tokens at `position` and later still need."""
-        return _first_kept(self.reach, position)
-
-    def hit_needs(self, num_blocks: int, position: int) -> range | None:
-        """Those of a prefix's `num_blocks` blocks that tokens from `position` on need."""
-        return _blocks_from(self.keeps(position), num_blocks, self.block_size)
-
 
 @dataclass(frozen=True, slots=True)
-class LatentGroup:
+class LatentGroup(_Blocks):
     """Paged latents of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 
     Each layer keeps one latent of `latent_dim` elements a token, from which all heads' keys and
@@ -92,17 +108,9 @@ class LatentGroup:
         """None: a token needs all positions before it."""
         return None
 
-    def keeps(self, position: int) -> int:
-        """The first position that tokens at `position` and later still need: 0."""
-        return _first_kept(self.reach, position)
-
-    def hit_needs(self, num_blocks: int, position: int) -> range | None:
-        """Those of a prefix's `num_blocks` blocks that tokens from `position` on need: all."""
-        return _blocks_from(self.keeps(position), num_blocks, self.block_size)
-
 
 @dataclass(frozen=True, slots=True)
-class StateGroup:
+class StateGroup(_Blocks):
     """State of fixed size that each token updates: convolutions and recurrences, such as Mamba's
     (arXiv 2312.00752).
 
@@ -128,10 +136,6 @@ class StateGroup:
     def reach(self) -> int | None:
         """A token needs the state behind the one before it, and makes its own."""
         return 2
-
-    def keeps(self, position: int) -> int:
-        """The first position that tokens at `position` and later still need: the one before."""
-        return _first_kept(self.reach, position)
 
     def hit_needs(self, num_blocks: int, position: int) -> range | None:
         """The last of a prefix's `num_blocks` blocks where it ends right before `position`.
@@ -162,11 +166,3 @@ def resource_fields(resource: Resource) -> dict[str, Any]:
     """A resource as plain data; `kind` says which it is, and is left out for keys and values."""
     fields = {f.name: getattr(resource, f.name) for f in dataclasses.fields(resource)}
     return fields if resource.kind == KvGroup.kind else {"kind": resource.kind, **fields}
-
-
-def _first_kept(reach: int | None, position: int) -> int:
-    return 0 if reach is None else max(0, position - reach + 1)
-
-
-def _blocks_from(position: int, num_blocks: int, block_size: int) -> range:
-    return range(position // block_size, num_blocks)
