@@ -88,6 +88,16 @@ def compiled(checkpoint: Path, output: Path, backend: str, **sets: Any) -> tuple
     return made, lines
 
 
+def with_programs(
+    checkpoint: Path, output: Path, programs: dict[str, AddedProgram], **sets: Any
+) -> Artifact:
+    """An artifact of the backend reference in float32; nothing is verified."""
+    overrides = {"backend": "reference", "dtype": "float32", **sets}
+    return infc.compile(
+        checkpoint, output, overrides=overrides, verify=False, progress=False, programs=programs
+    )
+
+
 @pytest.fixture(scope="module", params=["cpp", "reference"])
 def artifact(request: pytest.FixtureRequest, checkpoint: Path) -> Artifact:
     made, lines = compiled(checkpoint, checkpoint.parent / request.param, request.param)
@@ -264,14 +274,8 @@ def test_a_checkpoint_of_its_own_has_codes_of_its_own(tmp_path: Path) -> None:
         assert isinstance(cut, Program)
         return replace(cut, loaders={**model.loaders, "checkpoint": read})
 
-    made = infc.compile(
-        place,
-        tmp_path / "a",
-        overrides={"backend": "reference", "dtype": "float32", "accuracy.max_kl": 10, **sets},
-        verify=False,
-        progress=False,
-        programs={"draft": AddedProgram(make=draft)},
-    )
+    sets["accuracy.max_kl"] = 10
+    made = with_programs(place, tmp_path / "a", {"draft": AddedProgram(make=draft)}, **sets)
     weights = made.manifest.programs["draft"].weights
     assert weights.shared == ()
     stored = MappedSafetensors(made.path / weights.file)
@@ -298,15 +302,9 @@ def projection(model: Program) -> Program:
 def test_a_rule_may_be_for_one_of_the_programs(checkpoint: Path, tmp_path: Path) -> None:
     def made(place: str, *patterns: str) -> Artifact:
         rules = [{"match": pattern, "scheme": "int8"} for pattern in patterns]
-        return infc.compile(
-            checkpoint,
-            tmp_path / place,
-            overrides={"backend": "reference", "dtype": "float32", "quantization.rules": rules}
-            | {"quantization.method": "nearest"},
-            verify=False,
-            progress=False,
-            programs={"draft": PROGRAMS["draft"], "projection": AddedProgram(make=projection)},
-        )
+        sets = {"quantization.rules": rules, "quantization.method": "nearest"}
+        programs = {"draft": PROGRAMS["draft"], "projection": AddedProgram(make=projection)}
+        return with_programs(checkpoint, tmp_path / place, programs, **sets)
 
     programs = made("a", "model.layers.2.*", "extra").manifest.programs
     coded = {
@@ -346,14 +344,7 @@ def test_what_cannot_be_added(
     checkpoint: Path, tmp_path: Path, name: str, make: Any, error: type[InfcError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        infc.compile(
-            checkpoint,
-            tmp_path / "a",
-            overrides={"backend": "reference", "dtype": "float32"},
-            verify=False,
-            progress=False,
-            programs={name: AddedProgram(make=make)},
-        )
+        with_programs(checkpoint, tmp_path / "a", {name: AddedProgram(make=make)})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -40,6 +42,15 @@ def read_late(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inbox, "get", get_late)
 
 
+@contextmanager
+def too_slow(delay_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    """A server whose answers take longer than they may, and that nobody reads before they end."""
+    with serving(request_seconds=0.6) as slow:
+        slow.model.delay_seconds = delay_seconds
+        read_late(slow, monkeypatch)
+        yield slow
+
+
 def stream(server: Serving, body: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Choices of a stream, each joined from its chunks, and the error behind them."""
     chunks = chunks_of(server.post("/v1/completions", {**body, "stream": True}).text)
@@ -72,9 +83,7 @@ def test_an_answer_that_takes_too_long_has_what_lay_unread(
 ) -> None:
     body = {**BODY, "prompt": prompt, "n": n}
     wholes = server.post("/v1/completions", body).json()["choices"]
-    with serving(request_seconds=0.6) as slow:
-        slow.model.delay_seconds = 0.02
-        read_late(slow, monkeypatch)
+    with too_slow(0.02, monkeypatch) as slow:
         choices, error = stream(slow, body)
         assert error["code"] == "timeout"
         check_begins(choices, wholes, 4)
@@ -90,9 +99,7 @@ def test_a_choice_that_ended_beside_one_that_takes_too_long(
     body["stop_token_ids"] = [next(token for token in first[4:] if token not in second)]
     wholes = server.post("/v1/completions", body).json()["choices"]
     assert [whole["finish_reason"] for whole in wholes] == ["stop", "length"]
-    with serving(request_seconds=0.6) as slow:
-        slow.model.delay_seconds = 0.01
-        read_late(slow, monkeypatch)
+    with too_slow(0.01, monkeypatch) as slow:
         choices, error = stream(slow, body)
     assert error["code"] == "timeout"
     check_begins(choices, wholes, 4)
