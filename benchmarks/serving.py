@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 
 import infc
 from infc.ir.machine import available_cpus, cpu_model
+from infc.runtime.scheduling.owners import StepTimes
 
 WAYS = ("offline", "whole", "streamed")
 _PROMPT_TOKENS = 32
@@ -122,9 +123,9 @@ def offline(llm: infc.LLM, prompts: list[list[int]], num_tokens: int) -> Run:
     params = infc.SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=0.0)
     host, steps = 0.0, 0
 
-    def note(times: object) -> None:
+    def note(times: StepTimes) -> None:
         nonlocal host, steps
-        host += times.seconds - times.executor_seconds  # type: ignore[attr-defined]
+        host += times.seconds - times.executor_seconds
         steps += 1
 
     llm.engine.on_step = note
