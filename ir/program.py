@@ -193,9 +193,19 @@ class Program:
         return self.named_outputs().get(name)
 
     def names_of_outputs(self) -> tuple[str, ...]:
-        """A name for each output; those beyond the names go by the names of their values."""
-        names, count = self.output_names or (LOGITS, HIDDEN), len(self.outputs)
-        return (*names[:count], *(value.name for value in self.outputs[len(names) :]))
+        """A name for each output; those beyond the names go by the names of their values.
+
+        A pass may make one value of two outputs: the second then has its place added to the name.
+        """
+        if self.output_names:
+            return self.output_names
+        names = [LOGITS, HIDDEN][: len(self.outputs)]
+        for place, value in enumerate(self.outputs[2:], start=2):
+            name = value.name
+            while name in names:
+                name = f"{name}_{place}"
+            names.append(name)
+        return tuple(names)
 
     def named_outputs(self) -> dict[str, Value]:
         """The outputs by name, in order. A program in which two have the same is not valid."""

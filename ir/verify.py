@@ -48,12 +48,9 @@ def _check_output_names(program: Program) -> None:
     if names and len(names) != len(program.outputs):
         count = f"{len(program.outputs)} outputs have {len(names)} names"
         raise ProgramError(count, where=program.name, hint="name all of them, or none")
-    given = program.names_of_outputs()
-    twice = next((name for name in given if given.count(name) > 1), None)
+    twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        # Without names, an output that is listed twice, or a value called as a step's own output.
-        hint = None if names else "name the outputs: output a = %x, b = %x"
-        raise ProgramError(f"two outputs have the name {twice}", where=program.name, hint=hint)
+        raise ProgramError(f"two outputs have the name {twice}", where=program.name)
 
 
 def _define(program: Program, value: Value, defined: dict[str, Value], where: str) -> None:

@@ -86,14 +86,6 @@ BREACHES: list[tuple[str, Callable[[Program], Program]]] = [
     ("output %out", lambda p: replace(p, outputs=(Value("out", ROW),))),
     ("have 3 names", lambda p: replace(p, output_names=("a", "b", "c"))),
     ("have the name a", lambda p: replace(p, outputs=p.outputs * 2, output_names=("a", "a"))),
-    # Without names, the first two are logits and hidden, and others go by those of their values.
-    ("name the outputs", lambda p: replace(p, outputs=p.outputs * 4)),
-    (
-        "have the name hidden",
-        lambda p: rename_values(
-            replace(p, outputs=p.outputs * 3), lambda v: "hidden" if v.name == "out" else v.name
-        ),
-    ),
     ("symbol T .* not declared", lambda p: replace(p, symbols={})),
     (
         "can be negative",
@@ -111,6 +103,18 @@ BREACHES: list[tuple[str, Callable[[Program], Program]]] = [
 def test_a_breach_is_named(match: str, breach: Callable[[Program], Program]) -> None:
     with pytest.raises(ProgramError, match=match):
         verify(breach(captured()))
+
+
+def test_outputs_without_names_that_became_one_value_have_different_names() -> None:
+    """As common-subexpressions makes them; a value may also be called as a step's own output."""
+    program = captured()
+    (out,) = program.outputs
+    several = replace(program, outputs=(out,) * 5)
+    called = rename_values(several, lambda value: "hidden" if value == out else value.name)
+    for one in (several, called):
+        verify(one)
+        assert len(one.named_outputs()) == 5
+        assert list(one.named_outputs())[:2] == ["logits", "hidden"]
 
 
 def lowered(**attrs: object) -> Program:
