@@ -143,6 +143,8 @@ def serving(
         thread.start()
         while not server.started:
             time.sleep(0.001)
+        # As `run_server` does: where the queue is full, the kernel resets connections at random.
+        listener.listen(min(chosen.max_connections, 4096))
         try:
             yield Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, model)
         finally:
