@@ -89,7 +89,7 @@ def test_the_text_of_each(two: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("final1", "no program or stage 'final1' (did you mean 'final'? it has main and head,"),
         ("tail", "no program or stage 'tail' (it has main and head, each with captured and"),
         ("hed:final", "no program 'hed' (did you mean 'head'? it has main and head, each with"),
-        ("head:captued", "no stage 'captued' of head (did you mean 'captured'? it has main and"),
+        ("head:capture", "no stage 'capture' of head (did you mean 'captured'? it has main and"),
         (":first", "no program or stage ':first' (it has main and head,"),
         ("head:captured", "it contains no programs/head/captured.ir"),
     ]:
