@@ -215,6 +215,14 @@ class Failing(Wrapped):
         return self.inner.launch(step)
 
 
+class Slow(Wrapped):
+    """Takes its time for each step, so that others see what lies between two."""
+
+    def launch(self, step: Step) -> Running:
+        time.sleep(0.02)
+        return self.inner.launch(step)
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_dead_thread_fails_everybody_and_hangs_nobody(steps: int) -> None:
     engine = make_engine()
@@ -315,8 +323,8 @@ def test_what_a_reader_leaves_comes_before_the_error(message: str) -> None:
     params, prompts = SamplingParams(max_tokens=40, ignore_eos=True), ([1, 2], [3])
     engine = make_engine()
     assert isinstance(engine.executor, PagedModel)
-    if message == "no more memory":
-        engine.executor = Failing(engine.executor, 10)
+    failing = message == "no more memory"
+    engine.executor = Failing(engine.executor, 10) if failing else Slow(engine.executor)
 
     async def test(served: AsyncEngine) -> None:
         reader = await served.read(prompts, params)

@@ -52,7 +52,10 @@ def test_gone_before_the_first_token(stream: bool, path: str) -> None:
         assert server.model.num_tokens < 100, "it went on for nobody"
 
 
-def test_gone_while_waiting_for_a_whole_answer(server: Serving) -> None:
+def test_gone_while_waiting_for_a_whole_answer(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.model, "delay_seconds", 0.01)  # nearly five seconds in all
     before = server.model.num_tokens
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=0.2)
