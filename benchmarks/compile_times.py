@@ -1,10 +1,12 @@
 """What compiling takes: seconds, processor seconds and memory, alone and with one core taken.
 
     python benchmarks/compile_times.py WORKDIR [--cases 135m,0.5b,0.5b:int4,1b:int4] [--rounds 3]
-        [--cpus 2] [--checkpoint NAME=DIR ...]
+        [--cpus 2] [--known-kernels] [--checkpoint NAME=DIR ...]
 
-Compiles as a user would for the first time: verified, without the cache, in a fresh process that
-may use `--cpus` processors. `busy` is the same while another program spins on one of them. The
+Compiles as a user would for the first time: verified, with an empty cache, in a fresh process that
+may use `--cpus` processors. With `--known-kernels`, all runs share one cache, in which the kernels
+of each model but the first time are known. `busy` is the same while another program spins on one of
+the processors. The
 shapes are those of `models.py`, with random weights; `--checkpoint smollm2=DIR` measures a
 checkpoint that is there (`smollm2`, `smollm2:int8`). Rounds go through all cases in turn. Printed
 are medians, and one line of JSON with every run.
@@ -19,6 +21,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,11 +59,12 @@ def main() -> None:
         places[case] = place
     cpus = sorted(os.sched_getaffinity(0))[: options.cpus]
     runs = []
+    kept = options.workdir / "known-kernels" if options.known_kernels else None
     for _ in range(options.rounds):
         for case in cases:
             for busy in (False, True):
                 with one_core_taken(cpus) if busy else untouched():
-                    run = compile_once(case, places[case], busy, options.workdir, cpus)
+                    run = compile_once(case, places[case], busy, options.workdir, cpus, kept)
                 runs.append(run)
                 print(f"{case} {'busy' if busy else 'alone'}: {run}", file=sys.stderr, flush=True)
     print_table(cases, runs, len(cpus))
@@ -74,12 +78,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", default=CASES, help=f"SHAPE[:SCHEME] of {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--known-kernels", action="store_true")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=DIR")
     return parser.parse_args()
 
 
-def compile_once(case: str, checkpoint: Path, busy: bool, workdir: Path, cpus: list[int]) -> Run:
-    """One compilation in a process of its own; what it made is removed."""
+def compile_once(
+    case: str, checkpoint: Path, busy: bool, workdir: Path, cpus: list[int], kept: Path | None
+) -> Run:
+    """One compilation in a process of its own; what it made is removed.
+
+    `kept` is the directory of its cache, which has a new one by default.
+    """
     scheme = case.partition(":")[2] or "none"
     output = workdir / "compile-times.artifact"
     shutil.rmtree(output, ignore_errors=True)
@@ -87,9 +97,13 @@ def compile_once(case: str, checkpoint: Path, busy: bool, workdir: Path, cpus: l
     command += ["--no-cache", "-q"]
     if scheme != "none":
         command += ["--set", f"quantization={{scheme: {scheme}, method: nearest}}"]
+    cache = kept or Path(tempfile.mkdtemp(prefix="cache-", dir=workdir))
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cpus)
+        command,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
     )
     peak = 0
     while True:
@@ -103,6 +117,8 @@ def compile_once(case: str, checkpoint: Path, busy: bool, workdir: Path, cpus: l
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {process.returncode}")
     shutil.rmtree(output)
+    if cache != kept:
+        shutil.rmtree(cache)
     return Run(case, busy, wall, usage.ru_utime + usage.ru_stime, peak / 1e9)
 
 
