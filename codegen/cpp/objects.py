@@ -46,9 +46,10 @@ class ObjectStore:
                 digest, data = file.read(_DIGEST_BYTES), file.read()
             if hashlib.sha256(data).digest() != digest:
                 return None
-            os.utime(path)  # the time of the last use
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # one that is only read from works as well
+            os.utime(path)  # the time of the last use
         return data
 
     def keep(self, key: str, data: bytes) -> None:
@@ -59,19 +60,23 @@ class ObjectStore:
             self._evict(spared=key)
 
     def _evict(self, spared: str) -> None:
-        found = [(path, path.stat()) for path in self.directory.iterdir() if path.name[0] != "."]
+        found = []
+        for path in self.directory.iterdir():
+            with contextlib.suppress(OSError):  # another process may have removed it
+                if path.name[0] != "." and path.is_file():
+                    found.append((path, path.stat()))
         left = sum(state.st_size for _, state in found)
         for path, state in sorted(found, key=lambda one: one[1].st_mtime):
             if left <= self.most_bytes:
                 break
             if path.name != spared:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 left -= state.st_size
 
 
-def object_key(command: Iterable[str], compiler: str, texts: Iterable[bytes]) -> str:
-    """The key of what a command makes of the texts that it reads, with this compiler."""
+def object_key(command: Iterable[str], compiler: str, texts: Iterable[tuple[str, bytes]]) -> str:
+    """The key of what a command makes of texts, given by their names, with this compiler."""
     digest = hashlib.sha256(repr((list(command), compiler)).encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text).digest())
+    for name, text in texts:
+        digest.update(hashlib.sha256(name.encode() + b"\0" + text).digest())
     return digest.hexdigest()

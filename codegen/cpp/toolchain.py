@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -163,12 +164,14 @@ class _Build:
 
     def _unit(self, source: Path, output: str) -> None:
         """Compile a kernel, unless it was compiled before."""
+        identity = _identity(self.toolchain, self.flags)
+        if identity is None:
+            self._compile(str(source), output)
+            return
         store = kept_objects()
-        texts = [self.directory / source, *sorted((self.directory / "kernels").iterdir())]
+        texts = [self.directory / source, *sorted((self.directory / "kernels").glob("*.hpp"))]
         key = object_key(
-            [*FLAGS, *self.flags],
-            _identity(self.toolchain),
-            (path.read_bytes() for path in texts),
+            [*FLAGS, *self.flags], identity, ((path.name, path.read_bytes()) for path in texts)
         )
         found = store.find(key)
         if found is not None:
@@ -209,10 +212,30 @@ class _Build:
 
 
 @functools.cache
-def _identity(toolchain: Toolchain) -> str:
-    """What changes when the compiler does."""
-    state = os.stat(os.path.realpath(toolchain.path))
-    return f"{toolchain.version} {state.st_size} {state.st_mtime_ns}"
+def _identity(toolchain: Toolchain, flags: tuple[str, ...]) -> str | None:
+    """What objects depend on beside texts and options: the compiler, and the headers that it finds.
+
+    These follow from the environment too, such as `$CPATH`. None where it cannot be told.
+    """
+    kernels = str(Path(__file__).parent / "kernels")
+
+    def ask(*words: str, text: str = "") -> str:
+        command = [toolchain.path, *words]
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+
+    try:
+        headers = ["-std=c++17", *flags, f"-I{kernels}", "-M", "-x", "c++", "-"]
+        rule = ask(*headers, text='#include "entry.hpp"\n')
+        programs = [ask(f"-print-prog-name={name}").strip() for name in ("cc1plus", "as")]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = {os.path.realpath(toolchain.path), *(shutil.which(one) or one for one in programs)}
+    found |= {path for path in shlex.split(rule) if not path.startswith(kernels)}
+    states = [(path, os.stat(path)) for path in sorted(found) if os.path.isfile(path)]
+    stamps = [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    return repr((toolchain.path, toolchain.version, stamps))
 
 
 def try_compiler() -> Toolchain:

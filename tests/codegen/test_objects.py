@@ -160,6 +160,9 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     assert sorted(os.listdir(store.directory)) == ["another", "newest", "oldest"]
     store.keep("huge", bytes(1000))
     assert os.listdir(store.directory) == ["huge"]
+    (store.directory / "odd").mkdir()
+    store.keep("last", bytes(1000))
+    assert sorted(os.listdir(store.directory)) == ["last", "odd"]
 
 
 def test_a_kernel_that_does_not_compile_is_named(build: Build, store: ObjectStore) -> None:
@@ -177,7 +180,8 @@ def test_where_a_part_fails_the_others_are_stopped(
     """The error is that of the part, and no compiler and no file is left."""
     monkeypatch.setattr(toolchain, "_run", compilations.compile)
     script = (
-        "#!/bin/sh\ncase \"$*\" in\n*bad.cpp*) echo 'bad.cpp:1:1: error: no' >&2; exit 1;;\nesac\n"
+        "#!/bin/sh\ncase \"$*\" in\n*bad.cpp*) echo 'bad.cpp:1:1: error: no' >&2; exit 1;;\n"
+        "*' -M '*) exit 1;;\nesac\n"
         f"sleep 300 & echo $! >> {tmp_path}/children; wait\n"
     )
     (tmp_path / "cxx").write_text(script)
@@ -203,12 +207,55 @@ def is_zombie(pid: int) -> bool:
 
 
 def test_the_key_tells_apart_what_is_compiled() -> None:
-    key = object_key(["-O3"], "gcc 12", [b"a", b"b"])
-    assert key == object_key(["-O3"], "gcc 12", [b"a", b"b"])
+    one, other = ("one.hpp", b"a"), ("other.hpp", b"b")
+    key = object_key(["-O3"], "gcc 12", [one, other])
+    assert key == object_key(["-O3"], "gcc 12", [one, other])
     others = [
-        object_key(["-O2"], "gcc 12", [b"a", b"b"]),
-        object_key(["-O3"], "gcc 13", [b"a", b"b"]),
-        object_key(["-O3"], "gcc 12", [b"ab"]),
-        object_key(["-O3"], "gcc 12", [b"b", b"a"]),
+        object_key(["-O2"], "gcc 12", [one, other]),
+        object_key(["-O3"], "gcc 13", [one, other]),
+        object_key(["-O3"], "gcc 12", [("one.hpp", b"ab")]),
+        object_key(["-O3"], "gcc 12", [("one.hpp", b"b"), ("other.hpp", b"a")]),
+        object_key(["-O3"], "gcc 12", [("first.hpp", b"a"), other]),
     ]
-    assert len({key, *others}) == 5
+    assert len({key, *others}) == 6
+
+
+def test_headers_that_the_environment_brings_are_told_apart(
+    build: Build,
+    store: ObjectStore,
+    compiled: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build("first")
+    kernels_of(compiled)
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers/cstring").write_text("#include_next <cstring>\n#define FURTHER 1\n")
+    monkeypatch.setenv("CPATH", str(tmp_path / "headers"))
+    toolchain._identity.cache_clear()
+    try:
+        build("second")
+    finally:
+        toolchain._identity.cache_clear()
+    assert kernels_of(compiled) == BOTH
+
+
+def test_a_compiler_that_is_gone_is_told(
+    build: Build, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = toolchain.Toolchain(str(tmp_path / "no-compiler"), "cxx 1")
+    monkeypatch.setattr(toolchain, "find_toolchain", lambda: gone)
+    with pytest.raises(ToolchainError, match="no-compiler: not found"):
+        build("first")
+
+
+def test_a_store_that_is_only_read_from_is_used(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.keep("a", b"object")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.find("a") == b"object"
