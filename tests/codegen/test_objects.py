@@ -245,7 +245,7 @@ def test_a_compiler_that_is_gone_is_told(
 ) -> None:
     gone = toolchain.Toolchain(str(tmp_path / "no-compiler"), "cxx 1")
     monkeypatch.setattr(toolchain, "find_toolchain", lambda: gone)
-    with pytest.raises(ToolchainError, match="no-compiler: not found"):
+    with pytest.raises(ToolchainError, match="no-compiler"):
         build("first")
 
 
