@@ -6,6 +6,7 @@ Whoever plans, shares or frees blocks asks a resource what it keeps; none asks w
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -13,16 +14,16 @@ from typing import Any, ClassVar, Final
 from .types import DType
 
 
-class _Blocks:
+class _Blocks(ABC):
     """What of a sequence's blocks later tokens need, which follows from how far they reach back."""
 
     __slots__ = ()
     block_size: int
 
     @property
+    @abstractmethod
     def reach(self) -> int | None:
         """How many positions a token needs, its own included; None for all before it."""
-        raise NotImplementedError
 
     def keeps(self, position: int) -> int:
         """The first position that tokens at `position` and later still need."""

@@ -205,18 +205,21 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert refused(capsys, "doctor") == (130, "interrupted")
 
 
+def doctor_with(body: str, place: Path) -> tuple[int, str]:
+    """Status and stderr of `infc doctor` that examines by this text, in a process of its own."""
+    (place / "examined.py").write_text(
+        "import os\nfrom infc.driver import cli, doctor\n"
+        f"def examine(*_, **__):\n{body}doctor.examine = examine\ncli.main()\n"
+    )
+    command = [sys.executable, "-m", "examined", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place)
+    return done.returncode, done.stderr
+
+
 def test_interrupted_in_text_that_a_library_executes(tmp_path: Path) -> None:
     """Such an interrupt made CPython end `python -m` by the signal, after all had been said."""
-    (tmp_path / "interrupted.py").write_text(
-        "from infc.driver import cli, doctor\n"
-        "def interrupt(*_, **__):\n"
-        "    exec('raise KeyboardInterrupt')\n"
-        "doctor.examine = interrupt\n"
-        "cli.main()\n"
-    )
-    command = [sys.executable, "-m", "interrupted", "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+    body = "    exec('raise KeyboardInterrupt')\n"
+    assert doctor_with(body, tmp_path) == (130, "error: interrupted\n")
 
 
 @pytest.mark.parametrize(
@@ -226,20 +229,13 @@ def test_stopped_in_a_library_that_makes_it_an_error_of_its_own(
     number: signal.Signals, said: str, tmp_path: Path
 ) -> None:
     """As pydantic does while it builds a schema: what stops it is text in a SchemaError then."""
-    (tmp_path / "wrapping.py").write_text(
-        "import os\n"
-        "from infc.driver import cli, doctor\n"
-        "def examine(*_, **__):\n"
+    body = (
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "    except BaseException as error:\n"
         "        raise ValueError(f'not built: {error!r}') from None\n"
-        "doctor.examine = examine\n"
-        "cli.main()\n"
     )
-    command = [sys.executable, "-m", "wrapping", "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (128 + number, f"error: {said}\n")
+    assert doctor_with(body, tmp_path) == (128 + number, f"error: {said}\n")
 
 
 def test_a_stop_that_a_chat_handled_is_not_told_of_a_later_fault(
