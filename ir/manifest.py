@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, NoReturn
 
 from .errors import ArtifactError, UsageError
 from .manifest_values import check_values
 from .manifest_versions import OLDEST, VERSION, to_this_version
 from .nearest import did_you_mean
+from .plain_data import decode, encode, unknown_keys
 from .program import HIDDEN, LOGITS, STEP_INPUTS, ModelSpec, Program, Value
-from .resources import Resource, resource_fields
+from .resources import Resource
 from .shapes import parse_type
 from .types import Sym, TensorType, handed_over
 
@@ -169,6 +169,11 @@ class FileDigest:
     chunk_bytes: int | None = None
     chunks: tuple[str, ...] | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """What the manifest has: thousands of lines of null would only hide the rest."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: item for name, item in pairs if item is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -211,7 +216,7 @@ class Manifest:
 
     def to_text(self) -> str:
         """The exact text of `manifest.json`, its own digest included."""
-        data = {"format": FORMAT, "version": VERSION, **_encode(self)}
+        data = {"format": FORMAT, "version": VERSION, **encode(self)}
         return canonical_json({**data, "digest": _digest_of(data)})
 
 
@@ -244,14 +249,14 @@ def parse_manifest(text: str, *, where: str) -> Manifest:
     del data["format"], data["version"]
     try:
         data = to_this_version(data, version)
-        strange = sorted(_unknown_keys(Manifest, data))
+        strange = sorted(unknown_keys(Manifest, data))
     except RecursionError as error:
         raise _damaged(str(error), where) from None
     if strange:
         what = f"it has the key {strange[0]!r}, which this infc does not know"
         raise _of_newer_infc(data, what, where)
     try:
-        manifest = _decode(Manifest, data, "manifest")
+        manifest = decode(Manifest, data, "manifest")
         assert isinstance(manifest, Manifest)
         check_values(manifest)
     except (TypeError, ValueError, RecursionError) as error:
@@ -283,94 +288,5 @@ def _of_newer_infc(data: Mapping[str, Any], what: str, where: str) -> ArtifactEr
     )
 
 
-def _unknown_keys(kind: Any, value: Any, where: str = "") -> Iterator[str]:
-    """Keys, anywhere in it, that are no fields: "limits.speed"."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = _field_types(kind)
-        for key, item in value.items():
-            if key in hints:
-                yield from _unknown_keys(hints[key], item, f"{where}{key}.")
-            else:
-                yield f"{where}{key}"
-    elif get_origin(kind) in (Union, types.UnionType) and value is not None:
-        inner, rest = _member(kind, value)
-        yield from _unknown_keys(inner, rest, where)
-    elif get_origin(kind) is tuple and isinstance(value, list):
-        for item in value:
-            yield from _unknown_keys(get_args(kind)[0], item, where)
-    elif get_origin(kind) is Mapping and isinstance(value, dict):
-        for key, item in value.items():
-            yield from _unknown_keys(get_args(kind)[1], item, f"{where}{key}.")
-
-
-def _field_types(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, without what all of its values have in common."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
 def _damaged(message: str, where: str) -> ArtifactError:
     return ArtifactError(message, where=where, hint="the artifact is damaged: compile it again")
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, FileDigest):  # thousands of lines of null would only hide the rest
-        fields = dataclasses.fields(value)
-        pairs = ((f.name, getattr(value, f.name)) for f in fields)
-        return {name: _encode(item) for name, item in pairs if item is not None}
-    if isinstance(value, get_args(Resource)):
-        return _encode(resource_fields(value))
-    if dataclasses.is_dataclass(value):
-        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Turns plain JSON into `kind`, as its type hints say; TypeError names the first misfit."""
-    origin, args = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _decode_dataclass(kind, value, where)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        inner, rest = _member(kind, value)
-        return _decode(inner, rest, where)
-    if origin is Literal and value in args:
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    # `bool` is an `int` to isinstance, and never what a size may be.
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise TypeError(f"{where}: {value!r}, expected {getattr(kind, '__name__', kind)}")
-
-
-def _member(union: Any, value: Any) -> tuple[Any, Any]:
-    """Which type of a union a value is of, and the value without what says so."""
-    first, *others = (arg for arg in get_args(union) if arg is not type(None))
-    named = value.get("kind") if isinstance(value, dict) else None
-    for member in others if named is not None else ():
-        if getattr(member, "kind", None) == named:
-            return member, {key: item for key, item in value.items() if key != "kind"}
-    return first, value
-
-
-def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise TypeError(f"{where}: {value!r}, expected {kind.__name__}")
-    hints = _field_types(kind)
-    if unknown := sorted(set(value) - set(hints)):
-        raise TypeError(f"{where}: unknown key {unknown[0]!r}")
-    try:
-        return kind(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
-    except TypeError as error:
-        text = str(error)
-        raise TypeError(text if text.startswith("manifest") else f"{where}: {text}") from None

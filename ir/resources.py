@@ -25,6 +25,12 @@ class _Blocks(ABC):
     def reach(self) -> int | None:
         """How many positions a token needs, its own included; None for all before it."""
 
+    def plain(self) -> dict[str, Any]:
+        """As plain data; `kind` says which it is, and is left out for keys and values."""
+        itself: Any = self
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(itself)}
+        return fields if itself.kind == KvGroup.kind else {"kind": itself.kind, **fields}
+
     def keeps(self, position: int) -> int:
         """The first position that tokens at `position` and later still need."""
         reach = self.reach
@@ -161,9 +167,3 @@ KINDS: Final[Mapping[str, type[Resource]]] = {
     kind.kind: kind for kind in (KvGroup, LatentGroup, StateGroup)
 }
 """The kinds of resources by the name that texts and manifests have for them."""
-
-
-def resource_fields(resource: Resource) -> dict[str, Any]:
-    """A resource as plain data; `kind` says which it is, and is left out for keys and values."""
-    fields = {f.name: getattr(resource, f.name) for f in dataclasses.fields(resource)}
-    return fields if resource.kind == KvGroup.kind else {"kind": resource.kind, **fields}

@@ -18,7 +18,7 @@ from .program import (
     hidden_width,
     vocabulary_size,
 )
-from .resources import Resource, resource_fields
+from .resources import Resource
 from .safetensors import Entry, element_type
 from .types import TensorType, handed_over
 
@@ -90,7 +90,7 @@ def _types(values: Mapping[str, Value]) -> dict[str, str]:
 
 
 def _groups(groups: Iterable[Resource]) -> list[dict[str, Any]]:
-    return [{**resource_fields(group), "layers": list(group.layers)} for group in groups]
+    return [{**group.plain(), "layers": list(group.layers)} for group in groups]
 
 
 def _digest(weights: Iterable[tuple[str, str, Iterable[Any]]]) -> str:

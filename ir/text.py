@@ -23,7 +23,7 @@ from .program import (
     WeightRef,
     exact_key,
 )
-from .resources import Resource, resource_fields
+from .resources import Resource
 
 __all__ = ["parse_expr", "parse_program", "print_expr", "print_node", "print_program"]
 
@@ -127,7 +127,7 @@ def _spec_attrs(spec: ModelSpec) -> dict[str, Attr]:
 
 
 def _resource_attrs(resource: Resource) -> dict[str, Attr]:
-    return {name: value for name, value in resource_fields(resource).items() if name != "name"}
+    return {name: value for name, value in resource.plain().items() if name != "name"}
 
 
 def _attrs(attrs: Mapping[str, Attr]) -> str:

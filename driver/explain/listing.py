@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from ...ir.plan import loop_groups, planned_arena
 from ...ir.program import EMPTY_SPEC, Attr, Node, Operand, Program, Value, WeightExpr, WeightRef
-from ...ir.resources import resource_fields
 from ...ir.text import print_attr, print_expr, spoken_attrs
 
 _LONGEST_PERIOD = 12
@@ -202,7 +201,7 @@ class _Lister:
             for name, value in dataclasses.asdict(program.spec).items():
                 yield f"  spec {name} = {print_attr(value)}"
         for group in program.resources:
-            fields = {name: print_attr(v) for name, v in resource_fields(group).items()}
+            fields = {name: print_attr(v) for name, v in group.plain().items()}
             yield f"  resource {', '.join(f'{name} = {text}' for name, text in fields.items())}"
         for name, attr in program.attrs.items():
             if name not in _PLANNED:
