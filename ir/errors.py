@@ -93,6 +93,12 @@ class ArtifactError(InfcError):
     exit_code = 7
 
 
+class DeviceError(InfcError):
+    """A device that is missing, does not fit, or reported an error."""
+
+    exit_code = 9
+
+
 class CapacityError(InfcError):
     """The memory, context or block pool is too small."""
 

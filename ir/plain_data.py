@@ -70,12 +70,12 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
 def _member(union: Any, value: Any) -> tuple[Any, Any]:
     """Which type of a union a value is of, and the value without what says so."""
-    first, *others = (arg for arg in get_args(union) if arg is not type(None))
+    members = [arg for arg in get_args(union) if arg is not type(None)]
     named = value.get("kind") if isinstance(value, dict) else None
-    for member in others if named is not None else ():
+    for member in members if named is not None else ():
         if getattr(member, "kind", None) == named:
             return member, {key: item for key, item in value.items() if key != "kind"}
-    return first, value
+    return members[0], value
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
