@@ -1,4 +1,4 @@
-"""`infc.LLM` and `infc.AsyncLLM`: they also accept models that are not compiled yet."""
+"""`infc.LLM`, which also accepts models that are not compiled yet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.artifact import Artifact, Verification, check_verification
-from ..runtime.api import async_llm, llm
+from ..runtime.api import llm
 from ..runtime.api.opening import as_options
 
 Model = Artifact | str | os.PathLike[str]
@@ -41,36 +41,13 @@ class LLM(llm.LLM):
         **limits: Any,
     ) -> None:
         notes: list[str] = []
-        artifact = _artifact_of(model, overrides, verify, limits)
+        artifact = artifact_of(model, overrides, verify, limits)
         super().__init__(artifact, verify=verify, on_note=on_note or notes.append, **limits)
         for note in notes:
             warnings.warn(note, stacklevel=2)
 
 
-class AsyncLLM(async_llm.AsyncLLM):
-    """Serves many asyncio tasks with one model; an async context manager, or await `close`.
-
-    The arguments are the same as for `LLM`. The model is opened, and compiled if necessary, on the
-    calling thread; the engine then runs on its own thread.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        overrides: Overrides = (),
-        verify: Verification = "stamp",
-        on_note: Callable[[str], None] | None = None,
-        **limits: Any,
-    ) -> None:
-        notes: list[str] = []
-        artifact = _artifact_of(model, overrides, verify, limits)
-        super().__init__(artifact, verify=verify, on_note=on_note or notes.append, **limits)
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
-
-
-def _artifact_of(
+def artifact_of(
     model: Model, overrides: Overrides, verify: Verification, limits: Mapping[str, Any]
 ) -> Artifact | Path:
     """The artifact to open; invalid arguments are rejected before anything is compiled."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "infc.plugins"
 """The entry point group. What an entry names is imported, and called where it is a function."""
@@ -39,6 +41,9 @@ def load_plugins() -> tuple[Plugin, ...]:
     if _loaded is None:
         _loaded = []  # before loading: what a plug-in looks up must not load it again
         if os.environ.get(SWITCH) != "0":
+            # Takes 10 ms to import, which those who open an artifact need not wait for.
+            from importlib.metadata import entry_points
+
             for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
                 _loaded.append(_load(entry))
     return tuple(_loaded)

@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .driver.async_llm import AsyncLLM
     from .driver.compile import compile_model as compile
     from .driver.explain.collect import inspect_artifact as inspect
     from .driver.explain.compare import diff_paths as diff
-    from .driver.llm import LLM, AsyncLLM
+    from .driver.llm import LLM
     from .ir.artifact import Artifact
     from .ir.errors import CapacityError, InfcError, RequestError
     from .passes.registry import register_pass
@@ -45,7 +46,7 @@ __all__ = [
 _HOMES = {
     "LLM": ("driver.llm", "LLM"),
     "Artifact": ("ir.artifact", "Artifact"),
-    "AsyncLLM": ("driver.llm", "AsyncLLM"),
+    "AsyncLLM": ("driver.async_llm", "AsyncLLM"),
     "CapacityError": ("ir.errors", "CapacityError"),
     "CompletionOutput": ("runtime.requests.outputs", "CompletionOutput"),
     "Embedding": ("runtime.api.reading", "Embedding"),
