@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ...ir.errors import InfcError
-from ...ir.manifest import MAIN, CompiledProgram
+from ...ir.manifest import MAIN
 from ..sampling.adjustments import Mask, adjusted_row
 from ..sampling.draws import Draw
 from ..sampling.sampler import drawn_token, greatest_token
@@ -186,10 +186,10 @@ def check_hidden(step: Step, width: int | None) -> None:
         )
 
 
-def check_rows(step: Step, program: CompiledProgram) -> None:
+def check_rows(step: Step, logits_of_tokens: bool) -> None:
     """InfcError where the program gives logits of every token, and the step wants those of some."""
     rows = len(step.logits_index)
-    if program.logits_of_tokens and rows != step.num_tokens:
+    if logits_of_tokens and rows != step.num_tokens:
         raise InfcError(
             f"this program gives logits of every token, and a step of {step.num_tokens} tokens has "
             f"{rows} rows"

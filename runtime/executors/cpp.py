@@ -10,8 +10,10 @@ import os
 import time
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, CapacityError, InfcError
@@ -52,7 +54,7 @@ class CppExecutor:
         self._vocab_size = program.vocab_size
         self._hidden_width = program.hidden_width
         self._limits = program.limits
-        self._program = program
+        self._logits_of_tokens = program.logits_of_tokens
         self._further = FurtherArrays(program)
         self._library = load_library(artifact.path / program.entry.file)
         artifact.check_in_place(program.entry.file)
@@ -124,7 +126,7 @@ class CppExecutor:
             )
         check_hidden(step, self._hidden_width)
         check_draws(step, self._vocab_size)
-        check_rows(step, self._program)
+        check_rows(step, self._logits_of_tokens)
         tokens = np.empty(len(step.draws), np.int32)
         logits = np.empty((step.num_logits, self._vocab_size or 0), dtype=np.float32)
         hidden = None
@@ -150,14 +152,14 @@ class CppExecutor:
             context_lengths=_pointer(step.context_lengths),
             logits_index=_pointer(step.logits_index),
             groups=self._groups,
-            hidden=None if hidden is None else hidden.ctypes.data,
+            hidden=None if hidden is None else _data(hidden),
             num_logits=step.num_logits,
             logits_rows=None if step.logits_rows is None else _pointer(step.logits_rows),
             num_draws=len(step.draws),
-            draws=step.draws.ctypes.data,
+            draws=_data(step.draws),
             tokens=_pointer(tokens),
             adjustments=adjustment_arrays(step.adjustments),
-            logits=logits.ctypes.data,
+            logits=_data(logits),
         )
         if self._further.any or step.inputs:
             output.others = self._give_further(step, arrays)
@@ -222,12 +224,12 @@ def adjustment_arrays(adjustments: Adjustments | None) -> ctypes._Pointer[Adjust
     a = adjustments
     assert a.rows.dtype == ADJUSTED and a.masks.flags.c_contiguous
     arrays = AdjustmentArrays(
-        rows=a.rows.ctypes.data,
+        rows=_data(a.rows),
         bias_ids=_pointer(a.bias_ids),
-        bias=a.bias.ctypes.data,
+        bias=_data(a.bias),
         count_ids=_pointer(a.count_ids),
         counts=_pointer(a.counts),
-        masks=a.masks.ctypes.data,
+        masks=_data(a.masks),
         mask_words=a.masks.shape[1],
         num_rows=len(a.rows),
     )
@@ -240,4 +242,12 @@ def _address(memory: mmap.mmap) -> int:
 
 def _pointer(array: Int32Array) -> int:
     assert array.dtype == np.int32 and array.flags.c_contiguous, "see docs/design/step.md"
-    return int(array.ctypes.data)
+    return _data(array)
+
+
+def _data(array: NDArray[Any]) -> int:
+    """Where an array lies. Takes a third of the time of `array.ctypes.data`."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    except (TypeError, ValueError):  # it is read-only, or has no elements
+        return int(array.ctypes.data)
