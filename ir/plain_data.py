@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -91,6 +92,7 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
         raise TypeError(text if text.startswith(where) else f"{where}: {text}") from None
 
 
+@functools.cache  # hints are text, and evaluating them takes longer than all the rest
 def _field_types(kind: type) -> dict[str, Any]:
     """The types of a dataclass's fields, without what all of its values have in common."""
     hints = get_type_hints(kind)
