@@ -47,7 +47,8 @@ if [ ! -x .venv/bin/python ]; then
     python=$(find_python) || die "no Python 3.11 to 3.13 with venv: install one, or name it in PYTHON"
     echo "setup: making .venv with $("$python" --version) and filling it:"
     echo "setup:   torch for the CPU, without CUDA    190 MB to download"
-    echo "setup:   about 95 smaller packages          120 MB to download, 1.5 GB on disk in all"
+    echo "setup:   triton, which needs no GPU         190 MB to download"
+    echo "setup:   about 97 smaller packages          130 MB to download, 2.2 GB on disk in all"
     "$python" -m venv .venv
 else
     echo "setup: bringing .venv up to date"
