@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from numpy.typing import NDArray
 
-from ..ir.errors import ProgramError, UsageError
+from ..ir.errors import ProgramError, TargetError, UsageError
 from ..ir.manifest import CompiledProgram, Entry, Limits, WeightsFile, input_types, output_types
 from ..ir.program import (
     HIDDEN,
@@ -25,7 +25,7 @@ from ..ir.program import (
 )
 from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.resources import KvGroup
-from ..ir.targets import Target
+from ..ir.targets import FAMILIES, Target, resolve_target
 from ..ir.types import Sym, TensorType
 from ..ir.weights import is_read_alike
 
@@ -190,13 +190,14 @@ class Backend(ABC):
 
     `interprets` says that it executes the definitions of ops, so that its results are those of the
     program by definition. `stores` are the kinds of resources (`ir/resources.py`) that it has
-    memory and kernels for. One with a section in recipes (`ir/backends.py`) is made with its
+    memory and kernels for. `device` is that of the families of targets it compiles for. One with a section in recipes (`ir/backends.py`) is made with its
     values.
     """
 
     name: ClassVar[str]
     interprets: ClassVar[bool] = False
     stores: ClassVar[frozenset[str]] = frozenset({KvGroup.kind})
+    device: ClassVar[str] = "cpu"
 
     @abstractmethod
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
@@ -216,6 +217,21 @@ class Backend(ABC):
         Whatever it is has ended when the block is left. By default it is nothing.
         """
         return nullcontext()
+
+    def find_target(self, text: str) -> Target:
+        """The target that `text` names for this backend; `native` is this machine.
+
+        TargetError for a name that is unknown, or a target of another device.
+        """
+        target = resolve_target(text)
+        if target.family.device != self.device:
+            fitting = [family for family in FAMILIES if family.device == self.device]
+            names = ", ".join(name for family in fitting for name in family.targets)
+            raise TargetError(
+                f"the backend {self.name} does not compile for {target} ({target.family.name})",
+                hint=f"its targets: {names}",
+            )
+        return target
 
     def plan_passes(self, target: Target) -> str:
         """The passes that this backend wants at the end of the pipeline, as pipeline text.

@@ -12,7 +12,7 @@ from ..codegen.base import Backend
 from ..codegen.registry import get_backend
 from ..ir.backends import is_built_in
 from ..ir.errors import ArtifactError, UsageError
-from ..ir.targets import Target, resolve_target
+from ..ir.targets import Target
 from .accuracy_text import read_evaluation
 from .added_programs import AddedProgram
 from .cache import cache_key
@@ -62,8 +62,8 @@ def plan_job(
 ) -> CompileJob:
     """The job of a recipe; ArtifactError if the output and the checkpoint contain each other."""
     recipe = loaded.recipe
-    target = resolve_target(recipe.target)
     backend = get_backend(recipe.backend, recipe.model_dump())
+    target = backend.find_target(recipe.target)
     # A missing compiler is told now, not after minutes of work.
     toolchain = backend.toolchain(target)
     model = find_model(recipe, loaded.directory)

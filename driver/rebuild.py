@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..ir.artifact import Artifact, ArtifactWriter, open_artifact
 from ..ir.files import share_file
 from ..ir.manifest import MAIN, CompiledProgram, Manifest, TargetMachine, folder_of
-from ..ir.targets import Target, check_platform, resolve_target
+from ..ir.targets import Target, check_platform
 from .default_output import keep_another_checkpoint
 from .progress import Reporter, as_reporter
 
@@ -39,15 +39,21 @@ def rebuild_artifact(
     """
     check_platform()
     progress = as_reporter(progress)
-    chosen = resolve_target(target)
     with progress.stage("check the artifact"):
         old = open_artifact(path, "full")
+    chosen = _find_target(old.manifest, target)
     place = Path(output) if output is not None else _default_output(old, chosen)
     with ArtifactWriter(place) as writer:
         manifest = _build(old, chosen, writer.path, progress)
         with progress.stage("digest and move into place"):
             writer.commit(manifest)
     return open_artifact(writer.destination, "none")  # its digests are of what was just written
+
+
+def _find_target(manifest: Manifest, text: str) -> Target:
+    from ..codegen.registry import get_backend
+
+    return get_backend(manifest.backend, manifest.recipe).find_target(text)
 
 
 def _default_output(old: Artifact, target: Target) -> Path:

@@ -92,13 +92,13 @@ def check_kernel(
     import numpy as np
 
     from ..codegen.registry import get_backend
-    from ..ir.targets import resolve_target
     from ..passes.pass_manager import run_passes
     from ..passes.pipeline import parse_pipeline
 
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     program = _one_op(op, widths, weights, dtype, attrs)
-    compiler, machine = get_backend(backend), resolve_target(target)
+    compiler = get_backend(backend)
+    machine = compiler.find_target(target)
     passes = parse_pipeline(compiler.plan_passes(machine))
     planned, _ = run_passes(program, passes, verify=False)
     ids = np.random.default_rng(5).permutation(_TOKENS)[: max(ROWS)].astype(np.int32)

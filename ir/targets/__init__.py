@@ -2,6 +2,7 @@
 
 from .arm import ARM
 from .base import Family
+from .cuda import CUDA
 from .resolve import (
     FAMILIES,
     Target,
@@ -14,6 +15,7 @@ from .x86 import X86
 
 __all__ = [
     "ARM",
+    "CUDA",
     "FAMILIES",
     "X86",
     "Family",

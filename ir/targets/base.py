@@ -13,13 +13,15 @@ class Family(ABC):
     `features` are all that a target of this family may name, in the order in which they are
     printed; no two families share one. `targets` are named sets of them. `platforms` are the names
     that `platform.machine` gives machines of this family. Which flags of a compiler stand for a
-    feature is known to the backends.
+    feature is known to the backends. `device` is "cpu" for processors, and "gpu" for what a
+    processor hands its work to: only a driver can tell which of those a machine has.
     """
 
     name: ClassVar[str]
     features: ClassVar[tuple[str, ...]]
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
     platforms: ClassVar[tuple[str, ...]] = ()
+    device: ClassVar[str] = "cpu"
 
     @abstractmethod
     def detect(self) -> frozenset[str]:

@@ -12,9 +12,10 @@ from ..errors import TargetError
 from ..nearest import did_you_mean
 from .arm import ARM
 from .base import Family
+from .cuda import CUDA
 from .x86 import X86
 
-FAMILIES: Final[tuple[Family, ...]] = (X86, ARM)
+FAMILIES: Final[tuple[Family, ...]] = (X86, ARM, CUDA)
 """Every family, in the order in which targets and features are listed."""
 
 _FEATURES: Final = {name: family for family in FAMILIES for name in family.features}
@@ -61,7 +62,7 @@ def resolve_target(text: str) -> Target:
     chosen = {*_TARGETS[base], *extras}
     families = {_FEATURES[name] for name in chosen}
     if len(families) > 1:
-        raise TargetError(f"target {text!r} combines features that no processor has")
+        raise TargetError(f"target {text!r} combines features that no machine has")
     families.pop().check(base, chosen, text)
     added = [extra for extra in _FEATURES if extra in extras and extra not in _TARGETS[base]]
     return Target("+".join([base, *added]), tuple(name for name in _FEATURES if name in chosen))
@@ -81,12 +82,17 @@ def check_platform() -> None:
 
 
 def check_target(features: Iterable[str], *, where: str | None = None) -> None:
-    """Raises TargetError naming what this machine lacks of `features`, and what to do."""
+    """Raises TargetError naming what this machine lacks of `features`, and what to do.
+
+    Those of a GPU are not looked for: whoever runs the artifact asks the driver of the GPU.
+    """
     wanted = list(features)
     for name in wanted:
         if name not in _FEATURES:
             raise _unknown("target feature", name, _FEATURES)
     family = _host_family()
+    if wanted and all(_FEATURES[name].device != family.device for name in wanted):
+        return
     here = family.detect()
     if strange := [name for name in wanted if _FEATURES[name] is not family]:
         built = _FEATURES[strange[0]].name

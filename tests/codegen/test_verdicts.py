@@ -8,7 +8,7 @@ import pytest
 
 from infc.codegen.registry import get_backend
 from infc.ir.builder import ProgramBuilder
-from infc.ir.errors import ProgramError, UsageError
+from infc.ir.errors import ProgramError, TargetError, UsageError
 from infc.ir.program import Value
 from infc.ir.resources import LatentGroup, Resource, StateGroup
 from infc.ir.targets import resolve_target
@@ -92,3 +92,10 @@ def test_state_without_kernels_is_refused_by_its_name(name: str, resource: Resou
     message = f"backend '{name}' cannot store the {resource.kind} group '{resource.name}'"
     with pytest.raises(ProgramError, match=message):
         backend.check(builder.build(), resolve_target("x86-64-v2"))
+
+
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+def test_a_target_of_another_device_is_refused(name: str) -> None:
+    with pytest.raises(TargetError, match=rf"backend {name} does not compile for sm_90 .*x86-64-v2"):
+        get_backend(name).find_target("sm_90")
+    assert get_backend(name).find_target("native") == resolve_target("native")

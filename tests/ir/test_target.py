@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from infc.codegen.cpp.flags import compiler_flags
 from infc.ir.errors import TargetError
-from infc.ir.targets import FAMILIES, X86, Target, check_target, host_features, resolve_target
+from infc.ir.targets import CUDA, FAMILIES, X86, Target, check_target, host_features, resolve_target
 from infc.ir.targets import x86 as module
 
 TARGETS = [name for family in FAMILIES for name in family.targets]
@@ -97,7 +97,10 @@ def test_other_platforms_are_refused(
         ("x86-64-v4+vnn", "unknown target feature 'vnn' .did you mean 'vnni'"),
         ("x86-64-v4+", "unknown target feature ''"),
         ("x86-64-v3+bf16", "need AVX-512"),
-        ("aarch64+avx2", "features that no processor has"),
+        ("aarch64+avx2", "features that no machine has"),
+        ("sm_90+avx2", "features that no machine has"),
+        ("sm_80+sm_90", "several GPUs, .*use sm_80 alone"),
+        ("sm_91", "did you mean 'sm_90'"),
         ("", "unknown target ''"),
     ],
 )
@@ -117,7 +120,7 @@ def test_a_name_says_all_and_its_order_nothing(base: str, extras: list[str]) -> 
     assert set(target.features) == {*X86.targets[base], *extras}
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - set(CUDA.targets)))
 def test_the_compiler_knows_every_flag(name: str, tmp_path: Path) -> None:
     target = resolve_target(name)
     names = ("g++", "c++") if target.family is X86 else ("aarch64-linux-gnu-g++",)
@@ -153,3 +156,19 @@ def test_a_name_of_a_feature_is_the_compilers_where_it_has_another() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_is_told_by_its_name(name: str) -> None:
     assert f"{resolve_target(name)}" == name
+
+
+def test_a_gpu_is_no_matter_of_the_processor(machine) -> None:  # type: ignore[no-untyped-def]
+    machine("sse2")
+    target = resolve_target("sm_90")
+    assert (target.features, target.family, target.family.device) == (("sm_90",), CUDA, "gpu")
+    check_target(target.features)
+    assert CUDA.capability("sm_103") == 103
+
+
+def test_native_of_a_gpu_is_what_its_driver_says() -> None:
+    assert CUDA.native({"sm_89"}) == ["sm_89"]
+    with pytest.raises(TargetError, match=r"no target for a GPU of sm_75 .it has sm_80, "):
+        CUDA.native({"sm_75"})
+    with pytest.raises(TargetError, match="found by its driver"):
+        CUDA.detect()
