@@ -190,8 +190,8 @@ class Backend(ABC):
 
     `interprets` says that it executes the definitions of ops, so that its results are those of the
     program by definition. `stores` are the kinds of resources (`ir/resources.py`) that it has
-    memory and kernels for. `device` is that of the families of targets it compiles for. One with a section in recipes (`ir/backends.py`) is made with its
-    values.
+    memory and kernels for. `device` is that of the families of targets it compiles for. One with
+    a section in recipes (`ir/backends.py`) is made with its values.
     """
 
     name: ClassVar[str]

@@ -186,8 +186,11 @@ def _artifact_to_run(compiled: Compiled, runs: LossyRuns) -> Artifact | str:
     manifest = compiled.manifest
     if not runs.is_whole:
         return f"only {runs.what} were run: the whole model takes too long without being compiled"
-    if get_backend(manifest.backend).interprets and runs.stages:
+    backend = get_backend(manifest.backend, manifest.recipe)
+    if backend.interprets and runs.stages:
         return f"the backend {manifest.backend} computes what the program says"
+    if backend.device != "cpu" and (reason := backend.unable_here()) is not None:
+        return f"it was compiled for another machine: {reason}"
     try:
         check_target(manifest.target.features)
     except TargetError as error:

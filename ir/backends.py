@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from .errors import ArtifactError, InfcError, UsageError
-from .extras import COMPILE, Extra
+from .extras import COMPILE, CUDA, Extra
 from .nearest import did_you_mean
 from .plugins import load_plugins
 
@@ -90,12 +90,19 @@ _OURS: Final = (
         entry="program",
         extra=COMPILE,
     ),
+    BackendInfo(
+        name="triton",
+        compiler="infc.codegen.triton.backend:TritonBackend",
+        executor="infc.runtime.executors.gpu.executor:GpuExecutor",
+        entry="launches",
+        extra=CUDA,
+    ),
 )
 
 DEFAULT: Final = _OURS[0].name
 """The backend of a recipe that names none."""
 
-PLANNED: Final = ("triton", "tensorrt", "onnx")
+PLANNED: Final = ("tensorrt", "onnx")
 """Names that are not built yet, and not wrong either."""
 
 _TABLE: dict[str, BackendInfo] = {one.name: one for one in _OURS}

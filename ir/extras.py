@@ -38,6 +38,10 @@ def _is_installed(module: str) -> bool:
 
 COMPILE: Final = Extra(("torch", "transformers"), "pip install 'infc[compile]'")
 """The compiler's heavy half."""
+TRITON: Final = Extra(("triton",), "pip install 'infc[triton]'")
+"""What compiles kernels for GPUs."""
+CUDA: Final = Extra(("cuda.bindings",), "pip install 'infc[cuda]'")
+"""What runs them."""
 
 
 def require_compiler(purpose: str) -> None:

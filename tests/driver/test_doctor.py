@@ -30,7 +30,7 @@ def test_it_looks_at_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor"]) == 0
     text = capsys.readouterr().out
     subjects = ("infc", "instruction set", "threads", "memory", "huge pages", "C++ compiler")
-    for subject in (*subjects, "torch", "numpy", "cache", "backend cpp", "backend triton"):
+    for subject in (*subjects, "torch", "numpy", "cache", "backend cpp", "backend tensorrt"):
         assert f"  {subject} " in text
     assert "no OpenMP)" in text
 
@@ -120,7 +120,7 @@ def test_huge_pages_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_backend_of_a_later_version_is_not_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["not", "built", "backend", "triton"] in [line[:4] for line in lines]
+    assert ["not", "built", "backend", "tensorrt"] in [line[:4] for line in lines]
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def test_what_a_backend_runs_on_are_modules(module: str, detail: str, faulty: Ba
 
 
 def test_a_plugin_may_bring_what_is_not_built(faulty: BackendInfo) -> None:
-    register_backend(replace(faulty, name="triton"))
-    (one,) = [each for each in examine() if each.subject == "backend triton"]
+    register_backend(replace(faulty, name="tensorrt"))
+    (one,) = [each for each in examine() if each.subject == "backend tensorrt"]
     assert one.fine
 
 

@@ -1,0 +1,257 @@
+"""The emitter: walks a planned program and turns each node into launches over buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from ...ir.analyses import node_label
+from ...ir.errors import ProgramError
+from ...ir.launches import Extent, Launch, Pointer, When
+from ...ir.ops.state import cache_of
+from ...ir.plan import planned_arena
+from ...ir.program import Node, Operand, Program, Value, WeightRef
+from ...ir.resources import KvGroup
+from ...ir.targets import Target
+from ...ir.types import Dim, DType, TensorType, handed_over
+from .buffers import Buffer, product
+from .calls import TYPES, Constant, KernelCode, Passed, Tuning, Typed, aligned, bind, extent
+
+ALIGNMENT_BYTES = 256
+"""Of values in the arena."""
+STEP_ARRAYS = {"input_ids": "token_ids"}
+"""What the arrays of a step are called where inputs of a program have another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormSpec:
+    """A form to emit: steps of at most `max_tokens`, with one query a sequence or tiles of them."""
+
+    name: str
+    one_query: bool
+    max_tokens: int
+    query_tile: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A buffer seen as `count` rows of `length` elements, `stride` apart."""
+
+    buffer: Buffer
+    stride: int
+    count: Dim
+    length: int
+
+    @property
+    def typed(self) -> Typed:
+        """The address of the first row."""
+        return typed(self.buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class NestedRows:
+    """Rows in two levels, such as heads of tokens: `count` times `inner` rows of `length`."""
+
+    buffer: Buffer
+    outer_stride: int
+    inner_stride: int
+    count: Dim
+    inner: int
+    length: int
+
+
+@dataclass(slots=True)
+class Emitter:
+    """Turns nodes into launches; the state of the emission of one form."""
+
+    program: Program
+    target: Target
+    form: FormSpec
+    launches: list[Launch] = field(default_factory=list)
+    kernels: dict[str, KernelCode] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+    """What is being lowered: launches are theirs."""
+    when: When = "always"
+    arena_bytes: int = field(init=False)
+    bounds: dict[str, int] = field(init=False)
+    _offsets: Mapping[str, int] = field(init=False)
+    _scratch: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        arena = planned_arena(self.program)
+        self._offsets, self.arena_bytes = arena.offsets, arena.num_bytes
+        self.bounds = {name: bound.high for name, bound in self.program.symbols.items()}
+        for value in self.program.inputs:
+            name = STEP_ARRAYS.get(value.name)
+            if name is None:
+                known = value.name in ("positions", "logits_index")
+                name = value.name if known else f"input:{value.name}"
+            kind = handed_over(value.type)
+            home = Pointer("step", name)
+            self.buffers[value.name] = Buffer.dense(home, kind.dtype, kind.shape)
+
+    # Buffers
+
+    def buffer(self, operand: Operand) -> Buffer:
+        """Where an operand lies; weights are row-major, as the program has them."""
+        if isinstance(operand, Value):
+            return self.buffers[operand.name]
+        if isinstance(operand, WeightRef):
+            kind = self.program.weights[operand.name].type
+            return Buffer.dense(Pointer("weight", operand.name), kind.dtype, kind.shape)
+        raise ProgramError(f"expected a tensor, not the literal {operand!r}")
+
+    def output(self, value: Value) -> Buffer:
+        """The dense buffer that holds a node's result, at the offset the memory plan gave it."""
+        offset = self._offsets.get(value.name)
+        if offset is None:
+            offset = self.reserve(value.type.num_bytes(self.bounds))
+        buffer = Buffer.dense(Pointer("arena", "", offset), value.type.dtype, value.type.shape)
+        self.buffers[value.name] = buffer
+        return buffer
+
+    def reserve(self, num_bytes: int) -> int:
+        """More arena behind what the plan knows of."""
+        offset = -(-self.arena_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self.arena_bytes = offset + num_bytes
+        return offset
+
+    def temporary(self, dtype: DType, shape: tuple[Dim, ...]) -> Buffer:
+        """A dense buffer of this backend's own."""
+        size = TensorType(dtype, shape).num_bytes(self.bounds)
+        return Buffer.dense(Pointer("arena", "", self.reserve(size)), dtype, shape)
+
+    def scratch(self, name: str, num_bytes: int) -> Pointer:
+        """Memory that launches need only for each other; those of one name and size share it."""
+        key = (name, num_bytes)
+        if key not in self._scratch:
+            self._scratch[key] = self.reserve(num_bytes)
+        return Pointer("arena", "", self._scratch[key])
+
+    def dense(self, buffer: Buffer) -> Buffer:
+        """The buffer itself if it is row-major, else a copy that is."""
+        if buffer.is_dense:
+            return buffer
+        copy = self.temporary(buffer.dtype, buffer.shape)
+        self.copy(buffer, copy)
+        return copy
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy element by element between buffers of one shape."""
+        from .loops import copy_elements
+
+        copy_elements(self, source, target)
+
+    def rows(self, operand: Operand | Buffer, *, inner_dims: int = 1) -> Rows:
+        """The operand as rows of its last `inner_dims` dimensions, copied only if it must be."""
+        buffer = operand if isinstance(operand, Buffer) else self.buffer(operand)
+        found = _as_rows(buffer, inner_dims)
+        if found is None:
+            found = _as_rows(self.dense(buffer), inner_dims)
+        assert found is not None, "a dense buffer is always rows"
+        return found
+
+    def nested_rows(self, operand: Operand) -> NestedRows:
+        """Rows of the last dimension, in two levels: tokens, and for example heads in each."""
+        buffer = self.buffer(operand)
+        if len(buffer.shape) == 3 and all(isinstance(dim, int) for dim in buffer.shape[1:]):
+            outer, inner, last = buffer.strides
+            _, count, length = buffer.shape
+            assert isinstance(count, int) and isinstance(length, int)
+            if isinstance(outer, int) and isinstance(inner, int) and (last == 1 or length == 1):
+                return NestedRows(buffer, outer, inner, buffer.shape[0], count, length)
+        rows = self.rows(buffer)
+        return NestedRows(rows.buffer, rows.stride, 0, rows.count, 1, rows.length)
+
+    def most(self, dim: Dim) -> int:
+        """The greatest a size becomes in steps of this form."""
+        bounds = dict(self.bounds)
+        for name in ("T", "R"):
+            if name in bounds:
+                bounds[name] = min(bounds[name], self.form.max_tokens)
+        return dim if isinstance(dim, int) else dim.evaluate(bounds)
+
+    def cache(self, node: Node) -> tuple[KvGroup, Typed, Typed]:
+        """The KV group that a node names, and the node's layer of it: pages, and their scales."""
+        name, cache = node.attrs["group"], cache_of(node.attrs)
+        for group in self.program.resources:
+            if group.name == name and isinstance(group, KvGroup) and cache in group.layers:
+                layer = group.bytes_per_block() // len(group.layers) * group.layers.index(cache)
+                codes = group.num_kv_heads * group.block_size
+                codes *= group.key_head_dim + group.value_head_dim
+                pages = Pointer("state", group.name, layer)
+                beside = layer + codes if group.has_scales else layer
+                scales = Pointer("state", group.name, beside)
+                return group, Typed(pages, TYPES[DType(group.dtype)]), Typed(scales, "fp32")
+        raise ProgramError(f"no KV group {name!r} has a cache of layer {cache}", where=node.source)
+
+    # Launches
+
+    def launch(
+        self,
+        function: str,
+        grid: Sequence[Dim | Extent],
+        passed: Mapping[str, Passed | Buffer],
+        constants: Mapping[str, Constant],
+        tuning: Tuning = Tuning(),  # noqa: B008 - a frozen value
+        *,
+        source: str | None = None,
+    ) -> None:
+        """Append a launch of `module.function`; `passed` is in the order of its parameters."""
+        given = {name: typed(v) if isinstance(v, Buffer) else v for name, v in passed.items()}
+        arguments, types = bind(given)
+        module, _, name = function.partition(".")
+        code = KernelCode(
+            module, name, tuple(types), aligned(given), tuple(constants.items()), tuning, source
+        )
+        self.kernels[code.key] = code
+        extents = tuple(one if isinstance(one, Extent) else extent(one) for one in grid)
+        labels = tuple(node_label(node) for node in self.nodes)
+        self.launches.append(Launch(code.key, extents, arguments, labels, self.when))
+
+
+Lowering = Callable[[Emitter, Node], None]
+
+
+def typed(buffer: Buffer) -> Typed:
+    """The address of a buffer's first element."""
+    return Typed(buffer.pointer, TYPES[buffer.dtype])
+
+
+def step_array(name: str, kind: str = "i32") -> Typed:
+    """An array of the step."""
+    return Typed(Pointer("step", name), kind)
+
+
+def power_of_two(size: int, least: int = 1) -> int:
+    """The least power of two that is at least `size`, and `least`."""
+    return max(least, 1 << max(0, size - 1).bit_length())
+
+
+def whole(dim: Dim, what: str) -> int:
+    """A size that does not depend on the step; ProgramError otherwise."""
+    if not isinstance(dim, int):
+        raise ProgramError(f"{what} has {dim} elements, which depends on the step")
+    return dim
+
+
+def _as_rows(buffer: Buffer, inner_dims: int) -> Rows | None:
+    """Rows of a buffer; None where strides forbid it."""
+    split = len(buffer.shape) - inner_dims
+    lead, inner = buffer.shape[:split], buffer.shape[split:]
+    length = 1
+    for dim, stride in zip(reversed(inner), reversed(buffer.strides[split:]), strict=True):
+        if not isinstance(dim, int) or (dim != 1 and stride != length):
+            return None
+        length *= dim
+    moving = [(d, s) for d, s in zip(lead, buffer.strides[:split], strict=True) if d != 1]
+    count = product(lead)
+    if not moving or buffer.is_dense:
+        return Rows(buffer, length, count, length)
+    for (_, outer), (dim, stride) in pairwise(moving):
+        if not isinstance(dim, int) or not isinstance(stride, int) or outer != dim * stride:
+            return None
+    last = moving[-1][1]
+    return Rows(buffer, last, count, length) if isinstance(last, int) else None

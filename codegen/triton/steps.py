@@ -1,0 +1,213 @@
+"""A program's launches: its nodes in one form of steps, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...ir.launches import Extent, Form, Pointer
+from ...ir.plan import loop_groups
+from ...ir.program import HIDDEN, LOGITS, Node, Program, Value, further_outputs
+from ...ir.resources import KvGroup
+from ...ir.targets import Target
+from .buffers import Buffer, product
+from .calls import Passed, Tuning, Typed, extent
+from .emitter import Emitter, FormSpec, power_of_two, step_array
+from .loops import LOOP_OPS, lower_group
+from .lower import LOWERINGS
+from .lower.attention import query_tile
+from .lower.norms import row_tuning
+
+FEW_TOKENS = 16
+SOME_TOKENS = 64
+"""Steps of at most so many tokens have forms of their own, as other tiles of products suit them."""
+_WORDS_OF_COPY = 4096
+_PART_OF_ROW = 4096
+
+
+def form_specs(program: Program, target: Target) -> Iterator[FormSpec]:
+    """The forms of a program, in the order in which an executor looks for one that fits."""
+    most = program.symbols["T"].high
+    sequences = min(most, program.symbols["R"].high if "R" in program.symbols else most)
+    for bound in sorted({min(FEW_TOKENS, sequences), sequences}):
+        yield FormSpec(f"decode-{bound}", True, bound)
+    tile = _query_tile(program, target)
+    for bound in sorted({min(SOME_TOKENS, most), most}):
+        yield FormSpec(f"mixed-{bound}", False, bound, tile)
+
+
+def _query_tile(program: Program, target: Target) -> int:
+    e = Emitter(program, target, FormSpec("mixed", False, 1))
+    nodes = [node for node in program.nodes if node.op == "paged_attention"]
+    return min((query_tile(e, node, e.cache(node)[0]) for node in nodes), default=1)
+
+
+def emit_form(e: Emitter) -> Form:
+    """All launches of a step of one form."""
+    program = e.program
+    _copies(e)
+    _carried(e)
+    hidden, further = program.output(HIDDEN), further_outputs(program)
+    for nodes in _runs(program):
+        e.nodes = nodes
+        if nodes[0].op in LOOP_OPS:
+            lower_group(e, nodes)
+        else:
+            LOWERINGS[nodes[0].op](e, nodes[0])
+        e.nodes = ()
+        if hidden is not None and hidden.name in e.buffers:
+            # At once, not at the end: a step that wants nothing of the head is done here.
+            _widen(e, hidden, HIDDEN)
+            e.when = "always" if further else "head"
+            hidden = None
+    if (logits := program.output(LOGITS)) is not None:
+        _logits(e, e.dense(e.buffer(logits)))
+    e.when = "always"
+    for name, value in further.items():
+        _widen(e, value, name)
+    return Form(
+        e.form.name, e.form.one_query, e.form.max_tokens, tuple(e.launches), e.form.query_tile
+    )
+
+
+def _runs(program: Program) -> Iterator[tuple[Node, ...]]:
+    """Nodes one by one in order, groups of loops whole where their last member stands."""
+    by_output = {node.outputs[0].name: node for node in program.nodes if node.outputs}
+    group_of: dict[str, tuple[Node, ...]] = {}
+    for names in loop_groups(program):
+        nodes = tuple(by_output[name] for name in names)
+        group_of.update({node.outputs[0].name: nodes for node in nodes})
+    for node in program.nodes:
+        group = group_of.get(node.outputs[0].name, (node,)) if node.outputs else (node,)
+        if node is group[-1]:
+            yield group
+
+
+def _copies(e: Emitter) -> None:
+    """Blocks that are copied before anything is written."""
+    e.when = "copies"
+    for group in e.program.resources:
+        if isinstance(group, KvGroup):
+            words = group.bytes_per_block() // 4
+            e.launch(
+                "step.copy_blocks",
+                [Extent(1, "C"), extent(words, divisor=_WORDS_OF_COPY)],
+                {
+                    "pages": Typed(Pointer("state", group.name), "i32"),
+                    "pairs": step_array(f"block_copies:{group.name}"),
+                },
+                {"PAGE": words, "BLOCK": _WORDS_OF_COPY},
+                Tuning(8),
+            )
+    e.when = "always"
+
+
+def _carried(e: Emitter) -> None:
+    """Tokens that only the step before knows."""
+    if any(value.name == "input_ids" for value in e.program.inputs):
+        e.launch(
+            "step.resolve_carried",
+            [Extent(1, "P", divisor=128)],
+            {
+                "token_ids": step_array("token_ids"),
+                "carried": step_array("carried"),
+                "tokens_before": step_array("tokens_before"),
+                "count": Extent(1, "P"),
+            },
+            {"BLOCK": 128},
+        )
+
+
+def _widen(e: Emitter, value: Value, name: str) -> None:
+    """Rows leave as the host takes them: float32, or int32."""
+    when = e.when
+    e.when = "hidden" if name == HIDDEN else when
+    buffer = e.dense(e.buffer(value))
+    rows = e.rows(buffer) if buffer.shape else None
+    width = 1 if rows is None else rows.length
+    block = min(1024, power_of_two(width))
+    kind = "fp32" if value.type.dtype.is_float else "i32"
+    e.launch(
+        "rows.widen_rows",
+        [product(buffer.shape[:-1]), extent(width, divisor=block)],
+        {"x": buffer, "out": Typed(Pointer("output", name), kind)},
+        {"STRIDE": width, "WIDTH": width, "BLOCK": block},
+        row_tuning(block),
+    )
+    e.when = when
+
+
+def _logits(e: Emitter, logits: Buffer) -> None:
+    """The tokens that are drawn, and as float32 those rows that are wanted."""
+    width = logits.shape[-1]
+    assert isinstance(width, int), "logits have a fixed width"
+    most = e.bounds.get("R", e.bounds["T"])
+    draws = step_array("draws", "i64")
+    adjusted = step_array("adjusted")
+    changed = Typed(e.scratch("changed", most * width * 4), "fp32")
+    e.when = "adjusted"
+    _adjust(e, logits, changed, width)
+    e.when = "draws"
+    parts = -(-width // _PART_OF_ROW)
+    block = min(_PART_OF_ROW, power_of_two(width))
+    tops = Typed(e.scratch("draws.tops", most * parts * 4), "fp32")
+    places = Typed(e.scratch("draws.places", most * parts * 4), "i32")
+    passed: dict[str, Passed | Buffer] = {
+        **{"logits": logits, "draws": draws, "adjusted": adjusted},
+        **{"num_adjusted": Extent(1, "A"), "changed": changed, "tops": tops, "places": places},
+    }
+    adjusted_block = {"MOST_ADJUSTED": power_of_two(most)}
+    e.launch(
+        "sampling.row_tops",
+        [Extent(1, "D"), parts],
+        passed,
+        {"V": width, "PARTS": parts, "BLOCK": block, **adjusted_block},
+        Tuning(4),
+    )
+    e.launch(
+        "sampling.draw_tokens",
+        [Extent(1, "D")],
+        {**passed, "tokens": Typed(Pointer("output", "tokens"), "i32")},
+        {
+            **{"V": width, "PARTS": parts, "PARTS_BLOCK": power_of_two(parts), "BLOCK": block},
+            **adjusted_block,
+        },
+        Tuning(8),
+    )
+    e.when = "logits"
+    block = min(1024, power_of_two(width))
+    e.launch(
+        "rows.pick_rows",
+        [Extent(1, "L"), extent(width, divisor=block)],
+        {
+            **{"x": logits, "index": step_array("logits_rows")},
+            "out": Typed(Pointer("output", LOGITS), "fp32"),
+        },
+        {"STRIDE": width, "WIDTH": width, "BLOCK": block},
+        row_tuning(block),
+    )
+
+
+def _adjust(e: Emitter, logits: Buffer, changed: Typed, width: int) -> None:
+    """Copies of the rows of adjusted draws, with bias, penalties and masks."""
+    draws, adjusted = step_array("draws", "i64"), step_array("adjusted")
+    e.launch(
+        "sampling.adjust_rows",
+        [Extent(1, "A"), extent(width, divisor=1024)],
+        {
+            **{"logits": logits, "draws": draws, "adjusted": adjusted},
+            **{"masks": step_array("masks"), "out": changed},
+        },
+        {"V": width, "WORDS": -(-width // 32), "BLOCK": 1024},
+    )
+    e.launch(
+        "sampling.adjust_entries",
+        [Extent(1, "A")],
+        {
+            **{"draws": draws, "adjusted": adjusted, "bias_ids": step_array("bias_ids")},
+            **{"bias": step_array("bias", "fp32"), "count_ids": step_array("count_ids")},
+            **{"counts": step_array("counts"), "token_ids": step_array("token_ids")},
+            **{"logits_index": step_array("logits_index"), "carried": step_array("carried")},
+            **{"num_carried": Extent(1, "P"), "out": changed},
+        },
+        {"V": width, "BLOCK": 256},
+    )
