@@ -28,6 +28,7 @@ class Ceilings:
 
     Bytes a second read from memory; operations a second of products and sums, with the widest
     instructions that kernels of this machine's target use (where it has none for bf16: fp32's).
+    `threads` is 0 for a GPU.
     """
 
     threads: int
@@ -49,8 +50,8 @@ class Ceilings:
     def describe(self) -> str:
         """For people: "35.0 GB/s read; fp32 195, bf16 445, int8 908 Gop/s (2 threads)"."""
         rates = ", ".join(f"{kind} {self.rate(kind) / 1e9:.0f}" for kind in OPERATION_KINDS)
-        threads = format_count(self.threads, "thread")
-        return f"{self.read / 1e9:.1f} GB/s read; {rates} Gop/s ({threads})"
+        threads = f" ({format_count(self.threads, 'thread')})" if self.threads else ""
+        return f"{self.read / 1e9:.1f} GB/s read; {rates} Gop/s{threads}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 from ...ir.analyses import total_cost
 from ...ir.artifact import Artifact, open_artifact
 from ...ir.errors import ArtifactError, UsageError
+from ...ir.gpus import GPUS
 from ...ir.manifest import MAIN, folder_of
 from ...ir.nearest import did_you_mean
 from ...ir.program import Program
@@ -27,6 +28,7 @@ from .facts import (
     ProgramFacts,
     Workload,
 )
+from .launches import launch_facts
 from .measure import choose_workload, fitted_workload, measure_program
 from .memory import group_facts, plan_memory
 from .predict import predict_steps
@@ -54,15 +56,22 @@ def inspect_artifact(
     Costs are given for a decode step with `batch` sequences (default 1), and for a prefill step
     with `tokens` tokens of a prompt (default: a full step), both with `context` tokens in the KV
     cache (default: the maximum). `memory` is in bytes; the default is the free memory of this
-    machine. With `ceilings`, the result contains the minimum time of each op. Raises UsageError
+    machine. With `ceilings`, the result contains the minimum time of each op. For an artifact for
+    GPUs, both are by default those of a GPU of its target. Raises UsageError
     for values above the compiled limits, and ArtifactError if the artifact is damaged.
     """
     if not isinstance(artifact, Artifact):
         artifact = open_artifact(artifact)
     manifest = artifact.manifest
+    where, gpu = "this machine's ceilings", GPUS.get(manifest.target.name)
+    if gpu is not None:
+        where = f"the ceilings of NVIDIA's {gpu.name} ({gpu.source})"
+        ceilings, memory = gpu.ceilings, gpu.memory_bytes if memory is None else memory
     workload = choose_workload(manifest.main.limits, batch, context, tokens)
     report, passes = _report_and_passes(artifact, MAIN)
-    final = None if ceilings is None else _program_if_there(artifact, MAIN, "final")
+    final, predictions = _program_if_there(artifact, MAIN, "final"), None
+    if final is not None and ceilings is not None:
+        predictions = predict_steps(final, workload, ceilings, where)
     return ArtifactFacts(
         path=str(artifact.path),
         identity=artifact.identity,
@@ -73,9 +82,8 @@ def inspect_artifact(
         verification=tuple(report.get("verification", ())),
         certificate=report.get("certificate"),
         memory=plan_memory(manifest, workload.context, memory),
-        predictions=(
-            None if final is None or ceilings is None else predict_steps(final, workload, ceilings)
-        ),
+        predictions=predictions,
+        launches=launch_facts(artifact, final, predictions),
         others=tuple(_other(artifact, n, workload) for n in sorted(manifest.programs) if n != MAIN),
     )
 

@@ -282,12 +282,46 @@ class PredictedOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """The roofline of the two steps: seconds by op, and in all."""
+    """The roofline of the two steps: seconds by op, and in all; `where` says at whose ceilings."""
 
+    where: str
     ceilings: Ceilings
     ops: tuple[PredictedOp, ...]
     decode: float
     prefill: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormFacts:
+    """One form of steps on a GPU: the launches of a step that samples, in all and of a layer.
+
+    `eager` of them are in no graph. Of layers, it is what most of them have.
+    """
+
+    name: str
+    max_tokens: int
+    launches: int
+    layer_launches: int
+    eager: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFacts:
+    """The launches of an artifact for a GPU, and the kernels that they are of.
+
+    Registers and spilled bytes are the most of a thread, shared bytes those of a block; `decode`
+    is the roofline of the decode step with the gaps between its launches, in seconds.
+    """
+
+    forms: tuple[FormFacts, ...]
+    kernels: int
+    image_bytes: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    buckets: tuple[int, ...]
+    pieces: tuple[int, ...]
+    decode: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +331,7 @@ class ArtifactFacts:
     `verification` has a line for each phase of the compilation: what was compared after it.
     `predictions` are there where the machine's ceilings are known, `certificate` (see
     `driver/certificate.py`) where the report has one. `others` are the programs beside the model's
-    step, of which everything else is.
+    step, of which everything else is. `launches` are there where the backend made any.
     """
 
     path: str
@@ -311,3 +345,4 @@ class ArtifactFacts:
     predictions: Predictions | None = None
     certificate: Mapping[str, Any] | None = None
     others: tuple[OtherProgramFacts, ...] = ()
+    launches: LaunchFacts | None = None

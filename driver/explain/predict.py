@@ -8,7 +8,9 @@ from ...ir.roofline import Ceilings, Roofline, StepShape
 from .facts import PredictedOp, Predictions, Workload
 
 
-def predict_steps(program: Program, workload: Workload, ceilings: Ceilings) -> Predictions:
+def predict_steps(
+    program: Program, workload: Workload, ceilings: Ceilings, where: str
+) -> Predictions:
     """Seconds of each op in the two steps of a workload, those that take most first."""
     decode_shape = StepShape.of([(1, workload.context)] * workload.batch)
     prefill_shape = StepShape.of([(workload.tokens, workload.context)])
@@ -28,6 +30,7 @@ def predict_steps(program: Program, workload: Workload, ceilings: Ceilings) -> P
     ]
     shown = [op for op in ops if op.decode or op.prefill]
     return Predictions(
+        where=where,
         ceilings=ceilings,
         ops=tuple(sorted(shown, key=lambda op: -(op.decode + op.prefill))),
         decode=sum(decode.values()),

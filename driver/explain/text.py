@@ -34,6 +34,7 @@ from .facts import (
     ShapeFacts,
     StoredFacts,
 )
+from .launches_text import FORM_HEAD, form_rows, kernel_pairs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +56,12 @@ def render_artifact(facts: ArtifactFacts, *, width: int = WIDTH, color: bool = F
         page.table("layers", LAYER_HEAD, [*_layer_rows(facts)])
         page.table("ops", OP_HEAD, [*op_rows(facts.program)])
     if facts.predictions is not None:
-        page.say(f"at this machine's ceilings: {facts.predictions.ceilings.describe()}")
+        where = facts.predictions.where
+        page.say(f"at {where}: {facts.predictions.ceilings.describe()}")
         page.table("roofline", _ROOFLINE_HEAD, [*_roofline_rows(facts, facts.predictions)])
+    if facts.launches is not None:
+        page.table("launches of a step that samples", FORM_HEAD, [*form_rows(facts.launches)])
+        page.pairs("kernels", kernel_pairs(facts.launches))
     certificate = facts.certificate
     is_measured = bool(certificate and certificate["passes"])
     say_passes(page, facts.passes, facts.verification, with_losses=not is_measured)
