@@ -1,12 +1,13 @@
 """Setting up the peers: pinned, whole or absent, and a reason for whoever is missing."""
 
+import importlib
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.contestants import CONTESTANTS, INFC, PEERS, Workdir
+from benchmarks.peers.contestants import CONTESTANTS, INFC, PEERS, Peer, Workdir
 from benchmarks.peers.install import REQUIREMENTS
 from benchmarks.peers.steps import Runner, SetupError, whole_or_absent
 
@@ -64,3 +65,20 @@ def test_failed_command_names_its_log(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"failed with status 3: .*/log$"):
         run(sys.executable, "-c", code)
     assert "hello" in (tmp_path / "log").read_text()
+
+
+def test_peers_without_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As benchmarks/quality asks, which has models of its own."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def set_up(workdir: Workdir, peer: Peer, shapes: list[str]) -> bool:
+        asked.append((peer.name, shapes))
+        return True
+
+    # Not imported by name: it brings scripts that are not type-checked.
+    setup = importlib.import_module("benchmarks.peers.setup")
+    monkeypatch.setattr(setup, "set_up", set_up)
+    command = ["setup", str(tmp_path), "--only", "llama.cpp", "--shapes", ""]
+    monkeypatch.setattr(sys, "argv", command)
+    setup.main()
+    assert asked == [("llama.cpp", [])]

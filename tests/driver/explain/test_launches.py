@@ -54,7 +54,9 @@ def test_text_and_json(artifact: Path, capsys: pytest.CaptureFixture[str]) -> No
     """The command shows the forms, what kernels use, and whose ceilings these are."""
     assert run(["inspect", str(artifact)]) == 0
     text = capsys.readouterr().out
-    assert "at the ceilings of NVIDIA's H200" in text and "thread" not in text.split("H200")[1][:150]
+    assert (
+        "at the ceilings of NVIDIA's H200" in text and "thread" not in text.split("H200")[1][:150]
+    )
     assert "launches of a step that samples" in text and "1.3 µs a launch" in text
     data = json.loads(artifact_json(inspect_artifact(artifact)))
     assert data["launches"]["forms"][0]["name"].startswith("decode")
