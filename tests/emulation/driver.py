@@ -135,7 +135,7 @@ def program_of(source: str) -> Program:
 
 
 def _checksum(source: Bytes) -> int:
-    return zlib.crc32(np.ascontiguousarray(source).tobytes())
+    return zlib.crc32(np.ascontiguousarray(source).view(np.uint8).reshape(-1).data)
 
 
 class EmulatedDriver:

@@ -25,8 +25,8 @@ _FAMILIES: Final = (access, arithmetic, asynchronous, bits, matrix, mbarriers, w
 LOCKSTEP_THREADS: Final = 16384
 """How many threads run at once: more of them share the cost of decoding, and leave the caches."""
 
-MAX_STEPS: Final = 20_000_000
-"""Instructions of one wave after which a kernel is said not to end."""
+MAX_JUMPS = 1_000_000
+"""Jumps backward of one wave after which a kernel is said not to end."""
 
 _STEP, _BRANCH, _EXIT, _BARRIER = range(4)
 
@@ -337,7 +337,7 @@ class _Run:
         if target > place:
             return target
         self.backward += 1
-        if self.backward > MAX_STEPS:
+        if self.backward > MAX_JUMPS:
             raise EmulationError("the kernel does not end")
         wave = self.wave
         if wave.stalled or (self.ready and self.backward % 4096 == 0):

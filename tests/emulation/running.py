@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,12 @@ def device(capability: int = 90) -> EmulatedDriver:
     """An emulated device of a compute capability such as 90."""
     pair = divmod(capability, 10)
     return EmulatedDriver(replace(DEVICE, capability=pair, shared_bytes=SHARED_BYTES[capability]))
+
+
+def _capability(compiled: Compiled) -> int:
+    found = re.search(r"\.target sm_(\d+)", compiled.source)
+    assert found is not None
+    return int(found[1])
 
 
 def written(
@@ -103,7 +110,7 @@ def run(
     extra_pointers: int = 0,
 ) -> dict[str, Array]:
     """The arrays afterwards. `short` makes a buffer shorter than its array by so many bytes."""
-    driver = driver or device()
+    driver = driver or device(_capability(compiled))
     short = short or {}
     function = driver.load(
         b"", compiled.source, compiled.entry, compiled.threads, compiled.shared_bytes

@@ -77,16 +77,14 @@ class Shared:
     # --- contents
 
     def load(self, blocks: Array, offsets: Array, num_bytes: int, element_bytes: int) -> Array:
-        """`[..., num_bytes / element_bytes]` unsigned integers at offsets of blocks."""
-        self._check(offsets, num_bytes)
+        """`[..., num_bytes / element_bytes]` unsigned integers at offsets that were noted."""
         places = (blocks * self.stride + offsets) // num_bytes
         found: Array = self._view(num_bytes, element_bytes)[places]
         return found
 
     def store(self, blocks: Array, offsets: Array, values: Array) -> None:
-        """Unsigned integers `[..., count]` to offsets of blocks."""
+        """Unsigned integers `[..., count]` to offsets that were noted."""
         num_bytes = values.shape[-1] * values.itemsize
-        self._check(offsets, num_bytes)
         places = (blocks * self.stride + offsets) // num_bytes
         self._view(num_bytes, values.itemsize)[places] = values
 
@@ -115,7 +113,8 @@ class Shared:
     # --- races
 
     def note(self, blocks: Array, offsets: Array, num_bytes: int, access: Access) -> None:
-        """Record accesses, which are flat arrays; EmulationError where one is a race."""
+        """Check and record accesses, which are flat arrays; EmulationError where one is a race."""
+        self._check(offsets, num_bytes)
         order = access.order or self.order
         places = blocks * self._stamps + offsets // self.granule
         agent = np.asarray(access.agent, np.int64)

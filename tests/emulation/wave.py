@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_] | None
 UNSIGNED: Final = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 TYPES: Final[dict[str, type[np.generic]]] = {
     "pred": np.bool_,
-    **{f"{kind}{bits}": UNSIGNED[bits] for kind in "bu" for bits in (8, 16, 32, 64)},
+    **{f"{kind}{bits}": UNSIGNED[bits] for kind in ("b", "u") for bits in (8, 16, 32, 64)},
     "s8": np.int8,
     "s16": np.int16,
     "s32": np.int32,
