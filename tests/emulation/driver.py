@@ -169,15 +169,17 @@ class EmulatedDriver:
     def load(
         self, image: bytes, source: str, entry: str, threads: int, shared_bytes: int
     ) -> Function:
-        """A kernel of its PTX; what a device would refuse is refused."""
+        """A kernel of its PTX; what a device would refuse is refused. An image may be empty."""
         with self._call("a kernel is loaded"):
             try:
                 program = program_of(source)
             except EmulationError as error:
                 raise self._violation(f"the kernel {entry} cannot be emulated: {error}") from None
             module = program.module
-            if entry_of(source) != entry:
-                raise DeviceError(f"the image has no kernel {entry!r}: it is {module.entry!r}")
+            if entry_of(source) != entry or (image and entry.encode() not in image):
+                raise DeviceError(
+                    f"the image has no kernel {entry!r}; the PTX has {module.entry!r}"
+                )
             self._check_target(module.target, entry)
             if threads != module.threads:
                 raise DeviceError(

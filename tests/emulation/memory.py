@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from bisect import bisect_right, insort
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,9 @@ BASE: Final = 0x7E00_0000_0000
 ALIGNMENT: Final = 256
 GAP: Final = 4096
 """Bytes between allocations that belong to none."""
+
+_UNRESERVED: Final = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which Python names from 3.13 on: the host need not have what is never used."""
 
 POISON: Final = 0xFF
 """What fresh memory is filled with: NaN in every format of floats."""
@@ -45,7 +49,7 @@ class Memory:
         self.used_bytes = 0
         # Gaps and freed places need room beside what the device has.
         self._room = 4 * num_bytes + (1 << 28)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNRESERVED
         self._pages = mmap.mmap(-1, self._room, flags=flags)
         self._bytes = np.frombuffer(self._pages, np.uint8)
         self._views: dict[tuple[int, int], Array] = {}

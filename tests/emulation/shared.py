@@ -156,6 +156,14 @@ class Shared:
         knower = agent if access.knower is None else np.asarray(access.knower, np.int64)
         if knower.ndim and knower.size != stamps.size:
             knower = np.repeat(knower, stamps.size // knower.size)
+        if order.known is not None:
+            # Most were seen by who asks; the others, and accesses of many, are looked at singly.
+            asked = others[suspect]
+            asking = np.broadcast_to(knower, stamps.shape)[suspect]
+            usual = (asked <= self.warps) & (asking <= self.warps)
+            asked, asking = np.minimum(asked, self.warps), np.minimum(asking, self.warps)
+            seen = order.known[blocks[suspect], asking, asked]
+            suspect = suspect[~usual | (seen < stamps[suspect] >> 32)]
         for place in suspect:
             me = int(knower[place] if knower.ndim else knower)
             block, other = int(blocks[place]), int(others[place])

@@ -149,6 +149,13 @@ def test_memory_is_limited_and_poisoned() -> None:
     assert len(driver.violations) == 3
 
 
+def test_devices_may_have_more_memory_than_the_host() -> None:
+    large = EmulatedDriver(replace(DEVICE, memory_bytes=141 << 30, free_bytes=140 << 30))
+    large.allocate(1 << 16, "weights")
+    assert large.device.free_bytes == (140 << 30) - (1 << 16)
+    large.close()
+
+
 def test_memory_that_is_used_after_it_was_given_back(driver: EmulatedDriver) -> None:
     function = loaded(driver)
     a, b = driver.allocate(BYTES, "a"), driver.allocate(BYTES, "b")
@@ -174,6 +181,8 @@ def test_kernels_that_do_not_fit_the_device(driver: EmulatedDriver) -> None:
     source = ADD_ONE.source
     with pytest.raises(DeviceError, match="no kernel 'other'"):
         driver.load(b"", source, "other", 32, 0)
+    with pytest.raises(DeviceError, match="no kernel 'kernel'"):
+        driver.load(b"machine code of another", source, "kernel", 32, 0)
     with pytest.raises(DeviceError, match="blocks of 32 threads, not 64"):
         driver.load(b"", source, "kernel", 64, 0)
     with pytest.raises(DeviceError, match="takes 232449 bytes of shared memory"):

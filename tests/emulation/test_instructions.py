@@ -367,7 +367,9 @@ $L_producer:
 sub.s32 %r2, %r1, 32;
 shl.b32 %r2, %r2, 2;
 st.shared.b32 [%r2], %r1;
+atom.shared.add.u32 %r7, [2048], 1;
 mbarrier.arrive.shared::cta.b64 _, [1024], 1;
+atom.shared.add.u32 %r7, [2048], 1;
 $L_end:
 bar.sync 0;"""
     arrays = {"x": np.zeros(32, np.int32)}

@@ -39,7 +39,9 @@ def poisoned(*shape: int, dtype: Any = np.float32) -> Array:
     return fresh
 
 
-def compile_product(compile_triton: Compile, kind: str, capability: int, rows: int) -> Compiled:
+def compile_product(
+    compile_triton: Compile, kind: str, capability: int, rows: int, **options: Any
+) -> Compiled:
     import triton.language as tl
 
     pointer = TYPES[kind][0]
@@ -48,7 +50,7 @@ def compile_product(compile_triton: Compile, kind: str, capability: int, rows: i
     types |= dict.fromkeys("MNK", "i32")
     constants = {"BM": rows, "BN": 64, "BK": 64, "EXACT": kind == "fp32"}
     constants["TYPE"] = tl.int32 if integer else tl.float32
-    return compile_triton("product", capability, types, constants)
+    return compile_triton("product", capability, types, constants, **options)
 
 
 CASES = [
@@ -60,7 +62,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "capability", "rows"), [*CASES, ("fp8", 89, 16)])
+@pytest.mark.parametrize(
+    ("kind", "capability", "rows"), [*CASES, ("fp8", 89, 16), ("bf16", 90, 128), ("i8", 90, 128)]
+)
 def test_products_of_tensor_cores(
     compile_triton: Compile, kind: str, capability: int, rows: int
 ) -> None:
@@ -75,7 +79,9 @@ def test_products_of_tensor_cores(
     else:
         x, w = (torch.randn(s, generator=generator).to(TYPES[kind][1]) for s in ((m, k), (n, k)))
         wanted = (x.double() @ w.double().T).numpy()
-    compiled = compile_product(compile_triton, kind, capability, rows)
+    # 128 rows take two groups of four warps.
+    options = {"num_warps": 8} if rows == 128 else {}
+    compiled = compile_product(compile_triton, kind, capability, rows, **options)
     y = poisoned(m, n, dtype=np.int32 if kind == "i8" else np.float32)
     found = run(
         compiled,

@@ -72,7 +72,8 @@ class Wave:
 
     def full(self, values: Array) -> Array:
         """Values of all threads, one each."""
-        return np.broadcast_to(values, (self.blocks, self.threads))
+        shape = (self.blocks, self.threads)
+        return values if values.shape == shape else np.broadcast_to(values, shape)
 
     def warps(self, values: Array) -> Array:
         """Values by warp: `[warps of all blocks, 32]`."""
