@@ -42,14 +42,12 @@ def poisoned(*shape: int, dtype: Any = np.float32) -> Array:
 def compile_product(
     compile_triton: Compile, kind: str, capability: int, rows: int, **options: Any
 ) -> Compiled:
-    import triton.language as tl
-
     pointer = TYPES[kind][0]
     integer = kind == "i8"
     types = {"x": pointer, "w": pointer, "y": "*i32" if integer else "*fp32"}
     types |= dict.fromkeys("MNK", "i32")
-    constants = {"BM": rows, "BN": 64, "BK": 64, "EXACT": kind == "fp32"}
-    constants["TYPE"] = tl.int32 if integer else tl.float32
+    constants: dict[str, Any] = {"BM": rows, "BN": 64, "BK": 64, "EXACT": kind == "fp32"}
+    constants["TYPE"] = "int32" if integer else "float32"
     return compile_triton("product", capability, types, constants, **options)
 
 
