@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import linecache
 import os
 import pkgutil
 import re
@@ -16,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 # Before triton is imported: it decides there whether kernels are interpreted.
 os.environ["TRITON_INTERPRET"] = "0"
@@ -27,7 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-KERNELS: Final = f"{__package__}.kernels"
+from .loading import KERNELS, load_function
+
 _RENAMED: set[str] = set()
 
 
@@ -49,6 +49,7 @@ def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
     """Compile one kernel for `job["capability"]`, and write its two files at `job["place"]`."""
     code = job["code"]
     function = load_function(code)
+    rename_files(importlib.import_module(KERNELS), "infc/kernels")
     parameters = dict(code["parameters"])
     names = [name for name in function.arg_names if name not in code["constants"]]
     if names != list(parameters):
@@ -78,27 +79,6 @@ def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
         "shared_bytes": kernel.metadata.shared,
         **_resources(cubin),
     }
-
-
-def load_function(code: dict[str, Any]) -> Any:
-    """The kernel that a job names, from its file or from its text."""
-    if code["source"] is None:
-        module = importlib.import_module(f"{KERNELS}.{code['module']}")
-        rename_files(importlib.import_module(KERNELS), "infc/kernels")
-        return getattr(module, code["function"])
-    return generated_function(code["function"], code["source"])
-
-
-def generated_function(name: str, source: str) -> Any:
-    """A kernel from the text that `loops.py` made of it."""
-    numbers = importlib.import_module(f"{KERNELS}.numbers")
-    helpers = {k: v for k, v in vars(numbers).items() if not k.startswith("_")}
-    rename_files(importlib.import_module(KERNELS), "infc/kernels")
-    file = f"infc/loops/{name}.py"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    space: dict[str, Any] = {**helpers, "__name__": file}
-    exec(compile(source, file, "exec"), space)
-    return space[name]
 
 
 def rename_files(package: ModuleType, name: str) -> None:

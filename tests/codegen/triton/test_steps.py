@@ -1,0 +1,109 @@
+"""Whole steps by Triton's interpreter: what the reference executor computes, and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from infc.codegen.registry import get_backend
+from infc.ir.text import parse_program
+from infc.passes.pass_manager import run_passes
+from infc.passes.pipeline import parse_pipeline
+from infc.runtime.executors.base import ExecutorConfig, run_step
+from infc.runtime.executors.program_weights import ProgramWeights
+from infc.runtime.executors.reference import ReferenceExecutor
+from infc.runtime.sampling.draws import Draw, draws_of
+from infc.runtime.sampling.sampler import drawn_token
+
+from ...e2e.builds import Build, Builds
+from ..harness import Chunk, make_step
+from .interpreting import Interpreting
+from .running import TARGET, Runner
+
+BLOCK_SIZE = 16
+BLOCKS = ((3, 9, 5, 12), (7, 2, 11, 4), (1, 8, 6, 10))
+"""Of three sequences, in no order."""
+SHAPES = ((0.0, 1.0, 0.0, 0), (0.8, 1.0, 0.0, 0), (1.1, 0.7, 0.02, 9))
+"""Temperature, top_p, min_p and top_k of a draw of each sequence."""
+
+
+@pytest.fixture(scope="module")
+def interpreting() -> Iterator[Interpreting]:
+    process = Interpreting()
+    yield process
+    process.close()
+
+
+@dataclass(slots=True)
+class Both:
+    """One program for the interpreter and for the reference executor."""
+
+    runner: Runner
+    reference: ReferenceExecutor
+    groups: int
+    vocab: int
+
+    def run(self, lengths: Sequence[tuple[int, int]], form: str | None = None) -> float:
+        """The error of logits, relative to the largest; draws follow from logits.
+
+        Each sequence has so many tokens before, and so many new ones.
+        """
+        rng = np.random.default_rng(len(lengths) + sum(map(sum, lengths)))
+        chunks = [
+            Chunk(rng.integers(1, self.vocab, new).tolist(), past, BLOCKS[place])
+            for place, (past, new) in enumerate(lengths)
+        ]
+        ends = np.cumsum([new for _, new in lengths]) - 1
+        step = make_step(
+            chunks, num_groups=self.groups, block_size=BLOCK_SIZE, rows=[int(e) for e in ends]
+        )
+        draws = [
+            Draw(1000 + place, *SHAPES[place % 3], place, 1, sum(lengths[place]))
+            for place in range(len(lengths))
+        ]
+        step = replace(step, draws=draws_of(draws), wants_hidden=True)
+        found, wanted = self.runner.run(step, form), run_step(self.reference, step)
+        drawn = [drawn_token(found.logits[one.row], one) for one in draws]
+        assert found.tokens.tolist() == drawn
+        assert found.hidden is not None and wanted.hidden is not None
+        return max(
+            float(np.abs(a - b).max() / np.abs(b).max())
+            for a, b in ((found.logits, wanted.logits), (found.hidden, wanted.hidden))
+        )
+
+
+def both(builds: Builds, build: Build, process: Interpreting) -> Both:
+    sets = (("kv_cache.block_size", BLOCK_SIZE), *build.sets)
+    artifact = builds.artifact(replace(build, backend="reference", sets=sets))
+    program = parse_program(artifact.read_text("program.ir"), source="program.ir")
+    passes = parse_pipeline(get_backend("triton").plan_passes(TARGET)).passes
+    planned, _ = run_passes(program, passes)
+    planned = replace(planned, phase="planned")
+    weights = ProgramWeights(artifact, artifact.manifest.main, "loaded")
+    blocks = (16,) * len(program.resources)
+    reference = ReferenceExecutor.open(artifact, ExecutorConfig(num_blocks=blocks))
+    runner = Runner(planned, weights.tensor, process)
+    return Both(runner, reference, len(blocks), program.spec.vocab_size)
+
+
+CASES = {
+    "llama": (Build("llama"), 2e-5),
+    "gemma2": (Build("gemma2"), 2e-5),
+    "llama-bf16": (Build("llama", dtype="bfloat16"), 2e-2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_those_of_the_reference(
+    name: str, builds: Builds, interpreting: Interpreting
+) -> None:
+    build, bound = CASES[name]
+    pair = both(builds, build, interpreting)
+    errors = [pair.run([(0, 19), (0, 5)]), pair.run([(19, 1), (5, 9), (0, 3)])]
+    errors.append(pair.run([(20, 1), (14, 1), (3, 1)]))
+    assert max(errors) < bound
+
+
