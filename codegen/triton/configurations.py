@@ -42,6 +42,13 @@ def linear_tile(target: Target, *, rows: int, bits: int) -> LinearTile:
     return LinearTile(rows_of_tile, columns, depth, found["group"], _tuning(found))
 
 
+def coded_tile(target: Target, *, rows: int) -> LinearTile:
+    """The tile for a product of at most `rows` rows by a matrix of codes."""
+    found = _first("coded", target, {"rows": rows})
+    rows_of_tile, columns, depth = found["tile"]
+    return LinearTile(rows_of_tile, columns, depth, found["group"], _tuning(found))
+
+
 def attention_block(target: Target, *, kind: str, head: int, bits: int) -> AttentionBlock:
     """The block for `splits` or `tiles` over a cache of such elements and head size."""
     found = _first("attention", target, {"head": head, "bits": bits}, kind=kind)

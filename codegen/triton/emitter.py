@@ -103,12 +103,18 @@ class Emitter:
             return Buffer.dense(Pointer("weight", operand.name), kind.dtype, kind.shape)
         raise ProgramError(f"expected a tensor, not the literal {operand!r}")
 
-    def output(self, value: Value) -> Buffer:
-        """The dense buffer that holds a node's result, at the offset the memory plan gave it."""
+    def output(self, value: Value, order: Sequence[int] | None = None) -> Buffer:
+        """The dense buffer that holds a node's result, at the offset the memory plan gave it.
+
+        `order` is that of its dimensions in memory where it is not the written one.
+        """
         offset = self._offsets.get(value.name)
         if offset is None:
             offset = self.reserve(value.type.num_bytes(self.bounds))
-        buffer = Buffer.dense(Pointer("arena", "", offset), value.type.dtype, value.type.shape)
+        order = range(value.type.rank) if order is None else order
+        shape = tuple(value.type.shape[axis] for axis in order)
+        buffer = Buffer.dense(Pointer("arena", "", offset), value.type.dtype, shape)
+        buffer = buffer.transpose(tuple(order.index(axis) for axis in range(value.type.rank)))
         self.buffers[value.name] = buffer
         return buffer
 

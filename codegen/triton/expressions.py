@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ...ir.errors import ProgramError
-from ...ir.program import Attr, Node
+from ...ir.program import Attr, Node, Operand
 from ...ir.types import DType
 
 _UNARY: Final = {
@@ -71,7 +71,7 @@ def expression(node: Node, operands: Sequence[str]) -> str:
     if node.op in _UNARY:
         return _UNARY[node.op].format(*operands)
     if node.op in _BINARY:
-        return _BINARY[node.op].format(*operands)
+        return _BINARY[node.op].format(*_as_tensors(node, operands))
     if node.op == "where":
         return "tl.where({}, {}, {})".format(*operands)
     if node.op == "gelu":
@@ -85,6 +85,21 @@ def expression(node: Node, operands: Sequence[str]) -> str:
             return f"({operands[0]} != 0)"
         return f"{operands[0]}.to({SCALARS[dtype]})"
     raise ProgramError(f"no expression for op {node.op!r}")
+
+
+def _as_tensors(node: Node, operands: Sequence[str]) -> Sequence[str]:
+    """Operands of `power`, which asks of either whether it is whole, as tensors both."""
+    if node.op != "pow":
+        return operands
+    (like, *_) = (text for text, x in zip(operands, node.inputs, strict=True) if not _is_number(x))
+    return [
+        f"(tl.zeros_like({like}) + {text})" if _is_number(x) else text
+        for text, x in zip(operands, node.inputs, strict=True)
+    ]
+
+
+def _is_number(operand: Operand) -> bool:
+    return isinstance(operand, (bool, int, float))
 
 
 def _clamp(x: str, low: Attr, high: Attr) -> str:

@@ -17,7 +17,7 @@ def adjust_rows(
 ):
     """out[a, :] = the row of adjusted draw a in float32, minus infinity where its mask says no.
 
-    A NaN stays, so that it is seen. Program (a, columns).
+    NaN and infinity stay, so that they are seen. Program (a, columns).
     """
     place = tl.program_id(0)
     draw = tl.load(adjusted + place * 9)
@@ -29,7 +29,8 @@ def adjust_rows(
     if mask >= 0:
         word = tl.load(masks + mask.to(tl.int64) * WORDS + at // 32, mask=live, other=0)
         allowed = ((word >> (at % 32)) & 1) != 0
-        value = tl.where(allowed | (value != value), value, LOWEST)
+        broken = (value != value) | (value == float("inf"))
+        value = tl.where(allowed | broken, value, LOWEST)
     tl.store(out + place.to(tl.int64) * V + at, value, mask=live)
 
 

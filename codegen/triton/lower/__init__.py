@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..emitter import Lowering
-from . import attention, gather, matrix, norms, views
+from . import attention, coded, experts, gather, matrix, norms, views
 
 LOWERINGS: dict[str, Lowering] = {
     **matrix.LOWERINGS,
@@ -11,5 +11,7 @@ LOWERINGS: dict[str, Lowering] = {
     **attention.LOWERINGS,
     **gather.LOWERINGS,
     **views.LOWERINGS,
+    **coded.LOWERINGS,
+    **experts.LOWERINGS,
 }
 """Op name -> lowering, for the ops that the loops of `loops.py` do not take."""

@@ -51,10 +51,12 @@ def _slice(e: Emitter, node: Node, source: Buffer, dim: int, start: int, step: i
 
 
 def lower_concat(e: Emitter, node: Node) -> None:
-    """`concat`: each part is copied to its place."""
+    """`concat`: each part is copied to its place; symbolic dimensions lie outermost in memory,
+    so that the place of a part does not depend on them."""
     dim = node.attrs["dim"]
     assert isinstance(dim, int)
-    out = e.output(node.output)
+    shape = node.output.type.shape
+    out = e.output(node.output, sorted(range(len(shape)), key=lambda i: isinstance(shape[i], int)))
     start = 0
     for operand in node.inputs:
         part = e.buffer(operand)

@@ -1,4 +1,4 @@
-"""Launches by Triton's interpreter, in a process of its own: it and the compiler exclude each other.
+"""Launches by Triton's interpreter, in another process: it and the compiler exclude each other.
 
 The process takes launches whose arguments are places in named arrays, and gives the arrays back.
 Each array has a margin on both sides, which nothing may change.

@@ -1,0 +1,145 @@
+"""Rows quantised to 8 bits, and products by matrices of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....ir.formats import BOOK_I4, CENTERED_I4, CHUNK, Format
+from ....ir.program import Node, Operand
+from ....ir.schemes import Scheme, get_scheme
+from ....ir.types import DType
+from ..buffers import Buffer, product
+from ..calls import Constant, Passed, Tuning, Typed, extent
+from ..configurations import coded_tile
+from ..emitter import Emitter, Lowering, Rows, power_of_two, whole
+from .norms import row_tuning
+
+_GROUPS_OF_PART = 16
+
+
+def lower_quantize_rows(e: Emitter, node: Node) -> None:
+    """`quantize_rows(x)` → codes, and one scale for each row or group of its elements."""
+    codes, scale = (e.output(value) for value in node.outputs)
+    quantize(e, e.rows(node.inputs[0]), codes, scale, grouped=bool(node.attrs["group"]))
+
+
+def quantize(e: Emitter, x: Rows, codes: Buffer, scale: Buffer, *, grouped: bool) -> None:
+    """Codes of rows, with a scale for each row or each `CHUNK` elements."""
+    passed: dict[str, Passed | Buffer] = {"x": x.typed, "codes": codes, "scales": scale}
+    if not grouped:
+        block = power_of_two(x.length)
+        constants = {"STRIDE": x.stride, "WIDTH": x.length, "BLOCK": block}
+        e.launch("coded.quantize_rows", [x.count], passed, constants, row_tuning(block))
+        return
+    groups = -(-x.length // CHUNK)
+    part = min(_GROUPS_OF_PART, power_of_two(groups))
+    e.launch(
+        "coded.quantize_groups",
+        [x.count, extent(groups, divisor=part)],
+        passed,
+        {"STRIDE": x.stride, "WIDTH": x.length, "GROUPS": groups, "PART": part},
+        Tuning(1),
+    )
+
+
+def lower_scaled_linear(e: Emitter, node: Node) -> None:
+    """`scaled_linear(x, x_scale, w, w_scale, bias?)`: codes against codes."""
+    scale = e.dense(e.buffer(node.inputs[1]))
+    _linear(e, node, e.rows(node.inputs[0]), scale, node.inputs[2:])
+
+
+def lower_decoded_linear(e: Emitter, node: Node) -> None:
+    """`decoded_linear(x, w, w_scale, bias?)`: rows as they are against codes."""
+    _linear(e, node, e.rows(node.inputs[0]), None, node.inputs[1:])
+
+
+def _linear(
+    e: Emitter, node: Node, x: Rows, x_scale: Buffer | None, operands: Sequence[Operand]
+) -> None:
+    w, w_scale, *bias = (e.dense(e.buffer(operand)) for operand in operands)
+    out = e.output(node.output)
+    n = whole(w.shape[0], "a matrix")
+    scheme = get_scheme(node.attrs["scheme"])
+    tile = coded_tile(e.target, rows=e.most(x.count))
+    e.launch(
+        "coded.coded_linear",
+        [extent(n, divisor=tile.columns), extent(x.count, divisor=tile.rows)],
+        {
+            **{"x": x.typed, "x_scale": w_scale if x_scale is None else x_scale},
+            **addresses(w),
+            **{"w_scale": w_scale, "bias": bias[0] if bias else w_scale, "out": out},
+            **{"M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
+        },
+        {
+            "ROW_BYTES": row_bytes(w),
+            **{"BM": tile.rows, "BN": tile.columns, "BK": depth(scheme, tile.depth)},
+            "ROWS": rows_kind(scheme),
+            **layout(scheme.weight),
+            "BIAS": bool(bias),
+        },
+        tile.tuning,
+    )
+
+
+def lower_scaled_embedding(e: Emitter, node: Node) -> None:
+    """`scaled_embedding(table, table_scale, ids)`."""
+    table, scale, ids = (e.dense(e.buffer(operand)) for operand in node.inputs)
+    out = e.output(node.output)
+    width = node.attrs["width"]
+    assert isinstance(width, int)
+    block = min(1024, power_of_two(width))
+    e.launch(
+        "coded.coded_rows",
+        [product(ids.shape), extent(width, divisor=block)],
+        {**addresses(table), "w_scale": scale, "ids": ids, "out": out},
+        {
+            **{"ROW_BYTES": row_bytes(table), "WIDTH": width, "BLOCK": block},
+            **layout(get_scheme(node.attrs["scheme"]).weight),
+        },
+        row_tuning(block),
+    )
+
+
+def addresses(w: Buffer) -> dict[str, Typed]:
+    """Codes as bytes, and as halves of which some are scales."""
+    return {"codes": Typed(w.pointer, "i8"), "halves": Typed(w.pointer, "fp16")}
+
+
+def row_bytes(w: Buffer) -> int:
+    """Bytes of a row of codes."""
+    return whole(w.shape[-1], "a row of codes")
+
+
+def depth(scheme: Scheme, most: int) -> int:
+    """Elements of K at a time: what has scales of groups is summed by chunks."""
+    return most if scheme.is_exact else CHUNK
+
+
+def rows_kind(scheme: Scheme) -> str:
+    """What the rows are that a scheme multiplies by, as the kernels call it."""
+    if scheme.activations is None:
+        return "float"
+    return "exact" if scheme.is_exact else "groups"
+
+
+def layout(form: Format) -> dict[str, Constant]:
+    """How a row of codes lies."""
+    known = {CENTERED_I4: "centered", BOOK_I4: "book", (): "plain"}
+    scales = {None: "none", DType.I8: "i8", DType.F16: "f16"}
+    return {
+        "BITS": form.bits,
+        "LEVELS": known.get(form.levels, "counted"),
+        "SCALE": scales[form.scale],
+        "MINIMUM": form.minimum is not None,
+        "GROUP": form.group,
+        "BLOCK_BYTES": form.block_bytes,
+        "CODES": form.part("codes").offset,
+    }
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "quantize_rows": lower_quantize_rows,
+    "scaled_linear": lower_scaled_linear,
+    "decoded_linear": lower_decoded_linear,
+    "scaled_embedding": lower_scaled_embedding,
+}
