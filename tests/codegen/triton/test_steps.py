@@ -111,7 +111,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SOME = ("llama", "llama-bf16", "gpt_oss", "int8")
+"""Experts, sinks, windows and biases; codes by codes, in the cache too."""
+MARKED = [name if name in SOME else pytest.param(name, marks=pytest.mark.breadth) for name in CASES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_steps_are_those_of_the_reference(
     name: str, builds: Builds, interpreting: Interpreting
 ) -> None:
