@@ -1,4 +1,4 @@
-"""What the plan phase leaves in a program's attributes, with types: loop groups and the arena."""
+"""What the plan phase leaves in a program's attributes, with types: loop groups, arena, graphs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ class Arena:
 
     num_bytes: int
     offsets: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """Which steps a device captures as graphs.
+
+    `buckets` are the numbers of sequences for which steps of one query each are captured whole,
+    `pieces` the numbers of tokens for which other steps are, in pieces between the nodes whose
+    results are `cuts`. `inputs` are the arrays of a step whose addresses stay.
+    """
+
+    buckets: tuple[int, ...] = ()
+    pieces: tuple[int, ...] = ()
+    cuts: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 def loop_groups(program: Program) -> tuple[tuple[str, ...], ...]:
@@ -45,3 +60,31 @@ def planned_arena(program: Program) -> Arena:
             case _:
                 raise ProgramError(f"{pair!r} in attr offsets is not a place", where=program.name)
     return Arena(total, offsets)
+
+
+def planned_graphs(program: Program) -> Graphs:
+    """What `plan-graphs` chose; nothing is captured before it has run."""
+    return Graphs(
+        buckets=_sizes(program, "graph_buckets"),
+        pieces=_sizes(program, "graph_pieces"),
+        cuts=_texts(program, "graph_cuts"),
+        inputs=_texts(program, "graph_inputs"),
+    )
+
+
+def _sizes(program: Program, name: str) -> tuple[int, ...]:
+    value = program.attrs.get(name) or ()
+    sizes = [size for size in value if type(size) is int] if isinstance(value, tuple) else []
+    if not isinstance(value, tuple) or len(sizes) != len(value):
+        raise ProgramError(f"attr {name} is not a tuple of sizes", where=program.name)
+    if sizes != sorted(set(sizes)) or min(sizes, default=1) < 1:
+        raise ProgramError(f"attr {name} does not ascend from 1", where=program.name)
+    return tuple(sizes)
+
+
+def _texts(program: Program, name: str) -> tuple[str, ...]:
+    value = program.attrs.get(name) or ()
+    texts = [text for text in value if isinstance(text, str)] if isinstance(value, tuple) else []
+    if not isinstance(value, tuple) or len(texts) != len(value):
+        raise ProgramError(f"attr {name} is not a tuple of names", where=program.name)
+    return tuple(texts)

@@ -23,6 +23,7 @@ from .methods.calibrate_weights import CalibrateWeights
 from .methods.scale_channels import ScaleChannels
 from .narrow_activations import NarrowActivations
 from .narrow_matrices import NarrowMatrices
+from .plan_graphs import PlanGraphs
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
 from .remove_no_op import RemoveNoOp
@@ -56,4 +57,5 @@ OUR_PASSES: Final[tuple[type[Pass], ...]] = (
     LowerKv,
     GroupLoops,
     PlanMemory,
+    PlanGraphs,
 )

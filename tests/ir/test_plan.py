@@ -8,7 +8,7 @@ import pytest
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import ProgramError
-from infc.ir.plan import Arena, loop_groups, planned_arena
+from infc.ir.plan import Arena, Graphs, loop_groups, planned_arena, planned_graphs
 from infc.ir.program import Attr, Program
 
 
@@ -26,6 +26,28 @@ def test_a_plan_is_read_back() -> None:
 def test_a_program_without_a_plan_has_an_empty_one() -> None:
     assert loop_groups(program()) == ()
     assert planned_arena(program()) == Arena(0, {})
+    assert planned_graphs(program()) == Graphs()
+
+
+def test_planned_graphs_are_read_back() -> None:
+    planned = program(graph_buckets=(1, 2), graph_cuts=("a",), graph_inputs=("positions",))
+    assert planned_graphs(planned) == Graphs((1, 2), (), ("a",), ("positions",))
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"graph_buckets": 1},
+        {"graph_buckets": ("a",)},
+        {"graph_pieces": (2, 1)},
+        {"graph_pieces": (0, 1)},
+        {"graph_cuts": (1,)},
+        {"graph_inputs": "positions"},
+    ],
+)
+def test_nonsense_in_place_of_graphs_is_refused(attrs: dict[str, Attr]) -> None:
+    with pytest.raises(ProgramError, match="graph_"):
+        planned_graphs(program(**attrs))
 
 
 @pytest.mark.parametrize(
