@@ -43,7 +43,7 @@ _NO_DRIVER_HINT: Final = "install the driver; a container is given the GPU by do
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class NvidiaGpu:
     """A GPU as its driver tells of it, without taking any of its memory."""
 
     name: str
@@ -127,7 +127,7 @@ def _visible() -> str:
     return f"CUDA_VISIBLE_DEVICES is {chosen!r}"
 
 
-def gpu_of(bindings: Bindings, index: int) -> tuple[Any, Gpu]:
+def gpu_of(bindings: Bindings, index: int) -> tuple[Any, NvidiaGpu]:
     """The driver's handle of a GPU, and what it is; DeviceError where there is none."""
     calls = bindings.calls
     count = int(bindings.ask("the number of GPUs", calls.cuDeviceGetCount()))
@@ -148,10 +148,10 @@ def gpu_of(bindings: Bindings, index: int) -> tuple[Any, Gpu]:
     )
     name = bindings.ask(what, calls.cuDeviceGetName(128, device))
     total = int(bindings.ask(what, calls.cuDeviceTotalMem(device)))
-    return device, Gpu(name.split(b"\0")[0].decode(errors="replace"), (major, minor), total)
+    return device, NvidiaGpu(name.split(b"\0")[0].decode(errors="replace"), (major, minor), total)
 
 
-def find_gpu() -> tuple[Gpu, Bindings]:
+def find_gpu() -> tuple[NvidiaGpu, Bindings]:
     """The first GPU that this process may use; DeviceError, which says what is missing."""
     bindings = load_bindings()
     return gpu_of(bindings, 0)[1], bindings

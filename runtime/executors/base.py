@@ -22,7 +22,10 @@ beside the steps; read into memory before the first step."""
 
 
 HOST: Final = "host"
-"""The kind of memory that every process has; executors may name others, such as a device's."""
+"""The kind of memory that every process has; executors may name others."""
+
+DEVICE: Final = "device"
+"""The kind of memory that a GPU has of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Tests of the executor for GPUs, over drivers that need none."""

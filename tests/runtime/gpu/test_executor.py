@@ -1,0 +1,205 @@
+"""The executor for GPUs: replay equals eager, padding changes nothing, and each fault is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infc.ir.artifact import Artifact
+from infc.runtime.engine import Engine
+from infc.runtime.executors.base import Executor, ExecutorConfig, run_step, work_ahead
+from infc.runtime.executors.gpu.executor import GpuExecutor
+from infc.runtime.limits import RuntimePlan
+from infc.runtime.scheduling.admission import SchedulerLimits
+
+from ..paged_model import PagedModel
+from ..test_steps_in_flight import ask_all, finish, told
+from .late_driver import LateDriver
+from .launched_model import (
+    CONTEXT,
+    GROUPS,
+    ROWS,
+    SEQUENCES,
+    TOKENS,
+    VOCAB,
+    WEIGHTS,
+    WIDTH,
+    make_plan,
+    weight,
+    write_launched_artifact,
+)
+from .steps import Steps, chunk
+
+NUM_BLOCKS = (40, 40)
+CONFIG = ExecutorConfig(num_blocks=NUM_BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_launched_artifact(tmp_path_factory.mktemp("gpu") / "model", make_plan())
+
+
+def engine_over(executor: Executor) -> Engine:
+    plan = RuntimePlan(
+        limits=SchedulerLimits(
+            max_context=CONTEXT, max_sequences=SEQUENCES, step_tokens=TOKENS, logit_rows=ROWS
+        ),
+        groups=GROUPS,
+        num_blocks=NUM_BLOCKS,
+        num_threads=1,
+        pin=False,
+        weights="loaded",
+        prefix_reuse=True,
+    )
+    return Engine(executor, plan, vocab_size=VOCAB, hidden_width=WIDTH)
+
+
+def answers(engine: Engine) -> dict[str, Any]:
+    """What the engine makes of one request of each kind, all at once."""
+    ask_all(engine)
+    found = {name: told(answer) for name, answer in finish(engine).items()}
+    engine.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """What a model gives that checks every block it reads."""
+    return answers(engine_over(PagedModel(GROUPS, NUM_BLOCKS, VOCAB, WIDTH)))
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, answer in expected.items():
+        assert repr(found[name]) == repr(answer), name
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["eager", "graphs"])
+def test_an_engine_gives_what_the_model_gives(
+    artifact: Artifact, expected: dict[str, Any], capture: bool
+) -> None:
+    """Chunks, decode, penalties, masks, choices, log-probabilities, one step ahead of the host."""
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(artifact, CONFIG, driver, capture=capture)
+    same(answers(engine_over(executor)), expected)
+    assert driver.is_closed
+    assert ("replay" in driver.calls) == capture
+
+
+def test_without_buckets_every_step_is_launched_as_it_is(
+    tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    artifact = write_launched_artifact(tmp_path / "model", make_plan(buckets=(), pieces=()))
+    driver = LateDriver()
+    same(answers(engine_over(GpuExecutor.open_with(artifact, CONFIG, driver))), expected)
+    assert "replay" not in driver.calls
+
+
+def test_steps_are_captured_once_for_each_bucket(artifact: Artifact) -> None:
+    """A step of three sequences is that of four; another step of the kind only replays."""
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(artifact, CONFIG, driver)
+    steps = Steps()
+    captured = []
+    for count in (3, 3, 4, 2, 8):
+        before = len(driver.calls)
+        run_step(executor, steps.decode(count))
+        told = driver.calls[before:]
+        captured.append([call for call in told if call.startswith("captured")])
+        assert told.count("replay") == 1
+    assert [len(each) for each in captured] == [1, 0, 0, 1, 1]
+    executor.close()
+
+
+def test_pieces_are_captured_between_launches_that_stay_eager(artifact: Artifact) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(artifact, CONFIG, driver)
+    for tokens in (5, 6, 5):  # all are padded to six, the most of their form
+        run_step(executor, chunk(tokens))
+    assert [call for call in driver.calls if call.startswith("captured")] == ["captured 3"]
+    assert driver.calls.count("replay") == 3
+    assert driver.calls.count("launch attend_tiles") == 6
+    executor.close()
+
+
+def test_graphs_of_usual_steps_are_captured_while_nothing_runs(artifact: Artifact) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(artifact, CONFIG, driver)
+    rounds = 1
+    while work_ahead(executor, 0.0):
+        rounds += 1
+    assert rounds == len(make_plan().buckets) + 1
+    before = len(driver.calls)
+    run_step(executor, Steps().decode(3))
+    assert not any(call.startswith("captured") for call in driver.calls[before:])
+    executor.close()
+    assert not work_ahead(executor)
+
+
+def test_weights_and_state_are_where_launches_look_for_them(artifact: Artifact) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(artifact, CONFIG, driver)
+    memory = executor._memory
+    for name, shape in WEIGHTS.items():
+        address = memory.weights.address(name)
+        assert address is not None and address % 64 == 0
+        held = driver.memory.array(address, int(np.prod(shape)), np.float32)
+        assert np.array_equal(held, weight(name).reshape(-1))
+    assert driver.memory.num_bytes <= memory.num_bytes + 256 * len(driver.names)
+    assert executor.touched_bytes()["device"] == memory.num_bytes
+    executor.close()
+    assert executor.touched_bytes()["device"] == 0
+
+
+def test_memory_of_the_host_is_used_again_only_when_its_step_has_ended(
+    artifact: Artifact,
+) -> None:
+    """Nobody asks for results, so nothing has run when the next step is written."""
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(artifact, CONFIG, driver)
+    steps, expected = Steps(), Steps()
+    alone = GpuExecutor.open_with(artifact, CONFIG, LateDriver(), capture=False)
+    running = [executor.launch(steps.decode(4)) for _ in range(12)]
+    wanted = [run_step(alone, expected.decode(4)) for _ in range(12)]
+    for each, one in zip(running, wanted, strict=True):
+        assert each.result().tokens.tolist() == one.tokens.tolist()
+    executor.close()
+    alone.close()
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_padding_changes_nothing(artifact: Artifact, data: st.DataObject) -> None:
+    """Random steps of prompts and of single tokens, with random wishes."""
+    executors = [
+        GpuExecutor.open_with(artifact, CONFIG, LateDriver(), capture=capture)
+        for capture in (True, False)
+    ]
+    steps = Steps()
+    for _ in range(data.draw(st.integers(1, 6))):
+        counts = data.draw(
+            st.lists(st.integers(1, 5), min_size=1, max_size=SEQUENCES).filter(
+                lambda counts: sum(counts) <= TOKENS
+            )
+            | st.integers(1, SEQUENCES).map(lambda count: [1] * count)
+        )
+        wishes: dict[str, Any] = {
+            "logits": data.draw(st.sampled_from([None, "all", "some"])),
+            "hidden": data.draw(st.booleans()),
+            "draws": data.draw(st.integers(0, SEQUENCES)),
+            "adjusted": data.draw(st.booleans()),
+        }
+        step = steps.of(counts, **wishes)
+        one, other = (run_step(executor, step) for executor in executors)
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert np.array_equal(one.logits, other.logits)
+        assert (one.hidden is None) == (other.hidden is None) == (not wishes["hidden"])
+        if one.hidden is not None and other.hidden is not None:
+            assert np.array_equal(one.hidden, other.hidden)
+    for executor in executors:
+        executor.close()

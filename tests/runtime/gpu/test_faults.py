@@ -1,0 +1,201 @@
+"""What goes wrong with a GPU: one clear error each, and nothing stays open."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infc.ir.artifact import Artifact
+from infc.ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
+from infc.ir.launches import Kernel, LaunchPlan, Pointer
+from infc.runtime.engine import Engine
+from infc.runtime.executors import open_executor
+from infc.runtime.executors.base import run_step
+from infc.runtime.executors.gpu.executor import GpuExecutor
+from infc.runtime.executors.gpu.weights import CHUNK_BYTES, DeviceWeights
+
+from .late_driver import LateDriver
+from .launched_model import SEQUENCES, make_plan, write_launched_artifact
+from .steps import Steps, chunk
+from .test_executor import CONFIG, engine_over
+
+
+def write(path: Path, plan: LaunchPlan | None = None, **changes: Any) -> Artifact:
+    return write_launched_artifact(path / "model", plan or make_plan(), **changes)
+
+
+def run(engine: Engine) -> None:
+    """A few steps."""
+    for _ in range(4):
+        engine.step()
+
+
+def test_without_a_driver_opening_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise DeviceError("there is no NVIDIA driver on this machine")
+
+    monkeypatch.setattr("infc.runtime.executors.gpu.cuda.load_bindings", none)
+    with pytest.raises(DeviceError, match="there is no NVIDIA driver"):
+        open_executor(write(tmp_path), CONFIG)
+
+
+def test_machine_code_of_another_chip_is_refused(tmp_path: Path) -> None:
+    driver = LateDriver().with_device(capability=(8, 0))
+    with pytest.raises(DeviceError) as raised:
+        GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    assert "the artifact was compiled for sm_90, this GPU is sm_80" in str(raised.value)
+    assert "--set target=sm_80" in str(raised.value)
+    assert not driver.names, "nothing is allocated"
+
+
+def test_code_for_one_chip_alone_is_of_that_chip(tmp_path: Path) -> None:
+    GpuExecutor.open_with(write(tmp_path, make_plan(target="sm_90a")), CONFIG, LateDriver()).close()
+
+
+def test_too_little_memory_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    driver = LateDriver().with_device(free_bytes=100_000)
+    with pytest.raises(CapacityError, match=r"97\.7 KiB of memory free.*weights .*KV cache"):
+        GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    assert not driver.names
+
+
+def test_a_missing_file_of_machine_code_is_named(tmp_path: Path) -> None:
+    kernel = Kernel("embed", "code/kernels/other.cubin", "code/kernels/embed.ptx", 32, 0)
+    plan = make_plan()
+    plan = replace(plan, kernels={**plan.kernels, "embed": kernel})
+    with pytest.raises(ArtifactError, match=r"name code/kernels/other\.cubin"):
+        GpuExecutor.open_with(write(tmp_path, plan), CONFIG, LateDriver())
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        Pointer("weight", "d"),
+        Pointer("state", "other"),
+        Pointer("output", "other"),
+        Pointer("step", "other"),
+        Pointer("step", "block_table:other"),
+    ],
+)
+def test_launches_that_name_what_there_is_not_are_refused(tmp_path: Path, pointer: Pointer) -> None:
+    plan = make_plan()
+    form = plan.forms[0]
+    launch = replace(form.launches[3], arguments=(pointer, pointer))
+    form = replace(form, launches=(*form.launches, launch))
+    with pytest.raises(ArtifactError, match=f"names '{pointer.name}' of {pointer.space}"):
+        GpuExecutor.open_with(
+            write(tmp_path, replace(plan, forms=(form, *plan.forms[1:]))), CONFIG, LateDriver()
+        )
+
+
+def test_block_tables_are_as_wide_as_contexts_are_long(tmp_path: Path) -> None:
+    plan = make_plan(table_width={"full": 16, "window": 3})
+    with pytest.raises(ArtifactError, match="no block table of 16 blocks for group window"):
+        GpuExecutor.open_with(write(tmp_path, plan), CONFIG, LateDriver())
+
+
+def test_a_weight_that_is_not_in_the_file_is_named(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    program = artifact.manifest.main
+    weights = replace(program.weights, tensors=("a", "z"))
+    with pytest.raises(ArtifactError, match="z: is not in the file"):
+        DeviceWeights(artifact, replace(program, weights=weights))
+
+
+def test_a_file_of_weights_that_is_cut_short_is_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write(tmp_path)
+    weights = DeviceWeights(artifact, artifact.manifest.main)
+    monkeypatch.setattr("infc.runtime.executors.gpu.weights.CHUNK_BYTES", 4096)
+    os.truncate(artifact.weights_path, 8192)
+    with pytest.raises(ArtifactError, match="was truncated"):
+        weights.upload(LateDriver())
+    weights.close()
+    assert CHUNK_BYTES > 4096
+
+
+def test_a_lost_gpu_ends_requests_with_one_error_and_the_engine_closes(tmp_path: Path) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    engine = engine_over(executor)
+    engine.add_request("first", [1, 2, 3])
+    run(engine)
+    driver.fail_kernels = 2
+    with pytest.raises(DeviceError, match="the GPU was lost"):
+        run(engine)
+    engine.add_request("second", [4, 5])
+    with pytest.raises(DeviceError, match=r"failed in an earlier step: the GPU was lost.*again"):
+        run(engine)
+    engine.close()
+    engine.close()
+    assert driver.is_closed
+
+
+def test_a_step_behind_one_that_failed_fails_too(tmp_path: Path) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    steps = Steps()
+    first, second = executor.launch(steps.decode(2)), executor.launch(steps.decode(2))
+    driver.fail_kernels = 0
+    for running in (first, second, first):
+        with pytest.raises(DeviceError, match="the GPU"):
+            running.result()
+    with pytest.raises(DeviceError, match="in an earlier step"):
+        executor.launch(steps.decode(1))
+    executor.close()
+
+
+def test_steps_beyond_the_limits_are_refused(tmp_path: Path) -> None:
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, LateDriver())
+    with pytest.raises(CapacityError, match="T = 17 exceeds the compiled limit 16"):
+        executor.launch(Steps().of([9, 8]))
+    with pytest.raises(CapacityError, match=f"D = {SEQUENCES + 1} exceeds"):
+        executor.launch(Steps().of([1], draws=SEQUENCES + 1))
+    plan = make_plan()
+    plan = replace(plan, forms=plan.forms[:3])
+    few = GpuExecutor.open_with(write(tmp_path / "few", plan), CONFIG, LateDriver())
+    with pytest.raises(CapacityError, match="cannot run this step: no form is for 9 tokens"):
+        few.launch(Steps().of([9]))
+    for each in (executor, few):
+        each.close()
+
+
+def test_neither_a_closed_executor_nor_a_forked_process_runs_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(InfcError, match="before this process was forked"):
+            executor.launch(chunk(2))
+        executor.close()
+        assert not driver.is_closed, "the GPU is the parent's"
+    with pytest.raises(InfcError, match="the engine is closed"):
+        executor.launch(chunk(2))
+
+
+def test_after_an_upload_that_was_not_made_tables_are_sent_again(tmp_path: Path) -> None:
+    """Else the device would lack blocks that the host takes it to have."""
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    steps, before = Steps(), Steps()
+    upload, asked = driver.upload, []
+
+    def interrupted(address: int, source: Any) -> None:
+        asked.append(address)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        upload(address, source)
+
+    driver.upload = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        executor.launch(before.decode(3))
+    driver.upload = upload  # type: ignore[method-assign]
+    run_step(executor, steps.decode(3))
+    executor.close()
