@@ -69,7 +69,13 @@ def _plan(
 ) -> tuple[WeightPlacement, MemoryPlan]:
     """Where the weights lie, and what memory all of it takes."""
     from ..runtime.executors.base import HOST
-    from ..runtime.limits import free_bytes, loaded_shared_bytes, memory_of, place_weights
+    from ..runtime.limits import (
+        free_bytes,
+        loaded_shared_bytes,
+        memory_kind,
+        memory_of,
+        place_weights,
+    )
 
     manifest, ours = artifact.manifest, artifact.weights_are_ours()
     compiled = manifest.program(program)
@@ -85,6 +91,8 @@ def _plan(
             loaded_bytes=loaded_bytes,
         )
 
+    if memory_kind(manifest) != HOST:
+        return "loaded", memory("loaded", manifest.shared_bytes(compiled))
     free = free_bytes() - memory("mapped", 0)[HOST].taken
     loaded = loaded_shared_bytes(manifest, compiled, free, ours=ours)
     size = manifest.files[compiled.weights.file].bytes

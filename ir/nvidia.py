@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .errors import DeviceError
 from .extras import CUDA
+from .sizes import format_size
 
 _LOST: Final = frozenset(
     {
@@ -98,10 +99,9 @@ def load_bindings() -> Bindings:
         raise DeviceError("cuda-bindings is not installed", hint=CUDA.install) from None
     try:
         result = calls.cuInit(0)
-    except RuntimeError as error:  # there is no library to load, or it lacks functions
+    except RuntimeError:  # what the bindings raise where there is no library to load
         raise DeviceError(
-            f"there is no NVIDIA driver on this machine: {str(error).splitlines()[0]}",
-            hint=_NO_DRIVER_HINT,
+            "there is no NVIDIA driver (libcuda.so.1) on this machine", hint=_NO_DRIVER_HINT
         ) from None
     found = Bindings(calls, version, (0, 0))
     if result[0] != 0:
@@ -169,3 +169,13 @@ def free_gpu_bytes() -> int:
     finally:
         calls.cuDevicePrimaryCtxRelease(device)
     return int(free)
+
+
+def describe_gpu() -> str:
+    """The GPU, its driver and the bindings in one line; DeviceError, which says what is missing."""
+    gpu, bindings = find_gpu()
+    version = "{}.{}".format(*bindings.driver_version)
+    return (
+        f"{gpu.name} ({gpu.target}, {format_size(gpu.memory_bytes)}), driver for CUDA {version},"
+        f" cuda-bindings {bindings.version}"
+    )

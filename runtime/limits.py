@@ -15,7 +15,8 @@ from ..ir.manifest import LEAST_CONTEXT, MAIN, CompiledProgram, Manifest
 from ..ir.resources import Resource
 from ..ir.shapes import parse_type
 from ..ir.sizes import format_count, format_size, parse_size
-from .executors.base import HOST, WeightPlacement
+from ..ir.targets import device_of
+from .executors.base import DEVICE, HOST, WeightPlacement
 from .memory_plan import BROKER, MemoryPlan, MemoryUse
 from .options import RuntimeOptions, check_types, checked_threads
 from .scheduling.admission import SchedulerLimits
@@ -28,7 +29,7 @@ from .scheduling.kv_groups import (
     planned_bytes,
 )
 
-_SHARE_OF_FREE_MEMORY = 0.5
+_SHARE_OF_FREE_MEMORY = {HOST: 0.5, DEVICE: 0.9}
 _MOST_COPIED = 0.75  # of what memory is left
 _LEAST_COPIED_BYTES = 64 << 20  # less than that mostly stays in the last-level cache
 _MOST_MS = 24 * 3600 * 1000
@@ -66,12 +67,14 @@ def plan_runtime(
     *,
     weights_are_ours: bool = True,
     program: str = MAIN,
+    device_bytes: int | None = None,
 ) -> RuntimePlan:
     """Sizes everything; raises CapacityError where it does not fit, naming settings that would.
 
     `program` is the name of the program that is to run. UsageError where there is none, and for
     an option that is not of its type, ArtifactError where the weights would have to be mapped
-    from a file that is not ours.
+    from a file that is not ours, DeviceError where it runs on a GPU and there is none: unless
+    `device_bytes` says how much memory it is to have free.
     """
     check_types(options)
     compiled = manifest.program(program)
@@ -83,12 +86,17 @@ def plan_runtime(
     if memory is None:
         memory = _section(manifest.recipe, "kv_cache").get("memory")
     wanted = options.weights or runtime.get("weights") or "auto"
-    free = free_bytes()
-    step_bytes = compiled.arena_bytes + handed_over_bytes(compiled, limits.step_tokens)
-    loaded_bytes = loaded_shared_bytes(manifest, compiled, free - step_bytes, ours=weights_are_ours)
+    kind = memory_kind(manifest)
+    free = free_bytes(kind) if kind == HOST or device_bytes is None else device_bytes
+    step_bytes = step_bytes_of(compiled, limits.step_tokens, kind)
+    mappable = weights_are_ours and kind == HOST
+    loaded_bytes = loaded_shared_bytes(manifest, compiled, free - step_bytes, ours=mappable)
     rest = free - step_bytes - loaded_bytes
-    may_map = wanted == "mapped" or (wanted == "auto" and weights_are_ours)
-    budgets = _budgets(memory, rest, weights_bytes, may_map=may_map)
+    unplaced = weights_bytes
+    if kind == DEVICE:
+        rest, unplaced = _beside_weights(rest, weights_bytes, free), 0
+    may_map = kind == HOST and (wanted == "mapped" or (wanted == "auto" and weights_are_ours))
+    budgets = _budgets(memory, rest, unplaced, may_map=may_map, kind=kind)
     least = LEAST_CONTEXT if options.max_context is None else limits.max_context
     limits, num_blocks, notes = _plan_cache(groups, limits, budgets, least)
     kv_bytes = planned_bytes(groups, num_blocks)
@@ -111,7 +119,9 @@ def plan_runtime(
             f"{num_threads} threads share {format_count(cpus, 'processor')}: with more threads than"
             " processors, threads wait for each other, which is slower"
         )
-    weights = place_weights(wanted, weights_bytes, rest - kv_bytes, ours=weights_are_ours)
+    weights: WeightPlacement = "loaded"
+    if kind == HOST:
+        weights = place_weights(wanted, weights_bytes, rest - kv_bytes, ours=weights_are_ours)
     return RuntimePlan(
         limits=limits,
         groups=groups,
@@ -144,14 +154,45 @@ def memory_of(
     """What a program takes that is opened so; for `loaded_bytes` see `loaded_shared_bytes`."""
     own, shared = manifest.files[program.weights.file].bytes, manifest.shared_bytes(program)
     mapped = shared - loaded_bytes + (own if weights == "mapped" else 0)
+    kind, handed_over = memory_kind(manifest), handed_over_bytes(program, step_tokens)
     use = MemoryUse(
         weights=own + shared - mapped,
         kv=planned_bytes(program.resources, num_blocks),
-        arena=program.arena_bytes,
-        handed_over=handed_over_bytes(program, step_tokens),
+        arena=step_bytes_of(program, step_tokens, kind) - handed_over,
+        handed_over=handed_over,
         mapped=mapped,
     )
-    return {HOST: use}
+    if kind == HOST:
+        return {HOST: use}
+    return {DEVICE: use, HOST: MemoryUse(handed_over=handed_over)}
+
+
+def memory_kind(manifest: Manifest) -> str:
+    """The kind of memory in which weights and cache of an artifact lie: HOST or DEVICE."""
+    return DEVICE if device_of(manifest.target.features) == "gpu" else HOST
+
+
+def step_bytes_of(program: CompiledProgram, step_tokens: int, kind: str) -> int:
+    """What a step takes of that kind of memory: its arena, and what it hands over.
+
+    On a device there are the arrays that it reads as well, at the limits that were compiled in.
+    """
+    if kind == HOST:
+        return program.arena_bytes + handed_over_bytes(program, step_tokens)
+    from .executors.gpu.memory import step_bytes
+
+    return program.arena_bytes + step_bytes(program)
+
+
+def _beside_weights(rest: int, weights_bytes: int, free: int) -> int:
+    """What a GPU has for its cache; CapacityError where not even a step fits beside the weights."""
+    if rest < weights_bytes:
+        raise CapacityError(
+            f"the GPU has {format_size(free)} of memory free, and the weights take"
+            f" {format_size(weights_bytes)}, a step {format_size(free - rest)}",
+            hint=f"end what else uses the GPU, or use one with more memory{_planned_by_others()}",
+        )
+    return rest - weights_bytes
 
 
 def _plan_cache(
@@ -175,23 +216,30 @@ def _plan_cache(
     return replace(limits, max_context=held), num_blocks, [note]
 
 
-def _budgets(memory: Any, free: int, weights_bytes: int, *, may_map: bool) -> list[int]:
+def _budgets(memory: Any, free: int, weights_bytes: int, *, may_map: bool, kind: str) -> list[int]:
     """Bytes of KV memory to plan with, those to be tried first at the front."""
     if memory not in (None, "auto"):
         return [parse_bytes(memory)]
-    budgets = [_share_of(free - weights_bytes)]
+    budgets = [_share_of(free - weights_bytes, kind)]
     # Mapped weights are not taken: rather those than a shorter context, or none.
-    return [*budgets, _share_of(free)] if may_map else budgets
+    return [*budgets, _share_of(free, kind)] if may_map else budgets
 
 
-def free_bytes() -> int:
-    """What may still be planned: free memory, without what engines of this process have planned."""
-    return max(0, available_memory() - BROKER.untouched())
+def free_bytes(kind: str = HOST) -> int:
+    """What may still be planned: free memory, without what engines of this process have planned.
+
+    DeviceError for that of a GPU where there is none.
+    """
+    if kind == HOST:
+        return max(0, available_memory() - BROKER.untouched())
+    from ..ir.nvidia import free_gpu_bytes
+
+    return max(0, free_gpu_bytes() - BROKER.untouched(kind))
 
 
-def _share_of(free: int) -> int:
+def _share_of(free: int, kind: str) -> int:
     """What a KV cache takes of free memory where nobody says how much."""
-    return int(max(0, free) * _SHARE_OF_FREE_MEMORY)
+    return int(max(0, free) * _SHARE_OF_FREE_MEMORY[kind])
 
 
 def _planned_by_others() -> str:

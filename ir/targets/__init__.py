@@ -8,6 +8,7 @@ from .resolve import (
     Target,
     check_platform,
     check_target,
+    device_of,
     host_features,
     resolve_target,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Target",
     "check_platform",
     "check_target",
+    "device_of",
     "host_features",
     "resolve_target",
 ]

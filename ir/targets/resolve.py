@@ -76,6 +76,12 @@ def host_features() -> frozenset[str]:
     return _host_family().detect()
 
 
+def device_of(features: Iterable[str]) -> str:
+    """What runs code that may use these: "cpu", also where there are none, or "gpu"."""
+    families = {_FEATURES[name] for name in features if name in _FEATURES}
+    return next((family.device for family in families), "cpu")
+
+
 def check_platform() -> None:
     """Raises TargetError unless this is Linux on x86-64."""
     _host_family()

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from cuda.bindings import driver as real
 
+from infc.codegen.triton.backend import TritonBackend
 from infc.ir import nvidia
 from infc.ir.artifact import Artifact
-from infc.ir.errors import CapacityError, DeviceError
+from infc.ir.errors import CapacityError, DeviceError, TargetError
 from infc.runtime.executors.base import ExecutorConfig
 from infc.runtime.executors.gpu.cuda import CudaDriver
 from infc.runtime.executors.gpu.driver import Driver, MatrixMap
@@ -181,7 +182,9 @@ def test_without_a_driver(loading: Callable[[object], None]) -> None:
 
     calls.cuInit = no_library  # type: ignore[assignment, method-assign]
     loading(calls)
-    with pytest.raises(DeviceError, match="there is no NVIDIA driver on this machine") as raised:
+    with pytest.raises(
+        DeviceError, match=r"there is no NVIDIA driver \(libcuda.so.1\) on"
+    ) as raised:
         CudaDriver()
     assert "\n" not in str(raised.value)
 
@@ -250,3 +253,17 @@ def test_free_memory_is_asked_for_with_a_context(loading: Callable[[object], Non
     assert nvidia.free_gpu_bytes() == 123
     assert calls.contexts == 0
     assert nvidia.find_gpu()[0].target == "sm_90"
+    assert nvidia.describe_gpu().startswith("Test GPU (sm_90, 2.0 GiB), driver for CUDA 13.0, cuda")
+
+
+def test_native_is_the_gpu_of_this_machine(
+    loading: Callable[[object], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TritonBackend()
+    loading(RecordedCalls())
+    assert backend.find_target("native").name == "sm_90"
+    assert backend.unable_here() is None
+    loading(RecordedCalls(count=0))
+    with pytest.raises(TargetError, match=r"finds no GPU \(name the target, for example"):
+        backend.find_target("native")
+    assert backend.unable_here() == "the NVIDIA driver finds no GPU"
