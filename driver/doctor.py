@@ -22,6 +22,7 @@ from ..ir.machine import (
     huge_page_setting,
     memory_limit,
 )
+from ..ir.nvidia import describe_gpu
 from ..ir.plugins import load_plugins
 from ..ir.sizes import format_size
 from ..ir.targets import check_platform, resolve_target
@@ -55,6 +56,7 @@ def examine() -> list[Finding]:
         *_processors(),
         *_memory(),
         *_huge_pages(),
+        _gpu(),
         *(need for look in looks for need in look.needs),
         *compiling,
         *(_library(name) for name in _requirements()),
@@ -130,6 +132,14 @@ def _huge_pages() -> Iterator[Finding]:
         return
     measured = "available for mapped files" if mapped else "not available for mapped files"
     yield Finding("huge pages, files", mapped, f"{measured} in {place}")
+
+
+def _gpu() -> Finding:
+    """The GPU that artifacts for GPUs run on, or what there is not of GPU, driver and bindings."""
+    try:
+        return Finding("NVIDIA GPU", True, describe_gpu())
+    except InfcError as error:
+        return Finding("NVIDIA GPU", False, str(error), lacking="none")
 
 
 def _requirements() -> list[str]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from ...ir.errors import InfcError, TargetError
+from ...ir.errors import DeviceError, InfcError, TargetError
 from ...ir.launches import LAUNCHES_FILE, Form, LaunchPlan
+from ...ir.nvidia import find_gpu
 from ...ir.program import Node, Program, Weight
 from ...ir.resources import KvGroup
-from ...ir.targets import Target
+from ...ir.targets import CUDA, Target
 from ...ir.types import DType, TensorType
 from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
 from ..weights_file import write_weights
@@ -49,10 +50,14 @@ class TritonBackend(Backend):
 
     def native_target(self) -> Target:
         """The target of this machine's GPU; TargetError without one."""
-        raise TargetError(
-            "there is no NVIDIA GPU on this machine",
-            hint="name the target, for example --set target=sm_90",
-        )
+        try:
+            gpu, _ = find_gpu()
+        except DeviceError as error:
+            raise TargetError(
+                error.message, hint="name the target, for example --set target=sm_90"
+            ) from None
+        (name,) = CUDA.native({gpu.target})
+        return super().find_target(name)
 
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
         """Whether there is a kernel or a loop for the node."""

@@ -17,7 +17,7 @@ from infc.driver.doctor import Finding, examine
 from infc.driver.recipe import load_recipe
 from infc.ir import backends
 from infc.ir.backends import BackendInfo, register_backend
-from infc.ir.errors import UsageError
+from infc.ir.errors import DeviceError, UsageError
 from infc.ir.extras import Extra
 from infc.ir.machine import huge_page_setting
 
@@ -33,6 +33,20 @@ def test_it_looks_at_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for subject in (*subjects, "torch", "numpy", "cache", "backend cpp", "backend tensorrt"):
         assert f"  {subject} " in text
     assert "no OpenMP)" in text
+
+
+def test_a_gpu_is_described_or_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise DeviceError("cuda-bindings is not installed", hint="pip install 'infc[cuda]'")
+
+    monkeypatch.setattr(doctor, "describe_gpu", none)
+    finding = found("NVIDIA GPU")
+    assert not finding.fine and not finding.needed
+    assert finding.detail == "cuda-bindings is not installed (pip install 'infc[cuda]')"
+    monkeypatch.setattr(doctor, "describe_gpu", lambda: "H200 (sm_90, ...)")
+    assert found("NVIDIA GPU") == Finding(
+        "NVIDIA GPU", True, "H200 (sm_90, ...)", lacking="missing"
+    )
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
