@@ -30,6 +30,7 @@ from ..ir.types import Sym, TensorType
 from ..ir.weights import is_read_alike
 
 if TYPE_CHECKING:
+    from ..ir.formats import Format
     from ..ir.schemes import FeedbackCode, Quantizer
 
 
@@ -232,6 +233,14 @@ class Backend(ABC):
                 hint=f"its targets: {names}",
             )
         return target
+
+    def can_hold(self, form: Format) -> bool:
+        """Whether there are kernels for matrices in a format of few bits.
+
+        A recipe that names another is refused before its matrices are quantized, which may take
+        minutes. By default, only `supports` decides.
+        """
+        return True
 
     def plan_passes(self, target: Target) -> str:
         """The passes that this backend wants at the end of the pipeline, as pipeline text.

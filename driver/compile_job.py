@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ..codegen.base import Backend
 from ..codegen.registry import get_backend
 from ..ir.backends import is_built_in
 from ..ir.errors import ArtifactError, UsageError
+from ..ir.schemes import SCHEMES
 from ..ir.targets import Target
 from .accuracy_text import read_evaluation
 from .added_programs import AddedProgram
@@ -64,6 +65,7 @@ def plan_job(
     recipe = loaded.recipe
     backend = get_backend(recipe.backend, recipe.model_dump())
     target = backend.find_target(recipe.target)
+    _check_schemes(recipe.quantization.schemes, backend)
     # A missing compiler is told now, not after minutes of work.
     toolchain = backend.toolchain(target)
     model = find_model(recipe, loaded.directory)
@@ -83,6 +85,18 @@ def plan_job(
             hint="name another text here, or in accuracy.evaluation",
         )
     return CompileJob(loaded, model, place, backend, target, toolchain, verify, text, calibration)
+
+
+def _check_schemes(names: Set[str], backend: Backend) -> None:
+    """UsageError for a scheme whose matrices the backend has no kernels for."""
+    for scheme in SCHEMES.values():
+        if scheme.name in names and not backend.can_hold(scheme.weight):
+            raise UsageError(
+                f"the backend {backend.name} has no kernels for matrices in {scheme.weight.name},"
+                f" which the scheme {scheme.name} needs",
+                where="quantization",
+                hint="choose another scheme, such as int8, or --set backend=reference",
+            )
 
 
 def _model_name(recipe: Recipe, model: Path) -> str:

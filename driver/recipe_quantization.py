@@ -22,6 +22,9 @@ SchemeName = Literal[
     "q8_0",
     "q4_0",
     "q4_1",
+    "fp8",
+    "fp8-tensor",
+    "fp8-block",
     "adopt",
     "int8-weights",
     "int4-weights",
@@ -30,6 +33,9 @@ SchemeName = Literal[
     "q8_0-weights",
     "q4_0-weights",
     "q4_1-weights",
+    "fp8-weights",
+    "fp8-tensor-weights",
+    "fp8-block-weights",
     "adopt-weights",
 ]
 
@@ -96,10 +102,12 @@ class QuantizationSection(Section):
         " with 4-bit weights; int4-g64 and int4-g128: int4 with weights in groups of 64 and 128,"
         " which is smaller and less accurate; int8-token and int4-token: activations with one scale"
         " per token and exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1:"
-        " the formats of GGUF; adopt: matrices that a GGUF file holds in one of these are kept as"
-        " they are, and those that it holds in others become int8. With -weights at the end, the"
-        " weights are the same and activations stay in floating point, which is slower. `default`"
-        " is another name of this key.",
+        " the formats of GGUF; fp8: weights and activations in e4m3, with one scale per output"
+        " channel and per token; fp8-tensor: the same with one scale per matrix; fp8-block: one"
+        " scale for each 128x128 weights and each 128 activations; adopt: matrices that a GGUF file"
+        " holds in one of its formats above are kept as they are, and those that it holds in others"
+        " become int8. With -weights at the end, the weights are the same and activations stay in"
+        " floating point, which is slower. `default` is another name of this key.",
     )
     rules: list[RuleSection] = key(
         [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
@@ -127,8 +135,8 @@ class QuantizationSection(Section):
     embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
         "Scheme of the table of token embeddings; auto is that of the output head if both are the"
-        " same matrix, which is then stored once, and otherwise `scheme` if it has 4 bits, else"
-        " int8. true means auto, false means none.",
+        " same matrix, which is then stored once, and otherwise `scheme` if it has 4 bits or is"
+        " fp8, else int8. true means auto, false means none.",
     )
     method: Literal["auto", "nearest", "gptq"] = key(
         AUTO,
@@ -162,7 +170,7 @@ class QuantizationSection(Section):
     @property
     def is_used(self) -> bool:
         """Whether any matrix may be quantized."""
-        return is_quantizing(*self._schemes)
+        return is_quantizing(*self.schemes)
 
     @property
     def head_scheme(self) -> str:
@@ -194,7 +202,7 @@ class QuantizationSection(Section):
     def rounding_method(self) -> str:
         """How weights are rounded, if there is a calibration text."""
         is_open = self.method == AUTO and "calibration" not in self.model_fields_set
-        return "nearest" if is_open and self._schemes & ADOPTING.keys() else self.method
+        return "nearest" if is_open and self.schemes & ADOPTING.keys() else self.method
 
     @property
     def must_calibrate(self) -> bool:
@@ -210,10 +218,11 @@ class QuantizationSection(Section):
     @property
     def has_four_bits(self) -> bool:
         """Whether any matrix may be held in 4 bits."""
-        return any(map(has_four_bits, self._schemes))
+        return any(map(has_four_bits, self.schemes))
 
     @property
-    def _schemes(self) -> set[str]:
+    def schemes(self) -> set[str]:
+        """Every scheme that is named, auto and none included."""
         rules = (rule.scheme for rule in self.rules)
         return {self.scheme, self.head, self.attention, self.embedding, *rules}
 

@@ -259,14 +259,14 @@ class BlockRounding:
 
 
 @cache
-def _table(numbers: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _table(numbers: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
     """Numbers to look up, made once: error feedback rounds one column at a time."""
     import torch
 
     return torch.tensor(numbers, dtype=dtype)
 
 
-def _top_level(form: Format) -> int:
+def _top_level(form: Format) -> float:
     return LARGEST_I8 if form.bits == 8 else max(abs(level) for level in form.levels)
 
 

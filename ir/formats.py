@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .e4m3 import E4M3_LEVELS
 from .errors import ProgramError
 from .types import Dim, DType, TensorType
 
@@ -46,29 +47,38 @@ class Part:
 class Format:
     """How a matrix `[.., N, K]` is stored: a tensor of codes, and a float32 scale for each row.
 
-    A weight is `row scale * (scale * level + minimum)`, where `level` is its code if that has 8
-    bits, else `levels[code]`. In a grouped format, every `group` weights of a row are one block of
-    bytes: their scale (`DType.I8`, a multiplier from -127 to 127, or `DType.F16`), their minimum if
-    the format has one, and their codes. In each 16 bytes of 4-bit codes, which are 32 codes, byte i
-    holds code i in its lower half and code i + 16 in its upper half, as in GGUF. The last block of
-    a row is padded with zeros. A format that is not grouped has no scale but that of the row.
+    A weight is `row scale * (scale * level + minimum)`, where `level` is `levels[code]`, or the
+    code itself if there are no `levels`. In a grouped format, every `group` weights of a row are
+    one block of bytes: their scale (`DType.I8`, a multiplier from -127 to 127, or `DType.F16`),
+    their minimum if the format has one, and their codes. In each 16 bytes of 4-bit codes, which are
+    32 codes, byte i holds code i in its lower half and code i + 16 in its upper half, as in GGUF.
+    The last block of a row is padded with zeros.
+
+    A format that is not grouped has plain codes `[.., N, K]` and no scale but that of the row. With
+    a `tile`, it has one for each square of as many rows and columns instead.
 
     `group` is a multiple of `CHUNK` if the format is grouped, else 1.
     """
 
     name: str
     bits: int
-    levels: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
     scale: DType | None = None
     minimum: DType | None = None
     group: int = CHUNK
+    tile: int = 0
     doc: str = ""
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether codes lie in blocks, with a scale in each."""
+        return self.scale is not None
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts of a block, in the order of their bytes."""
         if self.scale is None:
-            return (Part("codes", DType.I8, 1, 0),)
+            return (Part("codes", self.code_dtype, 1, 0),)
         parts: list[Part] = []
         codes = (DType.I8, self.group) if self.bits == 8 else (DType.U8, self.group // 2)
         single = (("scale", self.scale, 1), ("minimum", self.minimum, 1), ("codes", *codes))
@@ -91,7 +101,7 @@ class Format:
     @property
     def code_dtype(self) -> DType:
         """The element type of the tensor of codes: bytes of blocks, or plain codes."""
-        return DType.I8 if self.scale is None else DType.U8
+        return DType.U8 if self.is_grouped or self.levels else DType.I8
 
     def code_type(self, plain: TensorType) -> TensorType:
         """The type of the codes of a matrix `[.., N, K]`."""
@@ -102,8 +112,13 @@ class Format:
         return TensorType(self.code_dtype, (*plain.shape[:-1], width))
 
     def scale_type(self, plain: TensorType) -> TensorType:
-        """The type of the scales of its rows, `[.., N]`."""
-        return TensorType(DType.F32, plain.shape[:-1])
+        """The type of the scales of its rows, `[.., N]`, or of its tiles, `[.., n, k]`."""
+        if not self.tile:
+            return TensorType(DType.F32, plain.shape[:-1])
+        *lead, rows, depth = plain.shape
+        if not isinstance(rows, int) or not isinstance(depth, int):
+            raise ProgramError(f"a matrix {plain} has no fixed number of tiles")
+        return TensorType(DType.F32, (*lead, -(-rows // self.tile), -(-depth // self.tile)))
 
     def split(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of codes `[.., N, width]`, by name, each as `[.., N, blocks, count]`."""
@@ -119,31 +134,56 @@ class Format:
     def code_levels(self, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The levels of a part of codes `[.., count]`: `[.., group]` in grouped formats.
 
-        In int8 (8 bits: the codes themselves), or as a new tensor in another type.
+        In int8 (without `levels`: the codes themselves; of 8 bits with levels: float32), or as a
+        new tensor in another type.
         """
         import torch
 
-        if self.bits == 8:
+        if not self.levels:
             return codes if dtype is None else codes.to(dtype)
+        if self.bits == 8:
+            levels = torch.tensor(self.levels, dtype=dtype or torch.float32)
+            return levels.index_select(0, codes.flatten().int()).view(codes.shape)
         chunks = codes.unflatten(-1, (-1, CHUNK // 2))
         numbers = torch.cat([chunks & 15, chunks >> 4], -1).flatten(-2)
         levels = torch.tensor(self.levels, dtype=dtype or torch.int8)
         return levels.index_select(0, numbers.flatten().int()).view(numbers.shape)
 
     def decode(self, codes: torch.Tensor, scales: torch.Tensor, depth: int) -> torch.Tensor:
-        """The matrix `[.., N, depth]` that codes and row scales stand for, in the type of the
-        scales.
+        """The matrix `[.., N, depth]` that codes and scales stand for, in the type of the scales.
 
         Every operation is rounded on its own: the scale of a group times the level, plus the
-        minimum, times the scale of the row.
+        minimum, times the scale of the row or tile.
         """
+        if self.tile:
+            rows = scales.repeat_interleave(self.tile, -2)[..., : codes.shape[-2], :]
+            return self._scaled(self._units(codes, scales.dtype, depth), rows)
+        return self._scaled(self._units(codes, scales.dtype, depth), scales)
+
+    def decode_rows(
+        self, codes: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor, depth: int
+    ) -> torch.Tensor:
+        """Rows `[..]` of the matrix `[N, depth]` that `decode` gives, and nothing else."""
+        values = self._units(codes[rows], scales.dtype, depth)
+        return self._scaled(values, scales[rows // self.tile if self.tile else rows])
+
+    def _scaled(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Rows `[.., K]` times their scales `[..]`, or those of each tile `[.., k]`, in place."""
+        if not self.tile:
+            return values.mul_(scales[..., None])
+        for place, part in enumerate(values.split(self.tile, -1)):
+            part.mul_(scales[..., place, None])
+        return values
+
+    def _units(self, codes: torch.Tensor, dtype: torch.dtype, depth: int) -> torch.Tensor:
+        """Rows `[.., depth]` in units of their scales: a new tensor."""
         parts = self.split(codes)
-        values = self.code_levels(parts["codes"], scales.dtype)
+        values = self.code_levels(parts["codes"], dtype)
         if "scale" in parts:
-            values.mul_(parts["scale"].to(scales.dtype))
+            values.mul_(parts["scale"].to(dtype))
         if "minimum" in parts:
-            values.add_(parts["minimum"].to(scales.dtype))
-        return values.flatten(-2)[..., :depth].mul_(scales[..., None])
+            values.add_(parts["minimum"].to(dtype))
+        return values.flatten(-2)[..., :depth]
 
 
 I8: Final = Format("i8", 8, group=1, doc="int8, one float32 scale for each row")
@@ -197,8 +237,22 @@ Q4_1: Final = Format(
     doc="4-bit numbers in groups of 32, each with a float16 scale and minimum (GGUF's Q4_1)",
 )
 
+E4M3: Final = Format("e4m3", 8, E4M3_LEVELS, group=1, doc="e4m3, one float32 scale for each row")
+E4M3_B128: Final = Format(
+    "e4m3_b128",
+    8,
+    E4M3_LEVELS,
+    group=1,
+    tile=128,
+    doc="e4m3, one float32 scale for each 128 rows and columns (DeepSeek-AI 2024)",
+)
+
 FORMATS: Final = {
-    one.name: one for one in (I8, I8_G32, Q8_0, I4_G32, B4_G32, B4_G64, B4_G128, Q4_0, Q4_1)
+    one.name: one
+    for one in (
+        *(I8, I8_G32, Q8_0, I4_G32, B4_G32, B4_G64, B4_G128, Q4_0, Q4_1),
+        *(E4M3, E4M3_B128),
+    )
 }
 """Every format by name."""
 

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .block_rounding import BlockRounding
+from .e4m3 import quantize_e4m3, quantize_e4m3_matrix, quantize_e4m3_tiles
 from .errors import ProgramError
-from .formats import B4_G32, B4_G64, B4_G128, CHUNK, I4_G32, I8, I8_G32, Q4_0, Q4_1, Q8_0, Format
+from .formats import (
+    B4_G32,
+    B4_G64,
+    B4_G128,
+    CHUNK,
+    E4M3,
+    E4M3_B128,
+    I4_G32,
+    I8,
+    I8_G32,
+    Q4_0,
+    Q4_1,
+    Q8_0,
+    Format,
+)
 from .rounding import quantize_i4, quantize_i8
+from .row_codes import E4M3_ROWS, I8_ROWS, RowCodes
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +50,14 @@ The limit of rows of exact schemes. With groups, an integer sum has `CHUNK` prod
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """How rows of activations are quantized to int8 when they are computed (`quantize_rows`).
+    """How rows of activations are quantized to 8 bits when they are computed (`quantize_rows`).
 
     There is a float32 scale for each `group` elements of K, or one for the whole row if it is 0.
     """
 
     group: int
     doc: str
+    codes: RowCodes = I8_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class Scheme:
     sum of each `CHUNK` elements is multiplied by its scales, and the results are added in float32
     in ascending order of K. With rows that stay, everything is in float32: within a chunk, elements
     times levels are added in ascending order of K, and the sum is multiplied by its scale.
+    Products of e4m3 are added in float32, in any order: backends differ in the last bits.
     `quantize` rounds a matrix to nearest. `tolerance` is the allowed error of a product of random
     rows, relative to the largest result of a row.
     """
@@ -70,11 +89,25 @@ class Scheme:
     @property
     def is_exact(self) -> bool:
         """Whether products are sums of integers."""
-        return self.activations is not None and self.activations.group == 0
+        rows = self.activations
+        return rows is not None and rows.group == 0 and rows.codes is I8_ROWS
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether weights are floating-point numbers of 8 bits."""
+        return self.weight.bits == 8 and bool(self.weight.levels)
 
 
 GROUPS: Final = Activations(CHUNK, "int8 activations with a scale for each group of 32")
 TOKENS: Final = Activations(0, "int8 activations with one scale per token, and exact integer sums")
+E4M3_TOKENS: Final = Activations(0, "e4m3 activations with one scale per token", E4M3_ROWS)
+E4M3_GROUPS: Final = Activations(
+    E4M3_ROWS.group, "e4m3 activations with a scale for each group of 128", E4M3_ROWS
+)
+
+
+_FP8_TOLERANCE: Final = 0.1
+"""Of weights and rows whose numbers have mantissas of 3 bits."""
 
 
 def _grouped(name: str, weight: Format, tolerance: float) -> Scheme:
@@ -85,6 +118,18 @@ INT8: Final = _grouped("int8", I8_G32, 0.02)
 INT4: Final = _grouped("int4", B4_G32, 0.25)
 INT8_TOKEN: Final = Scheme("int8-token", I8, TOKENS, quantize_i8, 0.05)
 INT4_TOKEN: Final = Scheme("int4-token", I4_G32, TOKENS, quantize_i4, 0.35)
+FP8: Final = Scheme("fp8", E4M3, E4M3_TOKENS, quantize_e4m3, _FP8_TOLERANCE)
+_FP8: Final = (
+    FP8,
+    Scheme("fp8-tensor", E4M3, E4M3_TOKENS, quantize_e4m3_matrix, _FP8_TOLERANCE),
+    Scheme(
+        "fp8-block",
+        E4M3_B128,
+        E4M3_GROUPS,
+        partial(quantize_e4m3_tiles, tile=E4M3_B128.tile),
+        _FP8_TOLERANCE,
+    ),
+)
 _GROUPED: Final = (
     INT8,
     INT4,
@@ -102,9 +147,12 @@ def weights_name(name: str) -> str:
 
 
 _WEIGHTS: Final = tuple(
-    replace(scheme, name=weights_name(scheme.name), activations=None) for scheme in _GROUPED
+    replace(scheme, name=weights_name(scheme.name), activations=None)
+    for scheme in (*_GROUPED, *_FP8)
 )
-SCHEMES: Final = {scheme.name: scheme for scheme in (*_GROUPED, INT8_TOKEN, INT4_TOKEN, *_WEIGHTS)}
+SCHEMES: Final = {
+    scheme.name: scheme for scheme in (*_GROUPED, INT8_TOKEN, INT4_TOKEN, *_FP8, *_WEIGHTS)
+}
 """Every scheme by name."""
 INT8_WEIGHTS: Final = SCHEMES["int8-weights"]
 
@@ -130,6 +178,11 @@ def is_quantizing(*names: str) -> bool:
 def has_four_bits(name: str) -> bool:
     """Whether that is the name of a scheme with weights of 4 bits."""
     return name in SCHEMES and SCHEMES[name].weight.bits == 4
+
+
+def is_fp8(name: str) -> bool:
+    """Whether that is the name of a scheme whose weights are floating-point numbers of 8 bits."""
+    return name in SCHEMES and SCHEMES[name].is_fp8
 
 
 def eight_bits(name: str) -> str:

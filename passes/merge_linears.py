@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..ir.builder import ProgramBuilder, remove_dead_code
 from ..ir.program import Node, Operand, Program, Value, WeightExpr, WeightRef
+from ..ir.schemes import get_scheme
 from ..ir.types import TensorType
 from .base import Pass, PassContext, PassResult, finish
 from .cache_readers import cache_readers
@@ -148,6 +149,18 @@ def _obstacle(program: Program, group: Sequence[Node]) -> str | None:
     types = [program.operand_type(node.inputs[given]) for node in group]
     if len({kind.dtype for kind in types if isinstance(kind, TensorType)}) != 1:
         return "the projections have different element types"
+    return _tile_obstacle(group)
+
+
+def _tile_obstacle(group: Sequence[Node]) -> str | None:
+    """Why matrices with scales of tiles cannot lie one under the other; None where they can."""
+    if "scheme" not in group[0].attrs:
+        return None
+    tile = get_scheme(group[0].attrs["scheme"]).weight.tile
+    for node in group[:-1] if tile else ():
+        rows = node.output.type.shape[-1]
+        if not isinstance(rows, int) or rows % tile:
+            return f"a matrix has {rows} rows, no multiple of the {tile} that share scales"
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..ir.builder import ProgramBuilder
 from ..ir.program import Attr, Node, Operand, Value, Weight, WeightExpr, WeightRef
-from ..ir.schemes import Scheme
+from ..ir.schemes import Activations, Scheme
 from ..ir.types import DType, TensorType
 from .match import adopt_name
 from .scheme_choices import SchemeChoices
@@ -26,7 +26,7 @@ class QuantizedProducts:
 
     builder: ProgramBuilder
     parts: Parts
-    rows: dict[tuple[str, int], tuple[Value, Value]] = field(default_factory=dict)
+    rows: dict[tuple[str, int, str], tuple[Value, Value]] = field(default_factory=dict)
     wide: dict[str, Value] = field(default_factory=dict)
     matches: int = 0
 
@@ -76,7 +76,7 @@ class QuantizedProducts:
         if scheme.activations is None:
             self._emit("decoded_linear", (x, *parts), attrs, node, scheme)
         else:
-            rows = self._rows(x, node, scheme.activations.group)
+            rows = self._rows(x, node, scheme.activations)
             self._emit("scaled_linear", (*rows, *parts), attrs, node, scheme)
 
     def _experts(self, node: Node, scheme: Scheme) -> None:
@@ -105,14 +105,14 @@ class QuantizedProducts:
         adopt_name(self.builder, mark, node.output, made.output)
         self.matches += 1
 
-    def _rows(self, x: Operand, node: Node, group: int) -> tuple[Value, Value]:
+    def _rows(self, x: Operand, node: Node, how: Activations) -> tuple[Value, Value]:
         assert isinstance(x, Value)
-        key = x.name, group
+        key = x.name, how.group, how.codes.name
         if key not in self.rows:
             made = self.builder.add(
                 "quantize_rows",
                 (x,),
-                {"group": group} if group else {},
+                {"group": how.group, "codes": how.codes.name},
                 names=(f"{x.name}.codes", f"{x.name}.scale"),
                 layer=node.layer,
                 source=node.source,
@@ -123,10 +123,11 @@ class QuantizedProducts:
     def _known_rows(self, node: Node) -> None:
         x, group = node.inputs[0], node.attrs["group"]
         assert isinstance(x, Value) and isinstance(group, int)
-        made = self.rows.get((x.name, group))
+        key = x.name, group, str(node.attrs["codes"])
+        made = self.rows.get(key)
         if made is None:
             copied = self.builder.copy(node)
-            self.rows[x.name, group] = copied.outputs[0], copied.outputs[1]
+            self.rows[key] = copied.outputs[0], copied.outputs[1]
             return
         for old, new in zip(node.outputs, made, strict=True):
             self.builder.replace(old, new)

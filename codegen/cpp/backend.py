@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from ...ir.errors import ArtifactError, InfcError, TargetError
+from ...ir.formats import Format
 from ...ir.plan import loop_groups
 from ...ir.program import (
     HIDDEN,
@@ -21,6 +22,8 @@ from ...ir.program import (
     WeightRef,
     further_outputs,
 )
+from ...ir.row_codes import I8_ROWS
+from ...ir.schemes import get_scheme
 from ...ir.step_facts import step_facts
 from ...ir.targets import Target, resolve_target
 from ...ir.types import DType, TensorType
@@ -36,7 +39,7 @@ from ..base import (
     Verdict,
 )
 from ..weights_file import write_weights
-from .buffers import Buffer
+from .buffers import Buffer, has_kernels
 from .calls import applied, c_dim, place_barriers, read_ahead
 from .emitter import Emitter, Lowering, pointer
 from .expressions import SCALARS
@@ -65,6 +68,9 @@ _STORED = frozenset(SCALARS) | {DType.I8, DType.U8}
 """Element types that kernels take; loops compute in those of `SCALARS` alone."""
 
 
+_OTHER_CODES = "choose a scheme with weights of int8 or int4 (quantization)"
+
+
 class CppBackend(Backend):
     """Generated C++ over header-only kernels, compiled by the system's compiler."""
 
@@ -80,7 +86,12 @@ class CppBackend(Backend):
         for kind in types:
             if isinstance(kind, TensorType) and kind.dtype not in built:
                 return Verdict.no(f"element type {kind.dtype.value} is not built")
-        return _check_operands(node, program)
+        codes = _check_codes(node)
+        return _check_operands(node, program) if codes.accepted else codes
+
+    def can_hold(self, form: Format) -> bool:
+        """Whether panels of a format can be multiplied."""
+        return has_kernels(form)
 
     def check(self, program: Program, target: Target) -> None:
         """Raise `ProgramError` for the first thing that generated code cannot do."""
@@ -248,6 +259,17 @@ def _check_source(files: Mapping[str, bytes], directory: Path) -> None:
                 where=str(path),
                 hint="rebuild with the infc that compiled it, or compile the model again",
             )
+
+
+def _check_codes(node: Node) -> Verdict:
+    """Whether there are kernels for the codes that a node makes or multiplies."""
+    if node.attrs.get("codes", I8_ROWS.name) != I8_ROWS.name and node.op == "quantize_rows":
+        return Verdict.no(f"there are no kernels for rows of {node.attrs['codes']}; {_OTHER_CODES}")
+    if "scheme" in node.attrs:
+        form = get_scheme(node.attrs["scheme"]).weight
+        if not has_kernels(form):
+            return Verdict.no(f"there are no kernels for matrices in {form.name}; {_OTHER_CODES}")
+    return Verdict.yes()
 
 
 def _check_operands(node: Node, program: Program) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from ...ir.formats import Format
 from ...ir.schemes import Scheme
 from ...ir.types import Dim, DType, Sym
 from .calls import ArenaPtr, InputPtr, Span, WeightPtr, c_dim
@@ -34,6 +35,11 @@ _CODES = {
     "q4_1": "Grouped<4, half, half, Levels::counted>",
 }
 """What the kernels call codes, by the name of their format."""
+
+
+def has_kernels(form: Format) -> bool:
+    """Whether there are kernels for codes of a format."""
+    return form.name in _CODES
 
 
 def codes_type(scheme: Scheme) -> str:

@@ -311,7 +311,8 @@ class Op:
     def operation_kind(self, types: Types, attrs: Attrs) -> OperationKind:
         """What it multiplies: codes or bfloat16 where its matrices or rows are, else float32.
 
-        Where a scheme does not quantize rows, codes are multiplied as floats.
+        Where a scheme does not quantize rows, codes are multiplied as floats. Codes of e4m3 count
+        as int8: processors that multiply both do so at the same rate.
         """
         if self.kind not in _PRODUCTS:
             return "fp32"

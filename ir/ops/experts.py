@@ -25,7 +25,6 @@ from .base import (
     need_shape,
     same_dtype,
     tensor,
-    tensors,
     wide,
 )
 from .fused import ACTIVATIONS, activate
@@ -172,7 +171,7 @@ def _scaled_moe_meaning(
             if how is None:
                 return decoded_linear_meaning(rows, codes, scales, own, dtype=dtype, scheme=scheme)
             return scaled_linear_meaning(
-                *quantize_rows_meaning(rows, how.group),
+                *quantize_rows_meaning(rows, how.group, how.codes.name),
                 *(codes, scales),
                 own,
                 dtype=dtype,
@@ -190,7 +189,8 @@ def _moe_cost(types: Types, outs: Outputs, attrs: Attrs, bindings: Mapping[str, 
     """Weights of the experts that at most T * K routes can touch; two products a route."""
     base = default_cost(types, outs, attrs, bindings)
     routes = tensor(types, 1).num_elements(bindings)
-    gate_up, down = (kind for kind in tensors(types)[3:] if kind.rank == 3)
+    places = (3, 5) if "scheme" in attrs else (3, 4)
+    gate_up, down = (tensor(types, place) for place in places)
     experts = gate_up.shape[0]
     assert isinstance(experts, int)
     weights = gate_up.num_bytes() + down.num_bytes()

@@ -70,15 +70,14 @@ def scaled_embedding_meaning(
     scheme: str,
     width: int,
 ) -> torch.Tensor:
-    """Rows `ids[..]` of the matrix `[V, width]` that codes and row scales `[V]` stand for.
+    """Rows `ids[..]` of the matrix `[V, width]` that codes and their scales stand for.
 
-    Only these rows are decoded (`Format.decode`), in the type of the scales, and rounded to `dtype`
-    at the end.
+    Only these rows are decoded (`Format.decode_rows`), in the type of the scales, and rounded to
+    `dtype` at the end.
     """
     from ..torch_types import to_torch
 
-    rows = ids.long()
-    values = get_scheme(scheme).weight.decode(table[rows], table_scale[rows], width)
+    values = get_scheme(scheme).weight.decode_rows(table, table_scale, ids.long(), width)
     return values.to(to_torch(DType(dtype)))
 
 
@@ -138,7 +137,8 @@ def _scaled_rows_cost(
 ) -> Cost:
     """Only the codes and scales of the rows picked are read; each element is scaled once."""
     codes, ids = tensor(types, 0), tensor(types, 2)
-    row = TensorType(codes.dtype, codes.shape[1:]).num_bytes(bindings) + DType.F32.size_bytes
+    kinds = (codes, tensor(types, 1))
+    row = sum(TensorType(k.dtype, k.shape[1:]).num_bytes(bindings) for k in kinds)
     read = ids.num_elements(bindings) * row + ids.num_bytes(bindings)
     return Cost(read, outs[0].num_bytes(bindings), outs[0].num_elements(bindings))
 
@@ -159,7 +159,8 @@ OPS = (
         Kind.GATHER,
         "Row `ids` of the table [V, width] that codes and scales table_scale[V] stand for under "
         "`scheme`: ids[..] -> [.., width] of `dtype`. Numbers are decoded in float32 (scale of the "
-        "group times level, plus minimum, times scale of the row) and rounded once.",
+        "group times level, plus minimum, times scale of the row) and rounded once. In fp8-block, "
+        "table_scale[ceil(V / 128), ceil(width / 128)] has the scales.",
         ("table", "table_scale", "ids"),
         _scaled_embedding,
         scaled_embedding_meaning,

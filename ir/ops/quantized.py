@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..cost import Cost
 from ..errors import ProgramError
-from ..formats import CHUNK
-from ..rounding import quantize_groups_i8, quantize_i8
+from ..row_codes import I8_ROWS, ROW_CODES, get_row_codes
 from ..schemes import MAX_EXACT_DEPTH, SCHEMES, Scheme, get_scheme
 from ..types import Dim, DType, TensorType
 from .base import (
@@ -63,13 +62,13 @@ def _quantize_rows(types: Types, attrs: Attrs) -> Outputs:
     x = need_float(tensor(types, 0), "x")
     if not x.shape:
         raise ProgramError(f"x is {x}, expected at least one dimension")
-    group = attrs["group"]
-    if group not in (0, CHUNK):
-        raise ProgramError(f"group is {group}, expected 0 or {CHUNK}")
+    group, codes = attrs["group"], get_row_codes(attrs["codes"])
+    if group not in (0, codes.group):
+        raise ProgramError(f"group is {group}, expected 0 or {codes.group}")
     if group and not isinstance(x.shape[-1], int):
         raise ProgramError(f"x is {x}: rows have no fixed number of groups")
     scales = scale_shape(x.shape, int(group))
-    return TensorType(DType.I8, x.shape), TensorType(DType.F32, scales)
+    return TensorType(codes.dtype, x.shape), TensorType(DType.F32, scales)
 
 
 def scale_shape(shape: tuple[Dim, ...], group: int) -> tuple[Dim, ...]:
@@ -78,9 +77,12 @@ def scale_shape(shape: tuple[Dim, ...], group: int) -> tuple[Dim, ...]:
     return (*lead, -(-depth // group)) if group and isinstance(depth, int) else tuple(lead)
 
 
-def quantize_rows_meaning(x: torch.Tensor, group: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows_meaning(
+    x: torch.Tensor, group: int = 0, codes: str = I8_ROWS.name
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of rows `[.., K]`, one scale for each row, or for each group of elements."""
-    return quantize_groups_i8(x, group) if group else quantize_i8(x)
+    kind = get_row_codes(codes)
+    return kind.groups(x, group) if group else kind.rows(x)
 
 
 def _mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
@@ -91,13 +93,13 @@ def _mixes(types: Types, outs: Outputs, attrs: Attrs, token: str) -> str | None:
 def _scaled_linear(types: Types, attrs: Attrs) -> Outputs:
     x, x_scale = tensor(types, 0, name="x"), tensor(types, 1, name="x_scale")
     w, w_scale = tensor(types, 2, 2, "w"), tensor(types, 3, name="w_scale")
-    _need(x, DType.I8, "x")
-    _need(x_scale, DType.F32, "x_scale")
-    if not x.shape:
-        raise ProgramError(f"x is {x}, expected at least one dimension")
     scheme = get_scheme(attrs["scheme"])
     if scheme.activations is None:
         raise ProgramError(f"scheme {scheme.name} multiplies rows as they are: decoded_linear")
+    _need(x, scheme.activations.codes.dtype, "x")
+    _need(x_scale, DType.F32, "x_scale")
+    if not x.shape:
+        raise ProgramError(f"x is {x}, expected at least one dimension")
     need_shape(x_scale, scale_shape(x.shape, scheme.activations.group), "x_scale")
     check_matrix(w, w_scale, x.shape[-1], attrs, "w")
     return _product(x, w, types[4:], attrs)
@@ -146,16 +148,23 @@ def scaled_linear_meaning(
 ) -> torch.Tensor:
     """The sums of the scheme, times w_scale, plus the bias, in float32, rounded once.
 
-    Exact sums are multiplied by x_scale * w_scale. Sums of groups are those of the numbers that
+    Exact sums are multiplied by x_scale * w_scale, also those of e4m3 with scales of rows: of
+    `MAX_EXACT_DEPTH` products, float64 holds the sum. Sums of groups are those of the numbers that
     codes stand for: exact sums within a group would only differ in rounding, as their order does.
     """
+    import torch
+
     how = get_scheme(scheme)
-    assert how.activations is not None, "types were inferred"
-    if how.activations.group:
-        wide = x * x_scale.repeat_interleave(how.activations.group, -1)[..., : x.shape[-1]]
+    rows = how.activations
+    assert rows is not None, "types were inferred"
+    if rows.group:
+        wide = rows.codes.decode(x, x_scale, rows.group, x_scale.dtype)
         return decoded_linear_meaning(wide, w, w_scale, bias, dtype=dtype, scheme=scheme)
-    y = _exact_products(x, _integers(how, w, x.shape[-1])).to(x_scale.dtype)
-    return _finished(y * (x_scale[..., None] * w_scale), bias, dtype)
+    if how.is_exact:
+        y = _exact_products(x, _integers(how, w, x.shape[-1]))
+    else:
+        y = _level_products(rows.codes.levels(x, torch.float64), how, w, None)
+    return _finished(y.to(x_scale.dtype) * (x_scale[..., None] * w_scale), bias, dtype)
 
 
 def decoded_linear_meaning(
@@ -169,18 +178,28 @@ def decoded_linear_meaning(
 ) -> torch.Tensor:
     """x `[.., K]` by the numbers that codes stand for, times w_scale, plus the bias, in float32.
 
-    Rounded once to `dtype`. In float64 where x or w_scale is.
+    Scales of tiles multiply the numbers, before they are summed. Rounded once to `dtype`. In
+    float64 where x or w_scale is.
     """
     import torch
 
-    kind = torch.promote_types(x.dtype, w_scale.dtype)
-    wide = x.to(kind)
-    y = wide.new_empty((*x.shape[:-1], len(w)))  # the results of a head are large: only once
+    how, wide = get_scheme(scheme), x.to(torch.promote_types(x.dtype, w_scale.dtype))
+    if how.weight.tile:
+        return _finished(_level_products(wide, how, w, w_scale), bias, dtype)
+    return _finished(_level_products(wide, how, w, None).mul_(w_scale), bias, dtype)
+
+
+def _level_products(
+    x: torch.Tensor, scheme: Scheme, w: torch.Tensor, tiles: torch.Tensor | None
+) -> torch.Tensor:
+    """x by the numbers that codes stand for in units of their row's scale, or of the scales of
+    tiles, which are in them."""
+    y = x.new_empty((*x.shape[:-1], len(w)))  # the results of a head are large: only once
     first = 0
-    for part in _decoded(get_scheme(scheme), w, kind, x.shape[-1]):
-        y[..., first : first + len(part)] = wide @ part.T
+    for part in _decoded(scheme, w, x.dtype, x.shape[-1], tiles):
+        y[..., first : first + len(part)] = x @ part.T
         first += len(part)
-    return _finished(y.mul_(w_scale), bias, dtype)
+    return y
 
 
 def _finished(y: torch.Tensor, bias: torch.Tensor | None, dtype: str) -> torch.Tensor:
@@ -202,17 +221,25 @@ def _integers(scheme: Scheme, codes: torch.Tensor, depth: int) -> torch.Tensor:
 
 
 def _decoded(
-    scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype, depth: int
+    scheme: Scheme,
+    codes: torch.Tensor,
+    dtype: torch.dtype,
+    depth: int,
+    tiles: torch.Tensor | None,
 ) -> Iterator[torch.Tensor]:
     """The numbers that codes `[N, ..]` stand for in units of their row's scale, some rows at a
-    time.
+    time; with scales of tiles, the numbers themselves.
 
     All of them would take many times the bytes of the codes.
     """
     import torch
 
-    for part in codes.split(max(1, _WIDENED_ELEMENTS // max(1, depth))):
-        yield scheme.weight.decode(part, torch.ones(len(part), dtype=dtype), depth)
+    tile = scheme.weight.tile or 1
+    rows = max(1, _WIDENED_ELEMENTS // max(1, depth) // tile) * tile
+    for place, part in enumerate(codes.split(rows)):
+        first = place * (rows // tile)
+        scales = torch.ones(len(part)) if tiles is None else tiles[first : first + rows // tile]
+        yield scheme.weight.decode(part, scales.to(dtype), depth)
 
 
 def _exact_products(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -248,11 +275,16 @@ OPS = (
         Kind.NORM,
         "Codes i8[.., K] and scales f32[..] of x[.., K]: scale = amax / 127, code = "
         "rint(x * (127 / amax)) in float32, ties to even; a row of zeros has scale 0. With a "
-        "`group`, the same for each 32 elements of a row: scales f32[.., ceil(K / 32)].",
+        "`group`, the same for each 32 elements of a row: scales f32[.., ceil(K / 32)]. Where "
+        "`codes` is e4m3, codes are bytes u8[.., K] of the numbers nearest to x * (448 / amax), "
+        "scale = amax / 448, and a group has 128 elements.",
         ("x",),
         _quantize_rows,
         quantize_rows_meaning,
-        (AttrSpec("group", AttrKind.INT, 0),),
+        (
+            AttrSpec("group", AttrKind.INT, 0),
+            AttrSpec("codes", AttrKind.STR, I8_ROWS.name, choices=tuple(ROW_CODES)),
+        ),
         mixes=_mixes,
     ),
     Op(
@@ -260,7 +292,9 @@ OPS = (
         Kind.MATRIX,
         "x[.., K] @ w[N, K].T * w_scale[N] + bias[N] -> [.., N] of `dtype`, rounded once. `scheme` "
         "defines the values of codes: exact sums are multiplied by x_scale[..] * w_scale; sums of "
-        "groups by x_scale[.., ceil(K / 32)] and added in float32, in ascending order.",
+        "groups by x_scale[.., ceil(K / 32)] and added in float32, in ascending order. Codes of "
+        "e4m3 are summed in float32, in any order; with w_scale[ceil(N / 128), ceil(K / 128)], "
+        "sums of groups of 128 are multiplied by it and by x_scale[.., ceil(K / 128)].",
         ("x", "x_scale", "w", "w_scale", "bias?"),
         _scaled_linear,
         scaled_linear_meaning,
@@ -274,7 +308,8 @@ OPS = (
         Kind.MATRIX,
         "x[.., K] @ w[N, K].T * w_scale[N] + bias[N] -> [.., N] of `dtype`, rounded once. x is "
         "floating point and stays as it is; `scheme` defines the numbers that codes stand for. "
-        "Everything is in float32: sums of groups times their scales, added in ascending order.",
+        "Everything is in float32: sums of groups times their scales, added in ascending order; "
+        "of e4m3 in any order, also with w_scale[ceil(N / 128), ceil(K / 128)].",
         ("x", "w", "w_scale", "bias?"),
         _decoded_linear,
         decoded_linear_meaning,

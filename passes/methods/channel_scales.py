@@ -146,10 +146,8 @@ def _rounded(x: torch.Tensor, how: Activations | None) -> torch.Tensor:
     """Rows as their codes have them, or as they are."""
     if how is None:
         return x
-    group = how.group
-    codes, scale = quantize_rows_meaning(x, group)
-    spread = scale.repeat_interleave(group, -1)[..., : x.shape[-1]] if group else scale[..., None]
-    return codes * spread
+    codes, scales = quantize_rows_meaning(x, how.group, how.codes.name)
+    return how.codes.decode(codes, scales, how.group, scales.dtype)
 
 
 def _some_rows(windows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ...ir.block_rounding import BlockRounding, GroupScales
+from ...ir.e4m3 import decode_e4m3, e4m3_scales, encode_e4m3
 from ...ir.formats import Format
 from ...ir.rounding import (
     GROUP_I4,
@@ -98,6 +99,38 @@ class Int8Grid:
         import torch
 
         return {"codes": codes.T.to(torch.int8).contiguous(), "scales": row[0]}
+
+
+class E4m3Grid:
+    """e4m3, one scale a row; see `quantize_e4m3`."""
+
+    group = 0
+
+    def start(self, rows: torch.Tensor) -> Parameters:
+        """The scale and its inverse."""
+        return e4m3_scales(rows.abs().amax(-1))
+
+    def fit(
+        self, values: torch.Tensor, row: Parameters, importance: torch.Tensor | None
+    ) -> Parameters:
+        """Nothing."""
+        return ()
+
+    def round(
+        self, values: torch.Tensor, row: Parameters, group: Parameters
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """To nearest, ties to even."""
+        scale, inverse = row
+        codes = encode_e4m3(values * inverse)
+        return codes.float(), decode_e4m3(codes).mul_(scale)
+
+    def pack(
+        self, row: Parameters, groups: Sequence[Parameters], codes: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Codes `[N, K]` and scales `[N]`."""
+        import torch
+
+        return {"codes": codes.T.to(torch.uint8).contiguous(), "scales": row[0]}
 
 
 class Int4Grid:
@@ -231,6 +264,12 @@ class BlockGrid:
 GRIDS: Final[Mapping[str, Grid]] = {
     "int8-token": Int8Grid(),
     "int4-token": Int4Grid(),
-    **{name: BlockGrid(scheme.weight) for name, scheme in SCHEMES.items() if not scheme.is_exact},
+    "fp8": E4m3Grid(),
+    "fp8-weights": E4m3Grid(),
+    **{
+        name: BlockGrid(scheme.weight)
+        for name, scheme in SCHEMES.items()
+        if scheme.weight.is_grouped and not scheme.is_exact
+    },
 }
 """The grid of each scheme that feedback can round to."""

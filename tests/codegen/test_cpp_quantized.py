@@ -89,6 +89,30 @@ def test_a_matrix_that_is_computed_is_refused() -> None:
         get_backend("cpp").check(b.build(), resolve_target("native"))
 
 
+@pytest.mark.parametrize("op", ["quantize_rows", "decoded_linear", "scaled_embedding"])
+def test_codes_without_kernels_are_refused_with_what_to_do(op: str) -> None:
+    b = ProgramBuilder("p", phase="planned")
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    codes = b.weight("w.codes", TensorType(DType.U8, (VOCAB, 8)))
+    scales = b.weight("w.scales", TensorType(DType.F32, (VOCAB,)))
+    how = {"dtype": "f32", "scheme": "fp8-weights"}
+    if op == "scaled_embedding":
+        b.outputs = [b.emit(op, codes, scales, ids, width=8, **how)]
+    else:
+        x = b.emit("embedding", b.weight("table", TensorType(DType.F32, (VOCAB, 8))), ids)
+        if op == "decoded_linear":
+            b.outputs = [b.emit(op, x, codes, scales, **how)]
+        else:
+            b.outputs = [b.add(op, (x,), {"codes": "e4m3"}).outputs[1]]
+    program = b.build()
+    (node,) = [node for node in program.nodes if node.op == op]
+    verdict = get_backend("cpp").supports(node, program, resolve_target("native"))
+    assert not verdict.accepted
+    assert "e4m3" in verdict.reason and "int8 or int4" in verdict.reason
+    assert get_backend("reference").supports(node, program, resolve_target("native")).accepted
+
+
 HEADS, GROUPS, SIZE, VALUE_SIZE, BLOCK = 4, 2, 12, 6, 16
 
 

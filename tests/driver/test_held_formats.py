@@ -57,7 +57,9 @@ def test_weights_are_counted_without_what_pads_a_block(width: int, inner: int, s
     }
     assert {place: one.num_weights for place, one in formats.items()} == numbers
     form = SCHEMES[scheme].weight
-    bits = (8 * -(-width // form.group) * form.block_bytes + 32) / width
+    kind = TensorType(DType.F32, (VOCAB, width))
+    num_bytes = form.code_type(kind).num_bytes() + form.scale_type(kind).num_bytes()
+    bits = 8 * num_bytes / (VOCAB * width)
     for place in ("embeddings", "head"):
         assert formats[place].bits_per_weight == pytest.approx(bits)
     assert (formats["embeddings"].held, formats["other"].held) == (scheme, "f32")

@@ -145,16 +145,17 @@ def test_a_product_is_near_the_plain_one(dtype: str, scheme: Scheme) -> None:
     bias = random(3, 1, 48)[0]
     codes, scale = scheme.quantize(w)
     kind = getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[dtype])
-    how = {"dtype": dtype, "scheme": scheme.name}
+    attrs = {"dtype": dtype, "scheme": scheme.name}
     if scheme.activations is None:
-        y = get_op("decoded_linear").meaning(x, codes, scale, bias.to(kind), **how)
+        y = get_op("decoded_linear").meaning(x, codes, scale, bias.to(kind), **attrs)
     else:
-        rows = quantize_rows_meaning(x, scheme.activations.group)
-        y = get_op("scaled_linear").meaning(*rows, codes, scale, bias.to(kind), **how)
+        how = scheme.activations
+        rows = quantize_rows_meaning(x, how.group, how.codes.name)
+        y = get_op("scaled_linear").meaning(*rows, codes, scale, bias.to(kind), **attrs)
     assert isinstance(y, torch.Tensor)
     assert y.dtype == kind
     expected = x @ w.T + bias
-    bound = 0.02 if scheme.weight.bits == 8 else 0.12
+    bound = 0.05 if scheme.is_fp8 else 0.02 if scheme.weight.bits == 8 else 0.12
     assert float((y - expected).abs().amax() / expected.abs().amax()) < bound
 
 
@@ -280,7 +281,7 @@ def test_experts_of_codes_are_near_the_plain_ones(scheme: Scheme) -> None:
     assert isinstance(plain, torch.Tensor)
     assert isinstance(y, torch.Tensor)
     error = float((y - plain).abs().amax() / plain.abs().amax())
-    assert 1e-4 < error < (0.03 if scheme.weight.bits == 8 else 0.35)
+    assert 1e-4 < error < (0.1 if scheme.is_fp8 else 0.03 if scheme.weight.bits == 8 else 0.35)
     # A row's result comes from its own codes and scales alone.
     alone = run(x[3:4], index[3:4], weight[3:4], *operands, *biases, scheme=scheme.name, **gate)
     assert isinstance(alone, torch.Tensor)

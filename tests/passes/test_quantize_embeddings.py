@@ -80,9 +80,12 @@ def test_a_tied_table_is_the_codes_of_the_head(scheme: str, head: str, narrow_he
 
 @pytest.mark.parametrize(
     ("scheme", "table"),
-    [("int8", "int8"), ("int8-token", "int8"), ("int4", "int4"), ("q4_0", "q4_0")],
+    [
+        *[("int8", "int8"), ("int8-token", "int8"), ("int4", "int4"), ("q4_0", "q4_0")],
+        *[("fp8", "fp8"), ("fp8-block-weights", "fp8-block-weights")],
+    ],
 )
-def test_a_table_of_its_own_is_int8_or_has_4_bits_too(scheme: str, table: str) -> None:
+def test_a_table_of_its_own_is_int8_or_has_4_bits_or_e4m3_too(scheme: str, table: str) -> None:
     after = quantize(model(tied=False), scheme=scheme).program
     assert (scheme_of(table_of(after)), scheme_of(head_of(after))) == (table, scheme)
     assert len(after.weights) == 5

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infc.codegen.cpp.buffers import has_kernels
 from infc.codegen.cpp.layout import BlockLayout, Layout, PanelLayout, weight_layout
 from infc.ir.formats import CHUNK, Part
 from infc.ir.schemes import MAX_EXACT_DEPTH, SCHEMES
@@ -30,7 +31,9 @@ def layout(k: Kernels, scheme: str) -> Layout:
     return weight_layout(SCHEMES[scheme].weight, k.target)
 
 
-QUANTIZING = [name for name, one in SCHEMES.items() if one.activations is not None]
+QUANTIZING = [
+    name for name, one in SCHEMES.items() if one.activations is not None and has_kernels(one.weight)
+]
 """Schemes that quantize rows."""
 GROUPED = [name for name in QUANTIZING if not SCHEMES[name].is_exact]
 
