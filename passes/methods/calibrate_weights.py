@@ -78,14 +78,19 @@ class CalibrateWeights(Pass):
         misses: tuple[NearMiss, ...] = ()
         # The same passes run again over a few layers of the model: those have been made already.
         if not calibration.made and not calibration.is_added:
-            if self.method == AUTO:
-                quick = "quantization.method=nearest takes seconds, and is less accurate"
-                name = calibration.description.get("name", "a text")
-                context.log(f"calibrating on {calibration.tokens} tokens of {name} ({quick})")
             with one_torch_thread(), ThreadPoolExecutor(available_cpus()) as pool:
                 method = Gptq(
                     program, calibration, pool, self.damping, self.correction, context.log
                 )
+                misses = method.misses()
+                if not method.has_work:
+                    if misses:
+                        context.log(f"nothing is calibrated: {misses[0].reason}")
+                    return finish(program, program, 0, misses)
+                if self.method == AUTO:
+                    quick = "quantization.method=nearest takes seconds, and is less accurate"
+                    name = calibration.description.get("name", "a text")
+                    context.log(f"calibrating on {calibration.tokens} tokens of {name} ({quick})")
                 method.run()
             details, misses = method.details(), method.misses()
         return replace(self._result(program, calibration, misses), details=details)

@@ -100,6 +100,11 @@ class Gptq:
         if places:
             self._tell(places, places[-1].index)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether there is any matrix to make codes for."""
+        return bool(self._places())
+
     def _places(self) -> list[_Place]:
         """The matrices that can be calibrated, in program order, each where it is read first."""
         found: dict[str, _Place] = {}
@@ -352,7 +357,7 @@ def _reason(matrix: QuantizedMatrix) -> str | None:
     if matrix.is_table:
         return "rows are looked up in it as well, and feedback would move them further away"
     if matrix.scheme not in GRIDS:
-        return f"the scheme {matrix.scheme} has no grid to round to"
+        return f"rounded to nearest: error feedback has no grid for the scheme {matrix.scheme}"
     return None
 
 

@@ -1,0 +1,73 @@
+"""Models in e4m3: what compiles, what the report says of it, and what is refused at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import infc
+from infc.codegen.registry import get_backend
+from infc.ir.artifact import Artifact
+from infc.ir.errors import UsageError
+from infc.ir.schemes import SCHEMES
+
+NAMES = [name for name, scheme in SCHEMES.items() if scheme.is_fp8]
+
+
+def compiled(recipe: Path, output: Path, **quantization: Any) -> tuple[Artifact, dict[str, Any]]:
+    sets = [f"quantization.{key}={json.dumps(value)}" for key, value in quantization.items()]
+    artifact = infc.compile(recipe, output, overrides=sets, cache=False)
+    return artifact, json.loads((artifact.path / "report.json").read_text())
+
+
+@pytest.mark.parametrize("scheme", NAMES)
+def test_a_model_compiles_and_runs(scheme: str, source: Path, tmp_path: Path) -> None:
+    artifact, report = compiled(
+        source / "model.yaml", tmp_path / "out", scheme=scheme, method="nearest"
+    )
+    program = (artifact.path / "program.ir").read_text()
+    assert f'scheme = "{scheme}"' in program and "scaled_embedding" in program
+    assert ('codes = "e4m3"' in program) == (SCHEMES[scheme].activations is not None)
+    held = {(one["class"], one["format"]) for one in report["certificate"]["formats"]}
+    assert {("embeddings", scheme), ("layers", scheme), ("head", scheme)} <= held
+    with infc.LLM(artifact) as llm:
+        (answer,) = llm.generate(["a b c"], infc.SamplingParams(max_tokens=3, ignore_eos=True))
+        assert len(answer.outputs[0].token_ids) == 3
+
+
+def test_rows_are_calibrated_and_others_say_why_not(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text of no great depth, again and again. " * 20)
+    calibration = {"text": str(tmp_path / "text.txt"), "tokens": 128}
+    found = {}
+    for scheme in ("fp8", "fp8-block"):
+        _, report = compiled(
+            source / "model.yaml",
+            tmp_path / scheme,
+            scheme=scheme,
+            method="gptq",
+            calibration=calibration,
+        )
+        found[scheme] = next(p for p in report["passes"] if p["name"] == "calibrate-weights")
+    errors = found["fp8"]["details"]["errors"]
+    assert errors and all(one["gptq"] <= one["nearest"] for one in errors)
+    assert sum(one["gptq"] for one in errors) < sum(one["nearest"] for one in errors)
+    assert found["fp8-block"]["matches"] == 0
+    reasons = {miss["reason"] for miss in found["fp8-block"]["near_misses"]}
+    assert "rounded to nearest: error feedback has no grid for the scheme fp8-block" in reasons
+
+
+@pytest.mark.parametrize("scheme", NAMES)
+def test_cpp_refuses_it_before_any_work(scheme: str, source: Path, tmp_path: Path) -> None:
+    form = SCHEMES[scheme].weight
+    assert not get_backend("cpp").can_hold(form) and get_backend("reference").can_hold(form)
+    with pytest.raises(UsageError, match=f"no kernels for matrices in {form.name}") as error:
+        infc.compile(
+            source / "model.yaml",
+            tmp_path / "out",
+            overrides=["backend=cpp", "target=native", f"quantization={scheme}"],
+        )
+    assert scheme in error.value.message and "backend=reference" in str(error.value.hint)
+    assert not (tmp_path / "out").exists()
