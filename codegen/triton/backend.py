@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import ClassVar, Final, Self
 
 from ...ir.errors import DeviceError, InfcError, TargetError
+from ...ir.formats import Format
 from ...ir.launches import LAUNCHES_FILE, Form, LaunchPlan
 from ...ir.nvidia import find_gpu
 from ...ir.program import Node, Program, Weight
 from ...ir.resources import KvGroup
+from ...ir.row_codes import I8_ROWS
+from ...ir.schemes import get_scheme
 from ...ir.targets import CUDA, Target
 from ...ir.types import DType, TensorType
 from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
@@ -23,6 +26,7 @@ from .expressions import SCALARS
 from .loops import LOOP_OPS
 from .lower import LOWERINGS
 from .lower.attention import table_width
+from .lower.coded import has_kernels
 from .steps import emit_form, form_specs
 
 KERNELS: Final = "code/kernels"
@@ -69,7 +73,12 @@ class TritonBackend(Backend):
         for kind in types:
             if isinstance(kind, TensorType) and kind.dtype not in built:
                 return Verdict.no(f"element type {kind.dtype.value} is not built")
-        return _check_sizes(node, program)
+        codes = _check_codes(node)
+        return _check_sizes(node, program) if codes.accepted else codes
+
+    def can_hold(self, form: Format) -> bool:
+        """Whether a format can be multiplied."""
+        return has_kernels(form)
 
     def plan_passes(self, target: Target) -> str:
         """Loops over rows, and one arena for all values of a step."""
@@ -191,6 +200,17 @@ def generate(program: Program, target: Target) -> Generated:
         arena_bytes=arena,
         table_width={group.name: table_width(program, group) for group in groups},
     )
+
+
+def _check_codes(node: Node) -> Verdict:
+    """Whether there are kernels for the codes that a node makes or multiplies."""
+    if node.attrs.get("codes", I8_ROWS.name) != I8_ROWS.name and node.op == "quantize_rows":
+        return Verdict.no(f"there are no kernels for rows of {node.attrs['codes']}")
+    if "scheme" in node.attrs:
+        form = get_scheme(node.attrs["scheme"]).weight
+        if not has_kernels(form):
+            return Verdict.no(f"there are no kernels for matrices in {form.name}")
+    return Verdict.yes()
 
 
 def _check_sizes(node: Node, program: Program) -> Verdict:

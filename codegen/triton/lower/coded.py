@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from ....ir.formats import BOOK_I4, CENTERED_I4, CHUNK, Format
+from ....ir.formats import BOOK_I4, CENTERED_I4, CHUNK, COUNTED_I4, Format
 from ....ir.program import Node, Operand
 from ....ir.schemes import Scheme, get_scheme
 from ....ir.types import DType
@@ -122,14 +123,26 @@ def rows_kind(scheme: Scheme) -> str:
     return "exact" if scheme.is_exact else "groups"
 
 
+def has_kernels(form: Format) -> bool:
+    """Whether there are kernels for matrices in a format."""
+    return form.levels in _LEVELS and not form.tile
+
+
+_LEVELS: Final[Mapping[tuple[float, ...], str]] = {
+    CENTERED_I4: "centered",
+    BOOK_I4: "book",
+    COUNTED_I4: "counted",
+    (): "plain",
+}
+_SCALES: Final = {None: "none", DType.I8: "i8", DType.F16: "f16"}
+
+
 def layout(form: Format) -> dict[str, Constant]:
     """How a row of codes lies."""
-    known = {CENTERED_I4: "centered", BOOK_I4: "book", (): "plain"}
-    scales = {None: "none", DType.I8: "i8", DType.F16: "f16"}
     return {
         "BITS": form.bits,
-        "LEVELS": known.get(form.levels, "counted"),
-        "SCALE": scales[form.scale],
+        "LEVELS": _LEVELS[form.levels],
+        "SCALE": _SCALES[form.scale],
         "MINIMUM": form.minimum is not None,
         "GROUP": form.group,
         "BLOCK_BYTES": form.block_bytes,
