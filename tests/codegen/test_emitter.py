@@ -12,7 +12,7 @@ from infc.ir.program import Operand, Value
 from infc.ir.targets import resolve_target
 from infc.ir.types import DType
 
-from .test_cpp_ops import WIDTH, Case
+from .op_cases import WIDTH, Case
 
 
 def emitted(case: Case, result: Value) -> Emitter:

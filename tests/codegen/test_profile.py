@@ -24,7 +24,7 @@ from infc.ir.types import DType
 from infc.runtime.executors.base import run_step
 
 from .harness import Chunk, build, make_step, open_cpp, random_weights, with_weights
-from .test_cpp_ops import WIDTH, Case
+from .op_cases import WIDTH, Case
 
 LAYERS = 6
 

@@ -26,7 +26,7 @@ from infc.ir.types import DType
 
 from ...conftest import kept
 from ..harness import build, random_weights, with_weights
-from ..test_cpp_ops import gates, norms, program_of, routing
+from ..op_cases import gates, norms, program_of, routing
 from .test_launches import CASES, planned
 
 SM_90 = resolve_target("sm_90")

@@ -20,7 +20,7 @@ from infc.passes.base import PassContext
 from infc.passes.group_loops import GroupLoops
 
 from ..harness import Chunk, make_step, random_weights, with_weights
-from ..test_cpp_ops import (
+from ..op_cases import (
     CASES,
     VOCAB,
     Case,
