@@ -20,6 +20,8 @@ from .calls import TYPES, Constant, KernelCode, Passed, Tuning, Typed, aligned, 
 
 ALIGNMENT_BYTES = 256
 """Of values in the arena."""
+FEW_TOKENS = 16
+"""A step of so many tokens or fewer reads weights for the most part."""
 STEP_ARRAYS = {"input_ids": "token_ids"}
 """What the arrays of a step are called where inputs of a program have another name."""
 
@@ -76,12 +78,14 @@ class Emitter:
     when: When = "always"
     arena_bytes: int = field(init=False)
     bounds: dict[str, int] = field(init=False)
+    consumers: Mapping[str, list[Node]] = field(init=False)
     _offsets: Mapping[str, int] = field(init=False)
     _scratch: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         arena = planned_arena(self.program)
         self._offsets, self.arena_bytes = arena.offsets, arena.num_bytes
+        self.consumers = self.program.consumers()
         self.bounds = {name: bound.high for name, bound in self.program.symbols.items()}
         for value in self.program.inputs:
             name = STEP_ARRAYS.get(value.name)

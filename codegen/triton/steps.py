@@ -11,15 +11,16 @@ from ...ir.resources import KvGroup
 from ...ir.targets import Target
 from .buffers import Buffer, product
 from .calls import Passed, Tuning, Typed, extent
-from .emitter import Emitter, FormSpec, power_of_two, step_array
+from .emitter import FEW_TOKENS, Emitter, FormSpec, power_of_two, step_array
+from .fusions import lower_pair
 from .loops import LOOP_OPS, lower_group
 from .lower import LOWERINGS
 from .lower.attention import query_tile
 from .lower.norms import row_tuning
 
-FEW_TOKENS = 16
 SOME_TOKENS = 64
-"""Steps of at most so many tokens have forms of their own, as other tiles of products suit them."""
+"""Steps of at most so many tokens, or `FEW_TOKENS`, have forms of their own: other tiles of
+products suit them."""
 _WORDS_OF_COPY = 4096
 _PART_OF_ROW = 4096
 
@@ -47,9 +48,16 @@ def emit_form(e: Emitter) -> Form:
     _copies(e)
     _carried(e)
     hidden, further = program.output(HIDDEN), further_outputs(program)
-    for nodes in _runs(program):
+    runs = list(_runs(program))
+    fused = False
+    for nodes, following in zip(runs, [*runs[1:], ()], strict=True):
+        if fused:
+            fused = False
+            continue
         e.nodes = nodes
-        if nodes[0].op in LOOP_OPS:
+        if len(nodes) == len(following) == 1 and _lower_pair(e, nodes[0], following[0]):
+            fused = True
+        elif nodes[0].op in LOOP_OPS:
             lower_group(e, nodes)
         else:
             LOWERINGS[nodes[0].op](e, nodes[0])
@@ -67,6 +75,14 @@ def emit_form(e: Emitter) -> Form:
     return Form(
         e.form.name, e.form.one_query, e.form.max_tokens, tuple(e.launches), e.form.query_tile
     )
+
+
+def _lower_pair(e: Emitter, first: Node, second: Node) -> bool:
+    e.nodes = (first, second)
+    if lower_pair(e, first, second):
+        return True
+    e.nodes = (first,)
+    return False
 
 
 def _runs(program: Program) -> Iterator[tuple[Node, ...]]:

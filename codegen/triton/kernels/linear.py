@@ -65,6 +65,71 @@ def linear(
 
 
 @triton.jit
+def linear_gated(
+    x,
+    w,
+    bias,
+    out,
+    M,
+    N,
+    K,
+    x_stride,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    ACT: tl.constexpr,
+    EVEN: tl.constexpr,
+    BIAS: tl.constexpr,
+    BETWEEN: tl.constexpr,
+):
+    """out[M, N] = act(gate) * up, where w[2N, K] gives gate in its first N columns, then up.
+
+    Both are rounded to the type BETWEEN, as `linear` and `gated_act` apart would. Program (tile of
+    N, tile of M).
+    """
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    left = x + m[:, None].to(tl.int64) * x_stride + k[None, :]
+    right = w + n[None, :].to(tl.int64) * K + k[:, None]
+    apart = tl.zeros((), tl.int64) + N
+    live_m = m[:, None] < M
+    live_n = n[None, :] < N
+    gate = tl.zeros((BM, BN), tl.float32)
+    up = tl.zeros((BM, BN), tl.float32)
+    for at in range(0, K, BK):
+        if EVEN:
+            a = tl.load(left, mask=live_m, other=0.0)
+            b = tl.load(right, mask=live_n, other=0.0)
+            c = tl.load(right + apart * K, mask=live_n, other=0.0)
+        else:
+            a = tl.load(left, mask=live_m & (k[None, :] < K - at), other=0.0)
+            deep = live_n & (k[:, None] < K - at)
+            b = tl.load(right, mask=deep, other=0.0)
+            c = tl.load(right + apart * K, mask=deep, other=0.0)
+        if w.dtype.element_ty == tl.float32:
+            gate = tl.dot(a.to(tl.float32), b, gate, input_precision="ieee")
+            up = tl.dot(a.to(tl.float32), c, up, input_precision="ieee")
+        else:
+            gate = tl.dot(a.to(w.dtype.element_ty), b, gate)
+            up = tl.dot(a.to(w.dtype.element_ty), c, up)
+        left += BK
+        right += BK
+    if BIAS:
+        gate += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if BETWEEN == "bf16":
+        gate = gate.to(tl.bfloat16).to(tl.float32)
+        up = up.to(tl.bfloat16).to(tl.float32)
+    if BETWEEN == "fp16":
+        gate = gate.to(tl.float16).to(tl.float32)
+        up = up.to(tl.float16).to(tl.float32)
+    place = out + m[:, None].to(tl.int64) * N + n[None, :]
+    value = activate(gate, ACT) * up
+    tl.store(place, value.to(out.dtype.element_ty), mask=live_m & live_n)
+
+
+@triton.jit
 def gated_act(
     x, out, STRIDE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ACT: tl.constexpr
 ):

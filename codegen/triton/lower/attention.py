@@ -9,11 +9,13 @@ from ....ir.types import DType
 from ..buffers import Buffer
 from ..calls import Constant, Passed, Tuning, Typed
 from ..configurations import AttentionBlock, attention_block
-from ..emitter import Emitter, Lowering, Rows, power_of_two, step_array, whole
+from ..emitter import FEW_TOKENS, Emitter, Lowering, Rows, power_of_two, step_array, whole
 
 SPLIT_POSITIONS = 256
 MOST_SPLITS = 64
-"""Of a sequence: longer contexts have longer splits, as their sums lie in memory."""
+MOST_SPLITS_OF_MANY = 16
+"""Of a sequence: longer contexts have longer splits, as their sums lie in memory. Many sequences
+keep a GPU busy with fewer."""
 
 
 def table_width(program: Program, group: KvGroup) -> int:
@@ -166,7 +168,8 @@ def _splits(e: Emitter, node: Node, q: Rows, out: Buffer, sinks: list[Buffer]) -
     block = _block(e, "splits", group)
     heads, value_dim = (whole(size, "a head") for size in out.shape[1:])
     longest = e.program.spec.max_context
-    split = SPLIT_POSITIONS * -(-longest // (SPLIT_POSITIONS * MOST_SPLITS))
+    most = MOST_SPLITS if e.form.max_tokens <= FEW_TOKENS else MOST_SPLITS_OF_MANY
+    split = SPLIT_POSITIONS * -(-longest // (SPLIT_POSITIONS * most))
     splits = -(-longest // split)
     cells = e.most(out.shape[0]) * heads * splits
     partial = Typed(e.scratch("partial", cells * value_dim * 4), "fp32")
@@ -215,7 +218,7 @@ def _splits(e: Emitter, node: Node, q: Rows, out: Buffer, sinks: list[Buffer]) -
 
 
 def _block(e: Emitter, kind: str, group: KvGroup) -> AttentionBlock:
-    bits = 32 if group.dtype == "f32" else 16
+    bits = 8 * DType(group.dtype).size_bytes
     head = max(group.key_head_dim, group.value_head_dim)
     return attention_block(e.target, kind=kind, head=head, bits=bits)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.program import Node
+from ....ir.program import Node, Operand, Value
 from ..buffers import product
 from ..calls import Tuning, extent
 from ..emitter import Emitter, Lowering, Rows, power_of_two
@@ -11,18 +11,20 @@ from .norms import row_tuning
 
 def lower_embedding(e: Emitter, node: Node) -> None:
     """`embedding(table, ids)`: rows of a table."""
-    _pick(e, node, e.rows(node.inputs[0]))
+    pick_rows(e, e.rows(node.inputs[0]), node.inputs[1], node.output)
 
 
 def lower_take(e: Emitter, node: Node) -> None:
     """`take(x, index)` along the first dimension: whole rows."""
     buffer = e.buffer(node.inputs[0])
-    _pick(e, node, e.rows(buffer, inner_dims=len(buffer.shape) - 1))
+    rows = e.rows(buffer, inner_dims=len(buffer.shape) - 1)
+    pick_rows(e, rows, node.inputs[1], node.output)
 
 
-def _pick(e: Emitter, node: Node, x: Rows) -> None:
-    index = e.dense(e.buffer(node.inputs[1]))
-    out = e.output(node.output)
+def pick_rows(e: Emitter, x: Rows, by: Operand, result: Value) -> None:
+    """Rows of x by index, in the type of the result."""
+    index = e.dense(e.buffer(by))
+    out = e.output(result)
     block = min(1024, power_of_two(x.length))
     e.launch(
         "rows.pick_rows",

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +22,15 @@ from infc.codegen.triton.backend import generate
 from infc.codegen.triton.calls import KernelCode, Tuning
 from infc.ir.errors import ProgramError, TargetError, ToolchainError
 from infc.ir.launches import LAUNCHES_FILE, Kernel, read_launches
+from infc.ir.program import Program
 from infc.ir.targets import CUDA, resolve_target
 from infc.ir.types import DType
 
 from ...conftest import kept
 from ..harness import build, random_weights, with_weights
 from ..op_cases import gates, norms, program_of, routing
-from .test_launches import CASES, planned
+from .shapes import SHAPES, layer
+from .test_launches import CASES, plan, planned
 
 SM_90 = resolve_target("sm_90")
 ONE = KernelCode(
@@ -49,18 +52,17 @@ def _kept_kernels(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_each_kernel_of_a_small_model_fits(target: str, tmp_path: Path) -> None:
-    _compile_all(target, tmp_path)
+    _compile_all([planned(path) for path in CASES], target, tmp_path)
 
 
 @pytest.mark.breadth
-@pytest.mark.parametrize("target", sorted(CUDA.targets.keys() - {"sm_80", "sm_90"}))
-def test_each_kernel_fits_on_other_targets(target: str, tmp_path: Path) -> None:
-    _compile_all(target, tmp_path)
+@pytest.mark.parametrize("target", CUDA.targets)
+def test_each_kernel_fits_for_shapes_that_people_run(target: str, tmp_path: Path) -> None:
+    _compile_all([plan(layer(shape)) for shape in SHAPES.values()], target, tmp_path)
 
 
-def _compile_all(target: str, place: Path) -> None:
+def _compile_all(programs: Sequence[Program], target: str, place: Path) -> None:
     machine = resolve_target(target)
-    programs = [planned(path) for path in CASES]
     codes = {k: code for one in programs for k, code in generate(one, machine).codes.items()}
     build = KernelBuild(codes, machine, place / "kernels")
     build.start()

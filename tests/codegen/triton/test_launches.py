@@ -34,7 +34,11 @@ SM_90 = resolve_target("sm_90")
 
 def planned(path: Path) -> Program:
     """A lowered program as the backend wants it."""
-    program = parse_program(path.read_text(encoding="utf-8"), source=str(path))
+    return plan(parse_program(path.read_text(encoding="utf-8"), source=str(path)))
+
+
+def plan(program: Program) -> Program:
+    """A lowered program as the backend wants it."""
     passes = parse_pipeline(get_backend("triton").plan_passes(SM_90))
     return run_passes(program, passes)[0]
 
