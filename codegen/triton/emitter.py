@@ -149,10 +149,19 @@ class Emitter:
         return copy
 
     def copy(self, source: Buffer, target: Buffer) -> None:
-        """Copy element by element between buffers of one shape."""
-        from .loops import copy_elements
-
-        copy_elements(self, source, target)
+        """Copy element by element between buffers of one shape, of at most four dimensions."""
+        missing = 4 - len(source.shape)
+        if missing < 0:
+            raise ProgramError(f"a copy of {len(source.shape)} dimensions is not supported")
+        shape = (1,) * missing + source.shape
+        passed: dict[str, Passed | Buffer] = {"x": source, "out": target}
+        passed |= {f"size{axis}": extent(shape[axis]) for axis in (1, 2, 3)}
+        for name, buffer in (("x_stride", source), ("out_stride", target)):
+            strides = (0,) * missing + buffer.strides
+            passed |= {f"{name}{axis}": extent(strides[axis]) for axis in range(4)}
+        block = min(1024, power_of_two(self.most(shape[3])))
+        grid = [product(shape[:3]), extent(shape[3], divisor=block)]
+        self.launch("rows.copy_elements", grid, passed, {"BLOCK": block})
 
     def rows(self, operand: Operand | Buffer, *, inner_dims: int = 1) -> Rows:
         """The operand as rows of its last `inner_dims` dimensions, copied only if it must be."""

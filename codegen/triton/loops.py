@@ -163,22 +163,8 @@ def lower_group(e: Emitter, nodes: Sequence[Node]) -> None:
         _launch(e, text, nodes, width, min(_PART, power_of_two(widest)))
 
 
-def copy_elements(e: Emitter, source: Buffer, target: Buffer) -> None:
-    """Copy between buffers of one shape, whatever their strides."""
-    shape = source.shape or (1,)
-    wide = shape[-1] != 1
-    text = _Text(shape[:-1])
-    text.store(target, text.load(source, wide=wide), wide=wide)
-    block = min(_PART, power_of_two(e.most(shape[-1])))
-    _launch_text(e, text, "copy_elements", shape[-1], block)
-
-
 def _launch(e: Emitter, text: _Text, nodes: Sequence[Node], width: Dim, block: int) -> None:
     name = "_".join(["loop", *(node.op for node in nodes)])[:48]
-    _launch_text(e, text, name, width, block)
-
-
-def _launch_text(e: Emitter, text: _Text, name: str, width: Dim, block: int) -> None:
     source = text.source(name, width)
     grid = [product(text.lead), extent(width, divisor=block)]
     e.launch(f"loops.{name}", grid, text.passed, {"BLOCK": block}, row_tuning(block), source=source)

@@ -27,6 +27,34 @@ def widen_rows(x, out, STRIDE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.cons
 
 
 @triton.jit
+def copy_elements(
+    x,
+    out,
+    size1,
+    size2,
+    size3,
+    x_stride0,
+    x_stride1,
+    x_stride2,
+    x_stride3,
+    out_stride0,
+    out_stride1,
+    out_stride2,
+    out_stride3,
+    BLOCK: tl.constexpr,
+):
+    """out[i, j, k, l] = x[i, j, k, l], whatever their strides. Program (i, j, k; part of l)."""
+    row = tl.program_id(0).to(tl.int64)
+    i2 = row % size2
+    i1 = row // size2 % size1
+    i0 = row // size2 // size1
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    source = x + i0 * x_stride0 + i1 * x_stride1 + i2 * x_stride2 + at * x_stride3
+    target = out + i0 * out_stride0 + i1 * out_stride1 + i2 * out_stride2 + at * out_stride3
+    tl.store(target, tl.load(source, mask=at < size3), mask=at < size3)
+
+
+@triton.jit
 def gather_elements(x, index, out, STRIDE: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """out[r, k] = x[r, index[r, k]] for k below COUNT. Program r."""
     row = tl.program_id(0).to(tl.int64)

@@ -1,0 +1,1 @@
+"""The Triton backend: its launches, and its kernels by Triton's interpreter."""
