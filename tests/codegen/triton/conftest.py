@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from infc.codegen.triton import aot
+
+from ...conftest import kept
 from ...e2e.builds import Builds
 from .interpreting import Interpreting
 
@@ -22,3 +25,9 @@ def interpreting() -> Iterator[Interpreting]:
     process = Interpreting()
     yield process
     process.close()
+
+
+@pytest.fixture(autouse=True)
+def _kept_kernels(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests compile is kept from run to run."""
+    monkeypatch.setattr(aot, "kept_kernels", lambda: kept(pytestconfig, "triton"))

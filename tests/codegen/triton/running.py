@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from infc.ir.targets import resolve_target
 from infc.runtime.sampling.adjustments import ADJUSTED
 from infc.runtime.scheduling.step import Step, StepOutput
 
-from .interpreting import Bytes, Call, Interpreting, Place
+from .interpreting import Bytes, Call, Place
 
 TARGET = resolve_target("sm_90")
 
@@ -34,13 +35,21 @@ def tensor_bytes(tensor: torch.Tensor) -> Bytes:
     return flat.view(torch.uint8).numpy().copy()
 
 
+class Carrier(Protocol):
+    """What carries out launches."""
+
+    def run(self, calls: Sequence[Call], arrays: Mapping[str, Bytes]) -> dict[str, Bytes]:
+        """The arrays after the calls."""
+        ...
+
+
 @dataclass(slots=True)
 class Runner:
     """A program, its weights and its pages; pages begin as NaN, or as codes with scales of NaN."""
 
     program: Program
     weights: WeightSource
-    process: Interpreting
+    process: Carrier
     num_blocks: int = 16
     made: Generated = field(init=False)
     pages: dict[str, Bytes] = field(default_factory=dict)

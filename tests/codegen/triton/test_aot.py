@@ -26,7 +26,6 @@ from infc.ir.program import Program
 from infc.ir.targets import CUDA, resolve_target
 from infc.ir.types import DType
 
-from ...conftest import kept
 from ..harness import build, random_weights, with_weights
 from ..op_cases import gates, norms, program_of, routing
 from .shapes import SHAPES, layer
@@ -41,12 +40,6 @@ ONE = KernelCode(
     (("BLOCK", 128),),
     Tuning(),
 )
-
-
-@pytest.fixture(autouse=True)
-def _kept_kernels(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tests compile is kept from run to run."""
-    monkeypatch.setattr(aot, "kept_kernels", lambda: kept(pytestconfig, "triton"))
 
 
 @pytest.mark.slow

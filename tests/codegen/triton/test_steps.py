@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from infc.runtime.sampling.sampler import drawn_token
 
 from ...e2e.builds import Build, Builds
 from ..harness import Chunk, make_step
+from .emulating import Emulating
 from .interpreting import Interpreting
-from .running import TARGET, Runner
+from .running import TARGET, Carrier, Runner
 
 BLOCK_SIZE = 16
 BLOCKS = ((3, 9, 5, 12), (7, 2, 11, 4), (1, 8, 6, 10))
@@ -68,7 +70,7 @@ class Both:
         )
 
 
-def both(builds: Builds, build: Build, process: Interpreting) -> Both:
+def both(builds: Builds, build: Build, process: Carrier) -> Both:
     sets = (("kv_cache.block_size", BLOCK_SIZE), *build.sets)
     artifact = builds.artifact(replace(build, backend="reference", sets=sets))
     program = parse_program(artifact.read_text("program.ir"), source="program.ir")
@@ -125,3 +127,15 @@ def test_steps_are_those_of_the_reference(
     errors = [pair.run([(0, 19), (0, 5)]), pair.run([(19, 1), (5, 9), (0, 3)])]
     errors.append(pair.run([(20, 1), (14, 1), (3, 1)]))
     assert max(errors) < bound
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_compiled_kernels_are_those_of_the_reference(
+    name: str, builds: Builds, tmp_path: Path
+) -> None:
+    """The PTX of sm_90, in the emulation."""
+    build, bound = CASES[name]
+    process = Emulating()
+    pair = both(builds, build, process)
+    process.compile(pair.runner.made.codes, tmp_path)
+    assert max(pair.run([(0, 19), (0, 5)]), pair.run([(19, 1), (5, 1)])) < bound

@@ -1,0 +1,82 @@
+"""Launches by the emulation of PTX: the compiled kernels, carried out without a GPU."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from infc.codegen.triton.aot import KernelBuild
+from infc.codegen.triton.calls import KernelCode
+from infc.ir.launches import Kernel
+
+from ...emulation.driver import EmulatedDriver
+from .interpreting import Bytes, Call, Place
+from .running import TARGET
+
+_FORMATS = {"i32": "<i", "fp32": "<f"}
+_SCRATCH_POINTERS = bytes(16)
+"""Two that Triton appends."""
+
+
+class Emulating:
+    """Compiled kernels, in the place of a process of the interpreter."""
+
+    def __init__(self) -> None:
+        self._kernels: dict[str, tuple[Kernel, bytes, str]] = {}
+
+    def compile(self, codes: Mapping[str, KernelCode], place: Path) -> None:
+        """Compile what later calls launch."""
+        build = KernelBuild(codes, TARGET, place / "kernels")
+        build.start()
+        for key, kernel in build.wait().items():
+            image, source = (
+                place / one.removeprefix("code/") for one in (kernel.image, kernel.source)
+            )
+            self._kernels[_name(codes[key].plain())] = (
+                kernel,
+                image.read_bytes(),
+                source.read_text(encoding="utf-8"),
+            )
+
+    def run(self, calls: Sequence[Call], arrays: Mapping[str, Bytes]) -> dict[str, Bytes]:
+        """The arrays after the calls."""
+        driver = EmulatedDriver()
+        places: dict[str, int] = {}
+        for name, data in arrays.items():
+            places[name] = driver.allocate(max(1, len(data)), name)
+            if len(data):
+                driver.upload(places[name], data.copy())
+        for call in calls:
+            if 0 not in call.grid:
+                kernel, image, source = self._kernels[_name(call.code)]
+                function = driver.load(
+                    image, source, kernel.entry, kernel.threads, kernel.shared_bytes
+                )
+                driver.launch(function, call.grid, _parameters(call, places))
+        results = {name: np.empty(len(data), np.uint8) for name, data in arrays.items()}
+        for name, target in results.items():
+            if len(target):
+                driver.download(target, places[name])
+        driver.synchronize()
+        driver.close()
+        return results
+
+
+def _name(code: Mapping[str, object]) -> str:
+    return json.dumps(dict(code), sort_keys=True)
+
+
+def _parameters(call: Call, places: Mapping[str, int]) -> bytes:
+    """Arguments one after the other, each aligned to its size."""
+    buffer = b""
+    for (_, kind), value in zip(call.code["parameters"], call.arguments, strict=True):
+        if isinstance(value, Place):
+            data = struct.pack("<Q", places[value.array] + value.offset)
+        else:
+            data = struct.pack(_FORMATS[kind], value)
+        buffer += bytes(-len(buffer) % len(data)) + data
+    return buffer + bytes(-len(buffer) % 8) + _SCRATCH_POINTERS
