@@ -147,6 +147,9 @@ class CudaDriver:
         if shared_bytes > _USUAL_SHARED_BYTES:
             name = calls.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._do(what, calls.cuFuncSetAttribute(handle, name, shared_bytes))
+        # Drivers load code when it is first launched, which must not be while a graph is captured.
+        with contextlib.suppress(RuntimeError):  # drivers before 12.4 have no such function
+            self._do(what, calls.cuFuncLoad(handle))
         return Function(entry, handle, threads, shared_bytes)
 
     def launch(

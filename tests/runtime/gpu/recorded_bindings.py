@@ -231,6 +231,9 @@ class RecordedCalls:
     def cuKernelGetFunction(self, kernel: Any) -> Result:
         return self._done("cuKernelGetFunction", kernel)
 
+    def cuFuncLoad(self, function: Any) -> Result:
+        return self._done("cuFuncLoad")
+
     def cuFuncSetAttribute(self, function: Any, name: Any, value: int) -> Result:
         names = real.CUfunction_attribute
         assert name == names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

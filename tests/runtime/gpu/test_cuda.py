@@ -105,6 +105,7 @@ def test_kernels_are_launched_with_one_buffer_of_parameters() -> None:
     large = driver.load(b"one image", "", "embed", 128, 100 << 10)
     assert calls.calls.count("cuLibraryLoadData") == 1
     assert f"cuFuncSetAttribute {100 << 10}" in calls.calls
+    assert calls.calls.count("cuFuncLoad") == 2
     tokens, out = driver.allocate(8, "tokens"), driver.allocate(16, "out")
     given, found = driver.host_array(8), driver.host_array(16)
     given.view(np.int32)[:] = (5, 6)

@@ -121,6 +121,11 @@ def test_parameters_are_aligned_to_their_sizes() -> None:
     assert len(driver.calls) == 1, "equal sizes have equal parameters"
 
 
+def test_a_grid_alone_makes_a_launch_depend_on_a_size() -> None:
+    ready, call = launched(Launch("f", (Extent(1), Extent(2, "R")), ()), {"R": 3})
+    assert call[1] == (1, 6) and ready.sizes == {"R"}
+
+
 def test_a_launch_of_nothing_is_left_out() -> None:
     _, call = launched(Launch("f", (Extent(1, "T"), Extent(1, "P")), ()), {"T": 6, "P": 0})
     assert call is None
