@@ -52,7 +52,7 @@ _TABLE: Final = -(-CONTEXT // BLOCK)
 _X, _FIRST, _OTHER, _STATES, _LOGITS = 0, 1024, 2048, 3072, 4096
 _CHANGED: Final = _LOGITS + 4 * ROWS * VOCAB
 ARENA_BYTES: Final = _CHANGED + 4 * SEQUENCES * VOCAB
-WEIGHTS: Final = {"a": (300, 7), "b": (5,), "c": (1000, 33)}
+WEIGHTS: Final = {"a": (300, 8), "b": (5,), "c": (1000, 33)}
 
 
 def _arena(offset: int) -> Pointer:

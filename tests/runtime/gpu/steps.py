@@ -34,6 +34,7 @@ class Steps:
         hidden: bool = False,
         draws: int = 0,
         adjusted: bool = False,
+        num_biased: int = 2,
     ) -> Step:
         """So many more tokens for each of the first sequences."""
         begins = []
@@ -72,11 +73,11 @@ class Steps:
             logits_index=index,
             logits_rows=_rows(logits, len(index)),
             draws=draws_of(drawn),
-            adjustments=self._adjustments(draws) if adjusted and draws else None,
+            adjustments=self._adjustments(draws, num_biased) if adjusted and draws else None,
             wants_hidden=hidden,
         )
 
-    def _adjustments(self, draws: int) -> Adjustments:
+    def _adjustments(self, draws: int, num_biased: int) -> Adjustments:
         """Of every second draw."""
         chosen = list(range(0, draws, 2))
         allowed = self.random.random(VOCAB) < 0.5
@@ -84,8 +85,8 @@ class Steps:
         entries = [
             Adjustment(
                 *(1.3, 0.2, 0.1),
-                bias_ids=np.array([d, d + 9], np.int32),
-                bias=np.array([1.5, -np.inf], np.float32),
+                bias_ids=np.arange(d, d + num_biased, dtype=np.int32),
+                bias=np.resize(np.array([1.5, -np.inf], np.float32), num_biased),
                 count_ids=np.array([2, 3, d + 12], np.int32),
                 counts=np.array([1, 0, 2], np.int32),
                 mask=packed(allowed) if d % 4 == 0 else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from infc.ir.artifact import Artifact
 from infc.runtime.engine import Engine
 from infc.runtime.executors.base import Executor, ExecutorConfig, run_step, work_ahead
 from infc.runtime.executors.gpu.executor import GpuExecutor
+from infc.runtime.executors.gpu.weights import DeviceWeights
 from infc.runtime.limits import RuntimePlan
 from infc.runtime.scheduling.admission import SchedulerLimits
 
@@ -124,6 +126,10 @@ def test_pieces_are_captured_between_launches_that_stay_eager(artifact: Artifact
     assert [call for call in driver.calls if call.startswith("captured")] == ["captured 3"]
     assert driver.calls.count("replay") == 3
     assert driver.calls.count("launch attend_tiles") == 6
+    run_step(executor, Steps().of([2, 2, 2], draws=3))
+    before = len(driver.calls)
+    run_step(executor, Steps().of([2, 1, 1, 2], draws=4))  # as many rows and draws, once padded
+    assert not any(call.startswith("captured") for call in driver.calls[before:])
     executor.close()
 
 
@@ -150,10 +156,51 @@ def test_weights_and_state_are_where_launches_look_for_them(artifact: Artifact) 
         assert address is not None and address % 64 == 0
         held = driver.memory.array(address, int(np.prod(shape)), np.float32)
         assert np.array_equal(held, weight(name).reshape(-1))
+    for table in memory.tables.values():
+        assert len(driver.memory.view(table.address, table.num_bytes)) == 4 * SEQUENCES * 16
     assert driver.memory.num_bytes <= memory.num_bytes + 256 * len(driver.names)
     assert executor.touched_bytes()["device"] == memory.num_bytes
     executor.close()
     assert executor.touched_bytes()["device"] == 0
+
+
+def test_weights_come_in_chunks_through_buffers_that_are_used_again(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not copied before its buffer is filled anew shows, as nothing is copied early."""
+    monkeypatch.setattr("infc.runtime.executors.gpu.weights.CHUNK_BYTES", 4096)
+    program = artifact.manifest.main
+    some = replace(program, weights=replace(program.weights, tensors=("c", "b")))
+    driver = LateDriver()
+    weights = DeviceWeights(artifact, some)
+    weights.upload(driver)
+    assert driver.calls.count("upload") > 20
+    for name in ("b", "c"):
+        address, entry = weights.address(name), weights.entries[name]
+        assert address is not None and address % 256 == entry.begin % 256
+        held = driver.memory.array(address, int(np.prod(WEIGHTS[name])), np.float32)
+        assert np.array_equal(held, weight(name).reshape(-1))
+    assert weights.address("a") is None
+
+
+def test_graphs_are_captured_anew_when_what_they_read_has_moved(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infc.runtime.executors.gpu.memory._GROWING_BYTES", 0)
+    executors = [
+        GpuExecutor.open_with(artifact, CONFIG, LateDriver(), capture=capture)
+        for capture in (True, False)
+    ]
+    steps = Steps()
+    made = [
+        steps.of([1] * 4, draws=4, adjusted=True, num_biased=num_biased)
+        for num_biased in (2, 2, 36, 36, 2)
+    ]
+    runs = [[executor.launch(step) for step in made] for executor in executors]
+    for one, other in zip(*runs, strict=True):
+        assert one.result().tokens.tolist() == other.result().tokens.tolist()
+    for executor in executors:
+        executor.close()
 
 
 def test_memory_of_the_host_is_used_again_only_when_its_step_has_ended(

@@ -199,3 +199,19 @@ def test_after_an_upload_that_was_not_made_tables_are_sent_again(tmp_path: Path)
     driver.upload = upload  # type: ignore[method-assign]
     run_step(executor, steps.decode(3))
     executor.close()
+
+
+def test_a_capture_that_is_interrupted_ends(tmp_path: Path) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    launch = driver.launch
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    driver.launch = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        executor.launch(Steps().decode(3))
+    driver.launch = launch  # type: ignore[method-assign]
+    assert run_step(executor, Steps().decode(3)).tokens.shape == (3,)
+    executor.close()
