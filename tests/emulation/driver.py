@@ -286,6 +286,11 @@ class EmulatedDriver:
         with self._call("memory of the host is allocated"):
             return np.zeros(num_bytes, np.uint8)
 
+    def free_host_array(self, array: Bytes) -> None:
+        """Carry out what was asked for, which may read or write it; it may not be used any more."""
+        self.synchronize()
+        array.fill(0x5A)
+
     def upload(self, address: int, source: Bytes) -> None:
         """Ask for a copy, which reads its source when it is carried out."""
         with self._call("a copy is asked for"):

@@ -70,7 +70,7 @@ class CudaDriver:
         self._handle, gpu = gpu_of(self._bindings, index)
         self._local = threading.local()
         self._addresses: set[int] = set()
-        self._pinned: list[int] = []
+        self._pinned: set[int] = set()
         self._libraries: dict[bytes, Any] = {}
         self._events: list[Any] = []
         self._all_events: list[Any] = []
@@ -273,8 +273,15 @@ class CudaDriver:
         if result[0] == self._calls.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise CapacityError(f"the host has no {format_size(size)} of pinned memory")
         address = int(self._ask("pinned memory", result))
-        self._pinned.append(address)
+        self._pinned.add(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))[:num_bytes]
+
+    def free_host_array(self, array: Bytes) -> None:
+        """See `Driver.free_host_array`."""
+        self.synchronize()
+        address = int(array.ctypes.data)
+        self._pinned.remove(address)
+        self._do("pinned memory cannot be given back", self._calls.cuMemFreeHost(address))
 
     def upload(self, address: int, source: Bytes) -> None:
         """See `Driver.upload`."""

@@ -83,6 +83,10 @@ class Driver(Protocol):
         """Memory of the host that copies can read while the host goes on (pinned)."""
         ...
 
+    def free_host_array(self, array: Bytes) -> None:
+        """Give such memory back, once copies that were asked for have ended."""
+        ...
+
     def upload(self, address: int, source: Bytes) -> None:
         """Copy to the device. `source` must stay as it is until the copy has ended."""
         ...

@@ -23,7 +23,9 @@ class PinnedBuffer:
         """Begin a step that takes at most so much, once that before it has ended."""
         self._used = 0
         if num_bytes > len(self._memory):
-            self._memory = self._driver.host_array(max(num_bytes, 2 * len(self._memory)))
+            larger = self._driver.host_array(max(num_bytes, 2 * len(self._memory)))
+            self._driver.free_host_array(self._memory)
+            self._memory = larger
 
     def take(self, num_bytes: int) -> Bytes:
         """So many bytes, which nobody else takes until `reserve` is called."""

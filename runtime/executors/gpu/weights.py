@@ -115,7 +115,8 @@ class DeviceWeights:
             finally:
                 for future in reading.values():
                     future.cancel()
-        driver.synchronize()
+        for buffer in buffers:
+            driver.free_host_array(buffer)
         self.close()
 
     def address(self, name: str) -> int | None:

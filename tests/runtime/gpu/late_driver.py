@@ -107,6 +107,7 @@ class LateDriver:
     calls: list[str] = field(default_factory=list)
     fail_kernels: int | None = None
     is_closed: bool = False
+    host_bytes: int = 0
     names: dict[int, str] = field(default_factory=dict)
     _queue: list[Job] = field(default_factory=list)
     _recorded: list[Job] | None = None
@@ -133,7 +134,13 @@ class LateDriver:
         self.memory.remove(address)
 
     def host_array(self, num_bytes: int) -> Bytes:
+        self.host_bytes += num_bytes
         return np.full(num_bytes, POISON, np.uint8)
+
+    def free_host_array(self, array: Bytes) -> None:
+        self.synchronize()
+        self.host_bytes -= len(array)
+        array.fill(POISON)
 
     def upload(self, address: int, source: Bytes) -> None:
         assert self._recorded is None, "a copy while a graph is recorded"

@@ -68,6 +68,8 @@ def test_copies_go_both_ways_and_memory_is_given_back() -> None:
     driver.fill(address, 64, 3)
     driver.download(target, address)
     assert set(target.tolist()) == {3}
+    driver.free_host_array(target)
+    assert len(calls.live["host"]) == 1
     driver.upload(address, source[:0])
     driver.free(address)
     driver.allocate(32, "what is left to close")

@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.ir.artifact import Artifact
+from infc.ir.errors import CapacityError
+from infc.ir.launches import Extent, Launch, Pointer
+from infc.ir.manifest import Limits
 from infc.runtime.engine import Engine
 from infc.runtime.executors.base import Executor, ExecutorConfig, run_step, work_ahead
 from infc.runtime.executors.gpu.executor import GpuExecutor
@@ -181,6 +184,7 @@ def test_weights_come_in_chunks_through_buffers_that_are_used_again(
         held = driver.memory.array(address, int(np.prod(WEIGHTS[name])), np.float32)
         assert np.array_equal(held, weight(name).reshape(-1))
     assert weights.address("a") is None
+    assert driver.host_bytes == 0
 
 
 def test_graphs_are_captured_anew_when_what_they_read_has_moved(
@@ -250,3 +254,44 @@ def test_padding_changes_nothing(artifact: Artifact, data: st.DataObject) -> Non
             assert np.array_equal(one.hidden, other.hidden)
     for executor in executors:
         executor.close()
+
+
+def test_a_program_may_take_and_give_other_arrays(tmp_path: Path) -> None:
+    """Without any tokens, or beside them."""
+    launch = Launch(
+        "sum_rows", (Extent(1, "I"),), (Pointer("step", "input:rows"), Pointer("output", "sums"))
+    )
+    plan = make_plan()
+    form = replace(plan.forms[-1], launches=(*plan.forms[-1].launches, launch))
+    artifact = write_launched_artifact(
+        tmp_path / "model",
+        replace(plan, forms=(form,), buckets=(), pieces=()),
+        inputs={"input_ids": "i32[T]", "positions": "i32[T]", "rows": "f32[I, 3]"},
+        outputs={
+            **{"logits": f"f32[R, {VOCAB}]", "hidden": f"f32[R, {WIDTH}]"},
+            "sums": "f32[I]",
+        },
+        limits=Limits(CONTEXT, TOKENS, SEQUENCES, ROWS, {"I": 4}),
+    )
+    executor = GpuExecutor.open_with(artifact, CONFIG, LateDriver())
+    rows = np.arange(9, dtype=np.float32).reshape(3, 3)
+    none = Steps().of([1], draws=1)
+    nothing = none.token_ids[:0]
+    alone = replace(
+        none,
+        token_ids=nothing,
+        positions=nothing,
+        context_lengths=nothing,
+        query_starts=np.zeros(1, np.int32),
+        block_tables=tuple(table[:0] for table in none.block_tables),
+        slots=tuple(slots[:0] for slots in none.slots),
+        logits_index=nothing,
+        draws=none.draws[:0],
+        inputs={"rows": rows},
+    )
+    assert run_step(executor, alone).others["sums"].tolist() == [3, 12, 21]
+    beside = run_step(executor, replace(none, inputs={"rows": rows[:2]}))
+    assert beside.others["sums"].tolist() == [3, 12] and len(beside.tokens) == 1
+    with pytest.raises(CapacityError, match="compiled for 4"):
+        executor.launch(replace(none, inputs={"rows": np.zeros((5, 3), np.float32)}))
+    executor.close()

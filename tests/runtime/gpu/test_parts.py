@@ -140,6 +140,7 @@ def test_what_grows_keeps_the_room_it_has() -> None:
     assert driver.memory.num_bytes == 512, "the old memory was given back"
     pinned = PinnedBuffer(driver, 100)
     pinned.reserve(1000)
+    assert driver.host_bytes == 1000
     one, other = pinned.take(65), pinned.take(500)
     one[:], other[:] = 1, 2
     assert set(one.tolist()) == {1}
