@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from ....ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
 from ....ir.launches import LaunchPlan, read_launches
 from ....ir.manifest import CompiledProgram, folder_of
 from ....ir.types import DType
+from ...sampling.adjustments import Mask
 from ...sampling.draws import DRAW
 from ...scheduling.step import Float32Array, Step, StepOutput
 from ..base import (
@@ -31,12 +32,12 @@ from ..base import (
     check_rows,
 )
 from ..further import FurtherArrays, shape_of
-from .arrays import GENERATION, greatest_sizes
+from .arrays import GENERATION, Layout, greatest_sizes
 from .driver import Bytes, Driver, Function
-from .launching import Places, ReadyForm, ReadyLaunch
+from .launching import Piece, Places, ReadyForm, ReadyLaunch
 from .memory import DeviceMemory, table_widths
-from .shapes import StepShapes
-from .staging import PinnedBuffer, room
+from .shapes import StepShape, StepShapes
+from .staging import PinnedBuffer, raw, room
 from .step_arrays import StepWriter, growing_arrays
 from .weights import DeviceWeights
 
@@ -52,14 +53,33 @@ class _Turn:
     running: GpuStep | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What of a step is launched when its late masks come, which go to `address`."""
+
+    pieces: list[Piece]
+    shape: StepShape
+    layout: Layout
+    further: Mapping[str, int]
+    address: int
+
+
 @dataclass(slots=True, eq=False)
 class GpuStep:
-    """A step that was launched. What it returns is in pinned memory once `event` has passed."""
+    """A step that was launched. What it returns is in pinned memory once `event` has passed.
+
+    While it awaits late masks, it has a `rest` and no event.
+    """
 
     executor: GpuExecutor
-    event: object
-    tokens: Bytes
-    arrays: Mapping[str, tuple[Bytes, tuple[int, ...], np.dtype[np.generic]]]
+    step: Step
+    turn: _Turn
+    rest: _Rest | None = None
+    event: object | None = None
+    tokens: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
+    arrays: Mapping[str, tuple[Bytes, tuple[int, ...], np.dtype[np.generic]]] = field(
+        default_factory=dict
+    )
     output: StepOutput | None = None
     error: InfcError | None = None
 
@@ -74,6 +94,9 @@ class GpuStep:
     def finish(self) -> None:
         """Wait for the step, and take what it returned out of memory that others will use."""
         if self.output is not None or self.error is not None:
+            return
+        if self.event is None:
+            self.error = InfcError("the masks of this step never came")
             return
         try:
             self.executor.wait(self.event)
@@ -127,6 +150,7 @@ class GpuExecutor:
         # Each is read from the text of a type, which would take half of a step's time on the host.
         self._vocab_size, self._hidden_width = program.vocab_size, program.hidden_width
         self._logits_of_tokens = program.logits_of_tokens
+        self._mask_bytes = 4 * -(-(self._vocab_size or 0) // 32)
         self._greatest = greatest_sizes(program)
         weights = DeviceWeights(artifact, program)
         try:
@@ -219,16 +243,20 @@ class GpuExecutor:
         check_rows(step, self._logits_of_tokens)
 
     def _run(self, step: Step, turn: _Turn) -> GpuStep:
-        driver, memory = self._driver, self._memory
+        driver, memory, a = self._driver, self._memory, step.adjustments
+        num_late = 0 if a is None else a.num_late
         further = self._further.sizes(step) if self._further.any or step.inputs else {}
         shape, tiles = self._shapes.of(step, further)
         growing = growing_arrays(step, self._groups, shape.sizes["C"])
-        for name, content in growing.items():
-            self._generation += memory.growing[name].make_room(len(content))
+        sizes = {name: len(content) for name, content in growing.items()}
+        if a is not None and num_late:
+            sizes["masks"] = (len(a.masks) + num_late) * self._mask_bytes
+        for name, size in sizes.items():
+            self._generation += memory.growing[name].make_room(size)
         shape.sizes[GENERATION] = self._generation
         layout = memory.layouts.of(shape.sizes)
         tables = sum(table.num_bytes for table in memory.tables.values())
-        turn.upload.reserve(room(layout.num_bytes, tables, *map(len, growing.values())) + 4096)
+        turn.upload.reserve(room(layout.num_bytes, tables, *sizes.values()) + 4096)
         packed = turn.upload.take(layout.num_bytes)
         StepWriter(packed, layout, shape.sizes).write(step, self._groups, tiles)
         driver.upload(memory.packed, packed)
@@ -237,17 +265,41 @@ class GpuExecutor:
                 self._upload(turn, address, content)
         for name, content in growing.items():
             self._upload(turn, memory.growing[name].address, content)
-        for piece in shape.form.pieces(shape.active):
+        running, pieces = GpuStep(self, step, turn), shape.form.pieces(shape.active)
+        if a is not None and num_late:
+            pieces, rest = shape.form.halves(shape.active)
+            address = memory.growing["masks"].address + len(a.masks) * self._mask_bytes
+            running.rest = _Rest(rest, shape, layout, further, address)
+        for piece in pieces:
             piece.run(driver, shape.sizes, layout, capture=shape.captured)
-        return self._download(step, turn, further)
+        if running.rest is None:
+            self._download(running, further)
+        return running
+
+    def give_masks(self, running: Running, masks: Mask) -> None:
+        """Launch the rest of a step, now that its masks are known; see `TakesLateMasks`."""
+        assert isinstance(running, GpuStep) and running.rest is not None
+        rest, running.rest = running.rest, None
+        if self._fault is not None:
+            raise self._failed(self._fault)
+        try:
+            self._upload(running.turn, rest.address, raw(masks))
+            for piece in rest.pieces:
+                sizes, captured = rest.shape.sizes, rest.shape.captured
+                piece.run(self._driver, sizes, rest.layout, capture=captured)
+            self._download(running, rest.further)
+        except DeviceError as error:
+            self._fault = error
+            raise
 
     def _upload(self, turn: _Turn, address: int, content: Bytes) -> None:
         pinned = turn.upload.take(len(content))
         pinned[:] = content
         self._driver.upload(address, pinned)
 
-    def _download(self, step: Step, turn: _Turn, further: Mapping[str, int]) -> GpuStep:
+    def _download(self, running: GpuStep, further: Mapping[str, int]) -> None:
         """Ask for what the step returns, and for an event behind it."""
+        step, turn = running.step, running.turn
         width, rows = self._vocab_size or 0, len(step.logits_index)
         float32 = np.dtype(np.float32)
         shapes: dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]] = {
@@ -269,7 +321,8 @@ class GpuExecutor:
             if num_bytes:
                 self._driver.download(target, self._memory.outputs[name])
             arrays[name] = (target, *shapes[name])
-        return GpuStep(self, self._driver.record_event(), tokens, arrays)
+        running.tokens, running.arrays = tokens, arrays
+        running.event = self._driver.record_event()
 
     def wait(self, event: object) -> None:
         """Wait until an event has passed; where the GPU has failed, nothing works any more."""

@@ -211,17 +211,31 @@ class ReadyForm:
         self.form = form
         self._launches = launches
         self._pieces: dict[frozenset[When], list[Piece]] = {}
+        self._halves: dict[frozenset[When], tuple[list[Piece], list[Piece]]] = {}
 
     def pieces(self, active: frozenset[When]) -> list[Piece]:
         """The launches of a step for which `active` holds."""
         found = self._pieces.get(active)
         if found is None:
-            chosen = [one for one in self._launches if one.when in active]
-            found = self._pieces[active] = [
-                _piece(list(group), eager)
-                for eager, group in groupby(chosen, key=lambda one: one.eager)
-            ]
+            found = self._pieces[active] = _pieces(self._chosen(active))
         return found
+
+    def halves(self, active: frozenset[When]) -> tuple[list[Piece], list[Piece]]:
+        """The same in two: those before logits are adjusted, and those from there on."""
+        found = self._halves.get(active)
+        if found is None:
+            chosen = self._chosen(active)
+            at = next((i for i, one in enumerate(chosen) if one.when == "adjusted"), len(chosen))
+            found = self._halves[active] = _pieces(chosen[:at]), _pieces(chosen[at:])
+        return found
+
+    def _chosen(self, active: frozenset[When]) -> list[ReadyLaunch]:
+        return [one for one in self._launches if one.when in active]
+
+
+def _pieces(launches: Sequence[ReadyLaunch]) -> list[Piece]:
+    groups = groupby(launches, key=lambda one: one.eager)
+    return [_piece(list(group), eager) for eager, group in groups]
 
 
 def _piece(launches: list[ReadyLaunch], eager: bool) -> Piece:

@@ -12,14 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infc.ir.artifact import Artifact
-from infc.ir.errors import CapacityError
+from infc.ir.errors import CapacityError, InfcError
 from infc.ir.launches import Extent, Launch, Pointer
 from infc.ir.manifest import Limits
 from infc.runtime.engine import Engine
-from infc.runtime.executors.base import Executor, ExecutorConfig, run_step, work_ahead
+from infc.runtime.executors.base import (
+    Executor,
+    ExecutorConfig,
+    Running,
+    TakesLateMasks,
+    run_step,
+    work_ahead,
+)
 from infc.runtime.executors.gpu.executor import GpuExecutor
 from infc.runtime.executors.gpu.weights import DeviceWeights
 from infc.runtime.limits import RuntimePlan
+from infc.runtime.sampling.adjustments import Mask
 from infc.runtime.scheduling.admission import SchedulerLimits
 
 from ..paged_model import PagedModel
@@ -91,8 +99,17 @@ def test_an_engine_gives_what_the_model_gives(
     """Chunks, decode, penalties, masks, choices, log-probabilities, one step ahead of the host."""
     driver = LateDriver()
     executor = GpuExecutor.open_with(artifact, CONFIG, driver, capture=capture)
+    give_masks, given = executor.give_masks, []
+
+    def count(running: Running, masks: Mask) -> None:
+        given.append(len(masks))
+        give_masks(running, masks)
+
+    executor.give_masks = count  # type: ignore[method-assign]
+    assert isinstance(executor, TakesLateMasks)
     same(answers(engine_over(executor)), expected)
     assert driver.is_closed
+    assert sum(given) > 10, "sequences with constraints are planned ahead like all others"
     assert ("replay" in driver.calls) == capture
 
 
@@ -148,6 +165,25 @@ def test_graphs_of_usual_steps_are_captured_while_nothing_runs(artifact: Artifac
     assert not any(call.startswith("captured") for call in driver.calls[before:])
     executor.close()
     assert not work_ahead(executor)
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["eager", "graphs"])
+def test_late_masks_are_those_of_the_step_itself(artifact: Artifact, capture: bool) -> None:
+    executor = GpuExecutor.open_with(artifact, CONFIG, LateDriver(), capture=capture)
+    steps = Steps()
+    for _ in range(3):
+        step = steps.of([1] * 6, draws=6, adjusted=True)
+        adjustments = step.adjustments
+        assert adjustments is not None and len(adjustments.masks) == 2
+        expected = run_step(executor, step).tokens.tolist()
+        few = replace(adjustments, masks=adjustments.masks[:1])
+        running = executor.launch(replace(step, adjustments=few))
+        executor.give_masks(running, adjustments.masks[1:])
+        assert running.result().tokens.tolist() == expected
+    without = executor.launch(replace(step, adjustments=few))
+    with pytest.raises(InfcError, match="masks of this step never came"):
+        without.result()
+    executor.close()
 
 
 def test_weights_and_state_are_where_launches_look_for_them(artifact: Artifact) -> None:

@@ -150,6 +150,23 @@ def test_a_step_behind_one_that_failed_fails_too(tmp_path: Path) -> None:
     executor.close()
 
 
+def test_masks_for_a_gpu_that_was_lost_are_refused(tmp_path: Path) -> None:
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
+    steps = Steps()
+    step = steps.of([1] * 2, draws=2, adjusted=True)
+    assert step.adjustments is not None
+    masks = step.adjustments.masks
+    first = executor.launch(steps.decode(1))
+    late = executor.launch(replace(step, adjustments=replace(step.adjustments, masks=masks[:0])))
+    driver.fail_kernels = 0
+    with pytest.raises(DeviceError, match="was lost"):
+        first.result()
+    with pytest.raises(DeviceError, match="in an earlier step"):
+        executor.give_masks(late, masks)
+    executor.close()
+
+
 def test_steps_beyond_the_limits_are_refused(tmp_path: Path) -> None:
     executor = GpuExecutor.open_with(write(tmp_path), CONFIG, LateDriver())
     with pytest.raises(CapacityError, match="T = 17 exceeds the compiled limit 16"):
