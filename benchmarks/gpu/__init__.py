@@ -1,0 +1,1 @@
+"""Measurements on NVIDIA GPUs: `run.py` makes all of them."""
