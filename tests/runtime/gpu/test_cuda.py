@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from infc.ir import nvidia
 from infc.ir.artifact import Artifact
 from infc.ir.errors import CapacityError, DeviceError, TargetError
 from infc.runtime.executors.base import ExecutorConfig
+from infc.runtime.executors.gpu import cuda
 from infc.runtime.executors.gpu.cuda import CudaDriver
 from infc.runtime.executors.gpu.driver import Driver, MatrixMap
 from infc.runtime.executors.gpu.executor import GpuExecutor
@@ -270,3 +273,21 @@ def test_native_is_the_gpu_of_this_machine(
     with pytest.raises(TargetError, match=r"finds no GPU \(name the target, for example"):
         backend.find_target("native")
     assert backend.unable_here() == "the NVIDIA driver finds no GPU"
+
+
+def test_each_call_exists_and_takes_as_many_arguments_as_it_is_given() -> None:
+    """The bindings tell signatures in the first line of their documentation."""
+    ours = {name: one for name, one in vars(RecordedCalls).items() if name.startswith("cu")}
+    assert len(ours) > 35
+    for name, function in ours.items():
+        told = (getattr(real, name).__doc__ or "").strip().splitlines()[0]
+        assert told.startswith(f"{name}("), name
+        parameters = re.sub(r"\[[^\]]*\]", "", told[len(name) + 1 : told.rindex(")")])
+        parameters = re.sub(r"\[[^\]]*\]", "", parameters)
+        wanted = len([one for one in parameters.split(",") if one.strip()])
+        own = list(inspect.signature(function).parameters.values())[1:]
+        if not any(one.kind is one.VAR_POSITIONAL for one in own):
+            assert len(own) == wanted, f"{told}: recorded with {len(own)}"
+    used = set(re.findall(r"calls\.(cu[A-Z]\w+)", inspect.getsource(cuda)))
+    used |= set(re.findall(r"calls\.(cu[A-Z]\w+)", inspect.getsource(nvidia)))
+    assert len(used) > 25 and used <= ours.keys()
