@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
-from ..ir.errors import ArtifactError, DrainingError, InfcError, RequestError
+from ..ir.errors import ArtifactError, DeviceError, DrainingError, InfcError, RequestError
 from .async_streams import Inbox, Item, Reader, Stream, hand_over
 from .engine import Engine, EngineStats
 from .faults import is_fault, note_fault
@@ -322,7 +322,9 @@ class AsyncEngine:
         self._num_failed_steps += 1
         # Of any other error nobody knows what it leaves behind.
         is_known = isinstance(error, (MemoryError, InfcError))
-        is_final = isinstance(error, ArtifactError) or self._num_failed_steps >= _MAX_FAILED_STEPS
+        # Neither weights that changed nor a GPU that failed become right again.
+        is_final = isinstance(error, (ArtifactError, DeviceError))
+        is_final = is_final or self._num_failed_steps >= _MAX_FAILED_STEPS
         if is_final or not is_known:
             raise error
         note_fault("a step", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from infc.ir.artifact import Artifact
 from infc.ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
 from infc.ir.launches import Kernel, LaunchPlan, Pointer
+from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.executors import open_executor
 from infc.runtime.executors.base import run_step
@@ -232,3 +234,29 @@ def test_a_capture_that_is_interrupted_ends(tmp_path: Path) -> None:
     driver.launch = launch  # type: ignore[method-assign]
     assert run_step(executor, Steps().decode(3)).tokens.shape == (3,)
     executor.close()
+
+
+def test_a_served_engine_ends_with_its_gpu(tmp_path: Path) -> None:
+    """All who wait hear why, later requests too, and it is no longer healthy."""
+    driver = LateDriver()
+    engine = engine_over(GpuExecutor.open_with(write(tmp_path), CONFIG, driver))
+    served = AsyncEngine(engine)
+
+    async def read() -> None:
+        async for _ in served.generate([1, 2, 3]):
+            driver.fail_kernels = 3
+
+    async def ask() -> str:
+        with pytest.raises(InfcError) as raised:
+            await read()
+        return str(raised.value)
+
+    async def both() -> list[str]:
+        return [await asyncio.wait_for(ask(), 30) for _ in range(2)]
+
+    first, second = asyncio.run(both())
+    assert "DeviceError: the GPU was lost (CUDA_ERROR_DEVICE_LOST)" in first
+    assert first == second
+    assert not served.healthy
+    served.shutdown()
+    assert driver.is_closed
