@@ -86,7 +86,8 @@ def table(found: dict[str, Results]) -> Iterator[str]:
         if "error" in one or "skipped" in one:
             yield f"{name}: {one.get('error') or one['skipped']}"
         elif name == "ceilings":
-            yield f"{one['device']}: {one['read'] / 1e12:.2f} TB/s, {one['bf16'] / 1e12:.0f} Tflop/s"
+            rates = f"{one['read'] / 1e12:.2f} TB/s, {one['bf16'] / 1e12:.0f} Tflop/s"
+            yield f"{one['device']}: {rates}"
         elif "cases" in one:
             wrong = ", ".join(one["wrong"]) or "none"
             yield f"{name}: {len(one['cases'])} cases, wrong: {wrong}"
