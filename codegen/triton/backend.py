@@ -11,6 +11,7 @@ from ...ir.errors import DeviceError, InfcError, TargetError
 from ...ir.formats import Format
 from ...ir.launches import LAUNCHES_FILE, Form, LaunchPlan
 from ...ir.nvidia import find_gpu
+from ...ir.plan import planned_graphs
 from ...ir.program import Node, Program, Weight
 from ...ir.resources import KvGroup
 from ...ir.row_codes import I8_ROWS
@@ -81,8 +82,8 @@ class TritonBackend(Backend):
         return has_kernels(form)
 
     def plan_passes(self, target: Target) -> str:
-        """Loops over rows, and one arena for all values of a step."""
-        return f"group-loops,plan-memory{{alignment={ALIGNMENT_BYTES}}}"
+        """Loops over rows, one arena for all values of a step, and the graphs it is captured as."""
+        return f"group-loops,plan-memory{{alignment={ALIGNMENT_BYTES}}},plan-graphs"
 
     def begin(self, program: Program, target: Target, directory: Path) -> LaunchBuild:
         """Compile the kernels beside other work."""
@@ -163,12 +164,15 @@ class LaunchBuild:
         write_weights(self.program, made.weights, self.directory / WEIGHTS_FILE, watched)
         if options.on_wait is not None:
             options.on_wait("Triton")
+        graphs = planned_graphs(self.program)
         plan = LaunchPlan(
             target=self.target.name,
             kernels=self.kernels.wait(),
             forms=made.forms,
             arena_bytes=made.arena_bytes,
             table_width=made.table_width,
+            buckets=graphs.buckets,
+            pieces=graphs.pieces,
             toolchain={"triton": triton_version()},
         )
         path = self.directory / LAUNCHES_FILE

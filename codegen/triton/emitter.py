@@ -10,7 +10,7 @@ from ...ir.analyses import node_label
 from ...ir.errors import ProgramError
 from ...ir.launches import Extent, Launch, Pointer, When
 from ...ir.ops.state import cache_of
-from ...ir.plan import planned_arena
+from ...ir.plan import planned_arena, planned_graphs
 from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.resources import KvGroup
 from ...ir.targets import Target
@@ -79,6 +79,7 @@ class Emitter:
     arena_bytes: int = field(init=False)
     bounds: dict[str, int] = field(init=False)
     consumers: Mapping[str, list[Node]] = field(init=False)
+    _cuts: frozenset[str] = field(init=False)
     _offsets: Mapping[str, int] = field(init=False)
     _scratch: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -86,6 +87,9 @@ class Emitter:
         arena = planned_arena(self.program)
         self._offsets, self.arena_bytes = arena.offsets, arena.num_bytes
         self.consumers = self.program.consumers()
+        # With one query a sequence, no launch depends on more than sizes: steps are captured whole.
+        cuts = () if self.form.one_query else planned_graphs(self.program).cuts
+        self._cuts = frozenset(cuts)
         self.bounds = {name: bound.high for name, bound in self.program.symbols.items()}
         for value in self.program.inputs:
             name = STEP_ARRAYS.get(value.name)
@@ -228,7 +232,9 @@ class Emitter:
         self.kernels[code.key] = code
         extents = tuple(one if isinstance(one, Extent) else extent(one) for one in grid)
         labels = tuple(node_label(node) for node in self.nodes)
-        self.launches.append(Launch(code.key, extents, arguments, labels, self.when))
+        made = {value.name for node in self.nodes for value in node.outputs}
+        eager = bool(made & self._cuts)
+        self.launches.append(Launch(code.key, extents, arguments, labels, self.when, eager))
 
 
 Lowering = Callable[[Emitter, Node], None]

@@ -12,14 +12,12 @@ import pytest
 from infc.codegen.registry import get_backend
 from infc.codegen.triton import aot
 from infc.ir.artifact import Artifact
-from infc.ir.launches import Form, LaunchPlan, read_launches
 from infc.ir.program import Program
 from infc.ir.targets import resolve_target
 from infc.passes.pass_manager import run_passes
 from infc.passes.pipeline import parse_pipeline
 from infc.runtime.engine import Engine
 from infc.runtime.executors.base import Executor, ExecutorConfig
-from infc.runtime.executors.gpu import executor as gpu_executor
 from infc.runtime.executors.gpu.executor import GpuExecutor
 from infc.runtime.executors.reference import ReferenceExecutor
 from infc.runtime.limits import RuntimePlan
@@ -47,25 +45,6 @@ REQUESTS: dict[str, dict[str, Any]] = {
         **{"logit_bias": {5: 1.5}, "banned_token_ids": [7]},
     },
 }
-
-
-def with_graphs(text: str, *, where: str) -> LaunchPlan:
-    """The plan, whose steps are captured also where the compiler has not said how."""
-    plan = read_launches(text, where=where)
-
-    def cut(form: Form) -> Form:
-        launches = [
-            replace(one, eager=one.eager or one.kernel.startswith("attend_tiles"))
-            for one in form.launches
-        ]
-        return replace(form, launches=tuple(launches))
-
-    return replace(
-        plan,
-        forms=tuple(map(cut, plan.forms)),
-        buckets=plan.buckets or (1, 2, 4),
-        pieces=plan.pieces or (8, 16),
-    )
 
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90"])
@@ -107,12 +86,9 @@ def answers(executor: Executor, program: Program) -> dict[str, Any]:
     return found
 
 
-def test_an_engine_on_an_emulated_gpu(
-    compiled: tuple[Program, Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_on_an_emulated_gpu(compiled: tuple[Program, Artifact]) -> None:
     program, artifact = compiled
     capability = (9, 0) if artifact.manifest.target.name == "sm_90" else (8, 0)
-    monkeypatch.setattr(gpu_executor, "read_launches", with_graphs)
     told: list[dict[str, Any]] = []
     for capture in (True, False):
         driver = EmulatedDriver(replace(DEVICE, capability=capability))
