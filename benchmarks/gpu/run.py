@@ -102,6 +102,9 @@ def _times(name: str, one: Results) -> Iterator[str]:
             share = f"{100 * numbers.pop('share'):.0f} % of {numbers.pop('roofline ms')} ms"
             rest = ", ".join(f"{value} {key}" for key, value in numbers.items())
             yield f"{name} {kind} {what}: {share}; {rest}"
+    lines = one.get("launches of a decode step", {})
+    for kernel, line in list(lines.items())[:6]:
+        yield f"{name} {kernel}: {line['µs']} µs in {line['launches']} launches"
 
 
 def parse() -> argparse.Namespace:

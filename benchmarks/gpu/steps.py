@@ -88,7 +88,26 @@ def measure(
             timed = _prompt(executor, program, tokens)
             found["prefill"][str(tokens)] = {**timed, **_share(least, timed)}
     executor.close()
+    if setting.left > 20:
+        batch, context = decodes[0]
+        executor = _open(setting, artifact, program, decodes[:1], (), profile=True)
+        found["launches of a decode step"] = _profile(executor, program, batch, context)
+        executor.close()
     return found
+
+
+def _profile(executor: GpuExecutor, program: Program, batch: int, context: int) -> Results:
+    """Microseconds of each kernel in a step, the longest first, and how often it runs."""
+    for place in range(_WARM):
+        executor.launch(_decode_step(program, batch, context, place)).result()
+    before = executor.profile()
+    executor.launch(_decode_step(program, batch, context, _WARM)).result()
+    times: dict[str, list[float]] = {}
+    for old, new in zip(before, executor.profile(), strict=True):
+        if new.count > old.count:
+            times.setdefault(new.name, []).append((new.nanoseconds - old.nanoseconds) / 1e3)
+    ordered = sorted(times.items(), key=lambda one: -sum(one[1]))
+    return {name: {"µs": round(sum(each), 1), "launches": len(each)} for name, each in ordered}
 
 
 def _prompt_seconds(program: Program, ceilings: Ceilings, tokens: int) -> float:
@@ -107,6 +126,8 @@ def _open(
     program: Program,
     decodes: Sequence[tuple[int, int]],
     prompts: Sequence[int],
+    *,
+    profile: bool = False,
 ) -> GpuExecutor:
     most = []
     for group in program.resources:
@@ -114,7 +135,8 @@ def _open(
         blocks += [_blocks(tokens, group.block_size) for tokens in prompts]
         most.append(1 + max(blocks))
     driver: Any = RandomWeights(setting.new_driver())
-    return GpuExecutor.open_with(artifact, ExecutorConfig(num_blocks=tuple(most)), driver)
+    config = ExecutorConfig(num_blocks=tuple(most), profile=profile)
+    return GpuExecutor.open_with(artifact, config, driver)
 
 
 def _blocks(context: int, block_size: int) -> int:

@@ -351,10 +351,18 @@ class EmulatedDriver:
 
     # --- waiting
 
-    def record_event(self) -> object:
+    def record_event(self, *, timed: bool = False) -> object:
         """An event that passes when all that was asked for so far has been done."""
         with self._call("an event is recorded"):
             return _Event(self._done + len(self._queue))
+
+    def seconds_between(self, first: object, second: object) -> float:
+        """A microsecond for each piece of work between two events."""
+        with self._call("the time between events is asked for"):
+            assert isinstance(first, _Event) and isinstance(second, _Event)
+            if self._done < max(first.count, second.count):
+                raise self._violation("the time is asked for before an event has passed")
+            return 1e-6 * (second.count - first.count)
 
     def has_passed(self, event: object) -> bool:
         """Whether an event has passed; asking often enough makes it."""

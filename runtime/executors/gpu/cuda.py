@@ -73,6 +73,7 @@ class CudaDriver:
         self._pinned: set[int] = set()
         self._libraries: dict[bytes, Any] = {}
         self._events: list[Any] = []
+        self._timed_events: list[Any] = []
         self._all_events: list[Any] = []
         self._stream: Any = None
         self._context: Any = self._ask(
@@ -307,18 +308,27 @@ class CudaDriver:
 
     # Waiting
 
-    def record_event(self) -> object:
+    def record_event(self, *, timed: bool = False) -> object:
         """See `Driver.record_event`."""
         self._enter()
         calls = self._calls
-        if self._events:
-            handle = self._events.pop()
+        free = self._timed_events if timed else self._events
+        if free:
+            handle = free.pop()
         else:
-            flags = calls.CUevent_flags.CU_EVENT_DISABLE_TIMING
+            kinds = calls.CUevent_flags
+            flags = kinds.CU_EVENT_DEFAULT if timed else kinds.CU_EVENT_DISABLE_TIMING
             handle = self._ask("an event", calls.cuEventCreate(flags))
             self._all_events.append(handle)
         self._do("an event cannot be recorded", calls.cuEventRecord(handle, self._stream))
-        return _Event(handle, self._events)
+        return _Event(handle, free)
+
+    def seconds_between(self, first: object, second: object) -> float:
+        """See `Driver.seconds_between`."""
+        assert isinstance(first, _Event) and isinstance(second, _Event)
+        self._enter()
+        asked = self._calls.cuEventElapsedTime(first.handle, second.handle)
+        return float(self._ask("the time between events", asked)) / 1e3
 
     def has_passed(self, event: object) -> bool:
         """See `Driver.has_passed`."""

@@ -122,8 +122,12 @@ class Driver(Protocol):
         """Carry out all launches of a graph."""
         ...
 
-    def record_event(self) -> object:
+    def record_event(self, *, timed: bool = False) -> object:
         """An event that passes when all that was asked for so far has been done."""
+        ...
+
+    def seconds_between(self, first: object, second: object) -> float:
+        """The time between two `timed` events, both of which have passed."""
         ...
 
     def has_passed(self, event: object) -> bool:

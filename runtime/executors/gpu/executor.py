@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +26,7 @@ from ..base import (
     HOST,
     ExecutorConfig,
     Finished,
+    ProfileEntry,
     Running,
     check_draws,
     check_hidden,
@@ -36,6 +37,7 @@ from .arrays import GENERATION, Layout, greatest_sizes
 from .driver import Bytes, Driver, Function
 from .launching import Piece, Places, ReadyForm, ReadyLaunch
 from .memory import DeviceMemory, table_widths
+from .profile import GpuProfile
 from .shapes import StepShape, StepShapes
 from .staging import PinnedBuffer, raw, room
 from .step_arrays import StepWriter, growing_arrays
@@ -170,6 +172,7 @@ class GpuExecutor:
             )
             for form in plan.forms
         }
+        self._profile = GpuProfile.of(forms.values()) if config.profile else None
         self._shapes = StepShapes(plan, forms, self._greatest, capture=capture)
         upload = self._memory.packed_bytes + sum(
             table.num_bytes for table in self._memory.tables.values()
@@ -270,8 +273,7 @@ class GpuExecutor:
             pieces, rest = shape.form.halves(shape.active)
             address = memory.growing["masks"].address + len(a.masks) * self._mask_bytes
             running.rest = _Rest(rest, shape, layout, further, address)
-        for piece in pieces:
-            piece.run(driver, shape.sizes, layout, capture=shape.captured)
+        self._carry_out(pieces, shape, layout)
         if running.rest is None:
             self._download(running, further)
         return running
@@ -284,13 +286,18 @@ class GpuExecutor:
             raise self._failed(self._fault)
         try:
             self._upload(running.turn, rest.address, raw(masks))
-            for piece in rest.pieces:
-                sizes, captured = rest.shape.sizes, rest.shape.captured
-                piece.run(self._driver, sizes, rest.layout, capture=captured)
+            self._carry_out(rest.pieces, rest.shape, rest.layout)
             self._download(running, rest.further)
         except DeviceError as error:
             self._fault = error
             raise
+
+    def _carry_out(self, pieces: Sequence[Piece], shape: StepShape, layout: Layout) -> None:
+        for piece in pieces:
+            if self._profile is None:
+                piece.run(self._driver, shape.sizes, layout, capture=shape.captured)
+            else:
+                self._profile.run(self._driver, piece.launches, shape.sizes, layout)
 
     def _upload(self, turn: _Turn, address: int, content: Bytes) -> None:
         pinned = turn.upload.take(len(content))
@@ -359,6 +366,10 @@ class GpuExecutor:
     def touched_bytes(self) -> dict[str, int]:
         """All of the device's memory, which a driver commits at once."""
         return {DEVICE: 0 if self._closed else self._memory.num_bytes, HOST: 0}
+
+    def profile(self) -> list[ProfileEntry]:
+        """What each launch of the steps so far took; empty unless opened with `profile`."""
+        return [] if self._profile is None else self._profile.entries(self._driver)
 
     def close(self) -> None:
         """Wait for what runs and give the memory back; a second call does nothing."""

@@ -63,6 +63,7 @@ class ReadyLaunch:
 
     def __init__(self, launch: Launch, function: Function, places: Places, driver: Driver) -> None:
         self.when: When = launch.when
+        self.entry, self.nodes = function.entry, launch.nodes
         # Blocks are copied in few steps, and as many as the step says: no graph has that.
         self.eager = launch.eager or launch.when == "copies"
         self._function, self._dependent = function, launch.dependent
@@ -209,7 +210,7 @@ class ReadyForm:
 
     def __init__(self, form: Form, launches: Sequence[ReadyLaunch]) -> None:
         self.form = form
-        self._launches = launches
+        self.launches = launches
         self._pieces: dict[frozenset[When], list[Piece]] = {}
         self._halves: dict[frozenset[When], tuple[list[Piece], list[Piece]]] = {}
 
@@ -230,7 +231,7 @@ class ReadyForm:
         return found
 
     def _chosen(self, active: frozenset[When]) -> list[ReadyLaunch]:
-        return [one for one in self._launches if one.when in active]
+        return [one for one in self.launches if one.when in active]
 
 
 def _pieces(launches: Sequence[ReadyLaunch]) -> list[Piece]:

@@ -135,7 +135,8 @@ class RecordedCalls:
         return self._done("cuStreamSynchronize")
 
     def cuEventCreate(self, flags: Any) -> Result:
-        assert flags == real.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        kinds = real.CUevent_flags
+        assert flags in (kinds.CU_EVENT_DISABLE_TIMING, kinds.CU_EVENT_DEFAULT)
         event = self._handle(real.CUevent)
         self.live["event"].append(int(event))
         return self._done("cuEventCreate", event)
@@ -146,6 +147,9 @@ class RecordedCalls:
 
     def cuEventRecord(self, event: Any, stream: Any) -> Result:
         return self._done("cuEventRecord")
+
+    def cuEventElapsedTime(self, first: Any, second: Any) -> Result:
+        return self._done("cuEventElapsedTime", 0.25)
 
     def cuEventQuery(self, event: Any) -> Result:
         return self._done("cuEventQuery")

@@ -90,6 +90,19 @@ def test_events_are_used_again() -> None:
     assert not driver.has_passed(held[0])
 
 
+def test_timed_events_are_of_their_own() -> None:
+    driver, calls = opened()
+    driver.wait(driver.record_event())
+    for _ in range(2):
+        first, second = (driver.record_event(timed=True) for _ in range(2))
+        driver.wait(second)
+        assert driver.seconds_between(first, second) == 0.25e-3  # the driver tells milliseconds
+        del first, second
+    assert calls.calls.count("cuEventCreate") == 3
+    driver.close()
+    assert not calls.live["event"]
+
+
 def test_each_thread_enters_the_context_once() -> None:
     driver, calls = opened()
     before = calls.calls.count("cuCtxSetCurrent")
