@@ -96,6 +96,7 @@ _OURS: Final = (
         executor="infc.runtime.executors.gpu.executor:GpuExecutor",
         entry="launches",
         extra=CUDA,
+        section="infc.codegen.triton.options:TritonOptions",
     ),
 )
 

@@ -28,6 +28,7 @@ from .loops import LOOP_OPS
 from .lower import LOWERINGS
 from .lower.attention import table_width
 from .lower.coded import has_kernels
+from .options import TritonOptions
 from .steps import emit_form, form_specs
 
 KERNELS: Final = "code/kernels"
@@ -46,6 +47,9 @@ class TritonBackend(Backend):
 
     name: ClassVar[str] = "triton"
     device: ClassVar[str] = "gpu"
+
+    def __init__(self, options: TritonOptions | None = None) -> None:
+        self.options = options or TritonOptions()
 
     def find_target(self, text: str) -> Target:
         """As for all, but `native` is the GPU of this machine."""
@@ -88,7 +92,7 @@ class TritonBackend(Backend):
     def begin(self, program: Program, target: Target, directory: Path) -> LaunchBuild:
         """Compile the kernels beside other work."""
         self.check(program, target)
-        build = LaunchBuild(program, generate(program, target), target, directory)
+        build = LaunchBuild(program, generate(program, target, self.options), target, directory)
         build.kernels.start()
         return build
 
@@ -185,12 +189,12 @@ class LaunchBuild:
         )
 
 
-def generate(program: Program, target: Target) -> Generated:
+def generate(program: Program, target: Target, options: TritonOptions | None = None) -> Generated:
     """The launches of a planned program; nothing is written or compiled."""
     codes: dict[str, KernelCode] = {}
     forms: list[Form] = []
     arena = 0
-    for spec in form_specs(program, target):
+    for spec in form_specs(program, target, options or TritonOptions()):
         emitter = Emitter(program, target, spec)
         forms.append(emit_form(emitter))
         codes.update(emitter.kernels)

@@ -17,6 +17,7 @@ from .loops import LOOP_OPS, lower_group
 from .lower import LOWERINGS
 from .lower.attention import query_tile
 from .lower.norms import row_tuning
+from .options import TritonOptions
 
 SOME_TOKENS = 64
 """Steps of at most so many tokens, or `FEW_TOKENS`, have forms of their own: other tiles of
@@ -25,9 +26,16 @@ _WORDS_OF_COPY = 4096
 _PART_OF_ROW = 4096
 
 
-def form_specs(program: Program, target: Target) -> Iterator[FormSpec]:
-    """The forms of a program, in the order in which an executor looks for one that fits."""
+def form_specs(program: Program, target: Target, options: TritonOptions) -> Iterator[FormSpec]:
+    """The forms of a program, in the order in which an executor looks for one that fits.
+
+    Within a form, the bits of a row depend on nothing but its sequence. Different forms add up the
+    same products and attention in other orders, so a batch-invariant program has only one.
+    """
     most = program.symbols["T"].high
+    if options.batch_invariant:
+        yield FormSpec(f"any-{most}", False, most, _query_tile(program, target))
+        return
     sequences = min(most, program.symbols["R"].high if "R" in program.symbols else most)
     for bound in sorted({min(FEW_TOKENS, sequences), sequences}):
         yield FormSpec(f"decode-{bound}", True, bound)

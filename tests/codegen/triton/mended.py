@@ -98,8 +98,14 @@ def _cast(before: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _dot(before: Callable[..., Any]) -> Callable[..., Any]:
-    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return before(self, _wide(a), _wide(b), *rest)
+    def dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        x, y = _wide(a), _wide(b)
+        if x.data.dtype != np.float32 or d.data.dtype != np.float32:
+            return before(self, x, y, d, *rest)
+        # numpy's order of sums depends on where a row stands. In float64 it does not show: each
+        # product is exact, and their sum is rounded once.
+        sums = np.matmul(x.data.astype(np.float64), y.data.astype(np.float64)) + d.data
+        return Handle(sums.astype(np.float32), d.dtype.scalar)
 
     return dot
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from infc.codegen.triton.backend import Generated, generate
+from infc.codegen.triton.options import TritonOptions
 from infc.ir.interpret import WeightSource
 from infc.ir.launches import Extent, Form, Integer, Launch, Pointer, Real
 from infc.ir.program import HIDDEN, LOGITS, Program, hidden_width, vocabulary_size
@@ -51,12 +52,13 @@ class Runner:
     weights: WeightSource
     process: Carrier
     num_blocks: int = 16
+    options: TritonOptions = field(default_factory=TritonOptions)
     made: Generated = field(init=False)
     pages: dict[str, Bytes] = field(default_factory=dict)
     tokens_before: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def __post_init__(self) -> None:
-        self.made = generate(self.program, TARGET)
+        self.made = generate(self.program, TARGET, self.options)
         for group in self.program.resources:
             self.pages[group.name] = np.full(self.num_blocks * group.bytes_per_block(), 0xFF, "u1")
 
