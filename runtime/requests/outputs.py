@@ -69,7 +69,8 @@ class RequestOutput:
     `finished` is true, this is the last output. `prompt_logprobs`, if requested, is part of the
     first output: one entry per token of the prompt, where the first is None because it has no
     context. `embedding` [hidden_width] is the result of a request that pools hidden states, which
-    generates no tokens. `error` explains the finish reason "error".
+    generates no tokens. `error` explains the finish reason "error". `seed` is that of the random
+    numbers, also where the request was given none; None if it generates no tokens.
     """
 
     request_id: str
@@ -81,6 +82,7 @@ class RequestOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     embedding: NDArray[np.float32] | None = field(default=None, compare=False)
     error: str | None = None
+    seed: int | None = None
 
 
 def merge_outputs(parts: Sequence[RequestOutput]) -> RequestOutput:

@@ -275,6 +275,7 @@ class RequestStream:
             prompt_logprobs=prompt_logprobs if self.request.pool is None else None,
             embedding=None if pool is None else pool.vector,
             error=self._error(pieces),
+            seed=self._seed,
         )
         if self._whole:
             self.tells_at_end, self.is_wanted = True, False
@@ -325,7 +326,12 @@ class RequestStream:
             metrics=self._metrics(self.finished),
             finished=self.finished,
             error=error,
+            seed=self._seed,
         )
+
+    @property
+    def _seed(self) -> int | None:
+        return None if self.request.is_read_only else self.request.seed
 
     def _error(self, pieces: Sequence[CompletionOutput]) -> str | None:
         """What the first choice that failed died of, where one of `pieces` did."""

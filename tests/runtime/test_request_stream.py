@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -95,6 +96,31 @@ def test_a_whole_answer_is_told_as_it_begins_and_as_it_ends(name: str) -> None:
     assert parts[0].metrics.first_scheduled_time is not None
     if len(parts) == 2:
         assert all(len(each.token_ids) == 1 for each in parts[0].outputs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_output_has_the_seed(name: str) -> None:
+    seed = None if name == "none" else BASE["seed"]
+    assert {part.seed for part in expected(name)} == {seed}
+
+
+def test_a_seed_that_was_drawn_gives_the_same_again() -> None:
+    engine = make_engine(tokenizer().backend.get_vocab_size(), tokenizer())
+    params = SamplingParams(temperature=1.0, max_tokens=9, ignore_eos=True)
+    answers: list[RequestOutput] = []
+    for chosen in (None, -1):
+        engine.add_request("r", PROMPT, replace(params, seed=chosen))
+        while engine.has_unfinished:
+            answers += engine.step()
+        again = answers[-1].seed
+        assert again is not None
+        first = merge_outputs([answer for answer in answers if answer.seed == again])
+        engine.add_request("r", PROMPT, replace(params, seed=again))
+        second: list[RequestOutput] = []
+        while engine.has_unfinished:
+            second += engine.step()
+        assert merge_outputs(second).outputs == first.outputs
+    assert again == 2**64 - 1
 
 
 def test_who_reads_again_is_told_also_where_a_step_gave_nothing() -> None:
