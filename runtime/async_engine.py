@@ -18,6 +18,7 @@ from .memory_reserve import RESERVE
 from .requests.outputs import RequestOutput, merge_outputs
 from .requests.pooling import Pooling
 from .requests.request_stream import PreparedRequest
+from .requests.resumption import Resumption
 from .sampling.sampling_params import SamplingParams
 
 _IDLE_SECONDS = 0.005
@@ -28,6 +29,9 @@ _LONG = 4096
 
 _MANY = 8
 """Choices: as above."""
+
+_FEW = 256
+"""Tokens that were told of a request that is resumed: as above."""
 
 _KEEP_STEPS = 256
 """After so many steps memory is kept back again, where it had to be freed."""
@@ -108,16 +112,20 @@ class AsyncEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        resumed: Resumption | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """What steps add to the request, the last one with its finish reason.
 
         Closing or cancelling the iterator ends the request. It has one output a step, unless who
         reads is behind: what that leaves unread is joined together, so it is bounded by the length
-        of the answer. Raises RequestError and CapacityError (DrainingError after `drain`) before
-        the first output, InfcError when the engine stops.
+        of the answer. `resumed` is what another engine told of this very request, which goes on
+        behind it. Raises RequestError and CapacityError (DrainingError after `drain`) before the
+        first output, InfcError when the engine stops.
         """
         names = None if request_id is None else [request_id]
-        reader = await self.read([prompt], params, names, priority=priority, cache_salt=cache_salt)
+        reader = await self.read(
+            [prompt], params, names, priority=priority, cache_salt=cache_salt, resumed=[resumed]
+        )
         try:
             while reader.num_open:
                 _, output = await reader.get()
@@ -134,25 +142,35 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str = "",
         whole: bool = False,
+        resumed: Sequence[Resumption | None] | None = None,
     ) -> Reader:
         """Begin a request for each prompt, which one caller reads together and must close.
 
         With `whole` each has two outputs: one with its first token, and one with all others.
-        Raises what `generate` does; none has begun then. What the queue refuses, `Reader.get`
-        raises.
+        `resumed` has what another engine told of each, None for one that begins anew. Raises what
+        `generate` does; none has begun then. What the queue refuses, `Reader.get` raises.
         """
         if request_ids is None:
             request_ids = [f"infc-{next(self._ids)}" for _ in prompts]
+        told = [None] * len(prompts) if resumed is None else resumed
 
         def prepare() -> list[PreparedRequest]:
             return [
                 self.engine.prepare(
-                    name, prompt, params, priority, cache_salt=cache_salt, whole=whole
+                    name,
+                    prompt,
+                    params,
+                    priority,
+                    cache_salt=cache_salt,
+                    whole=whole,
+                    resumed=known,
                 )
-                for name, prompt in zip(request_ids, prompts, strict=True)
+                for name, prompt, known in zip(request_ids, prompts, told, strict=True)
             ]
 
         is_long = len(prompts) > _MANY or _is_long_list(params) or any(map(_is_long, prompts))
+        # Their text is found again.
+        is_long = is_long or any(each is not None and each.num_tokens > _FEW for each in told)
         return self._begin(await self._prepared(prepare, is_long))
 
     async def read_prompt(

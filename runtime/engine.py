@@ -32,6 +32,7 @@ from .requests.request_checks import (
     stop_texts,
 )
 from .requests.request_stream import PreparedRequest, RequestStream
+from .requests.resumption import Resumption, check_resumption
 from .sampling.logits_adjuster import TokenConstraint
 from .sampling.sampling_params import SamplingParams, recommended_sampling
 from .scheduling.owners import PlannedStep, StepTimes
@@ -150,12 +151,14 @@ class Engine:
         cache_salt: str = "",
         constraint: TokenConstraint | None = None,
         whole: bool = False,
+        resumed: Resumption | None = None,
     ) -> None:
         """Queue a request; a smaller `priority` goes first.
 
         Prefixes are shared only between requests of the same `cache_salt`. `constraint` says
         before each token which may come. With `whole`, `step` tells of its first token, and then
-        of all others at its end. Raises RequestError for what can never be served, CapacityError
+        of all others at its end. `resumed` is what another engine told of this very request,
+        which goes on behind it. Raises RequestError for what can never be served, CapacityError
         when the queue is full, InfcError once the engine is closed.
         """
         self.submit(
@@ -167,6 +170,7 @@ class Engine:
                 cache_salt=cache_salt,
                 constraint=constraint,
                 whole=whole,
+                resumed=resumed,
             )
         )
 
@@ -180,6 +184,7 @@ class Engine:
         cache_salt: str = "",
         constraint: TokenConstraint | None = None,
         whole: bool = False,
+        resumed: Resumption | None = None,
     ) -> PreparedRequest:
         """Check and build a request, on any thread: long prompts and lists take a while.
 
@@ -204,7 +209,7 @@ class Engine:
             vocab_size=self.vocab_size,
         )
         check_choosable(params, request.end_token_ids, vocab_size=self.vocab_size)
-        return self._prepared(request, prompt, whole=whole)
+        return self._prepared(request, prompt, whole=whole, resumed=resumed)
 
     def submit(self, prepared: PreparedRequest) -> None:
         """Queue what `prepare` or `prepare_reading` gave.
@@ -216,7 +221,7 @@ class Engine:
             raise InfcError("the engine is closed")
         request, is_known = prepared.request, self.knows(prepared.request.request_id)
         try:
-            self.scheduler.add(request)
+            self.scheduler.add(request, *prepared.others)
             self._publisher.streams[request.request_id] = prepared.stream
         except BaseException:
             if not is_known:  # one that runs and has no stream could not be ended
@@ -358,13 +363,26 @@ class Engine:
     # --- inside -------------------------------------------------------------------------------
 
     def _prepared(
-        self, request: Request, prompt: str | Sequence[int], *, whole: bool = False
+        self,
+        request: Request,
+        prompt: str | Sequence[int],
+        *,
+        whole: bool = False,
+        resumed: Resumption | None = None,
     ) -> PreparedRequest:
-        self.scheduler.check_fits(request)  # before each choice takes a copy of the prompt
+        # Before each choice takes a copy of the prompt.
+        most_tokens = self.scheduler.check_fits(request) - request.num_prompt_tokens
+        if resumed is not None:
+            check_resumption(
+                resumed, request.params, vocab_size=self.vocab_size, most_tokens=most_tokens
+            )
         request.make_choices()
         text = prompt if isinstance(prompt, str) else None
         stream = RequestStream(request, text, self.tokenizer, self._stop, whole=whole)
-        return PreparedRequest(request, stream)
+        if resumed is None:
+            return PreparedRequest(request, stream)
+        first, *others = stream.resume(resumed)
+        return PreparedRequest(first, stream, tuple(others))
 
     def _launch_next(self) -> bool:
         """Plan and launch a step; False where there is none."""

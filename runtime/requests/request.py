@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..sampling.draws import LEAST_TEMPERATURE, Draw
 from ..sampling.logits_adjuster import LogitsAdjuster, TokenConstraint
@@ -33,6 +33,8 @@ class Request:
     earlier `arrival`. Of several choices each is a sequence of its own: `choice` 0 computes the
     prompt, and the others, its `unforked`, go on from there. `num_prompt_rows` rows of the prompt
     have been given, or are not wanted. A request with a `pool` wants hidden states, and no logits.
+    `is_lead` says whether it stands for the whole request in the queue: its first choice, or the
+    first that has not ended of one that is resumed.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class Request:
         "finished_time",
         "first_scheduled_time",
         "first_token_time",
+        "is_lead",
         "last_token_time",
         "max_total_tokens",
         "num_cached_tokens",
@@ -88,7 +91,7 @@ class Request:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.params = params
         self.priority = priority
-        self.choice = 0
+        self.choice, self.is_lead = 0, True
         # Stop strings that are tokens which leave no text: they end an answer by their ids.
         self.stop_texts: Mapping[int, str] = stop_texts or {}
         ends = (*params.stop_token_ids, *self.stop_texts)
@@ -130,6 +133,8 @@ class Request:
 
     def make_choices(self) -> None:
         """Make its further choices, unless there are all; before it is queued, on any thread."""
+        if self.num_output_tokens:  # resumed: they are sequences of their own already
+            return
         missing = range(1 + len(self.unforked), self.params.num_choices)
         self.unforked += [self.sibling(choice) for choice in missing]
 
@@ -146,8 +151,21 @@ class Request:
         )
         twin.end_token_ids = self.end_token_ids
         twin.choice, twin.seed, twin.state = choice, self.seed, RequestState.UNFORKED
+        twin.is_lead = False
         twin.arrival_time = self.arrival_time
         return twin
+
+    def resume(self, token_ids: Sequence[int], seed: int) -> None:
+        """Go on behind tokens of its output that were told elsewhere; before it is queued.
+
+        They are computed as if it had been preempted, and its prompt gives no rows again. Raises
+        ConstraintError where its constraint does not allow them.
+        """
+        if self.adjuster is not None:
+            self.adjuster.replay(list(token_ids))
+        self.token_ids += token_ids
+        self.seed, self.num_prompt_rows = seed, self.num_prompt_tokens
+        self.unforked, self.state = [], RequestState.WAITING
 
     def restart(self) -> None:
         """Forget what was computed and where: everything is computed again."""

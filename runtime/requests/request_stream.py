@@ -6,12 +6,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ..sampling.logits_adjuster import ConstraintError
 from ..sampling.sampler import Sample
 from ..sampling.token_logprobs import TokenLogprobs
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
 from .outputs import CompletionOutput, RequestMetrics, RequestOutput
-from .request import Request
+from .request import Request, RequestState
+from .resumption import ChoiceProgress, Resumption, check_ends, refusal_of
 
 NO_FINITE_VALUE = "the logits hold no finite value"
 NO_FINITE_STATE = "the hidden states are not finite"
@@ -48,13 +50,40 @@ class _Choice:
         self._detokenizer = detokenizer
         self._logprob = 0.0
         self._begins: tuple[int, ...] = ()  # of tokens, where that is not certain yet
-        self._num_given = 0  # characters of text
+        self._num_given = 0  # characters of text, if it is told where tokens begin
         self.has_ended = False
         self.has_news = False
         """Whether there is anything to tell."""
         self.is_over = False
         """Whether its end has been told."""
         self._forget_news()
+
+    def resume(self, told: ChoiceProgress) -> None:
+        """Be where a choice was of which so much was told, elsewhere.
+
+        Its text is found again, so that what is held back, of a character or of a stop string, is
+        what was held back there. RequestError where these tokens gave another text, or ended it.
+        """
+        request, detokenizer = self.request, self._detokenizer
+        check_ends(request.choice, told, request.end_token_ids)
+        # The last token of one that has ended may be no text, or complete its stop string.
+        going_on = told.token_ids[:-1] if told.has_ended else told.token_ids
+        for token in going_on:
+            if detokenizer is None:
+                break
+            begin = detokenizer.num_characters
+            self._settled((begin,), detokenizer.push(token))
+            if detokenizer.matched_stop is not None:
+                ended = f"the stop string {detokenizer.matched_stop!r:.80} ended it"
+                raise refusal_of(request.choice, ended)
+        if told.has_ended:
+            request.finish_reason, request.stop_reason = told.finish_reason, told.stop_reason
+            request.state = RequestState.FINISHED
+            self.has_ended = self.is_over = True
+        elif self._num_given != told.num_characters:
+            counts = f"{self._num_given} characters of text, and {told.num_characters} were told"
+            raise refusal_of(request.choice, f"its tokens have {counts}")
+        self._logprob = told.cumulative_logprob or 0.0
 
     def _forget_news(self) -> None:
         self._texts: list[str] = []
@@ -225,6 +254,26 @@ class RequestStream:
         self._telling: Sequence[_Choice] = ()
         """Whose news are being forgotten, as they have been told."""
 
+    def resume(self, resumed: Resumption) -> list[Request]:
+        """Go on behind what was told of the request elsewhere; the choices that have not ended.
+
+        Before it is queued. RequestError for what this request cannot have told.
+        """
+        going_on: list[Request] = []
+        for choice, told in zip(self.choices, resumed.choices, strict=True):
+            choice.resume(told)
+            if told.has_ended:
+                self._num_unfinished -= 1
+                continue
+            try:
+                choice.request.resume(told.token_ids, resumed.seed)
+            except ConstraintError as error:
+                raise refusal_of(choice.request.choice, str(error)) from error
+            choice.request.is_lead = not going_on
+            going_on.append(choice.request)
+        self.request, self._prompt_logprobs = going_on[0], None
+        return going_on
+
     def want(self) -> None:
         """Whoever reads has read everything; on any thread."""
         if not self.tells_at_end:
@@ -368,10 +417,15 @@ class RequestStream:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request that was checked and built, and waits to be queued."""
+    """A request that was checked and built, and waits to be queued.
+
+    Of one that is resumed, `request` is the first choice that has not ended, and `others` are the
+    others.
+    """
 
     request: Request
     stream: RequestStream
+    others: tuple[Request, ...] = ()
 
 
 def _failure(choice: Request) -> CompletionOutput:

@@ -201,6 +201,24 @@ class LogitsAdjuster:
         if self._params.repetition_penalty != 1.0:
             self._edits.take_prompt(token_ids[: self._num_prompt_tokens])
 
+    def replay(self, output_ids: Sequence[int]) -> None:
+        """Ask the constraint about an output that is there already, as if it had come one by one.
+
+        Raises ConstraintError where it fails, or does not allow a token of it.
+        """
+        constraint, size = self._constraint, self._edits.vocab_size
+        if constraint is None:
+            return
+        assert size is not None
+        for length, token in enumerate(output_ids):
+            mask = _checked_mask(constraint, output_ids[:length], size)
+            self._asked = length
+            if not mask[token // 32] >> (token % 32) & 1:
+                name = type(constraint).__name__
+                raise ConstraintError(
+                    f"the constraint {name} does not allow token {token} at place {length}"
+                )
+
     @staticmethod
     def is_needed(params: SamplingParams, constraint: TokenConstraint | None = None) -> bool:
         """Whether a request with these parameters changes its logits at all."""

@@ -82,14 +82,16 @@ class Scheduler:
 
     # --- arrivals and ends --------------------------------------------------------------------
 
-    def check_fits(self, request: Request) -> None:
-        """Raises RequestError where the request can never be served; on any thread."""
-        max_total_tokens(request, self.limits, self.kv)
+    def check_fits(self, request: Request) -> int:
+        """The tokens that it may have; RequestError where it can never be served; on any thread."""
+        return max_total_tokens(request, self.limits, self.kv)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, *others: Request) -> None:
         """Queue a request. Whatever is raised, it is queued with all of its choices, or not at all.
 
-        Raises RequestError when it can never be served, CapacityError when the queue is full.
+        Of one that is resumed, these are the choices that have not ended: each is computed as if
+        it had been preempted. Raises RequestError when it can never be served, CapacityError when
+        the queue is full.
         """
         if request.request_id in self._requests:
             raise RequestError(
@@ -97,7 +99,7 @@ class Scheduler:
             )
         total = max_total_tokens(request, self.limits, self.kv)
         # Further choices of a request that runs are not requests of their own.
-        num_queued = sum(waiting.choice == 0 for waiting in self._waiting)
+        num_queued = sum(waiting.is_lead for waiting in self._waiting)
         if num_queued >= self.limits.max_waiting:
             raise CapacityError(
                 f"{format_count(num_queued, 'request')} already waiting",
@@ -105,16 +107,18 @@ class Scheduler:
             )
         self._arrivals += 1
         request.make_choices()
-        choices = [request, *request.unforked]
+        choices = [request, *request.unforked, *others]
         for choice in choices:
             choice.arrival, choice.max_total_tokens = self._arrivals, total
         try:
             self._requests[request.request_id] = choices
-            insort(self._waiting, request, key=_ORDER)
+            for each in (request, *others):
+                insort(self._waiting, each, key=_ORDER)
         except BaseException:  # one that is only known would never run, and never end
             self._requests.pop(request.request_id, None)
-            if request in self._waiting:
-                self._waiting.remove(request)
+            for each in (request, *others):
+                if each in self._waiting:
+                    self._waiting.remove(each)
             raise
 
     def take_over(self, other: Scheduler) -> None:

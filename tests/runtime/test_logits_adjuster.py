@@ -27,7 +27,7 @@ from transformers import (
 from infc.runtime.requests.request import Request
 from infc.runtime.sampling import logits_adjuster
 from infc.runtime.sampling.adjustments import adjusted_row, gather, packed, unpacked
-from infc.runtime.sampling.logits_adjuster import LogitsAdjuster, TokenCounts
+from infc.runtime.sampling.logits_adjuster import ConstraintError, LogitsAdjuster, TokenCounts
 from infc.runtime.sampling.sampler import support
 from infc.runtime.sampling.sampling_params import SamplingParams
 
@@ -355,3 +355,27 @@ def test_the_executor_counts_a_token_that_only_it_knows(known: int) -> None:
         fresh = LogitsAdjuster(params, 2, ())
         fresh.take_prompt(tokens)
         assert np.array_equal(adjusted_row(row, entry, 0, carried), applied(fresh, row, whole))
+
+
+def test_an_output_that_is_there_already_is_as_if_it_had_come_token_by_token() -> None:
+    params, row = SamplingParams(frequency_penalty=0.7), row_of(0)
+
+    def make() -> LogitsAdjuster:
+        return LogitsAdjuster(params, 2, (), Grammar(VOCAB), vocab_size=VOCAB)
+
+    came, tokens = make(), [3, 1]
+    for _ in range(5):
+        tokens.append(int(applied(came, row, tokens).argmax()))
+    there = make()
+    there.replay(tokens[2:])
+    assert applied(there, row, tokens).tobytes() == applied(came, row, tokens).tobytes()
+    fresh = make()
+    fresh.replay(tokens[2:])
+    for adjuster in (fresh, there):  # one that has not been asked about all of it, and one that has
+        adjuster.rewind(2)
+        assert applied(adjuster, row, tokens[:4]).tobytes() == (
+            applied(make(), row, tokens[:4]).tobytes()
+        )
+    wrong = int(applied(make(), row, [3, 1]).argmin())
+    with pytest.raises(ConstraintError, match=f"Grammar does not allow token {wrong} at place 0"):
+        make().replay([wrong, 0])
