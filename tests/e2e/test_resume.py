@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -262,21 +263,31 @@ def check_every_cut(artifact: Artifact, seed: int, num_jobs: int) -> Counter[str
     return met
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A small model with a window, whose tokens are bytes."""
-    place = tmp_path_factory.mktemp("resume")
-    make_checkpoint("mistral", place / "checkpoint", seed=5, tokenizer=True, num_hidden_layers=2)
-    return compile_checkpoint(place / "checkpoint", place / "artifact")
+def build(place: Path, arch: str, dtype: str = "float32", **sets: Any) -> Artifact:
+    """A small model whose tokens are bytes."""
+    make_checkpoint(arch, place / "checkpoint", seed=5, tokenizer=True)
+    return compile_checkpoint(place / "checkpoint", place / "artifact", dtype=dtype, **sets)
 
 
-def test_interrupted_anywhere_answers_are_the_same(artifact: Artifact) -> None:
-    met = check_every_cut(artifact, 1, 80)
+def test_interrupted_anywhere_answers_are_the_same(tmp_path: Path) -> None:
+    """Of a model with a window."""
+    met = check_every_cut(build(tmp_path, "mistral"), 1, 80)
     assert met["cuts"] > 400
     assert {event for event, count in met.items() if count >= 10} == EVENTS
 
 
 @pytest.mark.breadth
 @pytest.mark.slow
-def test_many_answers_are_the_same(artifact: Artifact) -> None:
-    assert sum(check_every_cut(artifact, seed, 80)["cuts"] for seed in range(2, 12)) > 4000
+@pytest.mark.parametrize(
+    ("arch", "dtype", "sets"),
+    [
+        ("mistral", "float32", {}),
+        ("mixtral", "bfloat16", {}),
+        ("qwen3", "bfloat16", {"quantization": "int8", "kv_cache.dtype": "int8"}),
+    ],
+)
+def test_many_answers_are_the_same(
+    arch: str, dtype: str, sets: dict[str, Any], tmp_path: Path
+) -> None:
+    artifact = build(tmp_path, arch, dtype, **sets)
+    assert sum(check_every_cut(artifact, seed, 80)["cuts"] for seed in range(2, 8)) > 2500

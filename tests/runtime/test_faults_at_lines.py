@@ -14,6 +14,7 @@ import pytest
 from infc.ir.errors import RequestError
 from infc.runtime.engine import Engine
 from infc.runtime.requests.outputs import RequestOutput, merge_outputs
+from infc.runtime.requests.resumption import ChoiceProgress, Resumption
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling import scheduler as scheduler_module
 
@@ -82,11 +83,15 @@ def test_a_request_that_was_queued_already_as_it_fails(monkeypatch: pytest.Monke
     assert not scheduler.has_unfinished and scheduler.num_waiting == 0
 
 
-def test_an_engine_takes_all_of_a_request_or_nothing() -> None:
+TOLD = ChoiceProgress(token_ids=(1,)), ChoiceProgress(token_ids=(2, 3))
+
+
+@pytest.mark.parametrize("resumed", [None, Resumption(seed=1, choices=TOLD)])
+def test_an_engine_takes_all_of_a_request_or_nothing(resumed: Resumption | None) -> None:
     params, line = SamplingParams(max_tokens=3, n=2), 1
     while True:
         engine = make_engine(VOCAB)
-        prepared = engine.prepare("r", [1, 2], params)
+        prepared = engine.prepare("r", [1, 2], params, resumed=resumed)
         failed = fails_at(line, partial(engine.submit, prepared))
         engine.scheduler.check()
         assert engine.knows("r") is engine.has_unfinished is not failed
