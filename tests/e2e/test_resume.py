@@ -27,6 +27,7 @@ from infc.runtime.sampling.sampling_params import SamplingParams
 
 from ..checkpoints import byte_tokenizer, make_checkpoint
 from ..configs.base import EOS_ID, VOCAB_SIZE
+from .neighbours import block_bytes
 from .support import compile_checkpoint
 
 KV_MEMORY = "16MiB"
@@ -80,7 +81,7 @@ def random_job(random: Random) -> Job:
     text = "".join(some("abcdefgh éü你🙂") for _ in range(some([1, 5, 12, 20])))
     prompt = maybe(0.5, text) or tuple(byte_ids(text)[: -some([1, 2])] or [97])
     letters = sorted(set(byte_ids(LETTERS)))
-    n = some([1, 1, 1, 2, 3])
+    n = some([1, 1, 2, 3])
     fields: dict[str, Any] = {
         "temperature": some([0.0, 0.7, 1.0, 1.5]),
         "top_k": some([0, 0, 1, 12]),
@@ -95,7 +96,7 @@ def random_job(random: Random) -> Job:
         "seed": maybe(0.6, some([0, 7, -3, 2**64 - 1])),
         "max_tokens": some([2, 9, 14, 17, 24]),
         "min_tokens": some([0, 0, 1, 2]),
-        "stop_token_ids": maybe(0.2, random.sample(letters, 2), []),
+        "stop_token_ids": maybe(0.3, random.sample(letters, 2), []),
         "ignore_eos": maybe(0.4, True, False),
         "logprobs": maybe(0.5, some([0, 1, 3])),
         "prompt_logprobs": maybe(0.25, some([0, 2])),
@@ -111,7 +112,7 @@ def random_job(random: Random) -> Job:
 
 
 def open_engine(artifact: Artifact, **options: Any) -> Engine:
-    return Engine.open(artifact, RuntimeOptions(kv_memory=KV_MEMORY, **options))
+    return Engine.open(artifact, RuntimeOptions(**{"kv_memory": KV_MEMORY, **options}))
 
 
 def play(
@@ -151,6 +152,7 @@ def with_stops(job: Job, answer: RequestOutput, random: Random) -> Job:
     length = random.choice([1, 2, 3, 5])
     stops = [text[begin : begin + length]] if random.random() < 0.6 else []
     stops.append(text[begin : begin + 2] + "never")
+    stops += ["</s>"] * (random.random() < 0.3)
     return replace(job, params=replace(job.params, stop=stops))
 
 
@@ -225,7 +227,7 @@ def check_every_cut(artifact: Artifact, seed: int, num_jobs: int) -> Counter[str
     """
     random = Random(seed)
     jobs = {f"{seed}.{i}": random_job(random) for i in range(num_jobs)}
-    engine = open_engine(artifact, threads=1)
+    engine = open_engine(artifact, threads=1, max_sequences=7)  # choices begin one by one
     drafts = play(engine, {name: (job, None) for name, job in jobs.items()})
     jobs = {
         name: with_stops(job, merge_outputs(drafts[name]), random) for name, job in jobs.items()
@@ -236,7 +238,7 @@ def check_every_cut(artifact: Artifact, seed: int, num_jobs: int) -> Counter[str
     random.shuffle(cuts)
     met: Counter[str] = Counter()
     others = (
-        open_engine(artifact, threads=2, step_tokens=23),
+        open_engine(artifact, threads=2, step_tokens=23, kv_memory=12 * block_bytes(artifact)),
         open_engine(artifact, threads=1, step_tokens=8, max_sequences=5, prefix_reuse=False),
     )
     again: list[tuple[str, list[RequestOutput]]] = []
