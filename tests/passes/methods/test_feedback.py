@@ -77,11 +77,15 @@ def textbook(
             for other in others:
                 for one, two in zip(group, other, strict=True):
                     close |= one != two
-        below, here, above = (
-            grid.round((left[:, column] * by).float(), state, group)[1].double()
-            for by in (0.9999, 1.0, 1.0001)
+        value = left[:, column]
+        # Steps of e4m3 around zero are as small as what float32 loses of the largest value.
+        noise = 3e-6 * weight.double().abs().amax(1)
+        here, *near = (
+            grid.round(one.float(), state, group)[1].double()
+            for one in (value, value * 0.9999, value * 1.0001, value - noise, value + noise)
         )
-        close |= (below != here) | (above != here)
+        for one in near:
+            close |= one != here
         rounded[:, column] = here
         error = (left[:, column] - here) / upper[column, column]
         left[:, column:] -= error[:, None] * upper[column, column:]
