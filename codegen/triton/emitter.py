@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -64,6 +65,15 @@ class NestedRows:
 
 
 @dataclass(slots=True)
+class Held:
+    """A place beside the plan, in use until the node `until` has run."""
+
+    offset: int
+    num_bytes: int
+    until: int
+
+
+@dataclass(slots=True)
 class Emitter:
     """Turns nodes into launches; the state of the emission of one form."""
 
@@ -76,6 +86,9 @@ class Emitter:
     nodes: tuple[Node, ...] = ()
     """What is being lowered: launches are theirs."""
     when: When = "always"
+    held: list[Held] = field(default_factory=list)
+    counters: dict[int, int] = field(default_factory=dict)
+    """Numbers that are 0 when a step begins, and after each use: how many, by offset."""
     arena_bytes: int = field(init=False)
     bounds: dict[str, int] = field(init=False)
     consumers: Mapping[str, list[Node]] = field(init=False)
@@ -116,9 +129,17 @@ class Emitter:
 
         `order` is that of its dimensions in memory where it is not the written one.
         """
-        offset = self._offsets.get(value.name)
+        offset = self.planned_offset(value)
         if offset is None:
             offset = self.reserve(value.type.num_bytes(self.bounds))
+        return self.output_at(value, offset, order)
+
+    def planned_offset(self, value: Value) -> int | None:
+        """Where the memory plan has a value; None for what it does not know."""
+        return self._offsets.get(value.name)
+
+    def output_at(self, value: Value, offset: int, order: Sequence[int] | None = None) -> Buffer:
+        """`output` elsewhere in the arena."""
         order = range(value.type.rank) if order is None else order
         shape = tuple(value.type.shape[axis] for axis in order)
         buffer = Buffer.dense(Pointer("arena", "", offset), value.type.dtype, shape)
@@ -143,6 +164,12 @@ class Emitter:
         if key not in self._scratch:
             self._scratch[key] = self.reserve(num_bytes)
         return Pointer("arena", "", self._scratch[key])
+
+    def counter(self, name: str, count: int) -> Pointer:
+        """Numbers of 32 bits that are 0 when a step begins; launches set them to 0 after use."""
+        pointer = self.scratch(name, 4 * count)
+        self.counters[pointer.offset] = count
+        return pointer
 
     def dense(self, buffer: Buffer) -> Buffer:
         """The buffer itself if it is row-major, else a copy that is."""
@@ -195,6 +222,10 @@ class Emitter:
             if name in bounds:
                 bounds[name] = min(bounds[name], self.form.max_tokens)
         return dim if isinstance(dim, int) else dim.evaluate(bounds)
+
+    def most_bytes(self, kind: TensorType) -> int:
+        """The greatest a dense tensor becomes in steps of this form."""
+        return math.prod(map(self.most, kind.shape)) * kind.dtype.size_bytes
 
     def cache(self, node: Node) -> tuple[KvGroup, Typed, Typed]:
         """The KV group that a node names, and the node's layer of it: pages, and their scales."""

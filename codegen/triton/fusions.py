@@ -1,66 +1,76 @@
-"""Pairs of neighbouring nodes that become one launch, where no pass has made one op of them."""
+"""Neighbouring nodes that become fewer launches, where no pass has made one op of them.
+
+A launch that stands for several nodes reads what they read until its last block has ended. The plan
+of the arena knows nodes one by one, so that it may have given such a place to what the launch
+writes; see `output_apart`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...ir.program import Node
-from .buffers import Buffer
+from .apart import Apart
 from .calls import TYPES, extent
 from .configurations import linear_tile
-from .emitter import Emitter, whole
+from .emitter import FEW_TOKENS, Emitter, Rows, whole
 from .lower.gather import pick_rows
+from .lower.matrix import product_of_rows
 
-Fusion = Callable[[Emitter, Node, Node], bool]
+Fusion = Callable[[Emitter, Sequence[Node]], int]
+
+MOST_TOGETHER = 4
+"""Nodes that a fusion looks at."""
 
 
-def lower_pair(e: Emitter, first: Node, second: Node) -> bool:
-    """Lower two neighbours as one launch; False, and nothing, where that is not possible."""
-    fusion = _FUSIONS.get((first.op, second.op))
-    if fusion is None or not _is_alone(e, first, second):
-        return False
-    return fusion(e, first, second)
+def lower_together(e: Emitter, nodes: Sequence[Node]) -> int:
+    """Lower the first of some neighbours together with those behind it; how many of them.
+
+    0, and nothing is lowered, where each is on its own.
+    """
+    for fusion in _FUSIONS.get(nodes[0].op, ()):
+        if count := fusion(e, nodes):
+            return count
+    return 0
 
 
 def _is_alone(e: Emitter, first: Node, second: Node) -> bool:
-    """Whether only the second reads what the first makes."""
-    name = first.output.name
-    readers = e.consumers.get(name, [])
-    outputs = {value.name for value in e.program.outputs}
-    return readers == [second] and name not in outputs and second.values() == (first.output,)
+    """Whether only the second reads what the first makes, as its first operand."""
+    value = first.outputs[0]
+    if value in e.program.outputs or e.consumers.get(value.name, []) != [second]:
+        return False
+    return second.inputs[0] == value and second.values().count(value) == 1
 
 
-def _embedding_cast(e: Emitter, embedding: Node, cast: Node) -> bool:
+def _ops(nodes: Sequence[Node], *ops: str) -> bool:
+    return tuple(node.op for node in nodes[: len(ops)]) == ops
+
+
+def _embedding_cast(e: Emitter, nodes: Sequence[Node]) -> int:
     """Rows of a table in another type. Nothing that is read lies in the arena, so that the result
     can have its planned place one node too early."""
-    pick_rows(e, e.rows(embedding.inputs[0]), embedding.inputs[1], cast.output)
-    return True
+    if not _ops(nodes, "embedding", "cast") or not _is_alone(e, *nodes[:2]):
+        return 0
+    e.nodes = tuple(nodes[:2])
+    pick_rows(e, e.rows(nodes[0].inputs[0]), nodes[0].inputs[1], nodes[1].output)
+    return 2
 
 
-def _linear_gated(e: Emitter, linear: Node, gated: Node) -> bool:
-    """A product with the gated activation behind it, for few rows: these wait for launches.
-
-    The place that is planned for the result may be that of the rows of the product, so the result
-    has one that layers share: only the node behind may read it.
-    """
-    readers = e.consumers.get(gated.output.name, [])
-    following = e.program.nodes.index(gated) + 1
-    if not e.form.one_query or following >= len(e.program.nodes):
-        return False
-    if readers != [e.program.nodes[following]] or gated.output in e.program.outputs:
-        return False
+def _linear_gated(e: Emitter, nodes: Sequence[Node]) -> int:
+    """A product with the gated activation behind it, for few rows: these wait for launches."""
+    if not e.form.one_query or not _ops(nodes, "linear", "gated_act"):
+        return 0
+    linear, gated = nodes[:2]
+    if not _is_alone(e, linear, gated):
+        return 0
+    e.nodes = (linear, gated)
     x = e.rows(linear.inputs[0])
     w, *bias = (e.dense(e.buffer(operand)) for operand in linear.inputs[1:])
-    kind = gated.output.type
-    n = whole(kind.shape[-1], "a row")
+    n = whole(gated.output.type.shape[-1], "a row")
     rows = e.most(x.count)
     tile = linear_tile(e.target, rows=rows, bits=8 * w.dtype.size_bytes)
     columns = max(16, tile.columns // 2)
-    home = e.scratch("gated", rows * n * kind.dtype.size_bytes)
-    out = Buffer.dense(home, kind.dtype, kind.shape)
-    e.buffers[gated.output.name] = out
-    act = gated.attrs["act"]
-    assert isinstance(act, str)
+    out = Apart(e, linear).output(gated.output, [x])
     e.launch(
         "linear.linear_gated",
         [extent(n, divisor=columns), extent(x.count, divisor=tile.rows)],
@@ -69,17 +79,94 @@ def _linear_gated(e: Emitter, linear: Node, gated: Node) -> bool:
             **{"M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
         },
         {
-            **{"BM": tile.rows, "BN": columns, "BK": tile.depth, "ACT": act},
+            **{"BM": tile.rows, "BN": columns, "BK": tile.depth, "ACT": _act(gated)},
             **{"EVEN": x.length % tile.depth == 0, "BIAS": bool(bias)},
             "BETWEEN": TYPES[linear.output.type.dtype],
         },
         tile.tuning,
     )
-    return True
+    return 2
 
 
-_FUSIONS: dict[tuple[str, str], Fusion] = {
-    ("embedding", "cast"): _embedding_cast,
-    ("linear", "gated_act"): _linear_gated,
+def _norm_linear(e: Emitter, nodes: Sequence[Node]) -> int:
+    """A norm whose rows only the product behind it reads, and the activation behind that."""
+    count = _normed(e, nodes)
+    if count:
+        e.nodes = tuple(nodes[:count])
+        _product_of_normed(e, e.rows(nodes[0].inputs[0]), nodes[:count])
+    return count
+
+
+def _linear_add_norm_linear(e: Emitter, nodes: Sequence[Node]) -> int:
+    """A product with the residual addition behind it, then the norm of the sum as above."""
+    if not _ops(nodes, "linear", "add_rms_norm") or not _is_alone(e, *nodes[:2]):
+        return 0
+    count = _normed(e, nodes[1:])
+    if not count:
+        return 0
+    linear, norm = nodes[:2]
+    total = norm.outputs[1]
+    e.nodes = (linear, norm)
+    residual = e.rows(e.dense(e.buffer(norm.inputs[1])))
+    x = e.rows(linear.inputs[0])
+    out = Apart(e, linear).output(total, [x, residual])
+    product_of_rows(e, linear, x, out, residual.buffer)
+    _product_of_normed(e, e.rows(out), nodes[1 : 1 + count])
+    return 1 + count
+
+
+def _normed(e: Emitter, nodes: Sequence[Node]) -> int:
+    """How many of a norm, a product and an activation are one launch; 0 if not even two are.
+
+    Each block of a product norms the rows again. That costs less than a launch while they are few.
+    """
+    if not e.form.one_query or e.form.max_tokens > FEW_TOKENS or len(nodes) < 2:
+        return 0
+    if nodes[1].op != "linear" or not _is_alone(e, *nodes[:2]):
+        return 0
+    return 3 if _ops(nodes[1:], "linear", "gated_act") and _is_alone(e, *nodes[1:3]) else 2
+
+
+def _product_of_normed(e: Emitter, x: Rows, nodes: Sequence[Node]) -> None:
+    norm, linear = nodes[:2]
+    gated = nodes[2] if len(nodes) > 2 else None
+    e.nodes = tuple(nodes)
+    scale = e.dense(e.buffer(norm.inputs[-1]))
+    w, *bias = (e.dense(e.buffer(operand)) for operand in linear.inputs[1:])
+    result = nodes[-1].output
+    n, eps = whole(result.type.shape[-1], "a row"), norm.attrs["eps"]
+    assert isinstance(eps, float)
+    tile = linear_tile(e.target, rows=e.most(x.count), bits=8 * w.dtype.size_bytes)
+    columns = tile.columns if gated is None else max(16, tile.columns // 2)
+    out = Apart(e, norm).output(result, [x])
+    e.launch(
+        "normed.normed_linear",
+        [extent(n, divisor=columns), extent(x.count, divisor=tile.rows)],
+        {
+            **{"x": x.typed, "scale": scale, "w": w, "bias": bias[0] if bias else w, "out": out},
+            **{"eps": eps, "M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
+        },
+        {
+            **{"BM": tile.rows, "BN": columns, "BK": tile.depth},
+            **{"EVEN": x.length % tile.depth == 0, "BIAS": bool(bias)},
+            **{"EARLY": bool(norm.attrs["round_before_scale"])},
+            **{"NORMED": TYPES[norm.outputs[0].type.dtype]},
+            **{"ACT": "" if gated is None else _act(gated)},
+            "BETWEEN": TYPES[linear.output.type.dtype],
+        },
+        tile.tuning,
+    )
+
+
+def _act(gated: Node) -> str:
+    act = gated.attrs["act"]
+    assert isinstance(act, str)
+    return act
+
+
+_FUSIONS: dict[str, tuple[Fusion, ...]] = {
+    "embedding": (_embedding_cast,),
+    "linear": (_linear_add_norm_linear, _linear_gated),
+    "rms_norm": (_norm_linear,),
 }
-"""By the ops of both nodes."""
+"""By the op of the first node; the first that holds is used."""

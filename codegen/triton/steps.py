@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from ...ir.launches import Extent, Form, Pointer
 from ...ir.plan import loop_groups
@@ -12,7 +13,7 @@ from ...ir.targets import Target
 from .buffers import Buffer, product
 from .calls import Passed, Tuning, Typed, extent
 from .emitter import FEW_TOKENS, Emitter, FormSpec, power_of_two, step_array
-from .fusions import lower_pair
+from .fusions import MOST_TOGETHER, lower_together
 from .loops import LOOP_OPS, lower_group
 from .lower import LOWERINGS
 from .lower.attention import query_tile
@@ -57,18 +58,9 @@ def emit_form(e: Emitter) -> Form:
     _carried(e)
     hidden, further = program.output(HIDDEN), further_outputs(program)
     runs = list(_runs(program))
-    fused = False
-    for nodes, following in zip(runs, [*runs[1:], ()], strict=True):
-        if fused:
-            fused = False
-            continue
-        e.nodes = nodes
-        if len(nodes) == len(following) == 1 and _lower_pair(e, nodes[0], following[0]):
-            fused = True
-        elif nodes[0].op in LOOP_OPS:
-            lower_group(e, nodes)
-        else:
-            LOWERINGS[nodes[0].op](e, nodes[0])
+    at = 0
+    while at < len(runs):
+        at += _lower(e, runs[at : at + MOST_TOGETHER])
         e.nodes = ()
         if hidden is not None and hidden.name in e.buffers:
             # At once, not at the end: a step that wants nothing of the head is done here.
@@ -80,17 +72,38 @@ def emit_form(e: Emitter) -> Form:
     e.when = "always"
     for name, value in further.items():
         _widen(e, value, name)
+    _clear_counters(e)
     return Form(
         e.form.name, e.form.one_query, e.form.max_tokens, tuple(e.launches), e.form.query_tile
     )
 
 
-def _lower_pair(e: Emitter, first: Node, second: Node) -> bool:
-    e.nodes = (first, second)
-    if lower_pair(e, first, second):
-        return True
-    e.nodes = (first,)
-    return False
+def _clear_counters(e: Emitter) -> None:
+    """In each step and before all else: a step that failed may have left anything in memory."""
+    rest = e.launches[:]
+    e.launches.clear()
+    for offset, count in e.counters.items():
+        block = min(1024, power_of_two(count))
+        e.launch(
+            "rows.fill",
+            [extent(count, divisor=block)],
+            {"out": Typed(Pointer("arena", "", offset), "i32"), "count": count, "value": 0.0},
+            {"BLOCK": block},
+        )
+    e.launches.extend(rest)
+
+
+def _lower(e: Emitter, runs: Sequence[tuple[Node, ...]]) -> int:
+    """Lower the first of these runs, and as many behind it as belong to its launches."""
+    single = [nodes[0] for nodes in takewhile(lambda nodes: len(nodes) == 1, runs)]
+    if single and (count := lower_together(e, single)):
+        return count
+    e.nodes = runs[0]
+    if runs[0][0].op in LOOP_OPS:
+        lower_group(e, runs[0])
+    else:
+        LOWERINGS[runs[0][0].op](e, runs[0][0])
+    return 1
 
 
 def _runs(program: Program) -> Iterator[tuple[Node, ...]]:

@@ -84,8 +84,11 @@ def attend_splits(
     q,
     pages,
     scales,
+    sinks,
+    out,
     partial,
     tops,
+    arrived,
     lengths,
     table,
     scale,
@@ -106,90 +109,99 @@ def attend_splits(
     TABLE_WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
     CAP: tl.constexpr,
+    SINK: tl.constexpr,
 ):
     """Program (row, KV head, split): the only query of a sequence over SPLIT positions.
 
     Split s begins at position s * SPLIT, wherever the sequence ends. It leaves its sums in
-    partial[row, head, s, DV], their divisor and their maximum in tops[row, head, s, 2].
+    partial[row, head, s, DV], their maximum and their divisor in tops[row, head, s, 2]. The last
+    to arrive of a row and KV head merges all of them from left to right, so that the result does
+    not depend on which one that is, and sets arrived[row, g] to 0 again. A sequence of length 0
+    gives zeros.
     """
     row = tl.program_id(0)
     g = tl.program_id(1)
     split = tl.program_id(2)
     length = tl.load(lengths + row)
     SHARE: tl.constexpr = HEADS // G
-    first = split * SPLIT
+    begin = 0
     if WINDOW > 0:
-        first = tl.maximum(first, length - WINDOW)
-    last = tl.minimum(length, (split + 1) * SPLIT)
-    if first < last:
+        begin = tl.maximum(length - WINDOW, 0)
+    first_split = begin // SPLIT
+    last_split = tl.maximum(tl.cdiv(length, SPLIT), 1)
+    if (split >= first_split) & (split < last_split):
         i = tl.arange(0, BM)
         head = g * SHARE + i
         live = i < SHARE
         rows = tl.zeros((BM,), tl.int32) + row
         position = tl.zeros((BM,), tl.int32) + (length - 1)
         query = _queries(q, pages, rows, head, live, Q_STRIDE, D, D_BLOCK)
+        first = tl.maximum(split * SPLIT, begin)
+        last = tl.minimum(length, (split + 1) * SPLIT)
         m, total, acc = _walk(
             query, pages, scales, table + row * TABLE_WIDTH, position, g, first, last, scale, cap,
             G, D, DV, D_BLOCK, DV_BLOCK, BM, BN, PAGE, BLOCK_SIZE, WINDOW, CAP,
         )  # fmt: skip
-        place = (row.to(tl.int64) * HEADS + head) * SPLITS + split
-        tl.store(tops + place * 2, m, mask=live)
-        tl.store(tops + place * 2 + 1, total, mask=live)
+        place = (row.to(tl.int64) * HEADS + head) * SPLITS
+        tl.store(tops + (place + split) * 2, m, mask=live)
+        tl.store(tops + (place + split) * 2 + 1, total, mask=live)
         dv = tl.arange(0, DV_BLOCK)
-        cell = partial + place[:, None] * DV + dv[None, :]
-        tl.store(cell, acc, mask=live[:, None] & (dv[None, :] < DV))
+        wide = live[:, None] & (dv[None, :] < DV)
+        tl.store(partial + (place + split)[:, None] * DV + dv[None, :], acc, mask=wide)
+        # All threads have stored before one counts; others see what they stored once they see it.
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived + row * G + g, 1, sem="acq_rel", scope="gpu")
+        if before == last_split - first_split - 1:
+            tl.store(arrived + row * G + g, 0)
+            _merge(
+                partial, tops, sinks, out, place, row, head, live, first_split, last_split,
+                HEADS, DV, DV_BLOCK, BM, SINK,
+            )  # fmt: skip
 
 
 @triton.jit
-def merge_splits(
+def _merge(
     partial,
     tops,
     sinks,
     out,
-    lengths,
+    place,
+    row,
+    head,
+    live,
+    first,
+    last,
     HEADS: tl.constexpr,
     DV: tl.constexpr,
     DV_BLOCK: tl.constexpr,
-    SPLIT: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SPLITS_BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr,
+    BM: tl.constexpr,
     SINK: tl.constexpr,
 ):
-    """The sums of a head's splits from left to right, as `attend_splits` left them.
-
-    Program (row, head). A sequence of length 0 gives zeros.
-    """
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    length = tl.load(lengths + row)
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(length - WINDOW, 0) // SPLIT
-    last = tl.cdiv(length, SPLIT)
-    place = (row.to(tl.int64) * HEADS + head) * SPLITS
-    s = tl.arange(0, SPLITS_BLOCK)
-    there = (s >= first) & (s < last)
-    m = tl.load(tops + (place + s) * 2, mask=there, other=-float("inf"))
-    most = tl.max(m, 0)
-    sink = most
+    """The sums of the splits first .. last - 1 of some heads, from left to right."""
+    most = tl.full((BM,), -float("inf"), tl.float32)
+    for split in range(first, last):
+        top = tl.load(tops + (place + split) * 2, mask=live, other=-float("inf"))
+        most = tl.maximum(most, top)
     if SINK:
-        sink = tl.load(sinks + head).to(tl.float32)
+        sink = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
         most = tl.maximum(most, sink)
     most = tl.where(most == -float("inf"), 0.0, most)
     dv = tl.arange(0, DV_BLOCK)
-    acc = tl.zeros((DV_BLOCK,), tl.float32)
-    total = 0.0
+    wide = live[:, None] & (dv[None, :] < DV)
+    acc = tl.zeros((BM, DV_BLOCK), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
     for split in range(first, last):
         at = place + split
-        share = tl.exp2((tl.load(tops + at * 2) - most) * LOG2E)
-        total += tl.load(tops + at * 2 + 1) * share
-        acc += tl.load(partial + at * DV + dv, mask=dv < DV, other=0.0) * share
+        top = tl.load(tops + at * 2, mask=live, other=-float("inf"))
+        share = tl.exp2((top - most) * LOG2E)
+        total += tl.load(tops + at * 2 + 1, mask=live, other=0.0) * share
+        part = tl.load(partial + at[:, None] * DV + dv[None, :], mask=wide, other=0.0)
+        acc += part * share[:, None]
     if SINK:
         total += tl.exp2((sink - most) * LOG2E)
-    result = acc / tl.where(total == 0.0, 1.0, total)
-    target = out + (row.to(tl.int64) * HEADS + head) * DV + dv
-    tl.store(target, result.to(out.dtype.element_ty), mask=dv < DV)
+    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    target = out + (row.to(tl.int64) * HEADS + head)[:, None] * DV + dv[None, :]
+    tl.store(target, result.to(out.dtype.element_ty), mask=wide)
 
 
 @triton.jit

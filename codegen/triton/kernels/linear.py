@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .numbers import activate
+from .numbers import activate, rounded
 
 
 @triton.jit
@@ -11,6 +11,7 @@ def linear(
     x,
     w,
     bias,
+    residual,
     out,
     M,
     N,
@@ -22,8 +23,11 @@ def linear(
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,
     BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
 ):
     """out[M, N] = x[M, K] @ w[N, K].T + bias[N], accumulated in float32, rounded once.
+
+    With ADDED, it is rounded to the type of that name, then residual[M, N] is added.
 
     Rows of x lie x_stride apart. They are rounded to w's type where that is narrower. K is reduced
     in ascending blocks of BK, in one order whatever M is. EVEN says that BK divides K. Program
@@ -60,8 +64,11 @@ def linear(
         right += BK
     if BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    place = out + m[:, None].to(tl.int64) * N + n[None, :]
-    tl.store(place, acc.to(out.dtype.element_ty), mask=live_m & live_n)
+    place = m[:, None].to(tl.int64) * N + n[None, :]
+    if ADDED != "":
+        other = tl.load(residual + place, mask=live_m & live_n, other=0.0)
+        acc = rounded(acc, ADDED) + other.to(tl.float32)
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=live_m & live_n)
 
 
 @triton.jit
@@ -118,14 +125,8 @@ def linear_gated(
     if BIAS:
         gate += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    if BETWEEN == "bf16":
-        gate = gate.to(tl.bfloat16).to(tl.float32)
-        up = up.to(tl.bfloat16).to(tl.float32)
-    if BETWEEN == "fp16":
-        gate = gate.to(tl.float16).to(tl.float32)
-        up = up.to(tl.float16).to(tl.float32)
     place = out + m[:, None].to(tl.int64) * N + n[None, :]
-    value = activate(gate, ACT) * up
+    value = activate(rounded(gate, BETWEEN), ACT) * rounded(up, BETWEEN)
     tl.store(place, value.to(out.dtype.element_ty), mask=live_m & live_n)
 
 

@@ -95,3 +95,14 @@ def turned_sine(x, quarters):
     cosine = even * s * s + (1.0 - 0.5 * s)
     value = tl.where((quarter & 1) != 0, cosine, sine)
     return tl.where((quarter & 2) != 0, -value, value)
+
+
+@triton.jit
+def rounded(x, KIND: tl.constexpr):
+    """float32 rounded to a type by its name, and back; "" and fp32 leave it as it is."""
+    if KIND == "bf16":
+        return x.to(tl.bfloat16).to(tl.float32)
+    elif KIND == "fp16":
+        return x.to(tl.float16).to(tl.float32)
+    else:
+        return x

@@ -174,14 +174,16 @@ def _splits(e: Emitter, node: Node, q: Rows, out: Buffer, sinks: list[Buffer]) -
     cells = e.most(out.shape[0]) * heads * splits
     partial = Typed(e.scratch("partial", cells * value_dim * 4), "fp32")
     tops = Typed(e.scratch("tops", cells * 8), "fp32")
-    lengths = step_array("context_lengths")
-    limits = _limits(node)
+    arrived = Typed(e.counter("arrived", e.most(out.shape[0]) * group.num_kv_heads), "i32")
     e.launch(
         "attention.attend_splits",
         [out.shape[0], group.num_kv_heads, splits],
         {
-            **{"q": q.typed, "pages": pages, "scales": scales, "partial": partial, "tops": tops},
-            **{"lengths": lengths, "table": step_array(f"block_table:{group.name}")},
+            **{"q": q.typed, "pages": pages, "scales": scales},
+            **{"sinks": sinks[0] if sinks else out, "out": out},
+            **{"partial": partial, "tops": tops, "arrived": arrived},
+            "lengths": step_array("context_lengths"),
+            "table": step_array(f"block_table:{group.name}"),
             **_numbers(node),
         },
         {
@@ -192,28 +194,10 @@ def _splits(e: Emitter, node: Node, q: Rows, out: Buffer, sinks: list[Buffer]) -
             "SPLITS": splits,
             **_page(group),
             "TABLE_WIDTH": table_width(e.program, group),
-            **limits,
-        },
-        block.tuning,
-    )
-    e.launch(
-        "attention.merge_splits",
-        [out.shape[0], heads],
-        {
-            **{"partial": partial, "tops": tops, "sinks": sinks[0] if sinks else out, "out": out},
-            "lengths": lengths,
-        },
-        {
-            "HEADS": heads,
-            "DV": value_dim,
-            "DV_BLOCK": power_of_two(value_dim),
-            "SPLIT": split,
-            "SPLITS": splits,
-            "SPLITS_BLOCK": power_of_two(splits),
-            "WINDOW": limits["WINDOW"],
+            **_limits(node),
             "SINK": bool(sinks),
         },
-        Tuning(1),
+        block.tuning,
     )
 
 

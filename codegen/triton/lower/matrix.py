@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from ....ir.program import Node
 from ....ir.types import DType
-from ..buffers import product
-from ..calls import Tuning, extent
+from ..buffers import Buffer, product
+from ..calls import TYPES, Tuning, extent
 from ..configurations import linear_tile
-from ..emitter import Emitter, Lowering, power_of_two, whole
+from ..emitter import Emitter, Lowering, Rows, power_of_two, whole
 
 
 def lower_linear(e: Emitter, node: Node) -> None:
     """`linear(x, w, bias?)`: rows of x by a matrix, in tiles that `tables/linear.json` has."""
-    x = e.rows(node.inputs[0])
+    product_of_rows(e, node, e.rows(node.inputs[0]), e.output(node.output))
+
+
+def product_of_rows(
+    e: Emitter, node: Node, x: Rows, out: Buffer, residual: Buffer | None = None
+) -> None:
+    """A product, to which dense rows may be added once it is rounded to its type."""
     w = e.dense(e.buffer(node.inputs[1]))
     bias = [e.dense(e.buffer(operand)) for operand in node.inputs[2:]]
-    out = e.output(node.output)
     n, k = whole(w.shape[0], "a matrix"), x.length
     bits = 8 * w.dtype.size_bytes
     tile = linear_tile(e.target, rows=e.most(x.count), bits=bits)
@@ -23,14 +28,9 @@ def lower_linear(e: Emitter, node: Node) -> None:
         "linear.linear",
         [extent(n, divisor=tile.columns), extent(x.count, divisor=tile.rows)],
         {
-            "x": x.typed,
-            "w": w,
-            "bias": bias[0] if bias else w,
-            "out": out,
-            "M": extent(x.count),
-            "N": n,
-            "K": k,
-            "x_stride": x.stride,
+            **{"x": x.typed, "w": w, "bias": bias[0] if bias else w},
+            **{"residual": w if residual is None else residual, "out": out},
+            **{"M": extent(x.count), "N": n, "K": k, "x_stride": x.stride},
         },
         {
             "BM": tile.rows,
@@ -39,6 +39,7 @@ def lower_linear(e: Emitter, node: Node) -> None:
             "GROUP": tile.group,
             "EVEN": k % tile.depth == 0,
             "BIAS": bool(bias),
+            "ADDED": "" if residual is None else TYPES[node.output.type.dtype],
         },
         tile.tuning,
     )

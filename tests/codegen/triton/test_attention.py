@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
 
 from ..harness import Chunk, make_step, random_weights, with_weights
+from .emulating import Emulating
 from .interpreting import Interpreting
 from .running import Runner, tensor_bytes
 
@@ -92,13 +94,24 @@ def store(runner: Runner, state: PagedState, length: int) -> None:
 def test_contexts_of_several_splits(name: str, interpreting: Interpreting) -> None:
     """A chunk in tiles behind what was stored, then a token in splits and the same in a tile."""
     program = CASES[name]
+    check_contexts(program, Runner(program, program_weights(program), interpreting, num_blocks=41))
+
+
+def test_compiled_splits_are_merged_by_the_last_of_them(tmp_path: Path) -> None:
+    """The same in the emulation, which counts the splits that have arrived as a GPU does."""
+    program, process = CASES["softcap"], Emulating()
+    runner = Runner(program, program_weights(program), process, num_blocks=41)
+    process.compile(runner.made.codes, tmp_path)
+    check_contexts(program, runner)
+
+
+def check_contexts(program: Program, runner: Runner) -> None:
     weights = program_weights(program)
     (node,) = (node for node in program.nodes if node.op == "paged_attention")
     window = node.attrs["window"]
     assert window is None or isinstance(window, int)
     ids = np.random.default_rng(6).integers(0, VOCAB, 560)
     state = PagedState.allocate(program.resources, 41)
-    runner = Runner(program, weights, interpreting, num_blocks=41)
     for first, last in ((0, 250), (250, 500), (500, 517), (517, 518)):
         positions = torch.arange(first, last)
         state.set_step(
