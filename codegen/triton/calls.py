@@ -52,7 +52,8 @@ class KernelCode:
 
     `module` is a file of `kernels/`. `source` is the text of a generated kernel, which then is in
     no file. `parameters` has names with Triton's types, constants among them left out; `aligned`
-    are the names of those that `ALIGNED_BYTES` divides.
+    are the names of those that `ALIGNED_BYTES` divides. One for `dependent` launches waits for the
+    launch before it.
     """
 
     module: str
@@ -62,6 +63,7 @@ class KernelCode:
     constants: tuple[tuple[str, Constant], ...]
     tuning: Tuning
     source: str | None = None
+    dependent: bool = False
 
     def plain(self) -> dict[str, object]:
         """As JSON, in one order."""
@@ -74,6 +76,7 @@ class KernelCode:
             "warps": self.tuning.warps,
             "stages": self.tuning.stages,
             "source": self.source,
+            "dependent": self.dependent,
         }
 
     @property

@@ -14,7 +14,7 @@ from ...ir.ops.state import cache_of
 from ...ir.plan import planned_arena, planned_graphs
 from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.resources import KvGroup
-from ...ir.targets import Target
+from ...ir.targets import CUDA, Target
 from ...ir.types import Dim, DType, TensorType, handed_over
 from .buffers import Buffer, product
 from .calls import TYPES, Constant, KernelCode, Passed, Tuning, Typed, aligned, bind, extent
@@ -23,6 +23,8 @@ ALIGNMENT_BYTES = 256
 """Of values in the arena."""
 FEW_TOKENS = 16
 """A step of so many tokens or fewer reads weights for the most part."""
+_DEPENDENT_CAPABILITY = 90
+"""From which on launches can be dependent."""
 STEP_ARRAYS = {"input_ids": "token_ids"}
 """What the arrays of a step are called where inputs of a program have another name."""
 
@@ -257,15 +259,27 @@ class Emitter:
         given = {name: typed(v) if isinstance(v, Buffer) else v for name, v in passed.items()}
         arguments, types = bind(given)
         module, _, name = function.partition(".")
+        dependent = self._follows()
+        kept = tuple(constants.items())
         code = KernelCode(
-            module, name, tuple(types), aligned(given), tuple(constants.items()), tuning, source
+            module, name, tuple(types), aligned(given), kept, tuning, source, dependent
         )
         self.kernels[code.key] = code
         extents = tuple(one if isinstance(one, Extent) else extent(one) for one in grid)
         labels = tuple(node_label(node) for node in self.nodes)
         made = {value.name for node in self.nodes for value in node.outputs}
         eager = bool(made & self._cuts)
-        self.launches.append(Launch(code.key, extents, arguments, labels, self.when, eager))
+        launch = Launch(code.key, extents, arguments, labels, self.when, eager, dependent)
+        self.launches.append(launch)
+
+    def _follows(self) -> bool:
+        """Whether a launch may begin before the one before it has ended, and wait for it itself.
+
+        Steps with one query a sequence have launches so short that this counts. Those at their
+        start follow copies, or nothing.
+        """
+        able = self.form.one_query and CUDA.capability(self.target.name) >= _DEPENDENT_CAPABILITY
+        return able and bool(self.launches) and self.launches[-1].when != "copies"
 
 
 Lowering = Callable[[Emitter, Node], None]

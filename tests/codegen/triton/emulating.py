@@ -56,7 +56,8 @@ class Emulating:
                 function = driver.load(
                     image, source, kernel.entry, kernel.threads, kernel.shared_bytes
                 )
-                driver.launch(function, call.grid, _parameters(call, places))
+                packed = _parameters(call, places)
+                driver.launch(function, call.grid, packed, dependent=call.dependent)
         results = {name: np.empty(len(data), np.uint8) for name, data in arrays.items()}
         for name, target in results.items():
             if len(target):

@@ -40,6 +40,7 @@ class Call:
     code: Mapping[str, Any]
     grid: tuple[int, ...]
     arguments: tuple[Place | int | float, ...]
+    dependent: bool = False
 
 
 class Interpreting:

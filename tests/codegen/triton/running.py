@@ -152,7 +152,7 @@ class Runner:
                 case Real(value=number):
                     arguments.append(number)
         grid = tuple(_size(extent, sizes) for extent in launch.grid)
-        return Call(code.plain(), grid, tuple(arguments))
+        return Call(code.plain(), grid, tuple(arguments), launch.dependent)
 
     def _output(self, step: Step, after: Mapping[str, Bytes]) -> StepOutput:
         vocab, width = vocabulary_size(self.program), hidden_width(self.program)

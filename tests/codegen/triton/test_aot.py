@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,11 +62,24 @@ def _compile_all(programs: Sequence[Program], target: str, place: Path) -> None:
     build.start()
     kernels = build.wait()
     assert kernels.keys() == codes.keys()
-    for kernel in kernels.values():
+    for key, kernel in kernels.items():
         assert kernel.threads >= 32 and kernel.registers > 0
         ptx = (place / kernel.source.removeprefix("code/")).read_text()
         assert f".visible .entry {kernel.entry}(" in ptx
         assert f".target {target}" in ptx
+        check_waits(ptx, dependent=codes[key].dependent)
+    assert any(code.dependent for code in codes.values()) == (target != "sm_80")
+
+
+def check_waits(ptx: str, *, dependent: bool) -> None:
+    """A dependent kernel waits before it touches memory that others write; others do not wait."""
+    waits = [found.start() for found in re.finditer(r"griddepcontrol\.wait", ptx)]
+    assert len(waits) == dependent
+    touched = re.search(r"\b(ld|st|atom|red|cp\.async\S*)\.(global|\S+\.global)|cp\.async", ptx)
+    assert touched is not None, "a kernel does something"
+    # Nothing jumps over it: it stands in the first block of the kernel.
+    assert not dependent or not re.search(r"^\$L__BB|\bbra\b", ptx[: waits[0]], re.MULTILINE)
+    assert not dependent or waits[0] < touched.start()
 
 
 def test_an_artifact_has_launches_kernels_and_weights(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def summary(made: Generated) -> Iterator[str]:
     for form in (made.forms[0], made.forms[-1]):
         yield f"{form.name}: {form.max_tokens} tokens, tiles of {form.query_tile} queries"
         for launch in form.launches:
-            eager = ", eager" if launch.eager else ""
-            yield f"  {launch.when}{eager}: {_call(made, launch)}"
+            how = launch.when + ", eager" * launch.eager + ", dependent" * launch.dependent
+            yield f"  {how}: {_call(made, launch)}"
 
 
 def _call(made: Generated, launch: Launch) -> str:
