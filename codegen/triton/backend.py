@@ -14,7 +14,7 @@ from ...ir.nvidia import find_gpu
 from ...ir.plan import planned_graphs
 from ...ir.program import Node, Program, Weight
 from ...ir.resources import KvGroup
-from ...ir.row_codes import I8_ROWS
+from ...ir.row_codes import ROW_CODES
 from ...ir.schemes import get_scheme
 from ...ir.targets import CUDA, Target
 from ...ir.types import DType, TensorType
@@ -212,7 +212,7 @@ def generate(program: Program, target: Target, options: TritonOptions | None = N
 
 def _check_codes(node: Node) -> Verdict:
     """Whether there are kernels for the codes that a node makes or multiplies."""
-    if node.attrs.get("codes", I8_ROWS.name) != I8_ROWS.name and node.op == "quantize_rows":
+    if node.op == "quantize_rows" and node.attrs["codes"] not in ROW_CODES:
         return Verdict.no(f"there are no kernels for rows of {node.attrs['codes']}")
     if "scheme" in node.attrs:
         form = get_scheme(node.attrs["scheme"]).weight

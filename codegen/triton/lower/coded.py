@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ....ir.e4m3 import E4M3_LEVELS
 from ....ir.formats import BOOK_I4, CENTERED_I4, CHUNK, COUNTED_I4, Format
 from ....ir.program import Node, Operand
+from ....ir.row_codes import E4M3_ROWS
 from ....ir.schemes import Scheme, get_scheme
-from ....ir.types import DType
+from ....ir.targets import CUDA
+from ....ir.types import Dim, DType
 from ..buffers import Buffer, product
 from ..calls import Constant, Passed, Tuning, Typed, extent
-from ..configurations import coded_tile
+from ..configurations import LinearTile, coded_tile
 from ..emitter import Emitter, Lowering, Rows, power_of_two, whole
 from .norms import row_tuning
 
 _GROUPS_OF_PART = 16
+_E4M3_CAPABILITY = 89
+"""From which on tensor cores multiply e4m3."""
 
 
 def lower_quantize_rows(e: Emitter, node: Node) -> None:
@@ -25,8 +30,20 @@ def lower_quantize_rows(e: Emitter, node: Node) -> None:
 
 
 def quantize(e: Emitter, x: Rows, codes: Buffer, scale: Buffer, *, grouped: bool) -> None:
-    """Codes of rows, with a scale for each row or each `CHUNK` elements."""
+    """Codes of rows, with a scale for each row or for each group of its elements.
+
+    Unsigned ones are those of e4m3.
+    """
     passed: dict[str, Passed | Buffer] = {"x": x.typed, "codes": codes, "scales": scale}
+    if codes.dtype is DType.U8:
+        group = E4M3_ROWS.group if grouped else x.length
+        groups, block = -(-x.length // group), power_of_two(group)
+        constants = {"STRIDE": x.stride, "WIDTH": x.length, "GROUP": group, "GROUPS": groups}
+        grid: list[Dim] = [x.count, groups]
+        e.launch(
+            "e4m3.quantize_e4m3", grid, passed, {**constants, "BLOCK": block}, row_tuning(block)
+        )
+        return
     if not grouped:
         block = power_of_two(x.length)
         constants = {"STRIDE": x.stride, "WIDTH": x.length, "BLOCK": block}
@@ -62,6 +79,19 @@ def _linear(
     n = whole(w.shape[0], "a matrix")
     scheme = get_scheme(node.attrs["scheme"])
     tile = coded_tile(e.target, rows=e.most(x.count))
+    if scheme.is_fp8:
+        e.launch(
+            "e4m3.e4m3_linear",
+            [extent(n, divisor=tile.columns), extent(x.count, divisor=tile.rows)],
+            {
+                **{"x": x.typed, "x_scale": w_scale if x_scale is None else x_scale},
+                **{"codes": w, "w_scale": w_scale, "bias": bias[0] if bias else w_scale},
+                **{"out": out, "M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
+            },
+            {**e4m3_tile(e, scheme, tile), "BIAS": bool(bias)},
+            tile.tuning,
+        )
+        return
     e.launch(
         "coded.coded_linear",
         [extent(n, divisor=tile.columns), extent(x.count, divisor=tile.rows)],
@@ -89,16 +119,35 @@ def lower_scaled_embedding(e: Emitter, node: Node) -> None:
     width = node.attrs["width"]
     assert isinstance(width, int)
     block = min(1024, power_of_two(width))
+    scheme = get_scheme(node.attrs["scheme"])
+    if scheme.is_fp8:
+        e.launch(
+            "e4m3.e4m3_rows",
+            [product(ids.shape), extent(width, divisor=block)],
+            {"codes": table, "w_scale": scale, "ids": ids, "out": out},
+            {"WIDTH": width, "BLOCK": block, "TILE": scheme.weight.tile},
+            row_tuning(block),
+        )
+        return
     e.launch(
         "coded.coded_rows",
         [product(ids.shape), extent(width, divisor=block)],
         {**addresses(table), "w_scale": scale, "ids": ids, "out": out},
         {
             **{"ROW_BYTES": row_bytes(table), "WIDTH": width, "BLOCK": block},
-            **layout(get_scheme(node.attrs["scheme"]).weight),
+            **layout(scheme.weight),
         },
         row_tuning(block),
     )
+
+
+def e4m3_tile(e: Emitter, scheme: Scheme, tile: LinearTile) -> dict[str, Constant]:
+    """How a product by e4m3 is cut and scaled, and whether the target multiplies such numbers."""
+    return {
+        **{"BM": tile.rows, "BN": tile.columns, "BK": tile.depth},
+        **{"CODED": scheme.activations is not None, "TILE": scheme.weight.tile},
+        "NATIVE": CUDA.capability(e.target.name) >= _E4M3_CAPABILITY,
+    }
 
 
 def addresses(w: Buffer) -> dict[str, Typed]:
@@ -125,7 +174,7 @@ def rows_kind(scheme: Scheme) -> str:
 
 def has_kernels(form: Format) -> bool:
     """Whether there are kernels for matrices in a format."""
-    return form.levels in _LEVELS and not form.tile
+    return form.levels == E4M3_LEVELS or (form.levels in _LEVELS and not form.tile)
 
 
 _LEVELS: Final[Mapping[tuple[float, ...], str]] = {

@@ -143,6 +143,22 @@ def _product(
     x_scale = by.scale
     if by.scheme.activations is not None:
         x, x_scale = _quantized(e, x, k, by.scheme)
+    if by.scheme.is_fp8:
+        bias = by.scale if by.bias is None else by.bias
+        e.launch(
+            "e4m3.expert_e4m3_linear",
+            grid,
+            {
+                **{"x": x, "x_scale": x_scale, "codes": by.weights, "w_scale": by.scale},
+                **{"bias": bias, "out": out, **route, **sizes},
+            },
+            {
+                **{"SHARE": share, **coded.e4m3_tile(e, by.scheme, tile)},
+                "BIAS": by.bias is not None,
+            },
+            tile.tuning,
+        )
+        return
     e.launch(
         "coded.expert_coded_linear",
         grid,
@@ -169,7 +185,7 @@ def _quantized(e: Emitter, x: Buffer, k: int, scheme: Scheme) -> tuple[Buffer, B
     per_row = -(-k // scheme.activations.group) if grouped else 1
     codes = e.scratch("moe.codes", most * k)
     scales = e.scratch("moe.scales", most * per_row * 4)
-    quantized = Buffer.dense(codes, DType.I8, (rows.count, k))
+    quantized = Buffer.dense(codes, scheme.activations.codes.dtype, (rows.count, k))
     scale = Buffer.dense(scales, DType.F32, (rows.count, per_row))
     coded.quantize(e, rows, quantized, scale, grouped=grouped)
     return quantized, scale

@@ -16,7 +16,7 @@ from infc.ir.interpret import WeightSource
 from infc.ir.launches import Extent, Form, Integer, Launch, Pointer, Real
 from infc.ir.program import HIDDEN, LOGITS, Program, hidden_width, vocabulary_size
 from infc.ir.resources import KvGroup
-from infc.ir.targets import resolve_target
+from infc.ir.targets import Target, resolve_target
 from infc.runtime.sampling.adjustments import ADJUSTED
 from infc.runtime.scheduling.step import Step, StepOutput
 
@@ -52,13 +52,14 @@ class Runner:
     weights: WeightSource
     process: Carrier
     num_blocks: int = 16
+    target: Target = TARGET
     options: TritonOptions = field(default_factory=TritonOptions)
     made: Generated = field(init=False)
     pages: dict[str, Bytes] = field(default_factory=dict)
     tokens_before: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def __post_init__(self) -> None:
-        self.made = generate(self.program, TARGET, self.options)
+        self.made = generate(self.program, self.target, self.options)
         for group in self.program.resources:
             self.pages[group.name] = np.full(self.num_blocks * group.bytes_per_block(), 0xFF, "u1")
 
