@@ -67,7 +67,7 @@ def check_same(found: Sequence[StepOutput], wanted: Sequence[StepOutput], bound:
     assert np.array_equal(found[0].hidden[2], found[1].hidden[0])
 
 
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("early", [pytest.param(False, marks=pytest.mark.breadth), True])
 def test_fused_launches_mean_what_single_nodes_mean(
     early: bool, interpreting: Interpreting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

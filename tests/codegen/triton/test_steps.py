@@ -117,8 +117,8 @@ CASES = {
 }
 
 
-SOME = ("llama", "llama-bf16", "gpt_oss", "int8")
-"""Experts, sinks, windows and biases; codes by codes, in the cache too."""
+SOME = ("llama", "gemma2", "int8")
+"""One plain, one with windows, caps and norms on both sides, one of codes, in the cache too."""
 MARKED = [name if name in SOME else pytest.param(name, marks=pytest.mark.breadth) for name in CASES]
 
 
