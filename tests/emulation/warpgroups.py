@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import EmulationError
 from .groups import groups_of
-from .matrix import ELEMENT_BYTES, accumulate, as_float32, left_operand
+from .matrix import ELEMENT_BYTES, accumulate, as_float32, left_operand, products
 from .ptx import Instruction
 from .shared import Access, Order
 from .wave import TYPES, Mask, Operands, Source, Step, Target, Wave, both, opcode, unknown
@@ -121,7 +121,7 @@ def _job(wave: Wave, product: _Product, mask: Mask) -> Any:
         y = _tile(
             wave, matrices[-1], (product.columns, product.right, product.turned[1]), live, order
         )
-        sums = np.matmul(x, y.transpose(0, 2, 1))
+        sums = products(x, y)
         # Rows 16w + 8h + g, columns 8c + 2t + e: register 4c + 2h + e of thread t of group g of w.
         sums = sums.reshape(groups, 4, 2, 8, product.columns // 8, 4, 2)
         parts = sums.transpose(4, 2, 6, 0, 1, 3, 5).reshape(len(product.targets), wave.blocks, -1)
