@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from infc.codegen.triton import aot
+
 from ..conftest import kept
+from ..e2e.builds import Builds
 from .compiling import Compiler
 from .running import Compiled
 
@@ -38,3 +41,15 @@ def compile_triton(pytestconfig: pytest.Config) -> Iterator[Compile]:
     yield compile_
     for compiler in compilers.values():
         compiler.close()
+
+
+@pytest.fixture(scope="session")
+def builds(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Builds]:
+    """The checkpoints and artifacts of this run; kernels are kept for the next."""
+    root = tmp_path_factory.getbasetemp()
+    place = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "builds"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aot, "kept_kernels", lambda: kept(pytestconfig, "triton"))
+        yield Builds(place)
