@@ -26,6 +26,7 @@ from infc.runtime.server.settings import limits
 from ..configs import CONFIGS
 from ..configs.refused import REFUSED
 from ..e2e.parity_table import BACKENDS, GREEDY_TOKENS, load_table
+from ..emulation.architectures import EMULATED, NOT_COMPILED
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -225,8 +226,11 @@ def architecture_table() -> str:
         shows = "; ".join(CONFIGS[name].shows for name in names if CONFIGS[name].shows)
         errors = [max((measured[name][each] for name in names), key=float) for each in BACKENDS]
         tokens = f"{GREEDY_TOKENS} of {GREEDY_TOKENS}"
-        rows.append((f"`{kind}`", shows, *errors, tokens))
-    head = ("architecture", "tested with", *(f"error, `{each}`" for each in BACKENDS), "tokens")
+        compiled = "no" if set(names) & NOT_COMPILED.keys() else "yes"
+        emulated = "yes" if kind in EMULATED else ""
+        rows.append((f"`{kind}`", shows, *errors, tokens, compiled, emulated))
+    errors_of = (f"error, `{each}`" for each in BACKENDS)
+    head = ("architecture", "tested with", *errors_of, "tokens", "for `sm_90`", "emulated")
     return table(head, rows)
 
 
