@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...ir.program import Node
+from ...ir.row_codes import get_row_codes
 from .apart import Apart
 from .calls import TYPES, extent
 from .configurations import linear_tile
-from .emitter import FEW_TOKENS, Emitter, Rows, whole
+from .emitter import FEW_TOKENS, Emitter, Rows, power_of_two, whole
 from .lower.gather import pick_rows
 from .lower.matrix import product_of_rows
+from .lower.norms import row_tuning
 
 Fusion = Callable[[Emitter, Sequence[Node]], int]
 
@@ -127,6 +129,43 @@ def _normed(e: Emitter, nodes: Sequence[Node]) -> int:
     return 3 if _ops(nodes[1:], "linear", "gated_act") and _is_alone(e, *nodes[1:3]) else 2
 
 
+def _norm_codes(e: Emitter, nodes: Sequence[Node]) -> int:
+    """A norm whose rows only become codes, alone or with the residual addition in front of it."""
+    if not e.form.one_query or len(nodes) < 2 or nodes[1].op != "quantize_rows":
+        return 0
+    norm, quantize = nodes[:2]
+    if not _is_alone(e, norm, quantize):
+        return 0
+    e.nodes = (norm, quantize)
+    adds = norm.op == "add_rms_norm"
+    x = e.rows(norm.inputs[0])
+    block = power_of_two(x.length)
+    group = get_row_codes(quantize.attrs["codes"]).group if quantize.attrs["group"] else block
+    read, total = [x], x.buffer
+    if adds:
+        read.append(e.rows(e.dense(e.buffer(norm.inputs[1]))))
+        total = e.output(norm.outputs[1])
+    written = [*read, e.rows(total)]
+    codes, scales = (Apart(e, norm).output(value, written) for value in quantize.outputs)
+    eps = norm.attrs["eps"]
+    assert isinstance(eps, float)
+    e.launch(
+        "normed.norm_codes",
+        [x.count],
+        {
+            **{"x": x.typed, "residual": read[-1].typed, "w": e.dense(e.buffer(norm.inputs[-1]))},
+            **{"total": total, "codes": codes, "scales": scales, "eps": eps},
+        },
+        {
+            **{"STRIDE": x.stride, "WIDTH": x.length, "BLOCK": max(block, group)},
+            **{"GROUP": group, "ADD": adds, "EARLY": bool(norm.attrs["round_before_scale"])},
+            "NORMED": TYPES[norm.outputs[0].type.dtype],
+        },
+        row_tuning(block),
+    )
+    return 2
+
+
 def _product_of_normed(e: Emitter, x: Rows, nodes: Sequence[Node]) -> None:
     norm, linear = nodes[:2]
     gated = nodes[2] if len(nodes) > 2 else None
@@ -167,6 +206,7 @@ def _act(gated: Node) -> str:
 _FUSIONS: dict[str, tuple[Fusion, ...]] = {
     "embedding": (_embedding_cast,),
     "linear": (_linear_add_norm_linear, _linear_gated),
-    "rms_norm": (_norm_linear,),
+    "rms_norm": (_norm_linear, _norm_codes),
+    "add_rms_norm": (_norm_codes,),
 }
 """By the op of the first node; the first that holds is used."""

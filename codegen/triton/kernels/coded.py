@@ -22,7 +22,7 @@ def quantize_rows(x, codes, scales, STRIDE: tl.constexpr, WIDTH: tl.constexpr, B
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     value = tl.load(x + row * STRIDE + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-    inverse, scale = _units(tl.max(tl.abs(value).to(tl.int32, bitcast=True), 0))
+    inverse, scale = code_units(tl.max(tl.abs(value).to(tl.int32, bitcast=True), 0))
     code = tl.minimum(tl.maximum(rint(value * inverse), -127.0), 127.0)
     tl.store(codes + row * WIDTH + at, code.to(tl.int8), mask=at < WIDTH)
     tl.store(scales + row, scale)
@@ -43,14 +43,15 @@ def quantize_groups(
     group = tl.program_id(1) * PART + tl.arange(0, PART)
     at = group[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     value = tl.load(x + row * STRIDE + at, mask=at < WIDTH, other=0.0).to(tl.float32)
-    inverse, scale = _units(tl.max(tl.abs(value).to(tl.int32, bitcast=True), 1))
+    inverse, scale = code_units(tl.max(tl.abs(value).to(tl.int32, bitcast=True), 1))
     code = tl.minimum(tl.maximum(rint(value * inverse[:, None]), -127.0), 127.0)
     tl.store(codes + row * WIDTH + at, code.to(tl.int8), mask=at < WIDTH)
     tl.store(scales + row * GROUPS + group, scale, mask=group < GROUPS)
 
 
 @triton.jit
-def _units(top):
+def code_units(top):
+    """What is multiplied for codes, and what they stand for, by the bits of largest magnitudes."""
     size = top.to(tl.float32, bitcast=True)
     used = (size < 1e-30) == 0
     one = tl.where(used, size, 1.0)

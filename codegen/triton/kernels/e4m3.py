@@ -31,12 +31,8 @@ def quantize_e4m3(
     at = group * GROUP + i
     live = (i < GROUP) & (at < WIDTH)
     value = tl.load(x + row * STRIDE + at, mask=live, other=0.0).to(tl.float32)
-    top = tl.max(tl.abs(value).to(tl.int32, bitcast=True), 0).to(tl.float32, bitcast=True)
-    used = (top < 1e-30) == 0
-    one = tl.where(used, top, 1.0)
-    inverse = tl.where(used, tl.div_rn(one * 0 + 448.0, one), 0.0)
-    scale = tl.where(used, tl.div_rn(top, one * 0 + 448.0), 0.0)
-    code = _encoded(value * inverse)
+    inverse, scale = e4m3_units(tl.max(tl.abs(value).to(tl.int32, bitcast=True), 0))
+    code = encoded(value * inverse)
     tl.store(codes + row * WIDTH + at, code.to(codes.dtype.element_ty), mask=live)
     tl.store(scales + row * GROUPS + group, scale)
 
@@ -213,6 +209,16 @@ def _product(
 
 
 @triton.jit
+def e4m3_units(top):
+    """What is multiplied for codes, and what they stand for, by the bits of largest magnitudes."""
+    size = top.to(tl.float32, bitcast=True)
+    used = (size < 1e-30) == 0
+    one = tl.where(used, size, 1.0)
+    inverse = tl.where(used, tl.div_rn(one * 0 + 448.0, one), 0.0)
+    return inverse, tl.where(used, tl.div_rn(size, one * 0 + 448.0), 0.0)
+
+
+@triton.jit
 def _decoded(code):
     """The float32 that bytes stand for: exponent and mantissa move to its bits, 2**120 too low."""
     bits = code.to(tl.int32) & 0xFF
@@ -222,7 +228,7 @@ def _decoded(code):
 
 
 @triton.jit
-def _encoded(x):
+def encoded(x):
     """The bytes of the nearest numbers, ties to the even mantissa; NaN stays NaN."""
     size = tl.minimum(tl.abs(x), 448.0)
     bits = size.to(tl.int32, bitcast=True)

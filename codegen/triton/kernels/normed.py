@@ -1,9 +1,11 @@
-"""Products of few rows that are normed on the way, and the gated activation behind them."""
+"""Norms with what is behind them: products of few rows, and the codes of rows."""
 
 import triton
 import triton.language as tl
 
-from .numbers import activate, rounded
+from .coded import code_units
+from .e4m3 import e4m3_units, encoded
+from .numbers import activate, rint, rounded
 
 
 @triton.jit
@@ -88,3 +90,55 @@ def _add_product(acc, a, b):
         return tl.dot(a, b, acc, input_precision="ieee")
     else:
         return tl.dot(a, b, acc)
+
+
+@triton.jit
+def norm_codes(
+    x,
+    residual,
+    w,
+    total,
+    codes,
+    scales,
+    eps,
+    STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    ADD: tl.constexpr,
+    EARLY: tl.constexpr,
+    NORMED: tl.constexpr,
+):
+    """`rms_norm` of a row, rounded to the type NORMED, and its codes with a scale for each GROUP.
+
+    Codes are of 8 bits, and of e4m3 where they are unsigned. GROUP divides BLOCK. Program r.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    live = at < WIDTH
+    value = tl.load(x + row * STRIDE + at, mask=live, other=0.0)
+    if ADD:
+        other = tl.load(residual + row * WIDTH + at, mask=live, other=0.0)
+        value = (value.to(tl.float32) + other.to(tl.float32)).to(x.dtype.element_ty)
+        tl.store(total + row * WIDTH + at, value, mask=live)
+    wide = value.to(tl.float32)
+    mean = tl.sum(wide * wide, 0) / WIDTH
+    normed = wide * (1.0 / tl.sqrt_rn(mean + eps))
+    weight = tl.load(w + at, mask=live, other=0.0)
+    if EARLY:
+        normed = normed.to(x.dtype.element_ty).to(tl.float32)
+    normed = normed * weight.to(tl.float32)
+    if EARLY and x.dtype.element_ty == w.dtype.element_ty:
+        normed = normed.to(x.dtype.element_ty).to(tl.float32)
+    normed = tl.reshape(rounded(normed, NORMED), (BLOCK // GROUP, GROUP))
+    top = tl.max(tl.abs(normed).to(tl.int32, bitcast=True), 1)
+    if codes.dtype.element_ty == tl.int8:
+        inverse, scale = code_units(top)
+        code = tl.minimum(tl.maximum(rint(normed * inverse[:, None]), -127.0), 127.0).to(tl.int8)
+    else:
+        inverse, scale = e4m3_units(top)
+        code = encoded(normed * inverse[:, None]).to(codes.dtype.element_ty)
+    tl.store(codes + row * WIDTH + at, tl.reshape(code, (BLOCK,)), mask=live)
+    group = tl.arange(0, BLOCK // GROUP)
+    groups: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
+    tl.store(scales + row * groups + group, scale, mask=group < groups)
