@@ -90,7 +90,11 @@ def store(runner: Runner, state: PagedState, length: int) -> None:
     runner.pages["kv"] = tensor_bytes(pages)
 
 
-@pytest.mark.parametrize("name", CASES)
+SOME = ("window", "softcap")
+MARKED = [name if name in SOME else pytest.param(name, marks=pytest.mark.breadth) for name in CASES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_contexts_of_several_splits(name: str, interpreting: Interpreting) -> None:
     """A chunk in tiles behind what was stored, then a token in splits and the same in a tile."""
     program = CASES[name]
