@@ -106,6 +106,18 @@ def argument(place: int, change: Callable[[Argument], Argument]) -> ChangeLaunch
     return changed
 
 
+def number(
+    kind: type[Integer | Real], place: int, change: Callable[[Argument], Argument]
+) -> ChangeLaunch:
+    """Another number: the `place`-th of the arguments of a kind."""
+
+    def changed(launch: Launch) -> Launch | None:
+        places = [at for at, one in enumerate(launch.arguments) if isinstance(one, kind)]
+        return argument(places[place], change)(launch)
+
+    return changed
+
+
 def pointer(name: str, change: Callable[[Argument], Argument]) -> ChangeLaunch:
     """Another pointer, for the first to that space or to an array whose name begins so."""
 

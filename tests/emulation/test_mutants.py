@@ -11,7 +11,7 @@ import pytest
 
 from infc.ir.artifact import Artifact
 from infc.ir.errors import DeviceError
-from infc.ir.launches import LaunchPlan, read_launches
+from infc.ir.launches import Integer, LaunchPlan, Real, read_launches
 from infc.runtime.executors.gpu.driver import Bytes
 from infc.runtime.executors.gpu.tables import DeviceTable
 from infc.runtime.scheduling.step import Int32Array, StepOutput
@@ -28,6 +28,7 @@ from .mutants import (
     more,
     moved,
     no_launch,
+    number,
     other_real,
     pointer,
     smaller_grid,
@@ -104,7 +105,7 @@ def less_shared_memory(plan: LaunchPlan) -> LaunchPlan:
 
 LAUNCHES: dict[str, ChangePlan] = {
     "no-block-copies": launches("copy_blocks", no_launch),
-    "no-merge-of-splits": launches("merge_splits", no_launch),
+    "no-keys-are-written": launches("rope_kv_write", no_launch),
     "keys-after-attention": swapped,
     "less-shared-memory": less_shared_memory,
     "linear-with-a-column-less": launches("linear", smaller_grid(0)),
@@ -113,10 +114,10 @@ LAUNCHES: dict[str, ChangePlan] = {
     "splits-with-a-head-less": launches("attend_splits", smaller_grid(1)),
     "draws-with-one-less": launches("draw_tokens", smaller_grid(0)),
     "norm-with-a-row-less": launches("rms_norm", smaller_grid(0)),
-    "linear-of-a-row-less": launches("linear", argument(4, more(-1))),
-    "linear-of-wider-columns": launches("linear", argument(5, more(8))),
-    "linear-with-a-longer-sum": launches("linear", argument(6, more(8))),
-    "linear-with-another-stride": launches("linear", argument(7, more(4))),
+    "linear-of-a-row-less": launches("linear", number(Integer, 0, more(-1))),
+    "linear-of-wider-columns": launches("linear", number(Integer, 1, more(8))),
+    "linear-with-a-longer-sum": launches("linear", number(Integer, 2, more(8))),
+    "linear-with-another-stride": launches("linear", number(Integer, 3, more(4))),
     "a-row-of-weights-further": launches("linear", pointer("weight", moved(256))),
     "weights-not-aligned": launches("linear", pointer("weight", moved(2))),
     "a-block-further-in-the-cache": launches("attend_splits", pointer("state", moved(4096))),
@@ -125,8 +126,8 @@ LAUNCHES: dict[str, ChangePlan] = {
     "slots-of-the-next-token": launches("rope_kv_write", pointer("slots:", moved(4))),
     "positions-of-the-next-token": launches("rotary", pointer("positions", moved(4))),
     "a-place-in-the-arena-further": launches("rms_norm", argument(0, moved(64))),
-    "another-soft-cap": launches("attend_splits", argument(8, other_real(5.0))),
-    "another-scale": launches("attend_tiles", argument(10, other_real(0.0626))),
+    "another-soft-cap": launches("attend_splits", number(Real, 1, other_real(5.0))),
+    "another-scale": launches("attend_tiles", number(Real, 0, other_real(0.0626))),
 }
 
 
@@ -200,7 +201,7 @@ FEWER = replace(RUN, jobs=RUN.jobs[2:4], blocks=16)
 CARRIED: dict[str, ChangePlan] = {
     "no-carried-tokens": launches("resolve_carried", no_launch),
     "tokens-of-the-next-draw": launches("resolve_carried", pointer("tokens_before", moved(4))),
-    "one-token-less-is-carried": launches("resolve_carried", argument(3, more(-1))),
+    "one-token-less-is-carried": launches("resolve_carried", number(Integer, 0, more(-1))),
 }
 
 
