@@ -91,4 +91,5 @@ def code_of(plain: Mapping[str, Any]) -> KernelCode:
         constants=tuple(plain["constants"].items()),
         tuning=Tuning(plain["warps"], plain["stages"]),
         source=plain["source"],
+        dependent=plain["dependent"],
     )

@@ -18,6 +18,7 @@ from ..configs import CONFIGS
 from ..e2e.builds import Build, Builds
 from ..e2e.neighbours import Answer, Events, Job, Run, play
 from ..e2e.support import prompts
+from ..gpu_breadth import RARELY
 from .architectures import DENSE, OTHERS
 from .engines import Case, checked_draws, emulated, no_graphs, seen_steps
 from .scripted import errors, run_script
@@ -66,11 +67,13 @@ BOUNDS = {"float32": 1e-5, "bfloat16": 0.05}
 by both sides, after sums in another order."""
 
 
-def case(arch: str, target: str, dtype: str = "float32", *, breadth: bool = False) -> Any:
+def case(
+    arch: str, target: str, dtype: str = "float32", *, breadth: bool = False, rarely: bool = False
+) -> Any:
     """A small model for a chip, as a parameter: of two layers, unless each is told apart."""
     changes = () if "layer_types" in CONFIGS[arch].settings else SMALLER
     found = Case(Build(arch, dtype=dtype, changes=changes), target)
-    marks = [pytest.mark.breadth] if breadth else []
+    marks = RARELY if rarely else [pytest.mark.breadth] if breadth else []
     return pytest.param(found, id=found.name, marks=marks)
 
 
@@ -80,15 +83,17 @@ STEPS = [
     case("gemma2", "sm_90", "bfloat16"),
     *(case("qwen3", "sm_90", breadth=True), case("gemma2", "sm_80", breadth=True)),
     case("mixtral", "sm_90", breadth=True),
-    *(case(arch, chip, breadth=True) for arch in OTHERS for chip in CHIPS),
-    *(case(arch, chip, "bfloat16", breadth=True) for arch in (*DENSE, "qwen3") for chip in CHIPS),
+    *(case(arch, "sm_90", breadth=True) for arch in OTHERS),
+    *(case(arch, "sm_80", rarely=True) for arch in OTHERS),
+    *(case(arch, chip, "bfloat16", rarely=True) for arch in (*DENSE, "qwen3") for chip in CHIPS),
 ]
 """What one chip leaves out, requests have on it. In bfloat16, last bits choose the experts of
 random models: two programs choose others."""
 REQUESTS = [
     *(case("gemma2", "sm_80"), case("mixtral", "sm_90")),
-    *(case("gemma2", "sm_90", breadth=True), case("mixtral", "sm_80", breadth=True)),
-    *(case(arch, chip, breadth=True) for arch in ("qwen3", *OTHERS) for chip in CHIPS),
+    *(case("gemma2", "sm_90", rarely=True), case("mixtral", "sm_80", rarely=True)),
+    *(case(arch, "sm_80", breadth=True) for arch in ("qwen3", *OTHERS)),
+    *(case(arch, "sm_90", rarely=True) for arch in ("qwen3", *OTHERS)),
 ]
 
 
@@ -136,7 +141,8 @@ def checked_answers(model: Case, builds: Builds) -> list[Answer]:
     assert not drivers[0].violations
     assert drivers[0].num_replays > seen.counts["one query each"] > 0
     met = {name for name, count in (counts + seen.counts).items() if count}
-    assert (NEEDED if None in artifact.manifest.model.windows else NEEDED - {"preemptions"}) <= met
+    whole = None in artifact.manifest.model.windows
+    assert (NEEDED if whole else NEEDED - {"preemptions", "prefix hits"}) <= met
     return found
 
 

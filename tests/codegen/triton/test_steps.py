@@ -20,6 +20,7 @@ from infc.runtime.sampling.draws import Draw, draws_of
 from infc.runtime.sampling.sampler import drawn_token
 
 from ...e2e.builds import Build, Builds
+from ...gpu_breadth import RARELY
 from ..harness import Chunk, make_step
 from .emulating import Emulating
 from .interpreting import Interpreting
@@ -120,9 +121,10 @@ CASES = {
 SOME = ("llama", "gemma2", "int8")
 """One plain, one with windows, caps and norms on both sides, one of codes, in the cache too."""
 MARKED = [name if name in SOME else pytest.param(name, marks=pytest.mark.breadth) for name in CASES]
+INTERPRETED = [name if name in SOME else pytest.param(name, marks=RARELY) for name in CASES]
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", INTERPRETED)
 def test_steps_are_those_of_the_reference(
     name: str, builds: Builds, interpreting: Interpreting
 ) -> None:
