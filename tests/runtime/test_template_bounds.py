@@ -117,7 +117,9 @@ def test_is_given_up_in_time(source: str) -> None:
     begun = time.thread_time()
     with pytest.raises((RequestError, ArtifactError)) as caught:
         ChatTemplate(source, {}, LIMITS).render(MESSAGES)
-    assert time.thread_time() - begun < 3
+    # Less than 1 s by itself; memory of a long process can take several times as long. Without an
+    # end, it would be hours.
+    assert time.thread_time() - begun < 12
     assert len(str(caught.value)) < 1000
     assert "MemoryError" not in str(caught.value)
 
