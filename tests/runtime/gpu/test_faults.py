@@ -55,7 +55,11 @@ def test_machine_code_of_another_chip_is_refused(tmp_path: Path) -> None:
 
 
 def test_code_for_one_chip_alone_is_of_that_chip(tmp_path: Path) -> None:
-    GpuExecutor.open_with(write(tmp_path, make_plan(target="sm_90a")), CONFIG, LateDriver()).close()
+    driver = LateDriver()
+    executor = GpuExecutor.open_with(write(tmp_path, make_plan(target="sm_90a")), CONFIG, driver)
+    assert driver.names, "it was opened"
+    executor.close()
+    assert driver.is_closed
 
 
 def test_too_little_memory_is_told_before_anything_is_read(tmp_path: Path) -> None:
