@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from .errors import UsageError
-from .formats import BOOK_I4, CHUNK, Format
+from .formats import CHUNK, Format
 from .rounding import LARGEST_I8, TINY
 from .types import DType
 
@@ -18,7 +18,6 @@ FACTORS: Final = (1.0, 1.0625, 1.125, 0.9375, 0.875, 0.8125)
 """Multiples that are tried of the scale that the largest weight of a group needs."""
 MOST_FACTOR: Final = max(FACTORS)
 _RANGE_FACTORS: Final = (1.0, 0.9, 0.8)
-_LOWEST_UNIT: Final = -64
 _PART: Final = 1 << 18
 """Weights at a time: what is made of them on the way stays in the caches."""
 _MAX_HALF: Final = 65504
@@ -165,11 +164,12 @@ class BlockRounding:
         wanted = (offset * inverse).round()
         if self.format.bits == 8:
             return wanted.clamp(-LARGEST_I8, LARGEST_I8).to(torch.int8)
-        if self.format.levels != BOOK_I4:
-            lowest = self.format.levels[0]
-            return (wanted.clamp(lowest, lowest + 15) - lowest).to(torch.uint8)
-        place = wanted.clamp(_LOWEST_UNIT, -_LOWEST_UNIT - 1) - _LOWEST_UNIT
-        return _table(nearest_levels(), torch.uint8).take(place.nan_to_num(0).long())
+        lowest, *_, highest = self.format.levels
+        place = wanted.clamp(lowest, highest) - lowest
+        if highest - lowest == len(self.format.levels) - 1:
+            return place.to(torch.uint8)
+        nearest = _table(nearest_levels(self.format.levels), torch.uint8)
+        return nearest.take(place.nan_to_num(0).long())
 
     def values(self, codes: torch.Tensor, scales: GroupScales) -> torch.Tensor:
         """What codes `[R, n]` stand for, in units of the scale of their row."""
@@ -271,13 +271,12 @@ def _top_level(form: Format) -> float:
 
 
 @cache
-def nearest_levels() -> tuple[int, ...]:
-    """For each whole number from -64 to 63, the code of the level in the book that is nearest to
-    it.
+def nearest_levels(levels: tuple[float, ...]) -> tuple[int, ...]:
+    """For each whole number from the lowest to the highest level, the code of the nearest one.
 
     The lower of two levels that are equally near.
     """
     return tuple(
-        min(range(16), key=lambda code: (abs(BOOK_I4[code] - number), code))
-        for number in range(_LOWEST_UNIT, -_LOWEST_UNIT)
+        min(range(len(levels)), key=lambda code: (abs(levels[code] - number), code))
+        for number in range(int(levels[0]), int(levels[-1]) + 1)
     )

@@ -69,6 +69,21 @@ class Format:
     tile: int = 0
     doc: str = ""
 
+    def __post_init__(self) -> None:
+        """ProgramError for what no code here can pack or round."""
+        if not self.is_grouped and self.bits == 8:
+            return
+        if self.bits == 8 and not self.levels:
+            return
+        levels = [level for level in self.levels if abs(level) < 128 and level == int(level)]
+        is_packed = self.is_grouped and self.bits == 4 and len(levels) == len(self.levels) == 16
+        if not is_packed or levels != sorted(set(levels)):
+            raise ProgramError(
+                f"a format {self.name} of {self.bits} bits cannot be stored",
+                hint="grouped codes have 8 bits and no levels, or 4 bits and 16 whole levels below"
+                " 128 in ascending order; others have 8 bits",
+            )
+
     @property
     def is_grouped(self) -> bool:
         """Whether codes lie in blocks, with a scale in each."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .block_rounding import BlockRounding
-from .e4m3 import quantize_e4m3, quantize_e4m3_matrix, quantize_e4m3_tiles
+from .e4m3 import E4M3_LEVELS, quantize_e4m3, quantize_e4m3_matrix, quantize_e4m3_tiles
 from .errors import ProgramError
 from .formats import (
     B4_G32,
@@ -95,7 +95,7 @@ class Scheme:
     @property
     def is_fp8(self) -> bool:
         """Whether weights are floating-point numbers of 8 bits."""
-        return self.weight.bits == 8 and bool(self.weight.levels)
+        return self.weight.levels is E4M3_LEVELS
 
 
 GROUPS: Final = Activations(CHUNK, "int8 activations with a scale for each group of 32")

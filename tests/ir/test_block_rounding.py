@@ -7,7 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infc.ir.errors import UsageError
+from infc.ir.block_rounding import BlockRounding
+from infc.ir.e4m3 import E4M3_LEVELS
+from infc.ir.errors import ProgramError, UsageError
+from infc.ir.formats import Format
 from infc.ir.program import WeightExpr
 from infc.ir.quantized_pairs import QuantizedPairs
 from infc.ir.schemes import SCHEMES
@@ -94,3 +97,39 @@ def test_a_matrix_without_elements_has_empty_codes(scheme: str, shape: tuple[int
     kind = TensorType(DType.F32, shape)
     assert tuple(codes.shape) == form.code_type(kind).shape and codes.dtype == torch.uint8
     assert tuple(scales.shape) == form.scale_type(kind).shape and scales.dtype == torch.float32
+
+
+LEVELS = st.sets(st.integers(-127, 127), min_size=16, max_size=16).map(lambda x: tuple(sorted(x)))
+
+
+@given(LEVELS, st.integers(0, 2**31))
+def test_codes_of_any_levels_are_the_nearest(levels: tuple[int, ...], seed: int) -> None:
+    """A format with another book needs no other code."""
+    form = Format("book", 4, levels, scale=DType.I8)
+    rounding = BlockRounding(form)
+    weight = matrix(seed, 5000.0)[:, :64].reshape(-1, 32)
+    scales = rounding.fit(weight)
+    found = rounding.values(rounding.codes(weight, scales), scales)
+    values = torch.tensor(levels, dtype=torch.float32) * scales.scale[..., None]
+    best = (values - weight[..., None]).abs().min(-1).values
+    # Rounded to a whole number first, and then to a level: by so much further at most.
+    assert ((found - weight).abs() <= best + scales.scale.abs() * 1.001).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "levels", "scale"),
+    [
+        (3, (), DType.I8),
+        (8, E4M3_LEVELS, DType.I8),
+        (4, (), DType.I8),
+        (4, tuple(range(16)), None),
+        (4, (0.5, *range(1, 16)), DType.I8),
+        (4, tuple(range(15, -1, -1)), DType.F16),
+        (4, tuple(range(120, 136)), DType.I8),
+    ],
+)
+def test_formats_that_nothing_can_pack_are_refused(
+    bits: int, levels: tuple[float, ...], scale: DType | None
+) -> None:
+    with pytest.raises(ProgramError, match=f"x of {bits} bits cannot be stored"):
+        Format("x", bits, levels, scale=scale)
