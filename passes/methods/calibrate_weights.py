@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
@@ -84,6 +84,8 @@ class CalibrateWeights(Pass):
                 )
                 misses = method.misses()
                 if not method.has_work:
+                    if self.method != AUTO:
+                        raise _nothing_to_do(self.name, self.method, misses)
                     if misses:
                         context.log(f"nothing is calibrated: {misses[0].reason}")
                     return finish(program, program, 0, misses)
@@ -111,6 +113,16 @@ class CalibrateWeights(Pass):
         loaders = {**program.loaders, "calibrated": calibration.spill.read}
         after = replace(program, weights=weights, loaders=loaders)
         return finish(program, after, matches, misses)
+
+
+def _nothing_to_do(where: str, method: str, misses: Sequence[NearMiss]) -> UsageError:
+    """Calibration was asked for in words, so that rounding to nearest would be another thing."""
+    reason = misses[0].reason if misses else "no quantized matrix has codes that it could choose"
+    return UsageError(
+        f"method {method} has nothing to calibrate: {reason}",
+        where=where,
+        hint="set quantization.method: nearest, or choose another scheme",
+    )
 
 
 def _parts(program: Program) -> list[Weight]:
