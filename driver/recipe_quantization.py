@@ -202,7 +202,7 @@ class QuantizationSection(Section):
     def rounding_method(self) -> str:
         """How weights are rounded, if there is a calibration text."""
         is_open = self.method == AUTO and "calibration" not in self.model_fields_set
-        return "nearest" if is_open and self.schemes & ADOPTING.keys() else self.method
+        return "nearest" if is_open and self.scheme in ADOPTING else self.method
 
     @property
     def must_calibrate(self) -> bool:

@@ -55,6 +55,7 @@ class AdoptFormats(SchemePass):
                 hint="adopt is for quantized GGUF files; use int8 or int4 for others",
             )
         misses: dict[int, tuple[NearMiss, set[str]]] = {}
+        misfits: set[str] = set()
 
         def pick(node: Node, scheme: str, matrices: Sequence[Operand]) -> Scheme | str:
             exprs = matrix_exprs(program, matrices)
@@ -65,6 +66,7 @@ class AdoptFormats(SchemePass):
             if found in GGUF_FORMATS:
                 return get_scheme(found if scheme == ADOPT else weights_name(found))
             misses[id(node)] = NearMiss.at(node, found), formats
+            misfits.add(ADOPTING[scheme].name)
             return found
 
         choices = SchemeChoices(program, self, pick)
@@ -76,17 +78,18 @@ class AdoptFormats(SchemePass):
             else:
                 products.copy(node)
         if misses:
-            context.log(_remark([formats for _, formats in misses.values()]))
+            context.log(_remark([formats for _, formats in misses.values()], misfits))
         result = remove_dead_code(products.builder.build())
         return finish(program, result, products.matches, tuple(miss for miss, _ in misses.values()))
 
 
-def _remark(formats: Sequence[set[str]]) -> str:
+def _remark(formats: Sequence[set[str]], misfits: Iterable[str]) -> str:
+    """What is said of matrices in these formats, which become those schemes."""
     counts = Counter(_named(one) for one in formats)
     listed = ", ".join(f"{count} in {name}" for name, count in sorted(counts.items()))
     return (
         f"matrices that cannot be kept as the file has them: {listed}; they are rounded to"
-        f" {INT8.name} (report.json lists them)"
+        f" {' and '.join(sorted(misfits))} (report.json lists them)"
     )
 
 

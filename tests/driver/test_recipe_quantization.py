@@ -174,6 +174,7 @@ def test_what_contradicts_itself_is_refused(
         ({"scheme": "int4", "method": "gptq"}, True, True, 0.25),
         ({"scheme": "int4", "calibration": {"tokens": 64}}, True, True, 0.25),
         ({"scheme": "adopt"}, False, False, None),
+        ({"scheme": "int4", "rules": [{"match": "*", "scheme": "adopt"}]}, True, False, 0.25),
         ({"scheme": "adopt", "method": "gptq"}, True, True, None),
         ({}, False, False, None),
     ],
