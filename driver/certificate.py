@@ -96,7 +96,7 @@ def certify(
     """The certificate as plain data; PassError if the artifact breaks a bound of the recipe.
 
     `text` is what to measure on, or why nothing is measured. `default_max_kl` is a bound where the
-    recipe has none, if weights were calibrated and the whole model is measured.
+    recipe has none, if the whole model is measured; that it was not checked is said and recorded.
     """
     bounds = {name: value for name, *_ in _BOUNDS if (value := getattr(accuracy, name)) is not None}
     calibration = _calibration_data(compiled.context)
@@ -107,14 +107,20 @@ def certify(
     if isinstance(found, Evidence):
         _say(found, text, progress)
         check_bounds(found, accuracy)
-        is_bounded = accuracy.max_kl is None and found.is_whole and calibration is not None
-        if is_bounded and default_max_kl is not None:
-            check_default(found, default_max_kl)
-            bounds["max_kl"] = default_max_kl
+        if bounds and (doubt := _doubt(found)):
+            progress.remark(f"the bounds were checked on {found.what} alone: {doubt}")
     elif accuracy.is_bounded:
         raise _not_measured(found)
     elif compiled.is_lossy:
         progress.remark(f"the accuracy was not measured: {found}")
+    unchecked: dict[str, Any] = {}
+    if default_max_kl is not None and accuracy.max_kl is None:
+        if reason := _unchecked(found):
+            unchecked = {"max_kl": default_max_kl, "reason": reason}
+            progress.remark(f"the bound of {default_max_kl:g} for 4 bits was not checked: {reason}")
+        elif isinstance(found, Evidence):
+            check_default(found, default_max_kl)
+            bounds["max_kl"] = default_max_kl
     held = held_formats(compiled.final)
     return {
         "checkpoint": compiled.manifest.checkpoint,
@@ -122,9 +128,26 @@ def certify(
         "formats": held.as_data(),
         "bits_per_weight": round(held.bits_per_weight, 3),
         "bounds": bounds,
+        **({"unchecked": unchecked} if unchecked else {}),
         "calibration": calibration,
         **_evidence_data(found, text),
     }
+
+
+def _doubt(found: Evidence) -> str:
+    """Why figures may say little about the whole artifact; empty if they are its own."""
+    if not found.is_whole:
+        return "it is another model than the whole, which `infc eval --against source` measures"
+    return "" if found.artifact else found.reason or ""
+
+
+def _unchecked(found: Evidence | str) -> str:
+    """Why a bound that nobody asked for is not checked; empty if it can be."""
+    if isinstance(found, str):
+        return found
+    if found.figures is None:
+        return found.reason or "nothing ran"
+    return "" if found.is_whole else f"only {found.what} were run"
 
 
 def _calibration_data(context: PassContext) -> dict[str, Any] | None:

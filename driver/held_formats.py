@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .explain.facts import NodeFacts, WeightFacts
 
 EMBEDDINGS, LAYERS, HEAD, OTHER = "embeddings", "layers", "head", "other"
+TIED = f"{EMBEDDINGS} and {HEAD}"
+"""One matrix, in which tokens are looked up and which computes the logits."""
 _PRODUCTS = (Kind.MATRIX.value, Kind.EXPERTS.value)
 
 
@@ -61,14 +63,17 @@ class HeldFormats:
         """As plain data, in the order of the program."""
         return [one.as_data() for one in self.formats.values()]
 
-    def add(self, node: NodeFacts, tables: Set[str]) -> None:
-        """Count what a node reads and none before it did; `tables` have a row for each token."""
+    def add(self, node: NodeFacts, tables: Set[str], heads: Set[str]) -> None:
+        """Count what a node reads and none before it did.
+
+        `tables` have a row for each token, and products outside layers read `heads`.
+        """
         fresh = [one for one in node.weights if one.name not in self._seen]
         self._seen.update(one.name for one in fresh)
         main = [one for one in fresh if _is_matrix(node, one, tables)]
         place = OTHER
         if main:
-            place = _place(node)
+            place = _place(node, main[0].name in heads)
         scheme = node.attrs.get("scheme", "").strip('"')
         for one in fresh:
             belongs = bool(main) and (one in main or one.operand.endswith("scale"))
@@ -93,8 +98,14 @@ def held_formats(program: Program) -> HeldFormats:
     vocab_size = program.spec.vocab_size
     kinds = {name: one.type for name, one in program.weights.items()}
     tables = {name for name, one in kinds.items() if one.rank == 2 and one.shape[0] == vocab_size}
+    heads = {
+        weight.name
+        for node in facts.nodes
+        if node.kind in _PRODUCTS and node.layer is None
+        for weight in node.weights
+    }
     for node in facts.nodes:
-        found.add(node, tables)
+        found.add(node, tables, heads)
     return found
 
 
@@ -106,7 +117,7 @@ def _is_matrix(node: NodeFacts, weight: WeightFacts, tables: Set[str]) -> bool:
     return is_product and "bias" not in weight.operand and not weight.operand.endswith("scale")
 
 
-def _place(node: NodeFacts) -> str:
+def _place(node: NodeFacts, is_head: bool) -> str:
     if node.kind == Kind.GATHER.value:
-        return EMBEDDINGS
+        return TIED if is_head else EMBEDDINGS
     return HEAD if node.layer is None else LAYERS

@@ -136,7 +136,7 @@ def _merge(program: Program, groups: Sequence[Sequence[Node]]) -> PassResult:
 def _obstacle(program: Program, group: Sequence[Node]) -> str | None:
     """Why these linears cannot be one."""
     if len({node.op for node in group}) != 1:
-        return "only some of the projections are quantised"
+        return "only some of the projections are quantized"
     given = PRODUCTS[group[0].op]
     if len({node.inputs[:given] for node in group}) != 1:
         return "the projections read different inputs"

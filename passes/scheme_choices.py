@@ -317,7 +317,7 @@ class SchemeChoices:
             return "its matrix is computed"
         kind = self.program.weights[ref.name].type
         if not kind.dtype.is_float:
-            return "its matrix is quantised already"
+            return "its matrix is quantized already"
         depth = kind.shape[-1]
         if not isinstance(depth, int):
             return "its rows have no fixed length"

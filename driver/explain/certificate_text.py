@@ -21,7 +21,9 @@ def certificate_pairs(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str
     if calibration := certificate.get("calibration"):
         yield "calibrated on", _text(calibration)
     for name, bound in certificate["bounds"].items():
-        yield name, f"{bound:g}, kept"
+        yield name, f"{bound:g}, kept by {certificate['measured']} ({certificate['what']})"
+    if unchecked := certificate.get("unchecked"):
+        yield "max_kl", f"{unchecked['max_kl']:g} by default, not checked: {unchecked['reason']}"
     if certificate["figures"] is None:
         yield "accuracy", f"not measured: {certificate['reason']}"
         return

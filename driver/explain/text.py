@@ -263,7 +263,7 @@ def _windows(shape: ShapeFacts) -> str:
 def _schemes(facts: ArtifactFacts) -> Iterator[str]:
     for one in facts.program.schemes if facts.program else ():
         matrices = format_count(one.matrices, "matrix", "matrices")
-        held = f"{one.scheme} {one.dtype}" if one.scheme != "dense" else one.dtype
+        held = one.dtype if one.scheme == "dense" else one.scheme
         bits = f"{one.bits_per_weight:.2f}".rstrip("0").rstrip(".")
         yield f"{matrices} in {held}, {bits} bits a weight"
 

@@ -145,9 +145,9 @@ def test_it_says_in_what_formats_weights_are(int4: Artifact) -> None:
     found = certificate_of(int4)
     formats = {(one["class"], one["format"]): one for one in found["formats"]}
     assert 4.25 < formats["layers", "int4"]["bits_per_weight"] < 4.6
-    # The head is the same matrix: its codes are counted, and stored, where they are read first.
-    assert formats["embeddings", "int8"]["weights"] == 4096 * 256
-    assert {place for place, _ in formats} == {"embeddings", "layers", "other"}
+    # The head is the same matrix, which is counted and stored once.
+    assert formats["embeddings and head", "int8"]["weights"] == 4096 * 256
+    assert {place for place, _ in formats} == {"embeddings and head", "layers", "other"}
     assert found["bits_per_weight"] == pytest.approx(5.86, abs=0.05)  # queries have 4 bits
     weights = sum(one["bytes"] for one in found["formats"])
     assert 0 < int4.manifest.files["weights.safetensors"].bytes - weights < 1 << 16
@@ -237,7 +237,7 @@ def test_where_it_cannot_run_the_program_is_measured(
 
 
 def test_a_large_model_is_measured_on_a_few_layers(
-    build: Build, monkeypatch: pytest.MonkeyPatch
+    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evidence, "MAX_RUN_FLOPS", 1_000_000_000)
     found = certificate_of(build(INT8))
@@ -245,6 +245,13 @@ def test_a_large_model_is_measured_on_a_few_layers(
     assert found["measured"] == "the program"
     places = [one["place"] for one in found["passes"][0]["errors"]]
     assert places == ["layer 0", "layer 1", "layer 5", HEAD]
+    lines = Lines()
+    artifact = build(INT8, "accuracy.max_kl=1", progress=lines)
+    assert any("bounds were checked on layers 0, 1, 5 of 6 and" in line for line in lines.lines)
+    assert run(["inspect", str(artifact.path)]) == 0
+    assert "max_kl 1, kept by the program (layers 0, 1, 5 of 6" in " ".join(
+        capsys.readouterr().out.split()
+    )
     monkeypatch.setattr(evidence, "MAX_RUN_FLOPS", 1_000)
     found = certificate_of(build(INT8))
     assert found["figures"] is None
@@ -263,12 +270,16 @@ def test_what_is_not_measured_is_said(build: Build) -> None:
 def test_a_model_without_a_tokenizer_has_no_figures(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path / "checkpoint", num_hidden_layers=2)
     (tmp_path / "model.yaml").write_text("model: ./checkpoint\nbackend: reference\n")
-    options = {"quantization": {"scheme": "int8", "method": "nearest"}}
+    options = {"quantization": "int4"}
     lines = Lines()
     made = infc.compile(
         tmp_path / "model.yaml", tmp_path / "out", overrides=options, cache=False, progress=lines
     )
-    assert certificate_of(made)["reason"] == "the checkpoint has no tokenizer"
+    reason = "the checkpoint has no tokenizer"
+    found = certificate_of(made)
+    assert found["reason"] == reason
+    assert found["bounds"] == {} and found["unchecked"] == {"max_kl": 0.25, "reason": reason}
+    assert f"the bound of 0.25 for 4 bits was not checked: {reason}" in lines.lines
     assert any("37 random tokens" in line for line in lines.lines)  # instead
     with pytest.raises(PassError, match="cannot be measured: the checkpoint has no tokenizer"):
         infc.compile(

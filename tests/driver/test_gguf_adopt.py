@@ -95,7 +95,7 @@ def test_an_artifact_holds_the_blocks_of_the_file(
     artifact, report = compiled(tmp_path, scheme="adopt")
     formats = {(one["class"], one["format"]) for one in report["certificate"]["formats"]}
     assert {("layers", "q4_0"), ("layers", "q4_1"), ("layers", "int8")} <= formats
-    assert ("embeddings", "q8_0") in formats
+    assert ("embeddings and head", "q8_0") in formats
     passes = {one["name"]: one for one in report["passes"]}
     assert all(
         "no kernel for Q5_0" in miss["reason"] for miss in passes["adopt-formats"]["near_misses"]
@@ -107,7 +107,7 @@ def test_an_artifact_holds_the_blocks_of_the_file(
     assert "q4_1" in capsys.readouterr().out
 
 
-def test_only_weights_are_adopted(tmp_path: Path) -> None:
+def test_only_weights_are_adopted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The logits are those of the file's weights in float32."""
 
     def stored(name: str) -> GGMLQuantizationType:
@@ -115,10 +115,11 @@ def test_only_weights_are_adopted(tmp_path: Path) -> None:
 
     make_gguf("llama-tied", tmp_path / "model.gguf", tokenizer=True, stored=stored)
     artifact, report = compiled(tmp_path, scheme="adopt-weights")
+    assert "they are rounded to int8-weights (" in capsys.readouterr().err
     formats = {(one["class"], one["format"]) for one in report["certificate"]["formats"]}
     names = {"q4_0-weights", "q4_1-weights", "int8-weights"}
     assert {("layers", name) for name in names} <= formats
-    assert ("embeddings", "q8_0-weights") in formats
+    assert ("embeddings and head", "q8_0-weights") in formats
     program = (artifact.path / "program.ir").read_text()
     assert "decoded_linear" in program and "quantize_rows" not in program
     adopted = report["certificate"]["passes"][0]
