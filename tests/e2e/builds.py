@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .support import compile_checkpoint
 
 Settings = tuple[tuple[str, Any], ...]
 SEED = 7
+_MAX_NAME = 120
 INT8: Settings = (("quantization", "int8"), ("kv_cache.dtype", "int8"))
 """Matrices and the cache in int8."""
 INT8_PRODUCTS: Settings = (("quantization", {"scheme": "int8", "embedding": "none"}), INT8[1])
@@ -55,7 +57,9 @@ class Build:
 
 def _slug(*parts: Any) -> str:
     words = ["=".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in parts]
-    return re.sub(r"[^\w.=-]+", "_", "+".join(words).replace("+", "--"))
+    slug = re.sub(r"[^\w.=-]+", "_", "+".join(words).replace("+", "--"))
+    digest = hashlib.sha256(slug.encode()).hexdigest()
+    return slug if len(slug) <= _MAX_NAME else f"{slug[:_MAX_NAME]}-{digest[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 
 import pytest
 
+from infc.codegen.cpp.buffers import has_kernels
 from infc.ir.artifact import Artifact
+from infc.ir.schemes import SCHEMES as ALL_SCHEMES
 from infc.runtime.engine import Engine
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.requests.outputs import RequestOutput
@@ -75,6 +78,25 @@ PATHS = {
 """Each scheme of weights in each family; each with every type of cache."""
 
 
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OTHER_SCHEMES = [
+    name for name, one in ALL_SCHEMES.items() if has_kernels(one.weight) and name not in SCHEMES
+]
+MIXES = [
+    Build(
+        "llama", sets=(("quantization", {"scheme": "int8", "method": "nearest", "rules": rules}),)
+    )
+    for place in range(0, len(OTHER_SCHEMES), len(MATRICES))
+    if (
+        rules := [
+            {"match": f"*.{matrix}", "scheme": scheme}
+            for matrix, scheme in zip(MATRICES, OTHER_SCHEMES[place:], strict=False)
+        ]
+    )
+]
+"""The schemes that are in none of the others: a matrix of each layer for each."""
+
+
 @pytest.fixture(params=CASES, ids=lambda build: build.name)
 def artifact(request: pytest.FixtureRequest, builds: Builds, as_shipped: None) -> Artifact:
     """A compiled model of each case."""
@@ -129,6 +151,18 @@ def test_a_request_gets_what_it_gets_alone_on_every_path(
     """Every scheme of weights and type of cache: the same runs on 1 thread and on 2."""
     needed = ("survivors", "prefixes of the same step", "copies on write")
     compare(builds.artifact(build), monkeypatch, 1, needed, threads=(1, 2))
+
+
+@pytest.mark.parametrize("build", MIXES, ids=("first schemes", "more schemes"))
+def test_a_request_gets_what_it_gets_alone_with_every_other_scheme(
+    build: Build, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = builds.artifact(build)
+    text = (artifact.path / "program.ir").read_text(encoding="utf-8")
+    wanted = {one["scheme"] for one in dict(build.sets)["quantization"]["rules"]}
+    assert wanted <= set(re.findall(r'scheme = "([^"]+)"', text))
+    needed = ("survivors", "prefixes of the same step", "copies on write")
+    compare(artifact, monkeypatch, 2, needed, threads=(1, 2))
 
 
 def test_every_scheme_meets_every_type_of_cache() -> None:
