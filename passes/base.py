@@ -52,8 +52,13 @@ class PassContext:
     patterns: PatternUses | None = None
 
     def quietly(self) -> PassContext:
-        """The same for passes that run once more, to be compared."""
-        return replace(self, log=_silent)
+        """The same for passes that run once more, to be compared.
+
+        Patterns have been found to be of use by then, and in a few of the layers some have none.
+        """
+        from .scheme_choices import PatternUses
+
+        return replace(self, log=_silent, patterns=PatternUses())
 
 
 @dataclass(frozen=True, slots=True)

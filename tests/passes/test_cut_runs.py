@@ -179,6 +179,15 @@ def test_the_loss_of_a_large_model_is_measured(tmp_path: Path) -> None:
     assert again.as_data() == report.as_data()
 
 
+@pytest.mark.usefixtures("heavy")
+def test_a_rule_for_a_layer_that_is_not_run_is_of_use(tmp_path: Path) -> None:
+    """Layers 4 and 5 are of one kind: the second is left out, and its rule has been used before."""
+    rules = {"scheme": "int8", "rules": "layers.4.up=q8_0 layers.5.up=q8_0"}
+    report = through(stack(), {"quantize-weights": rules}, tmp_path)
+    data = next(one for one in report.as_data()["passes"] if one["name"] == "quantize-weights")
+    assert data["distance"]["what"] == "layers 0, 1, 3, 4, 7 of 8 and the head"
+
+
 @dataclass(frozen=True)
 class Edit(Pass):
     """Changes nodes of one op in one layer, as a faulty pass does."""
