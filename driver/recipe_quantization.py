@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..ir.schemes import ADOPTING, AUTO, eight_bits, has_four_bits, is_quantizing
+from ..ir.schemes import ADOPTING, AUTO, has_four_bits, is_quantizing
 from .recipe_keys import CountOrAuto, Section, key
 from .texts import CALIBRATION
 
@@ -45,8 +45,11 @@ DEFAULT_MAX_KL: Final = 0.25
 HEAD: Final = "lm_head"
 """What rules call the output head."""
 _SCALED_UNASKED: Final = ("int8", "int8-token", "int8-weights")
-_PATTERN = r"^[^\s=]+$"
-"""Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes."""
+_PATTERN = r"^[^\s=\x00-\x1f\x7f]+$"
+"""Of patterns of names, which the options of the pass join by spaces, and by `=` with schemes.
+
+Python separates at more control characters than `\\s` stands for here; no name has any.
+"""
 
 
 def scheme_alone(value: Any) -> Any:
@@ -161,7 +164,9 @@ class QuantizationSection(Section):
     @model_validator(mode="after")
     def _choose_head_once(self) -> Self:
         """A rule for the head would silently win."""
-        if self.head != AUTO and any(rule.match == HEAD for rule in self.rules):
+        if self.head != AUTO and any(
+            rule.match.removesuffix(".weight") == HEAD for rule in self.rules
+        ):
             raise PydanticCustomError(
                 "head", f"head and a rule for {HEAD} choose the same scheme: give one of them"
             )
@@ -175,7 +180,8 @@ class QuantizationSection(Section):
     @property
     def head_scheme(self) -> str:
         """The scheme of the head; empty if it is that of the other matrices."""
-        return eight_bits(self.scheme) if self.head == AUTO else self.head
+        is_open = self.head == AUTO and not has_four_bits(self.scheme)
+        return "" if is_open else self.head
 
     @property
     def attention_scheme(self) -> str:

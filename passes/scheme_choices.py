@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,11 @@ from .nearest_products import (
 )
 
 _TOKENS = "input_ids"
+HEAD: Final = "head"
+ATTENTION: Final = "attention"
+EMBEDDING: Final = "embedding"
+_PARTS: Final = (HEAD, ATTENTION, EMBEDDING)
+"""Options that choose the scheme of a part of the model."""
 
 QUANTIZED: Final = {"linear": (1,), "moe": (3, 4), "embedding": (0,)}
 """Ops that have a form over codes, and which of their operands are matrices."""
@@ -125,6 +130,41 @@ def _parse_rules(text: str) -> list[tuple[str, str]]:
     return [(pattern, scheme) for pattern, _, scheme in (x.rpartition("=") for x in text.split())]
 
 
+class _Parts:
+    """Which options of parts of the model chose a scheme, and which of them rules took all from.
+
+    An option that nobody has set has no use to lose.
+    """
+
+    def __init__(self, options: SchemePass) -> None:
+        given = {HEAD: options.head, ATTENTION: options.attention, EMBEDDING: options.embedding}
+        self.set = {part: name for part, name in given.items() if name not in ("", AUTO)}
+        self.used: set[str] = set()
+        self.lost: dict[str, str] = {}
+
+    def note(self, part: str, name: str, rule: tuple[str, str] | None) -> None:
+        """Take in a matrix of a part, and the rule that chose its scheme."""
+        if rule is None:
+            self.used.add(part)
+        else:
+            self.lost.setdefault(part, f"{name} matches {rule[0]}")
+
+    def unused(self, first: int, where: str) -> dict[int, UnusedPattern]:
+        """The options that chose nothing, at places from `first` on."""
+        return {
+            place: UnusedPattern(
+                UsageError(
+                    f"{part}: {self.set[part]} has no effect: {self.lost[part]}",
+                    where=where,
+                    hint=f"rules and skip go before {part}: remove one of both",
+                ),
+                is_lost=True,
+            )
+            for place, part in enumerate(_PARTS, first)
+            if part in self.set and part in self.lost and part not in self.used
+        }
+
+
 class SchemeChoices:
     """Which scheme each matrix gets, or why it stays as it is.
 
@@ -138,9 +178,10 @@ class SchemeChoices:
         self.scheme = options.scheme
         self.rules = options.pairs()
         self.num_skipped = len(options.skip.split())
-        self.head = options.head
+        self.head = eight_bits(self.scheme) if options.head == AUTO else options.head
         self.attention = options.attention
         self.embedding = options.embedding
+        self.parts = _Parts(options)
         self.pick = pick
         self.where = options.name
         self.used: set[int] = set()
@@ -161,7 +202,9 @@ class SchemeChoices:
         """The scheme of a matrix, or why it stays as it is; None for an op that reads none."""
         for place in _CODED.get(node.op, ()):  # a rule for what is in codes already has its use
             name = str(node.inputs[place]).removeprefix("@").removesuffix(".codes")
-            self._rule(name, id(node) in self.heads)
+            rule = self._rule(name, id(node) in self.heads)
+            for part in self._parts_of(node):
+                self.parts.note(part, name, rule)
         if node.op == "embedding":
             return self._choose_table(node)
         return self._choose_product(node) if node.op in QUANTIZED else None
@@ -229,6 +272,8 @@ class SchemeChoices:
         if not isinstance(ref, WeightRef) or not _is_stored(self.program.weights[ref.name].expr):
             return None
         rule = self._rule(ref.name, is_head=False)
+        if getattr(node.inputs[1], "name", None) in self.of_tokens:
+            self.parts.note(EMBEDDING, ref.name, rule)
         # An error of a row that is looked up is one of many terms that follow, unlike one of the
         # head: with 4 bits, Qwen2.5-Coder-0.5B is 1 % further from its source.
         keeps = self.scheme in ADOPTING or has_four_bits(self.scheme) or is_fp8(self.scheme)
@@ -272,6 +317,8 @@ class SchemeChoices:
         """The scheme of a matrix of a product, and what to say if it is none."""
         is_head = id(node) in self.heads
         rule = self._rule(ref.name, is_head) if isinstance(ref, WeightRef) else None
+        for part in self._parts_of(node):
+            self.parts.note(part, str(ref).removeprefix("@"), rule)
         if rule is not None:
             return rule[1], f"it matches {rule[0]}, which is left out"
         if is_head and self.head:
@@ -281,6 +328,15 @@ class SchemeChoices:
         if self.attention not in ("", AUTO) and id(node) in self.around_attention:
             return self.attention, "it is part of the attention, which is left out"
         return self.scheme, "the scheme is none"
+
+    def _parts_of(self, node: Node) -> Iterator[str]:
+        """The options that choose the scheme of a node's matrix unless a rule does."""
+        if node.op == "scaled_embedding":
+            yield EMBEDDING
+        if id(node) in self.heads:
+            yield HEAD
+        elif id(node) in self.around_attention:
+            yield ATTENTION
 
     def _router(self, refs: Sequence[Operand]) -> str:
         """Why a router stays as it is; a rule that leaves it out has had its effect."""
@@ -294,7 +350,8 @@ class SchemeChoices:
 
     def _matching(self, name: str, is_head: bool) -> list[int]:
         """The rules for a matrix of that name; the head is also called `lm_head`."""
-        names = [name, name.removesuffix(".weight"), *(["lm_head"] if is_head else [])]
+        names = [name, name.removesuffix(".weight")]
+        names += ["lm_head", "lm_head.weight"] if is_head else []
         return [
             place
             for place, (pattern, _) in enumerate(self.rules)
@@ -326,8 +383,11 @@ class SchemeChoices:
         return None
 
     def unused(self) -> dict[int, UnusedPattern]:
-        """The patterns that decided about no matrix, by their places, and what is wrong."""
-        found = {}
+        """What decided about no matrix, and what is wrong with it.
+
+        Patterns by their places, and behind them the options of parts of the model.
+        """
+        found = self.parts.unused(len(self.rules), self.where)
         for place, (pattern, _) in enumerate(self.rules):
             if place in self.used:
                 continue
@@ -345,6 +405,11 @@ class SchemeChoices:
             error = UsageError(message, where=self.where, hint=hint)
             found[place] = UnusedPattern(error, place in self.lost)
         return found
+
+    def require_all_used(self) -> None:
+        """UsageError for what decided about no matrix of this program."""
+        for one in self.unused().values():
+            raise one.error
 
     def _names(self) -> list[str]:
         """The names of matrices that a rule could quantize, in program order."""

@@ -93,6 +93,8 @@ class ScaleChannels(SchemePass):
         choices = SchemeChoices(program, self, lambda _, name, __: _scheme(name))
         schemes = {id(node): choices.choose(node) for node in program.nodes}
         chosen = {key: one for key, one in schemes.items() if isinstance(one, Scheme)}
+        if context.patterns is None:  # told by quantize-weights as well, but after minutes
+            choices.require_all_used()
         groups, misses = find_groups(program, chosen, choices.heads)
         if not groups:
             return finish(program, program, 0, tuple(misses))

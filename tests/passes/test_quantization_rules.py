@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from infc.ir.builder import ProgramBuilder
 from infc.ir.errors import UsageError
+from infc.ir.parser import parse_program
 from infc.ir.program import Program, WeightRef
-from infc.ir.schemes import MAX_EXACT_DEPTH, NONE, SCHEMES
+from infc.ir.schemes import AUTO, MAX_EXACT_DEPTH, NONE, SCHEMES
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.passes.base import PassContext, PassResult
+from infc.passes.methods.scale_channels import ScaleChannels
 from infc.passes.quantize_weights import QuantizeWeights
 from infc.passes.scheme_choices import PatternUses
 
@@ -53,7 +55,8 @@ def quantize(program: Program, **options: str) -> PassResult:
 def schemes(**options: str) -> list[str]:
     """Of the product, the experts and the head."""
     nodes = quantize(PROGRAM, **options).program.nodes
-    found = [node for node in nodes if node.op in ("linear", "scaled_linear", "moe", "scaled_moe")]
+    ops = ("linear", "scaled_linear", "decoded_linear", "moe", "scaled_moe")
+    found = [node for node in nodes if node.op in ops]
     return [str(node.attrs.get("scheme", NONE)) for node in found if "gate.weight" not in str(node)]
 
 
@@ -84,6 +87,18 @@ def test_matrices_of_a_mixture_have_one_scheme(options: dict[str, str], message:
         ({"scheme": "int8", "skip": "experts.*"}, ["int8", NONE, "int8"]),
         ({"scheme": "int8", "skip": "gate"}, ["int8"] * 3),
         ({"scheme": "int4", "skip": "o_proj", "rules": "lm_head=int8"}, [NONE, "int4", "int8"]),
+        ({"scheme": "int4", "rules": "lm_head.weight=int8"}, ["int4", "int4", "int8"]),
+        # Beside 4 bits, an open head has 8, and rows are rounded as they are for the others.
+        *(
+            ({"scheme": four, "head": AUTO}, [four, four, eight])
+            for four, eight in (
+                ("int4", "int8"),
+                ("int4-g128", "int8"),
+                ("int4-token", "int8-token"),
+                ("q4_1-weights", "int8-weights"),
+            )
+        ),
+        ({"scheme": "int4", "head": AUTO, "rules": "*=int4"}, ["int4"] * 3),  # nobody asked for it
     ],
 )
 def test_rules_choose(options: dict[str, str], found: list[str]) -> None:
@@ -102,6 +117,11 @@ def test_rules_choose(options: dict[str, str], found: list[str]) -> None:
         ({"skip": "h* head"}, r"skip: head has no effect: head.weight matches h\* before it"),
         ({"rules": "gate=int8"}, "rules: gate has no effect: @gate.weight routes tokens"),
         ({"rules": "lost=none"}, "rules: no matrix is named lost"),
+        (
+            {"head": "int8", "rules": "*=int4"},
+            r"quantize-weights: head: int8 has no effect: head.weight matches \* .rules and skip go",
+        ),
+        ({"head": "int8", "skip": "lm_*"}, r"head: int8 has no effect: head.weight matches lm_\*"),
     ],
 )
 def test_a_pattern_that_decides_nothing_is_refused(options: dict[str, str], message: str) -> None:
@@ -115,6 +135,62 @@ def test_only_names_that_a_rule_could_use_are_suggested() -> None:
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("names look like ")
     assert "gate.weight" not in caught.value.hint
+
+
+ATTENTION = """program "model" phase captured {
+  symbol T: 1..64
+  weight @table: f32[9, 8]
+  weight @q: f32[8, 8]
+  weight @k: f32[8, 8]
+  weight @v: f32[8, 8]
+  weight @o: f32[8, 8]
+  input %input_ids: i64[T]
+  %x = embedding(@table, %input_ids) : f32[T, 8]
+  %q = linear(%x, @q) : f32[T, 8]  layer 0
+  %k = linear(%x, @k) : f32[T, 8]  layer 0
+  %v = linear(%x, @v) : f32[T, 8]  layer 0
+  %q3 = reshape(%q) {shape = ("T", 2, 4)} : f32[T, 2, 4]
+  %k3 = reshape(%k) {shape = ("T", 2, 4)} : f32[T, 2, 4]
+  %v3 = reshape(%v) {shape = ("T", 2, 4)} : f32[T, 2, 4]
+  %o3 = attention(%q3, %k3, %v3) {layer = 0, scale = 0.5} : f32[T, 2, 4]  layer 0
+  %o = reshape(%o3) {shape = ("T", 8)} : f32[T, 8]
+  %y = linear(%o, @o) : f32[T, 8]  layer 0
+  output %y
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "int8", "rules": "*=int4"}, "attention: int8 has no effect: q matches"),
+        ({"attention": "int8", "rules": "q=int4 k=int4"}, None),
+        ({"attention": AUTO, "rules": "*=int4"}, None),
+        ({"embedding": "int8", "rules": "t*=int4"}, "embedding: int8 has no effect: table matches"),
+        ({"embedding": "none", "rules": "q=int8"}, None),
+        ({"embedding": AUTO, "skip": "*"}, None),
+    ],
+)
+def test_a_part_of_the_model_that_rules_take_all_of_is_refused(
+    options: dict[str, str], message: str | None
+) -> None:
+    program = parse_program(ATTENTION)
+    if message is None:
+        quantize(program, scheme="int4", **options)
+        return
+    with pytest.raises(UsageError, match=message):
+        quantize(program, scheme="int4", **options)
+
+
+def test_what_another_pass_has_put_in_codes_has_had_its_use() -> None:
+    """As adopt-formats does, which is given the same options."""
+    given = {"scheme": "int8", "attention": "q8_0", "embedding": "q4_0"}
+    once = quantize(parse_program(ATTENTION), **given).program
+    assert not quantize(once, **given).matches
+    lost = {"scheme": "int8", "rules": "q=q8_0 k=q8_0 v=q8_0 o=q8_0"}
+    once = quantize(parse_program(ATTENTION), **lost).program
+    with pytest.raises(UsageError, match="attention: int8 has no effect: q matches q"):
+        quantize(once, **lost, attention="int8")
 
 
 def program_of(*names: str) -> Program:
@@ -138,6 +214,8 @@ def program_of(*names: str) -> Program:
         ({"rules": "draft=int8 lost=int8"}, "rules: no matrix is named lost"),
         ({"rules": "o_proj=int8 draft=int8 d*=int4"}, r"d\* has no effect: draft matches draft be"),
         ({"rules": "head=int4 he*=int8 draft=int8"}, r"he\* has no effect: head.weight matches h"),
+        ({"rules": "h*=int8", "head": "int4"}, None),  # the head of the other
+        ({"rules": "h*=int8 gate=int8", "head": "int4"}, r"head: int4 has no effect: "),
     ],
 )
 @pytest.mark.parametrize("is_first", [True, False])
@@ -201,3 +279,10 @@ def test_only_sums_of_integers_limit_the_length_of_rows(scheme: str) -> None:
     else:
         plain = SCHEMES[scheme].activations is None
         assert result.program.nodes[-1].op == ("decoded_linear" if plain else "scaled_linear")
+
+
+def test_a_pattern_is_refused_before_channels_are_scaled() -> None:
+    """That takes minutes; here, a calibration text is missing as well."""
+    options = {"scheme": "int8", "rules": "lost=int4"}
+    with pytest.raises(UsageError, match="rules: no matrix is named lost"):
+        ScaleChannels(method="awq", **options).run(PROGRAM, PassContext())
