@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..ir.errors import InfcError, PassError, Terminated, UsageError
+from ..ir.errors import CheckpointError, InfcError, PassError, Terminated, UsageError
 from ..ir.program import Program
 from .base import Pass, PassContext, PassResult
 
@@ -52,7 +52,10 @@ def defined_at(thing: Callable[..., Any] | type) -> str | None:
 
 
 def run_guarded(one: Pass, program: Program, context: PassContext) -> PassResult:
-    """What a pass gives; PassError (or its UsageError) that says where a user's own code failed."""
+    """What a pass gives; PassError (or its UsageError) that says where a user's own code failed.
+
+    CheckpointError of a pass of infc's own: of weights that it read.
+    """
     try:
         result = one.run(program, context)
         if not isinstance(result, PassResult):
@@ -63,7 +66,8 @@ def run_guarded(one: Pass, program: Program, context: PassContext) -> PassResult
     except Terminated:
         raise
     except (Exception, SystemExit) as error:  # a user's pass may raise anything, and must be named
-        if isinstance(error, PassError) and pass_place(one) is None:
+        # A damaged checkpoint is no fault of a pass that read it.
+        if isinstance(error, PassError | CheckpointError) and pass_place(one) is None:
             raise
         text = str(error) if isinstance(error, InfcError) else f"{type(error).__name__}: {error}"
         place = failed_at(error) if pass_place(one) else None

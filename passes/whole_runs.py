@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..ir.analyses import total_cost
-from ..ir.errors import InfcError, PassError, UsageError
+from ..ir.errors import CheckpointError, InfcError, PassError, UsageError
 from ..ir.ops import Kind, get_op
 from ..ir.program import HIDDEN, LOGITS, Program
 from ..ir.quantized_pairs import QuantizedPairs
@@ -177,10 +177,10 @@ class WholeRuns:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Lets an error say which program does not run; those of the user's choices say enough."""
+    """Lets an error say which program does not run; those of the user's input say enough."""
     try:
         yield
-    except (PassError, UsageError):
+    except (PassError, UsageError, CheckpointError):
         raise
     except InfcError as error:
         raise PassError(f"{what} does not run: {error}") from error

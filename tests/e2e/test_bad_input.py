@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType, GGUFReader
 from safetensors.torch import load_file, save_file
 
 from infc.codegen.cpp.toolchain import find_toolchain
@@ -18,6 +19,7 @@ from infc.driver.cli import run
 from infc.ir.artifact import Artifact
 
 from ..checkpoints import make_checkpoint
+from ..gguf_files import make_gguf
 from .support import compile_checkpoint
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -95,6 +97,35 @@ def test_damaged_weights(
     assert status == 3
     assert "model.safetensors" in line or Q_PROJ in line
     assert message in line
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    "quantization", ["{scheme: int4, method: gptq, calibration: {tokens: 64}}", "adopt"]
+)
+def test_weights_that_are_no_numbers_are_the_checkpoints_fault(
+    quantization: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No pass that reads them, and no comparison of programs, is named in their place."""
+    if quantization == "adopt":
+        source = tmp_path / "model.gguf"
+        make_gguf("llama", source, stored=lambda _: GGMLQuantizationType.Q8_0)
+        reader = GGUFReader(source)
+        (tensor,) = (one for one in reader.tensors if one.name == "blk.0.attn_q.weight")
+        data = bytearray(source.read_bytes())
+        data[tensor.data_offset : tensor.data_offset + 2] = b"\0\x7e"  # NaN in float16
+        source.write_bytes(data)
+        message = "blk.0.attn_q.weight: a scale of its blocks is NaN or infinite (the file is dam"
+    else:
+        source = make(tmp_path)
+        hold_nan(tmp_path / "checkpoint/model.safetensors")
+        message = f"(of {Q_PROJ} ...): holds NaN (the checkpoint is damaged)"
+    before = sorted(os.listdir(tmp_path))
+    options = ("-q", "--set", f"quantization={quantization}", "--set", "backend=reference")
+    status, line = refused(capfd, "compile", source, "-o", tmp_path / "out", *options)
+    assert status == 3
+    assert message in line
+    assert "pass" not in line and "does not run" not in line
     assert sorted(os.listdir(tmp_path)) == before
 
 

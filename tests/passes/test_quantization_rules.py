@@ -119,7 +119,7 @@ def test_rules_choose(options: dict[str, str], found: list[str]) -> None:
         ({"rules": "lost=none"}, "rules: no matrix is named lost"),
         (
             {"head": "int8", "rules": "*=int4"},
-            r"quantize-weights: head: int8 has no effect: head.weight matches \* .rules and skip go",
+            r"quantize-weights: head: int8 has no effect: head.weight matches \* .rules and skip",
         ),
         ({"head": "int8", "skip": "lm_*"}, r"head: int8 has no effect: head.weight matches lm_\*"),
     ],
@@ -283,6 +283,6 @@ def test_only_sums_of_integers_limit_the_length_of_rows(scheme: str) -> None:
 
 def test_a_pattern_is_refused_before_channels_are_scaled() -> None:
     """That takes minutes; here, a calibration text is missing as well."""
-    options = {"scheme": "int8", "rules": "lost=int4"}
+    scale = ScaleChannels(method="awq", scheme="int8", rules="lost=int4")
     with pytest.raises(UsageError, match="rules: no matrix is named lost"):
-        ScaleChannels(method="awq", **options).run(PROGRAM, PassContext())
+        scale.run(PROGRAM, PassContext())
