@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 def _unheard(done: int, total: int, detail: str) -> None:
     """The progress of a calibration that nobody watches."""
+
+
+def figure(number: float) -> float | str:
+    """An error for reports, in three digits; as text if it is not finite, which JSON has not."""
+    return float(f"{number:.3g}") if math.isfinite(number) else str(number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ...ir.quantized_pairs import PARTS
 from ...ir.schemes import get_scheme
 from ...ir.weights import evaluate_weight
 from ..near_miss import NearMiss
-from .calibration import Calibration
+from .calibration import Calibration, figure
 from .correction import HELD_OUT, Correction, Drift, correct, reduces_error
 from .expert_feedback import RoundedExpert, hidden_rows, round_expert, routed
 from .feedback import ROWS, Factor, Rounded, factorize, feed_back
@@ -304,8 +304,8 @@ class Gptq:
         size = sum(one.size for one in made) or 1.0
         record: dict[str, Any] = {
             "matrix": matrix.parts["codes"].removesuffix(".codes"),
-            "nearest": _digits(sum(one.nearest for one in made) / size),
-            "gptq": _digits(sum(one.error for one in made) / size),
+            "nearest": figure(sum(one.nearest for one in made) / size),
+            "gptq": figure(sum(one.error for one in made) / size),
         }
         self.records.append(record | more)
 
@@ -372,7 +372,3 @@ def _by_input(places: Sequence[_Place]) -> list[list[_Place]]:
         assert place.matrix.input is not None
         groups.setdefault(place.matrix.input.name, []).append(place)
     return list(groups.values())
-
-
-def _digits(number: float) -> float:
-    return float(f"{number:.3g}")

@@ -22,7 +22,7 @@ from ..base import PassContext, PassResult, finish
 from ..constants import computed_weight
 from ..near_miss import NearMiss
 from ..scheme_choices import SchemeChoices, SchemePass
-from .calibration import Calibration, ScaledGroup
+from .calibration import Calibration, ScaledGroup, figure
 from .channel_groups import ChannelGroup, Divided, find_groups
 from .channel_scales import (
     AWQ,
@@ -190,8 +190,8 @@ class _Search:
             {
                 "matrices": list(group.matrices),
                 "exponent": choice.exponent,
-                "error": _digits(choice.plain_error),
-                "scaled": _digits(choice.scaled_error),
+                "error": figure(choice.plain_error),
+                "scaled": figure(choice.scaled_error),
                 "used": choice.scales is not None,
             }
         )
@@ -303,7 +303,3 @@ def _divided_shape(program: Program, one: Divided) -> tuple[int, ...]:
     shape = (weight if one.made_by is None else one.made_by.output).type.shape
     assert isinstance(shape[0], int)
     return (shape[0], 1) if len(shape) > 1 else (shape[0],)
-
-
-def _digits(number: float) -> float:
-    return float(f"{number:.3g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -435,6 +436,25 @@ def test_inputs_that_are_not_finite_are_an_error_with_the_layer(
     bad = replace(program, loaders={**program.loaders, "checkpoint": spoilt})
     with pytest.raises(PassError, match=r"linear of layer 3 .*NaN or infinity"):
         scaled(bad, spills())
+
+
+def test_errors_that_no_number_holds_are_text_in_the_report(
+    spills: Callable[[], SpillFile],
+) -> None:
+    """JSON has neither infinity nor NaN. Where errors are not known, nothing is scaled."""
+    program = with_outliers(stack())
+    read = program.loaders["checkpoint"]
+
+    def huge(name: str) -> torch.Tensor:
+        return torch.full_like(read(name), 3e37) if name == "layers.7.down" else read(name)
+
+    program = replace(program, loaders={**program.loaders, "checkpoint": huge})
+    details = scaled(program, spills()).details
+    assert details is not None
+    json.dumps(details, allow_nan=False)
+    (found,) = (one for one in details["errors"] if one["matrices"] == ["layers.7.down"])
+    assert found["scaled"] in ("nan", "inf")
+    assert not found["used"]
 
 
 def test_what_is_no_step_of_a_model_is_refused(spills: Callable[[], SpillFile]) -> None:
