@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..ir.program import Operand, Program
     from ..passes.methods.calibration import Calibration
     from ..passes.methods.feedback import CompiledFeedback
+    from ..runtime.text.tokenizer import Tokenizer
     from .recipe_quantization import QuantizationSection
     from .texts import TokenText
 
@@ -49,6 +50,35 @@ def recipe_text(loaded: LoadedRecipe) -> Text | None:
     if not how.is_calibrated:
         return None
     return read_text(how.calibration.text, loaded.directory)
+
+
+def check_text(text: Text | None, loaded: LoadedRecipe, model: Path) -> None:
+    """Raises the errors of `make_calibration` that need no program: before one is captured.
+
+    Only where the recipe wants a calibration: else it is rounded to nearest.
+    """
+    how = loaded.recipe.quantization
+    if text is not None and how.must_calibrate:
+        least = _least_tokens(how)
+        tokenizer = _tokenizer(model, None)
+        tokenize(text, tokenizer, vocab_size=None, max_tokens=least, least_tokens=least)
+
+
+def _least_tokens(how: QuantizationSection) -> int:
+    """Of how many tokens a text must be: what is used without being asked for is more."""
+    return min(how.calibration.tokens or LEAST_TOKENS, LEAST_TOKENS)
+
+
+def _tokenizer(model: Path, vocab_size: int | None) -> Tokenizer:
+    """The tokenizer of a checkpoint; UsageError if it has none."""
+    tokenizer = checkpoint_tokenizer(model, vocab_size=vocab_size)
+    if tokenizer is None:
+        raise UsageError(
+            "the checkpoint has no tokenizer, which calibration needs",
+            where=model.name,
+            hint=_NEAREST,
+        )
+    return tokenizer
 
 
 def make_calibration(
@@ -95,16 +125,9 @@ def _tokens(
 ) -> TokenText:
     wanted = how.calibration.tokens or _affordable(program, how)
     vocab_size = program.spec.vocab_size
-    tokenizer = checkpoint_tokenizer(model, vocab_size=vocab_size)
-    if tokenizer is None:
-        raise UsageError(
-            "the checkpoint has no tokenizer, which calibration needs",
-            where=model.name,
-            hint=_NEAREST,
-        )
     tokens = tokenize(
         text,
-        tokenizer,
+        _tokenizer(model, vocab_size),
         vocab_size=vocab_size,
         max_tokens=wanted,
         least_tokens=min(wanted, LEAST_TOKENS),

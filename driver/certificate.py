@@ -63,9 +63,12 @@ class Compiled:
 
 
 def evaluation_tokens(
-    text: Text, tokenizer: Tokenizer | None, vocab_size: int, accuracy: AccuracySection
+    text: Text, tokenizer: Tokenizer | None, vocab_size: int | None, accuracy: AccuracySection
 ) -> TokenText | str:
-    """The tokens that an artifact is measured on, or why it cannot be; an error if it must be."""
+    """The tokens that an artifact is measured on, or why it cannot be; an error if it must be.
+
+    `vocab_size` is the model's; None where it is not known yet.
+    """
     problem = "the checkpoint has no tokenizer"
     try:
         if tokenizer is not None:

@@ -27,11 +27,12 @@ from ..ir.targets import check_platform
 from ..ir.user_cache import make_private
 from .added_programs import AddedProgram, ProgramCompiler, check_names
 from .cache import LIMIT_VARIABLE, ArtifactCache, checkpoint_identity
-from .calibration import make_calibration
+from .calibration import check_text, make_calibration
 from .compile_job import CompileJob, Dumps, job_key, plan_job, recorded_recipe
 from .default_output import changed_keys, keep_another_checkpoint
 from .progress import Reporter, as_reporter
 from .recipe import Recipe, load_recipe
+from .texts import checkpoint_tokenizer
 from .workplaces import one_at_a_time, temporary_output
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ def _build(job: CompileJob, writer: ArtifactWriter, dumps: Dumps, progress: Repo
             # First what may be refused at once, then seconds of import, shown for what they are.
             pipeline = build_recipe_pipeline(job.loaded, job.plan)
             check_dump_name(dumps.after, pipeline)
+            _check_texts(job)
             compiled = _compiled_rounding(job, stack, progress.remark)
             import torch  # noqa: F401
             import transformers  # noqa: F401
@@ -199,6 +201,17 @@ def _build(job: CompileJob, writer: ArtifactWriter, dumps: Dumps, progress: Repo
         stack.enter_context(kept_for_reuse())
         pairs = QuantizedPairs(_MAX_PAIR_BYTES, compiled.nearest)
         return _build_files(job, pipeline, writer, dumps, pairs, _feedback(compiled), progress)
+
+
+def _check_texts(job: CompileJob) -> None:
+    """Raises an error for a text that is too short, or a tokenizer that it needs and is missing:
+    before the minutes that capturing and calibrating a large model take."""
+    from .certificate import evaluation_tokens
+
+    check_text(job.calibration_text, job.loaded, job.model)
+    accuracy = job.recipe.accuracy
+    if accuracy.is_bounded:
+        evaluation_tokens(job.text, checkpoint_tokenizer(job.model), None, accuracy)
 
 
 def _compiled_rounding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,12 @@ BUNDLED: Final = (CALIBRATION, EVALUATION)
 MAX_TEXT_BYTES: Final = 1 << 26
 _MAX_TOKEN_CHARACTERS: Final = 64
 """Of a text of so many characters a token, the rest is not tokenized."""
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _SOURCES = Path(__file__).resolve().parents[1] / "recipes/texts"
 _BUNDLED_FOLDERS: Final = {CALIBRATION: "calibration", EVALUATION: "evaluation"}
 _MESSAGES, _TEXT = "messages", "text"
+_MARK: Final = "\ufeff"
+"""What some editors write in front of UTF-8; no model expects it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +121,18 @@ def read_text(source: str, directory: Path = Path()) -> Text:
 
 
 def tokenize(
-    text: Text, tokenizer: Tokenizer, *, vocab_size: int, max_tokens: int, least_tokens: int = 2
+    text: Text,
+    tokenizer: Tokenizer,
+    *,
+    vocab_size: int | None,
+    max_tokens: int,
+    least_tokens: int = 2,
 ) -> TokenText:
     """The first `max_tokens` tokens of a text, or all if there are fewer.
 
     Chats are rendered by the model's template; where it has none, or refuses a chat, their messages
     are joined by empty lines. Raises UsageError for fewer than `least_tokens` tokens, and for
-    tokens that the model does not have.
+    tokens that the model does not have (`vocab_size` None: nobody knows yet).
     """
     found: list[tuple[int, ...]] = []
     left = max_tokens
@@ -131,7 +140,7 @@ def tokenize(
         if left <= 0:
             break
         ids = _encode(document, tokenizer, left)[:left]
-        if ids and max(ids) >= vocab_size:
+        if ids and vocab_size is not None and max(ids) >= vocab_size:
             raise UsageError(
                 f"the tokenizer gives token {max(ids)}, and the model has {vocab_size}",
                 where=document.place,
@@ -203,10 +212,15 @@ def _read_bytes(path: Path, named: str) -> bytes:
 
 
 def _documents(path: Path, data: bytes) -> Iterator[Document]:
+    hint = "convert it to UTF-8"
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix(_MARK)
     except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
+        problem = f"not UTF-8 text (byte {error.start})"
+        raise UsageError(problem, where=str(path), hint=hint) from None
+    if (place := text.find("\0")) >= 0:
+        problem = f"no text, but other data: it holds a null character (number {place})"
+        raise UsageError(problem, where=str(path), hint=hint)
     if path.suffix != ".jsonl":
         yield Document(path.name, text)
         return
@@ -231,6 +245,8 @@ def _row(line: str, place: str, where: str) -> Document:
     if _TEXT in row:
         if not isinstance(row[_TEXT], str):
             raise refuse(f"{_TEXT} is not a string")
+        if not _is_unicode(row[_TEXT]):
+            raise refuse(f"{_TEXT} holds half of a surrogate pair")
         return Document(place, row[_TEXT])
     messages = row[_MESSAGES]
     if not isinstance(messages, list) or not messages:
@@ -238,6 +254,8 @@ def _row(line: str, place: str, where: str) -> Document:
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not _is_message(message):
             raise refuse(f"{_MESSAGES}[{index}] does not have a role and content, both strings")
+        if not _is_unicode(message["role"] + message["content"]):
+            raise refuse(f"{_MESSAGES}[{index}] holds half of a surrogate pair")
     return Document(place, messages=tuple(messages))
 
 
@@ -245,8 +263,13 @@ def _is_message(message: Mapping[str, Any]) -> bool:
     return isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a string of JSON, in which halves of surrogate pairs can be written, is text."""
+    return _HALF.search(text) is None
+
+
 def checkpoint_tokenizer(
-    model: Path, *, vocab_size: int, log: Callable[[str], None] = lambda _: None
+    model: Path, *, vocab_size: int | None = None, log: Callable[[str], None] = lambda _: None
 ) -> Tokenizer | None:
     """The tokenizer of a checkpoint as its artifacts have it; None if it has none.
 

@@ -152,8 +152,15 @@ def test_another_text_is_another_artifact(source: Path, text: Path, tmp_path: Pa
     ],
 )
 def test_too_little_text(
-    source: Path, tmp_path: Path, words: str, tokens: int, message: str
+    source: Path,
+    tmp_path: Path,
+    words: str,
+    tokens: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Before the model is captured, which may take minutes."""
+    monkeypatch.delattr("infc.driver.compile._capture")
     place = tmp_path / "short.txt"
     place.write_text(words)
     options = (f"quantization.calibration={{text: '{place}', tokens: {tokens}}}",)
@@ -220,7 +227,10 @@ def test_a_text_that_is_not_there_is_refused_before_anything_else(
         build(source, tmp_path / "out", "quantization.calibration.text=gone.txt")
 
 
-def test_a_checkpoint_without_a_tokenizer(source: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_tokenizer(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("infc.driver.compile._capture")
     shutil.copytree(source, tmp_path / "source")
     for path in (tmp_path / "source/checkpoint").glob("*token*"):
         path.unlink()

@@ -96,6 +96,20 @@ def test_a_file_is_one_document_under_its_own_hash(tmp_path: Path, plain: Tokeni
     assert decoded(text, plain) == ["zwölf\r\nBoote\n"]
 
 
+def test_a_mark_in_front_of_utf8_is_no_part_of_a_text(tmp_path: Path) -> None:
+    """Some editors write it; it is three tokens of many models, and no JSON begins with it."""
+    for name, content in (("a.txt", "a text"), ("b.jsonl", '{"text": "a text"}')):
+        (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+        found = read_text(name, tmp_path)
+        assert [one.text for one in found.documents] == ["a text"]
+        assert found.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d\\ude00"}')
+    assert [one.text for one in read_text("a.jsonl", tmp_path).documents] == ["\U0001f600"]
+
+
 def test_chats_go_through_the_template(tmp_path: Path, plain: Tokenizer, chatty: Tokenizer) -> None:
     rows = (
         '{"messages": [{"role": "user", "content": "hi"},'
@@ -149,7 +163,15 @@ def test_a_shortened_text_keeps_a_share_of_each_document() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("latin.txt", b"r\xe9sum\xe9", "not UTF-8 text (byte 1)"),
+        ("latin.txt", b"r\xe9sum\xe9", "not UTF-8 text (byte 1) (convert it to UTF-8)"),
+        ("wide.txt", "a text".encode("utf-16-le"), "no text, but other data: it holds a null char"),
+        ("wide.jsonl", '{"text": "a"}'.encode("utf-16-le"), "wide.jsonl: no text, but other data"),
+        ("h.jsonl", b'\n{"text": "a \\udc00"}', "h.jsonl:2: text holds half of a surrogate pair"),
+        (
+            "i.jsonl",
+            b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+            "i.jsonl:1: messages[0] holds half of a surrogate pair",
+        ),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
         ("b.jsonl", b'\n["text"]', "b.jsonl:2: expected an object with either text or messages"),
         ("c.jsonl", b'{"text": "a", "messages": []}', "c.jsonl:1: expected an object with either"),
