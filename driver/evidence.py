@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Rows = NDArray[np.float64]
 
+EMBEDDINGS: Final = "the embeddings"
 HEAD: Final = "the head"
 WINDOW: Final = 512
 """Tokens of a window of text, unless the context is shorter."""
@@ -85,8 +86,9 @@ class Figures:
 class StageEvidence:
     """How far all passes up to a lossy one (by its place) went from the source.
 
-    `errors` has by layer, and for the head, how far what it hands on is from what the source has
-    there: the root mean square over tokens of the relative error of a token's values.
+    `errors` has by layer, before them for the embeddings, and for the head, how far what it hands
+    on is from what the source has there: the root mean square over tokens of the relative error of
+    a token's values.
     """
 
     index: int
@@ -95,7 +97,7 @@ class StageEvidence:
     errors: tuple[tuple[str, float], ...]
 
     def origin(self) -> str | None:
-        """The layer, or the head, where the error grows most; None where nothing was compared."""
+        """The place where the error grows most; None where nothing was compared."""
         grown: list[tuple[float, str]] = []
         before = 0.0
         for place, error in self.errors:
@@ -172,12 +174,15 @@ class _Runner:
 
     def compare_values(self, window: Window, source: _Runner, theirs: Window) -> None:
         """Add the errors of what layers hand on, where both programs have it."""
+        from ..passes.text_runs import BEFORE_LAYERS
+
         for layer, name in self.values.items():
             if layer not in source.values:
                 continue
             expected, actual = theirs.values[source.values[layer]], window.values[name]
             if expected.numel() == actual.numel():
-                found = self.errors.setdefault(f"layer {layer}", _Errors())
+                place = EMBEDDINGS if layer == BEFORE_LAYERS else f"layer {layer}"
+                found = self.errors.setdefault(place, _Errors())
                 found.add(expected, actual, window.num_tokens)
 
     def compare_rows(self, mine: Rows, theirs: Rows, targets: Sequence[int]) -> None:

@@ -22,6 +22,9 @@ _WIDE: Final = "f32"
 """What all is computed in. Over codes too: text is run to measure them, and a code that falls the
 other way now and then is within what is measured."""
 
+BEFORE_LAYERS: Final = -1
+"""Where a layer has its number: what comes before the first."""
+
 OnShare = Callable[[float], None]
 """Told which share (0 .. 1) of a window is done."""
 
@@ -129,7 +132,10 @@ def values_before_rows(program: Program) -> set[str]:
 
 
 def layer_outputs(program: Program) -> dict[int, Value]:
-    """By layer the value that it hands on: the last one that something outside of it reads."""
+    """By layer the value that it hands on: the last one that something outside of it reads.
+
+    Under `BEFORE_LAYERS`, that which the embeddings hand on to the first layer.
+    """
     home = {value.name: node.layer for node in program.nodes for value in node.outputs}
     leaving = {
         value.name
@@ -142,7 +148,24 @@ def layer_outputs(program: Program) -> dict[int, Value]:
         for value in node.outputs:
             if node.layer is not None and value.name in leaving and value.type.dtype.is_float:
                 found[node.layer] = value
+    if found and (embedded := _embedded(program)) is not None:
+        found[BEFORE_LAYERS] = embedded
     return dict(sorted(found.items()))
+
+
+def _embedded(program: Program) -> Value | None:
+    """The first value of looked-up tokens that a layer reads, if nothing of a layer is in it."""
+    made: set[str] = set()
+    for node in program.nodes:
+        if node.layer is None:
+            is_looked_up = node.op in ("embedding", "scaled_embedding")
+            if is_looked_up or any(value.name in made for value in node.values()):
+                made |= {value.name for value in node.outputs}
+            continue
+        for value in node.values():
+            if value.name in made and value.type.dtype.is_float:
+                return value
+    return None
 
 
 def window_flops(program: Program, num_tokens: int, rows: int) -> int:

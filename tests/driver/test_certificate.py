@@ -19,7 +19,7 @@ from infc.driver import calibration, certificate, evidence, recipe_quantization
 from infc.driver.certificate import LEAST_TOKENS, check_bounds
 from infc.driver.cli import run
 from infc.driver.evaluate import compare_on_text
-from infc.driver.evidence import HEAD, Evidence, Figures, StageEvidence
+from infc.driver.evidence import EMBEDDINGS, HEAD, Evidence, Figures, StageEvidence
 from infc.driver.recipe import AccuracySection
 from infc.driver.source_model import open_source
 from infc.driver.tally import Tally
@@ -126,8 +126,8 @@ def test_it_says_what_was_measured_on_what(int4: Artifact, place: Path) -> None:
     (stage,) = found["passes"]
     assert stage["pass"] == "quantize-weights"
     places = [one["place"] for one in stage["errors"]]
-    assert places == [*(f"layer {layer}" for layer in range(6)), HEAD]
-    assert all(0.01 < one["error"] < 0.5 for one in stage["errors"])
+    assert places == [EMBEDDINGS, *(f"layer {layer}" for layer in range(6)), HEAD]
+    assert all(0.001 < one["error"] < 0.5 for one in stage["errors"])
     assert found["figures"]["tokens"] == found["evaluation"]["tokens"] - 1
 
 
@@ -184,6 +184,15 @@ def test_a_ruined_layer_stops_the_compilation_and_is_named(
     assert said.startswith("ruin-layer: a KL divergence of ")
     assert "exceeds accuracy.max_kl: 0.02, measured on the whole model over" in said
     assert f"the error begins in layer {layer}, where it grows most" in said
+
+
+def test_embeddings_are_named_where_they_are_what_loses(build: Build) -> None:
+    """And not the layer that reads them."""
+    with pytest.raises(PassError) as caught:
+        build("quantization={embedding: int4, method: nearest}", "accuracy.max_kl=0.00001")
+    assert f"the error begins in {EMBEDDINGS}, where it grows most (from 0.0 to" in str(
+        caught.value
+    )
 
 
 def test_a_broken_bound_leaves_nothing(
@@ -244,7 +253,7 @@ def test_a_large_model_is_measured_on_a_few_layers(
     assert found["what"] == "layers 0, 1, 5 of 6 and the head"
     assert found["measured"] == "the program"
     places = [one["place"] for one in found["passes"][0]["errors"]]
-    assert places == ["layer 0", "layer 1", "layer 5", HEAD]
+    assert places == [EMBEDDINGS, "layer 0", "layer 1", "layer 5", HEAD]
     lines = Lines()
     artifact = build(INT8, "accuracy.max_kl=1", progress=lines)
     assert any("bounds were checked on layers 0, 1, 5 of 6 and" in line for line in lines.lines)
