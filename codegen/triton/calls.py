@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ...ir.launches import Argument, Extent, Integer, Pointer, Real
+from ...ir.launches import Argument, Extent, Integer, Pointer, Real, TensorMap
 from ...ir.types import Dim, DType, Sym
+from .boxes import box_of, tile_type
 
 TYPES: Final = {
     DType.F64: "fp64",
@@ -36,6 +37,21 @@ class Typed:
 
     pointer: Pointer
     type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A dense matrix at a pointer, of which a kernel copies tiles by a descriptor."""
+
+    pointer: Pointer
+    dtype: DType
+    shape: tuple[Extent, int]
+    tile: tuple[int, int]
+
+    @property
+    def type(self) -> str:
+        """As Triton calls it."""
+        return tile_type(TYPES[self.dtype], *self.tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +102,12 @@ class KernelCode:
         return f"{self.function}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-Passed = Typed | Extent | int | float
-"""What a kernel is given: an address, an integer that may depend on the step, a number."""
+Passed = Typed | Tiles | Extent | int | float
+"""What a kernel is given: an address, a matrix in tiles, an integer that may depend on the step, a
+number."""
+
+ARGUMENTS_OF_TILES: Final = 7
+"""How many arguments stand for a matrix in tiles."""
 
 
 def extent(dim: Dim, *, times: int = 1, divisor: int = 1) -> Extent:
@@ -106,6 +126,9 @@ def bind(passed: Mapping[str, Passed]) -> tuple[tuple[Argument, ...], list[tuple
             case Typed():
                 arguments.append(value.pointer)
                 types.append((name, f"*{value.type}"))
+            case Tiles():
+                arguments.extend(_tiles(value))
+                types.append((name, value.type))
             case float():
                 arguments.append(Real(value))
                 types.append((name, "fp32"))
@@ -116,6 +139,19 @@ def bind(passed: Mapping[str, Passed]) -> tuple[tuple[Argument, ...], list[tuple
                 arguments.append(Integer(Extent(value)))
                 types.append((name, "i32"))
     return tuple(arguments), types
+
+
+def _tiles(matrix: Tiles) -> tuple[Argument, ...]:
+    """What Triton makes of a descriptor: itself, the shape, then the strides in 64 bits each.
+
+    Those are passed as two numbers of 32, the low one first: they lie at a multiple of 8.
+    """
+    rows, columns = matrix.shape
+    box = box_of(matrix.type)
+    shape = (rows, Extent(columns))
+    described = TensorMap(matrix.pointer, matrix.dtype.value, shape, box.shape, box.swizzle_bytes)
+    numbers = (rows, Extent(columns), Extent(columns), Extent(0), Extent(1), Extent(0))
+    return (described, *map(Integer, numbers))
 
 
 def aligned(passed: Mapping[str, Passed]) -> frozenset[str]:

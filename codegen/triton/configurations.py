@@ -27,6 +27,18 @@ class LinearTile:
 
 
 @dataclass(frozen=True, slots=True)
+class BoxTile:
+    """As `LinearTile`, of a product whose operands are copied in boxes, by so many programs."""
+
+    rows: int
+    columns: int
+    depth: int
+    group: int
+    programs: int
+    tuning: Tuning
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionBlock:
     """How attention is cut: query rows times heads of a tile, and positions of a block."""
 
@@ -40,6 +52,16 @@ def linear_tile(target: Target, *, rows: int, bits: int) -> LinearTile:
     found = _first("linear", target, {"rows": rows, "bits": bits})
     rows_of_tile, columns, depth = found["tile"]
     return LinearTile(rows_of_tile, columns, depth, found["group"], _tuning(found))
+
+
+def box_tile(target: Target, *, rows: int, bits: int) -> BoxTile | None:
+    """As `linear_tile`, where the target has what copies boxes, and such a product gains by it."""
+    for row in read_table("boxes"):
+        if target.name in row["targets"] and bits == row["bits"] and rows >= row["least_rows"]:
+            rows_of_tile, columns, depth = row["tile"]
+            group, programs = row["group"], row["programs"]
+            return BoxTile(rows_of_tile, columns, depth, group, programs, _tuning(row))
+    return None
 
 
 def coded_tile(target: Target, *, rows: int) -> LinearTile:

@@ -13,9 +13,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 # Before triton is imported: it decides there whether kernels are interpreted.
 os.environ["TRITON_INTERPRET"] = "0"
@@ -26,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from .boxes import Box, box_of, is_tile
 from .loading import KERNELS, load_function
 
 _RENAMED: set[str] = set()
@@ -69,6 +71,7 @@ def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
     source = ASTSource(function, signature, code["constants"], aligned)
     target = GPUTarget("cuda", job["capability"], 32)
     kernel = triton.compile(source, target=target, options=options)
+    _check_boxes([kind for _, kind in code["parameters"] if is_tile(kind)], kernel)
     place = Path(job["place"])
     ptx, cubin = kernel.asm["ptx"], kernel.asm["cubin"]
     place.with_suffix(".ptx").write_text(ptx, encoding="utf-8")
@@ -79,6 +82,20 @@ def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
         "shared_bytes": kernel.metadata.shared,
         **_resources(cubin),
     }
+
+
+def _check_boxes(kinds: Sequence[str], kernel: Any) -> None:
+    """Whether the kernel takes the descriptors that launches make for it."""
+    found = [
+        Box(tuple(one["block_size"]), _SWIZZLES[one["swizzle"]])
+        for one in kernel.metadata.tensordesc_meta or ()
+    ]
+    if found != [box_of(kind) for kind in kinds]:
+        raise ValueError(f"{kernel.metadata.name} copies {found} of {list(kinds)}")
+
+
+_SWIZZLES: Final = (0, 32, 64, 128)
+"""Bytes, by Triton's numbers."""
 
 
 def rename_files(package: ModuleType, name: str) -> None:

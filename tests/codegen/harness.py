@@ -29,6 +29,7 @@ def random_weights(program: Program, seed: int) -> dict[str, torch.Tensor]:
     names = {
         "f32": torch.float32,
         "bf16": torch.bfloat16,
+        "f16": torch.float16,
     }
     tensors = {}
     for name, weight in program.weights.items():

@@ -72,6 +72,44 @@ def linear(
 
 
 @triton.jit
+def linear_boxes(
+    x,
+    w,
+    bias,
+    out,
+    M,
+    N,
+    K,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """`linear` of dense matrices by descriptors: the tensor memory accelerator copies their tiles.
+
+    What lies outside of them is loaded as 0, and not stored. Each program computes tiles as far
+    apart as there are programs, in the order of `linear`; the copies of one begin while the one
+    before is stored. K is reduced in ascending blocks of BK, in one order whatever M is.
+    """
+    rows = tl.cdiv(M, BM)
+    columns = tl.cdiv(N, BN)
+    for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
+        band = tile // (GROUP * columns)
+        first = band * GROUP
+        size = tl.minimum(rows - first, GROUP)
+        m = (first + (tile % (GROUP * columns)) % size) * BM
+        n = ((tile % (GROUP * columns)) // size) * BN
+        acc = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, K, BK):
+            acc = tl.dot(x.load([m, k]), w.load([n, k]).T, acc)
+        if BIAS:
+            at = n + tl.arange(0, BN)
+            acc += tl.load(bias + at, mask=at < N, other=0.0).to(tl.float32)[None, :]
+        out.store([m, n], acc.to(out.dtype))
+
+
+@triton.jit
 def linear_gated(
     x,
     w,

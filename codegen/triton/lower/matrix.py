@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ....ir.program import Node
 from ....ir.types import DType
+from ..boxes import ELEMENT_BYTES
 from ..buffers import Buffer, product
-from ..calls import TYPES, Tuning, extent
-from ..configurations import linear_tile
+from ..calls import ALIGNED_BYTES, TYPES, Tiles, Tuning, extent
+from ..configurations import BoxTile, box_tile, linear_tile
 from ..emitter import Emitter, Lowering, Rows, power_of_two, whole
 
 
@@ -23,6 +24,10 @@ def product_of_rows(
     bias = [e.dense(e.buffer(operand)) for operand in node.inputs[2:]]
     n, k = whole(w.shape[0], "a matrix"), x.length
     bits = 8 * w.dtype.size_bytes
+    boxes = box_tile(e.target, rows=e.most(x.count), bits=bits)
+    if boxes is not None and residual is None and _has_boxes(x, w, out):
+        _product_by_boxes(e, boxes, x, w, bias, out)
+        return
     tile = linear_tile(e.target, rows=e.most(x.count), bits=bits)
     e.launch(
         "linear.linear",
@@ -40,6 +45,44 @@ def product_of_rows(
             "EVEN": k % tile.depth == 0,
             "BIAS": bool(bias),
             "ADDED": "" if residual is None else TYPES[node.output.type.dtype],
+        },
+        tile.tuning,
+    )
+
+
+def _has_boxes(x: Rows, w: Buffer, out: Buffer) -> bool:
+    """Whether descriptors can be made: of dense rows of whole words, at addresses of such."""
+    if x.stride != x.length or x.buffer.dtype is not w.dtype:
+        return False
+    widths = ((x.buffer, x.length), (w, x.length), (out, whole(w.shape[0], "a matrix")))
+    return all(
+        TYPES[one.dtype] in ELEMENT_BYTES
+        and width * one.dtype.size_bytes % ALIGNED_BYTES == 0
+        and one.pointer.space in ("arena", "weight")
+        and one.pointer.offset % ALIGNED_BYTES == 0
+        for one, width in widths
+    )
+
+
+def _product_by_boxes(
+    e: Emitter, tile: BoxTile, x: Rows, w: Buffer, bias: list[Buffer], out: Buffer
+) -> None:
+    n, k = whole(w.shape[0], "a matrix"), x.length
+    rows = extent(x.count)
+    most = -(-e.most(x.count) // tile.rows) * -(-n // tile.columns)
+    e.launch(
+        "linear.linear_boxes",
+        [min(tile.programs, most)],
+        {
+            "x": Tiles(x.buffer.pointer, x.buffer.dtype, (rows, k), (tile.rows, tile.depth)),
+            "w": Tiles(w.pointer, w.dtype, (extent(n), k), (tile.columns, tile.depth)),
+            "bias": bias[0] if bias else w,
+            "out": Tiles(out.pointer, out.dtype, (rows, n), (tile.rows, tile.columns)),
+            **{"M": rows, "N": n, "K": k},
+        },
+        {
+            **{"BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group},
+            "BIAS": bool(bias),
         },
         tile.tuning,
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from infc.codegen.triton.aot import KernelBuild
-from infc.codegen.triton.calls import KernelCode
+from infc.codegen.triton.calls import TYPES, KernelCode
 from infc.ir.launches import Kernel
+from infc.runtime.executors.gpu.driver import MatrixMap
 
 from ...emulation.driver import EmulatedDriver
-from .interpreting import Bytes, Call, Place
+from .interpreting import Bytes, Call, Matrix, Place
 from .running import TARGET
 
 _FORMATS = {"i32": "<i", "fp32": "<f"}
@@ -56,7 +57,7 @@ class Emulating:
                 function = driver.load(
                     image, source, kernel.entry, kernel.threads, kernel.shared_bytes
                 )
-                packed = _parameters(call, places)
+                packed = _parameters(call, places, driver)
                 driver.launch(function, call.grid, packed, dependent=call.dependent)
         results = {name: np.empty(len(data), np.uint8) for name, data in arrays.items()}
         for name, target in results.items():
@@ -71,13 +72,23 @@ def _name(code: Mapping[str, object]) -> str:
     return json.dumps(dict(code), sort_keys=True)
 
 
-def _parameters(call: Call, places: Mapping[str, int]) -> bytes:
+def _parameters(call: Call, places: Mapping[str, int], driver: EmulatedDriver) -> bytes:
     """Arguments one after the other, each aligned to its size."""
     buffer = b""
     for (_, kind), value in zip(call.code["parameters"], call.arguments, strict=True):
         if isinstance(value, Place):
             data = struct.pack("<Q", places[value.array] + value.offset)
+        elif isinstance(value, Matrix):
+            buffer += bytes(-len(buffer) % 64) + _descriptor(value, places, driver)
+            buffer += struct.pack("<iiqq", *value.shape, value.shape[1], 1)
+            continue
         else:
             data = struct.pack(_FORMATS[kind], value)
         buffer += bytes(-len(buffer) % len(data)) + data
     return buffer + bytes(-len(buffer) % 8) + _SCRATCH_POINTERS
+
+
+def _descriptor(value: Matrix, places: Mapping[str, int], driver: EmulatedDriver) -> bytes:
+    kind = {name: dtype.value for dtype, name in TYPES.items()}[value.place.type]
+    address = places[value.place.array] + value.place.offset
+    return driver.descriptor(MatrixMap(address, kind, value.shape, value.box, value.swizzle_bytes))

@@ -34,12 +34,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """An argument that is a dense matrix of so many rows and columns, of which tiles are copied."""
+
+    place: Place
+    shape: tuple[int, int]
+    box: tuple[int, int]
+    swizzle_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One launch: the kernel's code as `KernelCode.plain` has it, and all that it is given."""
 
     code: Mapping[str, Any]
     grid: tuple[int, ...]
-    arguments: tuple[Place | int | float, ...]
+    arguments: tuple[Place | Matrix | int | float, ...]
     dependent: bool = False
 
 
@@ -118,26 +128,43 @@ def _run(calls: Sequence[Call], arrays: Mapping[str, Bytes]) -> dict[str, Bytes]
 
 
 def _launch(call: Call, memory: Mapping[str, Any]) -> None:
-    import torch
-
     from infc.codegen.triton.loading import load_function
+
+    function = load_function(dict(call.code))
+    given: dict[str, Any] = dict(call.code["constants"])
+    for (name, kind), value in zip(call.code["parameters"], call.arguments, strict=True):
+        match value:
+            case Place():
+                given[name] = _elements(value, memory)
+            case Matrix():
+                given[name] = _descriptor(value, kind, memory)
+            case _:
+                given[name] = value
+    function[call.grid](**given)
+
+
+def _elements(place: Place, memory: Mapping[str, Any]) -> Any:
+    """What lies behind an address."""
+    import torch
 
     types = {
         **{"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32},
         **{"fp64": torch.float64, "i1": torch.bool, "i8": torch.int8, "u8": torch.uint8},
         **{"i32": torch.int32, "i64": torch.int64},
     }
-    function = load_function(dict(call.code))
-    given: dict[str, Any] = dict(call.code["constants"])
-    for (name, _), value in zip(call.code["parameters"], call.arguments, strict=True):
-        if isinstance(value, Place):
-            bytes_from = memory[value.array][MARGIN_BYTES + value.offset :]
-            kind = types[value.type]
-            whole = len(bytes_from) // kind.itemsize * kind.itemsize
-            given[name] = bytes_from[:whole].view(kind)
-        else:
-            given[name] = value
-    function[call.grid](**given)
+    bytes_from = memory[place.array][MARGIN_BYTES + place.offset :]
+    kind = types[place.type]
+    whole = len(bytes_from) // kind.itemsize * kind.itemsize
+    return bytes_from[:whole].view(kind)
+
+
+def _descriptor(matrix: Matrix, kind: str, memory: Mapping[str, Any]) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    rows, columns = matrix.shape
+    whole = _elements(matrix.place, memory)[: rows * columns].view(rows, columns)
+    tile = [int(size) for size in kind.partition("[")[2].rstrip("]>").split(",")]
+    return TensorDescriptor.from_tensor(whole, tile)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,16 +11,26 @@ import torch
 from numpy.typing import NDArray
 
 from infc.codegen.triton.backend import Generated, generate
+from infc.codegen.triton.calls import ARGUMENTS_OF_TILES, KernelCode
 from infc.codegen.triton.options import TritonOptions
 from infc.ir.interpret import WeightSource
-from infc.ir.launches import Extent, Form, Integer, Launch, Pointer, Real
+from infc.ir.launches import (
+    Argument,
+    Extent,
+    Form,
+    Integer,
+    Launch,
+    Pointer,
+    Real,
+    TensorMap,
+)
 from infc.ir.program import HIDDEN, LOGITS, Program, hidden_width, vocabulary_size
 from infc.ir.resources import KvGroup
 from infc.ir.targets import Target, resolve_target
 from infc.runtime.sampling.adjustments import ADJUSTED
 from infc.runtime.scheduling.step import Step, StepOutput
 
-from .interpreting import Bytes, Call, Place
+from .interpreting import Bytes, Call, Matrix, Place
 
 TARGET = resolve_target("sm_90")
 
@@ -69,7 +79,12 @@ class Runner:
         chosen = self._form(step, one_query=one_query, name=form)
         sizes, arrays = self._arrays(step, chosen)
         calls = [self._call(one, sizes) for one in chosen.launches if _needed(one, step)]
-        used = {call.array for one in calls for call in one.arguments if isinstance(call, Place)}
+        places = [
+            one.place if isinstance(one, Matrix) else one
+            for call in calls
+            for one in call.arguments
+        ]
+        used = {place.array for place in places if isinstance(place, Place)}
         after = self.process.run(calls, {name: arrays[name] for name in sorted(used)})
         for name in self.pages:
             self.pages[name] = after.get(f"state:{name}", self.pages[name])
@@ -142,12 +157,18 @@ class Runner:
 
     def _call(self, launch: Launch, sizes: Mapping[str, int]) -> Call:
         code = self.made.codes[launch.kernel]
-        arguments: list[Place | int | float] = []
-        for (_, kind), argument in zip(code.parameters, launch.arguments, strict=True):
+        arguments: list[Place | Matrix | int | float] = []
+        for (_, kind), argument in by_parameter(code, launch):
             match argument:
-                case Pointer(space=space, name=name, offset=offset):
-                    array = "arena" if space == "arena" else f"{space}:{name}"
-                    arguments.append(Place(array, offset, kind.removeprefix("*")))
+                case Pointer():
+                    arguments.append(_place(argument, kind.removeprefix("*")))
+                case TensorMap():
+                    place = _place(
+                        argument.base, kind.removeprefix("tensordesc<").partition("[")[0]
+                    )
+                    rows, columns = (extent.evaluate(sizes) for extent in argument.shape)
+                    box, swizzle = argument.box, argument.swizzle_bytes
+                    arguments.append(Matrix(place, (rows, columns), (box[0], box[1]), swizzle))
                 case Integer(value=value):
                     arguments.append(value.evaluate(sizes))
                 case Real(value=number):
@@ -162,6 +183,29 @@ class Runner:
             hidden = after[f"output:{HIDDEN}"].view(np.float32).reshape(-1, width)
         logits = after[f"output:{LOGITS}"].view(np.float32).reshape(step.num_logits, vocab or 0)
         return StepOutput(after["output:tokens"].view(np.int32), logits, hidden)
+
+
+def by_parameter(code: KernelCode, launch: Launch) -> Iterator[tuple[tuple[str, str], Argument]]:
+    """Each parameter with its argument; of those for a matrix in tiles, the descriptor."""
+    arguments = iter(launch.arguments)
+    for parameter in code.parameters:
+        argument = next(arguments)
+        yield parameter, argument
+        if isinstance(argument, TensorMap):
+            check_numbers(argument, [next(arguments) for _ in range(ARGUMENTS_OF_TILES - 1)])
+    assert not list(arguments), "arguments without a parameter"
+
+
+def check_numbers(matrix: TensorMap, rest: Sequence[Argument]) -> None:
+    """Behind a descriptor are its shape and strides, these as words of 64 bits."""
+    rows, columns = matrix.shape
+    expected = (rows, columns, columns, Extent(0), Extent(1), Extent(0))
+    assert rest == [Integer(extent) for extent in expected]
+
+
+def _place(pointer: Pointer, kind: str) -> Place:
+    name = "arena" if pointer.space == "arena" else f"{pointer.space}:{pointer.name}"
+    return Place(name, pointer.offset, kind)
 
 
 def _size(extent: Extent, sizes: Mapping[str, int]) -> int:

@@ -27,6 +27,8 @@ from infc.ir.text import parse_program
 from infc.passes.pass_manager import run_passes
 from infc.passes.pipeline import parse_pipeline
 
+from .running import by_parameter
+
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(GOLDEN.glob("*.ir"))
 SM_90 = resolve_target("sm_90")
@@ -55,7 +57,7 @@ def summary(made: Generated) -> Iterator[str]:
 
 def _call(made: Generated, launch: Launch) -> str:
     code = made.codes[launch.kernel]
-    pairs = zip(code.parameters, launch.arguments, strict=True)
+    pairs = by_parameter(code, launch)
     given = [f"{name}={_argument(argument)}" for (name, _), argument in pairs]
     constants = [f"{name}={value}" for name, value in code.constants]
     grid = " x ".join(map(_extent, launch.grid))
@@ -73,8 +75,9 @@ def _argument(argument: Argument) -> str:
             return _extent(value)
         case Real(value=value):
             return f"{value:g}"
-        case TensorMap():
-            return "map"
+        case TensorMap(base=base, shape=shape, box=box):
+            sizes = "x".join(map(_extent, shape))
+            return f"{_argument(base)} {argument.dtype}[{sizes}] by {box[0]}x{box[1]}"
 
 
 def _extent(extent: Extent) -> str:
