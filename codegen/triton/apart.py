@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...ir.plan import loop_groups
 from ...ir.program import Node, Value
-from .buffers import Buffer
+from .buffers import Buffer, product
 from .emitter import Emitter, Held, Rows
 
 
@@ -18,7 +18,7 @@ class Apart:
     emitter: Emitter
     first: Node
 
-    def output(self, value: Value, read: Sequence[Rows]) -> Buffer:
+    def output(self, value: Value, read: Sequence[Rows | Buffer]) -> Buffer:
         """The buffer of a result: where the plan has it, or elsewhere if something read is there.
 
         Places elsewhere are used again once no node is left that reads them.
@@ -39,13 +39,17 @@ class Apart:
         return e.output_at(value, held.offset)
 
 
-def _overlap(e: Emitter, offset: int, size: int, rows: Rows) -> bool:
-    pointer = rows.buffer.pointer
-    if pointer.space != "arena":
+def _overlap(e: Emitter, offset: int, size: int, read: Rows | Buffer) -> bool:
+    buffer = read if isinstance(read, Buffer) else read.buffer
+    if buffer.pointer.space != "arena":
         return False
-    elements = (e.most(rows.count) - 1) * rows.stride + rows.length
-    end = pointer.offset + elements * rows.buffer.dtype.size_bytes
-    return pointer.offset < offset + size and offset < end
+    if isinstance(read, Rows):
+        elements = (e.most(read.count) - 1) * read.stride + read.length
+    else:
+        assert buffer.is_dense, "what is read lies in one piece"
+        elements = e.most(product(buffer.shape))
+    end = buffer.pointer.offset + elements * buffer.dtype.size_bytes
+    return buffer.pointer.offset < offset + size and offset < end
 
 
 def node_places(e: Emitter) -> dict[int, int]:

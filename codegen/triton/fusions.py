@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from ...ir.program import Node
 from ...ir.row_codes import get_row_codes
 from .apart import Apart
+from .buffers import Buffer
 from .calls import TYPES, extent
 from .configurations import linear_tile
 from .emitter import FEW_TOKENS, Emitter, Rows, power_of_two, whole
+from .lower.coded import product_by_codes
 from .lower.gather import pick_rows
-from .lower.matrix import product_of_rows
+from .lower.matrix import activated, activation, product_of_rows
 from .lower.norms import row_tuning
 
 Fusion = Callable[[Emitter, Sequence[Node]], int]
@@ -58,21 +60,36 @@ def _embedding_cast(e: Emitter, nodes: Sequence[Node]) -> int:
     return 2
 
 
-def _linear_gated(e: Emitter, nodes: Sequence[Node]) -> int:
-    """A product with the gated activation behind it, for few rows: these wait for launches."""
-    if not e.form.one_query or not _ops(nodes, "linear", "gated_act"):
+def _product_act(e: Emitter, nodes: Sequence[Node]) -> int:
+    """A product with the activation behind it. A gated one needs two sums, which are registers
+    enough for few rows only: these wait for launches."""
+    if len(nodes) < 2 or not _is_alone(e, *nodes[:2]):
         return 0
-    linear, gated = nodes[:2]
-    if not _is_alone(e, linear, gated):
+    product, act = nodes[:2]
+    gated = act.op == "gated_act"
+    if not (e.form.one_query if gated else activation(act)):
         return 0
-    e.nodes = (linear, gated)
-    x = e.rows(linear.inputs[0])
+    e.nodes = (product, act)
+    x = e.rows(product.inputs[0])
+    read: list[Rows | Buffer] = [x]
+    if product.op == "scaled_linear":
+        read.append(e.dense(e.buffer(product.inputs[1])))
+    out = Apart(e, product).output(act.output, read)
+    if product.op != "linear":
+        product_by_codes(e, product, x, out, act)
+    elif gated:
+        _linear_gated(e, product, act, x, out)
+    else:
+        product_of_rows(e, product, x, out, act=act)
+    return 2
+
+
+def _linear_gated(e: Emitter, linear: Node, gated: Node, x: Rows, out: Buffer) -> None:
     w, *bias = (e.dense(e.buffer(operand)) for operand in linear.inputs[1:])
     n = whole(gated.output.type.shape[-1], "a row")
     rows = e.most(x.count)
     tile = linear_tile(e.target, rows=rows, bits=8 * w.dtype.size_bytes)
     columns = max(16, tile.columns // 2)
-    out = Apart(e, linear).output(gated.output, [x])
     e.launch(
         "linear.linear_gated",
         [extent(n, divisor=columns), extent(x.count, divisor=tile.rows)],
@@ -81,13 +98,12 @@ def _linear_gated(e: Emitter, nodes: Sequence[Node]) -> int:
             **{"M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
         },
         {
-            **{"BM": tile.rows, "BN": columns, "BK": tile.depth, "ACT": _act(gated)},
+            **{"BM": tile.rows, "BN": columns, "BK": tile.depth},
             **{"EVEN": x.length % tile.depth == 0, "BIAS": bool(bias)},
-            "BETWEEN": TYPES[linear.output.type.dtype],
+            **activated(linear, gated),
         },
         tile.tuning,
     )
-    return 2
 
 
 def _norm_linear(e: Emitter, nodes: Sequence[Node]) -> int:
@@ -112,7 +128,7 @@ def _linear_add_norm_linear(e: Emitter, nodes: Sequence[Node]) -> int:
     residual = e.rows(e.dense(e.buffer(norm.inputs[1])))
     x = e.rows(linear.inputs[0])
     out = Apart(e, linear).output(total, [x, residual])
-    product_of_rows(e, linear, x, out, residual.buffer)
+    product_of_rows(e, linear, x, out, residual=residual.buffer)
     _product_of_normed(e, e.rows(out), nodes[1 : 1 + count])
     return 1 + count
 
@@ -190,22 +206,17 @@ def _product_of_normed(e: Emitter, x: Rows, nodes: Sequence[Node]) -> None:
             **{"EVEN": x.length % tile.depth == 0, "BIAS": bool(bias)},
             **{"EARLY": bool(norm.attrs["round_before_scale"])},
             **{"NORMED": TYPES[norm.outputs[0].type.dtype]},
-            **{"ACT": "" if gated is None else _act(gated)},
-            "BETWEEN": TYPES[linear.output.type.dtype],
+            **activated(linear, gated),
         },
         tile.tuning,
     )
 
 
-def _act(gated: Node) -> str:
-    act = gated.attrs["act"]
-    assert isinstance(act, str)
-    return act
-
-
 _FUSIONS: dict[str, tuple[Fusion, ...]] = {
     "embedding": (_embedding_cast,),
-    "linear": (_linear_add_norm_linear, _linear_gated),
+    "linear": (_linear_add_norm_linear, _product_act),
+    "scaled_linear": (_product_act,),
+    "decoded_linear": (_product_act,),
     "rms_norm": (_norm_linear, _norm_codes),
     "add_rms_norm": (_norm_codes,),
 }

@@ -8,7 +8,7 @@ at byte CODES. `codes` and `halves` are one address, as bytes and as float16.
 import triton
 import triton.language as tl
 
-from .numbers import rint
+from .numbers import activate, rint, rounded
 
 CHUNK = tl.constexpr(32)
 
@@ -87,26 +87,32 @@ def coded_linear(
     BLOCK_BYTES: tl.constexpr,
     CODES: tl.constexpr,
     BIAS: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    BETWEEN: tl.constexpr,
 ):
     """out = x @ w.T * w_scale + bias, where w is what codes stand for, rounded once.
 
     ROWS says what x is: "exact" and "groups" are codes, with a scale of each row or of each 32
-    elements; "float" are numbers, which stay as they are. Program (tile of N, tile of M).
+    elements; "float" are numbers, which stay as they are. With ACT, it is rounded to the type
+    BETWEEN, then goes through that activation; with GATED, w has 2N rows, gate before up, and
+    out = act(gate) * up. Program (tile of N, tile of M).
     """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    acc = _product(
-        x + m.to(tl.int64) * x_stride, x_scale, m, m < M, codes + n.to(tl.int64) * ROW_BYTES,
-        halves + n.to(tl.int64) * (ROW_BYTES // 2), n < N, K,
-        BM, BN, BK, ROWS, BITS, LEVELS, SCALE, MINIMUM, GROUP, BLOCK_BYTES, CODES,
+    x_row = x + m.to(tl.int64) * x_stride
+    acc = _scaled_product(
+        x_row, x_scale, m, m < M, codes, halves, w_scale, bias, n, n < N, K,
+        ROW_BYTES, BM, BN, BK, ROWS, BITS, LEVELS, SCALE, MINIMUM, GROUP, BLOCK_BYTES, CODES, BIAS,
     )  # fmt: skip
-    unit = tl.load(w_scale + n, mask=n < N, other=0.0)
-    if ROWS == "exact":
-        acc *= tl.load(x_scale + m, mask=m < M, other=0.0)[:, None] * unit[None, :]
-    else:
-        acc *= unit[None, :]
-    if BIAS:
-        acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if ACT != "":
+        acc = activate(rounded(acc, BETWEEN), ACT)
+    if GATED:
+        up = _scaled_product(
+            x_row, x_scale, m, m < M, codes, halves, w_scale, bias, n + N, n < N, K, ROW_BYTES,
+            BM, BN, BK, ROWS, BITS, LEVELS, SCALE, MINIMUM, GROUP, BLOCK_BYTES, CODES, BIAS,
+        )  # fmt: skip
+        acc *= rounded(up, BETWEEN)
     place = out + m[:, None].to(tl.int64) * N + n[None, :]
     mask = (m[:, None] < M) & (n[None, :] < N)
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
@@ -149,18 +155,11 @@ def expert_coded_linear(
         m = route // SHARE
         n = tl.program_id(0) * BN + tl.arange(0, BN)
         row = expert * N + n
-        acc = _product(
-            x + m.to(tl.int64) * x_stride, x_scale, m, live, codes + row * ROW_BYTES,
-            halves + row * (ROW_BYTES // 2), n < N, K,
-            BM, BN, BK, ROWS, BITS, LEVELS, SCALE, MINIMUM, GROUP, BLOCK_BYTES, CODES,
+        acc = _scaled_product(
+            x + m.to(tl.int64) * x_stride, x_scale, m, live, codes, halves, w_scale, bias, row,
+            n < N, K, ROW_BYTES, BM, BN, BK, ROWS, BITS, LEVELS, SCALE, MINIMUM, GROUP,
+            BLOCK_BYTES, CODES, BIAS,
         )  # fmt: skip
-        unit = tl.load(w_scale + row, mask=n < N, other=0.0)
-        if ROWS == "exact":
-            acc *= tl.load(x_scale + m, mask=live, other=0.0)[:, None] * unit[None, :]
-        else:
-            acc *= unit[None, :]
-        if BIAS:
-            acc += tl.load(bias + row, mask=n < N, other=0.0).to(tl.float32)[None, :]
         place = out + route[:, None].to(tl.int64) * N + n[None, :]
         mask = live[:, None] & (n[None, :] < N)
         tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
@@ -200,6 +199,49 @@ def coded_rows(
         )
     value *= tl.load(w_scale + token)
     tl.store(out + row * WIDTH + at, value.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _scaled_product(
+    x_row,
+    x_scale,
+    m,
+    live_m,
+    codes,
+    halves,
+    w_scale,
+    bias,
+    row,
+    live_n,
+    K,
+    ROW_BYTES: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BITS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    SCALE: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CODES: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """The product by rows `row` of codes, with their scales and bias."""
+    acc = _product(
+        x_row, x_scale, m, live_m, codes + row.to(tl.int64) * ROW_BYTES,
+        halves + row.to(tl.int64) * (ROW_BYTES // 2), live_n, K,
+        BM, BN, BK, ROWS, BITS, LEVELS, SCALE, MINIMUM, GROUP, BLOCK_BYTES, CODES,
+    )  # fmt: skip
+    unit = tl.load(w_scale + row, mask=live_n, other=0.0)
+    if ROWS == "exact":
+        acc *= tl.load(x_scale + m, mask=live_m, other=0.0)[:, None] * unit[None, :]
+    else:
+        acc *= unit[None, :]
+    if BIAS:
+        acc += tl.load(bias + row, mask=live_n, other=0.0).to(tl.float32)[None, :]
+    return acc
 
 
 @triton.jit

@@ -7,7 +7,7 @@ many rows and columns of a matrix, and of so many elements of a row of activatio
 import triton
 import triton.language as tl
 
-from .numbers import rint
+from .numbers import activate, rint, rounded
 
 
 @triton.jit
@@ -56,21 +56,35 @@ def e4m3_linear(
     TILE: tl.constexpr,
     NATIVE: tl.constexpr,
     BIAS: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    BETWEEN: tl.constexpr,
 ):
     """out = x @ w.T + bias, where w is what codes and scales stand for, rounded once.
 
     With CODED, x are codes too, with scales; else numbers, which stay as they are. NATIVE says that
-    tensor cores multiply e4m3; others multiply the same numbers in bfloat16. Program (tile of N,
-    tile of M).
+    tensor cores multiply e4m3; others multiply the same numbers in bfloat16. ACT, GATED and BETWEEN
+    are those of `coded_linear`. Program (tile of N, tile of M).
     """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
+    x_row = x + m.to(tl.int64) * x_stride
     acc = _product(
-        x + m.to(tl.int64) * x_stride, x_scale, m, m < M, codes + n.to(tl.int64) * K,
+        x_row, x_scale, m, m < M, codes + n.to(tl.int64) * K,
         w_scale, n, n < N, K, BM, BN, BK, CODED, TILE, NATIVE,
     )  # fmt: skip
     if BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if ACT != "":
+        acc = activate(rounded(acc, BETWEEN), ACT)
+    if GATED:
+        up = _product(
+            x_row, x_scale, m, m < M, codes + (n + N).to(tl.int64) * K,
+            w_scale, n + N, n < N, K, BM, BN, BK, CODED, TILE, NATIVE,
+        )  # fmt: skip
+        if BIAS:
+            up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        acc *= rounded(up, BETWEEN)
     place = out + m[:, None].to(tl.int64) * N + n[None, :]
     mask = (m[:, None] < M) & (n[None, :] < N)
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)

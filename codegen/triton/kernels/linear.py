@@ -23,11 +23,14 @@ def linear(
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,
     BIAS: tl.constexpr,
+    ACT: tl.constexpr,
+    BETWEEN: tl.constexpr,
     ADDED: tl.constexpr,
 ):
     """out[M, N] = x[M, K] @ w[N, K].T + bias[N], accumulated in float32, rounded once.
 
-    With ADDED, it is rounded to the type of that name, then residual[M, N] is added.
+    With ACT, it is rounded to the type BETWEEN, then goes through that activation. With ADDED, it
+    is rounded to the type of that name, then residual[M, N] is added.
 
     Rows of x lie x_stride apart. They are rounded to w's type where that is narrower. K is reduced
     in ascending blocks of BK, in one order whatever M is. EVEN says that BK divides K. Program
@@ -64,6 +67,8 @@ def linear(
         right += BK
     if BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if ACT != "":
+        acc = activate(rounded(acc, BETWEEN), ACT)
     place = m[:, None].to(tl.int64) * N + n[None, :]
     if ADDED != "":
         other = tl.load(residual + place, mask=live_m & live_n, other=0.0)
@@ -85,6 +90,8 @@ def linear_boxes(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     BIAS: tl.constexpr,
+    ACT: tl.constexpr,
+    BETWEEN: tl.constexpr,
 ):
     """`linear` of dense matrices by descriptors: the tensor memory accelerator copies their tiles.
 
@@ -106,6 +113,8 @@ def linear_boxes(
         if BIAS:
             at = n + tl.arange(0, BN)
             acc += tl.load(bias + at, mask=at < N, other=0.0).to(tl.float32)[None, :]
+        if ACT != "":
+            acc = activate(rounded(acc, BETWEEN), ACT)
         out.store([m, n], acc.to(out.dtype))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from ....ir.e4m3 import E4M3_LEVELS
@@ -16,6 +17,7 @@ from ..buffers import Buffer, product
 from ..calls import Constant, Passed, Tuning, Typed, extent
 from ..configurations import LinearTile, coded_tile
 from ..emitter import Emitter, Lowering, Rows, power_of_two, whole
+from .matrix import activated
 from .norms import row_tuning
 
 _GROUPS_OF_PART = 16
@@ -60,56 +62,49 @@ def quantize(e: Emitter, x: Rows, codes: Buffer, scale: Buffer, *, grouped: bool
     )
 
 
-def lower_scaled_linear(e: Emitter, node: Node) -> None:
-    """`scaled_linear(x, x_scale, w, w_scale, bias?)`: codes against codes."""
-    scale = e.dense(e.buffer(node.inputs[1]))
-    _linear(e, node, e.rows(node.inputs[0]), scale, node.inputs[2:])
+def lower_coded_linear(e: Emitter, node: Node) -> None:
+    """`scaled_linear(x, x_scale, w, w_scale, bias?)` of codes of rows, or `decoded_linear(x, w,
+    w_scale, bias?)` of rows as they are."""
+    product_by_codes(e, node, e.rows(node.inputs[0]), e.output(node.output))
 
 
-def lower_decoded_linear(e: Emitter, node: Node) -> None:
-    """`decoded_linear(x, w, w_scale, bias?)`: rows as they are against codes."""
-    _linear(e, node, e.rows(node.inputs[0]), None, node.inputs[1:])
-
-
-def _linear(
-    e: Emitter, node: Node, x: Rows, x_scale: Buffer | None, operands: Sequence[Operand]
-) -> None:
-    w, w_scale, *bias = (e.dense(e.buffer(operand)) for operand in operands)
-    out = e.output(node.output)
-    n = whole(w.shape[0], "a matrix")
+def product_by_codes(e: Emitter, node: Node, x: Rows, out: Buffer, act: Node | None = None) -> None:
+    """A product by codes that is rounded to its type, then may go through an activation."""
+    w, w_scale, *bias = (e.dense(e.buffer(operand)) for operand in weights_of(node))
+    x_scale = e.dense(e.buffer(node.inputs[1])) if node.op == "scaled_linear" else w_scale
+    n, gated = whole(out.shape[-1], "a row"), act is not None and act.op == "gated_act"
     scheme = get_scheme(node.attrs["scheme"])
     tile = coded_tile(e.target, rows=e.most(x.count))
-    if scheme.is_fp8:
-        e.launch(
-            "e4m3.e4m3_linear",
-            [extent(n, divisor=tile.columns), extent(x.count, divisor=tile.rows)],
-            {
-                **{"x": x.typed, "x_scale": w_scale if x_scale is None else x_scale},
-                **{"codes": w, "w_scale": w_scale, "bias": bias[0] if bias else w_scale},
-                **{"out": out, "M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
-            },
-            {**e4m3_tile(e, scheme, tile), "BIAS": bool(bias)},
-            tile.tuning,
-        )
-        return
+    if gated:
+        tile = replace(tile, columns=max(16, tile.columns // 2))
+    name = "e4m3.e4m3_linear" if scheme.is_fp8 else "coded.coded_linear"
+    how = e4m3_tile(e, scheme, tile) if scheme.is_fp8 else _coded_tile(w, scheme, tile)
     e.launch(
-        "coded.coded_linear",
+        name,
         [extent(n, divisor=tile.columns), extent(x.count, divisor=tile.rows)],
         {
-            **{"x": x.typed, "x_scale": w_scale if x_scale is None else x_scale},
-            **addresses(w),
+            **{"x": x.typed, "x_scale": x_scale},
+            **({"codes": w} if scheme.is_fp8 else addresses(w)),
             **{"w_scale": w_scale, "bias": bias[0] if bias else w_scale, "out": out},
             **{"M": extent(x.count), "N": n, "K": x.length, "x_stride": x.stride},
         },
-        {
-            "ROW_BYTES": row_bytes(w),
-            **{"BM": tile.rows, "BN": tile.columns, "BK": depth(scheme, tile.depth)},
-            "ROWS": rows_kind(scheme),
-            **layout(scheme.weight),
-            "BIAS": bool(bias),
-        },
+        {**how, "BIAS": bool(bias), "GATED": gated, **activated(node, act)},
         tile.tuning,
     )
+
+
+def weights_of(node: Node) -> Sequence[Operand]:
+    """The matrix of a product, then its scales where it has some, and its bias."""
+    return node.inputs[2:] if node.op == "scaled_linear" else node.inputs[1:]
+
+
+def _coded_tile(w: Buffer, scheme: Scheme, tile: LinearTile) -> dict[str, Constant]:
+    return {
+        "ROW_BYTES": row_bytes(w),
+        **{"BM": tile.rows, "BN": tile.columns, "BK": depth(scheme, tile.depth)},
+        "ROWS": rows_kind(scheme),
+        **layout(scheme.weight),
+    }
 
 
 def lower_scaled_embedding(e: Emitter, node: Node) -> None:
@@ -201,7 +196,7 @@ def layout(form: Format) -> dict[str, Constant]:
 
 LOWERINGS: dict[str, Lowering] = {
     "quantize_rows": lower_quantize_rows,
-    "scaled_linear": lower_scaled_linear,
-    "decoded_linear": lower_decoded_linear,
+    "scaled_linear": lower_coded_linear,
+    "decoded_linear": lower_coded_linear,
     "scaled_embedding": lower_scaled_embedding,
 }

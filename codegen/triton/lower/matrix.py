@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ....ir.program import Node
 from ....ir.types import DType
 from ..boxes import ELEMENT_BYTES
 from ..buffers import Buffer, product
-from ..calls import ALIGNED_BYTES, TYPES, Tiles, Tuning, extent
+from ..calls import ALIGNED_BYTES, TYPES, Constant, Tiles, Tuning, extent
 from ..configurations import BoxTile, box_tile, linear_tile
 from ..emitter import Emitter, Lowering, Rows, power_of_two, whole
 
@@ -17,16 +19,23 @@ def lower_linear(e: Emitter, node: Node) -> None:
 
 
 def product_of_rows(
-    e: Emitter, node: Node, x: Rows, out: Buffer, residual: Buffer | None = None
+    e: Emitter,
+    node: Node,
+    x: Rows,
+    out: Buffer,
+    *,
+    residual: Buffer | None = None,
+    act: Node | None = None,
 ) -> None:
-    """A product, to which dense rows may be added once it is rounded to its type."""
+    """A product that is rounded to its type, then goes through an activation of one operand, or has
+    dense rows added."""
     w = e.dense(e.buffer(node.inputs[1]))
     bias = [e.dense(e.buffer(operand)) for operand in node.inputs[2:]]
     n, k = whole(w.shape[0], "a matrix"), x.length
     bits = 8 * w.dtype.size_bytes
     boxes = box_tile(e.target, rows=e.most(x.count), bits=bits)
     if boxes is not None and residual is None and _has_boxes(x, w, out):
-        _product_by_boxes(e, boxes, x, w, bias, out)
+        _product_by_boxes(e, boxes, x, w, bias, out, activated(node, act))
         return
     tile = linear_tile(e.target, rows=e.most(x.count), bits=bits)
     e.launch(
@@ -44,10 +53,27 @@ def product_of_rows(
             "GROUP": tile.group,
             "EVEN": k % tile.depth == 0,
             "BIAS": bool(bias),
+            **activated(node, act),
             "ADDED": "" if residual is None else TYPES[node.output.type.dtype],
         },
         tile.tuning,
     )
+
+
+def activated(product: Node, act: Node | None) -> dict[str, Constant]:
+    """The constants of a product whose result an activation behind it takes."""
+    name = "" if act is None else activation(act)
+    assert name is not None
+    return {"ACT": name, "BETWEEN": "" if act is None else TYPES[product.output.type.dtype]}
+
+
+def activation(node: Node) -> str | None:
+    """What kernels call an activation; None for other nodes."""
+    if node.op == "gelu":
+        return "gelu_tanh" if node.attrs["approximate"] == "tanh" else "gelu"
+    act = node.attrs["act"] if node.op == "gated_act" else node.op
+    assert isinstance(act, str)
+    return act if node.op in ("gated_act", "silu", "relu") else None
 
 
 def _has_boxes(x: Rows, w: Buffer, out: Buffer) -> bool:
@@ -65,7 +91,13 @@ def _has_boxes(x: Rows, w: Buffer, out: Buffer) -> bool:
 
 
 def _product_by_boxes(
-    e: Emitter, tile: BoxTile, x: Rows, w: Buffer, bias: list[Buffer], out: Buffer
+    e: Emitter,
+    tile: BoxTile,
+    x: Rows,
+    w: Buffer,
+    bias: list[Buffer],
+    out: Buffer,
+    act: Mapping[str, Constant],
 ) -> None:
     n, k = whole(w.shape[0], "a matrix"), x.length
     rows = extent(x.count)
@@ -82,7 +114,7 @@ def _product_by_boxes(
         },
         {
             **{"BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group},
-            "BIAS": bool(bias),
+            **{"BIAS": bool(bias), **act},
         },
         tile.tuning,
     )
