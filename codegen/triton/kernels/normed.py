@@ -1,10 +1,11 @@
-"""Norms with what is behind them: products of few rows, and the codes of rows."""
+"""Norms with what is behind them: products of few rows, and the codes of rows; those of gates."""
 
 import triton
 import triton.language as tl
 
 from .coded import code_units
 from .e4m3 import e4m3_units, encoded
+from .norms import mean_and_deviation, root_mean_square
 from .numbers import activate, rint, rounded
 
 
@@ -12,6 +13,7 @@ from .numbers import activate, rint, rounded
 def normed_linear(
     x,
     scale,
+    shift,
     w,
     bias,
     out,
@@ -26,15 +28,18 @@ def normed_linear(
     EVEN: tl.constexpr,
     BIAS: tl.constexpr,
     EARLY: tl.constexpr,
+    LAYER: tl.constexpr,
+    SHIFT: tl.constexpr,
     NORMED: tl.constexpr,
     ACT: tl.constexpr,
     BETWEEN: tl.constexpr,
+    GATED: tl.constexpr,
 ):
-    """out[M, N] = norm(x)[M, K] @ w[N, K].T + bias[N]; act(gate) * up of it where ACT is given.
+    """out[M, N] = norm(x)[M, K] @ w[N, K].T + bias[N], which goes through ACT as in `linear`.
 
-    The norm is that of `rms_norm`, rounded to the type NORMED; every block sums the squares of its
-    rows in one order. With ACT, w has 2N rows, gate before up, and both are rounded to the type
-    BETWEEN, as `linear_gated` does. Program (tile of N, tile of M).
+    The norm is that of `rms_norm`, or with LAYER of `layer_norm`, where SHIFT says that its weight
+    has a bias. It is rounded to the type NORMED; every block sums its rows in one order. With
+    GATED, w has 2N rows, gate before up, as in `linear_gated`. Program (tile of N, tile of M).
     """
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -42,13 +47,21 @@ def normed_linear(
     live_m = m[:, None] < M
     live_n = n[None, :] < N
     left = x + m[:, None].to(tl.int64) * x_stride + k[None, :]
+    mean = tl.zeros((BM, 1), tl.float32)
+    if LAYER:
+        sums = tl.zeros((BM, BK), tl.float32)
+        for at in range(0, K, BK):
+            inside = live_m if EVEN else live_m & (k[None, :] < K - at)
+            sums += tl.load(left + at, mask=inside, other=0.0).to(tl.float32)
+        mean += (tl.sum(sums, 1) / K)[:, None]
     squares = tl.zeros((BM, BK), tl.float32)
     for at in range(0, K, BK):
         inside = live_m if EVEN else live_m & (k[None, :] < K - at)
         wide = tl.load(left + at, mask=inside, other=0.0).to(tl.float32)
+        if LAYER:
+            wide = tl.where(inside, wide - mean, 0.0)
         squares += wide * wide
-    mean = tl.sum(squares, 1) / K
-    factor = (1.0 / tl.sqrt_rn(mean + eps))[:, None]
+    factor = (1.0 / tl.sqrt_rn(tl.sum(squares, 1) / K + eps))[:, None]
     right = w + n[None, :].to(tl.int64) * K + k[:, None]
     apart = tl.zeros((), tl.int64) + N
     acc = tl.zeros((BM, BN), tl.float32)
@@ -63,23 +76,30 @@ def normed_linear(
             wide = wide.to(tl.float32)
             weight = tl.load(scale + at + k, mask=k < K - at, other=0.0)
             deep = live_n & (k[:, None] < K - at)
+        if LAYER:
+            wide -= mean
         value = wide * factor
         if EARLY:
             value = value.to(x.dtype.element_ty).to(tl.float32)
         value = value * weight.to(tl.float32)[None, :]
         if EARLY and x.dtype.element_ty == scale.dtype.element_ty:
             value = value.to(x.dtype.element_ty).to(tl.float32)
+        if SHIFT:
+            added = tl.load(shift + at + k, mask=k < K - at, other=0.0)
+            value += added.to(tl.float32)[None, :]
         a = rounded(value, NORMED).to(w.dtype.element_ty)
         acc = _add_product(acc, a, tl.load(right, mask=deep, other=0.0))
-        if ACT != "":
+        if GATED:
             up = _add_product(up, a, tl.load(right + apart * K, mask=deep, other=0.0))
         right += BK
     if BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if ACT != "":
+        acc = activate(rounded(acc, BETWEEN), ACT)
+    if GATED:
         if BIAS:
             up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-        acc = activate(rounded(acc, BETWEEN), ACT) * rounded(up, BETWEEN)
+        acc *= rounded(up, BETWEEN)
     place = out + m[:, None].to(tl.int64) * N + n[None, :]
     tl.store(place, acc.to(out.dtype.element_ty), mask=live_m & live_n)
 
@@ -97,48 +117,97 @@ def norm_codes(
     x,
     residual,
     w,
+    b,
+    post,
     total,
     codes,
     scales,
     eps,
+    post_eps,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     ADD: tl.constexpr,
     EARLY: tl.constexpr,
+    POST: tl.constexpr,
+    LAYER: tl.constexpr,
+    BIAS: tl.constexpr,
     NORMED: tl.constexpr,
 ):
-    """`rms_norm` of a row, rounded to the type NORMED, and its codes with a scale for each GROUP.
+    """`rms_norm` of a row, or with LAYER `layer_norm`, rounded to the type NORMED, and its codes.
 
-    Codes are of 8 bits, and of e4m3 where they are unsigned. GROUP divides BLOCK. Program r.
+    There is a scale for each GROUP, which divides BLOCK. Program r.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     live = at < WIDTH
     value = tl.load(x + row * STRIDE + at, mask=live, other=0.0)
+    if POST != "":
+        value = root_mean_square(value, post, at, live, post_eps, WIDTH, POST == "early")
+        value = value.to(x.dtype.element_ty)
     if ADD:
         other = tl.load(residual + row * WIDTH + at, mask=live, other=0.0)
         value = (value.to(tl.float32) + other.to(tl.float32)).to(x.dtype.element_ty)
         tl.store(total + row * WIDTH + at, value, mask=live)
-    wide = value.to(tl.float32)
-    mean = tl.sum(wide * wide, 0) / WIDTH
-    normed = wide * (1.0 / tl.sqrt_rn(mean + eps))
-    weight = tl.load(w + at, mask=live, other=0.0)
-    if EARLY:
-        normed = normed.to(x.dtype.element_ty).to(tl.float32)
-    normed = normed * weight.to(tl.float32)
-    if EARLY and x.dtype.element_ty == w.dtype.element_ty:
-        normed = normed.to(x.dtype.element_ty).to(tl.float32)
-    normed = tl.reshape(rounded(normed, NORMED), (BLOCK // GROUP, GROUP))
-    top = tl.max(tl.abs(normed).to(tl.int32, bitcast=True), 1)
+    if LAYER:
+        normed = mean_and_deviation(value, w, b, at, live, eps, WIDTH, BIAS)
+    else:
+        normed = root_mean_square(value, w, at, live, eps, WIDTH, EARLY)
+    _store_codes(rounded(normed, NORMED), row, 0, codes, scales, WIDTH, BLOCK, GROUP)
+
+
+@triton.jit
+def gated_codes(
+    x,
+    codes,
+    scales,
+    STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """`gated_act` of a row, rounded to the type GATED, and its codes as those of `norm_codes`.
+
+    Program (r, BLOCK elements of it).
+    """
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BLOCK
+    at = first + tl.arange(0, BLOCK)
+    live = at < WIDTH
+    gate = tl.load(x + row * STRIDE + at, mask=live, other=0.0).to(tl.float32)
+    up = tl.load(x + row * STRIDE + WIDTH + at, mask=live, other=0.0).to(tl.float32)
+    value = rounded(activate(gate, ACT) * up, GATED)
+    _store_codes(value, row, first, codes, scales, WIDTH, BLOCK, GROUP)
+
+
+@triton.jit
+def _store_codes(
+    value,
+    row,
+    first,
+    codes,
+    scales,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Codes of BLOCK elements of a row from `first` on, which GROUP divides.
+
+    They are of 8 bits, and of e4m3 where they are unsigned.
+    """
+    at = first + tl.arange(0, BLOCK)
+    value = tl.reshape(value, (BLOCK // GROUP, GROUP))
+    top = tl.max(tl.abs(value).to(tl.int32, bitcast=True), 1)
     if codes.dtype.element_ty == tl.int8:
         inverse, scale = code_units(top)
-        code = tl.minimum(tl.maximum(rint(normed * inverse[:, None]), -127.0), 127.0).to(tl.int8)
+        code = tl.minimum(tl.maximum(rint(value * inverse[:, None]), -127.0), 127.0).to(tl.int8)
     else:
         inverse, scale = e4m3_units(top)
-        code = encoded(normed * inverse[:, None]).to(codes.dtype.element_ty)
-    tl.store(codes + row * WIDTH + at, tl.reshape(code, (BLOCK,)), mask=live)
-    group = tl.arange(0, BLOCK // GROUP)
+        code = encoded(value * inverse[:, None]).to(codes.dtype.element_ty)
+    tl.store(codes + row * WIDTH + at, tl.reshape(code, (BLOCK,)), mask=at < WIDTH)
+    group = first // GROUP + tl.arange(0, BLOCK // GROUP)
     groups: tl.constexpr = (WIDTH + GROUP - 1) // GROUP
     tl.store(scales + row * groups + group, scale, mask=group < groups)

@@ -9,9 +9,11 @@ def rms_norm(
     x,
     residual,
     w,
+    post,
     out,
     total,
     eps,
+    post_eps,
     INNER: tl.constexpr,
     OUTER_STRIDE: tl.constexpr,
     INNER_STRIDE: tl.constexpr,
@@ -19,12 +21,14 @@ def rms_norm(
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
     EARLY: tl.constexpr,
+    POST: tl.constexpr,
 ):
     """out = x / sqrt(mean(x * x) + eps) * w in float32, of x + residual where ADD.
 
     Row r of x lies at (r // INNER) * OUTER_STRIDE + (r % INNER) * INNER_STRIDE; the others are
     dense. `total` takes the sum, rounded to its type first. With EARLY the normed value is rounded
-    to x's type before the weight. Program r.
+    to x's type before the weight. With POST ("late", or "early" as EARLY), x is normed by `post`
+    before all that. Program r.
     """
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
@@ -32,21 +36,14 @@ def rms_norm(
     place = (row // INNER).to(tl.int64) * OUTER_STRIDE + (row % INNER) * INNER_STRIDE
     dense = row.to(tl.int64) * WIDTH
     value = tl.load(x + place + at, mask=live, other=0.0)
+    if POST != "":
+        value = root_mean_square(value, post, at, live, post_eps, WIDTH, POST == "early")
+        value = value.to(x.dtype.element_ty)
     if ADD:
         other = tl.load(residual + dense + at, mask=live, other=0.0)
         value = (value.to(tl.float32) + other.to(tl.float32)).to(x.dtype.element_ty)
         tl.store(total + dense + at, value, mask=live)
-    wide = value.to(tl.float32)
-    mean = tl.sum(wide * wide, 0) / WIDTH
-    normed = wide * (1.0 / tl.sqrt_rn(mean + eps))
-    weight = tl.load(w + at, mask=live, other=0.0)
-    if EARLY:
-        normed = normed.to(x.dtype.element_ty).to(tl.float32)
-        scaled = normed * weight.to(tl.float32)
-        if x.dtype.element_ty == w.dtype.element_ty:
-            scaled = scaled.to(x.dtype.element_ty).to(tl.float32)
-    else:
-        scaled = normed * weight.to(tl.float32)
+    scaled = root_mean_square(value, w, at, live, eps, WIDTH, EARLY)
     tl.store(out + dense + at, scaled.to(out.dtype.element_ty), mask=live)
 
 
@@ -78,6 +75,28 @@ def layer_norm(
         other = tl.load(residual + dense + at, mask=live, other=0.0)
         value = (value.to(tl.float32) + other.to(tl.float32)).to(x.dtype.element_ty)
         tl.store(total + dense + at, value, mask=live)
+    scaled = mean_and_deviation(value, w, b, at, live, eps, WIDTH, BIAS)
+    tl.store(out + dense + at, scaled.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def root_mean_square(value, w, at, live, eps, WIDTH: tl.constexpr, EARLY: tl.constexpr):
+    """The row of `rms_norm` in float32."""
+    wide = value.to(tl.float32)
+    mean = tl.sum(wide * wide, 0) / WIDTH
+    normed = wide * (1.0 / tl.sqrt_rn(mean + eps))
+    weight = tl.load(w + at, mask=live, other=0.0)
+    if EARLY:
+        normed = normed.to(value.dtype).to(tl.float32)
+    normed = normed * weight.to(tl.float32)
+    if EARLY and value.dtype == w.dtype.element_ty:
+        normed = normed.to(value.dtype).to(tl.float32)
+    return normed
+
+
+@triton.jit
+def mean_and_deviation(value, w, b, at, live, eps, WIDTH: tl.constexpr, BIAS: tl.constexpr):
+    """The row of `layer_norm` in float32."""
     wide = value.to(tl.float32)
     mean = tl.sum(wide, 0) / WIDTH
     apart = tl.where(live, wide - mean, 0.0)
@@ -86,7 +105,7 @@ def layer_norm(
     scaled = scaled * tl.load(w + at, mask=live, other=0.0).to(tl.float32)
     if BIAS:
         scaled += tl.load(b + at, mask=live, other=0.0).to(tl.float32)
-    tl.store(out + dense + at, scaled.to(out.dtype.element_ty), mask=live)
+    return scaled
 
 
 @triton.jit

@@ -28,13 +28,16 @@ VOCAB, WIDTH = 24, 72
 """Two groups of 32 and a rest."""
 
 
-def program_of(name: str, *, early: bool) -> Program:
-    """A norm and a product by codes, then the same of their sum with the rows."""
+def program_of(name: str, kind: str) -> Program:
+    """A norm and a product by codes, then the same of their sum with the rows.
+
+    Norms of the kind "early" round before their weights, and "post" norms what is added as well.
+    """
     scheme = SCHEMES[name]
     rows = scheme.activations
     assert rows is not None
     random = torch.Generator().manual_seed(6)
-    weights = {one: torch.randn(WIDTH, generator=random) for one in ("n1", "n2")}
+    weights = {one: torch.randn(WIDTH, generator=random) for one in ("n1", "n2", "shift")}
     weights["table"] = torch.randn(VOCAB, WIDTH, generator=random)
     b = ProgramBuilder("codes", phase="planned")
     b.symbol("T", 1, 32)
@@ -53,9 +56,16 @@ def program_of(name: str, *, early: bool) -> Program:
         by = b.add("quantize_rows", (normed,), options).outputs
         return b.emit("scaled_linear", *by, *w, dtype="f32", scheme=name)
 
-    options: dict[str, Attr] = {"eps": 1e-5, "round_before_scale": early}
-    y = product(b.add("rms_norm", (x, first), options).output, WIDTH)
-    normed, total = b.add("add_rms_norm", (y, x, second), options).outputs
+    if kind == "layer":
+        shift = b.weight("shift", TensorType(DType.F32, (WIDTH,)))
+        y = product(b.emit("layer_norm", x, first, shift, eps=1e-5), WIDTH)
+        normed, total = b.add("add_layer_norm", (y, x, second, shift), {"eps": 1e-5}).outputs
+    else:
+        options: dict[str, Attr] = {"eps": 1e-5, "round_before_scale": kind == "early"}
+        y = product(b.add("rms_norm", (x, first), options).output, WIDTH)
+        if kind == "post":
+            y = b.add("rms_norm", (y, first), {**options, "round_before_scale": True}).output
+        normed, total = b.add("add_rms_norm", (y, x, second), options).outputs
     y = product(normed, VOCAB)
     b.outputs = [b.emit("add", y, b.emit("slice", total, dim=1, stop=VOCAB))]
     program = b.build()
@@ -70,32 +80,39 @@ def logits(program: Program, carrier: Carrier, place: Path | None = None) -> np.
     if place is not None:
         assert isinstance(carrier, Emulating)
         carrier.compile(runner.made.codes, place)
-    step = make_step([Chunk([i], 0, [1]) for i in (3, 9, 4)], num_groups=0, block_size=16)
-    return runner.run(step, "decode-16").logits
+    few = make_step([Chunk([i], 0, [1]) for i in (3, 9, 4)], num_groups=0, block_size=16)
+    many = make_step([Chunk(list(range(20)), 0, [1, 2])], num_groups=0, block_size=16)
+    found = [runner.run(few, "decode-16").logits, runner.run(many, "mixed-32").logits]
+    return np.concatenate(found)
 
 
-CASES = [(name, early) for name in ("int8", "int8-token", "fp8", "fp8-block") for early in (0, 1)]
-SOME = [("int8", 0), ("fp8", 1)]
+NAMES = ("int8", "int8-token", "fp8", "fp8-block")
+CASES = [(name, kind) for name in NAMES for kind in ("late", "early", "post", "layer")]
+SOME = [("int8", "late"), ("fp8", "early"), ("int8-token", "post"), ("fp8-block", "layer")]
 MARKED = [one if one in SOME else pytest.param(*one, marks=pytest.mark.breadth) for one in CASES]
 
 
-@pytest.mark.parametrize(("name", "early"), MARKED)
+@pytest.mark.parametrize(("name", "kind"), MARKED)
 def test_norms_with_codes_have_the_bits_of_both(
-    name: str, early: int, interpreting: Interpreting, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, interpreting: Interpreting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = program_of(name, early=bool(early))
-    fused = generate(program, TARGET).forms[0].launches
+    program = program_of(name, kind)
+    fused = generate(program, TARGET).forms
     found = logits(program, interpreting)
     monkeypatch.setattr(fusions, "_FUSIONS", {})
-    assert len(generate(program, TARGET).forms[0].launches) == len(fused) + 2
+    single = generate(program, TARGET).forms
+    saved = {len(b.launches) - len(a.launches) for a, b in zip(fused, single, strict=True)}
+    assert saved == {3 if kind == "post" else 2}
     assert np.array_equal(found, logits(program, interpreting))
 
 
-@pytest.mark.parametrize("name", ["int8", "fp8-block"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("int8", "post"), ("fp8-block", "late"), ("int8-token", "layer")]
+)
 def test_compiled_norms_with_codes_have_the_bits_of_both(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = program_of(name, early=False)
+    program = program_of(name, kind)
     found = logits(program, Emulating(), tmp_path / "a")
     monkeypatch.setattr(fusions, "_FUSIONS", {})
     assert np.array_equal(found, logits(program, Emulating(), tmp_path / "b"))
