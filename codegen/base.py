@@ -24,7 +24,8 @@ from ..ir.program import (
     further_symbols,
 )
 from ..ir.quantized_pairs import QuantizedPairs
-from ..ir.resources import KvGroup
+from ..ir.resources import KvGroup, is_coded
+from ..ir.row_codes import I8_ROWS
 from ..ir.targets import FAMILIES, Target, resolve_target
 from ..ir.types import Sym, TensorType
 from ..ir.weights import is_read_alike
@@ -242,6 +243,13 @@ class Backend(ABC):
         """
         return True
 
+    def can_cache(self, dtype: str) -> bool:
+        """Whether there are kernels for state of that type (`ir/resources.py`).
+
+        By default, a backend takes what consists of elements, and codes of int8.
+        """
+        return not is_coded(dtype) or dtype == I8_ROWS.name
+
     def plan_passes(self, target: Target) -> str:
         """The passes that this backend wants at the end of the pipeline, as pipeline text.
 
@@ -299,6 +307,13 @@ class Backend(ABC):
                     f"backend {self.name!r} cannot store the {resource.kind} group"
                     f" {resource.name!r}, only groups of the kind {known}",
                     where=program.name,
+                )
+            if not self.can_cache(resource.dtype):
+                raise ProgramError(
+                    f"backend {self.name!r} has no kernels for the {resource.kind} group"
+                    f" {resource.name!r} in {resource.dtype}",
+                    where=program.name,
+                    hint="kv_cache.dtype: int8 takes as much memory",
                 )
         for node in program.nodes:
             verdict = self.supports(node, program, target)

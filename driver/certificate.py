@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..codegen.registry import get_backend
 from ..ir.errors import InfcError, PassError, RequestError, TargetError
+from ..ir.resources import is_coded
 from ..ir.targets import check_target
-from ..ir.types import DType
 from .evidence import (
     MAX_TOKENS,
     Evidence,
@@ -57,9 +57,7 @@ class Compiled:
     @property
     def is_lossy(self) -> bool:
         """Whether a pass or the KV cache loses more than the rounding of its element type."""
-        return bool(self.lossy) or any(
-            group.dtype == DType.I8.value for group in self.final.resources
-        )
+        return bool(self.lossy) or any(is_coded(group.dtype) for group in self.final.resources)
 
 
 def evaluation_tokens(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..codegen.base import Backend
 from ..codegen.registry import get_backend
-from ..ir.backends import is_built_in
+from ..ir.backends import is_built_in, known_backends
 from ..ir.errors import ArtifactError, UsageError
 from ..ir.schemes import SCHEMES
 from ..ir.targets import Target
@@ -19,6 +19,7 @@ from .added_programs import AddedProgram
 from .cache import cache_key
 from .calibration import recipe_text
 from .model_source import find_model
+from .optimize import CACHE_DTYPES
 from .progress import Reporter
 from .recipe import LoadedRecipe, Recipe
 from .texts import Text
@@ -66,6 +67,7 @@ def plan_job(
     backend = get_backend(recipe.backend, recipe.model_dump())
     target = backend.find_target(recipe.target)
     _check_schemes(recipe.quantization.schemes, backend)
+    _check_cache(recipe.kv_cache.dtype, backend)
     # A missing compiler is told now, not after minutes of work.
     toolchain = backend.toolchain(target)
     model = find_model(recipe, loaded.directory)
@@ -95,8 +97,33 @@ def _check_schemes(names: Set[str], backend: Backend) -> None:
                 f"the backend {backend.name} has no kernels for matrices in {scheme.weight.name},"
                 f" which the scheme {scheme.name} needs",
                 where="quantization",
-                hint="choose another scheme, such as int8, or --set backend=reference",
+                hint="choose another scheme, such as int8, or "
+                + _settings(own for own in _own_backends() if own.can_hold(scheme.weight)),
             )
+
+
+def _check_cache(dtype: str, backend: Backend) -> None:
+    """UsageError for a KV cache that the backend has no kernels for."""
+    stored = CACHE_DTYPES[dtype]
+    if not backend.can_cache(stored):
+        raise UsageError(
+            f"the backend {backend.name} has no kernels for a KV cache in {dtype}",
+            where="kv_cache.dtype",
+            hint="choose int8, which takes as much memory, or "
+            + _settings(own for own in _own_backends() if own.can_cache(stored)),
+        )
+
+
+def _own_backends() -> list[Backend]:
+    return [get_backend(info.name) for info in known_backends() if is_built_in(info.name)]
+
+
+def _settings(backends: Iterable[Backend]) -> str:
+    """What chooses one of these backends; a GPU must be named, `sm_90` for example."""
+    return " or ".join(
+        f"--set backend={one.name}" + (" --set target=sm_90" if one.device == "gpu" else "")
+        for one in backends
+    )
 
 
 def _model_name(recipe: Recipe, model: Path) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..ir.errors import UsageError
 from ..ir.nearest import did_you_mean
+from ..ir.row_codes import E4M3_ROWS, I8_ROWS
 from ..ir.targets import Target
 from ..ir.types import DType
 from .progress import Reporter
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 _SHOWN_NEAR_MISSES = 3
 _CALIBRATION_SHARE = 9
 """Calibration takes so many times as long as all the passes, seen for the bar's sake."""
-_CACHE_DTYPES = {
+CACHE_DTYPES: Final = {
     "auto": "auto",
     "float32": DType.F32.value,
     "bfloat16": DType.BF16.value,
-    "int8": DType.I8.value,
+    "int8": I8_ROWS.name,
+    "fp8": E4M3_ROWS.name,
 }
+"""What a recipe calls what a KV cache consists of, and a program (`ir/resources.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
         method=how.rounding_method,
         channel_scaling=how.scaling_method,
     )
-    dtype = _CACHE_DTYPES[recipe.kv_cache.dtype]
+    dtype = CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
 
 

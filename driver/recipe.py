@@ -89,10 +89,10 @@ class AccuracySection(Section):
 class KvCacheSection(Section):
     """How attention state is kept between steps."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = key(
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8"] = key(
         "auto",
-        "Element type of the cache; auto is the same as `dtype`; int8 has one scale per token and"
-        " KV head.",
+        "Element type of the cache; auto is the same as `dtype`; int8 and fp8 (e4m3, for GPUs) have"
+        " one scale per token and KV head.",
     )
     block_size: int = key(32, "Size of a block.", unit="tokens", multiple_of=16, ge=16, le=4096)
     memory: _SizeOrAuto = key(

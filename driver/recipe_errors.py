@@ -16,8 +16,8 @@ _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset(PLANNED),
     ("dtype",): frozenset({"float16", "float8", "float64"}),
     ("quantization", "method"): frozenset({"awq", "smoothquant", "rotate", "hqq"}),
-    ("quantization", "scheme"): frozenset({"fp8", "nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),
-    ("kv_cache", "dtype"): frozenset({"float16", "float8", "fp8", "int4"}),
+    ("quantization", "scheme"): frozenset({"nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),
+    ("kv_cache", "dtype"): frozenset({"float16", "float8", "int4"}),
 }
 
 

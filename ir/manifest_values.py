@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .backends import known_backend
 from .errors import ProgramError
 from .program import HIDDEN, LOGITS, STEP_INPUTS
-from .resources import KvGroup, Resource
+from .resources import STORED_TYPES, KvGroup, Resource
 from .shapes import parse_type
-from .types import DType, Sym
+from .types import ELEMENT_TYPES, DType, Sym
 
 if TYPE_CHECKING:
     from .manifest import CompiledProgram, Manifest
@@ -142,12 +142,12 @@ def _check_group(where: str, group: Resource) -> None:
     _within(f"{where}.block_size", group.block_size, 1, _MOST_BLOCK)
     if isinstance(group, KvGroup):
         _check_windows(f"{where}.window", (group.window,))
-    _check_dtype(f"{where}.dtype", group.dtype)
+    _check_dtype(f"{where}.dtype", group.dtype, STORED_TYPES)
     _within(f"{where}: bytes of a block", group.bytes_per_block(), 1, _MOST_BYTES)
 
 
-def _check_dtype(where: str, name: str) -> None:
-    if name not in {kind.value for kind in DType}:
+def _check_dtype(where: str, name: str, known: Collection[str] = ELEMENT_TYPES) -> None:
+    if name not in known:
         raise ValueError(f"manifest.{where}: {name!r} is not an element type")
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .errors import ProgramError
-from .resources import KvGroup, Resource
-from .rounding import quantize_i8
+from .resources import KvGroup, Resource, element_type
+from .row_codes import ROW_CODES, RowCodes
 from .torch_types import to_torch
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ class PagedState:
 
     A cache goes by the number of the layer that it is of; other layers may read it too.
     `keys[cache]` is `[num_blocks, block_size, G, D]`, `values[cache]` the same with `Dv`; both
-    are written in place. Codes (int8) have their scales in `key_scales[cache]` and
-    `value_scales[cache]`, `[num_blocks, block_size, G]`. `block_tables[group]` is
-    `[B, W]`, `slots[group]` `[T]`; the arrays are integer tensors. Block 0 is the null block:
-    never written, never read.
+    are written in place. Caches of codes (`codes[cache]` says which) have their scales in
+    `key_scales[cache]` and `value_scales[cache]`, `[num_blocks, block_size, G]`.
+    `block_tables[group]` is `[B, W]`, `slots[group]` `[T]`; the arrays are integer tensors. Block 0
+    is the null block: never written, never read.
     """
 
     keys: dict[int, torch.Tensor]
@@ -36,6 +36,7 @@ class PagedState:
     slots: Mapping[str, torch.Tensor] = field(default_factory=dict)
     key_scales: dict[int, torch.Tensor] = field(default_factory=dict)
     value_scales: dict[int, torch.Tensor] = field(default_factory=dict)
+    codes: dict[int, RowCodes] = field(default_factory=dict)
 
     @classmethod
     def allocate(
@@ -59,12 +60,14 @@ class PagedState:
 
         if not isinstance(group, KvGroup):
             raise ProgramError(f"ops on {group.kind} groups are not defined", where=group.name)
-        kind = to_torch(dtype or group.dtype)
+        name = dtype or group.dtype
+        kind = to_torch(element_type(name))
         shape = (num_blocks, group.block_size, group.num_kv_heads)
         for layer in group.layers:
             self.keys[layer] = torch.zeros(*shape, group.key_head_dim, dtype=kind)
             self.values[layer] = torch.zeros(*shape, group.value_head_dim, dtype=kind)
-            if kind == torch.int8:
+            if name in ROW_CODES:
+                self.codes[layer] = ROW_CODES[name]
                 self.key_scales[layer] = torch.zeros(*shape)
                 self.value_scales[layer] = torch.zeros(*shape)
 
@@ -108,7 +111,7 @@ class PagedState:
         stores = (self.keys, self.key_scales, k), (self.values, self.value_scales, v)
         for storage, scales, rows in stores:
             if cache in scales:
-                rows, row_scales = quantize_i8(rows)
+                rows, row_scales = self.codes[cache].rows(rows)
                 _by_slot(scales[cache])[slots] = row_scales.float()
             _by_slot(storage[cache])[slots] = rows.to(storage[cache].dtype)
 
@@ -128,8 +131,10 @@ class PagedState:
         slots = table[places // block_size].long() * block_size + places % block_size
         keys, values = _by_slot(self.keys[cache])[slots], _by_slot(self.values[cache])[slots]
         if cache in self.key_scales:
-            keys = keys * _by_slot(self.key_scales[cache])[slots][..., None]
-            values = values * _by_slot(self.value_scales[cache])[slots][..., None]
+            codes, unit = self.codes[cache], _by_slot(self.key_scales[cache])[slots]
+            keys = codes.decode(keys, unit, 0, torch.float32)
+            unit = _by_slot(self.value_scales[cache])[slots]
+            values = codes.decode(values, unit, 0, torch.float32)
         return keys, values
 
     def copy_block(self, cache: int, source: int, destination: int) -> None:
@@ -142,6 +147,7 @@ class PagedState:
         """Give the storage back."""
         for stores in self._stores():
             stores.clear()
+        self.codes.clear()
 
     def _stores(self) -> tuple[dict[int, torch.Tensor], ...]:
         return self.keys, self.values, self.key_scales, self.value_scales

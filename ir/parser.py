@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -21,8 +21,8 @@ from .program import (
     WeightExpr,
     WeightRef,
 )
-from .resources import KINDS, KvGroup, Resource
-from .types import Dim, DType, Sym, SymbolRange, TensorType
+from .resources import KINDS, STORED_TYPES, KvGroup, Resource
+from .types import ELEMENT_TYPES, Dim, DType, Sym, SymbolRange, TensorType
 
 _T = TypeVar("_T")
 _DEFAULT_RANGE = SymbolRange(1, 1 << 20)
@@ -248,11 +248,13 @@ class _Parser(TokenReader):
                 f"unknown kind {named!r} of resource {name}; known: {', '.join(KINDS)}", token
             )
         resource = self.record(kind, given, f"resource {name}", token)
-        self.check_dtype(resource.dtype, f"resource {name}", token)
+        self.check_dtype(resource.dtype, f"resource {name}", token, STORED_TYPES)
         self.resources.append(resource)
 
-    def check_dtype(self, name: str, what: str, token: Token) -> None:
-        if name not in [kind.value for kind in DType]:
+    def check_dtype(
+        self, name: str, what: str, token: Token, known: Collection[str] = ELEMENT_TYPES
+    ) -> None:
+        if name not in known:
             self.fail(f"unknown element type {name!r} of {what}", token)
 
     def weight(self) -> None:

@@ -11,7 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from .types import DType
+from .row_codes import ROW_CODES
+from .types import ELEMENT_TYPES, DType
+
+STORED_TYPES: Final = ELEMENT_TYPES | ROW_CODES.keys()
+"""What state may consist of: elements of a type, or codes of rows (`ir/row_codes.py`) by name."""
+
+
+def is_coded(dtype: str) -> bool:
+    """Whether stored rows are codes, each row with a float32 scale."""
+    return dtype in ROW_CODES
+
+
+def element_type(dtype: str) -> DType:
+    """The type of stored elements, or of codes."""
+    return ROW_CODES[dtype].dtype if is_coded(dtype) else DType(dtype)
 
 
 class _Blocks(ABC):
@@ -50,8 +64,8 @@ class KvGroup(_Blocks):
 
     `layers` are those whose keys and values lie in it; others may read them too. Sizes are elements
     per token and KV head; `window` is None for full attention, otherwise a query at position p sees
-    positions p - window + 1 .. p. With `dtype` i8 keys and values are codes, each with a float32
-    scale a token and KV head.
+    positions p - window + 1 .. p. `dtype` is an element type, or i8 or e4m3: keys and values are
+    then codes (`ir/row_codes.py`), with a float32 scale a token and KV head.
     """
 
     name: str
@@ -68,7 +82,7 @@ class KvGroup(_Blocks):
 
     def bytes_per_block(self) -> int:
         """Bytes of one block over all layers of the group."""
-        per_head = (self.key_head_dim + self.value_head_dim) * DType(self.dtype).size_bytes
+        per_head = (self.key_head_dim + self.value_head_dim) * element_type(self.dtype).size_bytes
         if self.has_scales:
             per_head += 2 * DType.F32.size_bytes
         return len(self.layers) * self.block_size * self.num_kv_heads * per_head
@@ -76,7 +90,7 @@ class KvGroup(_Blocks):
     @property
     def has_scales(self) -> bool:
         """Whether stored keys and values are codes beside scales."""
-        return self.dtype == "i8"
+        return is_coded(self.dtype)
 
     @property
     def reach(self) -> int | None:
@@ -90,7 +104,7 @@ class LatentGroup(_Blocks):
 
     Each layer keeps one latent of `latent_dim` elements a token, from which all heads' keys and
     values are made, and one rotated key part of `rope_dim` elements, which all heads share. With
-    `dtype` i8 each of both is codes, with a float32 scale a token.
+    `dtype` i8 or e4m3 each of both is codes, with a float32 scale a token.
     """
 
     name: str
@@ -105,8 +119,8 @@ class LatentGroup(_Blocks):
 
     def bytes_per_block(self) -> int:
         """Bytes of one block over all layers of the group."""
-        per_token = (self.latent_dim + self.rope_dim) * DType(self.dtype).size_bytes
-        if self.dtype == "i8":
+        per_token = (self.latent_dim + self.rope_dim) * element_type(self.dtype).size_bytes
+        if is_coded(self.dtype):
             per_token += 2 * DType.F32.size_bytes
         return len(self.layers) * self.block_size * per_token
 
@@ -137,7 +151,7 @@ class StateGroup(_Blocks):
 
     def bytes_per_block(self) -> int:
         """Bytes of one block over all layers, whatever its number of positions."""
-        return len(self.layers) * self.num_elements * DType(self.dtype).size_bytes
+        return len(self.layers) * self.num_elements * element_type(self.dtype).size_bytes
 
     @property
     def reach(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 
 class DType(enum.Enum):
@@ -30,6 +31,9 @@ class DType(enum.Enum):
         """True for the floating-point types."""
         return self in (DType.F64, DType.F32, DType.BF16, DType.F16)
 
+
+ELEMENT_TYPES: Final = frozenset(kind.value for kind in DType)
+"""The spellings of all of them."""
 
 _SIZES = {
     DType.F64: 8,

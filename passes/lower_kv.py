@@ -11,6 +11,7 @@ from ..ir.interpret import describe
 from ..ir.ops.base import int_attr
 from ..ir.program import Attr, Node, Operand, Program, Value
 from ..ir.resources import KvGroup
+from ..ir.row_codes import ROW_CODES
 from ..ir.shapes import spell_dim
 from ..ir.types import DType
 from .base import Pass, PassContext, PassResult, finish
@@ -60,7 +61,7 @@ class LowerKv(Pass):
         return finish(program, lowered, len(attentions), tuple(lowering.misses))
 
     def _check(self, attentions: list[Node]) -> None:
-        kinds = {kind.value for kind in DType if kind.is_float or kind is DType.I8}
+        kinds = {kind.value for kind in DType if kind.is_float} | ROW_CODES.keys()
         if self.dtype != "auto" and self.dtype not in kinds:
             raise UsageError(f"unknown cache type {self.dtype}", where=self.name)
         if self.block_size < 1:

@@ -21,6 +21,10 @@ class ReferenceBackend(Backend):
         """Every op has a meaning."""
         return Verdict.yes()
 
+    def can_cache(self, dtype: str) -> bool:
+        """All of it has a meaning."""
+        return True
+
     def emit(
         self, program: Program, target: Target, directory: Path, options: EmitOptions
     ) -> Emission:

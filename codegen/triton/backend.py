@@ -85,6 +85,10 @@ class TritonBackend(Backend):
         """Whether a format can be multiplied."""
         return has_kernels(form)
 
+    def can_cache(self, dtype: str) -> bool:
+        """Elements of a type, and all codes of rows."""
+        return True
+
     def plan_passes(self, target: Target) -> str:
         """Loops over rows, one arena for all values of a step, and the graphs it is captured as."""
         return f"group-loops,plan-memory{{alignment={ALIGNMENT_BYTES}}},plan-graphs"

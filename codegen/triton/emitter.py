@@ -13,7 +13,7 @@ from ...ir.launches import Extent, Launch, Pointer, When
 from ...ir.ops.state import cache_of
 from ...ir.plan import planned_arena, planned_graphs
 from ...ir.program import Node, Operand, Program, Value, WeightRef
-from ...ir.resources import KvGroup
+from ...ir.resources import KvGroup, element_type
 from ...ir.targets import CUDA, Target
 from ...ir.types import Dim, DType, TensorType, handed_over
 from .buffers import Buffer, product
@@ -240,7 +240,7 @@ class Emitter:
                 pages = Pointer("state", group.name, layer)
                 beside = layer + codes if group.has_scales else layer
                 scales = Pointer("state", group.name, beside)
-                return group, Typed(pages, TYPES[DType(group.dtype)]), Typed(scales, "fp32")
+                return group, Typed(pages, TYPES[element_type(group.dtype)]), Typed(scales, "fp32")
         raise ProgramError(f"no KV group {name!r} has a cache of layer {cache}", where=node.source)
 
     # Launches

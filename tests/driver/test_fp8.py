@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 
 import infc
 from infc.codegen.registry import get_backend
+from infc.driver.cli import run
 from infc.ir.artifact import Artifact
-from infc.ir.errors import UsageError
+from infc.ir.errors import ProgramError, UsageError
+from infc.ir.resources import KvGroup
 from infc.ir.schemes import SCHEMES
+from infc.ir.targets import resolve_target
+from infc.ir.text import parse_program
 
 NAMES = [name for name, scheme in SCHEMES.items() if scheme.is_fp8]
 
@@ -75,5 +80,39 @@ def test_cpp_refuses_it_before_any_work(scheme: str, source: Path, tmp_path: Pat
             tmp_path / "out",
             overrides=["backend=cpp", "target=native", f"quantization={scheme}"],
         )
-    assert scheme in error.value.message and "backend=reference" in str(error.value.hint)
+    assert scheme in error.value.message
+    others = "--set backend=reference or --set backend=triton --set target=sm_90"
+    assert others in str(error.value.hint)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_in_e4m3_is_declared_measured_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["backend=reference", "dtype=float32", "kv_cache.dtype=fp8"]
+    artifact, report = compiled("tiny", tmp_path / "out", sets)
+    (group,) = artifact.manifest.main.resources
+    assert isinstance(group, KvGroup)
+    assert group.dtype == "e4m3" and group.has_scales
+    assert group.bytes_per_block() == replace(group, dtype="i8").bytes_per_block()
+    program = parse_program((artifact.path / "program.ir").read_text(), source="program.ir")
+    with pytest.raises(ProgramError, match=r"'cpp' has no kernels for the kv group 'full' in e4m3"):
+        get_backend("cpp").check(program, resolve_target("x86-64-v3"))
+    # Nothing else of it is lossy.
+    assert not report["certificate"]["passes"]
+    assert 1e-4 < report["certificate"]["figures"]["kl_mean"] < 0.01
+    capsys.readouterr()
+    assert run(["inspect", str(artifact.path)]) == 0
+    assert "in e4m3" in capsys.readouterr().out
+    with infc.LLM(artifact) as llm:
+        (answer,) = llm.generate(["a b c"], infc.SamplingParams(max_tokens=3, ignore_eos=True))
+        assert len(answer.outputs[0].token_ids) == 3
+
+
+def test_cpp_refuses_such_a_cache_before_any_work(source: Path, tmp_path: Path) -> None:
+    sets = ["backend=cpp", "target=native", "kv_cache.dtype=fp8"]
+    with pytest.raises(UsageError, match="cpp has no kernels for a KV cache in fp8") as error:
+        infc.compile(source / "model.yaml", tmp_path / "a", overrides=sets)
+    hint = str(error.value.hint)
+    assert "choose int8" in hint and "backend=reference or --set backend=triton" in hint
+    assert not (tmp_path / "a").exists()

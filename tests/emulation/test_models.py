@@ -112,6 +112,18 @@ def test_steps_give_what_the_reference_gives(model: Case, builds: Builds) -> Non
     assert max(errors(found, expected)) < BOUNDS[model.build.dtype]
 
 
+@pytest.mark.parametrize(
+    "target", ["sm_80", pytest.param("sm_90", marks=pytest.mark.breadth)], ids=str
+)
+def test_a_cache_in_e4m3_holds_what_the_reference_holds(target: str, builds: Builds) -> None:
+    """With windows; queries and weights of values are rounded to bfloat16, as over int8."""
+    model = Case(Build("gemma2", changes=SMALLER, sets=(("kv_cache.dtype", "fp8"),)), target)
+    with emulated(model.capability) as drivers:
+        found = run_script(model.artifact(builds))
+    assert not drivers[0].violations
+    assert max(errors(found, run_script(builds.artifact(model.reference)))) < 0.05
+
+
 def answers(artifact: Artifact, counts: Counter[str]) -> list[Answer]:
     """What each job of `RUN` gets from an engine; what happened is counted."""
     events = Events(counts)

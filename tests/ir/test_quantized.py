@@ -16,6 +16,7 @@ from infc.ir.paged_state import PagedState
 from infc.ir.program import WeightExpr
 from infc.ir.resources import KvGroup
 from infc.ir.rounding import quantize_i4, quantize_i8
+from infc.ir.row_codes import ROW_CODES, RowCodes
 from infc.ir.schemes import INT4_TOKEN, INT8_TOKEN, MAX_EXACT_DEPTH, SCHEMES, Scheme
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import checkpoint, evaluate_expr, infer_weight
@@ -250,8 +251,9 @@ def test_codes_of_4_bits_are_weights_of_their_own_width() -> None:
         linear.infer([*given_types[:2], TensorType(DType.U8, (3, 51)), scales], attrs)
 
 
-def test_a_cache_of_codes_gives_back_what_they_say() -> None:
-    group = KvGroup("kv", (3,), 2, 4, 6, "i8", 16)
+@pytest.mark.parametrize("kind", ROW_CODES.values(), ids=lambda kind: kind.name)
+def test_a_cache_of_codes_gives_back_what_they_say(kind: RowCodes) -> None:
+    group = KvGroup("kv", (3,), 2, 4, 6, kind.name, 16)
     assert group.bytes_per_block() == 16 * 2 * (4 + 6 + 2 * 4)
     state = PagedState.allocate([group], 3)
     tables = {"kv": torch.tensor([[2, 1]])}
@@ -259,8 +261,10 @@ def test_a_cache_of_codes_gives_back_what_they_say() -> None:
     k, v = random(5, 20, 2, 4).bfloat16(), random(6, 20, 2, 6).bfloat16()
     state.write("kv", 3, k, v)
     for stored, given_rows in zip(state.read("kv", 3, 0, 5), (k, v), strict=True):
-        codes, scale = quantize_i8(given_rows[5:])
-        assert torch.equal(stored, codes * scale[..., None])
+        codes, scale = kind.rows(given_rows[5:])
+        assert torch.equal(stored, kind.decode(codes, scale, 0, torch.float32))
+        error = (stored - given_rows[5:].float()).abs() / given_rows[5:].float().abs().amax()
+        assert error.max() < 2**-4
     state.copy_block(3, 2, 0)
     for stores in (state.keys, state.values, state.key_scales, state.value_scales):
         assert torch.equal(stores[3][0], stores[3][2])

@@ -20,7 +20,7 @@ from .artifacts import manifest
 
 SIZES = st.integers(1, 9)
 LAYERS = st.lists(st.integers(0, 20), min_size=1, max_size=4, unique=True).map(tuple)
-DTYPES = st.sampled_from(["f32", "bf16", "i8"])
+DTYPES = st.sampled_from(["f32", "bf16", "i8", "e4m3"])
 
 
 @st.composite
@@ -72,8 +72,8 @@ def test_a_hit_needs_the_blocks_that_what_follows_sees(
 
 @given(resources())
 def test_bytes_are_those_of_the_tensors(resource: Resource) -> None:
-    size = {"f32": 4, "bf16": 2, "i8": 1}[resource.dtype]
-    scales = 4 if resource.dtype == "i8" else 0
+    size = {"f32": 4, "bf16": 2, "i8": 1, "e4m3": 1}[resource.dtype]
+    scales = 4 if size == 1 else 0
     if isinstance(resource, KvGroup):
         state = PagedState.allocate([resource], 3)
         assert state.num_bytes == 3 * resource.bytes_per_block()

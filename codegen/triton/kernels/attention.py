@@ -1,12 +1,14 @@
 """Attention over paged keys and values; pages as in `positions.py`.
 
 Scores and sums are float32. Queries and the weights of values are rounded to the type of the cache
-(bfloat16 for codes), which tensor cores multiply; in a float32 cache nothing is rounded.
+(bfloat16 for codes of int8 or e4m3), which tensor cores multiply; in a float32 cache nothing is
+rounded.
 """
 
 import triton
 import triton.language as tl
 
+from .e4m3 import levels
 from .numbers import tanh
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -211,10 +213,19 @@ def _queries(
     d = tl.arange(0, D_BLOCK)
     place = q + row[:, None].to(tl.int64) * Q_STRIDE + head[:, None] * D + d[None, :]
     query = tl.load(place, mask=live[:, None] & (d[None, :] < D), other=0.0)
-    if pages.dtype.element_ty == tl.int8:
+    if pages.dtype.element_ty.is_int():
         return query.to(tl.bfloat16)
     else:
         return query.to(pages.dtype.element_ty)
+
+
+@triton.jit
+def _numbers(stored, KIND: tl.constexpr):
+    """What elements or codes of a page stand for, in a type that holds all of them."""
+    if stored.dtype == tl.uint8:
+        return levels(stored).to(KIND)
+    else:
+        return stored.to(KIND)
 
 
 @triton.jit
@@ -260,12 +271,12 @@ def _walk(
         cell = g * BLOCK_SIZE + key % BLOCK_SIZE
         keys = pages + block * PAGE + cell * D
         mask = inside[None, :] & (d[:, None] < D)
-        k = tl.load(keys[None, :] + d[:, None], mask=mask, other=0.0).to(kind)
+        k = _numbers(tl.load(keys[None, :] + d[:, None], mask=mask, other=0), kind)
         values = pages + block * PAGE + G * BLOCK_SIZE * D + cell * DV
         mask = inside[:, None] & (dv[None, :] < DV)
-        v = tl.load(values[:, None] + dv[None, :], mask=mask, other=0.0).to(kind)
+        v = _numbers(tl.load(values[:, None] + dv[None, :], mask=mask, other=0), kind)
         score = tl.dot(query, k, input_precision="ieee")
-        if pages.dtype.element_ty == tl.int8:
+        if pages.dtype.element_ty.is_int():
             unit = scales + block * (PAGE // 4) + cell
             score = score * tl.load(unit, mask=inside, other=0.0)[None, :]
         score = score * scale
@@ -280,7 +291,7 @@ def _walk(
         shrink = tl.exp2((m - base) * LOG2E)
         weight = tl.exp2((score - base[:, None]) * LOG2E)
         total = total * shrink + tl.sum(weight, 1)
-        if pages.dtype.element_ty == tl.int8:
+        if pages.dtype.element_ty.is_int():
             unit = scales + block * (PAGE // 4) + G * BLOCK_SIZE + cell
             weight = weight * tl.load(unit, mask=inside, other=0.0)[None, :]
         acc = acc * shrink[:, None]

@@ -1,12 +1,14 @@
 """Rotary positions, and keys and values on their way into the cache.
 
 A layer's part of a page is K [G][block_size][D], then V [G][block_size][Dv]; a cache of codes goes
-on with the scales of both as float32 [G][block_size] each. Pages lie PAGE elements apart.
+on with the scales of both as float32 [G][block_size] each. Codes are of int8, or e4m3 as unsigned
+bytes. Pages lie PAGE elements apart.
 """
 
 import triton
 import triton.language as tl
 
+from .e4m3 import e4m3_units, encoded
 from .numbers import rint, turned_sine
 
 
@@ -118,8 +120,8 @@ def rope_kv_write(
         g = head - HEADS
         source = k + row * K_STRIDE + g * D
         a, b = _turned(source, cos, sin, row, i, live, first, second, ROTARY)
-        a = a.to(k.dtype.element_ty).to(tl.float32)
-        b = b.to(k.dtype.element_ty).to(tl.float32)
+        one = a.to(k.dtype.element_ty).to(tl.float32)
+        two = b.to(k.dtype.element_ty).to(tl.float32)
         slot = tl.load(slots + row).to(tl.int64)
         stored = slot >= 0
         page = slot // BLOCK_SIZE
@@ -127,21 +129,21 @@ def rope_kv_write(
         key = pages + page * PAGE + place * D
         value = tl.load(v + row * V_STRIDE + g * DV + at, mask=at < DV, other=0.0).to(tl.float32)
         other = tl.load(source + at, mask=rest, other=0.0).to(tl.float32)
-        if pages.dtype.element_ty == tl.int8:
-            top = tl.maximum(_top(a, live), _top(b, live))
+        kind: tl.constexpr = pages.dtype.element_ty
+        if kind.is_int():
+            top = tl.maximum(_top(one, live), _top(two, live))
             top = tl.maximum(top, _top(other, rest))
-            inverse, scale = _units(top)
+            inverse, scale = _units(top, kind)
             cell = scales + page * (PAGE // 4) + place
             tl.store(cell, scale, mask=stored)
-            a = _code(a, inverse)
-            b = _code(b, inverse)
-            other = _code(other, inverse)
-            inverse, scale = _units(_top(value, at < DV))
+            one = _code(one, inverse, kind)
+            two = _code(two, inverse, kind)
+            other = _code(other, inverse, kind)
+            inverse, scale = _units(_top(value, at < DV), kind)
             tl.store(cell + G * BLOCK_SIZE, scale, mask=stored)
-            value = _code(value, inverse)
-        kind: tl.constexpr = pages.dtype.element_ty
-        tl.store(key + first, a.to(kind), mask=live & stored)
-        tl.store(key + second, b.to(kind), mask=live & stored)
+            value = _code(value, inverse, kind)
+        tl.store(key + first, one.to(kind), mask=live & stored)
+        tl.store(key + second, two.to(kind), mask=live & stored)
         if ROTARY < D:
             tl.store(key + at, other.to(kind), mask=rest & stored)
         values = pages + page * PAGE + G * BLOCK_SIZE * D + place * DV
@@ -174,15 +176,15 @@ def kv_write(
     place = g * BLOCK_SIZE + slot % BLOCK_SIZE
     key = tl.load(k + row * K_STRIDE + g * D + at, mask=at < D, other=0.0).to(tl.float32)
     value = tl.load(v + row * V_STRIDE + g * DV + at, mask=at < DV, other=0.0).to(tl.float32)
-    if pages.dtype.element_ty == tl.int8:
-        cell = scales + page * (PAGE // 4) + place
-        inverse, scale = _units(_top(key, at < D))
-        tl.store(cell, scale, mask=stored)
-        key = _code(key, inverse)
-        inverse, scale = _units(_top(value, at < DV))
-        tl.store(cell + G * BLOCK_SIZE, scale, mask=stored)
-        value = _code(value, inverse)
     kind: tl.constexpr = pages.dtype.element_ty
+    if kind.is_int():
+        cell = scales + page * (PAGE // 4) + place
+        inverse, scale = _units(_top(key, at < D), kind)
+        tl.store(cell, scale, mask=stored)
+        key = _code(key, inverse, kind)
+        inverse, scale = _units(_top(value, at < DV), kind)
+        tl.store(cell + G * BLOCK_SIZE, scale, mask=stored)
+        value = _code(value, inverse, kind)
     keys = pages + page * PAGE + place * D
     values = pages + page * PAGE + G * BLOCK_SIZE * D + place * DV
     tl.store(keys + at, key.to(kind), mask=(at < D) & stored)
@@ -206,15 +208,21 @@ def _top(x, live):
 
 
 @triton.jit
-def _units(top):
+def _units(top, KIND: tl.constexpr):
     """What codes are multiplied by, and stand for, of a row whose largest magnitude has bits."""
-    size = top.to(tl.float32, bitcast=True)
-    used = (size < 1e-30) == 0
-    inverse = tl.where(used, tl.div_rn(127.0, tl.where(used, size, 1.0)), 0.0)
-    scale = tl.where(used, tl.div_rn(size, 127.0), 0.0)
+    if KIND == tl.uint8:
+        inverse, scale = e4m3_units(top)
+    else:
+        size = top.to(tl.float32, bitcast=True)
+        used = (size < 1e-30) == 0
+        inverse = tl.where(used, tl.div_rn(127.0, tl.where(used, size, 1.0)), 0.0)
+        scale = tl.where(used, tl.div_rn(size, 127.0), 0.0)
     return inverse, scale
 
 
 @triton.jit
-def _code(x, inverse):
-    return tl.minimum(tl.maximum(rint(x * inverse), -127.0), 127.0)
+def _code(x, inverse, KIND: tl.constexpr):
+    if KIND == tl.uint8:
+        return encoded(x * inverse)
+    else:
+        return tl.minimum(tl.maximum(rint(x * inverse), -127.0), 127.0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ....ir.launches import Extent
 from ....ir.program import Node, Program
-from ....ir.resources import KvGroup
-from ....ir.types import DType
+from ....ir.resources import KvGroup, element_type
 from ..buffers import Buffer
 from ..calls import Constant, Passed, Tuning, Typed
 from ..configurations import AttentionBlock, attention_block
@@ -202,7 +201,7 @@ def _splits(e: Emitter, node: Node, q: Rows, out: Buffer, sinks: list[Buffer]) -
 
 
 def _block(e: Emitter, kind: str, group: KvGroup) -> AttentionBlock:
-    bits = 8 * DType(group.dtype).size_bytes
+    bits = 8 * element_type(group.dtype).size_bytes
     head = max(group.key_head_dim, group.value_head_dim)
     return attention_block(e.target, kind=kind, head=head, bits=bits)
 
@@ -220,7 +219,7 @@ def _heads(q: Rows, out: Buffer, group: KvGroup) -> dict[str, Constant]:
 
 
 def _page(group: KvGroup) -> dict[str, Constant]:
-    elements = group.bytes_per_block() // DType(group.dtype).size_bytes
+    elements = group.bytes_per_block() // element_type(group.dtype).size_bytes
     return {"PAGE": elements, "BLOCK_SIZE": group.block_size}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from infc.codegen.triton.aot import KernelBuild
 from infc.codegen.triton.calls import TYPES, KernelCode
 from infc.ir.launches import Kernel
+from infc.ir.targets import CUDA, Target
 from infc.runtime.executors.gpu.driver import MatrixMap
 
-from ...emulation.driver import EmulatedDriver
+from ...emulation.driver import DEVICE, EmulatedDriver
 from .interpreting import Bytes, Call, Matrix, Place
 from .running import TARGET
 
@@ -26,12 +28,14 @@ _SCRATCH_POINTERS = bytes(16)
 class Emulating:
     """Compiled kernels, in the place of a process of the interpreter."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target = TARGET) -> None:
+        self._target = target
+        self._device = replace(DEVICE, capability=divmod(CUDA.capability(target.name), 10))
         self._kernels: dict[str, tuple[Kernel, bytes, str]] = {}
 
     def compile(self, codes: Mapping[str, KernelCode], place: Path) -> None:
         """Compile what later calls launch."""
-        build = KernelBuild(codes, TARGET, place / "kernels")
+        build = KernelBuild(codes, self._target, place / "kernels")
         build.start()
         for key, kernel in build.wait().items():
             image, source = (
@@ -45,7 +49,7 @@ class Emulating:
 
     def run(self, calls: Sequence[Call], arrays: Mapping[str, Bytes]) -> dict[str, Bytes]:
         """The arrays after the calls."""
-        driver = EmulatedDriver()
+        driver = EmulatedDriver(self._device)
         places: dict[str, int] = {}
         for name, data in arrays.items():
             places[name] = driver.allocate(max(1, len(data)), name)

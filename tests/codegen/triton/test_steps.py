@@ -108,6 +108,8 @@ CASES = {
     "q8_0-weights": (quantized("q8_0-weights", cache="float32"), 2e-5),
     "mixtral-int4": (quantized("int4", "mixtral", "float32"), CODES),
     "mixtral-int8-weights": (quantized("int8-weights", "mixtral", "float32"), 2e-5),
+    "fp8-cache": (Build("llama", sets=(("kv_cache.dtype", "fp8"),)), CODES),
+    "gemma2-fp8-cache": (Build("gemma2", sets=(("kv_cache.dtype", "fp8"),)), CODES),
     "fp8": (quantized("fp8", cache="float32"), CODES),
     "fp8-block-weights": (quantized("fp8-block-weights", cache="float32"), 2e-5),
     "mixtral-fp8-block": (quantized("fp8-block", "mixtral", "float32"), CODES),
