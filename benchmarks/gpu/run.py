@@ -5,24 +5,22 @@
 
 From the repository's root; torch, transformers and Triton are all that must be installed, and
 cuda-bindings. Each stage writes a file to OUT, and a run that was cut off goes on where it stopped.
-In this order: the ceilings of the GPU; each op against its meaning; steps of the bundled model,
-eager and captured, against `reference`; then the times of known shapes. A short table is printed
-last.
+In the order of `plan.py`: the ceilings of the GPU; each op against its meaning; steps of the
+bundled model, eager and captured, against `reference`; the times of known shapes; NVIDIA's tools,
+where they are installed; tiles for this GPU. A stage has a number of seconds, and is left out where
+fewer are left. A short table is printed last.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from .setting import Results, Setting, without_installation
-
-Stage = Callable[[Setting], Results]
-SHAPES = (("1b", "none"), ("8b", "none"), ("8b", "int4"), ("1b", "int4"), ("8b", "fp8"))
+from .setting import ROOT, Results, Setting, without_installation
+from .table import is_wrong, table
 
 
 def main() -> None:
@@ -32,8 +30,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     without_installation(folder / "cache")
     setting = Setting(folder, 60 * options.minutes, options.emulate)
+    failed = options.failed.split(",") if options.failed else []
+    only = options.only.split(",") if options.only else None
+    found: dict[str, Results] = {}
     try:
-        found = dict(stages(setting, options.only.split(",") if options.only else None))
+        for name, one in stages(setting, only, failed):
+            found[name] = one
+            if setting.lost and options.emulate is None:
+                begin_again(options, setting, [*failed, name])
     finally:
         setting.close()
     print("\n".join(table(found)))
@@ -41,70 +45,37 @@ def main() -> None:
         sys.exit(1)
 
 
-def stages(setting: Setting, only: list[str] | None) -> Iterator[tuple[str, Results]]:
-    """What each stage found, by its name."""
-    from infc.ir.roofline import Ceilings
+def begin_again(options: argparse.Namespace, setting: Setting, failed: list[str]) -> None:
+    """Go on in a new process: after an error of a kernel, nothing works any more in this one."""
+    minutes = max(0.0, setting.left / 60)
+    command = [sys.executable, "-m", f"{__package__}.run", str(setting.folder)]
+    command += ["--minutes", f"{minutes:.2f}", "--failed", ",".join(failed)]
+    if options.only:
+        command += ["--only", options.only]
+    print(f"the GPU failed in {failed[-1]}: the others follow in a new process", flush=True)
+    os.chdir(ROOT)
+    os.execv(sys.executable, command)
 
+
+def stages(
+    setting: Setting, only: list[str] | None = None, failed: list[str] | None = None
+) -> Iterator[tuple[str, Results]]:
+    """What each stage found, by its name; those that have failed are not made again."""
     from .ceilings import measure_ceilings
-    from .checks import check_ops
-    from .models import check_model
-    from .steps import measure
+    from .plan import plan, rates
 
-    small = setting.emulated is not None
-    found = setting.stage("ceilings", measure_ceilings)
+    def made(name: str) -> Results | None:
+        return setting.failure(name) if name in (failed or []) else None
+
+    found = made("ceilings") or setting.stage("ceilings", measure_ceilings)
     yield "ceilings", found
     if "error" in found:
         return
-    # The rates of other numbers follow from that of bfloat16, as data sheets have them.
-    bf16 = found["bf16"]
-    rates = Ceilings(threads=0, read=found["read"], fp32=bf16 / 12, bf16=bf16, int8=2 * bf16)
-    few = frozenset({"pointwise", "row_norm", "linear_bias", "gates"})
-    checks: dict[str, Stage] = {
-        "ops": partial(check_ops, names=few if small else None),
-        "model": check_model,
-    }
-    times: dict[str, Stage] = {
-        f"{shape}-{scheme}": partial(
-            measure, shape=shape, scheme=scheme, ceilings=rates, small=small
-        )
-        for shape, scheme in ((("tiny", "none"), ("tiny", "int4")) if small else SHAPES)
-    }
-    for name, run in {**checks, **times}.items():
-        if only is None or name in only:
-            yield name, setting.stage(name, run)
-
-
-def is_wrong(found: Results) -> bool:
-    """Whether a stage failed, or found something wrong."""
-    return "error" in found or bool(found.get("wrong"))
-
-
-def table(found: dict[str, Results]) -> Iterator[str]:
-    """A line for each figure that matters."""
-    yield ""
-    for name, one in found.items():
-        if "error" in one or "skipped" in one:
-            yield f"{name}: {one.get('error') or one['skipped']}"
-        elif name == "ceilings":
-            rates = f"{one['read'] / 1e12:.2f} TB/s, {one['bf16'] / 1e12:.0f} Tflop/s"
-            yield f"{one['device']}: {rates}"
-        elif "cases" in one:
-            wrong = ", ".join(one["wrong"]) or "none"
-            yield f"{name}: {len(one['cases'])} cases, wrong: {wrong}"
-        else:
-            yield from _times(name, one)
-
-
-def _times(name: str, one: Results) -> Iterator[str]:
-    for kind in ("decode", "prefill"):
-        for what, timed in one[kind].items():
-            numbers: dict[str, Any] = dict(timed)
-            share = f"{100 * numbers.pop('share'):.0f} % of {numbers.pop('roofline ms')} ms"
-            rest = ", ".join(f"{value} {key}" for key, value in numbers.items())
-            yield f"{name} {kind} {what}: {share}; {rest}"
-    lines = one.get("launches of a decode step", {})
-    for kernel, line in list(lines.items())[:6]:
-        yield f"{name} {kernel}: {line['µs']} µs in {line['launches']} launches"
+    planned = [one for one in plan(setting, rates(found)) if only is None or one.name in only]
+    for place, one in enumerate(planned):
+        spare = setting.left - sum(later.seconds for later in planned[place + 1 :])
+        most = max(one.seconds, spare)
+        yield one.name, made(one.name) or setting.stage(one.name, one.run, one.seconds, most)
 
 
 def parse() -> argparse.Namespace:
@@ -116,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--only", help="stages, such as ops,model,1b-none")
     parser.add_argument("--emulate", metavar="TARGET", help="such as sm_90: without a GPU")
+    parser.add_argument("--failed", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

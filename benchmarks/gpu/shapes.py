@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from infc.codegen.base import EmitOptions
-from infc.codegen.registry import get_backend
 from infc.codegen.triton import backend as triton_backend
+from infc.codegen.triton.backend import Generated, LaunchBuild, TritonBackend, generate
+from infc.codegen.triton.options import TritonOptions
 from infc.frontend.load import load_model
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.manifest import MAIN, Limits, Manifest, TargetMachine
@@ -30,11 +33,13 @@ CONTEXT: Final = 32768
 
 
 def config_of(shape: str) -> PretrainedConfig:
-    """Llama-3.2-1B, Llama-3.1-8B, or what an emulation can run."""
+    """Llama-3.2-1B, Llama-3.1-8B, parts of it, or what an emulation can run."""
     hidden, layers, heads, groups, intermediate, vocabulary = {
         "tiny": (256, 2, 8, 2, 512, 512),
         "1b": (2048, 16, 32, 8, 8192, 128_256),
         "8b": (4096, 32, 32, 8, 14336, 128_256),
+        "8b-attention": (4096, 1, 32, 8, 512, 512),
+        "8b-layers": (4096, 4, 32, 8, 14336, 512),
     }[shape]
     return LlamaConfig(
         hidden_size=hidden,
@@ -50,23 +55,39 @@ def config_of(shape: str) -> PretrainedConfig:
 
 
 def make_artifact(
-    shape: str, scheme: str, target: Target, folder: Path, *, step_tokens: int = STEP_TOKENS
+    shape: str,
+    scheme: str,
+    target: Target,
+    folder: Path,
+    *,
+    step_tokens: int = STEP_TOKENS,
+    options: TritonOptions | None = None,
 ) -> Artifact:
     """The artifact of a shape; its files of weights are holes, which take no space."""
-    place = folder / f"{shape}-{scheme}-{target.name}"
+    options = options or TritonOptions()
+    kind = "-invariant" if options.batch_invariant else ""
+    place = folder / f"{shape}-{scheme}-{target.name}{kind}"
     if not (place / "manifest.json").exists():
-        captured = load_model(
-            _checkpoint(shape, folder), dtype="bfloat16", step_tokens=step_tokens,
-            logit_rows=SEQUENCES, log=lambda _: None,
-        )  # fmt: skip
-        backend = get_backend("triton")
-        passes: dict[str, Any] = {}
-        if scheme != "none":
-            passes["quantize-weights"] = {"scheme": scheme}
-        plan = parse_pipeline(backend.plan_passes(target)).passes
-        program, _ = run_pipeline(captured, build_pipeline(passes, plan=plan), verify=False)
-        _write(program, target, place)
+        program = make_program(shape, scheme, target, folder, step_tokens=step_tokens)
+        with holes_for_weights():
+            write_artifact(program, generate(program, target, options), target, place)
     return open_artifact(place)
+
+
+def make_program(
+    shape: str, scheme: str, target: Target, folder: Path, *, step_tokens: int = STEP_TOKENS
+) -> Program:
+    """The planned program of a shape."""
+    captured = load_model(
+        _checkpoint(shape, folder), dtype="bfloat16", step_tokens=step_tokens,
+        logit_rows=min(SEQUENCES, step_tokens), log=lambda _: None,
+    )  # fmt: skip
+    passes: dict[str, Any] = {}
+    if scheme != "none":
+        passes["quantize-weights"] = {"scheme": scheme}
+    plan = parse_pipeline(TritonBackend().plan_passes(target)).passes
+    program, _ = run_pipeline(captured, build_pipeline(passes, plan=plan), verify=False)
+    return program
 
 
 def _checkpoint(shape: str, folder: Path) -> Path:
@@ -86,17 +107,25 @@ def _checkpoint(shape: str, folder: Path) -> Path:
     return place
 
 
-def _write(program: Program, target: Target, place: Path) -> None:
-    bounds = {name: bound.high for name, bound in program.symbols.items()}
-    limits = Limits(program.spec.max_context, bounds["T"], SEQUENCES, bounds["R"])
+@contextmanager
+def holes_for_weights() -> Iterator[None]:
+    """Artifacts that are written meanwhile have holes for weights."""
 
-    def holes(_: Program, weights: tuple[Weight, ...], path: Path, options: EmitOptions) -> None:
+    def holes(_: Program, weights: Sequence[Weight], path: Path, __: EmitOptions) -> None:
         _write_holes(path, [(one.name, one.type) for one in weights], {})
 
+    with mock.patch.object(triton_backend, "write_weights", holes):
+        yield
+
+
+def write_artifact(program: Program, made: Generated, target: Target, place: Path) -> None:
+    """The artifact of these launches of a program, within `holes_for_weights`."""
+    bounds = {name: bound.high for name, bound in program.symbols.items()}
+    limits = Limits(program.spec.max_context, bounds["T"], SEQUENCES, bounds["R"])
     with ArtifactWriter(place) as writer:
-        with mock.patch.object(triton_backend, "write_weights", holes):
-            backend = get_backend("triton")
-            emission = backend.emit(program, target, writer.path, EmitOptions())
+        with LaunchBuild(program, made, target, writer.path) as build:
+            build.kernels.start()
+            emission = build.finish(EmitOptions())
         text = print_program(program)
         (writer.path / "program.ir").write_text(text, encoding="utf-8")
         writer.commit(
