@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from .errors import ArtifactError, InfcError, UsageError
-from .extras import COMPILE, CUDA, Extra
+from .extras import COMPILE, CUDA, ONNX, Extra
 from .nearest import did_you_mean
 from .plugins import load_plugins
 
@@ -98,12 +98,20 @@ _OURS: Final = (
         extra=CUDA,
         section="infc.codegen.triton.options:TritonOptions",
     ),
+    BackendInfo(
+        name="onnx",
+        compiler="infc.codegen.onnx.backend:OnnxBackend",
+        executor="infc.runtime.executors.onnxruntime:OnnxruntimeExecutor",
+        entry="onnx-model",
+        extra=ONNX,
+        section="infc.codegen.onnx.options:OnnxOptions",
+    ),
 )
 
 DEFAULT: Final = _OURS[0].name
 """The backend of a recipe that names none."""
 
-PLANNED: Final = ("tensorrt", "onnx")
+PLANNED: Final = ("tensorrt",)
 """Names that are not built yet, and not wrong either."""
 
 _TABLE: dict[str, BackendInfo] = {one.name: one for one in _OURS}

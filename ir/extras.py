@@ -42,6 +42,10 @@ TRITON: Final = Extra(("triton",), "pip install 'infc[triton]'")
 """What compiles kernels for GPUs."""
 CUDA: Final = Extra(("cuda.bindings",), "pip install 'infc[cuda]'")
 """What runs them."""
+ONNX: Final = Extra(("onnxruntime",), "pip install 'infc[onnx]'")
+"""What runs models in ONNX."""
+ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), ONNX.install)
+"""What writes and tries them."""
 
 
 def require_compiler(purpose: str) -> None:

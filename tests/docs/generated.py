@@ -6,8 +6,9 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import click
 
@@ -16,6 +17,7 @@ from infc.driver.recipe import recipe_schema
 from infc.frontend.sources.gguf.architectures import ARCHITECTURES
 from infc.frontend.sources.gguf.pretokenizers import PRE_TOKENIZERS
 from infc.ir import errors
+from infc.ir.backends import find_backend
 from infc.ir.ops import Op, all_ops
 from infc.ir.ops.base import REQUIRED, AttrSpec
 from infc.runtime.engine import EngineStats
@@ -251,6 +253,29 @@ def gguf_table() -> str:
     return table(("in the file", "supported"), rows)
 
 
+def backend_options(name: str) -> Callable[[], str]:
+    """Every key of a backend's section in a recipe."""
+
+    def options() -> str:
+        section: Any = find_backend(name).load_section()
+        hints = get_type_hints(section)
+        rows = []
+        for one in fields(section):
+            shown = one.default
+            values = get_args(hints[one.name]) or ("true", "false")
+            rows.append(
+                (
+                    f"`{name}.{one.name}`",
+                    f"`{str(shown).lower() if isinstance(shown, bool) else shown}`",
+                    " ".join(f"`{value}`" for value in values),
+                    one.metadata["doc"],
+                )
+            )
+        return table(("key", "default", "values", "what it is for"), rows)
+
+    return options
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "recipe-keys": recipe_table,
     "ops": op_table,
@@ -262,6 +287,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gguf-architectures": gguf_table,
     "server-limits": server_limits,
     "server-metrics": server_metrics,
+    "onnx-options": backend_options("onnx"),
 }
 
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 TABLE = Path(__file__).with_name("parity.json")
 """Name of the small model -> backend -> the bound that its logits' error stays below."""
 
-BACKENDS = ("cpp", "reference")
+BACKENDS = ("cpp", "reference", "onnx")
 GREEDY_TOKENS = 32
 _HEADROOM = 3
 """Another processor sums in another order."""

@@ -1,0 +1,105 @@
+"""The ONNX backend: a model whose tensors lie in the artifact's file of weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Final
+
+from ...ir.errors import ToolchainError
+from ...ir.extras import ONNX, ONNX_COMPILE
+from ...ir.formats import Format
+from ...ir.program import Node, Program
+from ...ir.resources import KvGroup
+from ...ir.targets import Target
+from ...ir.types import DType, TensorType
+from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
+from ..weights_file import write_weights
+from .options import OnnxOptions
+
+MODEL_FILE: Final = "model.onnx"
+SEQUENCE_FILE: Final = "sequence.onnx"
+ENTRY: Final = "onnx-model"
+
+_STATE_OPS: Final = frozenset({"kv_write", "rope_kv_write", "paged_attention"})
+
+
+class OnnxBackend(Backend):
+    """A model in ONNX, for onnxruntime and whatever else reads it."""
+
+    name: ClassVar[str] = "onnx"
+
+    def __init__(self, options: OnnxOptions | None = None) -> None:
+        self.options = options or OnnxOptions()
+
+    def supports(self, node: Node, program: Program, target: Target) -> Verdict:
+        """Whether the op can be said in ONNX, and onnxruntime has kernels for its types."""
+        ONNX_COMPILE.require("compiling for the backend onnx")
+        from .lower import LOWERED
+
+        if node.op not in LOWERED:
+            return Verdict.no(_WAYS_OUT.get(node.op, "there is no op in ONNX for it"))
+        types = [program.operand_type(operand) for operand in node.inputs]
+        types += [value.type for value in node.outputs]
+        if any(isinstance(kind, TensorType) and kind.dtype is DType.F64 for kind in types):
+            return Verdict.no("float64 is not built")
+        if node.op in _STATE_OPS:
+            groups = {one.name: one for one in program.resources if isinstance(one, KvGroup)}
+            if groups[str(node.attrs["group"])].has_scales:
+                return Verdict.no("keys and values in int8 are not built: kv_cache.dtype: auto")
+        return Verdict.yes()
+
+    def can_hold(self, form: Format) -> bool:
+        """Whether a format can be multiplied."""
+        return False
+
+    def emit(
+        self, program: Program, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write the weights, and the model that names them, beside each other."""
+        self.check(program, target)
+        from .checks import check_model
+        from .memory import step_bytes
+        from .step import emit_graph, finish_model
+
+        emitted = emit_graph(program, self.options.kv)
+        weights = emitted.weights
+        # Readers of ONNX take data from files beside the model alone: nothing lies elsewhere.
+        write_weights(program, weights, directory / WEIGHTS_FILE, replace(options, shared=None))
+        models = {MODEL_FILE: emitted}
+        if self.options.whole_sequence:
+            models[SEQUENCE_FILE] = emit_graph(program, "none")
+        if options.on_wait is not None:
+            options.on_wait("a trial run")
+        for name, made in models.items():
+            model = finish_model(made, weights, directory)
+            (directory / name).write_bytes(model.SerializeToString(deterministic=True))
+            check_model(directory / name, program)
+        return Emission(
+            entry={"kind": ENTRY, "file": MODEL_FILE},
+            weights=weights,
+            arena_bytes=step_bytes(program),
+            toolchain=dict(self.toolchain(target)),
+        )
+
+    def needs(self) -> Iterator[Need]:
+        """The packages onnx, which writes models, and onnxruntime, which tries them."""
+        for name in ONNX_COMPILE.libraries:
+            try:
+                yield Need(name, True, importlib.metadata.version(name))
+            except importlib.metadata.PackageNotFoundError:
+                yield Need(name, False, f"not installed: {ONNX.install}")
+
+    def toolchain(self, target: Target) -> Mapping[str, str]:
+        """The version of onnx; ToolchainError without the packages."""
+        ONNX_COMPILE.require("compiling for the backend onnx")
+        try:
+            return {"onnx": importlib.metadata.version("onnx")}
+        except importlib.metadata.PackageNotFoundError:
+            raise ToolchainError("onnx has no version", hint=ONNX.install) from None
+
+
+_WAYS_OUT: Final[Mapping[str, str]] = {}
+"""What to do instead, for ops that are refused."""

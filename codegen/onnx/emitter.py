@@ -1,0 +1,134 @@
+"""Emits the nodes of a program into an ONNX graph; each family of ops has a file in `lower/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ...ir.errors import ProgramError
+from ...ir.ops.base import int_attr
+from ...ir.program import Node, Operand, Program, Value, WeightRef
+from ...ir.shapes import DimLike, parse_dim
+from ...ir.types import Dim, DType, Sym, TensorType
+from .graph import Graph
+from .types import STORED, computed, is_narrow
+
+Lowering = Callable[["Emitter", Node], None]
+
+
+class Emitter:
+    """A program, the graph that is made of it, and the names of its values there.
+
+    Values of 16 bits are rounded to their type and held in float32: onnxruntime has few kernels
+    for such types on a CPU, and every number of theirs is one of float32.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = Graph()
+        self.used: dict[str, None] = {}
+        self._names: dict[str, str] = {}
+        self._sizes: dict[str, tuple[str, int]] = {}
+
+    def declare_inputs(self) -> None:
+        """The inputs of the program, under their own names."""
+        for value in self.program.inputs:
+            self.graph.input(value.name, computed(value.type.dtype), value.type.shape)
+            for axis, dim in enumerate(value.type.shape):
+                if isinstance(dim, Sym) and (dim.scale, dim.offset) == (1, 0):
+                    self._sizes.setdefault(dim.name, (value.name, axis))
+
+    def emit(self, lowerings: Mapping[str, Lowering]) -> None:
+        """All nodes in order."""
+        for node in self.program.nodes:
+            self.graph.enter(node)
+            lowerings[node.op](self, node)
+
+    def declare_outputs(self) -> None:
+        """The outputs of the program, under the names that a step returns them by."""
+        self.graph.leave("outputs")
+        for name, value in self.program.named_outputs().items():
+            source, wide = self.name(value), computed(value.type.dtype)
+            if value in self.program.inputs or source != name:
+                self.graph.op("Identity", [source], [name])
+            self.graph.output(name, wide, value.type.shape)
+
+    # Operands
+
+    def type_of(self, operand: Operand) -> TensorType:
+        """The type of a value or weight."""
+        kind = self.program.operand_type(operand)
+        assert isinstance(kind, TensorType)
+        return kind
+
+    def name(self, value: Value) -> str:
+        """What a value is called in the graph."""
+        return self._names.get(value.name, value.name)
+
+    def operand(self, operand: Operand, like: DType = DType.F32) -> str:
+        """The name of an operand, widened; a literal is a constant of the type `like`."""
+        if isinstance(operand, Value):
+            return self.name(operand)
+        if not isinstance(operand, WeightRef):
+            return self.graph.const(operand, computed(like))
+        return self.widened(self.stored(operand), self.type_of(operand).dtype)
+
+    def stored(self, operand: Operand) -> str:
+        """The name of an operand; a weight as it lies in the file."""
+        if not isinstance(operand, WeightRef):
+            return self.operand(operand)
+        self.used[operand.name] = None
+        return operand.name
+
+    def widened(self, x: str, dtype: DType) -> str:
+        """What is stored in a type of 16 bits, in float32."""
+        return self.graph.op("Cast", [x], to=STORED[DType.F32]) if is_narrow(dtype) else x
+
+    def rounded(self, x: str, dtype: DType) -> str:
+        """x rounded to a type of 16 bits, in float32; x itself for other types."""
+        if not is_narrow(dtype):
+            return x
+        narrow = self.graph.op("Cast", [x], to=STORED[dtype])
+        return self.graph.op("Cast", [narrow], to=STORED[DType.F32])
+
+    # Results
+
+    def give(self, node: Node, *results: str) -> None:
+        """The results of a node are these, rounded to their types."""
+        for value, name in zip(node.outputs, results, strict=True):
+            self._names[value.name] = self.rounded(name, value.type.dtype)
+
+    # Shapes
+
+    def size(self, dim: Dim) -> str:
+        """A dimension, as a constant or from the shape of an input: `[1]`."""
+        if isinstance(dim, int):
+            return self.graph.const([dim])
+        if dim.name not in self._sizes:
+            raise ProgramError(f"no input has {dim.name} in its shape", where=self.program.name)
+        source, axis = self._sizes[dim.name]
+        size = self.graph.op("Shape", [source], start=axis, end=axis + 1)
+        if dim.scale != 1:
+            size = self.graph.op("Mul", [size, self.graph.const([dim.scale])])
+        if dim.offset:
+            size = self.graph.op("Add", [size, self.graph.const([dim.offset])])
+        return size
+
+    def shape(self, dims: Sequence[DimLike], *, infer: bool = True) -> str:
+        """A shape as an operand; with `infer`, its only symbolic dimension may be -1."""
+        sizes = [parse_dim(dim) for dim in dims]
+        symbolic = [dim for dim in sizes if isinstance(dim, Sym)]
+        if not symbolic or (infer and len(symbolic) == 1):
+            return self.graph.const([-1 if isinstance(dim, Sym) else dim for dim in sizes])
+        return self.graph.op("Concat", [self.size(dim) for dim in sizes], axis=0)
+
+    def fixed(self, operand: Operand, axis: int) -> int:
+        """A dimension that has to be a number."""
+        size = self.type_of(operand).shape[axis]
+        if not isinstance(size, int):
+            raise ProgramError(f"{operand} has no fixed size", where=self.program.name)
+        return size
+
+
+def axis_of(node: Node) -> int:
+    """The attribute `dim`."""
+    return int_attr(node.attrs, "dim")

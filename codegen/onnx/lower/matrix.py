@@ -1,0 +1,39 @@
+"""Matrix products by weights and of two values, and the gated activation between them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ....ir.program import Node
+from ..emitter import Emitter, Lowering
+from .pointwise import activate
+
+
+def _linear(emitter: Emitter, node: Node) -> None:
+    x, w = node.inputs[:2]
+    graph, kind = emitter.graph, emitter.type_of(x)
+    rows = emitter.rounded(emitter.operand(x), emitter.type_of(w).dtype)
+    if kind.rank != 2:
+        rows = graph.reshape(rows, [-1, emitter.fixed(x, -1)])
+    biases = [emitter.operand(bias) for bias in node.inputs[2:]]
+    result = graph.op("Gemm", [rows, emitter.operand(w), *biases], transB=1)
+    if kind.rank != 2:
+        result = graph.op("Reshape", [result, emitter.shape(node.output.type.shape)])
+    emitter.give(node, result)
+
+
+def _matmul(emitter: Emitter, node: Node) -> None:
+    emitter.give(node, emitter.graph.op("MatMul", [*map(emitter.operand, node.inputs)]))
+
+
+def _gated_act(emitter: Emitter, node: Node) -> None:
+    gate, up = emitter.graph.split(emitter.operand(node.inputs[0]), -1)
+    turned = activate(emitter.graph, gate, str(node.attrs["act"]))
+    emitter.give(node, emitter.graph.op("Mul", [turned, up]))
+
+
+LOWERINGS: Final[dict[str, Lowering]] = {
+    "linear": _linear,
+    "matmul": _matmul,
+    "gated_act": _gated_act,
+}

@@ -1,0 +1,33 @@
+"""What a recipe may say about the ONNX backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Dialect = Literal["standard"]
+KvForm = Literal["paged"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """The section `onnx` of a recipe."""
+
+    dialect: Dialect = field(
+        default="standard",
+        metadata={"doc": "Ops that the model uses: `standard` has those of ONNX (opset 24) alone."},
+    )
+    kv: KvForm = field(
+        default="paged",
+        metadata={
+            "doc": "How keys and values are kept: `paged` in blocks of tokens, which requests with"
+            " the same beginning share."
+        },
+    )
+    whole_sequence: bool = field(
+        default=False,
+        metadata={
+            "doc": "Write `sequence.onnx` as well: a model without a cache, which computes a whole"
+            " sequence at once and takes nothing but tokens and positions."
+        },
+    )

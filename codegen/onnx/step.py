@@ -1,0 +1,64 @@
+"""A program as an ONNX model: its step, or a whole sequence at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from ...ir.program import Program, Weight
+from ...ir.safetensors import read_header
+from ...ir.step_facts import step_facts
+from ..base import WEIGHTS_FILE
+from .caches import FORMS
+from .emitter import Emitter
+from .lower import LOWERINGS
+from .lower.attention import lowerings
+from .types import STORED
+
+STANDARD_NEEDS: Final = "1.32"
+"""The oldest onnxruntime that has run these models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """The graph of a program, before its weights have a place."""
+
+    emitter: Emitter
+    form: str
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """What it reads, in the order of use."""
+        return tuple(self.emitter.program.weights[name] for name in self.emitter.used)
+
+
+def emit_graph(program: Program, form: str) -> Emitted:
+    """The graph of a lowered program with caches of a form (`caches.py`)."""
+    emitter = Emitter(program)
+    caches = FORMS[form](emitter)
+    emitter.declare_inputs()
+    caches.declare()
+    emitter.emit({**LOWERINGS, **lowerings(caches)})
+    emitter.declare_outputs()
+    return Emitted(emitter, form)
+
+
+def finish_model(emitted: Emitted, weights: Iterable[Weight], directory: Path) -> onnx.ModelProto:
+    """The model, whose tensors are those of the file of weights in a directory."""
+    program, graph = emitted.emitter.program, emitted.emitter.graph
+    entries, _, data_at = read_header(directory / WEIGHTS_FILE)
+    for weight in emitted.weights:
+        entry = entries[weight.name]
+        graph.external(entry, data_at, WEIGHTS_FILE, STORED[weight.type.dtype], entry.shape)
+    facts = step_facts(program, [(weight.name, weight.type) for weight in weights])
+    metadata = {
+        "infc.facts": json.dumps(facts, sort_keys=True),
+        "infc.kv": emitted.form,
+        "infc.onnxruntime": STANDARD_NEEDS,
+    }
+    return graph.model(program.name, metadata)

@@ -1,0 +1,206 @@
+"""Runs steps of models in ONNX with onnxruntime; keys and values are written in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from ...ir.artifact import Artifact
+from ...ir.errors import ArtifactError, CheckpointError, InfcError, ToolchainError
+from ...ir.manifest import CompiledProgram
+from ...ir.program import HIDDEN, LOGITS
+from ...ir.resources import KvGroup
+from ...ir.safetensors import Entry, read_header
+from ...ir.step_facts import check_step_facts
+from ...ir.types import DType
+from ..scheduling.step import Array, Step, StepOutput
+from .base import HOST, ExecutorConfig, Finished, check_draws, check_hidden, check_rows, head_output
+from .further import FurtherArrays, shape_of
+from .onnxruntime_feeds import padded_rows, paged_keys, program_inputs
+
+_ELEMENT_TYPES: Final[Mapping[DType, tuple[Any, int]]] = {
+    DType.F32: (np.float32, 1),
+    DType.F16: (np.uint16, 10),
+    DType.BF16: (np.uint16, 16),
+}
+"""What holds keys and values in numpy, and the number that ONNX has for their type."""
+
+_ARRAYS: Final = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+_STATE: Final = "kv_out."
+
+OLDEST: Final = (1, 32)
+"""The oldest version that models have been run with."""
+
+_NO_FACTS: Final = {"kv": None, "weights": None, "vocab_size": None, "hidden_width": None}
+"""Those of a model that has none: nothing agrees with them."""
+
+
+class OnnxruntimeExecutor:
+    """Runs steps of one program in a session of onnxruntime, on the CPU."""
+
+    depth = 0
+
+    def __init__(self, artifact: Artifact, config: ExecutorConfig) -> None:
+        self._compiled = artifact.manifest.program(config.program)
+        self._further = FurtherArrays(self._compiled)
+        self._groups = tuple(g for g in self._compiled.resources if isinstance(g, KvGroup))
+        self._session = open_session(artifact, self._compiled, config.num_threads)
+        self._binding = self._session.io_binding()
+        self._pools: dict[str, NDArray[Any]] = {}
+        for group, count in zip(self._groups, config.num_blocks, strict=True):
+            self._allocate(group, count)
+        self._inputs = {
+            one.name: _ARRAYS[one.type]
+            for one in self._session.get_inputs()
+            if one.name not in self._pools
+        }
+        names = [one.name for one in self._session.get_outputs()]
+        self._results = [name for name in names if not name.startswith(_STATE)]
+
+    def launch(self, step: Step) -> Finished:
+        """Compute the step; see `Executor.launch`."""
+        compiled = self._compiled
+        check_hidden(step, compiled.hidden_width)
+        check_draws(step, compiled.vocab_size)
+        check_rows(step, compiled.logits_of_tokens)
+        has_further = self._further.any or bool(step.inputs)
+        sizes = self._further.sizes(step) if has_further else {}
+        self._copy_blocks(step)
+        feeds: dict[str, NDArray[Any]] = program_inputs(step, compiled.inputs)
+        if self._groups:
+            feeds |= padded_rows(step) | paged_keys(step, self._groups)
+        results = self._run(feeds)
+        rows = len(step.logits_index)
+        logits = results[LOGITS][:rows] if LOGITS in results else np.empty((rows, 0), np.float32)
+        hidden = results[HIDDEN][:rows] if step.wants_hidden else None
+        output: StepOutput = head_output(step, logits, hidden)
+        others: dict[str, Array] = {}
+        for name, kind in self._further.outputs.items():
+            dtype: Any = np.float32 if kind.dtype.is_float else np.int32
+            others[name] = results[name].astype(dtype)[tuple(map(slice, shape_of(kind, sizes)))]
+        output.others = others
+        return Finished(output)
+
+    def touched_bytes(self) -> dict[str, int]:
+        """The KV cache, which is filled with zeros at once; weights are counted as untouched."""
+        return {HOST: sum(pool.nbytes for pool in self._pools.values())}
+
+    def close(self) -> None:
+        """Give threads and memory back."""
+        self.__dict__.pop("_binding", None)
+        self.__dict__.pop("_session", None)
+        self._pools.clear()
+
+    def _allocate(self, group: KvGroup, count: int) -> None:
+        """Zeroed pools, each bound as what a step reads and as what it writes."""
+        kind, number = _ELEMENT_TYPES[DType(group.dtype)]
+        rows = count * group.block_size
+        for layer in group.layers:
+            for part, size in (("key", group.key_head_dim), ("value", group.value_head_dim)):
+                name = f"kv.{layer}.{part}"
+                pool = self._pools[name] = np.zeros((rows, group.num_kv_heads * size), kind)
+                bound = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(pool, number)
+                self._binding.bind_ortvalue_input(name, bound)
+                self._binding.bind_ortvalue_output(f"{_STATE}{layer}.{part}", bound)
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the session; the outputs of the program by name."""
+        for name, dtype in self._inputs.items():
+            array = np.ascontiguousarray(feeds[name], dtype)
+            self._binding.bind_cpu_input(name, array)
+        for name in self._results:  # anew: what is bound has the shape of the step before
+            self._binding.bind_output(name)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime has classes of its own for each kind
+            raise InfcError(f"onnxruntime failed in a step: {_one_line(error)}") from error
+        outputs = self._binding.get_outputs()[len(self._pools) :]
+        return {name: one.numpy() for name, one in zip(self._results, outputs, strict=True)}
+
+    def _copy_blocks(self, step: Step) -> None:
+        for group, copies in zip(self._groups, step.block_copies, strict=True):
+            for source, destination in copies.tolist():
+                for layer in group.layers:
+                    for part in ("key", "value"):
+                        pool = self._pools[f"kv.{layer}.{part}"]
+                        blocks = pool.reshape(-1, group.block_size, pool.shape[-1])
+                        blocks[destination] = blocks[source]
+
+
+def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int) -> Any:
+    """The session of a program, once its model and file of weights are known to fit.
+
+    ArtifactError where they do not, or others could change the weights under the steps;
+    ToolchainError for an onnxruntime that is too old.
+    """
+    _check_version()
+    entries = _entries(artifact, compiled)
+    if not artifact.weights_are_ours():
+        raise ArtifactError(
+            "the weight file belongs to another user or is writable by others, and onnxruntime"
+            " maps it",
+            where=str(artifact.path),
+            hint="copy the artifact to a directory of yours (cp -r)",
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it says of an error is in ours
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # Threads that wait by spinning take the processors of whoever else works between steps.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = artifact.path / compiled.entry.file
+    artifact.check_in_place(compiled.entry.file)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has classes of its own for each kind
+        raise ArtifactError(
+            f"onnxruntime {onnxruntime.__version__} cannot open the model: {_one_line(error)}",
+            where=str(path),
+            hint="compile the model again",
+        ) from error
+    for name in (compiled.entry.file, compiled.weights.file):
+        artifact.check_in_place(name)
+    facts = json.loads(session.get_modelmeta().custom_metadata_map.get("infc.facts", "{}"))
+    check_step_facts({**_NO_FACTS, **facts}, compiled, entries, where=str(path))
+    return session
+
+
+def _check_version() -> None:
+    found = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    if found < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ToolchainError(
+            f"onnxruntime {onnxruntime.__version__} is too old, artifacts of the backend onnx need"
+            f" {oldest} or later",
+            hint=f"pip install 'onnxruntime>={oldest}'",
+        )
+
+
+def _entries(artifact: Artifact, compiled: CompiledProgram) -> Mapping[str, Entry]:
+    """What is in the file of weights; ArtifactError where it is not whole.
+
+    onnxruntime itself only says that an assertion failed.
+    """
+    name = compiled.weights.file
+    handle = artifact.open_file(name)
+    try:
+        return read_header(artifact.path / name, handle)[0]
+    except CheckpointError as error:
+        raise ArtifactError(
+            f"the weights of the model cannot be read: {error.message}",
+            where=str(artifact.path / name),
+            hint="the artifact is damaged: compile it again",
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,70 @@
+"""The arrays of a step as a model in ONNX takes them: attention's rows padded, keys by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ir.resources import KvGroup
+from ..scheduling.step import Step
+
+Int64Array = NDArray[np.int64]
+
+UNSEEN: Final = 1 << 30
+"""The position of keys that are there to fill a row up: no query sees it."""
+
+
+def padded_rows(step: Step) -> dict[str, Int64Array]:
+    """`row_of_padded [B, Q]`, the token in each place, and `padded_of_row [T]`, each token's place.
+
+    A row is filled up with its sequence's last token, so that what is computed there is no less
+    finite than what is wanted.
+    """
+    starts = step.query_starts[:-1].astype(np.int64)
+    counts = np.diff(step.query_starts).astype(np.int64)
+    longest = int(counts.max(initial=1))
+    within = np.minimum(np.arange(longest), np.maximum(counts[:, None], 1) - 1)
+    sequences = np.repeat(np.arange(len(counts)), counts)
+    places = np.arange(step.num_tokens) - starts[sequences]
+    return {
+        "row_of_padded": starts[:, None] + within,
+        "padded_of_row": sequences * longest + places,
+    }
+
+
+def paged_keys(step: Step, groups: Sequence[KvGroup]) -> dict[str, Int64Array]:
+    """For each group the slots of the step's tokens, and of all keys that any of them sees.
+
+    Rows of keys are filled up with the last of their sequence.
+    """
+    feeds: dict[str, Int64Array] = {}
+    starts = step.query_starts[:-1]
+    lengths = step.context_lengths.astype(np.int64)
+    rows = np.arange(len(lengths))[:, None]
+    for group, table, slots in zip(groups, step.block_tables, step.slots, strict=True):
+        first = np.zeros(len(lengths), np.int64)
+        if group.window is not None:  # blocks before it may have been freed
+            first = np.maximum(0, step.positions[starts].astype(np.int64) - group.window + 1)
+        places = first[:, None] + np.arange(int((lengths - first).max(initial=1)))
+        is_key = places < lengths[:, None]
+        stored = np.where(is_key, places, lengths[:, None] - 1)
+        blocks = table[rows, stored // group.block_size].astype(np.int64)
+        feeds[f"slots.{group.name}"] = slots.astype(np.int64)[:, None]
+        feeds[f"key_slots.{group.name}"] = blocks * group.block_size + stored % group.block_size
+        feeds[f"key_positions.{group.name}"] = np.where(is_key, places, UNSEEN)
+    return feeds
+
+
+def program_inputs(step: Step, types: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """The inputs of the program itself; the head wants at least one row."""
+    rows = step.logits_index if len(step.logits_index) or step.inputs else np.zeros(1, np.int32)
+    given: dict[str, NDArray[Any]] = {
+        **step.inputs,
+        "input_ids": step.token_ids,
+        "positions": step.positions,
+        "logits_index": rows,
+    }
+    return {name: given[name] for name in types}

@@ -1,0 +1,161 @@
+"""Models in ONNX on onnxruntime, under the real scheduler, over memory that was never written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from infc.codegen.onnx.caches import CacheForm, Paged
+from infc.ir.artifact import Artifact
+from infc.ir.resources import KvGroup
+from infc.runtime.executors import onnxruntime as executor_module
+from infc.runtime.executors.onnxruntime import OnnxruntimeExecutor
+from infc.runtime.executors.onnxruntime_feeds import paged_keys
+
+from ..emulation.scripted import errors, run_script
+from ..emulation.test_models import RUN, logprobs, tokens
+from .builds import Build, Builds
+from .neighbours import Answer, Events, play
+from .support import compile_checkpoint, forced_rows, prompts, relative_error
+
+BOUND = 1e-5
+"""Of the largest logit of a row, in float32."""
+VISIBLE = 100 * BOUND
+
+MODELS = [
+    pytest.param(Build("gemma2"), id="windows and a soft-cap"),
+    pytest.param(Build("gpt_oss", changes=(("num_hidden_layers", 2),)), id="sinks and experts"),
+    pytest.param(Build("llama", changes=(("num_hidden_layers", 2),)), id="all keys"),
+    pytest.param(Build("gemma4_text"), id="caches of other layers", marks=pytest.mark.breadth),
+    pytest.param(Build("deepseek_v3"), id="values of another size", marks=pytest.mark.breadth),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values that no step has written are NaN."""
+    allocate = OnnxruntimeExecutor._allocate
+
+    def filled(executor: OnnxruntimeExecutor, group: KvGroup, count: int) -> None:
+        allocate(executor, group, count)
+        for pool in executor._pools.values():
+            pool.fill(np.nan if pool.dtype == np.float32 else 0x7FFF)
+
+    monkeypatch.setattr(OnnxruntimeExecutor, "_allocate", filled)
+
+
+def onnx(build: Build, **sets: Any) -> Build:
+    """The same model in ONNX."""
+    return replace(build, backend="onnx", sets=(*build.sets, *sets.items()))
+
+
+def reference(build: Build) -> Build:
+    """What it is compared with."""
+    return replace(build, backend="reference")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_give_what_the_reference_gives(model: Build, builds: Builds) -> None:
+    """Prompts in chunks, mixed steps, copied blocks, many sequences."""
+    found = run_script(builds.artifact(onnx(model)))
+    assert max(errors(found, run_script(builds.artifact(reference(model))))) < BOUND
+
+
+def answers(artifact: Artifact, counts: Counter[str]) -> list[Answer]:
+    """What each job gets from an engine with too few blocks; what happened is counted."""
+    events = Events(counts)
+    with pytest.MonkeyPatch.context() as patch:
+        events.watch(patch)
+        found = dict(play(artifact, RUN, events))
+    return [found[job] for job in RUN.jobs]
+
+
+@pytest.mark.parametrize("model", MODELS[1:3])
+def test_requests_get_what_the_reference_gives(model: Build, builds: Builds) -> None:
+    """Prefixes are found again, sequences preempted, choices share blocks."""
+    counts = Counter[str]()
+    artifact = builds.artifact(onnx(model))
+    found = answers(artifact, counts)
+    expected = answers(builds.artifact(reference(model)), Counter())
+    assert tokens(found) == tokens(expected)
+    assert logprobs(found) == pytest.approx(logprobs(expected), abs=1e-3)
+    if set(artifact.manifest.model.windows) <= {None}:  # else blocks are free again soon
+        assert all(counts[name] for name in ("copies on write", "prefix hits", "preemptions"))
+
+
+def late_mask(patch: pytest.MonkeyPatch) -> None:
+    """Queries see the key behind them as well."""
+    positions = Paged.positions
+
+    def plus_one(form: Paged, group: KvGroup) -> tuple[str, str]:
+        queries, keys = positions(form, group)
+        return form.graph.op("Add", [queries, form.graph.const(1)]), keys
+
+    patch.setattr(Paged, "positions", plus_one)
+
+
+def wider_window(patch: pytest.MonkeyPatch) -> None:
+    """A window of one token more, for which the key is there as well."""
+    mask = CacheForm.mask
+
+    def widened(form: CacheForm, group: KvGroup, window: int | None) -> str:
+        return mask(form, group, None if window is None else window + 1)
+
+    def keys(step: Any, groups: Any) -> Any:
+        return paged_keys(step, [wider(group) for group in groups])
+
+    def wider(group: KvGroup) -> KvGroup:
+        return group if group.window is None else replace(group, window=group.window + 1)
+
+    patch.setattr(CacheForm, "mask", widened)
+    patch.setattr(executor_module, "paged_keys", keys)
+
+
+def padding_of_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Rows of keys are filled up with slots that hold no key: masked, and NaN."""
+
+    def keys(step: Any, groups: Any) -> Any:
+        feeds = paged_keys(step, groups)
+        for group in groups:
+            seen = feeds[f"key_positions.{group.name}"] <= step.positions.max()
+            feeds[f"key_slots.{group.name}"] *= seen
+        return feeds
+
+    patch.setattr(executor_module, "paged_keys", keys)
+
+
+@pytest.mark.parametrize(
+    "plant", [late_mask, wider_window, padding_of_nobody], ids=lambda plant: plant.__name__
+)
+def test_a_planted_fault_shows(
+    plant: Callable[[pytest.MonkeyPatch], None], builds: Builds, tmp_path: Any
+) -> None:
+    build = Build("gemma2")
+    expected = run_script(builds.artifact(reference(build)))
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        artifact = compile_checkpoint(builds.checkpoint(build), tmp_path / "art", backend="onnx")
+        if plant is padding_of_nobody:
+            with pytest.raises(AssertionError, match="do not follow"):  # nothing follows from NaN
+                run_script(artifact)
+        else:
+            assert max(errors(run_script(artifact), expected)) > VISIBLE
+
+
+@pytest.mark.parametrize("model", [Build("llama"), Build("gpt_oss")], ids=lambda one: one.arch)
+def test_a_whole_sequence_needs_no_cache(model: Build, builds: Builds) -> None:
+    """In plain onnxruntime."""
+    artifact = builds.artifact(onnx(model, **{"onnx.whole_sequence": True}))
+    session = onnxruntime.InferenceSession(artifact.path / "sequence.onnx")
+    (prompt,) = prompts(artifact.manifest.model.vocab_size, (70,))
+    places = np.arange(len(prompt))
+    feeds = {"input_ids": np.array(prompt), "positions": places, "logits_index": places}
+    logits, _ = session.run(["logits", "hidden"], feeds)
+    (expected,), _ = forced_rows(builds.artifact(reference(model)), [prompt])
+    assert relative_error(logits, expected) < BOUND
