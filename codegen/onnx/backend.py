@@ -13,6 +13,8 @@ from ...ir.extras import ONNX, ONNX_COMPILE
 from ...ir.formats import Format
 from ...ir.program import Node, Program
 from ...ir.resources import KvGroup
+from ...ir.row_codes import I8_ROWS
+from ...ir.schemes import get_scheme
 from ...ir.targets import Target
 from ...ir.types import DType, TensorType
 from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
@@ -21,6 +23,7 @@ from .options import OnnxOptions
 
 MODEL_FILE: Final = "model.onnx"
 SEQUENCE_FILE: Final = "sequence.onnx"
+SESSION_FILE: Final = "session.json"
 ENTRY: Final = "onnx-model"
 
 _STATE_OPS: Final = frozenset({"kv_write", "rope_kv_write", "paged_attention"})
@@ -41,6 +44,10 @@ class OnnxBackend(Backend):
 
         if node.op not in LOWERED:
             return Verdict.no(_WAYS_OUT.get(node.op, "there is no op in ONNX for it"))
+        if "scheme" in node.attrs and not self.can_hold(get_scheme(node.attrs["scheme"]).weight):
+            return Verdict.no("ONNX has no type for such codes: choose int8 or q4_0")
+        if node.op == "quantize_rows" and node.attrs["codes"] != I8_ROWS.name:
+            return Verdict.no("rows are quantized to int8 only: choose int8 or q4_0")
         types = [program.operand_type(operand) for operand in node.inputs]
         types += [value.type for value in node.outputs]
         if any(isinstance(kind, TensorType) and kind.dtype is DType.F64 for kind in types):
@@ -53,7 +60,9 @@ class OnnxBackend(Backend):
 
     def can_hold(self, form: Format) -> bool:
         """Whether a format can be multiplied."""
-        return False
+        from .layouts import can_store
+
+        return can_store(form)
 
     def emit(
         self, program: Program, target: Target, directory: Path, options: EmitOptions
@@ -62,12 +71,13 @@ class OnnxBackend(Backend):
         self.check(program, target)
         from .checks import check_model
         from .memory import step_bytes
-        from .step import emit_graph, finish_model
+        from .step import emit_graph, finish_model, session_file
 
         emitted = emit_graph(program, self.options.kv)
         weights = emitted.weights
         # Readers of ONNX take data from files beside the model alone: nothing lies elsewhere.
         write_weights(program, weights, directory / WEIGHTS_FILE, replace(options, shared=None))
+        (directory / SESSION_FILE).write_text(session_file(emitted), encoding="utf-8")
         models = {MODEL_FILE: emitted}
         if self.options.whole_sequence:
             models[SEQUENCE_FILE] = emit_graph(program, "none")
@@ -101,5 +111,7 @@ class OnnxBackend(Backend):
             raise ToolchainError("onnx has no version", hint=ONNX.install) from None
 
 
-_WAYS_OUT: Final[Mapping[str, str]] = {}
+_WAYS_OUT: Final[Mapping[str, str]] = {
+    "scaled_moe": "experts in few bits are not built: quantization.skip: ['*experts*']"
+}
 """What to do instead, for ops that are refused."""

@@ -88,6 +88,8 @@ class Paged(CacheForm):
 
     def declare(self) -> None:
         graph = self.graph
+        if not self.groups:
+            return
         graph.input(ROW_OF_PADDED, DType.I64, ("B", "Q"))
         graph.input(PADDED_OF_ROW, DType.I64, ("T",))
         for group in self.groups.values():

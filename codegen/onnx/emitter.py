@@ -10,6 +10,7 @@ from ...ir.program import Node, Operand, Program, Value, WeightRef
 from ...ir.shapes import DimLike, parse_dim
 from ...ir.types import Dim, DType, Sym, TensorType
 from .graph import Graph
+from .layouts import Stored
 from .types import STORED, computed, is_narrow
 
 Lowering = Callable[["Emitter", Node], None]
@@ -20,12 +21,16 @@ class Emitter:
 
     Values of 16 bits are rounded to their type and held in float32: onnxruntime has few kernels
     for such types on a CPU, and every number of theirs is one of float32.
+
+    `used` are the tensors of the file of weights. `exact_rows` says whether a product by grouped
+    codes has rows that would lose something if they were made codes of 8 bits in groups.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.graph = Graph()
-        self.used: dict[str, None] = {}
+        self.used: dict[str, Stored] = {}
+        self.exact_rows = False
         self._names: dict[str, str] = {}
         self._sizes: dict[str, tuple[str, int]] = {}
 
@@ -76,8 +81,12 @@ class Emitter:
         """The name of an operand; a weight as it lies in the file."""
         if not isinstance(operand, WeightRef):
             return self.operand(operand)
-        self.used[operand.name] = None
-        return operand.name
+        return self.store(Stored.plain(self.program.weights[operand.name]))
+
+    def store(self, tensor: Stored) -> str:
+        """The name of a tensor of the file of weights."""
+        self.used[tensor.weight.name] = tensor
+        return tensor.weight.name
 
     def widened(self, x: str, dtype: DType) -> str:
         """What is stored in a type of 16 bits, in float32."""

@@ -18,10 +18,8 @@ from .caches import FORMS
 from .emitter import Emitter
 from .lower import LOWERINGS
 from .lower.attention import lowerings
-from .types import STORED
 
-STANDARD_NEEDS: Final = "1.32"
-"""The oldest onnxruntime that has run these models."""
+_ACCURACY: Final = "session.qdq_matmulnbits_accuracy_level"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Emitted:
     @property
     def weights(self) -> tuple[Weight, ...]:
         """What it reads, in the order of use."""
-        return tuple(self.emitter.program.weights[name] for name in self.emitter.used)
+        return tuple(tensor.weight for tensor in self.emitter.used.values())
 
 
 def emit_graph(program: Program, form: str) -> Emitted:
@@ -48,17 +46,22 @@ def emit_graph(program: Program, form: str) -> Emitted:
     return Emitted(emitter, form)
 
 
+def session_file(emitted: Emitted) -> str:
+    """What onnxruntime has to be told to run the model, as JSON."""
+    # 4: onnxruntime rounds the rows of products by grouped codes to 8 bits, 0: it does not.
+    entries = {_ACCURACY: "0" if emitted.emitter.exact_rows else "4"}
+    return json.dumps({"config": entries}, indent=1, sort_keys=True) + "\n"
+
+
 def finish_model(emitted: Emitted, weights: Iterable[Weight], directory: Path) -> onnx.ModelProto:
     """The model, whose tensors are those of the file of weights in a directory."""
     program, graph = emitted.emitter.program, emitted.emitter.graph
     entries, _, data_at = read_header(directory / WEIGHTS_FILE)
-    for weight in emitted.weights:
-        entry = entries[weight.name]
-        graph.external(entry, data_at, WEIGHTS_FILE, STORED[weight.type.dtype], entry.shape)
+    for name, tensor in emitted.emitter.used.items():
+        graph.external(entries[name], data_at, WEIGHTS_FILE, tensor.dtype, tensor.shape)
     facts = step_facts(program, [(weight.name, weight.type) for weight in weights])
     metadata = {
         "infc.facts": json.dumps(facts, sort_keys=True),
         "infc.kv": emitted.form,
-        "infc.onnxruntime": STANDARD_NEEDS,
     }
     return graph.model(program.name, metadata)

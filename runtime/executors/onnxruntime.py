@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -156,6 +157,9 @@ def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int
     # Threads that wait by spinning take the processors of whoever else works between steps.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = artifact.path / compiled.entry.file
+    settings = str(PurePosixPath(compiled.entry.file).with_name("session.json"))
+    for key, value in json.loads(artifact.read_text(settings))["config"].items():
+        options.add_session_config_entry(key, value)
     artifact.check_in_place(compiled.entry.file)
     try:
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto
+from onnx import load as read_model
 
 from infc.codegen.onnx.caches import CacheForm, Paged
 from infc.ir.artifact import Artifact
@@ -22,7 +25,8 @@ from ..emulation.scripted import errors, run_script
 from ..emulation.test_models import RUN, logprobs, tokens
 from .builds import Build, Builds
 from .neighbours import Answer, Events, play
-from .support import compile_checkpoint, forced_rows, prompts, relative_error
+from .support import compile_checkpoint, forced_rows, prompts, relative_error, teacher_forced
+from .test_int8 import EQUAL, SHARE_EQUAL_TABLE, STEP, row_errors
 
 BOUND = 1e-5
 """Of the largest logit of a row, in float32."""
@@ -134,7 +138,7 @@ def padding_of_nobody(patch: pytest.MonkeyPatch) -> None:
     "plant", [late_mask, wider_window, padding_of_nobody], ids=lambda plant: plant.__name__
 )
 def test_a_planted_fault_shows(
-    plant: Callable[[pytest.MonkeyPatch], None], builds: Builds, tmp_path: Any
+    plant: Callable[[pytest.MonkeyPatch], None], builds: Builds, tmp_path: Path
 ) -> None:
     build = Build("gemma2")
     expected = run_script(builds.artifact(reference(build)))
@@ -159,3 +163,54 @@ def test_a_whole_sequence_needs_no_cache(model: Build, builds: Builds) -> None:
     logits, _ = session.run(["logits", "hidden"], feeds)
     (expected,), _ = forced_rows(builds.artifact(reference(model)), [prompt])
     assert relative_error(logits, expected) < BOUND
+
+
+SCHEMES = {
+    "int8-token": (0.4, 0.1),
+    "int8": (SHARE_EQUAL_TABLE, STEP),
+    "q4_0": (SHARE_EQUAL_TABLE, STEP),
+    "int4-token": (SHARE_EQUAL_TABLE, STEP),
+    "int8-weights": (1.0, EQUAL),
+    "q4_0-weights": (1.0, EQUAL),
+}
+"""How many rows have the codes of the reference all along, and the error of the others."""
+
+
+@pytest.mark.parametrize("arch", ["llama-tied", "qwen2"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_codes_mean_what_they_mean_in_the_reference(scheme: str, arch: str, builds: Builds) -> None:
+    """With biases, and with a head that is the table of tokens."""
+    sets = (("quantization", {"scheme": scheme, "method": "nearest"}),)
+    model = Build(arch, sets=sets)
+    artifact = builds.artifact(onnx(model))
+    sequences = prompts(artifact.manifest.model.vocab_size)
+    ours, theirs = (
+        np.concatenate(teacher_forced(one, sequences))
+        for one in (artifact, builds.artifact(reference(model)))
+    )
+    row = row_errors(ours, theirs)
+    share, step = SCHEMES[scheme]
+    assert (row <= EQUAL).mean() >= share
+    assert row.max() <= step
+
+
+def test_blocks_of_4_bits_are_multiplied_as_they_are(builds: Builds, tmp_path: Path) -> None:
+    """onnxruntime makes one op of each dequantization and the product behind it."""
+    sets = (("quantization", {"scheme": "q4_0-weights", "method": "nearest", "embedding": "none"}),)
+    artifact = builds.artifact(onnx(Build("llama", sets=sets)))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(artifact.entry_path, options)
+    fused = read_model(tmp_path / "optimized.onnx", load_external_data=False)
+    kinds = Counter(node.op_type for node in fused.graph.node)
+    made = read_model(artifact.entry_path, load_external_data=False)
+    coded = [one for one in made.graph.initializer if one.data_type == TensorProto.INT4]
+    assert kinds["MatMulNBits"] >= len(coded) > 8
+    assert not kinds["DequantizeLinear"]
+
+
+def test_bfloat16_is_rounded_where_the_reference_rounds(builds: Builds) -> None:
+    """Matrices and the cache take 16 bits, and nothing else is rounded."""
+    model = Build("llama", dtype="bfloat16")
+    found = run_script(builds.artifact(onnx(model)))
+    assert max(errors(found, run_script(builds.artifact(reference(model))))) < 0.02

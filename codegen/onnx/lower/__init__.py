@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..emitter import Lowering
-from . import experts, gather, matrix, norms, pointwise, position, reductions, views
+from . import coded, experts, gather, matrix, norms, pointwise, position, reductions, views
 from .attention import OPS as STATE_OPS
 
 LOWERINGS: Final[dict[str, Lowering]] = {
@@ -17,6 +17,7 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     **norms.LOWERINGS,
     **position.LOWERINGS,
     **experts.LOWERINGS,
+    **coded.LOWERINGS,
 }
 """Those of all ops but the ones on paged state, which depend on the form of the caches."""
 

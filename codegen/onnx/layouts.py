@@ -1,0 +1,173 @@
+"""How matrices of codes are stored for ONNX: by column, as its products take them, or by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from onnx import TensorProto
+
+from ...ir.formats import CENTERED_I4, Format, get_format
+from ...ir.ops.base import Attrs, int_attr
+from ...ir.program import Attr, Weight, WeightExpr
+from ...ir.types import DType, TensorType
+from ...ir.weights import WeightOp, register_weight_op
+from .types import STORED
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of the file of weights, and what it is in ONNX.
+
+    Codes of 4 bits lie two in a byte, the first in the lower half, which the file has as bytes.
+    """
+
+    weight: Weight
+    shape: tuple[int, ...]
+    dtype: int
+
+    @classmethod
+    def plain(cls, weight: Weight) -> Stored:
+        """One that is the same on both sides."""
+        sizes = tuple(dim for dim in weight.type.shape if isinstance(dim, int))
+        return cls(weight, sizes, STORED[weight.type.dtype])
+
+
+def can_store(form: Format) -> bool:
+    """Whether ONNX has a type for the codes of a format, which then is a number times a scale."""
+    is_number = not form.levels or form.levels == CENTERED_I4
+    return is_number and not form.tile and form.minimum is None
+
+
+@dataclass(frozen=True, slots=True)
+class CodedMatrix:
+    """A matrix `[N, K]` as codes and scales of the program, in a format."""
+
+    codes: Weight
+    scales: Weight
+    form: Format
+    depth: int
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        size = self.codes.type.shape[0]
+        assert isinstance(size, int)
+        return size
+
+    @property
+    def groups(self) -> int:
+        """Scales of a row."""
+        return -(-self.depth // self.form.group)
+
+    def columns(self) -> Stored:
+        """The codes as `[K, N]`: bytes, or 4 bits."""
+        shape = (self.depth, self.rows)
+        if self.form.bits == 4:
+            kind = TensorType(DType.U8, (-(-self.depth * self.rows // 2),))
+            return self._stored("by_column", _COLUMNS, kind, shape, TensorProto.INT4)
+        return self._stored("by_column", _COLUMNS, TensorType(DType.I8, shape), shape)
+
+    def column_scales(self) -> Stored:
+        """The scales of grouped codes as `[groups, N]`, those of the rows in them."""
+        shape = (self.groups, self.rows)
+        return self._stored("by_column", _SCALES, TensorType(DType.F32, shape), shape)
+
+    def lines(self) -> Stored:
+        """The codes as bytes `[N, K]`."""
+        shape = (self.rows, self.depth)
+        return self._stored("by_row", _LINES, TensorType(DType.I8, shape), shape)
+
+    def line_scales(self) -> Stored:
+        """The scales of grouped codes as `[N, groups]`, those of the rows in them."""
+        shape = (self.rows, self.groups)
+        return self._stored("by_row", _LINE_SCALES, TensorType(DType.F32, shape), shape)
+
+    def _stored(
+        self,
+        how: str,
+        op: WeightOp,
+        kind: TensorType,
+        shape: tuple[int, ...],
+        dtype: int | None = None,
+    ) -> Stored:
+        source = self.scales if op in (_SCALES, _LINE_SCALES) else self.codes
+        parts = (self.codes.expr, self.scales.expr) if source is self.scales else (source.expr,)
+        attrs: dict[str, Attr] = {"format": self.form.name, "depth": self.depth}
+        weight = Weight(f"{source.name}.{how}", kind, WeightExpr(op.name, parts, attrs))
+        return Stored(weight, shape, STORED[kind.dtype] if dtype is None else dtype)
+
+
+def _numbers(codes: torch.Tensor, attrs: Attrs) -> torch.Tensor:
+    """What the codes of a matrix count in units of their scales: int8 `[N, K]`."""
+    form = get_format(attrs["format"])
+    numbers = form.code_levels(form.split(codes)["codes"])
+    return numbers.flatten(-2)[..., : int_attr(attrs, "depth")]
+
+
+def _columns(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    import torch
+
+    columns = _numbers(parts[0], attrs).T.contiguous()
+    if get_format(attrs["format"]).bits != 4:
+        return columns
+    flat = torch.nn.functional.pad(columns.reshape(-1), (0, columns.numel() % 2))
+    halves = (flat & 15).to(torch.uint8)
+    return halves[0::2] | (halves[1::2] << 4)
+
+
+def _line_scales(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    codes, scales = parts
+    groups = get_format(attrs["format"]).split(codes)["scale"].float()
+    return groups.flatten(-2) * scales[:, None]
+
+
+def _lines(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    return _numbers(parts[0], attrs).contiguous()
+
+
+def _scales(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    return _line_scales(parts, attrs).T.contiguous()
+
+
+def _sizes(kinds: Sequence[TensorType], attrs: Attrs) -> tuple[int, int, int]:
+    """N, K, and the groups of a row."""
+    rows, depth = kinds[0].shape[0], int_attr(attrs, "depth")
+    assert isinstance(rows, int)
+    return rows, depth, -(-depth // get_format(attrs["format"]).group)
+
+
+def _columns_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    rows, depth, _ = _sizes(kinds, attrs)
+    if get_format(attrs["format"]).bits == 4:
+        return TensorType(DType.U8, (-(-depth * rows // 2),))
+    return TensorType(DType.I8, (depth, rows))
+
+
+def _lines_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    return TensorType(DType.I8, _sizes(kinds, attrs)[:2])
+
+
+def _scales_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    rows, _, groups = _sizes(kinds, attrs)
+    return TensorType(DType.F32, (groups, rows))
+
+
+def _line_scales_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    rows, _, groups = _sizes(kinds, attrs)
+    return TensorType(DType.F32, (rows, groups))
+
+
+_ATTRS: Final = ("format", "depth")
+_COLUMNS: Final = register_weight_op(WeightOp("onnx_columns", _columns, _columns_type, _ATTRS))
+_SCALES: Final = register_weight_op(
+    WeightOp("onnx_column_scales", _scales, _scales_type, _ATTRS, inputs=2)
+)
+_LINES: Final = register_weight_op(WeightOp("onnx_rows", _lines, _lines_type, _ATTRS))
+_LINE_SCALES: Final = register_weight_op(
+    WeightOp("onnx_row_scales", _line_scales, _line_scales_type, _ATTRS, inputs=2)
+)

@@ -1,0 +1,152 @@
+"""Products by matrices of codes, and rows that are quantized as they come.
+
+Grouped codes are a blocked `DequantizeLinear` of `[K, N]` in front of a `MatMul`, which onnxruntime
+makes one product of 4 or 8 bits of, and which TensorRT builds. Codes with one scale for each row
+are multiplied as integers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from ....ir.ops.base import int_attr
+from ....ir.program import Node, Operand, WeightRef
+from ....ir.rounding import LARGEST_I8, TINY
+from ....ir.schemes import Scheme, get_scheme
+from ....ir.types import DType
+from ..emitter import Emitter, Lowering
+from ..layouts import CodedMatrix
+from ..types import STORED
+
+
+def _quantize_rows(emitter: Emitter, node: Node) -> None:
+    graph, (operand,) = emitter.graph, node.inputs
+    x, kind, group = (
+        emitter.operand(operand),
+        emitter.type_of(operand),
+        int_attr(node.attrs, "group"),
+    )
+    depth = emitter.fixed(operand, -1)
+    lead = kind.shape[:-1]
+    if group:
+        groups = -(-depth // group)
+        if depth % group:
+            ends = [0] * (2 * kind.rank - 1) + [groups * group - depth]
+            x = graph.op("Pad", [x, graph.const(ends)])
+        x = graph.op("Reshape", [x, emitter.shape((*map(str, lead), groups, group))])
+    codes, scales = _codes(emitter, x)
+    if group:
+        codes = graph.op("Reshape", [codes, emitter.shape((*map(str, lead), groups * group))])
+        if depth % group:
+            edges = ([0], [depth], [kind.rank - 1])
+            codes = graph.op("Slice", [codes, *map(graph.const, edges)])
+    emitter.give(node, codes, scales)
+
+
+def _codes(emitter: Emitter, x: str) -> tuple[str, str]:
+    """Codes and scales of the rows of x, by the operations of `quantize_i8` in their order."""
+    graph = emitter.graph
+
+    def number(value: float) -> str:
+        return graph.const(value, DType.F32)
+
+    top = graph.op("ReduceMax", [graph.op("Abs", [x]), graph.const([-1])], keepdims=1)
+    is_zero = graph.op("Less", [top, number(TINY)])  # no NaN is: it shows in the scale
+    safe = graph.op("Where", [is_zero, number(1.0), top])
+    inverse = graph.op("Div", [number(LARGEST_I8), safe])
+    inverse = graph.op("Where", [is_zero, number(0.0), inverse])
+    rounded = graph.op("Round", [graph.op("Mul", [x, inverse])])
+    rounded = graph.op("Clip", [rounded, number(-LARGEST_I8), number(LARGEST_I8)])
+    codes = graph.op("Cast", [rounded], to=STORED[DType.I8])
+    scale = graph.op("Div", [top, number(LARGEST_I8)])
+    scale = graph.op("Where", [is_zero, number(0.0), scale])
+    return codes, graph.op("Squeeze", [scale, graph.const([-1])])
+
+
+def _matrix(emitter: Emitter, codes: Operand, scales: Operand, node: Node) -> CodedMatrix:
+    assert isinstance(codes, WeightRef)
+    assert isinstance(scales, WeightRef)
+    weights, scheme = emitter.program.weights, get_scheme(node.attrs["scheme"])
+    depth = emitter.fixed(node.inputs[0], -1) if node.op != "scaled_embedding" else None
+    width = int_attr(node.attrs, "width") if depth is None else depth
+    return CodedMatrix(weights[codes.name], weights[scales.name], scheme.weight, width)
+
+
+def _scaled_linear(emitter: Emitter, node: Node) -> None:
+    graph = emitter.graph
+    x, x_scale, codes, scales, *biases = node.inputs
+    scheme, matrix = get_scheme(node.attrs["scheme"]), _matrix(emitter, codes, scales, node)
+    rows = emitter.operand(x)
+    scale = emitter.operand(x_scale)
+    if scheme.activations is not None and scheme.activations.group:
+        wide = graph.op("Cast", [rows], to=STORED[DType.F32])
+        each = np.arange(matrix.depth) // scheme.activations.group
+        spread = graph.op("Gather", [scale, graph.const(each)], axis=-1)
+        result = _dequantized(emitter, graph.op("Mul", [wide, spread]), matrix, scheme)
+    else:
+        column = graph.op("Unsqueeze", [scale, graph.const([-1])])
+        if matrix.form.is_grouped:
+            wide = graph.op("Cast", [rows], to=STORED[DType.F32])
+            result = _dequantized(emitter, wide, matrix, scheme)
+            result = graph.op("Mul", [result, column])
+        else:
+            columns = emitter.store(matrix.columns())
+            sums = graph.op("MatMulInteger", [rows, columns])
+            sums = graph.op("Cast", [sums], to=STORED[DType.F32])
+            # One after the other: onnxruntime 1.32 takes a product of both, in front of a bias, for
+            # that of one scale for all rows, and gives wrong numbers.
+            sums = graph.op("Mul", [sums, column])
+            result = graph.op("Mul", [sums, emitter.operand(scales)])
+    _finish(emitter, node, result, biases)
+
+
+def _decoded_linear(emitter: Emitter, node: Node) -> None:
+    x, codes, scales, *biases = node.inputs
+    scheme, matrix = get_scheme(node.attrs["scheme"]), _matrix(emitter, codes, scales, node)
+    result = _dequantized(emitter, emitter.operand(x), matrix, scheme)
+    _finish(emitter, node, result, biases)
+
+
+def _dequantized(emitter: Emitter, x: str, matrix: CodedMatrix, scheme: Scheme) -> str:
+    """x by the numbers that grouped codes stand for."""
+    graph = emitter.graph
+    parts = emitter.store(matrix.columns()), emitter.store(matrix.column_scales())
+    group = matrix.form.group
+    numbers = graph.op("DequantizeLinear", parts, axis=0, block_size=group)
+    rows = scheme.activations
+    # Rows of codes in groups lose nothing where the product makes codes of them again.
+    emitter.exact_rows |= rows is None or rows.group != group
+    return graph.op("MatMul", [x, numbers])
+
+
+def _finish(emitter: Emitter, node: Node, result: str, biases: list[Operand]) -> None:
+    for bias in biases:
+        result = emitter.graph.op("Add", [result, emitter.operand(bias)])
+    emitter.give(node, result)
+
+
+def _scaled_embedding(emitter: Emitter, node: Node) -> None:
+    """Rows of bytes: the table is stored once more if it is the head as well."""
+    graph = emitter.graph
+    codes, scales, ids = node.inputs
+    matrix, index = _matrix(emitter, codes, scales, node), emitter.operand(ids)
+    rows = graph.op("Gather", [emitter.store(matrix.lines()), index], axis=0)
+    rows = graph.op("Cast", [rows], to=STORED[DType.F32])
+    if matrix.form.is_grouped:
+        scale = graph.op("Gather", [emitter.store(matrix.line_scales()), index], axis=0)
+        each = np.arange(matrix.depth) // matrix.form.group
+        scale = graph.op("Gather", [scale, graph.const(each)], axis=-1)
+    else:
+        scale = graph.op("Gather", [emitter.operand(scales), index], axis=0)
+        scale = graph.op("Unsqueeze", [scale, graph.const([-1])])
+    emitter.give(node, graph.op("Mul", [rows, scale]))
+
+
+LOWERINGS: Final[dict[str, Lowering]] = {
+    "quantize_rows": _quantize_rows,
+    "scaled_linear": _scaled_linear,
+    "decoded_linear": _decoded_linear,
+    "scaled_embedding": _scaled_embedding,
+}

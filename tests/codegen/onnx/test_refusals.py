@@ -1,0 +1,124 @@
+"""What is refused, and what is said instead of what onnxruntime would say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+import infc
+from infc.codegen.onnx.backend import OnnxBackend
+from infc.ir.artifact import Artifact, open_artifact
+from infc.ir.errors import ArtifactError, InfcError, ProgramError, ToolchainError, UsageError
+from infc.ir.extras import Extra
+from infc.ir.formats import FORMATS
+from infc.ir.safetensors import write_safetensors
+from infc.ir.types import DType, TensorType
+from infc.runtime.executors import open_executor
+from infc.runtime.executors.base import ExecutorConfig
+
+from ...checkpoints import make_checkpoint
+from ..harness import build
+from ..op_cases import linear_bias, program_of
+
+CONFIG = ExecutorConfig(num_blocks=())
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    """A product, and no state."""
+    return build(program_of(linear_bias, DType.F32), tmp_path / "art", backend="onnx")
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Extra, "missing", lambda extra: list(extra.libraries))
+    needs = r"needs onnxruntime, which is not installed \(pip install 'infc\[onnx\]'\)"
+    with pytest.raises(ToolchainError, match=needs):
+        open_executor(artifact, CONFIG)
+    with pytest.raises(ToolchainError, match=r"needs onnx, .*infc\[onnx\]"):
+        build(program_of(linear_bias, DType.F32), tmp_path / "b", backend="onnx")
+
+
+@pytest.mark.parametrize("version", ["1.31.1", "1.9.0", "0.5"])
+def test_an_old_onnxruntime_is_named(
+    version: str, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(ToolchainError, match=rf"{version} is too old.*pip install 'onnxruntime>="):
+        open_executor(artifact, CONFIG)
+
+
+def test_truncated_weights_are_found_before_onnxruntime_reads_them(artifact: Artifact) -> None:
+    path = artifact.weights_path
+    whole = path.stat().st_size
+    os.truncate(path, whole - 64)
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors: .*truncated.*compile it again"):
+        open_executor(artifact, CONFIG)
+    with pytest.raises(ArtifactError, match=f"has {whole - 64} bytes instead of {whole}"):
+        open_artifact(artifact.path)
+
+
+def test_moved_weights_are_named(artifact: Artifact) -> None:
+    artifact.weights_path.rename(artifact.path.with_name("elsewhere"))
+    with pytest.raises(ArtifactError, match="was replaced while it was being opened"):
+        open_executor(artifact, CONFIG)
+    with pytest.raises(ArtifactError, match=r"the file 'weights\.safetensors' is missing"):
+        open_artifact(artifact.path)
+
+
+def test_weights_of_another_model_are_found(artifact: Artifact) -> None:
+    """As long as those of this one, and readable: onnxruntime would run them."""
+    import torch
+
+    kind = TensorType(DType.F32, (64, 64))
+    write_safetensors(artifact.weights_path, [("other", kind)], lambda name: torch.zeros(64, 64))
+    with pytest.raises(ArtifactError, match=r"does not match the manifest|cannot open the model"):
+        open_executor(artifact, CONFIG)
+
+
+def test_a_damaged_model_is_one_line(artifact: Artifact) -> None:
+    artifact.entry_path.write_bytes(artifact.entry_path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match=r"onnxruntime .* cannot open the model") as caught:
+        open_executor(artifact, CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_others_can_write_are_not_mapped(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Artifact, "weights_are_ours", lambda artifact: False)
+    with pytest.raises(ArtifactError, match=r"writable by others.*cp -r"):
+        open_executor(artifact, CONFIG)
+
+
+def test_formats_are_numbers_times_scales() -> None:
+    held = {name for name, form in FORMATS.items() if OnnxBackend().can_hold(form)}
+    assert held == {"i8", "i8_g32", "q8_0", "i4_g32", "q4_0"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "sets", "kind", "message"),
+    [
+        ("llama", {"quantization": "int4"}, UsageError, "b4_g32.*another scheme, such as int8"),
+        ("llama", {"quantization": "fp8"}, UsageError, "e4m3.*another scheme"),
+        ("llama", {"kv_cache.dtype": "int8"}, ProgramError, "int8 are not built: .*dtype: auto"),
+        (
+            *("mixtral", {"quantization": {"scheme": "int8", "method": "nearest"}}, ProgramError),
+            r"scaled_moe.*quantization.skip: \['\*experts\*'\]",
+        ),
+    ],
+)
+def test_a_refusal_says_what_to_do_instead(
+    arch: str, sets: dict[str, Any], kind: type[InfcError], message: str, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(arch, tmp_path / "checkpoint")
+    overrides = ["backend=onnx", *(f"{key}={value}" for key, value in sets.items())]
+    with pytest.raises(kind, match=message):
+        infc.compile(
+            checkpoint, output=tmp_path / "a", overrides=overrides, verify=False, cache=False
+        )
