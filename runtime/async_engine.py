@@ -9,29 +9,28 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..ir.errors import ArtifactError, DeviceError, DrainingError, InfcError, RequestError
 from .async_streams import Inbox, Item, Reader, Stream, hand_over
 from .engine import Engine, EngineStats
-from .faults import is_fault, note_fault
+from .faults import note_fault
 from .memory_reserve import RESERVE
+from .publisher import rest_of
+from .requests.lengths import is_long
 from .requests.outputs import RequestOutput, merge_outputs
 from .requests.pooling import Pooling
 from .requests.request_stream import PreparedRequest
 from .requests.resumption import Resumption
 from .sampling.sampling_params import SamplingParams
+from .scheduling.owners import StepTimes
+
+if TYPE_CHECKING:
+    from .replicas.replica import ReplicaStats
 
 _IDLE_SECONDS = 0.005
 """How long a request may wait for work that is done while there is nothing to do."""
-
-_LONG = 4096
-"""Characters or tokens: building a request with more takes a thread of its own."""
-
-_MANY = 8
-"""Choices: as above."""
-
-_FEW = 256
-"""Tokens that were told of a request that is resumed: as above."""
 
 _KEEP_STEPS = 256
 """After so many steps memory is kept back again, where it had to be freed."""
@@ -100,9 +99,26 @@ class AsyncEngine:
         """Requests that were taken and have not ended."""
         return len(self._pending)
 
+    @property
+    def max_context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.engine.plan.limits.max_context
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens of a prompt, checked. Thread-safe."""
+        return self.engine.encode(prompt)
+
+    def watch_steps(self, on_step: Callable[[StepTimes], None]) -> None:
+        """Tell `on_step` of each step that ran to its end; it must be quick."""
+        self.engine.on_step = on_step
+
     def stats(self) -> EngineStats:
         """Counts of about now."""
         return self.engine.stats()
+
+    def replicas(self) -> Sequence[ReplicaStats]:
+        """None: the engine is in this process."""
+        return ()
 
     async def generate(
         self,
@@ -168,10 +184,7 @@ class AsyncEngine:
                 for name, prompt, known in zip(request_ids, prompts, told, strict=True)
             ]
 
-        is_long = len(prompts) > _MANY or _is_long_list(params) or any(map(_is_long, prompts))
-        # Their text is found again.
-        is_long = is_long or any(each is not None and each.num_tokens > _FEW for each in told)
-        return self._begin(await self._prepared(prepare, is_long))
+        return self._begin(await self._prepared(prepare, is_long(prompts, params, told)))
 
     async def read_prompt(
         self,
@@ -198,7 +211,7 @@ class AsyncEngine:
             )
             return [one]
 
-        reader, outputs = self._begin(await self._prepared(prepare, _is_long(prompt))), []
+        reader, outputs = self._begin(await self._prepared(prepare, is_long([prompt]))), []
         try:
             while reader.num_open:
                 outputs.append((await reader.get())[1])
@@ -245,15 +258,15 @@ class AsyncEngine:
     # --- inside -------------------------------------------------------------------------------
 
     async def _prepared(
-        self, prepare: Callable[[], list[PreparedRequest]], is_long: bool
+        self, prepare: Callable[[], list[PreparedRequest]], takes_long: bool
     ) -> list[PreparedRequest]:
         """Requests, checked and built: never on the engine's thread, and no long ones here."""
-        return await asyncio.to_thread(prepare) if is_long else prepare()
+        return await asyncio.to_thread(prepare) if takes_long else prepare()
 
     def _begin(self, requests: Sequence[PreparedRequest]) -> Reader:
         inbox = Inbox(asyncio.get_running_loop())
         streams = [Stream(request, inbox, number) for number, request in enumerate(requests)]
-        reader = Reader(inbox, streams, self._leave)
+        reader = Reader(inbox, len(streams), partial(self._leave, streams))
         try:
             for stream in streams:
                 self._submit(stream)
@@ -459,33 +472,9 @@ class AsyncEngine:
 
         The first error may be the end of all that one caller reads, so it comes behind all of it.
         """
-        outputs = [(stream, _untold(stream)) for stream in streams]
+        outputs = [(stream, rest_of(stream.request.stream)) for stream in streams]
         items: list[tuple[Stream, Item]] = [(s, output) for s, output in outputs if output]
         self._put([*items, *((stream, reason) for stream in streams)])
-
-
-def _is_long(prompt: str | Sequence[int]) -> bool:
-    """Whether it takes longer to tokenize or check than others shall wait."""
-    return not isinstance(prompt, Sequence) or len(prompt) > _LONG
-
-
-def _is_long_list(params: SamplingParams | None) -> bool:
-    """Whether the parameters name so many tokens, or ask for so many choices."""
-    if not isinstance(params, SamplingParams):
-        return False
-    lists = (params.logit_bias, params.allowed_token_ids or (), params.banned_token_ids)
-    return params.num_choices > _MANY or any(len(ids) > _LONG for ids in lists)
-
-
-def _untold(stream: Stream) -> RequestOutput | None:
-    """What was kept of a request; None also where finding its text fails."""
-    try:
-        return stream.request.stream.untold()
-    except BaseException as error:
-        if not is_fault(error):
-            raise
-        note_fault("the rest of a request", error)
-        return None
 
 
 def _stopped(error: BaseException | None) -> InfcError:

@@ -141,3 +141,14 @@ class Publisher:
         self._abort(request_id, "error")
         del self.streams[request_id]
         return stream.failure(note_fault("the output of a request", error))
+
+
+def rest_of(stream: RequestStream) -> RequestOutput | None:
+    """What was kept of a request whose step failed; None also where finding its text fails."""
+    try:
+        return stream.untold()
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        note_fault("the rest of a request", error)
+        return None

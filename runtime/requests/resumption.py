@@ -121,6 +121,18 @@ class Progress:
         for output in outputs:
             self.add(output)
 
+    @classmethod
+    def of(cls, resumed: Resumption) -> Progress:
+        """That of a request which is continued, behind what was told elsewhere."""
+        progress = cls()
+        progress._seed = resumed.seed
+        for index, choice in enumerate(resumed.choices):
+            told = progress._choices[index] = _Told()
+            told.token_ids += choice.token_ids
+            told.num_characters, told.logprob = choice.num_characters, choice.cumulative_logprob
+            told.finish_reason, told.stop_reason = choice.finish_reason, choice.stop_reason
+        return progress
+
     def add(self, output: RequestOutput) -> None:
         """Take in the next output. RequestError for one that says that the request was aborted."""
         if any(piece.finish_reason == "abort" for piece in output.outputs):

@@ -328,7 +328,7 @@ def test_what_a_reader_leaves_comes_before_the_error(message: str) -> None:
 
     async def test(served: AsyncEngine) -> None:
         reader = await served.read(prompts, params)
-        streams = [stream.request.stream for stream in reader.streams]
+        streams = [stream.request.stream for stream in served._pending]
         while served.num_pending:
             if message == "shut down" and all(stream.has_news for stream in streams):
                 await asyncio.to_thread(served.shutdown)
@@ -358,7 +358,7 @@ def test_an_end_that_was_read_is_followed_by_no_error() -> None:
 
     async def test(served: AsyncEngine) -> None:
         reader = await served.read([[1, 2]], SamplingParams(max_tokens=1))
-        (stream,) = reader.streams
+        (stream,) = served._pending
         _, output = await reader.get()
         assert output.finished and reader.num_open == 0
         stream.fail(InfcError("late"))

@@ -19,7 +19,12 @@ from infc.ir.errors import CapacityError, InfcError, RequestError
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.executors.base import Executor, Running
-from infc.runtime.requests.outputs import RequestOutput, merge_outputs
+from infc.runtime.requests.outputs import (
+    CompletionOutput,
+    RequestMetrics,
+    RequestOutput,
+    merge_outputs,
+)
 from infc.runtime.requests.resumption import ChoiceProgress, Progress, Resumption
 from infc.runtime.sampling.sampling_params import SamplingParams
 from infc.runtime.scheduling.step import Step
@@ -405,3 +410,23 @@ def test_tokens_that_the_constraint_does_not_allow_are_refused() -> None:
         RequestError, match=r"the constraint Script does not allow token \d+ at place 1"
     ):
         dictated(byte_level(), byte_tokens("axcd"), {}, resumption(parts[:2]))
+
+
+def test_progress_goes_on_behind_a_resumption() -> None:
+    """What is told of a request that another engine continues, and that one more may continue."""
+    ended = ChoiceProgress(token_ids=(1,), num_characters=2, finish_reason="stop", stop_reason=7)
+    going_on = ChoiceProgress(token_ids=(1, 2), num_characters=3, cumulative_logprob=-0.5)
+    resumed = Resumption(seed=3, choices=(ended, going_on))
+    progress = Progress.of(resumed)
+    assert progress.resumption() == resumed
+    piece = CompletionOutput(index=1, token_ids=(4,), text="xy", cumulative_logprob=-1.5)
+    progress.add(
+        RequestOutput(
+            request_id="a",
+            prompt_token_ids=(9,),
+            outputs=(piece,),
+            metrics=RequestMetrics(arrival_time=0.0),
+        )
+    )
+    more = ChoiceProgress(token_ids=(1, 2, 4), num_characters=5, cumulative_logprob=-1.5)
+    assert progress.resumption() == Resumption(seed=3, choices=(ended, more))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infc.runtime.async_streams import Inbox, Item, Stream
+from infc.runtime.async_streams import Inbox, Item, Listener
 from infc.runtime.executors.base import Finished
 from infc.runtime.scheduling.step import Step
 from infc.runtime.server.encoding import TextFrame
@@ -34,7 +34,7 @@ def read_late(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, nobody reads anything before all requests have ended."""
     get = Inbox.get
 
-    async def get_late(self: Inbox) -> tuple[Stream, Item]:
+    async def get_late(self: Inbox) -> tuple[Listener, Item]:
         while server.engine.num_pending:
             await asyncio.sleep(0.005)
         return await get(self)
@@ -156,7 +156,7 @@ def test_what_cannot_be_sent_at_once_is_sent_and_counted_once(
     whole = chunks_of(server.post("/v1/completions", body).text)
     sinks, function, is_sinking, failed = Inbox._sinks, getattr(owner, attribute), False, 0
 
-    def sinks_noted(self: Inbox, stream: Stream, item: Item) -> bool:
+    def sinks_noted(self: Inbox, stream: Listener, item: Item) -> bool:
         nonlocal is_sinking
         is_sinking = True
         try:

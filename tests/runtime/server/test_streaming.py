@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from infc.runtime import async_streams
-from infc.runtime.async_streams import Inbox, Item, Stream
+from infc.runtime.async_streams import Inbox, Item, Listener
 from infc.runtime.requests.outputs import RequestOutput
 from infc.runtime.server.connections import _BoundedProtocol, _Connection
 from infc.runtime.server.encoding import TextFrame, encode, in_chunks
@@ -206,7 +206,7 @@ class Slow(Inbox):
 
     longest = 0
 
-    def put(self, stream: Stream, item: Item) -> None:
+    def put(self, stream: Listener, item: Item) -> None:
         reader, self._reader = self._reader, None  # so that it is not asked before it wakes up
         super().put(stream, item)
         if reader is not None:
@@ -327,7 +327,7 @@ def test_the_loop_is_woken_once_a_step_and_for_whole_answers_twice(
     counts = []
     hand_over = async_streams.hand_over
 
-    def count(items: Sequence[tuple[Stream, Item]]) -> list[Stream]:
+    def count(items: Sequence[tuple[Listener, Item]]) -> list[Listener]:
         counts.append(len(items))
         return hand_over(items)
 

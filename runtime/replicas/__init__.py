@@ -1,0 +1,1 @@
+"""Engines as processes of their own, behind one front."""

@@ -1,0 +1,28 @@
+"""What a front is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..text.tokenizer import Tokenizer
+from .child import Start, start_engine
+from .messages import Open
+from .routing import LeastLoaded, Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontConfig:
+    """What a front knows of the engines that it starts; `orders` has one entry a replica.
+
+    `hung_seconds` is how long an engine may say nothing: no step may take so long.
+    """
+
+    orders: Sequence[Open]
+    vocab_size: int
+    max_context: int
+    max_waiting: int
+    tokenizer: Tokenizer | None = None
+    policy: Policy = field(default_factory=LeastLoaded)
+    hung_seconds: float = 60.0
+    start: Start = start_engine

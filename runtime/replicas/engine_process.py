@@ -1,0 +1,356 @@
+"""The process of one engine: commands of the front in, what steps gave out."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import importlib
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ...ir.artifact import open_artifact
+from ...ir.errors import ArtifactError, DeviceError, InfcError
+from ..engine import Engine
+from ..faults import note_fault
+from ..memory_reserve import RESERVE
+from ..publisher import rest_of
+from ..requests.outputs import RequestOutput
+from ..requests.request_stream import PreparedRequest, RequestStream
+from ..requests.resumption import Resumption
+from ..scheduling.owners import StepTimes
+from .frames import MAX_FRAME_BYTES, FrameError, FrameReader
+from .messages import (
+    VERSION,
+    Abort,
+    Add,
+    Added,
+    Failed,
+    Failure,
+    FromEngine,
+    Open,
+    Ready,
+    Report,
+    Stats,
+    Told,
+    added_of,
+    failure_of,
+    frame_of,
+    options_from_data,
+    params_from_data,
+    report_of,
+    to_engine,
+)
+
+BEAT_SECONDS = 0.25
+"""An engine that is alive, and not in a step, says something at least so often."""
+
+_WHOLE_SECONDS = 0.25
+"""So often something is told of a request whose tokens nobody reads one by one."""
+
+_MANY_BYTES = MAX_FRAME_BYTES // 4
+_IDLE_SECONDS = 0.005
+_MAX_FAILED_STEPS = 3
+_KEEP_STEPS = 256
+_READ_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1
+_LATER = ("infc.runtime.executors.cpp", "tokenizers")
+"""What opening an artifact imports, mostly."""
+
+_Command = tuple[int, PreparedRequest | InfcError, bool] | int
+"""A request to queue, or why it is refused, and whether it is a whole one; or one to end."""
+
+
+class EngineProcess:
+    """Runs an engine on the main thread; another one reads what the front says.
+
+    Nothing is told by a thread of its own: silence is how the front learns of a step that hangs.
+    """
+
+    def __init__(self, connection: socket.socket, engine: Engine) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._streams: dict[str, RequestStream] = {}
+        self._whole: set[str] = set()
+        self._begun: set[str] = set()  # of which something was told
+        self._reports: list[Report] = []
+        self._refusals: list[tuple[int, Failure]] = []
+        self._num_failed_steps = 0
+        self._works_ahead = True
+        self._told_at = self._stats_at = self._whole_at = 0.0
+        engine.on_step = self._on_step
+
+    def run(self, reader: FrameReader) -> NoReturn:
+        """Serve until the connection ends, which ends the process."""
+        listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        listener.start()
+        while True:
+            self._obey()
+            try:
+                outputs = self._step()
+            except Exception as error:
+                self._survive(error)
+            else:
+                self._tell(outputs)
+
+    # --- on the thread that listens -----------------------------------------------------------
+
+    def _listen(self, reader: FrameReader) -> None:
+        """Prepare what arrives. The end of the connection is the end of the process."""
+        try:
+            while data := self._connection.recv(_READ_BYTES):
+                for payload in reader.feed(data):
+                    self._take(payload)
+        except (OSError, FrameError) as error:
+            logging.getLogger("infc.runtime").error("the connection to the front: %s", error)
+        os._exit(0)
+
+    def _take(self, payload: bytes) -> None:
+        message = to_engine(payload)
+        if isinstance(message, Add):
+            try:
+                self._commands.put((message.number, self._prepared(message), message.is_whole))
+            except InfcError as error:
+                self._commands.put((message.number, error, False))
+            except Exception as error:
+                reason = note_fault("preparing a request", error)
+                self._commands.put((message.number, InfcError(reason), False))
+        elif isinstance(message, Abort):
+            self._commands.put(message.number)
+        else:
+            raise FrameError("it sent `open` twice")
+
+    def _prepared(self, message: Add) -> PreparedRequest:
+        resumed = message.resumed
+        return self._engine.prepare(
+            str(message.number),
+            message.prompt,
+            params_from_data(message.params),
+            message.priority,
+            cache_salt=message.cache_salt,
+            resumed=None if resumed is None else Resumption.from_data(resumed),
+        )
+
+    # --- on the main thread -------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        """Do what was asked for; with nothing else to do, wait for it."""
+        engine = self._engine
+        wait = not engine.has_unfinished
+        if wait or engine.num_steps % _KEEP_STEPS == 0:
+            RESERVE.keep()
+        while wait and self._commands.empty() and self._work_ahead():
+            pass
+        while True:
+            try:
+                command = self._commands.get(block=wait, timeout=BEAT_SECONDS)
+            except queue.Empty:
+                return
+            wait = False
+            self._do(command)
+
+    def _do(self, command: _Command) -> None:
+        if isinstance(command, int):
+            output = self._engine.abort(str(command))
+            if output is not None:
+                self._tell([output])
+            return
+        number, what, is_whole = command
+        if isinstance(what, InfcError):
+            self._refusals.append((number, failure_of(what)))
+            return
+        try:
+            self._engine.submit(what)
+        except InfcError as error:
+            self._refusals.append((number, failure_of(error)))
+            return
+        self._streams[str(number)] = what.stream
+        if is_whole:
+            self._whole.add(str(number))
+
+    def _work_ahead(self) -> bool:
+        try:
+            return self._works_ahead and self._engine.work_ahead(_IDLE_SECONDS)
+        except ArtifactError:
+            raise
+        except Exception as error:
+            self._works_ahead = False
+            note_fault("working ahead of steps", error)
+            return False
+
+    def _step(self) -> Sequence[RequestOutput]:
+        if not self._engine.has_unfinished:
+            return ()
+        before = self._engine.num_steps
+        RESERVE.ease()
+        outputs = self._engine.step()
+        if self._engine.num_steps > before:
+            self._num_failed_steps = 0
+        return outputs
+
+    def _survive(self, error: Exception) -> None:
+        """End the requests of a step that failed; raises the error where it is the end of all."""
+        self._num_failed_steps += 1
+        is_known = isinstance(error, (MemoryError, InfcError))
+        is_final = isinstance(error, (ArtifactError, DeviceError))
+        if is_final or not is_known or self._num_failed_steps >= _MAX_FAILED_STEPS:
+            raise error
+        note_fault("a step", error)
+        reason = failure_of(InfcError(f"the step failed: {type(error).__name__}: {error}"))
+        lost = [name for name in self._streams if not self._engine.knows(name)]
+        self._tell([rest for name in lost if (rest := rest_of(self._streams[name])) is not None])
+        for name in lost:
+            self._refusals.append((int(name), reason))
+            self._forget(name)
+
+    def _on_step(self, times: StepTimes) -> None:
+        self._reports.append(report_of(times))
+
+    # --- what is told -------------------------------------------------------------------------
+
+    def _tell(self, outputs: Sequence[RequestOutput]) -> None:
+        """Say what has happened, or, after a while of silence, that nothing has."""
+        now = time.monotonic()
+        if now - self._whole_at > _WHOLE_SECONDS:
+            self._whole_at = now
+            for name in self._whole:
+                self._streams[name].want()
+        if not (outputs or self._refusals or now - self._told_at > BEAT_SECONDS):
+            return
+        stats = None
+        if now - self._stats_at > BEAT_SECONDS or not self._engine.has_unfinished:
+            self._stats_at, stats = now, self._stats()
+        added, size, refusals = list[Added](), 0, tuple(self._refusals)
+        for output in outputs:
+            added.append(self._added(output))
+            size += _estimated_bytes(output)
+            if size > _MANY_BYTES:
+                self._send(Told(tuple(added)))
+                added, size = [], 0
+        self._send(Told(tuple(added), refusals, tuple(self._reports), stats))
+        self._told_at, self._refusals, self._reports = now, [], []
+
+    def _added(self, output: RequestOutput) -> Added:
+        """The output as it is sent; lets the engine tell what comes next of it."""
+        name = output.request_id
+        is_first = name not in self._begun
+        added = added_of(int(name), output, with_times=is_first or output.finished)
+        if output.finished:
+            self._forget(name)
+        else:
+            if is_first:
+                self._begun.add(name)
+            stream = self._streams[name]
+            stream.is_wanted = False
+            if name not in self._whole:
+                stream.want()
+        return added
+
+    def _forget(self, name: str) -> None:
+        self._streams.pop(name, None)
+        self._whole.discard(name)
+        self._begun.discard(name)
+
+    def _stats(self) -> Stats:
+        stats = self._engine.stats()
+        return Stats(
+            stats.num_waiting,
+            stats.num_running,
+            stats.num_free_blocks,
+            stats.num_blocks,
+            stats.num_preemptions,
+            stats.num_steps,
+        )
+
+    def _send(self, message: FromEngine) -> None:
+        send(self._connection, message)
+
+
+def _estimated_bytes(output: RequestOutput) -> int:
+    """What an output may take of a frame, roughly; far more than a step gives mostly."""
+    size = 1000 + (0 if output.prompt_logprobs is None else 300 * len(output.prompt_logprobs))
+    for part in output.outputs:
+        each = 10 if part.logprobs is None else 310
+        size += 4 * len(part.text) + each * len(part.token_ids)
+    return size
+
+
+def send(connection: socket.socket, message: FromEngine) -> None:
+    """Sends a message whole; the end of the process where nobody reads any more."""
+    try:
+        connection.sendall(frame_of(message))
+    except OSError:
+        os._exit(0)
+
+
+def main(descriptor: int, parent: int) -> NoReturn:
+    """Opens what the front asks for on an inherited socket, and serves until that is closed."""
+    _end_with(parent)
+    for name in _LATER:  # the front may ask in an hour, and then cannot wait
+        importlib.import_module(name)
+    # The front decides what a signal to the whole group means, and drains.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
+    connection = socket.socket(fileno=descriptor)
+    reader = FrameReader()
+    try:
+        engine = _open(connection, reader)
+        gc.collect()
+        gc.freeze()  # later collections look at what requests leave only
+        EngineProcess(connection, engine).run(reader)
+    except InfcError as error:
+        send(connection, Failed(failure_of(error)))
+    except BaseException as error:
+        logging.getLogger("infc.runtime").error("an engine process failed", exc_info=error)
+        text = f"the engine failed: {type(error).__name__}: {error}"
+        send(connection, Failed(failure_of(InfcError(text))))
+    # At once: threads of the executor may wait for what will never come.
+    os._exit(1)
+
+
+def _open(connection: socket.socket, reader: FrameReader) -> Engine:
+    """The engine that the first message asks for; says that it is ready."""
+    payloads: list[bytes] = []
+    while not payloads:
+        data = connection.recv(_READ_BYTES)
+        if not data:
+            os._exit(0)
+        payloads = reader.feed(data)
+    message = to_engine(payloads[0])
+    if not isinstance(message, Open) or len(payloads) > 1:
+        raise FrameError("the front began with something else than `open`")
+    if message.version != VERSION:
+        raise FrameError(
+            f"the front speaks version {message.version}, and this engine version {VERSION}",
+            hint="install one version of infc, and start the server again",
+        )
+    if message.cpus:
+        os.sched_setaffinity(0, message.cpus)
+    # Its files were verified by the front. What is there now must be the same.
+    artifact = open_artifact(message.artifact, "none", weights="later")
+    if artifact.identity != message.identity:
+        raise ArtifactError(
+            "the artifact was replaced by another one while it was being served",
+            where=message.artifact,
+            hint="start the server again",
+        )
+    engine = Engine.open(artifact, options_from_data(message.options))
+    groups = engine.plan.groups
+    send(connection, Ready(VERSION, artifact.identity, groups[0].block_size if groups else 1))
+    return engine
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process when the one that started it ends, whatever that is doing."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(0)

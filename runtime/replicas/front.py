@@ -1,0 +1,492 @@
+"""The front of several engine processes: the same face as one engine, and no stream is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
+from ...ir.sizes import format_count
+from ..async_streams import Inbox, Item, Reader, hand_over
+from ..engine import EngineStats
+from ..requests.lengths import is_long
+from ..requests.outputs import RequestOutput
+from ..requests.request_checks import check_params, check_place, checked_ids
+from ..requests.resumption import Resumption
+from ..sampling.sampling_params import SamplingParams
+from ..scheduling.owners import StepTimes
+from .child import Death, Nursery
+from .config import FrontConfig
+from .frames import FrameError
+from .messages import Told, error_of, step_times_of
+from .replica import Replica, ReplicaStats
+from .streams import RemoteStream
+from .suspects import Suspects
+
+_LOG = logging.getLogger("infc.runtime")
+_MOST_TICK_SECONDS = 0.25
+_START_SECONDS = 600.0  # in which an engine must have opened its artifact
+_CLOSE_SECONDS = 1.0
+_SPARE_SECONDS = 0.5  # after a start, so that requests that wait for it come first
+POISONOUS = (
+    "this request was given up: the engine that computed it failed, and so did the next one at"
+    " the same place"
+)
+
+
+class Front:
+    """Engine processes behind the face of `AsyncEngine`, on a thread of its own.
+
+    A request goes to one of them. Where that dies, or says nothing for too long, the rest of the
+    request is computed by another one, or by its successor: the outputs go on with the same bytes.
+    """
+
+    def __init__(self, config: FrontConfig) -> None:
+        self.tokenizer = config.tokenizer
+        self.max_context = config.max_context
+        self._config = config
+        self._on_step: Callable[[StepTimes], None] | None = None
+        self._ids = itertools.count()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()  # guards `_pending` and `_draining` against callers
+        self._pending: dict[str, RemoteStream] = {}
+        self._draining = False
+        self._is_stopping = False
+        self._error: InfcError | None = None
+        # What follows belongs to the thread.
+        self._places: dict[RemoteStream, tuple[Replica, int]] = {}
+        self._homeless: list[RemoteStream] = []
+        self._suspects = Suspects()
+        self._lost: set[RemoteStream] = set()
+        self._arrivals = itertools.count()
+        self._end = asyncio.Event()
+        self._ticked_at = 0.0
+        self._opened = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._nursery = Nursery(config.start)
+        self._replicas = [
+            Replica(index, order, self._nursery.take, self)
+            for index, order in enumerate(config.orders)
+        ]
+        self._thread = threading.Thread(target=self._run, name="infc-front", daemon=True)
+        self._thread.start()
+
+    # --- for callers --------------------------------------------------------------------------
+
+    def wait_until_open(self) -> None:
+        """Until every replica is ready. Raises the InfcError that keeps one from being."""
+        self._opened.wait()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are answered, be it after a pause."""
+        return self._error is None and not self._is_stopping and self._thread.is_alive()
+
+    @property
+    def error(self) -> InfcError | None:
+        """Why no engine is left."""
+        return self._error
+
+    @property
+    def num_pending(self) -> int:
+        """Requests that were taken and have not ended."""
+        return len(self._pending)
+
+    def stats(self) -> EngineStats:
+        """Counts of about now, of all replicas together."""
+        each = [replica.stats for replica in self._replicas]
+        waiting = sum(stats.num_waiting for stats in each) + len(self._homeless)
+        return EngineStats(
+            num_waiting=waiting,
+            num_running=sum(stats.num_running for stats in each),
+            num_free_blocks=sum(stats.num_free_blocks for stats in each),
+            num_blocks=sum(stats.num_blocks for stats in each),
+            num_preemptions=sum(stats.num_preemptions for stats in each),
+            num_steps=sum(stats.num_steps for stats in each),
+        )
+
+    def replicas(self) -> list[ReplicaStats]:
+        """Each replica, as it is about now."""
+        return [replica.glance() for replica in self._replicas]
+
+    def replica_of(self, request_id: str) -> int | None:
+        """Which replica has a request now; None for one that waits, or has ended."""
+        stream = self._pending.get(request_id)
+        place = None if stream is None else self._places.get(stream)
+        return None if place is None else place[0].index
+
+    def watch_steps(self, on_step: Callable[[StepTimes], None]) -> None:
+        """Tell `on_step` of each step of any replica, on the front's thread."""
+        self._on_step = on_step
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens of a prompt, checked. Thread-safe."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError(
+                    "this model has no tokenizer", field="prompt", hint="send token ids"
+                )
+            return checked_ids(self.tokenizer.encode(prompt), self._config.vocab_size)
+        return checked_ids(prompt, self._config.vocab_size)
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        resumed: Resumption | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As `AsyncEngine.generate`."""
+        names = None if request_id is None else [request_id]
+        reader = await self.read(
+            [prompt], params, names, priority=priority, cache_salt=cache_salt, resumed=[resumed]
+        )
+        try:
+            while reader.num_open:
+                _, output = await reader.get()
+                yield output
+        finally:
+            reader.close()
+
+    async def read(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | None = None,
+        request_ids: Sequence[str] | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        whole: bool = False,
+        resumed: Sequence[Resumption | None] | None = None,
+    ) -> Reader:
+        """As `AsyncEngine.read`; what an engine refuses, `Reader.get` raises.
+
+        With `whole`, each has few outputs, and not only two.
+        """
+        if request_ids is None:
+            request_ids = [f"infc-{next(self._ids)}" for _ in prompts]
+        chosen = SamplingParams() if params is None else params
+        told = [None] * len(prompts) if resumed is None else resumed
+        has_tokenizer = self.tokenizer is not None
+        check_params(chosen, vocab_size=self._config.vocab_size, has_tokenizer=has_tokenizer)
+        check_place(priority, cache_salt)
+        inbox = Inbox(asyncio.get_running_loop())
+
+        def prepare() -> list[RemoteStream]:
+            return [
+                RemoteStream(
+                    name,
+                    self.encode(prompt),
+                    chosen,
+                    inbox,
+                    number,
+                    text=prompt if isinstance(prompt, str) else None,
+                    priority=priority,
+                    cache_salt=cache_salt,
+                    whole=whole,
+                    resumed=known,
+                )
+                for number, (name, prompt, known) in enumerate(
+                    zip(request_ids, prompts, told, strict=True)
+                )
+            ]
+
+        takes_long = is_long(prompts, params, told)
+        streams = await asyncio.to_thread(prepare) if takes_long else prepare()
+        self._submit(streams)
+        return Reader(inbox, len(streams), lambda: self._leave(streams))
+
+    def abort(self, request_id: str) -> None:
+        """End a request soon; its iterator gets a last output with finish reason "abort"."""
+        if (stream := self._pending.get(request_id)) is not None:
+            self._call(self._abort, stream)
+
+    async def drain(self, timeout_seconds: float | None = None) -> bool:
+        """Take no more requests, wait for those there are; whether all of them ended in time."""
+        with self._lock:
+            self._draining = True
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
+        while self._pending and self._thread.is_alive():
+            if deadline is not None and loop.time() >= deadline:
+                return False
+            await asyncio.sleep(0.01)
+        return not self._pending
+
+    def stop(self) -> None:
+        """Fail what is pending, and end the engines; returns at once."""
+        with self._lock:
+            self._draining = self._is_stopping = True
+        self._call(self._begin_end)
+
+    def shutdown(self, timeout_seconds: float = 30.0) -> None:
+        """Fail what is pending, end the engines and wait for that."""
+        self.stop()
+        self._thread.join(timeout_seconds)
+
+    # --- from a caller to the thread ----------------------------------------------------------
+
+    def _call(self, work: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the thread has ended, and told everybody
+            self._loop.call_soon_threadsafe(work, *arguments)
+
+    def _submit(self, streams: Sequence[RemoteStream]) -> None:
+        with self._lock:
+            if self._error is not None:
+                raise _stopped(self._error)
+            if self._draining:
+                raise DrainingError("no more requests are accepted: the engine is shutting down")
+            self._check_room()
+            for stream in streams:
+                if stream.request_id in self._pending:
+                    raise RequestError(
+                        f"request id {stream.request_id!r} is already in use", field="request_id"
+                    )
+            self._pending.update((stream.request_id, stream) for stream in streams)
+        self._call(self._add, streams)
+
+    def _check_room(self) -> None:
+        """Raises CapacityError while too many wait, of which nothing was told yet."""
+        if len(self._pending) < self._config.max_waiting:
+            return
+        count = sum(not stream.has_told for stream in self._pending.values())
+        if count >= self._config.max_waiting:
+            raise CapacityError(
+                f"{format_count(count, 'request')} already waiting", hint="try again later"
+            )
+
+    def _leave(self, streams: Sequence[RemoteStream]) -> None:
+        """Nobody reads these any more."""
+        if open_ones := [stream for stream in streams if not stream.has_ended]:
+            self._call(self._drop, open_ones)
+
+    # --- on the thread: requests --------------------------------------------------------------
+
+    def _add(self, streams: Sequence[RemoteStream]) -> None:
+        for stream in streams:
+            stream.arrival = next(self._arrivals)
+            if not stream.is_over:
+                self._place(stream)
+
+    def _place(self, stream: RemoteStream) -> None:
+        """Give a request to a replica; it waits while none is ready."""
+        candidates = [each.candidate for each in self._ready() if each is not self._suspects.court]
+        if not candidates:
+            self._homeless.append(stream)
+            return
+        index = self._config.policy.choose(stream.prompt, stream.salt, candidates)
+        self._send(self._replicas[index], stream)
+
+    def _send(self, replica: Replica, stream: RemoteStream) -> None:
+        number = next(self._numbers)
+        try:
+            replica.send(number, stream)
+        except FrameError as error:
+            self._fail([stream], RequestError(str(error)))
+            return
+        self._places[stream] = (replica, number)
+
+    def _abort(self, stream: RemoteStream) -> None:
+        """End a request: by its engine, or here while it has none."""
+        if stream.is_over:
+            return
+        stream.is_unwanted = True
+        if (place := self._places.get(stream)) is not None:
+            place[0].abort(place[1])
+        else:
+            self._end_unwanted(stream)
+
+    def _end_unwanted(self, stream: RemoteStream) -> None:
+        output = stream.aborted()
+        self._forget(stream)
+        self._hand_over([(stream, output)])
+
+    def _drop(self, streams: Sequence[RemoteStream]) -> None:
+        """End requests that nobody reads."""
+        for stream in streams:
+            if (place := self._places.get(stream)) is not None:
+                place[0].abort(place[1])
+                place[0].streams.pop(place[1], None)
+            stream.is_over = True
+            self._forget(stream)
+
+    def _forget(self, stream: RemoteStream) -> None:
+        """It has ended."""
+        if (place := self._places.pop(stream, None)) is not None:
+            place[0].streams.pop(place[1], None)
+        elif stream in self._homeless:
+            self._homeless.remove(stream)
+        with self._lock:
+            if self._pending.get(stream.request_id) is stream:
+                del self._pending[stream.request_id]
+
+    def _fail(self, streams: Sequence[RemoteStream], error: InfcError) -> None:
+        """Tell why requests end, behind all that was told of each."""
+        rests = [(stream, stream.last_items(error)) for stream in streams]
+        # The first error may be the end of all that one caller reads, so it comes behind all of it.
+        items = [(stream, item) for stream, rest in rests for item in rest[:-1]]
+        self._hand_over([*items, *((stream, rest[-1]) for stream, rest in rests)])
+        for stream in streams:
+            self._forget(stream)
+
+    def _hand_over(self, items: Sequence[tuple[RemoteStream, Item]]) -> None:
+        self._lost.update(hand_over(items))
+
+    # --- on the thread: what replicas say (`Owner`) --------------------------------------------
+
+    def on_ready(self, replica: Replica) -> None:
+        """Give it the requests that wait for an engine."""
+        if all(each.state == "ready" for each in self._replicas):
+            self._opened.set()
+        self._loop.call_later(_SPARE_SECONDS, self._fill_nursery)
+        self._settle()
+
+    def on_told(self, replica: Replica, told: Told) -> None:
+        """Hand over what steps gave."""
+        items: list[tuple[RemoteStream, Item]] = []
+        for added in told.outputs:
+            stream = replica.streams.get(added.number)
+            if stream is None:  # nobody reads it any more
+                continue
+            output = stream.take(added)
+            if output is not None:
+                items.append((stream, output))
+            if stream.is_over:
+                self._forget(stream)
+        self._hand_over(items)
+        for number, failure in told.refusals:
+            if (stream := replica.streams.get(number)) is not None:
+                self._fail([stream], error_of(failure))
+        if self._on_step is not None:
+            for report in told.reports:
+                self._on_step(step_times_of(report))
+        if replica is self._suspects.court:
+            self._suspects.observe(replica, len(told.reports))
+            self._settle()
+
+    def on_death(self, replica: Replica, death: Death, orphans: Sequence[RemoteStream]) -> None:
+        """Continue its requests elsewhere; those that may be the reason one at a time."""
+        if not self._opened.is_set() and death.is_blamed:
+            self._error = death.error
+            self._opened.set()
+        _LOG.warning(
+            "replica %d: %s; %s", replica.index, death.error, format_count(len(orphans), "request")
+        )
+        for stream in orphans:
+            self._places.pop(stream, None)
+        guilty: list[RemoteStream] = []
+        if death.is_blamed:
+            guilty = self._suspects.judge(replica, orphans)
+        else:
+            self._suspects.adjourn(replica)
+        self._fail(guilty, InfcError(POISONOUS))
+        for stream in sorted(orphans, key=lambda each: each.arrival):
+            if stream.is_over:
+                continue
+            if stream.is_unwanted:
+                self._end_unwanted(stream)
+            elif not self._suspects.holds(stream):
+                replica.num_resumed += stream.has_told
+                self._place(stream)
+        self._settle()
+
+    def on_given_up(self, replica: Replica, error: InfcError) -> None:
+        """Go on with the others; without any, fail everything."""
+        _LOG.error("replica %d is given up: %s", replica.index, error)
+        is_opening = not self._opened.is_set()
+        if is_opening or all(each.state == "given up" for each in self._replicas):
+            with self._lock:
+                self._error = self._error or error
+                pending = list(self._pending.values())
+            self._fail(pending, _stopped(error))
+            self._opened.set()
+
+    def _ready(self) -> list[Replica]:
+        return [replica for replica in self._replicas if replica.state == "ready"]
+
+    def _settle(self) -> None:
+        """Give suspects to the engine that tries them, and what waits to the others."""
+        stream = self._suspects.next(self._ready())
+        court = self._suspects.court
+        if stream is not None and court is not None:
+            self._send(court, stream)
+        if self._homeless and any(each is not court for each in self._ready()):
+            homeless, self._homeless = self._homeless, []
+            for each in homeless:
+                self._place(each)
+
+    def _fill_nursery(self) -> None:
+        if not self._end.is_set():
+            self._nursery.fill()
+
+    # --- on the thread: its life --------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._live())
+        except BaseException as error:
+            _LOG.error("the front failed", exc_info=error)
+            self._end_all(InfcError(f"the front failed: {type(error).__name__}: {error}"))
+        finally:
+            self._opened.set()
+            self._loop.close()
+
+    async def _live(self) -> None:
+        await asyncio.gather(*(replica.start() for replica in self._replicas))
+        self._ticked_at = time.monotonic()
+        tick = min(_MOST_TICK_SECONDS, self._config.hung_seconds / 4)
+        while not self._end.is_set():
+            try:
+                await asyncio.wait_for(self._end.wait(), tick)
+            except TimeoutError:
+                self._tick(tick)
+        self._end_all(DrainingError("the engine was shut down"))
+        self._nursery.close()
+        await asyncio.gather(*(replica.close(_CLOSE_SECONDS) for replica in self._replicas))
+
+    def _begin_end(self) -> None:
+        self._end.set()
+
+    def _end_all(self, error: InfcError) -> None:
+        with self._lock:
+            self._draining = True
+            if not isinstance(error, DrainingError):
+                self._error = error
+            pending = list(self._pending.values())
+        self._fail(pending, error)
+
+    def _tick(self, seconds: float) -> None:
+        """Kill engines that say nothing, and tell those who missed an output."""
+        now, limit = time.monotonic(), self._config.hung_seconds
+        # If this process did not run either, nobody's silence means anything.
+        was_late = now - self._ticked_at > seconds + limit / 2
+        self._ticked_at = now
+        for replica in self._replicas:
+            if was_late:
+                replica.heard_at = now
+            silence = now - replica.heard_at
+            if replica.state == "ready" and silence > limit:
+                replica.kill(limit)
+            elif replica.state == "starting" and silence > _START_SECONDS:
+                replica.kill(_START_SECONDS)
+        lost, self._lost = self._lost, set()
+        for stream in lost:
+            self._drop([stream])
+            error = InfcError("an output of this request could not be handed over")
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                stream.inbox.loop.call_soon_threadsafe(stream.inbox.put, stream, error)
+
+
+def _stopped(error: InfcError) -> InfcError:
+    return InfcError(f"no engine is left: {error}")

@@ -1,0 +1,61 @@
+"""From an artifact to a front with engines: planned, and started together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ...ir.artifact import Artifact
+from ..options import RuntimeOptions
+from ..text.tokenizer import Tokenizer
+from .child import Start, start_engine
+from .config import FrontConfig
+from .front import Front
+from .messages import VERSION, Open, options_as_data
+from .routing import policy_of
+from .sizing import size_replicas, too_many_threads
+
+_NO_LIMIT = 2**31 - 1  # the front counts who waits
+
+
+def open_front(
+    artifact: Artifact,
+    options: RuntimeOptions,
+    count: int,
+    *,
+    policy: str = "least-loaded",
+    hung_seconds: float = 60.0,
+    on_note: Callable[[str], None] = lambda note: None,
+    start: Start = start_engine,
+) -> Front:
+    """Starts `count` engines, and returns at once: `Front.wait_until_open` waits for them.
+
+    Raises what planning raises, before anything is started.
+    """
+    chosen = policy_of(policy)
+    sizes = size_replicas(artifact, options, count)
+    for note in (*sizes.plan.notes, sizes.text, too_many_threads(count)):
+        if note is not None:
+            on_note(note)
+    orders = [
+        Open(
+            VERSION,
+            str(artifact.path.resolve()),
+            artifact.identity,
+            options_as_data(replace(each, max_waiting=_NO_LIMIT)),
+            cpus,
+        )
+        for each, cpus in zip(sizes.options, sizes.cpus, strict=True)
+    ]
+    return Front(
+        FrontConfig(
+            orders=orders,
+            vocab_size=artifact.manifest.model.vocab_size,
+            max_context=sizes.plan.limits.max_context,
+            max_waiting=options.max_waiting,
+            tokenizer=Tokenizer.load(artifact),
+            policy=chosen,
+            hung_seconds=hung_seconds,
+            start=start,
+        )
+    )

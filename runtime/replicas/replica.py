@@ -1,0 +1,255 @@
+"""One replica: its process, the requests in it, and when it is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ...ir.errors import ArtifactError, InfcError, TargetError
+from ..engine import EngineStats
+from .child import Child, Death, Start, death_of
+from .frames import FrameError, FrameReader
+from .messages import (
+    VERSION,
+    Abort,
+    FromEngine,
+    Open,
+    Ready,
+    ToEngine,
+    Told,
+    error_of,
+    frame_of,
+    from_engine,
+)
+from .routing import STREAM_TOKENS, Candidate
+from .streams import RemoteStream
+
+State = Literal["starting", "ready", "waiting", "given up"]
+
+MOST_FAILED_STARTS = 5
+_FIRST_DELAY_SECONDS = 0.1
+_MOST_DELAY_SECONDS = 5.0
+_REAP_SECONDS = 2.0
+_NO_STATS = EngineStats(0, 0, 0, 0, 0, 0)
+
+
+class Owner(Protocol):
+    """What a replica tells the front, on the front's thread."""
+
+    def on_ready(self, replica: Replica) -> None:
+        """It takes requests."""
+
+    def on_told(self, replica: Replica, told: Told) -> None:
+        """Its engine said something."""
+
+    def on_death(self, replica: Replica, death: Death, orphans: Sequence[RemoteStream]) -> None:
+        """Its process has ended, and left these requests."""
+
+    def on_given_up(self, replica: Replica, error: InfcError) -> None:
+        """It is not started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """A glance at one replica."""
+
+    index: int
+    state: State
+    pid: int | None
+    num_restarts: int
+    num_resumed: int
+    """Requests that were continued elsewhere, or by a successor."""
+    engine: EngineStats
+
+
+class Replica(asyncio.Protocol):
+    """Belongs to the front's thread. Requests are in it from `send` until they end, or it dies."""
+
+    def __init__(self, index: int, order: Open, start: Start, owner: Owner) -> None:
+        self.index = index
+        self.state: State = "waiting"
+        self.streams: dict[int, RemoteStream] = {}
+        self.num_restarts = 0
+        self.num_resumed = 0
+        self.stats: EngineStats = _NO_STATS
+        self.block_size = 1
+        self.heard_at = 0.0
+        self._order = order
+        self._start = start
+        self._owner = owner
+        self._child: Child | None = None
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader()
+        self._num_failed_starts = 0
+        self._has_worked = False
+        self._failure: InfcError | None = None
+        self._hung_seconds: float | None = None
+        self._is_closed = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The id of its process, if there is one."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def candidate(self) -> Candidate:
+        """Itself, for a policy."""
+        unread = sum(len(s.prompt) for s in self.streams.values() if not s.has_told)
+        return Candidate(self.index, unread + STREAM_TOKENS * len(self.streams))
+
+    def glance(self) -> ReplicaStats:
+        """Counts of about now."""
+        return ReplicaStats(
+            self.index, self.state, self.pid, self.num_restarts, self.num_resumed, self.stats
+        )
+
+    async def start(self) -> None:
+        """Start a process, and ask it to open the artifact."""
+        if self._is_closed:
+            return
+        self.state, self.heard_at = "starting", time.monotonic()
+        self._reader, self._has_worked = FrameReader(), False
+        self._failure = self._hung_seconds = None
+        try:
+            self._child = self._start()
+        except OSError as error:
+            self._retry(InfcError(f"a process cannot be started: {error.strerror}"), is_own=True)
+            return
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self, sock=self._child.connection)
+        self._say(self._order)
+
+    def send(self, number: int, stream: RemoteStream) -> None:
+        """Ask the engine for a request. Raises FrameError for one that cannot be sent."""
+        frame = frame_of(stream.order(number))
+        self.streams[number] = stream
+        if self._transport is not None:
+            self._transport.write(frame)
+
+    def abort(self, number: int) -> None:
+        """End a request; the engine tells its last output."""
+        self._say(Abort(number))
+
+    def kill(self, hung_seconds: float | None = None) -> None:
+        """End the process at once; `hung_seconds` if it said nothing for so long."""
+        self._hung_seconds = hung_seconds
+        if self._child is not None:
+            self._child.kill()
+
+    async def close(self, seconds: float) -> None:
+        """End the process, within a step if it takes no longer, and start no other."""
+        self._is_closed = True
+        if self._transport is not None:
+            self._transport.close()
+        if (child := self._child) is not None and not await _has_ended(child, seconds):
+            child.kill()
+            await _has_ended(child, _REAP_SECONDS)
+
+    def _say(self, message: ToEngine) -> None:
+        if self._transport is not None:
+            self._transport.write(frame_of(message))
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As asyncio has it."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio has it."""
+        self.heard_at = time.monotonic()
+        try:
+            for payload in self._reader.feed(data):
+                self._hear(from_engine(payload))
+        except FrameError as error:  # what follows cannot be understood
+            self._failure = error
+            self.kill()
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio has it: the process ends, or has ended."""
+        self._transport = None
+        if not self._is_closed:
+            self._begin(self._bury())
+
+    def _hear(self, message: FromEngine) -> None:
+        if isinstance(message, Told):
+            if message.stats is not None:
+                s = message.stats
+                self.stats = EngineStats(
+                    s.num_waiting,
+                    s.num_running,
+                    s.num_free_blocks,
+                    s.num_blocks,
+                    s.num_preemptions,
+                    s.num_steps,
+                )
+            self._has_worked = self._has_worked or bool(message.reports)
+            self._owner.on_told(self, message)
+        elif isinstance(message, Ready):
+            if message.version != VERSION:
+                raise FrameError(f"the engine speaks version {message.version}, not {VERSION}")
+            self.state, self.block_size = "ready", message.block_size
+            self._owner.on_ready(self)
+        else:
+            self._failure = error_of(message.failure)
+
+    # --- the end of a process -----------------------------------------------------------------
+
+    async def _bury(self) -> None:
+        """The process has closed its socket: learn why, pass its requests on, start another."""
+        child = self._child
+        assert child is not None
+        self.state = "waiting"
+        if not await _has_ended(child, _REAP_SECONDS):
+            child.kill()
+            await _has_ended(child, _REAP_SECONDS)
+        self._child, self.stats = None, _NO_STATS
+        death = death_of(child, hung_seconds=self._hung_seconds)
+        if self._failure is not None:
+            death = Death(self._failure, True)
+        orphans, self.streams = list(self.streams.values()), {}
+        if not self._is_closed:
+            self._owner.on_death(self, death, orphans)
+            self._retry(death.error, is_own=death.is_blamed)
+
+    def _retry(self, error: InfcError, *, is_own: bool) -> None:
+        """Start again: at once if it has worked, else later and later, and at last not at all."""
+        # Neither files that are damaged nor a processor that lacks something get better.
+        is_final = isinstance(error, (ArtifactError, TargetError))
+        if self._has_worked and not is_final:
+            self._num_failed_starts = 0
+        else:
+            self._num_failed_starts += 1
+        if is_final or (is_own and self._num_failed_starts >= MOST_FAILED_STARTS):
+            self.state = "given up"
+            self._owner.on_given_up(self, error)
+            return
+        delay = 0.0
+        if self._num_failed_starts:
+            delay = min(
+                _MOST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self._num_failed_starts - 1)
+            )
+        self.state = "waiting"
+        self.num_restarts += 1
+        asyncio.get_running_loop().call_later(delay, lambda: self._begin(self.start()))
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        """Run it; a task that nobody holds may be collected."""
+        self._task = asyncio.get_running_loop().create_task(work)
+
+
+async def _has_ended(child: Child, seconds: float) -> bool:
+    """Whether the process ends within that time."""
+    deadline = time.monotonic() + seconds
+    while child.process.poll() is None:
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(0.001)
+    return True

@@ -1,0 +1,127 @@
+"""What several engines take of the memory and the processors of a machine, before any starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...ir.artifact import Artifact
+from ...ir.errors import CapacityError, UsageError
+from ...ir.machine import available_cpus
+from ...ir.sizes import format_count, format_size
+from ..executors.base import HOST
+from ..limits import RuntimePlan, free_bytes, memory_kind, plan_runtime
+from ..options import RuntimeOptions
+
+MAX_REPLICAS = 64
+_SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSizes:
+    """The plan of one engine, the options of each, the processors of each, and a line to print.
+
+    `cpus` has an empty list for an engine that may run anywhere.
+    """
+
+    plan: RuntimePlan
+    options: tuple[RuntimeOptions, ...]
+    cpus: tuple[list[int], ...]
+    text: str
+
+
+def size_replicas(artifact: Artifact, options: RuntimeOptions, count: int) -> ReplicaSizes:
+    """Divides threads and memory among `count` engines, which map the same weights.
+
+    Of the options, `threads` is for all of them together, and `kv_memory` for each. Raises
+    CapacityError where they do not fit, and what `plan_runtime` raises.
+    """
+    if not 1 <= count <= MAX_REPLICAS:
+        raise UsageError(f"{count} replicas are outside 1..{MAX_REPLICAS}", where="--replicas")
+    manifest = artifact.manifest
+    if memory_kind(manifest) != HOST and count > 1:
+        raise UsageError(
+            "several replicas on one GPU would each have their own weights there",
+            where="--replicas",
+            hint="use --replicas 1",
+        )
+    ours = artifact.weights_are_ours()
+    if count > 1 and options.weights is None and ours:
+        options = replace(options, weights="mapped")  # one copy of them, whoever reads them
+    first = plan_runtime(manifest, options, weights_are_ours=ours)
+    if count > 1 and memory_kind(manifest) == HOST:
+        options = replace(options, kv_memory=_kv_memory(artifact, options, first, count))
+    threads = [len(part) for part in _divided(range(first.num_threads), count)]
+    options = replace(options, threads=max(threads))
+    plan = plan_runtime(manifest, options, weights_are_ours=ours)
+    use = plan.memory[memory_kind(manifest)]
+    free = free_bytes(memory_kind(manifest))
+    if use.taken * count > free:
+        raise CapacityError(
+            f"{count} replicas take {format_size(use.taken * count)}, and {format_size(free)} are"
+            " free",
+            hint="lower --replicas or --kv-memory",
+        )
+    options = replace(options, max_context=plan.limits.max_context)
+    each = tuple(replace(options, threads=number) for number in threads)
+    return ReplicaSizes(
+        plan, each, _cpus(plan, count), _text(plan, count, free, manifest_kind=HOST)
+    )
+
+
+def _kv_memory(
+    artifact: Artifact, options: RuntimeOptions, plan: RuntimePlan, count: int
+) -> int | str | None:
+    """Bytes of KV for each: what was asked for, or its part of half of what is free."""
+    recipe = artifact.manifest.recipe.get("kv_cache")
+    compiled = recipe.get("memory") if isinstance(recipe, dict) else None
+    wanted = compiled if options.kv_memory is None else options.kv_memory
+    if wanted not in (None, "auto"):
+        return wanted
+    use = plan.memory[HOST]
+    others = use.taken - use.kv
+    share = int(free_bytes() * _SHARE_OF_FREE_MEMORY) // count - others
+    return min(use.kv, max(1, share))
+
+
+def _divided(items: Sequence[int], count: int) -> list[list[int]]:
+    """Items in `count` parts as equal as can be; a part that would be empty has the first one."""
+    size, rest = divmod(len(items), count)
+    parts, at = [], 0
+    for index in range(count):
+        end = at + size + (index < rest)
+        parts.append(list(items[at:end]) or [items[index % len(items)]])
+        at = end
+    return parts
+
+
+def _cpus(plan: RuntimePlan, count: int) -> tuple[list[int], ...]:
+    """The processors of each engine whose threads are pinned; else the system chooses."""
+    if not plan.pin or count == 1:
+        return tuple([] for _ in range(count))
+    return tuple(_divided(sorted(os.sched_getaffinity(0)), count))
+
+
+def _text(plan: RuntimePlan, count: int, free: int, manifest_kind: str) -> str:
+    use = plan.memory.get(manifest_kind) or next(iter(plan.memory.values()))
+    step = use.arena + use.handed_over
+    parts = [f"KV {format_size(use.kv)}", f"steps {format_size(step)}"]
+    if use.weights:
+        parts.append(f"weights {format_size(use.weights)}")
+    shared = f", and weights of {format_size(use.mapped)} once for all" if use.mapped else ""
+    return (
+        f"{format_count(count, 'replica')} with {format_count(plan.num_threads, 'thread')} each:"
+        f" {' + '.join(parts)} each{shared}: {format_size(count * use.taken + use.mapped)} of the"
+        f" {format_size(free)} that are free"
+    )
+
+
+def too_many_threads(count: int) -> str | None:
+    """A note where engines have to share processors."""
+    if count <= (cpus := available_cpus()):
+        return None
+    return (
+        f"{count} replicas share {format_count(cpus, 'processor')}: each has one thread, and waits"
+        " for the others"
+    )

@@ -1,0 +1,115 @@
+"""Processes: why one ended, and a spare one that waits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from infc.runtime.replicas import child as child_module
+from infc.runtime.replicas.child import Child, Nursery, death_of, start_engine
+
+
+def ended(code: str, number: signal.Signals | None = None) -> Child:
+    """A process that has ended: by itself, or by a signal."""
+    child = start_engine(code)
+    if number is not None:
+        child.process.send_signal(number)
+    child.connection.close()
+    child.process.wait(20)
+    return child
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "text", "is_blamed"),
+    [
+        ("import time; time.sleep(60)", signal.SIGKILL, "SIGKILL", False),
+        ("import time; time.sleep(60)", signal.SIGTERM, "SIGTERM", False),
+        ("import time; time.sleep(60)", signal.SIGSEGV, "SIGSEGV", True),
+        ("import os; os.abort()", None, "SIGABRT", True),
+        ("raise SystemExit(3)", None, "status 3", True),
+        ("pass", None, "status 0", True),
+    ],
+)
+def test_why_a_process_ended(
+    code: str, number: signal.Signals | None, text: str, is_blamed: bool
+) -> None:
+    death = death_of(ended(code, number))
+    assert text in str(death.error)
+    assert death.is_blamed == is_blamed
+
+
+def test_the_kernel_may_have_run_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what was computed may be the reason, and not whoever sends signals."""
+    child = ended("import time; time.sleep(60)", signal.SIGKILL)
+    killed = child_module.num_killed_for_memory()
+    monkeypatch.setattr(child_module, "num_killed_for_memory", lambda: killed + 1)
+    death = death_of(child)
+    assert "lack of memory" in str(death.error)
+    assert death.is_blamed
+
+
+def test_a_silent_process_is_blamed() -> None:
+    death = death_of(ended("import time; time.sleep(60)", signal.SIGKILL), hung_seconds=3)
+    assert "nothing for 3 s" in str(death.error)
+    assert death.is_blamed
+
+
+def test_a_spare_process_is_taken_once_and_a_dead_one_never() -> None:
+    started = []
+
+    def start() -> Child:
+        started.append(start_engine("import time; time.sleep(60)"))
+        return started[-1]
+
+    nursery = Nursery(start)
+    nursery.fill()
+    nursery.fill()
+    assert len(started) == 1
+    assert nursery.take().pid == started[0].pid
+    assert nursery.take().pid == started[1].pid
+    nursery.fill()
+    started[2].kill()
+    started[2].process.wait()
+    assert nursery.take().pid == started[3].pid
+    nursery.fill()
+    nursery.close()
+    assert started[4].process.returncode == -signal.SIGKILL
+    for each in started:
+        each.connection.close()
+        each.kill()
+        each.process.wait()
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    """Whatever it is doing: here, before it has read anything."""
+    program = (
+        "import os, sys; from infc.runtime.replicas.child import start_engine;"
+        " child = start_engine(); print(child.pid, flush=True); input(); os._exit(0)"
+    )
+    front = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert front.stdout is not None
+    pid = int(front.stdout.readline())
+    front.kill()
+    front.communicate()
+    assert wait_for_end(pid)
+
+
+def wait_for_end(pid: int, seconds: float = 10) -> bool:
+    """Whether a process that is no child of this one ends."""
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
