@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from ...runtime.replicas.policy_names import PolicyName
 from ...runtime.server.settings import Limit, limits
 from ..set_option import set_option
 from ..threads_option import threads_option
@@ -68,6 +69,21 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
     help="Read the API key from the first line of a file.",
 )
 @click.option("--open-metrics", is_flag=True, help="Allow /metrics without the API key.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Engines in processes of their own, which share the weights and the threads; 0 for one"
+    " in the process of the server.",
+)
+@click.option(
+    "--routing",
+    type=click.Choice(get_args(PolicyName)),
+    default=get_args(PolicyName)[0],
+    show_default=True,
+    help="Which replica gets a request.",
+)
 @threads_option("by default as compiled")
 @click.option(
     "--weights",
@@ -76,7 +92,9 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
 )
 @click.option("--max-context", type=click.IntRange(min=2), help="At most the compiled value.")
 @click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled value.")
-@click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache, such as 1GiB.")
+@click.option(
+    "--kv-memory", metavar="SIZE", help="Memory for the KV cache of an engine, such as 1GiB."
+)
 @click.option(
     "--itl-target-ms",
     type=click.IntRange(min=0),
@@ -113,6 +131,8 @@ def command(
     max_sequences: int | None,
     kv_memory: str | None,
     itl_target_ms: int | None,
+    replicas: int,
+    routing: str,
     verify: str,
     log_prompts: bool,
     log_requests: bool,
@@ -161,6 +181,8 @@ def command(
         verify=cast("Verification", verify),
         log_requests=log_requests or log_prompts,
         log_prompts=log_prompts,
+        replicas=replicas,
+        routing=routing,
         **{name: value for name, value in settings.items() if value is not None},
     )
     if interrupted:  # as shells expect it; that it stopped cleanly is no error to print

@@ -184,10 +184,18 @@ class ModelList(_Answer):
     data: list[ModelCard]
 
 
+class ReplicaHealth(_Answer):
+    """Whether the process of one engine is ready, and how often it was started again."""
+
+    state: Literal["starting", "ready", "waiting", "given up"]
+    restarts: int
+
+
 class Health(_Answer):
-    """Whether the engine lives."""
+    """Whether requests are answered; with `--replicas`, the state of each."""
 
     status: str
+    replicas: list[ReplicaHealth] | None = None
 
 
 class Version(_Answer):

@@ -32,16 +32,16 @@ from .metrics import ServerMetrics
 from .openapi import answers, body_of, error, generation_answers
 from .protocol import ChatRequest, CompletionRequest
 from .request_log import RequestLog, record_of
+from .served import ServedEngine
 from .service import Service
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
-    from ..async_engine import AsyncEngine
     from ..text.tokenizer import Tokenizer
 
 
 def create_app(
-    engine: AsyncEngine,
+    engine: ServedEngine,
     tokenizer: Tokenizer | None,
     settings: ServerSettings,
     *,
@@ -158,13 +158,16 @@ def _add_models(router: APIRouter, service: Service, certificate: dict[str, Any]
         return JSONResponse({**card(name), "certificate": certificate})
 
 
-def _add_health(router: APIRouter, engine: AsyncEngine) -> None:
+def _add_health(router: APIRouter, engine: ServedEngine) -> None:
     @router.get("/health", responses={**answers(Health), 503: {"model": Health}})
     async def health() -> Response:
-        """200 while the engine lives, 503 once it does not."""
-        if engine.healthy:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "the engine has stopped"}, 503)
+        """200 while the engine lives, or a replica is to be started again; 503 otherwise."""
+        body: dict[str, Any] = {"status": "ok" if engine.healthy else "the engine has stopped"}
+        if replicas := engine.replicas():
+            body["replicas"] = [
+                {"state": each.state, "restarts": each.num_restarts} for each in replicas
+            ]
+        return JSONResponse(body, 200 if engine.healthy else 503)
 
 
 def _add_description(router: APIRouter, app: FastAPI, service: Service) -> None:

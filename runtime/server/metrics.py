@@ -21,10 +21,12 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from .replica_metrics import replica_families
+from .served import ServedEngine
+
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-    from ..async_engine import AsyncEngine
     from ..requests.outputs import RequestOutput
     from ..scheduling.owners import StepTimes
 
@@ -120,7 +122,7 @@ class Histogram:
 class ServerMetrics(Collector):
     """Every number of one server."""
 
-    def __init__(self, engine: AsyncEngine, info: dict[str, str]) -> None:
+    def __init__(self, engine: ServedEngine, info: dict[str, str]) -> None:
         self._engine = engine
         self._info = info
         self.http_requests: Counter[tuple[str, str]] = Counter()  # by endpoint and status
@@ -141,7 +143,7 @@ class ServerMetrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        engine.engine.on_step = self._on_step
+        engine.watch_steps(self._on_step)
 
     def _on_step(self, times: StepTimes) -> None:
         """On the engine's thread."""
@@ -163,6 +165,8 @@ class ServerMetrics(Collector):
         yield InfoMetricFamily("infc_build", "Model, backend and version.", self._info)
         yield from self._gauges()
         yield from self._counters()
+        if replicas := self._engine.replicas():
+            yield from replica_families(replicas)
         for name, (doc, attribute) in _HISTOGRAMS.items():
             histogram: Histogram = getattr(self, attribute)
             yield histogram.family(name, doc)

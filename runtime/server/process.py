@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,10 +23,8 @@ from .connections import MOST_REFUSED, bounded_protocol
 from .event_loop import SturdyEventLoop
 from .interpreter import short_waits
 from .log import ServerLog, announce
+from .served import ServedEngine
 from .settings import ServerSettings
-
-if TYPE_CHECKING:
-    from ..async_engine import AsyncEngine
 
 _POLL_SECONDS = 0.05
 _FLUSH_SECONDS = 5.0
@@ -38,7 +36,7 @@ _LAST_WORDS_SECONDS = 1.0  # for the event that tells a client that its stream w
 
 
 def run_server(
-    app: ASGIApp, listener: socket.socket, engine: AsyncEngine, settings: ServerSettings
+    app: ASGIApp, listener: socket.socket, engine: ServedEngine, settings: ServerSettings
 ) -> bool:
     """Serves until a signal; True where that was SIGINT.
 
@@ -112,7 +110,7 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         listener: socket.socket,
-        engine: AsyncEngine,
+        engine: ServedEngine,
         settings: ServerSettings,
     ) -> None:
         super().__init__(config)

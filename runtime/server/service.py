@@ -11,11 +11,11 @@ from .errors import ApiError
 from .logprobs import TokenNames
 from .metrics import ServerMetrics
 from .protocol import GenerationRequest
+from .served import ServedEngine
 from .settings import ServerSettings
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..async_engine import AsyncEngine
     from ..text.tokenizer import Tokenizer
 
 _SMALL = 4096  # characters, or token ids, that are looked at in no time
@@ -27,7 +27,7 @@ class Service:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: ServedEngine,
         tokenizer: Tokenizer | None,
         settings: ServerSettings,
         metrics: ServerMetrics,
@@ -45,7 +45,7 @@ class Service:
     @property
     def max_context(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self.engine.engine.plan.limits.max_context
+        return self.engine.max_context
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -126,7 +126,7 @@ class Service:
 
     async def encode(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """The tokens of prompts, counted; long ones never hold up the others."""
-        encode = self.engine.engine.encode
+        encode = self.engine.encode
         if sum(map(len, prompts)) > _SMALL:
             token_ids = await self.workers.run(lambda: [encode(prompt) for prompt in prompts])
         else:
@@ -163,4 +163,4 @@ class Service:
 
     def _encode_chat(self, tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> list[int]:
         token_ids = tokenizer.encode_chat(messages, max_characters=self.max_characters)
-        return self.engine.engine.encode(token_ids)
+        return self.engine.encode(token_ids)

@@ -83,6 +83,13 @@ class ServerSettings:
     drain_seconds: float = _limit(
         30.0, "Time for running requests to finish at shutdown.", "s", low=0
     )
+    hang_seconds: float = _limit(
+        60.0,
+        "With --replicas, time after which an engine that says nothing is killed. No step may take"
+        " so long.",
+        "s",
+        low=0.5,
+    )
 
     default_temperature: float = 1.0
     default_top_p: float = 1.0

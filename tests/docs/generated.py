@@ -21,6 +21,7 @@ from infc.ir.backends import find_backend
 from infc.ir.ops import Op, all_ops
 from infc.ir.ops.base import REQUIRED, AttrSpec
 from infc.runtime.engine import EngineStats
+from infc.runtime.replicas.replica import ReplicaStats
 from infc.runtime.server.metrics import ServerMetrics
 from infc.runtime.server.protocol import IGNORED, ChatRequest, CompletionRequest
 from infc.runtime.server.settings import limits
@@ -200,8 +201,10 @@ def server_limits() -> str:
 
 def server_metrics() -> str:
     """Every metric of ours."""
+    stats = EngineStats(0, 0, 0, 0, 0, 0)
+    replica = ReplicaStats(0, "ready", None, 0, 0, stats)
     served: Any = types.SimpleNamespace(
-        engine=types.SimpleNamespace(), stats=lambda: EngineStats(0, 0, 0, 0, 0, 0)
+        watch_steps=lambda on_step: None, stats=lambda: stats, replicas=lambda: [replica]
     )
     rows = []
     for family in ServerMetrics(served, {"version": "", "backend": "", "model_name": ""}).collect():

@@ -25,10 +25,12 @@ from benchmarks.replica_kills import KV_MEMORY, differing, disturb, transcript, 
 from benchmarks.replica_kills import Job as AnyJob
 from infc.ir.artifact import Artifact
 from infc.ir.errors import ArtifactError, CapacityError, DrainingError, InfcError, RequestError
+from infc.runtime.executors.base import HOST
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.replicas.child import Child, start_engine
 from infc.runtime.replicas.front import Front
 from infc.runtime.replicas.opening import open_front
+from infc.runtime.replicas.sizing import ReplicaSizes, size_replicas
 from infc.runtime.requests.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling.sampling_params import SamplingParams
 
@@ -374,3 +376,35 @@ def test_another_artifact_in_its_place_is_not_opened(artifact: Artifact) -> None
     with pytest.raises(ArtifactError, match="was replaced by another one"):
         front.wait_until_open()
     front.shutdown()
+
+
+def test_memory_is_planned_for_all_of_them(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KV and steps of each, and one copy of the weights."""
+
+    def sizes(count: int, **options: Any) -> ReplicaSizes:
+        return size_replicas(artifact, RuntimeOptions(threads=3, **options), count)
+
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 100 << 20)
+    one, three = sizes(1), sizes(3)
+    use = three.plan.memory[HOST]
+    assert use.weights == 0 and use.mapped == artifact.weights_path.stat().st_size
+    assert 40 << 20 < 3 * use.taken <= 50 << 20
+    assert use.kv < one.plan.memory[HOST].kv
+    assert [each.threads for each in three.options] == [1, 1, 1]
+    assert [each.threads for each in sizes(2).options] == [2, 1]
+    assert {each.max_context for each in three.options} == {three.plan.limits.max_context}
+    assert sizes(2, kv_memory="40MiB").plan.memory[HOST].kv > 39 << 20
+    with pytest.raises(CapacityError, match=r"3 replicas take .* and 100.0 MiB are free"):
+        sizes(3, kv_memory="40MiB")
+    with pytest.raises(CapacityError):
+        sizes(3, weights="copied", kv_memory="30MiB")
+
+
+def test_pinned_threads_of_replicas_have_processors_of_their_own(artifact: Artifact) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    pinned = size_replicas(artifact, RuntimeOptions(threads=1, pin=True), 2)
+    assert pinned.cpus[0] == cpus[: -(-len(cpus) // 2)]
+    assert pinned.cpus[1] == (cpus[-(-len(cpus) // 2) :] or cpus[:1])
+    assert size_replicas(artifact, RuntimeOptions(threads=1), 2).cpus == ([], [])
