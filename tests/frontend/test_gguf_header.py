@@ -83,6 +83,10 @@ BAD = {
         file(pairs=(pair("a", 9, array(9, 1, array(0, 1, b"x"))),)),
         "a: is an array of the unknown type 9",
     ),
+    "alignment-flag": (
+        file(pairs=(pair("general.alignment", 7, b"\x01"),)),
+        "general.alignment: is True, expected a power of two",
+    ),
     "alignment": (
         file(pairs=(pair("general.alignment", 4, struct.pack("<I", 24)),)),
         "general.alignment: is 24, expected a power of two",

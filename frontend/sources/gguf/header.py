@@ -172,7 +172,12 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
 
 def _alignment(metadata: Mapping[str, Value], path: Path) -> int:
     value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-    if not isinstance(value, int) or not 1 <= value <= 1 << 20 or value & (value - 1):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 1 <= value <= 1 << 20
+        or value & (value - 1)
+    ):
         raise CheckpointError(
             f"is {value!r}, expected a power of two", where=f"{path}: general.alignment", hint=AGAIN
         )
