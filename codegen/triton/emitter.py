@@ -25,6 +25,8 @@ FEW_TOKENS = 16
 """A step of so many tokens or fewer reads weights for the most part."""
 _DEPENDENT_CAPABILITY = 90
 """From which on launches can be dependent."""
+_NARROWED = frozenset({"paged_attention", "take", "gelu", "silu", "relu"})
+"""Ops whose results have no narrower type in a program, and kernels that store any."""
 STEP_ARRAYS = {"input_ids": "token_ids"}
 """What the arrays of a step are called where inputs of a program have another name."""
 
@@ -95,6 +97,7 @@ class Emitter:
     bounds: dict[str, int] = field(init=False)
     consumers: Mapping[str, list[Node]] = field(init=False)
     _cuts: frozenset[str] = field(init=False)
+    _narrowed: frozenset[str] = field(init=False)
     _offsets: Mapping[str, int] = field(init=False)
     _scratch: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -102,6 +105,12 @@ class Emitter:
         arena = planned_arena(self.program)
         self._offsets, self.arena_bytes = arena.offsets, arena.num_bytes
         self.consumers = self.program.consumers()
+        self._narrowed = frozenset(
+            value.name
+            for node in self.program.nodes
+            for value in node.outputs
+            if node.op in _NARROWED and value.type.dtype is DType.F32
+        )
         # With one query a sequence, no launch depends on more than sizes: steps are captured whole.
         cuts = () if self.form.one_query else planned_graphs(self.program).cuts
         self._cuts = frozenset(cuts)
@@ -144,10 +153,34 @@ class Emitter:
         """`output` elsewhere in the arena."""
         order = range(value.type.rank) if order is None else order
         shape = tuple(value.type.shape[axis] for axis in order)
-        buffer = Buffer.dense(Pointer("arena", "", offset), value.type.dtype, shape)
+        buffer = Buffer.dense(Pointer("arena", "", offset), self.kept_type(value), shape)
         buffer = buffer.transpose(tuple(order.index(axis) for axis in range(value.type.rank)))
         self.buffers[value.name] = buffer
         return buffer
+
+    def kept_type(self, value: Value) -> DType:
+        """The type that a result has in memory: float32 that only products by matrices of 16 bits
+        read is rounded to the type of these at once, as products would."""
+        if value.name not in self._narrowed:
+            return value.type.dtype
+        kinds = self._multiplied_by(value)
+        (kind,) = kinds if len(kinds) == 1 else (None,)
+        return kind if kind in (DType.BF16, DType.F16) else value.type.dtype
+
+    def _multiplied_by(self, value: Value) -> set[DType | None]:
+        """The types of matrices that multiply rows of a value, None for all other uses."""
+        kinds: set[DType | None] = {None} if value in self.program.outputs else set()
+        for node in self.consumers.get(value.name, []):
+            if node.inputs[0] != value or node.values().count(value) != 1:
+                kinds.add(None)
+            elif node.op in ("reshape", "take"):
+                kinds |= self._multiplied_by(node.output)
+            elif node.op == "linear":
+                matrix = self.program.operand_type(node.inputs[1])
+                kinds.add(matrix.dtype if isinstance(matrix, TensorType) else None)
+            else:
+                kinds.add(None)
+        return kinds
 
     def reserve(self, num_bytes: int) -> int:
         """More arena behind what the plan knows of."""
