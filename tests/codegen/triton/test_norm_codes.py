@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from infc.codegen.triton import fusions
+from infc.codegen.triton.aot import KernelBuild
 from infc.codegen.triton.backend import generate
 from infc.ir.builder import ProgramBuilder
 from infc.ir.program import Attr, Program, Value
@@ -18,6 +19,7 @@ from infc.ir.targets import resolve_target
 from infc.ir.types import DType, Sym, TensorType
 from infc.ir.weights import program_weights
 
+from ...gpu_breadth import RARELY
 from ..harness import Chunk, make_step, with_weights
 from .emulating import Emulating
 from .interpreting import Interpreting
@@ -116,3 +118,17 @@ def test_compiled_norms_with_codes_have_the_bits_of_both(
     found = logits(program, Emulating(), tmp_path / "a")
     monkeypatch.setattr(fusions, "_FUSIONS", {})
     assert np.array_equal(found, logits(program, Emulating(), tmp_path / "b"))
+
+
+@pytest.mark.breadth
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=RARELY)])
+def test_norms_with_codes_fit(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rows of the length that they have in Gemma 2."""
+    monkeypatch.setitem(globals(), "WIDTH", 2304)
+    machine = resolve_target(target)
+    programs = [program_of(name, kind) for name in NAMES for kind in ("post", "layer")]
+    made = [generate(program, machine).codes for program in programs]
+    codes = {key: code for one in made for key, code in one.items() if code.module == "normed"}
+    build = KernelBuild(codes, machine, tmp_path / "kernels")
+    build.start()
+    assert build.wait().keys() == codes.keys() and codes
