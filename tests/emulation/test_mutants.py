@@ -51,7 +51,7 @@ def wait(kernel: str, what: str, count: str, weaker: int) -> PtxMutant:
 _COPIES, _PRODUCTS = r"cp\.async\.wait_group", r"wgmma\.wait_group\.sync\.aligned"
 KERNELS = {
     **{f"splits-barrier-{place}": barrier("attend_splits", place) for place in range(4)},
-    **{f"tiles-barrier-{place}": barrier("attend_tiles", place) for place in (0, 1, 3)},
+    **{f"tiles-barrier-{place}": barrier("attend_tiles", place) for place in (0, 1, 2)},
     **{f"linear-barrier-{place}": barrier("linear", place) for place in (1, 2, 3, 4, 5)},
     "row-tops-barriers": barrier("row_tops"),
     "draw-barriers": barrier("draw_tokens"),
