@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,17 @@ _SCRATCH_POINTERS = bytes(16)
 
 
 class Emulating:
-    """Compiled kernels, in the place of a process of the interpreter."""
+    """Compiled kernels, in the place of a process of the interpreter.
 
-    def __init__(self, target: Target = TARGET) -> None:
+    `change` makes another text of the PTX of a kernel, by its entry.
+    """
+
+    def __init__(
+        self, target: Target = TARGET, change: Callable[[str, str], str] | None = None
+    ) -> None:
         self._target = target
         self._device = replace(DEVICE, capability=divmod(CUDA.capability(target.name), 10))
+        self._change = change
         self._kernels: dict[str, tuple[Kernel, bytes, str]] = {}
 
     def compile(self, codes: Mapping[str, KernelCode], place: Path) -> None:
@@ -41,11 +47,10 @@ class Emulating:
             image, source = (
                 place / one.removeprefix("code/") for one in (kernel.image, kernel.source)
             )
-            self._kernels[_name(codes[key].plain())] = (
-                kernel,
-                image.read_bytes(),
-                source.read_text(encoding="utf-8"),
-            )
+            text = source.read_text(encoding="utf-8")
+            if self._change is not None:
+                text = self._change(kernel.entry, text)
+            self._kernels[_name(codes[key].plain())] = (kernel, image.read_bytes(), text)
 
     def run(self, calls: Sequence[Call], arrays: Mapping[str, Bytes]) -> dict[str, Bytes]:
         """The arrays after the calls."""

@@ -15,6 +15,7 @@ from infc.codegen.triton.backend import Generated, generate
 from infc.codegen.triton.boxes import Box, box_of
 from infc.codegen.triton.lower import matrix
 from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import DeviceError
 from infc.ir.interpret import interpret
 from infc.ir.program import Program
 from infc.ir.targets import Target, resolve_target
@@ -26,6 +27,7 @@ from infc.runtime.executors.gpu.launching import Places, ReadyLaunch
 
 from ...emulation.descriptors import decode
 from ...emulation.driver import EmulatedDriver
+from ...emulation.mutants import PtxMutant
 from ..harness import Chunk, make_step, random_weights, with_weights
 from .emulating import Emulating
 from .interpreting import Interpreting
@@ -94,6 +96,35 @@ def test_products_by_boxes_mean_what_the_ops_mean(
     wanted, found, first = outcome(products(dtype=dtype), process, tmp_path)
     assert np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()
     assert np.array_equal(first, found[:70]), "a row depends on how many there are"
+
+
+MUTANTS = {
+    "fewer bytes are awaited": PtxMutant("linear_boxes", r"(expect_tx.*, )32768;", r"\g<1>16384;"),
+    "boxes are not awaited": PtxMutant(
+        "linear_boxes", r"mbarrier\.try_wait\S* complete, .*;", "setp.eq.u32 complete, 0, 0;"
+    ),
+    "products are not awaited": PtxMutant("linear_boxes", r"wgmma\.wait_group\S*\s+\d;", ""),
+    "stores are not awaited": PtxMutant("linear_boxes", r"cp\.async\.bulk\.wait_group.*;", ""),
+    "barriers are missing": PtxMutant("linear_boxes", r"bar\.sync[ \t]+0;", ""),
+}
+
+
+@pytest.mark.usefixtures("_two_programs")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_what_does_not_wait_is_noticed(name: str, tmp_path: Path) -> None:
+    changed = []
+
+    def change(entry: str, source: str) -> str:
+        found = MUTANTS[name].change(entry, source)
+        changed.append(found != source)
+        return found
+
+    try:
+        wanted, found, _ = outcome(products(), Emulating(change=change), tmp_path)
+        noticed = not np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()
+    except DeviceError:
+        noticed = True
+    assert any(changed) and noticed
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89"])
