@@ -436,6 +436,26 @@ st.global.b32 [%rd1+12], %r2;"""
     assert struct.unpack("<qfI", driver.contents(address, 16).tobytes()) == (-5, 2.5, 65535)
 
 
+def test_integers_that_are_added_to_a_few_places() -> None:
+    """A histogram of 64 bits: threads with one place see each other's sums, which wrap."""
+    body = """ld.param.b64 %rd1, [p0];
+mov.u32 %r1, %tid.x;
+and.b32 %r2, %r1, 3;
+mad.wide.u32 %rd2, %r2, 8, %rd1;
+cvt.u64.u32 %rd3, %r1;
+atom.global.gpu.relaxed.add.u64 %rd4, [%rd2], %rd3;
+mad.wide.u32 %rd5, %r1, 8, %rd1;
+st.global.b64 [%rd5+32], %rd4;"""
+    x = np.zeros(36, np.uint64)
+    x[1] = 2**64 - 1
+    found = run(written(body, parameters=1), {"x": x}, ["x"])["x"].view(np.uint64)
+    threads, before = np.arange(32, dtype=np.uint64), x.copy()
+    for thread in range(32):
+        assert found[4 + thread] == before[thread % 4]
+        before[thread % 4 :: 36] += threads[thread]
+    assert found[:4].tolist() == before[:4].tolist()
+
+
 def test_atomic_operations_of_threads_one_after_the_other() -> None:
     body = """ld.param.b64 %rd1, [p0];
 mov.u32 %r1, %tid.x;
