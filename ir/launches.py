@@ -23,9 +23,10 @@ Space = Literal["arena", "weight", "state", "step", "output"]
 """Where an operand lies: scratch of one step; a tensor of the weights' file; the pages of a group;
 an array of the step (`STEP_ARRAYS`); an array that the step returns."""
 
-When = Literal["always", "copies", "head", "draws", "adjusted", "logits", "hidden"]
+When = Literal["always", "copies", "head", "draws", "sampled", "adjusted", "logits", "hidden"]
 """Which steps need a launch: all; those that copy blocks; that need the head (`Step.needs_head`);
-that draw tokens, or adjust logits before; that return logits, or hidden states."""
+that draw tokens, some of them not the greatest, or adjust logits before; that return logits, or
+hidden states."""
 
 
 @dataclass(frozen=True, slots=True)

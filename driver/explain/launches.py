@@ -11,7 +11,7 @@ from ...ir.launches import LAUNCHES_FILE, Form, When, read_launches
 from ...ir.program import Program
 from .facts import FormFacts, LaunchFacts, Predictions
 
-_SAMPLING: tuple[When, ...] = ("always", "head", "draws")
+_SAMPLING: tuple[When, ...] = ("always", "head", "draws", "sampled")
 """What a step needs that samples, adjusts nothing and returns no logits."""
 
 

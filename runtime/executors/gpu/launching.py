@@ -213,12 +213,14 @@ class ReadyForm:
         self.launches = launches
         self._pieces: dict[frozenset[When], list[Piece]] = {}
         self._halves: dict[frozenset[When], tuple[list[Piece], list[Piece]]] = {}
+        self._made: dict[tuple[int, ...], Piece] = {}
+        """By the places of its launches: steps that need other launches share what is equal."""
 
     def pieces(self, active: frozenset[When]) -> list[Piece]:
         """The launches of a step for which `active` holds."""
         found = self._pieces.get(active)
         if found is None:
-            found = self._pieces[active] = _pieces(self._chosen(active))
+            found = self._pieces[active] = self._cut(self._chosen(active))
         return found
 
     def halves(self, active: frozenset[When]) -> tuple[list[Piece], list[Piece]]:
@@ -226,19 +228,22 @@ class ReadyForm:
         found = self._halves.get(active)
         if found is None:
             chosen = self._chosen(active)
-            at = next((i for i, one in enumerate(chosen) if one.when == "adjusted"), len(chosen))
-            found = self._halves[active] = _pieces(chosen[:at]), _pieces(chosen[at:])
+            adjusts = (i for i, at in enumerate(chosen) if self.launches[at].when == "adjusted")
+            first = next(adjusts, len(chosen))
+            found = self._halves[active] = self._cut(chosen[:first]), self._cut(chosen[first:])
         return found
 
-    def _chosen(self, active: frozenset[When]) -> list[ReadyLaunch]:
-        return [one for one in self.launches if one.when in active]
+    def _chosen(self, active: frozenset[When]) -> list[int]:
+        return [place for place, one in enumerate(self.launches) if one.when in active]
 
+    def _cut(self, places: Sequence[int]) -> list[Piece]:
+        groups = groupby(places, key=lambda place: self.launches[place].eager)
+        return [self._piece(tuple(group), eager) for eager, group in groups]
 
-def _pieces(launches: Sequence[ReadyLaunch]) -> list[Piece]:
-    groups = groupby(launches, key=lambda one: one.eager)
-    return [_piece(list(group), eager) for eager, group in groups]
-
-
-def _piece(launches: list[ReadyLaunch], eager: bool) -> Piece:
-    sizes = sorted(set().union(*(one.sizes for one in launches)))
-    return Piece(launches, eager, tuple(sizes))
+    def _piece(self, places: tuple[int, ...], eager: bool) -> Piece:
+        found = self._made.get(places)
+        if found is None:
+            launches = [self.launches[place] for place in places]
+            sizes = sorted(set().union(*(one.sizes for one in launches)))
+            found = self._made[places] = Piece(launches, eager, tuple(sizes))
+        return found

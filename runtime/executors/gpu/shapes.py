@@ -17,8 +17,9 @@ from .step_arrays import query_tiles
 
 _ROWS: Final = tuple(1 << power for power in range(20))
 """Sizes to which what a step in pieces has beside its tokens is padded."""
-_USUAL: Final[frozenset[When]] = frozenset({"always", "head", "draws"})
-"""What most steps need."""
+_GREEDY: Final[frozenset[When]] = frozenset({"always", "head", "draws"})
+_USUAL: Final[tuple[frozenset[When], ...]] = (_GREEDY, _GREEDY | {"sampled"})
+"""What most steps need: a greedy one, and one in which some sequence is not."""
 _NO_TILES: Final = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
@@ -89,7 +90,8 @@ class StepShapes:
             if form.form.one_query:
                 sizes = dict.fromkeys(("T", "B", "R", "D", "P"), bucket)
                 sizes |= dict.fromkeys(("A", "L", "C", "tiles", GENERATION), 0)
-                yield StepShape(form, sizes, _USUAL, captured=True)
+                for active in _USUAL:
+                    yield StepShape(form, sizes.copy(), active, captured=True)
 
     def _form(self, tokens: int, *, one_query: bool) -> ReadyForm:
         try:
@@ -135,6 +137,7 @@ def _needs(step: Step, sizes: Mapping[str, int]) -> frozenset[When]:
         "copies": sizes["C"] > 0,
         "head": step.needs_head,
         "draws": sizes["D"] > 0,
+        "sampled": bool(step.draws["temperature"].any()),
         "adjusted": sizes["A"] > 0,
         "logits": sizes["L"] > 0,
         "hidden": step.wants_hidden,

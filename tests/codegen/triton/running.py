@@ -218,6 +218,7 @@ def _needed(launch: Launch, step: Step) -> bool:
         "copies": any(len(one) for one in step.block_copies),
         "head": step.needs_head,
         "draws": len(step.draws) > 0,
+        "sampled": bool(step.draws["temperature"].any()),
         "adjusted": step.adjustments is not None,
         "logits": step.num_logits > 0,
         "hidden": step.wants_hidden,

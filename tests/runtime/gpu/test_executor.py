@@ -153,6 +153,21 @@ def test_pieces_are_captured_between_launches_that_stay_eager(artifact: Artifact
     executor.close()
 
 
+def test_steps_with_other_needs_share_the_pieces_that_are_equal(artifact: Artifact) -> None:
+    """The last piece is another where hidden states are returned, those before it are not."""
+    executor = GpuExecutor.open_with(artifact, CONFIG, LateDriver())
+    plain, more = (
+        executor._shapes.of(Steps().of([2, 2, 2], draws=3, hidden=hidden), {})[0]
+        for hidden in (False, True)
+    )
+    assert plain.form is more.form
+    one, other = plain.form.pieces(plain.active), more.form.pieces(more.active)
+    assert len(one) == len(other) == 3
+    assert all(a is b for a, b in zip(one[:-1], other[:-1], strict=True))
+    assert one[-1] is not other[-1]
+    executor.close()
+
+
 def test_graphs_of_usual_steps_are_captured_while_nothing_runs(artifact: Artifact) -> None:
     driver = LateDriver()
     executor = GpuExecutor.open_with(artifact, CONFIG, driver)
