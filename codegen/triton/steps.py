@@ -10,6 +10,7 @@ from ...ir.plan import loop_groups
 from ...ir.program import HIDDEN, LOGITS, Node, Program, Value, further_outputs
 from ...ir.resources import KvGroup
 from ...ir.targets import Target
+from ...ir.types import Dim
 from .buffers import Buffer, product
 from .calls import Passed, Tuning, Typed, extent
 from .emitter import FEW_TOKENS, Emitter, FormSpec, power_of_two, step_array
@@ -25,6 +26,11 @@ SOME_TOKENS = 64
 products suit them."""
 _WORDS_OF_COPY = 4096
 _PART_OF_ROW = 4096
+_BINS = 2048
+_WORDS_OF_STATE = 8
+"""As in `kernels/draws.py`."""
+_DIGITS = ((21, 11), (10, 11), (0, 10))
+"""Of an unsigned number of 32 bits: where each begins, and its bits, of at most `_BINS` values."""
 
 
 def form_specs(program: Program, target: Target, options: TritonOptions) -> Iterator[FormSpec]:
@@ -178,38 +184,10 @@ def _logits(e: Emitter, logits: Buffer) -> None:
     width = logits.shape[-1]
     assert isinstance(width, int), "logits have a fixed width"
     most = e.bounds.get("R", e.bounds["T"])
-    draws = step_array("draws", "i64")
-    adjusted = step_array("adjusted")
     changed = Typed(e.scratch("changed", most * width * 4), "fp32")
     e.when = "adjusted"
     _adjust(e, logits, changed, width)
-    e.when = "draws"
-    parts = -(-width // _PART_OF_ROW)
-    block = min(_PART_OF_ROW, power_of_two(width))
-    tops = Typed(e.scratch("draws.tops", most * parts * 4), "fp32")
-    places = Typed(e.scratch("draws.places", most * parts * 4), "i32")
-    passed: dict[str, Passed | Buffer] = {
-        **{"logits": logits, "draws": draws, "adjusted": adjusted},
-        **{"num_adjusted": Extent(1, "A"), "changed": changed, "tops": tops, "places": places},
-    }
-    adjusted_block = {"MOST_ADJUSTED": power_of_two(most)}
-    e.launch(
-        "sampling.row_tops",
-        [Extent(1, "D"), parts],
-        passed,
-        {"V": width, "PARTS": parts, "BLOCK": block, **adjusted_block},
-        Tuning(4),
-    )
-    e.launch(
-        "sampling.draw_tokens",
-        [Extent(1, "D")],
-        {**passed, "tokens": Typed(Pointer("output", "tokens"), "i32")},
-        {
-            **{"V": width, "PARTS": parts, "PARTS_BLOCK": power_of_two(parts), "BLOCK": block},
-            **adjusted_block,
-        },
-        Tuning(8),
-    )
+    _draws(e, logits, changed, width)
     e.when = "logits"
     block = min(1024, power_of_two(width))
     e.launch(
@@ -222,6 +200,51 @@ def _logits(e: Emitter, logits: Buffer) -> None:
         {"STRIDE": width, "WIDTH": width, "BLOCK": block},
         row_tuning(block),
     )
+
+
+def _draws(e: Emitter, logits: Buffer, changed: Typed, width: int) -> None:
+    """The tokens that are drawn: the greatest in two launches, others in seven more."""
+    most = e.bounds.get("R", e.bounds["T"])
+    parts = -(-width // _PART_OF_ROW)
+    block = min(_PART_OF_ROW, power_of_two(width))
+    tokens = Typed(Pointer("output", "tokens"), "i32")
+    tops = Typed(e.scratch("draws.tops", most * parts * 4), "fp32")
+    places = Typed(e.scratch("draws.places", most * parts * 4), "i32")
+    state = {
+        "states": Typed(e.scratch("draws.states", most * _WORDS_OF_STATE * 8), "i64"),
+        "bins": Typed(e.scratch("draws.bins", most * _BINS * 8), "i64"),
+        "arrived": Typed(e.scratch("draws.arrived", most * 4), "i32"),
+    }
+    rows: dict[str, Passed | Buffer] = {
+        **{"logits": logits, "draws": step_array("draws", "i64")},
+        **{"adjusted": step_array("adjusted"), "num_adjusted": Extent(1, "A"), "changed": changed},
+    }
+    cut = {"V": width, "PARTS": parts, "BLOCK": block, "MOST_ADJUSTED": power_of_two(most)}
+    by_part: list[Dim | Extent] = [Extent(1, "D"), parts]
+    e.when = "draws"
+    e.launch("sampling.row_tops", by_part, {**rows, "tops": tops, "places": places}, cut)
+    e.launch(
+        "draws.draw_tokens",
+        [Extent(1, "D")],
+        {"draws": rows["draws"], "tops": tops, "places": places, "tokens": tokens, **state},
+        {"V": width, "PARTS": parts, "PARTS_BLOCK": power_of_two(parts)},
+    )
+    e.when = "sampled"
+    # All weights of a row are at most one: their sum fits into 63 bits.
+    one = 2.0 ** (62 - (width - 1).bit_length())
+    for share in (False, True):
+        for shift, bits in _DIGITS:
+            digit = {"SHARE": share, "ONE": one, "SHIFT": shift, "WIDTH": bits}
+            e.launch("draws.narrow_cuts", by_part, {**rows, **state}, {**cut, **digit})
+    passed: dict[str, Passed | Buffer] = {
+        **rows,
+        **{name: state[name] for name in ("states", "arrived")},
+        "masses": Typed(e.scratch("draws.masses", most * parts * 8), "fp64"),
+        "equals": Typed(e.scratch("draws.equals", most * parts * 4), "i32"),
+        "tokens": tokens,
+    }
+    constants = {**cut, "PARTS_BLOCK": power_of_two(parts)}
+    e.launch("draws.sample_tokens", by_part, passed, constants)
 
 
 def _adjust(e: Emitter, logits: Buffer, changed: Typed, width: int) -> None:
