@@ -6,6 +6,7 @@ See `docs/design/launches.md`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal
@@ -121,6 +122,9 @@ class Integer:
         return {"kind": self.kind, "value": self.value}
 
 
+_NOT_FINITE: Final = ("inf", "-inf", "nan")
+
+
 @dataclass(frozen=True, slots=True)
 class Real:
     """A float32."""
@@ -130,8 +134,16 @@ class Real:
     kind: ClassVar[str] = "f32"
 
     def plain(self) -> dict[str, Any]:
-        """With the kind, which tells arguments apart."""
-        return {"kind": self.kind, "value": self.value}
+        """With the kind, which tells arguments apart. JSON has no infinity: it is a text."""
+        value = self.value if math.isfinite(self.value) else str(self.value)
+        return {"kind": self.kind, "value": value}
+
+    @staticmethod
+    def from_plain(value: dict[str, Any]) -> dict[str, Any]:
+        """The fields in what `plain` gave."""
+        if value.get("value") in _NOT_FINITE:
+            return {**value, "value": float(value["value"])}
+        return value
 
 
 @dataclass(frozen=True, slots=True)

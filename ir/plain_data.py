@@ -46,7 +46,10 @@ def unknown_keys(kind: Any, value: Any, where: str = "") -> Iterator[str]:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """Turns plain JSON into `kind`, as its type hints say; TypeError names the first misfit."""
+    """Turns plain JSON into `kind`, as its type hints say; TypeError names the first misfit.
+
+    A dataclass with a method `from_plain` is made of the fields that it gives.
+    """
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _decode_dataclass(kind, value, where)
@@ -82,6 +85,7 @@ def _member(union: Any, value: Any) -> tuple[Any, Any]:
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{where}: {value!r}, expected {kind.__name__}")
+    value = getattr(kind, "from_plain", dict)(value)
     hints = _field_types(kind)
     if unknown := sorted(set(value) - set(hints)):
         raise TypeError(f"{where}: unknown key {unknown[0]!r}")

@@ -10,7 +10,5 @@ DENSE: Final = ("llama", "gemma3_text", "mistral", "phi3")
 OTHERS: Final = (*DENSE, "gpt_oss", "deepseek_v3")
 EMULATED: Final = (*FEW, *OTHERS)
 
-_INFINITE: Final = "Out of range float values"
-NOT_COMPILED: Final[dict[str, str]] = {"phimoe": _INFINITE, "phimoe-longrope": _INFINITE}
-"""Small models that infc compiles, but not for a GPU, and the words that it fails with: launches
-cannot be written with an infinite argument."""
+NOT_COMPILED: Final[dict[str, str]] = {}
+"""Small models that infc compiles, but not for a GPU, and the words that it fails with."""
