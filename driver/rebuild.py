@@ -33,9 +33,9 @@ def rebuild_artifact(
     checkpoint. It can be the artifact itself. The result is byte for byte the same as compiling
     the model for this target. `progress` is as in `compile_model`, by default silent.
 
-    Raises TargetError for an unknown target, ToolchainError where there is no compiler or it
-    fails, UsageError for a backend that knows no targets, ArtifactError where the source is not
-    what this infc generates, or the result cannot be written.
+    Raises TargetError for an unknown target, ToolchainError where there is no compiler (for GPUs,
+    no Triton) or it fails, UsageError for a backend that knows no targets, ArtifactError where the
+    source is not what this infc generates, or the result cannot be written.
     """
     check_platform()
     progress = as_reporter(progress)
@@ -74,8 +74,11 @@ def _build(old: Artifact, target: Target, directory: Path, progress: Reporter) -
     with progress.stage("build code and weights"):
         for name in (MAIN, *(name for name in manifest.programs if name != MAIN)):
             programs[name] = rebuilder.build(name, progress)
+    code = tuple(f"{folder_of(name)}code/" for name in programs)
     for name in manifest.files:
-        if not (directory / name).exists():  # what no target changes: tokenizer, programs, report
+        # What no target changes: tokenizer, programs, report. Code of the other target may have
+        # files of other names.
+        if not name.startswith(code) and not (directory / name).exists():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             share_file(old.path / name, directory / name)
     return replace(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
+
+from numpy.typing import NDArray
 
 from ...ir.errors import DeviceError, InfcError, TargetError
 from ...ir.formats import Format
@@ -18,7 +20,7 @@ from ...ir.row_codes import ROW_CODES
 from ...ir.schemes import get_scheme
 from ...ir.targets import CUDA, Target
 from ...ir.types import DType, TensorType
-from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
+from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Made, Need, Verdict
 from ..weights_file import write_weights
 from .aot import KernelBuild, triton_version
 from .calls import TYPES, KernelCode
@@ -62,9 +64,7 @@ class TritonBackend(Backend):
         try:
             gpu, _ = find_gpu()
         except DeviceError as error:
-            raise TargetError(
-                error.message, hint="name the target, for example --set target=sm_90"
-            ) from None
+            raise TargetError(error.message, hint="name the target, for example sm_90") from None
         (name,) = CUDA.native({gpu.target})
         return super().find_target(name)
 
@@ -109,6 +109,16 @@ class TritonBackend(Backend):
             return begun.finish(options)
         with self.begin(program, target, directory) as build:
             return build.finish(options)
+
+    def rebuild(
+        self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write kernels and launches for another GPU; no target changes the weights."""
+
+        def stored(weight: Weight) -> NDArray[Any]:
+            return made.weights(weight.name)
+
+        return self.emit(program, target, directory, replace(options, stored=stored))
 
     def needs(self) -> Iterator[Need]:
         """Triton, in the version that the kernels are made for."""

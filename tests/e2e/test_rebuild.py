@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import infc
 from infc.driver.cli import run
 from infc.driver.rebuild import rebuild_artifact
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
-from infc.ir.errors import ArtifactError, UsageError
+from infc.ir.errors import ArtifactError, TargetError, UsageError
 from infc.ir.targets import resolve_target
 
 from ..checkpoints import make_checkpoint
@@ -88,6 +89,26 @@ def test_it_is_what_compiling_gives(dtype: str, tmp_path: Path) -> None:
     expected = compiled(narrow)
     made = rebuild_artifact(compiled(wide).path, narrow, tmp_path / "made")
     assert contents(made.path) == contents(expected.path)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton compiles the kernels")
+@pytest.mark.parametrize("scheme", ["none", "int8"])
+def test_for_another_gpu_it_is_what_compiling_gives(scheme: str, tmp_path: Path) -> None:
+    """Also where launches of one depend on others, and kernels have other names."""
+    make_checkpoint("llama", tmp_path / "checkpoint", num_hidden_layers=1)
+
+    def compiled(target: str) -> Artifact:
+        sets = {"quantization": scheme, "backend": "triton", "target": target}
+        sets |= {"triton.batch_invariant": "true"}
+        return compile_checkpoint(tmp_path / "checkpoint", tmp_path / target, **sets)
+
+    expected, old = compiled("sm_80"), compiled("sm_90")
+    made = rebuild_artifact(old.path, "sm_80", tmp_path / "made")
+    assert contents(made.path) == contents(expected.path)
+    assert made.identity == expected.identity != old.identity
+    with pytest.raises(TargetError, match="does not compile for x86-64-v3") as error:
+        rebuild_artifact(old.path, "x86-64-v3", tmp_path / "other")
+    assert "sm_80" in str(error.value.hint)
 
 
 def test_a_source_of_another_infc_is_refused(bundled: Artifact, tmp_path: Path) -> None:

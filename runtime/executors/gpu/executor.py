@@ -401,7 +401,7 @@ def _check_chip(plan: LaunchPlan, driver: Driver) -> None:
         raise DeviceError(
             f"the artifact was compiled for {plan.target}, this GPU is {here}"
             f" ({driver.device.name})",
-            hint=f"compile the model again for it: infc compile --set target={here}",
+            hint=f"`infc rebuild ARTIFACT --target {here}` compiles its kernels for this GPU",
         )
 
 
