@@ -50,7 +50,7 @@ def test_machine_code_of_another_chip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeviceError) as raised:
         GpuExecutor.open_with(write(tmp_path), CONFIG, driver)
     assert "the artifact was compiled for sm_90, this GPU is sm_80" in str(raised.value)
-    assert "--set target=sm_80" in str(raised.value)
+    assert "infc rebuild ARTIFACT --target sm_80" in str(raised.value)
     assert not driver.names, "nothing is allocated"
 
 
