@@ -210,11 +210,12 @@ def _draws(e: Emitter, logits: Buffer, changed: Typed, width: int) -> None:
     tokens = Typed(Pointer("output", "tokens"), "i32")
     tops = Typed(e.scratch("draws.tops", most * parts * 4), "fp32")
     places = Typed(e.scratch("draws.places", most * parts * 4), "i32")
-    state = {
-        "states": Typed(e.scratch("draws.states", most * _WORDS_OF_STATE * 8), "i64"),
-        "bins": Typed(e.scratch("draws.bins", most * _BINS * 8), "i64"),
-        "arrived": Typed(e.scratch("draws.arrived", most * 4), "i32"),
-    }
+    now, after = (
+        Typed(e.scratch(name, most * _WORDS_OF_STATE * 8), "i64")
+        for name in ("draws.states", "draws.states_after")
+    )
+    bins = Typed(e.scratch("draws.bins", most * _BINS * 8), "i64")
+    arrived = Typed(e.scratch("draws.arrived", most * 4), "i32")
     rows: dict[str, Passed | Buffer] = {
         **{"logits": logits, "draws": step_array("draws", "i64")},
         **{"adjusted": step_array("adjusted"), "num_adjusted": Extent(1, "A"), "changed": changed},
@@ -226,7 +227,10 @@ def _draws(e: Emitter, logits: Buffer, changed: Typed, width: int) -> None:
     e.launch(
         "draws.draw_tokens",
         [Extent(1, "D")],
-        {"draws": rows["draws"], "tops": tops, "places": places, "tokens": tokens, **state},
+        {
+            **{"draws": rows["draws"], "tops": tops, "places": places, "tokens": tokens},
+            **{"states": now, "bins": bins, "arrived": arrived},
+        },
         {"V": width, "PARTS": parts, "PARTS_BLOCK": power_of_two(parts)},
     )
     e.when = "sampled"
@@ -235,10 +239,12 @@ def _draws(e: Emitter, logits: Buffer, changed: Typed, width: int) -> None:
     for share in (False, True):
         for shift, bits in _DIGITS:
             digit = {"SHARE": share, "ONE": one, "SHIFT": shift, "WIDTH": bits}
+            state = {"states": now, "states_after": after, "bins": bins, "arrived": arrived}
             e.launch("draws.narrow_cuts", by_part, {**rows, **state}, {**cut, **digit})
+            now, after = after, now
     passed: dict[str, Passed | Buffer] = {
         **rows,
-        **{name: state[name] for name in ("states", "arrived")},
+        **{"states": now, "arrived": arrived},
         "masses": Typed(e.scratch("draws.masses", most * parts * 8), "fp64"),
         "equals": Typed(e.scratch("draws.equals", most * parts * 4), "i32"),
         "tokens": tokens,

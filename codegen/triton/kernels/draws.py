@@ -17,14 +17,14 @@ TIES = tl.constexpr(1)
 """how many of those that equal it,"""
 AMOUNT = tl.constexpr(2)
 """the count or weight to reach; 0 for draws that take the greatest,"""
-BIG = tl.constexpr(3)
-"""the bits of the greatest logit,"""
-GREATEST = tl.constexpr(4)
-"""its id,"""
-LEAST = tl.constexpr(5)
+LEAST = tl.constexpr(3)
 """the cut by count, below which that by share does not go,"""
-ABOVE = tl.constexpr(6)
-"""and the amount of what lies above the digits chosen so far."""
+ABOVE = tl.constexpr(4)
+"""the amount of what lies above the digits chosen so far,"""
+BIG = tl.constexpr(5)
+"""the bits of the greatest logit,"""
+GREATEST = tl.constexpr(6)
+"""and its id."""
 WORDS = tl.constexpr(8)
 BINS = tl.constexpr(2048)
 
@@ -82,6 +82,7 @@ def narrow_cuts(
     num_adjusted,
     changed,
     states,
+    states_after,
     bins,
     arrived,
     V: tl.constexpr,
@@ -95,11 +96,13 @@ def narrow_cuts(
 ):
     """The digit of WIDTH bits above SHIFT of the cut by `top_k`, or with SHARE by `top_p`.
 
-    ONE is the greatest weight as an integer. Program (draw, part).
+    States are read by all parts and written elsewhere, for the next launch. ONE is the greatest
+    weight as an integer. Program (draw, part).
     """
     d = tl.program_id(0)
     record = draws + d * 6
     state = states + d * WORDS
+    after = states_after + d * WORDS
     amount = tl.load(state + AMOUNT)
     top_p = tl.load(record + 2).to(tl.float64, bitcast=True)
     wanted = amount > 0
@@ -132,14 +135,18 @@ def narrow_cuts(
         if before == PARTS - 1:
             tl.store(arrived + d, 0)
             _choose(
-                state, bins + d.to(tl.int64) * BINS, cut, least, top_p, big, t,
+                state, after, bins + d.to(tl.int64) * BINS, cut, least, top_p, big, t,
                 SHARE, ONE, SHIFT, WIDTH,
             )  # fmt: skip
+    elif tl.program_id(1) == 0:
+        word = tl.arange(0, WORDS)
+        tl.store(after + word, tl.load(state + word))
 
 
 @triton.jit
 def _choose(
     state,
+    after,
     bins,
     cut,
     least,
@@ -170,23 +177,26 @@ def _choose(
             total = tl.sum(counts, 0)
             share = tl.ceil(top_p * total.to(tl.float64)).to(tl.int64)
             amount = tl.maximum(tl.minimum(share, total), 1)
-            tl.store(state + AMOUNT, amount)
             cut = cut & 0
             above = above * 0
     reached = above + tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
     digit = tl.max(tl.where(reached >= amount, i, 0), 0)
     above += tl.sum(tl.where(i > digit, counts, 0), 0)
     cut = cut | (digit.to(tl.uint32) << SHIFT)
-    tl.store(state + CUT, cut.to(tl.int64))
-    tl.store(state + ABOVE, above)
     if SHIFT == 0:
-        missing = amount - above
+        ties = amount - above
         if SHARE:
             weight = tl.maximum(_whole(_number(cut), big, t, ONE), 1)
-            missing = (missing + weight - 1) // weight
+            ties = (ties + weight - 1) // weight
         else:
-            tl.store(state + LEAST, cut.to(tl.int64))
-        tl.store(state + TIES, missing)
+            least = cut
+    tl.store(after + CUT, cut.to(tl.int64))
+    tl.store(after + TIES, ties)
+    tl.store(after + AMOUNT, amount)
+    tl.store(after + LEAST, least.to(tl.int64))
+    tl.store(after + ABOVE, above)
+    tl.store(after + BIG, tl.load(state + BIG))
+    tl.store(after + GREATEST, tl.load(state + GREATEST))
 
 
 @triton.jit
