@@ -1,5 +1,6 @@
-"""What is done to rows of logits before tokens are drawn, to the meaning of `adjustments.py` in
-`runtime/sampling`, and the greatest of their parts.
+"""What is done to rows of logits before tokens are drawn, and the greatest of their parts.
+
+Adjustments have the meaning of `runtime/sampling/adjustments.py`.
 
 A draw is six words of 64 bits: seed, temperature, top_p, min_p, (top_k, row), (choice, position).
 An adjusted draw is nine words of 32: its draw and mask, where its bias and its counts begin and
