@@ -78,10 +78,27 @@ def _load(instruction: Instruction, operands: Operands) -> Step:
             if wave.unsettled:
                 settled(wave, at, write=False)
             found = wave.memory.load(at, size * count, size)
+            if wave.races is not None:
+                _note_load(wave, at, mask, size * count, instruction.parts)
         for place, write in enumerate(finish):
             write(wave, found[..., place], mask)
 
     return run
+
+
+def _note_load(wave: Wave, at: Array, mask: Mask, num_bytes: int, parts: tuple[str, ...]) -> None:
+    """Look for races; loads that order others are never part of one."""
+    assert wave.races is not None
+    if mask is None and not {"acquire", "relaxed"} & set(parts):
+        wave.races.note(wave, at, num_bytes, write=False)
+        return
+    chosen = np.ones((wave.blocks, wave.threads), bool) if mask is None else wave.full(mask)
+    blocks = np.broadcast_to(wave.block, chosen.shape)[chosen]
+    addresses = wave.full(at)[chosen]
+    if "acquire" in parts:
+        wave.races.synchronize(wave, addresses, blocks, parts)
+    elif "relaxed" not in parts:
+        wave.races.note_each(wave, addresses, blocks, num_bytes, write=False)
 
 
 def _only(addresses: Array, mask: NDArray[np.bool_]) -> Array:
@@ -167,10 +184,32 @@ def _store(instruction: Instruction, operands: Operands) -> Step:
             if wave.unsettled is not None:
                 settled(wave, at, write=True)
             wave.memory.store(at, stacked)
+            if wave.races is not None:
+                _note_store(wave, at, chosen, stacked.shape[-1] * size, instruction.parts)
             return
         _store_shared(wave, at, stacked, chosen)
 
     return run
+
+
+def _note_store(
+    wave: Wave, at: Array, chosen: Mask, num_bytes: int, parts: tuple[str, ...]
+) -> None:
+    """Look for races; stores that order others are never part of one."""
+    assert wave.races is not None
+    if chosen is None:
+        blocks = np.broadcast_to(wave.block, (wave.blocks, at.shape[-1]))
+        at = np.broadcast_to(at, blocks.shape).reshape(-1)
+        blocks = blocks.reshape(-1)
+    else:
+        whole = np.broadcast_shapes(chosen.shape, (wave.blocks, 1))
+        blocks = np.broadcast_to(wave.block, whole)[np.broadcast_to(chosen, whole)]
+        if whole != chosen.shape:  # one row of addresses stands for those of all blocks
+            at = np.broadcast_to(at, (wave.blocks, len(at))).reshape(-1)
+    if "release" in parts:
+        wave.races.synchronize(wave, at, blocks, parts)
+    elif "relaxed" not in parts:
+        wave.races.note_each(wave, at, blocks, num_bytes, write=True)
 
 
 def _store_shared(wave: Wave, at: Array, values: Array, chosen: Mask) -> None:
@@ -218,6 +257,8 @@ def _atomic(instruction: Instruction, operands: Operands) -> Step:
             wave.shared.note(blocks, at, size, Access(wave.place, ATOMIC, write=True))
         elif wave.unsettled is not None:
             settled(wave, at, write=True)
+        if space == "global" and wave.races is not None:
+            wave.races.synchronize(wave, at, blocks, instruction.parts)
         olds = _update(wave, space, (blocks, at), name, values)
         wave.progress += 1
         if write is not None:

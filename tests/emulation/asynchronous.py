@@ -73,6 +73,8 @@ def _copy_by_threads(instruction: Instruction, operands: Operands) -> Step:
         wave.memory.check(at[whole], size)
         if wave.unsettled:
             settled(wave, at[whole], write=False)
+        if wave.races is not None:
+            wave.races.note_each(wave, at[whole], blocks[whole], size, write=False)
         access = Access(wave.place, lanes // 32, write=True, order=wave.shared.order)
 
         def job(landing: Mask) -> None:
@@ -140,6 +142,9 @@ def _landing(
         wave.memory.check(addresses[inside], size)
         if wave.unsettled:
             settled(wave, addresses[inside], write=False)
+        if wave.races is not None:
+            blocks = np.full(int(inside.sum()), block)
+            wave.races.note_each(wave, addresses[inside], blocks, size, write=False)
 
     def job(barrier: Mbarrier) -> None:
         values = np.zeros(inside.size, f"u{size}")
@@ -209,5 +214,8 @@ def _leaving(
         wave.shared.note(blocks, offsets, 16, access)
         values = wave.shared.load(blocks, offsets, 16, size).reshape(-1)
         wave.memory.store(addresses[inside], values[inside][:, None])
+        if wave.races is not None:
+            blocks = np.full(int(inside.sum()), block)
+            wave.races.note_each(wave, addresses[inside], blocks, size, write=True)
 
     return job

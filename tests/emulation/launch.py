@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import access, arithmetic, asynchronous, bits, matrix, mbarriers, warpgroups, warps
+from .blocks import Races, Written
 from .errors import EmulationError
 from .memory import Allocation, Memory
 from .ptx import Instruction, Module, read_module
@@ -49,6 +50,7 @@ class Program:
         self.operands = Operands(self.module)
         self.steps = [self._decode(one) for one in self.module.instructions]
         self.granule = _granule(self.module)
+        self.written = Written(self.module)
 
     def _decode(self, instruction: Instruction) -> _Decoded:
         try:
@@ -133,9 +135,14 @@ def run_launch(
     total = int(np.prod(launched.grid))
     at_once = max(1, LOCKSTEP_THREADS // module.threads)
     steps = 0
+    races = None
+    if total > 1:
+        written = program.written.allocations(launched.parameters, memory)
+        races = Races(memory, written, total, module, program.written.granule)
     for first in range(0, total, at_once):
         blocks = np.arange(first, min(total, first + at_once))
         wave = _wave(launched, memory, blocks)
+        wave.first_block, wave.races = first, races
         wave.unsettled = None if unsettled is None else set(unsettled)
         with np.errstate(all="ignore"):
             steps += _Run(program, wave).run()

@@ -27,6 +27,8 @@ class Mbarrier:
     missing_bytes: int = 0
     phase: int = 0
     jobs: list[tuple[int, Callable[[Mbarrier], None]]] = field(default_factory=list)
+    was_tried: bool = False
+    """Whether a wait for these copies has failed: the first one does, as it may on a device."""
 
     def turn(self) -> None:
         """Begin the next phase if this one is complete."""
@@ -134,12 +136,16 @@ def _wait(instruction: Instruction, operands: Operands) -> Step:
     def run(wave: Wave, mask: Mask) -> None:
         at, phases = wave.full(where(wave)), wave.full(phase(wave)) & 1
         active = np.ones(at.shape, bool) if mask is None else wave.full(mask)
-        passed = np.zeros(at.shape, bool)
+        passed, again = np.zeros(at.shape, bool), False
         for block in np.flatnonzero(active.any(1)):
             for offset in np.unique(at[block][active[block]]):
                 threads = active[block] & (at[block] == offset)
+                barrier = barrier_at(wave, int(block), int(offset))
+                if _is_first_try(barrier, phases[block][threads]):
+                    barrier.was_tried = again = True
+                    continue
                 passed[block] |= _pass(wave, int(block), int(offset), threads, phases[block])
-        if (passed | ~active).all():
+        if again or (passed | ~active).all():
             wave.stalled = False
         else:
             wave.stalled = True
@@ -149,11 +155,16 @@ def _wait(instruction: Instruction, operands: Operands) -> Step:
     return run
 
 
+def _is_first_try(barrier: Mbarrier, phases: Array) -> bool:
+    return bool(barrier.jobs) and not barrier.was_tried and bool((phases == barrier.phase).any())
+
+
 def _pass(wave: Wave, block: int, offset: int, threads: Array, phases: Array) -> Array:
     """The threads whose phase is complete; copies land if that is what they wait for."""
     barrier = barrier_at(wave, block, offset)
     if barrier.jobs and (phases[threads] == barrier.phase).any():
         jobs, barrier.jobs = barrier.jobs, []
+        barrier.was_tried = False
         place = wave.place
         for asked, job in jobs:
             wave.place = asked

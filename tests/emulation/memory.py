@@ -148,6 +148,12 @@ class Memory:
             return
         self._check_each(addresses, num_bytes, write=write)
 
+    def at(self, address: int) -> set[Allocation]:
+        """The allocation in which an address lies, if there is one."""
+        place = bisect_right(self._starts, address) - 1
+        inside = place >= 0 and address < self.allocations[place].end
+        return {self.allocations[place]} if inside else set()
+
     def touched(self, addresses: Array) -> set[Allocation]:
         """The allocations in which addresses lie, which were checked."""
         places = np.searchsorted(np.array(self._starts, np.uint64), addresses, side="right") - 1

@@ -105,25 +105,44 @@ def test_buffers_that_are_too_short(compile_triton: Compile, capability: int) ->
         products(compiled, capability, short={"y": 16})
 
 
-def test_boxes_whose_bytes_are_not_those_expected(compile_triton: Compile) -> None:
-    compiled = compile_boxes(compile_triton)
+_EXPECTED = r"(expect_tx\.shared\S* _, \[%r\d+\], )(\d+)"
+BOX_FAULTS = {
+    "more-bytes-expected": (_EXPECTED, r"\g<1>1\g<2>", "mbarrier.*lacks 0 arrivals and \\d+ bytes"),
+    "fewer-bytes-expected": (_EXPECTED, r"\g<1>16", "mbarrier.*lacks 0 arrivals and -\\d+ bytes"),
+    "no-bytes-expected": (_EXPECTED, r"\g<1>0", ""),
+    "not-arrived": (r"mbarrier\.arrive\.expect_tx[^;]*;", "", "mbarrier.*lacks 1 arrivals"),
+    "not-waited": (r"@!complete bra\.uni waitLoop;", ";", ""),
+    "other-parity": (
+        r"(mbarrier\.try_wait\.parity\S* complete, \[%r\d+\], )(%r\d+);",
+        r"xor.b32 \2, \2, 1;\n\1\2;",
+        "",
+    ),
+    "not-initialized": (r"(?s)@%p\d+ mbarrier\.init[^;]*;", "", "no mbarrier was initialised"),
+    "not-committed": (r"cp\.async\.bulk\.commit_group;", "", "ends before"),
+    "store-not-waited": (r"cp\.async\.bulk\.wait_group[^;]*;", "", "ends before"),
+}
+"""What is changed in a product of boxes, into what, and how that is told (anyhow where empty)."""
+
+
+@pytest.fixture(scope="module")
+def boxes() -> tuple[torch.Tensor, torch.Tensor, Array]:
+    """Two matrices, and their product."""
     generator = torch.Generator().manual_seed(1)
     x, w = (torch.randn(s, generator=generator).bfloat16() for s in ((64, 128), (64, 128)))
-    wanted = (x.float() @ w.float().T).bfloat16().float().numpy()
+    return x, w, (x.float() @ w.float().T).bfloat16().float().numpy()
+
+
+@pytest.mark.parametrize("name", BOX_FAULTS)
+def test_faults_of_boxes_are_noticed(
+    name: str, compile_triton: Compile, boxes: tuple[torch.Tensor, torch.Tensor, Array]
+) -> None:
+    x, w, wanted = boxes
+    compiled = compile_boxes(compile_triton)
     assert np.allclose(as_float(run_boxes(compiled, x, w)), wanted, rtol=2**-7, atol=1e-3)
-    expected = r"(expect_tx\.shared\S* _, \[%r\d+\], )(\d+)"
-    more = changed(compiled, expected, r"\g<1>1\g<2>")
-    with pytest.raises(
-        DeviceError, match=r"kernels\.py:\d+:\d+.*mbarrier.*lacks 0 arrivals and \d+ bytes"
-    ):
-        run_boxes(more, x, w)
-    early = changed(compiled, r"@!complete bra\.uni waitLoop;", ";")
-    early = changed(early, r"mbarrier\.try_wait[^;]*;", ";")
-    with pytest.raises(DeviceError, match=r"kernels\.py:\d+:\d+.*nobody waited"):
-        run_boxes(early, x, w)
-    unread = without(compiled, r"cp\.async\.bulk\.wait_group", 0)
-    with pytest.raises(DeviceError, match=r"kernels\.py:\d+:\d+.*ends before"):
-        run_boxes(unread, x, w)
+    pattern, text, message = BOX_FAULTS[name]
+    wrong = changed(compiled, pattern, text)
+    with pytest.raises(DeviceError, match=rf"kernels\.py:\d+:\d+.*{message}"):
+        run_boxes(wrong, x, w)
 
 
 def test_descriptors_that_a_driver_refuses() -> None:
@@ -171,13 +190,16 @@ xor.b32 %r3, %r2, 252;
 ld.shared.b32 %r4, [%r3];
 bar.sync 0;
 st.shared.b32 [%r2], %r4;
+mov.u32 %r5, %ctaid.x;
+mul.wide.u32 %rd4, %r5, 256;
+add.s64 %rd3, %rd3, %rd4;
 st.global.b32 [%rd3], %r4;"""
 
 
 def test_barriers_between_warps() -> None:
-    arrays = {"x": np.zeros(64, np.int32)}
+    arrays = {"x": np.zeros(192, np.int32)}
     found = run(written(EXCHANGE, parameters=1, threads=64), arrays, ["x"], (3,))["x"]
-    assert found.tolist() == list(range(63, -1, -1))
+    assert found.tolist() == 3 * list(range(63, -1, -1))
     first, second = (
         EXCHANGE.replace("bar.sync 0;", "", 1),
         EXCHANGE[::-1].replace(";0 cnys.rab", "", 1)[::-1],

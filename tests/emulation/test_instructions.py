@@ -337,12 +337,15 @@ $L_second:
 bar.sync 1, 64;
 xor.b32 %r2, %r2, 124;
 ld.shared.b32 %r4, [%r2];
+mov.u32 %r5, %ctaid.x;
+mul.wide.u32 %rd2, %r5, 128;
+add.s64 %rd1, %rd1, %rd2;
 st.global.b32 [%rd1], %r4;
 $L_end:
 bar.sync 0;"""
-    arrays = {"x": np.zeros(32, np.int32)}
+    arrays = {"x": np.zeros(64, np.int32)}
     found = run(written(body, parameters=1, threads=128), arrays, ["x"], (2,))["x"]
-    assert found.tolist() == list(range(131, 99, -1))
+    assert found.tolist() == 2 * list(range(131, 99, -1))
 
 
 def test_a_producer_that_consumers_spin_for() -> None:
@@ -361,6 +364,9 @@ shl.b32 %r2, %r1, 2;
 ld.shared.b32 %r4, [%r2];
 cvt.u64.u32 %rd2, %r2;
 add.s64 %rd1, %rd1, %rd2;
+mov.u32 %r5, %ctaid.x;
+mul.wide.u32 %rd2, %r5, 128;
+add.s64 %rd1, %rd1, %rd2;
 st.global.b32 [%rd1], %r4;
 bra.uni $L_end;
 $L_producer:
@@ -372,9 +378,9 @@ mbarrier.arrive.shared::cta.b64 _, [1024], 1;
 atom.shared.add.u32 %r7, [2048], 1;
 $L_end:
 bar.sync 0;"""
-    arrays = {"x": np.zeros(32, np.int32)}
+    arrays = {"x": np.zeros(64, np.int32)}
     compiled = written(body, parameters=1, threads=64, target="sm_90")
-    assert run(compiled, arrays, ["x"], (2,))["x"].tolist() == list(range(32, 64))
+    assert run(compiled, arrays, ["x"], (2,))["x"].tolist() == 2 * list(range(32, 64))
     few = written(
         body.replace("[1024], 32", "[1024], 33"), parameters=1, threads=64, target="sm_90"
     )

@@ -62,6 +62,13 @@ KERNELS = {
     "tiles-wait-for-a-copy-less": wait("attend_tiles", _COPIES, "0", 1),
     "tiles-wait-for-a-product-less": wait("attend_tiles", _PRODUCTS, "0", 1),
     "linear-waits-for-a-product-less": wait("linear", _PRODUCTS, "0", 1),
+    **{
+        f"{kernel}-does-not-wait-for-launches": PtxMutant(kernel, r"griddepcontrol\.wait;", "")
+        for kernel in (
+            *("pick_rows", "normed_linear", "rope_kv_write", "attend_splits", "linear"),
+            *("rms_norm", "row_tops", "draw_tokens"),
+        )
+    },
     "copies-of-half-the-size": PtxMutant(
         "attend_splits", r"cp\.async\.cg(.*), 0x10,", r"cp.async.ca\1, 0x8,"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from .floats import from_bfloat16, to_bfloat16
 from .memory import Allocation, Memory
 from .ptx import Instruction, Module, members
 from .shared import Shared
+
+if TYPE_CHECKING:
+    from .blocks import Races
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_] | None
@@ -69,6 +72,12 @@ class Wave:
 
     unsettled: set[Allocation] | None = None
     """What launches before this one, which it does not wait for yet, have written."""
+
+    first_block: int = 0
+    """The number of the first of the blocks in the launch."""
+
+    races: Races | None = None
+    """Looks for races with other blocks, where there are any."""
 
     def full(self, values: Array) -> Array:
         """Values of all threads, one each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import DeviceError
 from infc.ir.interpret import interpret
 from infc.ir.paged_state import PagedState
 from infc.ir.program import Program, WeightRef
@@ -107,6 +109,29 @@ def test_compiled_splits_are_merged_by_the_last_of_them(tmp_path: Path) -> None:
     runner = Runner(program, program_weights(program), process, num_blocks=41)
     process.compile(runner.made.codes, tmp_path)
     check_contexts(program, runner)
+
+
+def uncounted(source: str) -> str:
+    """Without the order between splits that counting gives."""
+    return source.replace("atom.global.gpu.acq_rel", "atom.global.gpu.relaxed")
+
+
+def unordered(source: str) -> str:
+    """Without the barrier between what a split stores and its counting."""
+    head, atomic, rest = source.partition("atom.global")
+    before, barrier, after = head.rpartition("bar.sync")
+    return f"{before}// {barrier}{after}{atomic}{rest}" if atomic else source
+
+
+@pytest.mark.parametrize("change", [uncounted, unordered])
+def test_splits_that_do_not_wait_for_each_other_are_noticed(
+    change: Callable[[str], str], tmp_path: Path
+) -> None:
+    program, process = CASES["softcap"], Emulating(change=lambda _, text: change(text))
+    runner = Runner(program, program_weights(program), process, num_blocks=41)
+    process.compile(runner.made.codes, tmp_path)
+    with pytest.raises(DeviceError, match=r"attention\.py:\d+:\d+.*race: the (read|write) "):
+        check_contexts(program, runner)
 
 
 def check_contexts(program: Program, runner: Runner) -> None:
