@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from ....ir.artifact import Artifact
-from ....ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
+from ....ir.errors import ArtifactError, DeviceError, InfcError
 from ....ir.launches import LaunchPlan, read_launches
-from ....ir.manifest import CompiledProgram, folder_of
+from ....ir.manifest import folder_of
 from ....ir.types import DType
 from ...sampling.adjustments import Mask
 from ...sampling.draws import DRAW
@@ -33,10 +33,11 @@ from ..base import (
     check_rows,
 )
 from ..further import FurtherArrays, shape_of
-from .arrays import GENERATION, Layout, greatest_sizes
+from .arrays import GENERATION, Layout
 from .driver import Bytes, Driver, Function
+from .facts import StepFacts
 from .launching import Piece, Places, ReadyForm, ReadyLaunch
-from .memory import DeviceMemory, table_widths
+from .memory import DeviceMemory
 from .profile import GpuProfile
 from .shapes import StepShape, StepShapes
 from .staging import PinnedBuffer, raw, room
@@ -147,13 +148,12 @@ class GpuExecutor:
         _check_chip(plan, driver)
         self._driver = driver
         self._groups = tuple(group.name for group in program.resources)
-        _check_widths(plan, program, where)
+        self._facts = StepFacts(plan, program, where)
         self._further = FurtherArrays(program)
         # Each is read from the text of a type, which would take half of a step's time on the host.
         self._vocab_size, self._hidden_width = program.vocab_size, program.hidden_width
         self._logits_of_tokens = program.logits_of_tokens
         self._mask_bytes = 4 * -(-(self._vocab_size or 0) // 32)
-        self._greatest = greatest_sizes(program)
         weights = DeviceWeights(artifact, program)
         try:
             self._memory = DeviceMemory(driver, plan, program, weights, config.num_blocks)
@@ -173,7 +173,7 @@ class GpuExecutor:
             for form in plan.forms
         }
         self._profile = GpuProfile.of(forms.values()) if config.profile else None
-        self._shapes = StepShapes(plan, forms, self._greatest, capture=capture)
+        self._shapes = StepShapes(plan, forms, self._facts.greatest, capture=capture)
         upload = self._memory.packed_bytes + sum(
             table.num_bytes for table in self._memory.tables.values()
         )
@@ -232,15 +232,7 @@ class GpuExecutor:
         if self._fault is not None:
             raise self._failed(self._fault)
         assert step.draws.dtype == DRAW
-        sizes = {
-            **{"T": step.num_tokens, "R": len(step.logits_index), "B": step.num_sequences},
-            **{"D": len(step.draws), "P": len(step.carried), "L": step.num_logits},
-        }
-        for name, size in sizes.items():
-            if size > self._greatest[name]:
-                raise CapacityError(
-                    f"a step with {name} = {size} exceeds the compiled limit {self._greatest[name]}"
-                )
+        self._facts.check(step)
         check_hidden(step, self._hidden_width)
         check_draws(step, self._vocab_size)
         check_rows(step, self._logits_of_tokens)
@@ -403,17 +395,6 @@ def _check_chip(plan: LaunchPlan, driver: Driver) -> None:
             f" ({driver.device.name})",
             hint=f"`infc rebuild ARTIFACT --target {here}` compiles its kernels for this GPU",
         )
-
-
-def _check_widths(plan: LaunchPlan, program: CompiledProgram, where: str) -> None:
-    """ArtifactError where block tables are not as wide as the program's contexts are long."""
-    for group, width in table_widths(program).items():
-        if plan.table_width.get(group, -1) < width:
-            raise ArtifactError(
-                f"the launches have no block table of {width} blocks for group {group}",
-                where=where,
-                hint="the artifact is damaged: compile it again",
-            )
 
 
 def _load(

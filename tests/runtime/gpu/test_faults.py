@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infc.ir.artifact import Artifact
 from infc.ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
-from infc.ir.launches import Kernel, LaunchPlan, Pointer
+from infc.ir.launches import Extent, Integer, Kernel, LaunchPlan, Pointer
 from infc.runtime.async_engine import AsyncEngine
 from infc.runtime.engine import Engine
 from infc.runtime.executors import open_executor
@@ -179,13 +180,57 @@ def test_steps_beyond_the_limits_are_refused(tmp_path: Path) -> None:
         executor.launch(Steps().of([9, 8]))
     with pytest.raises(CapacityError, match=f"D = {SEQUENCES + 1} exceeds"):
         executor.launch(Steps().of([1], draws=SEQUENCES + 1))
+    step = Steps().of([1])
+    far = replace(step, context_lengths=np.array([65], np.int32))
+    with pytest.raises(CapacityError, match="a context of 65 tokens exceeds the compiled limit 64"):
+        executor.launch(far)
+    wide = replace(step, block_tables=tuple(np.zeros((1, 17), np.int32) for _ in range(2)))
+    with pytest.raises(CapacityError, match="17 blocks of a sequence in group full exceeds"):
+        executor.launch(wide)
+    executor.launch(step).result()
+    executor.close()
+
+
+def one_wrong(**changes: Any) -> LaunchPlan:
+    """A plan with another fourth launch of its first form."""
     plan = make_plan()
-    plan = replace(plan, forms=plan.forms[:3])
-    few = GpuExecutor.open_with(write(tmp_path / "few", plan), CONFIG, LateDriver())
-    with pytest.raises(CapacityError, match="cannot run this step: no form is for 9 tokens"):
-        few.launch(Steps().of([9]))
-    for each in (executor, few):
-        each.close()
+    form = plan.forms[0]
+    launches = list(form.launches)
+    launches[3] = replace(launches[3], **changes)
+    return replace(plan, forms=(replace(form, launches=tuple(launches)), *plan.forms[1:]))
+
+
+def fewer_forms() -> LaunchPlan:
+    plan = make_plan()
+    return replace(plan, forms=plan.forms[:3])
+
+
+WRONG_PLANS = {
+    "fewer-forms": (fewer_forms, "do not have all forms: no form is for 16 tokens"),
+    "unknown-size": (
+        lambda: one_wrong(grid=(Extent(1, "X"),)),
+        r"depend on 'X', which is no size of a step: forms\.\S+\.launches\[3\]",
+    ),
+    "too-many-blocks": (
+        lambda: one_wrong(grid=(Extent(1), Extent(70000, "B"))),
+        r"have a grid of \d+ blocks, and a GPU has at most 65535",
+    ),
+    "fewer-than-none": (
+        lambda: one_wrong(grid=(Extent(1, "B", -99),)), r"have a grid of -\d+ blocks"
+    ),
+    "too-large-a-number": (
+        lambda: one_wrong(arguments=(Integer(Extent(1 << 31)),)), "pass 2147483648 as an integer"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+def test_launches_that_do_not_fit_the_limits_are_refused(name: str, tmp_path: Path) -> None:
+    make, message = WRONG_PLANS[name]
+    driver = LateDriver()
+    with pytest.raises(ArtifactError, match=f"the launches {message}"):
+        GpuExecutor.open_with(write(tmp_path, make()), CONFIG, driver)
+    assert not driver.names, "nothing is allocated"
 
 
 def test_neither_a_closed_executor_nor_a_forked_process_runs_steps(
