@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
@@ -20,7 +21,17 @@ from ...ir.row_codes import ROW_CODES
 from ...ir.schemes import get_scheme
 from ...ir.targets import CUDA, Target
 from ...ir.types import DType, TensorType
-from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Made, Need, Verdict
+from ..base import (
+    WEIGHTS_FILE,
+    Backend,
+    CompiledRounding,
+    Emission,
+    EmitOptions,
+    Made,
+    Need,
+    Verdict,
+)
+from ..registry import get_backend
 from ..weights_file import write_weights
 from .aot import KernelBuild, triton_version
 from .calls import TYPES, KernelCode
@@ -136,6 +147,10 @@ class TritonBackend(Backend):
         except TargetError as error:
             return error.message
         return None
+
+    def rounding(self, log: Callable[[str], None]) -> AbstractContextManager[CompiledRounding]:
+        """That of the backend for processors: one of them rounds, whatever runs the model."""
+        return get_backend("cpp").rounding(log)
 
     def toolchain(self, target: Target) -> Mapping[str, str]:
         """The version of Triton; ToolchainError without it."""
