@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...ir.analyses import node_label
 from ...ir.program import Program
 from ...ir.roofline import Ceilings, Roofline, StepShape
@@ -14,8 +16,9 @@ def predict_steps(
     """Seconds of each op in the two steps of a workload, those that take most first."""
     decode_shape = StepShape.of([(1, workload.context)] * workload.batch)
     prefill_shape = StepShape.of([(workload.tokens, workload.context)])
-    roofline = Roofline(program, ceilings)
-    decode, prefill = (roofline.node_seconds(shape) for shape in (decode_shape, prefill_shape))
+    decode, prefill = (
+        _node_seconds(program, ceilings, shape) for shape in (decode_shape, prefill_shape)
+    )
     labels: dict[str, list[str]] = {}
     for node in program.nodes:
         labels.setdefault(node.op, []).append(node_label(node))
@@ -36,3 +39,13 @@ def predict_steps(
         decode=sum(decode.values()),
         prefill=sum(prefill.values()),
     )
+
+
+def _node_seconds(program: Program, ceilings: Ceilings, shape: StepShape) -> dict[str, float]:
+    """Seconds of each node. The tensor cores of a GPU multiply queries by a cache of few bits."""
+    found = Roofline(program, ceilings).node_seconds(shape)
+    if ceilings.threads or any(group.dtype == "f32" for group in program.resources):
+        return found
+    dense = Roofline(program, replace(ceilings, fp32=ceilings.bf16)).node_seconds(shape)
+    labels = [node_label(node) for node in program.nodes if node.op == "paged_attention"]
+    return found | {label: dense[label] for label in labels}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infc.driver.cli import run
-from infc.driver.explain.collect import inspect_artifact
+from infc.driver.explain.collect import inspect_artifact, read_program
 from infc.driver.explain.document import artifact_json
+from infc.driver.explain.facts import Workload
+from infc.driver.explain.predict import predict_steps
 from infc.driver.explain.text import render_artifact
+from infc.ir.artifact import open_artifact
 from infc.ir.gpus import GPUS, LAUNCH_SECONDS
 from infc.ir.launches import LAUNCHES_FILE, read_launches
 from infc.ir.program import Program
+from infc.ir.roofline import Ceilings
 from infc.ir.targets import resolve_target
 
 from .support import write_explained
@@ -51,6 +56,27 @@ def test_plans_for_a_gpu_of_the_target(artifact: Path) -> None:
     assert facts.memory.budget == gpu.memory_bytes == 141 * 10**9
     assert facts.predictions is not None and facts.predictions.ceilings == gpu.ceilings
     assert inspect_artifact(artifact, memory=1 << 30).memory.budget == 1 << 30
+
+
+def test_attention_is_predicted_at_the_rate_that_its_cache_allows(artifact: Path) -> None:
+    """Tensor cores multiply by numbers of 16 bits; a cache in float32 is not rounded to them."""
+    program, workload = (
+        read_program(open_artifact(artifact)),
+        Workload(batch=1, context=64, tokens=64),
+    )
+    seconds = {}
+    for threads in (0, 2):
+        ceilings = Ceilings(threads=threads, read=1e30, fp32=1e9, bf16=1e12, int8=1e12)
+        for dtype in ("f32", "bf16", "i8"):
+            groups = tuple(replace(group, dtype=dtype) for group in program.resources)
+            held = replace(program, resources=groups)
+            ops = predict_steps(held, workload, ceilings, "").ops
+            (attention,) = (op for op in ops if op.op == "paged_attention")
+            seconds[threads, dtype] = attention.prefill
+    slow = seconds.pop((0, "f32"))
+    assert seconds.pop((0, "bf16")) == pytest.approx(slow / 1000)
+    assert seconds.pop((0, "i8")) == pytest.approx(slow / 1000)
+    assert set(seconds.values()) == {slow}
 
 
 def test_text_and_json(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
