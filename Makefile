@@ -25,7 +25,7 @@ sanitize: setup ## run the kernels under the sanitizers of addresses and undefin
 	scripts/sanitize.sh $(ARGS)
 
 test-gpu: setup ## run all tests of the backend for GPUs, on an emulated one
-	INFC_TEST_GPU=all $(PYTEST) --all tests/codegen/triton tests/emulation tests/runtime/gpu $(ARGS)
+	INFC_TEST_GPU=all $(PYTEST) --all tests/codegen/triton tests/emulation tests/runtime/gpu tests/benchmarks/test_gpu.py $(ARGS)
 
 test-arm: setup ## run the tests of the kernels for aarch64, under qemu
 	INFC_TEST_ARM=1 $(PYTEST) tests/codegen/kernels $(ARGS)

@@ -19,6 +19,8 @@ from benchmarks.gpu.table import is_wrong, table
 from infc.ir.errors import DeviceError
 from infc.ir.targets import resolve_target
 
+from ..gpu_breadth import RARELY
+
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton compiles the kernels")
 
 
@@ -175,16 +177,16 @@ def test_tables_begin_with_what_was_faster(
 
 
 @pytest.mark.slow
-@pytest.mark.breadth
+@pytest.mark.parametrize("name", [pytest.param("linear-few", marks=RARELY)])
 @needs_triton
-def test_tiles_are_timed_on_an_emulated_gpu(emulated: Setting) -> None:
+def test_tiles_are_timed_on_an_emulated_gpu(name: str, emulated: Setting) -> None:
     from benchmarks.gpu.tuning import tune
 
-    found = tune(emulated)["tuned"]["linear-few"]
+    found = tune(emulated)["tuned"][name]
     *fine, refused = found["ms"].values()
     assert all(isinstance(ms, float) for ms in fine)
     assert "shared memory" in refused
-    kept = json.loads((emulated.folder / "tuned-linear-few.json").read_text())
+    kept = json.loads((emulated.folder / f"tuned-{name}.json").read_text())
     assert kept["ms"] == found["ms"], "a run that is cut off goes on from there"
 
 
