@@ -23,6 +23,7 @@ from .methods.calibrate_weights import CalibrateWeights
 from .methods.scale_channels import ScaleChannels
 from .narrow_activations import NarrowActivations
 from .narrow_matrices import NarrowMatrices
+from .one_block_each import OneBlockEach
 from .plan_graphs import PlanGraphs
 from .plan_memory import PlanMemory
 from .quantize_weights import QuantizeWeights
@@ -58,4 +59,5 @@ OUR_PASSES: Final[tuple[type[Pass], ...]] = (
     GroupLoops,
     PlanMemory,
     PlanGraphs,
+    OneBlockEach,
 )

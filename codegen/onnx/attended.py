@@ -58,6 +58,11 @@ def attended(
     )
 
 
+def of_heads(graph: Graph, heads: Heads, q: str, k: str, v: str, mask: str) -> str:
+    """The same of heads `[B, heads, Q or K, D]`."""
+    return graph.op("Attention", [q, k, v, mask], scale=heads.scale, softcap=heads.softcap)
+
+
 def _of_plain_ops(graph: Graph, heads: Heads, q: str, k: str, v: str, mask: str, sinks: str) -> str:
     shared = heads.queries // heads.keys
 

@@ -64,6 +64,10 @@ class OnnxBackend(Backend):
 
         return can_store(form)
 
+    def plan_passes(self, target: Target) -> str:
+        """Blocks that hold a whole context, where keys and values lie in slots."""
+        return "one-block-each" if self.options.kv == "slots" else ""
+
     def emit(
         self, program: Program, target: Target, directory: Path, options: EmitOptions
     ) -> Emission:
@@ -73,14 +77,14 @@ class OnnxBackend(Backend):
         from .memory import step_bytes
         from .step import emit_graph, finish_model, session_file
 
-        emitted = emit_graph(program, self.options.kv)
+        emitted = emit_graph(program, self.options.kv, self.options.dialect)
         weights = emitted.weights
         # Readers of ONNX take data from files beside the model alone: nothing lies elsewhere.
         write_weights(program, weights, directory / WEIGHTS_FILE, replace(options, shared=None))
         (directory / SESSION_FILE).write_text(session_file(emitted), encoding="utf-8")
         models = {MODEL_FILE: emitted}
         if self.options.whole_sequence:
-            models[SEQUENCE_FILE] = emit_graph(program, "none")
+            models[SEQUENCE_FILE] = emit_graph(program, "none", self.options.dialect)
         if options.on_wait is not None:
             options.on_wait("a trial run")
         for name, made in models.items():

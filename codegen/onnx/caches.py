@@ -170,6 +170,3 @@ class WholeSequence(CacheForm):
             self.graph.op("Unsqueeze", ["positions", self.graph.const(axes)]) for axes in unsqueeze
         )
         return queries, keys
-
-
-FORMS: Final = {form.name: form for form in (Paged, WholeSequence)}

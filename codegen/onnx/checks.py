@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -16,6 +17,20 @@ from ...ir.types import DType, Sym
 from .types import NUMPY
 
 _TOKENS = 2
+
+_TRIAL: Final[Mapping[str, Any]] = {
+    "key_positions": [[0, 1]],
+    "row_of_padded": [[0, 1]],
+    "padded_of_row": [0, 1],
+    "write_at": [0],
+    "lengths": [2],
+    "key_count": [2],
+    "seqlens_k": [1],
+    "query_seqlens": [2],
+    "total_length": 2,
+}
+"""What the inputs of a group of caches are in the trial step, without the group's name."""
+_NARROW: Final = frozenset({"seqlens_k", "query_seqlens", "total_length"})
 
 
 def check_model(path: Path, program: Program) -> None:
@@ -80,19 +95,20 @@ def _array(name: str, shape: list[Any], program: Program) -> NDArray[Any]:
         "input_ids": [0, 1],
         "positions": [0, 1],
         "logits_index": [_TOKENS - 1],
-        "row_of_padded": [[0, 1]],
-        "padded_of_row": [0, 1],
     }
+    if name in ("row_of_padded", "padded_of_row"):
+        known[name] = _TRIAL[name]
     if name in known:
         return np.asarray(known[name], np.int64)
     kind, _, rest = name.partition(".")
     for group in program.resources:
         first = group.block_size
         if rest == group.name:
-            slots = {"slots": [[first], [first + 1]], "key_slots": [[first, first + 1]]}
-            return np.asarray(slots.get(kind, [[0, 1]]), np.int64)
+            trial = {"slots": [[first], [first + 1]], "key_slots": [[first, first + 1]], **_TRIAL}
+            return np.asarray(trial[kind], np.int32 if kind in _NARROW else np.int64)
         if kind == "kv" and int(rest.partition(".")[0]) in group.layers:
-            sizes = [dim if isinstance(dim, int) else 2 * first for dim in shape]
+            count = 2 * first if len(shape) == 2 else 1
+            sizes = [dim if isinstance(dim, int) else count for dim in shape]
             dtype = DType(group.dtype)
             return np.full(sizes, np.nan, np.float32) if dtype is DType.F32 else _nan_bits(sizes)
     value = next(value for value in program.inputs if value.name == name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Dialect = Literal["standard"]
-KvForm = Literal["paged"]
+Dialect = Literal["standard", "onnxruntime"]
+KvForm = Literal["paged", "slots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +15,17 @@ class OnnxOptions:
 
     dialect: Dialect = field(
         default="standard",
-        metadata={"doc": "Ops that the model uses: `standard` has those of ONNX (opset 24) alone."},
+        metadata={
+            "doc": "Ops that the model uses: `standard` has those of ONNX (opset 24) alone,"
+            " `onnxruntime` its own as well, which are faster there and unknown elsewhere."
+        },
     )
     kv: KvForm = field(
         default="paged",
         metadata={
             "doc": "How keys and values are kept: `paged` in blocks of tokens, which requests with"
-            " the same beginning share."
+            " the same beginning share; `slots` in one piece for each sequence, which takes memory"
+            " for `runtime.max_context` + `runtime.step_tokens` tokens of each, however short."
         },
     )
     whole_sequence: bool = field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,11 +14,17 @@ from ...ir.program import Program, Weight
 from ...ir.safetensors import read_header
 from ...ir.step_facts import step_facts
 from ..base import WEIGHTS_FILE
-from .caches import FORMS
+from . import contrib
+from .caches import CacheForm, Paged, WholeSequence
 from .emitter import Emitter
 from .lower import LOWERINGS
 from .lower.attention import lowerings
+from .options import Dialect
+from .slots import Slots
 
+_FORMS: Final[Mapping[str, type[CacheForm]]] = {
+    form.name: form for form in (Paged, WholeSequence, Slots, contrib.GroupedQueries)
+}
 _ACCURACY: Final = "session.qdq_matmulnbits_accuracy_level"
 
 
@@ -35,13 +41,16 @@ class Emitted:
         return tuple(tensor.weight for tensor in self.emitter.used.values())
 
 
-def emit_graph(program: Program, form: str) -> Emitted:
-    """The graph of a lowered program with caches of a form (`caches.py`)."""
+def emit_graph(program: Program, form: str, dialect: Dialect) -> Emitted:
+    """The graph of a lowered program with caches of a form (`caches.py`, `slots.py`)."""
+    if form == Slots.name and dialect == "onnxruntime":
+        form = contrib.GroupedQueries.name
     emitter = Emitter(program)
-    caches = FORMS[form](emitter)
+    caches = _FORMS[form](emitter)
     emitter.declare_inputs()
     caches.declare()
-    emitter.emit({**LOWERINGS, **lowerings(caches)})
+    own = contrib.LOWERINGS if dialect == "onnxruntime" else {}
+    emitter.emit({**LOWERINGS, **own, **lowerings(caches)})
     emitter.declare_outputs()
     return Emitted(emitter, form)
 

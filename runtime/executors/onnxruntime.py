@@ -20,20 +20,14 @@ from ...ir.program import HIDDEN, LOGITS
 from ...ir.resources import KvGroup
 from ...ir.safetensors import Entry, read_header
 from ...ir.step_facts import check_step_facts
-from ...ir.types import DType
 from ..scheduling.step import Array, Step, StepOutput
 from .base import HOST, ExecutorConfig, Finished, check_draws, check_hidden, check_rows, head_output
 from .further import FurtherArrays, shape_of
-from .onnxruntime_feeds import padded_rows, paged_keys, program_inputs
-
-_ELEMENT_TYPES: Final[Mapping[DType, tuple[Any, int]]] = {
-    DType.F32: (np.float32, 1),
-    DType.F16: (np.uint16, 10),
-    DType.BF16: (np.uint16, 16),
-}
-"""What holds keys and values in numpy, and the number that ONNX has for their type."""
+from .onnxruntime_feeds import program_inputs
+from .onnxruntime_pools import open_pools
 
 _ARRAYS: Final = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+_STORED: Final = "kv."
 _STATE: Final = "kv_out."
 
 OLDEST: Final = (1, 32)
@@ -54,13 +48,13 @@ class OnnxruntimeExecutor:
         self._groups = tuple(g for g in self._compiled.resources if isinstance(g, KvGroup))
         self._session = open_session(artifact, self._compiled, config.num_threads)
         self._binding = self._session.io_binding()
-        self._pools: dict[str, NDArray[Any]] = {}
-        for group, count in zip(self._groups, config.num_blocks, strict=True):
-            self._allocate(group, count)
+        form = self._session.get_modelmeta().custom_metadata_map.get("infc.kv", "")
+        groups = [one for one in self._compiled.resources if isinstance(one, KvGroup)]
+        self._pools = open_pools(form, groups, config.num_blocks, str(artifact.path))
         self._inputs = {
             one.name: _ARRAYS[one.type]
             for one in self._session.get_inputs()
-            if one.name not in self._pools
+            if not one.name.startswith(_STORED)
         }
         names = [one.name for one in self._session.get_outputs()]
         self._results = [name for name in names if not name.startswith(_STATE)]
@@ -73,10 +67,8 @@ class OnnxruntimeExecutor:
         check_rows(step, compiled.logits_of_tokens)
         has_further = self._further.any or bool(step.inputs)
         sizes = self._further.sizes(step) if has_further else {}
-        self._copy_blocks(step)
-        feeds: dict[str, NDArray[Any]] = program_inputs(step, compiled.inputs)
-        if self._groups:
-            feeds |= padded_rows(step) | paged_keys(step, self._groups)
+        self._pools.copy(step)
+        feeds = self._pools.feeds(step, self._binding) | program_inputs(step, compiled.inputs)
         results = self._run(feeds)
         rows = len(step.logits_index)
         logits = results[LOGITS][:rows] if LOGITS in results else np.empty((rows, 0), np.float32)
@@ -91,25 +83,13 @@ class OnnxruntimeExecutor:
 
     def touched_bytes(self) -> dict[str, int]:
         """The KV cache, which is filled with zeros at once; weights are counted as untouched."""
-        return {HOST: sum(pool.nbytes for pool in self._pools.values())}
+        return {HOST: self._pools.num_bytes}
 
     def close(self) -> None:
         """Give threads and memory back."""
         self.__dict__.pop("_binding", None)
         self.__dict__.pop("_session", None)
         self._pools.clear()
-
-    def _allocate(self, group: KvGroup, count: int) -> None:
-        """Zeroed pools, each bound as what a step reads and as what it writes."""
-        kind, number = _ELEMENT_TYPES[DType(group.dtype)]
-        rows = count * group.block_size
-        for layer in group.layers:
-            for part, size in (("key", group.key_head_dim), ("value", group.value_head_dim)):
-                name = f"kv.{layer}.{part}"
-                pool = self._pools[name] = np.zeros((rows, group.num_kv_heads * size), kind)
-                bound = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(pool, number)
-                self._binding.bind_ortvalue_input(name, bound)
-                self._binding.bind_ortvalue_output(f"{_STATE}{layer}.{part}", bound)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the session; the outputs of the program by name."""
@@ -122,17 +102,8 @@ class OnnxruntimeExecutor:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime has classes of its own for each kind
             raise InfcError(f"onnxruntime failed in a step: {_one_line(error)}") from error
-        outputs = self._binding.get_outputs()[len(self._pools) :]
+        outputs = self._binding.get_outputs()[len(self._pools.arrays) :]
         return {name: one.numpy() for name, one in zip(self._results, outputs, strict=True)}
-
-    def _copy_blocks(self, step: Step) -> None:
-        for group, copies in zip(self._groups, step.block_copies, strict=True):
-            for source, destination in copies.tolist():
-                for layer in group.layers:
-                    for part in ("key", "value"):
-                        pool = self._pools[f"kv.{layer}.{part}"]
-                        blocks = pool.reshape(-1, group.block_size, pool.shape[-1])
-                        blocks[destination] = blocks[source]
 
 
 def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int) -> Any:

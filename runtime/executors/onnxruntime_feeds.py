@@ -58,6 +58,34 @@ def paged_keys(step: Step, groups: Sequence[KvGroup]) -> dict[str, Int64Array]:
     return feeds
 
 
+def slot_rows(step: Step, rows: Int64Array, lengths: Int64Array) -> dict[str, NDArray[Any]]:
+    """What a step says of slots, of which sequence b has the one in row `rows[b]`.
+
+    `lengths` are the tokens stored in each row after the step. Rows whose sequence is not in the
+    step compute the step's first token, and write behind what is stored.
+    """
+    starts = step.query_starts[:-1].astype(np.int64)
+    counts = np.diff(step.query_starts).astype(np.int64)
+    longest = int(counts.max(initial=1))
+    within = np.minimum(np.arange(longest), np.maximum(counts[:, None], 1) - 1)
+    tokens = np.zeros((len(lengths), longest), np.int64)
+    tokens[rows] = starts[:, None] + within
+    queries = np.zeros(len(lengths), np.int64)
+    queries[rows] = counts
+    sequences = np.repeat(np.arange(len(counts)), counts)
+    places = np.arange(step.num_tokens) - starts[sequences]
+    return {
+        "row_of_padded": tokens,
+        "padded_of_row": rows[sequences] * longest + places,
+        "write_at": lengths - queries,
+        "lengths": lengths,
+        "key_count": np.array([lengths[rows].max(initial=1)]),
+        "seqlens_k": np.maximum(lengths, 1) - 1,
+        "query_seqlens": queries,
+        "total_length": np.array(max(int(lengths.max(initial=1)), longest)),
+    }
+
+
 def program_inputs(step: Step, types: Mapping[str, str]) -> dict[str, NDArray[Any]]:
     """The inputs of the program itself; the head wants at least one row."""
     rows = step.logits_index if len(step.logits_index) or step.inputs else np.zeros(1, np.int32)

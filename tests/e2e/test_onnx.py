@@ -17,15 +17,22 @@ from onnx import load as read_model
 from infc.codegen.onnx.caches import CacheForm, Paged
 from infc.ir.artifact import Artifact
 from infc.ir.resources import KvGroup
-from infc.runtime.executors import onnxruntime as executor_module
-from infc.runtime.executors.onnxruntime import OnnxruntimeExecutor
+from infc.runtime.executors import onnxruntime_pools as pools_module
 from infc.runtime.executors.onnxruntime_feeds import paged_keys
+from infc.runtime.executors.onnxruntime_pools import Pools
 
 from ..emulation.scripted import errors, run_script
 from ..emulation.test_models import RUN, logprobs, tokens
 from .builds import Build, Builds
 from .neighbours import Answer, Events, play
-from .support import compile_checkpoint, forced_rows, prompts, relative_error, teacher_forced
+from .support import (
+    compile_checkpoint,
+    forced_rows,
+    parity_prompts,
+    prompts,
+    relative_error,
+    teacher_forced,
+)
 from .test_int8 import EQUAL, SHARE_EQUAL_TABLE, STEP, row_errors
 
 BOUND = 1e-5
@@ -44,14 +51,14 @@ MODELS = [
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values that no step has written are NaN."""
-    allocate = OnnxruntimeExecutor._allocate
+    make = Pools.__init__
 
-    def filled(executor: OnnxruntimeExecutor, group: KvGroup, count: int) -> None:
-        allocate(executor, group, count)
-        for pool in executor._pools.values():
+    def filled(pools: Pools, *args: Any) -> None:
+        make(pools, *args)
+        for pool in pools.arrays.values():
             pool.fill(np.nan if pool.dtype == np.float32 else 0x7FFF)
 
-    monkeypatch.setattr(OnnxruntimeExecutor, "_allocate", filled)
+    monkeypatch.setattr(Pools, "__init__", filled)
 
 
 def onnx(build: Build, **sets: Any) -> Build:
@@ -64,11 +71,35 @@ def reference(build: Build) -> Build:
     return replace(build, backend="reference")
 
 
+SLOTS = {"onnx.kv": "slots"}
+OWN = {"onnx.dialect": "onnxruntime"}
+"""What a recipe may say of caches and ops."""
+
+
+@pytest.mark.parametrize("sets", [{}, OWN], ids=["standard", "onnxruntime"])
 @pytest.mark.parametrize("model", MODELS)
-def test_steps_give_what_the_reference_gives(model: Build, builds: Builds) -> None:
+def test_steps_give_what_the_reference_gives(
+    model: Build, sets: dict[str, str], builds: Builds
+) -> None:
     """Prompts in chunks, mixed steps, copied blocks, many sequences."""
-    found = run_script(builds.artifact(onnx(model)))
+    found = run_script(builds.artifact(onnx(model, **sets)))
     assert max(errors(found, run_script(builds.artifact(reference(model))))) < BOUND
+
+
+@pytest.mark.parametrize("sets", [SLOTS, SLOTS | OWN], ids=["standard", "onnxruntime"])
+@pytest.mark.parametrize("model", MODELS)
+def test_slots_give_what_the_reference_gives(
+    model: Build, sets: dict[str, str], builds: Builds
+) -> None:
+    """Chunks of uneven sizes, of sequences whose slots are in no order."""
+    artifact = builds.artifact(onnx(model, **sets))
+    (sizes,) = {group.block_size for group in artifact.manifest.main.resources}
+    assert sizes == artifact.manifest.main.limits.max_context + 256
+    sequences = parity_prompts(model.arch)
+    found = forced_rows(artifact, sequences)
+    expected = forced_rows(builds.artifact(reference(model)), sequences)
+    logits, hidden = (max(map(relative_error, *pair)) for pair in zip(found, expected, strict=True))
+    assert logits < BOUND and hidden < 2 * BOUND
 
 
 def answers(artifact: Artifact, counts: Counter[str]) -> list[Answer]:
@@ -80,17 +111,21 @@ def answers(artifact: Artifact, counts: Counter[str]) -> list[Answer]:
     return [found[job] for job in RUN.jobs]
 
 
+@pytest.mark.parametrize("sets", [{}, SLOTS, SLOTS | OWN], ids=["pages", "slots", "own slots"])
 @pytest.mark.parametrize("model", MODELS[1:3])
-def test_requests_get_what_the_reference_gives(model: Build, builds: Builds) -> None:
+def test_requests_get_what_the_reference_gives(
+    model: Build, sets: dict[str, str], builds: Builds
+) -> None:
     """Prefixes are found again, sequences preempted, choices share blocks."""
     counts = Counter[str]()
-    artifact = builds.artifact(onnx(model))
+    artifact = builds.artifact(onnx(model, **sets))
     found = answers(artifact, counts)
     expected = answers(builds.artifact(reference(model)), Counter())
     assert tokens(found) == tokens(expected)
     assert logprobs(found) == pytest.approx(logprobs(expected), abs=1e-3)
-    if set(artifact.manifest.model.windows) <= {None}:  # else blocks are free again soon
-        assert all(counts[name] for name in ("copies on write", "prefix hits", "preemptions"))
+    assert counts["copies on write"]
+    if not sets and set(artifact.manifest.model.windows) <= {None}:  # else blocks are free soon
+        assert counts["prefix hits"] and counts["preemptions"]
 
 
 def late_mask(patch: pytest.MonkeyPatch) -> None:
@@ -118,7 +153,7 @@ def wider_window(patch: pytest.MonkeyPatch) -> None:
         return group if group.window is None else replace(group, window=group.window + 1)
 
     patch.setattr(CacheForm, "mask", widened)
-    patch.setattr(executor_module, "paged_keys", keys)
+    patch.setattr(pools_module, "paged_keys", keys)
 
 
 def padding_of_nobody(patch: pytest.MonkeyPatch) -> None:
@@ -131,7 +166,7 @@ def padding_of_nobody(patch: pytest.MonkeyPatch) -> None:
             feeds[f"key_slots.{group.name}"] *= seen
         return feeds
 
-    patch.setattr(executor_module, "paged_keys", keys)
+    patch.setattr(pools_module, "paged_keys", keys)
 
 
 @pytest.mark.parametrize(

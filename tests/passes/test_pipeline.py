@@ -21,6 +21,7 @@ from infc.passes.catalogue import OUR_PASSES
 from infc.passes.commands import opt
 from infc.passes.fuse_rope import FuseRope
 from infc.passes.lower_kv import LowerKv
+from infc.passes.one_block_each import OneBlockEach
 from infc.passes.pass_manager import run_pipeline
 from infc.passes.pipeline import (
     STAGES,
@@ -70,7 +71,7 @@ def test_the_default_order_is_sound() -> None:
 
 
 def test_the_catalogue_has_each_pass_once_in_the_order_of_the_pipeline() -> None:
-    plan = [*PLAN, *parse_pipeline("plan-graphs")]
+    plan = [*PLAN, *parse_pipeline("plan-graphs"), OneBlockEach()]
     assert list(dict.fromkeys(map(type, default_pipeline(plan)))) == list(OUR_PASSES)
 
 

@@ -1,0 +1,97 @@
+"""The dialect of onnxruntime: its own ops where they do more in one, or do it faster."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from ...ir.ops.state import cache_of
+from ...ir.program import Node
+from ...ir.resources import KvGroup
+from ...ir.types import DType
+from .attended import Heads
+from .caches import stored_name, written_name
+from .emitter import Emitter, Lowering
+from .graph import CONTRIB
+from .slots import Slots
+
+
+class GroupedQueries(Slots):
+    """Slots that `GroupQueryAttention` writes and attends to, for rows of different lengths.
+
+    It takes keys and values in float32, and of one size. Caches of other layers, and of other
+    kinds, are written and read by ops of the standard.
+    """
+
+    name: ClassVar[str] = "grouped-queries"
+
+    def __init__(self, emitter: Emitter) -> None:
+        super().__init__(emitter)
+        self._waiting: dict[int, tuple[str, str]] = {}
+        # A layer that writes in front of the attention of the same layer.
+        attending = [node for node in emitter.program.nodes if node.op == "paged_attention"]
+        self._own = {cache_of(node.attrs) for node in attending if _reads_its_own(node)}
+
+    def declare(self) -> None:
+        super().declare()
+        for group in self.groups.values():
+            rows = f"S.{group.name}"
+            self.graph.input(f"seqlens_k.{group.name}", DType.I32, (rows,))
+            self.graph.input(f"query_seqlens.{group.name}", DType.I32, (rows,))
+            self.graph.input(f"total_length.{group.name}", DType.I32, ())
+
+    def write(self, node: Node, k: str, v: str) -> None:
+        group, cache = self.group(node), cache_of(node.attrs)
+        if cache in self._own and _fits(group):
+            self._waiting[cache] = k, v
+        else:
+            super().write(node, k, v)
+
+    def attend(self, node: Node, q: str, sinks: str | None) -> str:
+        group, cache = self.group(node), cache_of(node.attrs)
+        if not _reads_its_own(node) or cache not in self._waiting:
+            return super().attend(node, q, sinks)
+        heads = Heads.of(self.emitter, node, group)
+        keys, values = self._waiting.pop(cache)
+        parts = [self.padded(group, rows) for rows in (q, keys, values)]
+        stored = [stored_name(cache, part) for part in ("key", "value")]
+        counts = [f"{name}.{group.name}" for name in ("seqlens_k", "total_length")]
+        rest = ["", "", "", "", sinks or "", "", "", "", "", f"query_seqlens.{group.name}"]
+        window = node.attrs["window"]
+        made = f"{self.graph.place}/GroupQueryAttention"
+        result = self.graph.op(
+            "GroupQueryAttention",
+            [*parts, *stored, *counts, *rest],
+            [made, *(written_name(cache, part) for part in ("key", "value"))],
+            domain=CONTRIB,
+            num_heads=heads.queries,
+            kv_num_heads=heads.keys,
+            scale=heads.scale,
+            softcap=heads.softcap,
+            local_window_size=window if isinstance(window, int) else -1,
+        )
+        return self.flat(group, result, heads.queries * heads.value_size)
+
+
+def _reads_its_own(node: Node) -> bool:
+    return cache_of(node.attrs) == node.attrs["layer"]
+
+
+def _fits(group: KvGroup) -> bool:
+    return DType(group.dtype) is DType.F32 and group.key_head_dim == group.value_head_dim
+
+
+def _add_rms_norm(emitter: Emitter, node: Node) -> None:
+    graph = emitter.graph
+    inputs = [emitter.operand(operand) for operand in node.inputs]
+    made = f"{graph.place}/SkipSimplifiedLayerNormalization.{len(graph.nodes)}"
+    graph.op(
+        "SkipSimplifiedLayerNormalization",
+        inputs,
+        [made, "", "", f"{made}:sum"],
+        domain=CONTRIB,
+        epsilon=node.attrs["eps"],
+    )
+    emitter.give(node, made, f"{made}:sum")
+
+
+LOWERINGS: Final[dict[str, Lowering]] = {"add_rms_norm": _add_rms_norm}
