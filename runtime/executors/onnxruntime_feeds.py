@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,42 +17,70 @@ Int64Array = NDArray[np.int64]
 UNSEEN: Final = 1 << 30
 """The position of keys that are there to fill a row up: no query sees it."""
 
+_GATHER_COST: Final = 4
+"""How many queries cost as much to compute as their keys and values do to gather."""
 
-def padded_rows(step: Step) -> dict[str, Int64Array]:
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Tokens of sequences, one after the other, that are one row of attention each."""
+
+    starts: Int64Array  # [P] the first token of each in the step
+    counts: Int64Array  # [P]
+    sequences: Int64Array  # [P] whose they are
+
+    @classmethod
+    def of(cls, step: Step) -> Pieces:
+        """Those of a step, as long as it takes least to compute them.
+
+        Rows are padded to the longest, so that a long chunk of one prompt would make as much work
+        of each sequence that decodes beside it. Several rows may have the same keys instead, which
+        are then gathered more than once.
+        """
+        counts = np.diff(step.query_starts).astype(np.int64)
+        longest = int(counts.max(initial=1))
+        sizes = [1 << i for i in range(longest.bit_length())] + [longest]
+        size = min(sizes, key=lambda size: int((-(-counts // size)).sum()) * (size + _GATHER_COST))
+        each = -(-counts // size)
+        sequences = np.repeat(np.arange(len(counts)), each)
+        place = np.arange(len(sequences)) - np.repeat(np.cumsum(each) - each, each)
+        first = place * size
+        starts = step.query_starts[:-1].astype(np.int64)[sequences] + first
+        return cls(starts, np.minimum(size, counts[sequences] - first), sequences)
+
+
+def padded_rows(pieces: Pieces) -> dict[str, Int64Array]:
     """`row_of_padded [B, Q]`, the token in each place, and `padded_of_row [T]`, each token's place.
 
-    A row is filled up with its sequence's last token, so that what is computed there is no less
-    finite than what is wanted.
+    A row is filled up with its last token, so that what is computed there is no less finite than
+    what is wanted.
     """
-    starts = step.query_starts[:-1].astype(np.int64)
-    counts = np.diff(step.query_starts).astype(np.int64)
-    longest = int(counts.max(initial=1))
-    within = np.minimum(np.arange(longest), np.maximum(counts[:, None], 1) - 1)
-    sequences = np.repeat(np.arange(len(counts)), counts)
-    places = np.arange(step.num_tokens) - starts[sequences]
+    longest = int(pieces.counts.max(initial=1))
+    within = np.minimum(np.arange(longest), pieces.counts[:, None] - 1)
+    rows = np.repeat(np.arange(len(pieces.counts)), pieces.counts)
+    places = np.arange(len(rows)) - pieces.starts[rows]
     return {
-        "row_of_padded": starts[:, None] + within,
-        "padded_of_row": sequences * longest + places,
+        "row_of_padded": pieces.starts[:, None] + within,
+        "padded_of_row": rows * longest + places,
     }
 
 
-def paged_keys(step: Step, groups: Sequence[KvGroup]) -> dict[str, Int64Array]:
-    """For each group the slots of the step's tokens, and of all keys that any of them sees.
+def paged_keys(step: Step, groups: Sequence[KvGroup], pieces: Pieces) -> dict[str, Int64Array]:
+    """For each group the slots of the step's tokens, and of all keys that a row sees any of.
 
     Rows of keys are filled up with the last of their sequence.
     """
     feeds: dict[str, Int64Array] = {}
-    starts = step.query_starts[:-1]
-    lengths = step.context_lengths.astype(np.int64)
-    rows = np.arange(len(lengths))[:, None]
+    positions = step.positions.astype(np.int64)
+    ends = positions[pieces.starts + pieces.counts - 1] + 1
     for group, table, slots in zip(groups, step.block_tables, step.slots, strict=True):
-        first = np.zeros(len(lengths), np.int64)
+        first = np.zeros(len(ends), np.int64)
         if group.window is not None:  # blocks before it may have been freed
-            first = np.maximum(0, step.positions[starts].astype(np.int64) - group.window + 1)
-        places = first[:, None] + np.arange(int((lengths - first).max(initial=1)))
-        is_key = places < lengths[:, None]
-        stored = np.where(is_key, places, lengths[:, None] - 1)
-        blocks = table[rows, stored // group.block_size].astype(np.int64)
+            first = np.maximum(0, positions[pieces.starts] - group.window + 1)
+        places = first[:, None] + np.arange(int((ends - first).max(initial=1)))
+        is_key = places < ends[:, None]
+        stored = np.where(is_key, places, ends[:, None] - 1)
+        blocks = table[pieces.sequences[:, None], stored // group.block_size].astype(np.int64)
         feeds[f"slots.{group.name}"] = slots.astype(np.int64)[:, None]
         feeds[f"key_slots.{group.name}"] = blocks * group.block_size + stored % group.block_size
         feeds[f"key_positions.{group.name}"] = np.where(is_key, places, UNSEEN)

@@ -14,7 +14,7 @@ from ...ir.errors import ArtifactError
 from ...ir.resources import KvGroup
 from ...ir.types import DType
 from ..scheduling.step import Step
-from .onnxruntime_feeds import padded_rows, paged_keys, slot_rows
+from .onnxruntime_feeds import Pieces, padded_rows, paged_keys, slot_rows
 
 _ELEMENT_TYPES: Final[dict[DType, tuple[Any, int]]] = {
     DType.F32: (np.float32, 1),
@@ -102,7 +102,8 @@ class PagedPools(Pools):
                         name = f"{layer}.{part}"
                         bind(binding, name, self.bound(group, self.arrays[name]))
             self._is_bound = True
-        return {**padded_rows(step), **paged_keys(step, self.groups)}
+        pieces = Pieces.of(step)
+        return {**padded_rows(pieces), **paged_keys(step, self.groups, pieces)}
 
 
 class SlotPools(Pools):

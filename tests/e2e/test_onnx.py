@@ -146,8 +146,8 @@ def wider_window(patch: pytest.MonkeyPatch) -> None:
     def widened(form: CacheForm, group: KvGroup, window: int | None) -> str:
         return mask(form, group, None if window is None else window + 1)
 
-    def keys(step: Any, groups: Any) -> Any:
-        return paged_keys(step, [wider(group) for group in groups])
+    def keys(step: Any, groups: Any, pieces: Any) -> Any:
+        return paged_keys(step, [wider(group) for group in groups], pieces)
 
     def wider(group: KvGroup) -> KvGroup:
         return group if group.window is None else replace(group, window=group.window + 1)
@@ -159,8 +159,8 @@ def wider_window(patch: pytest.MonkeyPatch) -> None:
 def padding_of_nobody(patch: pytest.MonkeyPatch) -> None:
     """Rows of keys are filled up with slots that hold no key: masked, and NaN."""
 
-    def keys(step: Any, groups: Any) -> Any:
-        feeds = paged_keys(step, groups)
+    def keys(step: Any, groups: Any, pieces: Any) -> Any:
+        feeds = paged_keys(step, groups, pieces)
         for group in groups:
             seen = feeds[f"key_positions.{group.name}"] <= step.positions.max()
             feeds[f"key_slots.{group.name}"] *= seen
