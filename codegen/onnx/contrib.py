@@ -7,12 +7,16 @@ from typing import ClassVar, Final
 from ...ir.ops.state import cache_of
 from ...ir.program import Node
 from ...ir.resources import KvGroup
+from ...ir.schemes import get_scheme
 from ...ir.types import DType
 from .attended import Heads
 from .caches import stored_name, written_name
 from .emitter import Emitter, Lowering
 from .graph import CONTRIB
+from .layouts import CodedMatrix
+from .lower import coded
 from .slots import Slots
+from .types import STORED
 
 
 class GroupedQueries(Slots):
@@ -94,4 +98,61 @@ def _add_rms_norm(emitter: Emitter, node: Node) -> None:
     emitter.give(node, made, f"{made}:sum")
 
 
-LOWERINGS: Final[dict[str, Lowering]] = {"add_rms_norm": _add_rms_norm}
+def _quantize_rows(emitter: Emitter, node: Node) -> None:
+    """Rows in groups are quantized by the products that read them."""
+    if not node.attrs["group"]:
+        coded.LOWERINGS["quantize_rows"](emitter, node)
+        return
+    x = emitter.operand(node.inputs[0])
+    emitter.give(node, x, x)
+
+
+def _scaled_linear(emitter: Emitter, node: Node) -> None:
+    graph = emitter.graph
+    x, x_scale, codes, scales, *biases = node.inputs
+    matrix = coded.matrix_of(emitter, codes, scales, node)
+    rows = get_scheme(node.attrs["scheme"]).activations
+    if not matrix.form.is_grouped:
+        coded.LOWERINGS["scaled_linear"](emitter, node)
+    elif rows is not None and rows.group:
+        coded.finish(
+            emitter, node, _product(emitter, emitter.operand(x), matrix, _IN_GROUPS), biases
+        )
+    else:
+        wide = graph.op("Cast", [emitter.operand(x)], to=STORED[DType.F32])
+        result = _product(emitter, wide, matrix, _FLOAT)
+        column = graph.op("Unsqueeze", [emitter.operand(x_scale), graph.const([-1])])
+        coded.finish(emitter, node, graph.op("Mul", [result, column]), biases)
+
+
+def _decoded_linear(emitter: Emitter, node: Node) -> None:
+    x, codes, scales, *biases = node.inputs
+    matrix = coded.matrix_of(emitter, codes, scales, node)
+    result = _product(emitter, emitter.operand(x), matrix, _FLOAT)
+    coded.finish(emitter, node, result, biases)
+
+
+def _product(emitter: Emitter, x: str, matrix: CodedMatrix, accuracy: int) -> str:
+    parts = emitter.store(matrix.blocks()), emitter.store(matrix.line_scales())
+    return emitter.graph.op(
+        "MatMulNBits",
+        [x, *parts],
+        domain=CONTRIB,
+        K=matrix.depth,
+        N=matrix.rows,
+        bits=matrix.form.bits,
+        block_size=matrix.form.group,
+        accuracy_level=accuracy,
+    )
+
+
+_FLOAT: Final = 1
+_IN_GROUPS: Final = 4
+"""Levels of accuracy: rows in float32, or as codes of 8 bits in groups as long as the weights'."""
+
+LOWERINGS: Final[dict[str, Lowering]] = {
+    "add_rms_norm": _add_rms_norm,
+    "quantize_rows": _quantize_rows,
+    "scaled_linear": _scaled_linear,
+    "decoded_linear": _decoded_linear,
+}

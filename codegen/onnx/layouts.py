@@ -87,6 +87,11 @@ class CodedMatrix:
         shape = (self.rows, self.groups)
         return self._stored("by_row", _LINE_SCALES, TensorType(DType.F32, shape), shape)
 
+    def blocks(self) -> Stored:
+        """The codes of grouped formats as `MatMulNBits` has them, `[N, groups, bytes of one]`."""
+        shape = (self.rows, self.groups, self.form.group * self.form.bits // 8)
+        return self._stored("in_blocks", _BLOCKS, TensorType(DType.U8, shape), shape)
+
     def _stored(
         self,
         how: str,
@@ -130,6 +135,16 @@ def _lines(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
     return _numbers(parts[0], attrs).contiguous()
 
 
+def _blocks(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    """Counted from the lowest number of so many bits; of 4 bits, the first in the lower half."""
+    import torch
+
+    form = get_format(attrs["format"])
+    numbers = form.code_levels(form.split(parts[0])["codes"]).to(torch.int16)
+    counted = (numbers + (1 << (form.bits - 1))).to(torch.uint8)
+    return counted if form.bits == 8 else counted[..., 0::2] | (counted[..., 1::2] << 4)
+
+
 def _scales(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
     return _line_scales(parts, attrs).T.contiguous()
 
@@ -148,6 +163,12 @@ def _columns_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(DType.I8, (depth, rows))
 
 
+def _blocks_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    rows, _, groups = _sizes(kinds, attrs)
+    form = get_format(attrs["format"])
+    return TensorType(DType.U8, (rows, groups, form.group * form.bits // 8))
+
+
 def _lines_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(DType.I8, _sizes(kinds, attrs)[:2])
 
@@ -164,6 +185,7 @@ def _line_scales_type(kinds: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 _ATTRS: Final = ("format", "depth")
 _COLUMNS: Final = register_weight_op(WeightOp("onnx_columns", _columns, _columns_type, _ATTRS))
+_BLOCKS: Final = register_weight_op(WeightOp("onnx_blocks", _blocks, _blocks_type, _ATTRS))
 _SCALES: Final = register_weight_op(
     WeightOp("onnx_column_scales", _scales, _scales_type, _ATTRS, inputs=2)
 )

@@ -212,12 +212,15 @@ SCHEMES = {
 
 
 @pytest.mark.parametrize("arch", ["llama-tied", "qwen2"])
+@pytest.mark.parametrize("dialect", ["standard", "onnxruntime"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_codes_mean_what_they_mean_in_the_reference(scheme: str, arch: str, builds: Builds) -> None:
+def test_codes_mean_what_they_mean_in_the_reference(
+    scheme: str, dialect: str, arch: str, builds: Builds
+) -> None:
     """With biases, and with a head that is the table of tokens."""
     sets = (("quantization", {"scheme": scheme, "method": "nearest"}),)
     model = Build(arch, sets=sets)
-    artifact = builds.artifact(onnx(model))
+    artifact = builds.artifact(onnx(model, **{"onnx.dialect": dialect}))
     sequences = prompts(artifact.manifest.model.vocab_size)
     ours, theirs = (
         np.concatenate(teacher_forced(one, sequences))

@@ -65,7 +65,8 @@ def _codes(emitter: Emitter, x: str) -> tuple[str, str]:
     return codes, graph.op("Squeeze", [scale, graph.const([-1])])
 
 
-def _matrix(emitter: Emitter, codes: Operand, scales: Operand, node: Node) -> CodedMatrix:
+def matrix_of(emitter: Emitter, codes: Operand, scales: Operand, node: Node) -> CodedMatrix:
+    """The matrix that a node multiplies by, or looks rows up in."""
     assert isinstance(codes, WeightRef)
     assert isinstance(scales, WeightRef)
     weights, scheme = emitter.program.weights, get_scheme(node.attrs["scheme"])
@@ -77,7 +78,7 @@ def _matrix(emitter: Emitter, codes: Operand, scales: Operand, node: Node) -> Co
 def _scaled_linear(emitter: Emitter, node: Node) -> None:
     graph = emitter.graph
     x, x_scale, codes, scales, *biases = node.inputs
-    scheme, matrix = get_scheme(node.attrs["scheme"]), _matrix(emitter, codes, scales, node)
+    scheme, matrix = get_scheme(node.attrs["scheme"]), matrix_of(emitter, codes, scales, node)
     rows = emitter.operand(x)
     scale = emitter.operand(x_scale)
     if scheme.activations is not None and scheme.activations.group:
@@ -99,14 +100,14 @@ def _scaled_linear(emitter: Emitter, node: Node) -> None:
             # that of one scale for all rows, and gives wrong numbers.
             sums = graph.op("Mul", [sums, column])
             result = graph.op("Mul", [sums, emitter.operand(scales)])
-    _finish(emitter, node, result, biases)
+    finish(emitter, node, result, biases)
 
 
 def _decoded_linear(emitter: Emitter, node: Node) -> None:
     x, codes, scales, *biases = node.inputs
-    scheme, matrix = get_scheme(node.attrs["scheme"]), _matrix(emitter, codes, scales, node)
+    scheme, matrix = get_scheme(node.attrs["scheme"]), matrix_of(emitter, codes, scales, node)
     result = _dequantized(emitter, emitter.operand(x), matrix, scheme)
-    _finish(emitter, node, result, biases)
+    finish(emitter, node, result, biases)
 
 
 def _dequantized(emitter: Emitter, x: str, matrix: CodedMatrix, scheme: Scheme) -> str:
@@ -121,7 +122,8 @@ def _dequantized(emitter: Emitter, x: str, matrix: CodedMatrix, scheme: Scheme) 
     return graph.op("MatMul", [x, numbers])
 
 
-def _finish(emitter: Emitter, node: Node, result: str, biases: list[Operand]) -> None:
+def finish(emitter: Emitter, node: Node, result: str, biases: list[Operand]) -> None:
+    """The result of a product is this, plus the bias."""
     for bias in biases:
         result = emitter.graph.op("Add", [result, emitter.operand(bias)])
     emitter.give(node, result)
@@ -131,7 +133,7 @@ def _scaled_embedding(emitter: Emitter, node: Node) -> None:
     """Rows of bytes: the table is stored once more if it is the head as well."""
     graph = emitter.graph
     codes, scales, ids = node.inputs
-    matrix, index = _matrix(emitter, codes, scales, node), emitter.operand(ids)
+    matrix, index = matrix_of(emitter, codes, scales, node), emitter.operand(ids)
     rows = graph.op("Gather", [emitter.store(matrix.lines()), index], axis=0)
     rows = graph.op("Cast", [rows], to=STORED[DType.F32])
     if matrix.form.is_grouped:
