@@ -196,11 +196,16 @@ def _blocks_each(block_size: int, lengths: list[int]) -> int:
 
 
 def _pages(program: Program, lengths: list[int]) -> PagedState:
-    """Storage for two sequences beside the null block, poisoned where nothing is written."""
-    smallest = min(group.block_size for group in program.resources)
-    state = PagedState.allocate(
-        program.resources, 1 + 2 * _blocks_each(smallest, lengths), dtype="f64"
-    )
+    """Storage for two sequences beside the null block, poisoned where nothing is written.
+
+    Blocks that hold a whole context are no longer than the sequences: the rest is never reached.
+    """
+    longest = max(lengths)
+    groups = [
+        replace(group, block_size=min(group.block_size, longest)) for group in program.resources
+    ]
+    smallest = min(group.block_size for group in groups)
+    state = PagedState.allocate(groups, 1 + 2 * _blocks_each(smallest, lengths), dtype="f64")
     for storage in (*state.keys.values(), *state.values.values()):
         storage.fill_(float("nan"))
     return state

@@ -1,0 +1,45 @@
+"""Slots for whole contexts: their size, the context that is too long, and runs that compare."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from infc.ir.builder import ProgramBuilder
+from infc.ir.errors import UsageError
+from infc.ir.program import ModelSpec, Program
+from infc.ir.resources import KvGroup
+from infc.ir.types import DType, Sym, TensorType
+from infc.passes.base import PassContext
+from infc.passes.one_block_each import OneBlockEach
+from infc.passes.sample_runs import _pages
+
+
+def program(max_context: int) -> Program:
+    """Two groups, of which one has a window."""
+    b = ProgramBuilder("slots", phase="lowered")
+    b.symbol("T", 1, 64)
+    ids = b.input("input_ids", TensorType(DType.I64, (Sym("T"),)))
+    b.outputs = [b.emit("cast", ids, dtype="f32")]
+    groups = (
+        KvGroup("full", (0,), 1, 8, 8, "f32", 16),
+        KvGroup("window9", (1,), 1, 8, 8, "f32", 16, 9),
+    )
+    spec = ModelSpec("x", 2, 8, 1, 1, 8, 8, max_context)
+    return replace(b.build(), spec=spec, resources=groups)
+
+
+def test_a_block_holds_a_context_and_the_tokens_of_a_step() -> None:
+    made = OneBlockEach().run(program(512), PassContext()).program
+    assert [group.block_size for group in made.resources] == [576, 576]
+
+
+def test_a_context_that_is_too_long_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"65537 tokens is too long.*lower runtime.max_context"):
+        OneBlockEach().run(program(65536 - 63), PassContext())
+
+
+def test_runs_that_compare_take_no_memory_for_a_whole_context() -> None:
+    made = OneBlockEach().run(program(32768), PassContext()).program
+    assert _pages(made, [37, 20]).num_bytes < 1 << 18
