@@ -106,12 +106,14 @@ class Emission:
     """What a backend contributes to the manifest (see `docs/design/manifest.md`).
 
     `weights` are all that the code reads, in its order, whether they were written or are shared.
+    With `shares`, those that may be shared were left out.
     """
 
     entry: dict[str, Any]
     weights: tuple[Weight, ...]
     arena_bytes: int = 0
     toolchain: dict[str, str] = field(default_factory=dict)
+    shares: bool = True
 
     def compiled(
         self,
@@ -129,7 +131,7 @@ class Emission:
         """
         sizes = {name: program.symbols[name].high for name in further_symbols(program)}
         names = tuple(weight.name for weight in self.weights)
-        common = () if shared is None else shared.among(program, self.weights)
+        common = () if shared is None or not self.shares else shared.among(program, self.weights)
         return CompiledProgram(
             entry=Entry(**{**self.entry, "file": folder + self.entry["file"]}),
             inputs=input_types(program),

@@ -96,6 +96,7 @@ class OnnxBackend(Backend):
             weights=weights,
             arena_bytes=step_bytes(program),
             toolchain=dict(self.toolchain(target)),
+            shares=False,
         )
 
     def needs(self) -> Iterator[Need]:

@@ -56,10 +56,13 @@ def emit_graph(program: Program, form: str, dialect: Dialect) -> Emitted:
 
 
 def session_file(emitted: Emitted) -> str:
-    """What onnxruntime has to be told to run the model, as JSON."""
+    """What onnxruntime has to be told to run the model, and the oldest that has, as JSON."""
     # 4: onnxruntime rounds the rows of products by grouped codes to 8 bits, 0: it does not.
     entries = {_ACCURACY: "0" if emitted.emitter.exact_rows else "4"}
-    return json.dumps({"config": entries}, indent=1, sort_keys=True) + "\n"
+    kinds = {node.op_type for node in emitted.emitter.graph.nodes}
+    oldest = "1.32" if "GroupQueryAttention" in kinds else "1.31"
+    settings = {"config": entries, "onnxruntime": oldest}
+    return json.dumps(settings, indent=1, sort_keys=True) + "\n"
 
 
 def finish_model(emitted: Emitted, weights: Iterable[Weight], directory: Path) -> onnx.ModelProto:

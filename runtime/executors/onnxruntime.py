@@ -30,9 +30,6 @@ _ARRAYS: Final = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(
 _STORED: Final = "kv."
 _STATE: Final = "kv_out."
 
-OLDEST: Final = (1, 32)
-"""The oldest version that models have been run with."""
-
 _NO_FACTS: Final = {"kv": None, "weights": None, "vocab_size": None, "hidden_width": None}
 """Those of a model that has none: nothing agrees with them."""
 
@@ -112,7 +109,8 @@ def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int
     ArtifactError where they do not, or others could change the weights under the steps;
     ToolchainError for an onnxruntime that is too old.
     """
-    _check_version()
+    settings = _settings(artifact, compiled)
+    _check_version(settings["onnxruntime"])
     entries = _entries(artifact, compiled)
     if not artifact.weights_are_ours():
         raise ArtifactError(
@@ -128,8 +126,7 @@ def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int
     # Threads that wait by spinning take the processors of whoever else works between steps.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = artifact.path / compiled.entry.file
-    settings = str(PurePosixPath(compiled.entry.file).with_name("session.json"))
-    for key, value in json.loads(artifact.read_text(settings))["config"].items():
+    for key, value in settings["config"].items():
         options.add_session_config_entry(key, value)
     artifact.check_in_place(compiled.entry.file)
     try:
@@ -147,13 +144,21 @@ def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int
     return session
 
 
-def _check_version() -> None:
-    found = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
-    if found < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+def _settings(artifact: Artifact, compiled: CompiledProgram) -> dict[str, Any]:
+    """What the session is to be told, which lies beside the model."""
+    name = str(PurePosixPath(compiled.entry.file).with_name("session.json"))
+    settings: dict[str, Any] = json.loads(artifact.read_text(name))
+    return settings
+
+
+def _check_version(oldest: str) -> None:
+    found, needed = (
+        [int(part) for part in re.findall(r"\d+", text)[:2]]
+        for text in (onnxruntime.__version__, oldest)
+    )
+    if found < needed:
         raise ToolchainError(
-            f"onnxruntime {onnxruntime.__version__} is too old, artifacts of the backend onnx need"
-            f" {oldest} or later",
+            f"onnxruntime {onnxruntime.__version__} is too old, this model needs {oldest} or later",
             hint=f"pip install 'onnxruntime>={oldest}'",
         )
 

@@ -14,18 +14,24 @@ import pytest
 from onnx import TensorProto
 from onnx import load as read_model
 
+import infc
 from infc.codegen.onnx.caches import CacheForm, Paged
+from infc.driver.added_programs import AddedProgram
 from infc.ir.artifact import Artifact
 from infc.ir.resources import KvGroup
 from infc.runtime.executors import onnxruntime_pools as pools_module
+from infc.runtime.executors import open_executor
+from infc.runtime.executors.base import ExecutorConfig, run_step
 from infc.runtime.executors.onnxruntime_feeds import paged_keys
 from infc.runtime.executors.onnxruntime_pools import Pools
 
+from ..codegen.harness import Chunk, make_step
 from ..emulation.scripted import errors, run_script
 from ..emulation.test_models import RUN, logprobs, tokens
 from .builds import Build, Builds
 from .neighbours import Answer, Events, play
 from .support import (
+    BLOCK_SIZE,
     compile_checkpoint,
     forced_rows,
     parity_prompts,
@@ -252,3 +258,22 @@ def test_bfloat16_is_rounded_where_the_reference_rounds(builds: Builds) -> None:
     model = Build("llama", dtype="bfloat16")
     found = run_script(builds.artifact(onnx(model)))
     assert max(errors(found, run_script(builds.artifact(reference(model))))) < 0.02
+
+
+def test_each_program_has_all_its_weights_beside_it(builds: Builds, tmp_path: Path) -> None:
+    """No reader of ONNX takes data from another directory."""
+    artifact = infc.compile(
+        builds.checkpoint(Build("llama")),
+        output=tmp_path / "both",
+        overrides=["backend=onnx", f"kv_cache.block_size={BLOCK_SIZE}"],
+        programs={"again": AddedProgram(make=lambda program: program)},
+        verify=False,
+        cache=False,
+    )
+    assert not artifact.manifest.program("again").weights.shared
+    step = make_step([Chunk([1, 2, 3], 0, [1])], num_groups=1, block_size=BLOCK_SIZE)
+    logits = []
+    for name in ("main", "again"):
+        config = ExecutorConfig(num_blocks=(3,), program=name)
+        logits.append(run_step(open_executor(artifact, config), step).logits)
+    assert np.array_equal(logits[0], logits[1])

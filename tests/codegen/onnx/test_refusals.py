@@ -44,7 +44,7 @@ def test_a_missing_package_is_named_with_its_extra(
         build(program_of(linear_bias, DType.F32), tmp_path / "b", backend="onnx")
 
 
-@pytest.mark.parametrize("version", ["1.31.1", "1.9.0", "0.5"])
+@pytest.mark.parametrize("version", ["1.30.0", "1.9.0", "0.5"])
 def test_an_old_onnxruntime_is_named(
     version: str, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,3 +122,15 @@ def test_a_refusal_says_what_to_do_instead(
         infc.compile(
             checkpoint, output=tmp_path / "a", overrides=overrides, verify=False, cache=False
         )
+
+
+def test_the_oldest_onnxruntime_is_that_of_the_ops(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models with `GroupQueryAttention` need 1.32, others 1.31."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+    open_executor(artifact, CONFIG).close()
+    path = artifact.path / "session.json"
+    path.write_text(path.read_text().replace("1.31", "1.32"))
+    with pytest.raises(ToolchainError, match=r"1\.31\.1 is too old, this model needs 1\.32"):
+        open_executor(artifact, CONFIG)
