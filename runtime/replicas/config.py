@@ -22,6 +22,7 @@ class FrontConfig:
     vocab_size: int
     max_context: int
     max_waiting: int
+    block_size: int = 1
     tokenizer: Tokenizer | None = None
     policy: Policy = field(default_factory=LeastLoaded)
     hung_seconds: float = 60.0

@@ -26,6 +26,7 @@ from ..requests.outputs import RequestOutput
 from ..requests.request_stream import PreparedRequest, RequestStream
 from ..requests.resumption import Resumption
 from ..scheduling.owners import StepTimes
+from .block_news import BlockNews
 from .frames import MAX_FRAME_BYTES, FrameError, FrameReader
 from .messages import (
     VERSION,
@@ -74,7 +75,9 @@ class EngineProcess:
     Nothing is told by a thread of its own: silence is how the front learns of a step that hangs.
     """
 
-    def __init__(self, connection: socket.socket, engine: Engine) -> None:
+    def __init__(
+        self, connection: socket.socket, engine: Engine, *, tells_blocks: bool = False
+    ) -> None:
         self._connection = connection
         self._engine = engine
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
@@ -86,6 +89,7 @@ class EngineProcess:
         self._num_failed_steps = 0
         self._works_ahead = True
         self._told_at = self._stats_at = self._whole_at = 0.0
+        self._blocks = BlockNews(engine) if tells_blocks else None
         engine.on_step = self._on_step
 
     def run(self, reader: FrameReader) -> NoReturn:
@@ -235,7 +239,8 @@ class EngineProcess:
             if size > _MANY_BYTES:
                 self._send(Told(tuple(added)))
                 added, size = [], 0
-        self._send(Told(tuple(added), refusals, tuple(self._reports), stats))
+        stored, removed = ((), ()) if self._blocks is None else self._blocks.take()
+        self._send(Told(tuple(added), refusals, tuple(self._reports), stats, stored, removed))
         self._told_at, self._refusals, self._reports = now, [], []
 
     def _added(self, output: RequestOutput) -> Added:
@@ -303,10 +308,10 @@ def main(descriptor: int, parent: int) -> NoReturn:
     connection = socket.socket(fileno=descriptor)
     reader = FrameReader()
     try:
-        engine = _open(connection, reader)
+        engine, tells_blocks = _open(connection, reader)
         gc.collect()
         gc.freeze()  # later collections look at what requests leave only
-        EngineProcess(connection, engine).run(reader)
+        EngineProcess(connection, engine, tells_blocks=tells_blocks).run(reader)
     except InfcError as error:
         send(connection, Failed(failure_of(error)))
     except BaseException as error:
@@ -317,8 +322,8 @@ def main(descriptor: int, parent: int) -> NoReturn:
     os._exit(1)
 
 
-def _open(connection: socket.socket, reader: FrameReader) -> Engine:
-    """The engine that the first message asks for; says that it is ready."""
+def _open(connection: socket.socket, reader: FrameReader) -> tuple[Engine, bool]:
+    """The engine that the first message asks for, and whether it tells of blocks; it is ready."""
     payloads: list[bytes] = []
     while not payloads:
         data = connection.recv(_READ_BYTES)
@@ -344,9 +349,8 @@ def _open(connection: socket.socket, reader: FrameReader) -> Engine:
             hint="start the server again",
         )
     engine = Engine.open(artifact, options_from_data(message.options))
-    groups = engine.plan.groups
-    send(connection, Ready(VERSION, artifact.identity, groups[0].block_size if groups else 1))
-    return engine
+    send(connection, Ready(VERSION, artifact.identity))
+    return engine, message.tells_blocks
 
 
 def _end_with(parent: int) -> None:

@@ -180,7 +180,7 @@ class Front:
         has_tokenizer = self.tokenizer is not None
         check_params(chosen, vocab_size=self._config.vocab_size, has_tokenizer=has_tokenizer)
         check_place(priority, cache_salt)
-        inbox = Inbox(asyncio.get_running_loop())
+        inbox, policy = Inbox(asyncio.get_running_loop()), self._config.policy
 
         def prepare() -> list[RemoteStream]:
             return [
@@ -195,6 +195,7 @@ class Front:
                     cache_salt=cache_salt,
                     whole=whole,
                     resumed=known,
+                    block_size=self._config.block_size if policy.needs_blocks else None,
                 )
                 for number, (name, prompt, known) in enumerate(
                     zip(request_ids, prompts, told, strict=True)
@@ -284,8 +285,9 @@ class Front:
         if not candidates:
             self._homeless.append(stream)
             return
-        index = self._config.policy.choose(stream.prompt, stream.salt, candidates)
-        self._send(self._replicas[index], stream)
+        choice = self._config.policy.choose(stream.as_arrival, candidates)
+        stream.num_unread = len(stream.prompt) - choice.num_known
+        self._send(self._replicas[choice.replica], stream)
 
     def _send(self, replica: Replica, stream: RemoteStream) -> None:
         number = next(self._numbers)
@@ -367,6 +369,8 @@ class Front:
         for number, failure in told.refusals:
             if (stream := replica.streams.get(number)) is not None:
                 self._fail([stream], error_of(failure))
+        if told.stored or told.removed:
+            self._config.policy.change(replica.index, told.stored, told.removed)
         if self._on_step is not None:
             for report in told.reports:
                 self._on_step(step_times_of(report))
@@ -382,6 +386,7 @@ class Front:
         _LOG.warning(
             "replica %d: %s; %s", replica.index, death.error, format_count(len(orphans), "request")
         )
+        self._config.policy.clear(replica.index)
         for stream in orphans:
             self._places.pop(stream, None)
         guilty: list[RemoteStream] = []

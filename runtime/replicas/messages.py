@@ -82,7 +82,6 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", forbid_unknown_fields=
 
     version: int
     identity: str
-    block_size: int
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed", forbid_unknown_fields=True):

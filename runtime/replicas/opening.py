@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ...ir.artifact import Artifact
 from ..options import RuntimeOptions
+from ..scheduling.kv_groups import common_block_size
 from ..text.tokenizer import Tokenizer
 from .child import Start, start_engine
 from .config import FrontConfig
@@ -23,7 +24,7 @@ def open_front(
     options: RuntimeOptions,
     count: int,
     *,
-    policy: str = "least-loaded",
+    policy: str = "prefix",
     hung_seconds: float = 60.0,
     on_note: Callable[[str], None] = lambda note: None,
     start: Start = start_engine,
@@ -44,6 +45,7 @@ def open_front(
             artifact.identity,
             options_as_data(replace(each, max_waiting=_NO_LIMIT)),
             cpus,
+            chosen.needs_blocks,
         )
         for each, cpus in zip(sizes.options, sizes.cpus, strict=True)
     ]
@@ -53,6 +55,7 @@ def open_front(
             vocab_size=artifact.manifest.model.vocab_size,
             max_context=sizes.plan.limits.max_context,
             max_waiting=options.max_waiting,
+            block_size=common_block_size(sizes.plan.groups),
             tokenizer=Tokenizer.load(artifact),
             policy=chosen,
             hung_seconds=hung_seconds,

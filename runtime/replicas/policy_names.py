@@ -1,5 +1,5 @@
-"""The names of routing policies, for who only lists them."""
+"""The names of routing policies, for who only lists them; the first is the default."""
 
 from typing import Literal
 
-PolicyName = Literal["least-loaded", "round-robin", "random"]
+PolicyName = Literal["prefix", "least-loaded", "round-robin", "random"]

@@ -75,7 +75,6 @@ class Replica(asyncio.Protocol):
         self.num_restarts = 0
         self.num_resumed = 0
         self.stats: EngineStats = _NO_STATS
-        self.block_size = 1
         self.heard_at = 0.0
         self._order = order
         self._start = start
@@ -98,7 +97,7 @@ class Replica(asyncio.Protocol):
     @property
     def candidate(self) -> Candidate:
         """Itself, for a policy."""
-        unread = sum(len(s.prompt) for s in self.streams.values() if not s.has_told)
+        unread = sum(s.num_unread for s in self.streams.values() if not s.is_proven)
         return Candidate(self.index, unread + STREAM_TOKENS * len(self.streams))
 
     def glance(self) -> ReplicaStats:
@@ -195,7 +194,7 @@ class Replica(asyncio.Protocol):
         elif isinstance(message, Ready):
             if message.version != VERSION:
                 raise FrameError(f"the engine speaks version {message.version}, not {VERSION}")
-            self.state, self.block_size = "ready", message.block_size
+            self.state = "ready"
             self._owner.on_ready(self)
         else:
             self._failure = error_of(message.failure)

@@ -21,6 +21,8 @@ from .messages import (
     params_as_data,
     prompt_logprobs_of,
 )
+from .prefixes import prefix_digests
+from .routing import Arrival
 
 
 class RemoteStream:
@@ -42,6 +44,7 @@ class RemoteStream:
         "_wanted",
         "_whole",
         "arrival",
+        "as_arrival",
         "has_ended",
         "inbox",
         "is_lost",
@@ -50,6 +53,7 @@ class RemoteStream:
         "is_unwanted",
         "num_steps",
         "num_strikes",
+        "num_unread",
         "number",
         "params",
         "prompt",
@@ -70,6 +74,7 @@ class RemoteStream:
         cache_salt: str = "",
         whole: bool = False,
         resumed: Resumption | None = None,
+        block_size: int | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = tuple(prompt)
@@ -77,6 +82,9 @@ class RemoteStream:
         self.inbox = inbox
         self.number = number
         self.text = text
+        digests = () if block_size is None else prefix_digests(prompt, cache_salt, block_size)
+        self.as_arrival = Arrival(len(self.prompt), digests, block_size or 1)
+        """Itself, for a policy."""
         self.is_lost = False
         self.has_ended = False
         self.is_over = False
@@ -88,6 +96,8 @@ class RemoteStream:
         """Engines that died with it, one after the other, without having told anything of it."""
         self.num_steps = 0
         """Of the engine that has it, as far as they were counted."""
+        self.num_unread = len(self.prompt)
+        """Tokens of its prompt that its engine has to compute before it can tell anything."""
         self.is_proven = False
         """Whether the engine that has it has told something of it."""
         self._params: dict[str, Any] = params_as_data(params)
@@ -100,11 +110,6 @@ class RemoteStream:
         self._kept: list[RequestOutput] = []
         self._wanted = True
         self._lock = threading.Lock()
-
-    @property
-    def salt(self) -> str:
-        """Only requests of the same salt share prefixes."""
-        return self._salt
 
     @property
     def has_told(self) -> bool:

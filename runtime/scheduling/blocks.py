@@ -26,6 +26,8 @@ class BlockPool:
         # Eviction order, first out first.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
         self.num_evictions = 0
+        self.changes: list[tuple[bytes, bool]] | None = None
+        """What became findable (True), or no longer is, since somebody put a list here."""
 
     @property
     def capacity(self) -> int:
@@ -65,8 +67,7 @@ class BlockPool:
         block, _ = self._free.popitem(last=False)
         digest = self._hashes[block]
         if digest is not None:
-            del self._by_hash[digest]
-            self._hashes[block] = None
+            self._lose(block, digest)
             self.num_evictions += 1
         self._references[block] = 1
         return block
@@ -93,16 +94,23 @@ class BlockPool:
             return False
         self._hashes[block] = digest
         self._by_hash[digest] = block
+        if self.changes is not None:
+            self.changes.append((digest, True))
         return True
 
     def forget(self, block: int) -> None:
         """Make the content of `block` unfindable; a free block is then the first to be reused."""
         digest = self._hashes[block]
         if digest is not None:
-            del self._by_hash[digest]
-            self._hashes[block] = None
+            self._lose(block, digest)
             if block in self._free:
                 self._free.move_to_end(block, last=False)
+
+    def _lose(self, block: int, digest: bytes) -> None:
+        del self._by_hash[digest]
+        self._hashes[block] = None
+        if self.changes is not None:
+            self.changes.append((digest, False))
 
     def check(self, owned: Iterable[int]) -> None:
         """Assert that the pool is sound and that `owned` (once an owner) is all that is owned."""

@@ -36,7 +36,7 @@ def serve(
     options: RuntimeOptions | None = None,
     verify: Verification = "stamp",
     replicas: int = 0,
-    routing: str = "least-loaded",
+    routing: str = "prefix",
     **settings: Any,
 ) -> bool:
     """Serves an artifact until a signal, which lets running answers end; a second one does not.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @contextmanager
 def opened(artifact: Artifact, count: int, **options: Any) -> Iterator[Front]:
     """A front whose engines are ready; afterwards none of its processes is left."""
-    runtime = RuntimeOptions(kv_memory=KV_MEMORY, **options.pop("runtime", {}))
+    runtime = RuntimeOptions(**{"kv_memory": KV_MEMORY, **options.pop("runtime", {})})
     front = open_front(artifact, runtime, count, **options)
     try:
         front.wait_until_open()
@@ -408,3 +409,37 @@ def test_pinned_threads_of_replicas_have_processors_of_their_own(artifact: Artif
     assert pinned.cpus[0] == cpus[: -(-len(cpus) // 2)]
     assert pinned.cpus[1] == (cpus[-(-len(cpus) // 2) :] or cpus[:1])
     assert size_replicas(artifact, RuntimeOptions(threads=1), 2).cpus == ([], [])
+
+
+def test_requests_follow_their_prefixes(artifact: Artifact) -> None:
+    """Of 16 shared prefixes, two replicas find nearly what one with twice their memory finds."""
+    rng = Random(0)
+    shared = [[rng.randrange(10, 4000) for _ in range(320)] for _ in range(16)]
+    prompts = [[*prefix, 7, number] for number in range(8) for prefix in shared]
+    params = SamplingParams(max_tokens=2)
+
+    async def num_found(front: Front) -> int:
+        order, total = list(prompts), 0
+        Random(1).shuffle(order)
+
+        async def work() -> None:
+            nonlocal total
+            while order:
+                answer = await whole(front, order.pop(), params)
+                total += answer.metrics.num_cached_tokens
+
+        await asyncio.gather(*(work() for _ in range(4)))
+        return total
+
+    found = {}
+    for count, policy, memory in (
+        (1, "prefix", "22MiB"),
+        (2, "prefix", "11MiB"),
+        (2, "random", "11MiB"),
+    ):
+        with opened(artifact, count, policy=policy, runtime={"kv_memory": memory}) as front:
+            found[count, policy] = asyncio.run(num_found(front))
+    one = found[1, "prefix"]
+    assert one >= 0.9 * 320 * (len(prompts) - len(shared))
+    assert found[2, "prefix"] >= 0.9 * one
+    assert found[2, "random"] < 0.9 * one

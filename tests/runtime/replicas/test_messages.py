@@ -107,7 +107,7 @@ OPEN = st.builds(Open, COUNT, TEXT, TEXT, DATA, st.lists(COUNT, max_size=3), st.
 PRIORITY = st.integers(-(2**62), 2**62)
 ADD = st.builds(Add, COUNT, tuples(TOKEN), DATA, PRIORITY, TEXT, st.booleans(), st.none() | DATA)
 TO_ENGINE = OPEN | ADD | st.builds(Abort, COUNT)
-FROM_ENGINE = st.builds(Ready, COUNT, TEXT, COUNT) | st.builds(Failed, FAILURE) | TOLD
+FROM_ENGINE = st.builds(Ready, COUNT, TEXT) | st.builds(Failed, FAILURE) | TOLD
 
 
 def payload(message: ToEngine | FromEngine) -> bytes:
