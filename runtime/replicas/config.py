@@ -15,13 +15,16 @@ from .routing import LeastLoaded, Policy
 class FrontConfig:
     """What a front knows of the engines that it starts; `orders` has one entry a replica.
 
-    `hung_seconds` is how long an engine may say nothing: no step may take so long.
+    An engine gets requests as long as it has fewer than `most_sequences` completions to compute;
+    others wait in the front, `max_waiting` at most. `hung_seconds` is how long an engine may say
+    nothing: no step may take so long.
     """
 
     orders: Sequence[Open]
     vocab_size: int
     max_context: int
     max_waiting: int
+    most_sequences: int
     block_size: int = 1
     tokenizer: Tokenizer | None = None
     policy: Policy = field(default_factory=LeastLoaded)

@@ -8,7 +8,9 @@ import itertools
 import logging
 import threading
 import time
+from bisect import insort
 from collections.abc import AsyncGenerator, Callable, Sequence
+from operator import attrgetter
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from ...ir.sizes import format_count
@@ -23,20 +25,17 @@ from ..scheduling.owners import StepTimes
 from .child import Death, Nursery
 from .config import FrontConfig
 from .frames import FrameError
+from .kept_back import SUCCESSOR_SECONDS, KeptBack
 from .messages import Told, error_of, step_times_of
-from .replica import Replica, ReplicaStats
+from .replica import Replica, ReplicaStats, summed
 from .streams import RemoteStream
-from .suspects import Suspects
+from .suspects import POISONOUS, Suspects
 
 _LOG = logging.getLogger("infc.runtime")
 _MOST_TICK_SECONDS = 0.25
-_START_SECONDS = 600.0  # in which an engine must have opened its artifact
+_RANK = attrgetter("rank")
 _CLOSE_SECONDS = 1.0
 _SPARE_SECONDS = 0.5  # after a start, so that requests that wait for it come first
-POISONOUS = (
-    "this request was given up: the engine that computed it failed, and so did the next one at"
-    " the same place"
-)
 
 
 class Front:
@@ -62,6 +61,7 @@ class Front:
         self._places: dict[RemoteStream, tuple[Replica, int]] = {}
         self._homeless: list[RemoteStream] = []
         self._suspects = Suspects()
+        self._kept_back = KeptBack()
         self._lost: set[RemoteStream] = set()
         self._arrivals = itertools.count()
         self._end = asyncio.Event()
@@ -101,16 +101,7 @@ class Front:
 
     def stats(self) -> EngineStats:
         """Counts of about now, of all replicas together."""
-        each = [replica.stats for replica in self._replicas]
-        waiting = sum(stats.num_waiting for stats in each) + len(self._homeless)
-        return EngineStats(
-            num_waiting=waiting,
-            num_running=sum(stats.num_running for stats in each),
-            num_free_blocks=sum(stats.num_free_blocks for stats in each),
-            num_blocks=sum(stats.num_blocks for stats in each),
-            num_preemptions=sum(stats.num_preemptions for stats in each),
-            num_steps=sum(stats.num_steps for stats in each),
-        )
+        return summed([replica.stats for replica in self._replicas], len(self._homeless))
 
     def replicas(self) -> list[ReplicaStats]:
         """Each replica, as it is about now."""
@@ -228,7 +219,7 @@ class Front:
         """Fail what is pending, and end the engines; returns at once."""
         with self._lock:
             self._draining = self._is_stopping = True
-        self._call(self._begin_end)
+        self._call(self._end.set)
 
     def shutdown(self, timeout_seconds: float = 30.0) -> None:
         """Fail what is pending, end the engines and wait for that."""
@@ -280,10 +271,13 @@ class Front:
                 self._place(stream)
 
     def _place(self, stream: RemoteStream) -> None:
-        """Give a request to a replica; it waits while none is ready."""
-        candidates = [each.candidate for each in self._ready() if each is not self._suspects.court]
+        """Give a request to a replica; it waits here while none is ready, or has room.
+
+        What waits in an engine could not go to another one that has room before.
+        """
+        candidates = [each.candidate for each in self._open_ones()]
         if not candidates:
-            self._homeless.append(stream)
+            insort(self._homeless, stream, key=_RANK)
             return
         choice = self._config.policy.choose(stream.as_arrival, candidates)
         stream.num_unread = len(stream.prompt) - choice.num_known
@@ -351,6 +345,7 @@ class Front:
         if all(each.state == "ready" for each in self._replicas):
             self._opened.set()
         self._loop.call_later(_SPARE_SECONDS, self._fill_nursery)
+        self._release(replica)
         self._settle()
 
     def on_told(self, replica: Replica, told: Told) -> None:
@@ -369,6 +364,8 @@ class Front:
         for number, failure in told.refusals:
             if (stream := replica.streams.get(number)) is not None:
                 self._fail([stream], error_of(failure))
+        if self._homeless:
+            self._settle()
         if told.stored or told.removed:
             self._config.policy.change(replica.index, told.stored, told.removed)
         if self._on_step is not None:
@@ -395,14 +392,16 @@ class Front:
         else:
             self._suspects.adjourn(replica)
         self._fail(guilty, InfcError(POISONOUS))
-        for stream in sorted(orphans, key=lambda each: each.arrival):
-            if stream.is_over:
-                continue
-            if stream.is_unwanted:
+        going_on = []
+        for stream in sorted(orphans, key=_RANK):
+            if stream.is_unwanted and not stream.is_over:
                 self._end_unwanted(stream)
-            elif not self._suspects.holds(stream):
+            elif not (stream.is_over or self._suspects.holds(stream)):
                 replica.num_resumed += stream.has_told
-                self._place(stream)
+                going_on.append(stream)
+        for stream in self._kept_back.share(replica, going_on, len(self._open_ones())):
+            self._place(stream)
+        self._loop.call_later(SUCCESSOR_SECONDS, self._release, replica)
         self._settle()
 
     def on_given_up(self, replica: Replica, error: InfcError) -> None:
@@ -419,16 +418,27 @@ class Front:
     def _ready(self) -> list[Replica]:
         return [replica for replica in self._replicas if replica.state == "ready"]
 
+    def _open_ones(self) -> list[Replica]:
+        """The replicas that take requests which nobody suspects."""
+        most, court = self._config.most_sequences, self._suspects.court
+        return [each for each in self._ready() if each is not court and each.num_sequences < most]
+
     def _settle(self) -> None:
         """Give suspects to the engine that tries them, and what waits to the others."""
         stream = self._suspects.next(self._ready())
         court = self._suspects.court
         if stream is not None and court is not None:
             self._send(court, stream)
-        if self._homeless and any(each is not court for each in self._ready()):
-            homeless, self._homeless = self._homeless, []
-            for each in homeless:
-                self._place(each)
+        while self._homeless and self._open_ones():
+            self._place(self._homeless.pop(0))
+
+    def _release(self, replica: Replica) -> None:
+        """Its successor is ready, or takes too long."""
+        for stream in self._kept_back.release(replica):
+            if replica.state == "ready" and replica is not self._suspects.court:
+                self._send(replica, stream)
+            else:
+                self._place(stream)
 
     def _fill_nursery(self) -> None:
         if not self._end.is_set():
@@ -460,9 +470,6 @@ class Front:
         self._nursery.close()
         await asyncio.gather(*(replica.close(_CLOSE_SECONDS) for replica in self._replicas))
 
-    def _begin_end(self) -> None:
-        self._end.set()
-
     def _end_all(self, error: InfcError) -> None:
         with self._lock:
             self._draining = True
@@ -480,11 +487,7 @@ class Front:
         for replica in self._replicas:
             if was_late:
                 replica.heard_at = now
-            silence = now - replica.heard_at
-            if replica.state == "ready" and silence > limit:
-                replica.kill(limit)
-            elif replica.state == "starting" and silence > _START_SECONDS:
-                replica.kill(_START_SECONDS)
+            replica.check_silence(now, limit)
         lost, self._lost = self._lost, set()
         for stream in lost:
             self._drop([stream])

@@ -16,6 +16,7 @@ from .messages import VERSION, Open, options_as_data
 from .routing import policy_of
 from .sizing import size_replicas, too_many_threads
 
+_QUEUED = 4  # completions that wait in each engine, so that it never waits for the front
 _NO_LIMIT = 2**31 - 1  # the front counts who waits
 
 
@@ -55,6 +56,7 @@ def open_front(
             vocab_size=artifact.manifest.model.vocab_size,
             max_context=sizes.plan.limits.max_context,
             max_waiting=options.max_waiting,
+            most_sequences=sizes.plan.limits.max_running + _QUEUED,
             block_size=common_block_size(sizes.plan.groups),
             tokenizer=Tokenizer.load(artifact),
             policy=chosen,

@@ -33,6 +33,7 @@ MOST_FAILED_STARTS = 5
 _FIRST_DELAY_SECONDS = 0.1
 _MOST_DELAY_SECONDS = 5.0
 _REAP_SECONDS = 2.0
+_START_SECONDS = 600.0  # in which an engine must have opened its artifact
 _NO_STATS = EngineStats(0, 0, 0, 0, 0, 0)
 
 
@@ -95,6 +96,11 @@ class Replica(asyncio.Protocol):
         return None if self._child is None else self._child.pid
 
     @property
+    def num_sequences(self) -> int:
+        """Completions that it has to compute, or is computing."""
+        return sum(stream.params.num_choices for stream in self.streams.values())
+
+    @property
     def candidate(self) -> Candidate:
         """Itself, for a policy."""
         unread = sum(s.num_unread for s in self.streams.values() if not s.is_proven)
@@ -133,9 +139,14 @@ class Replica(asyncio.Protocol):
         """End a request; the engine tells its last output."""
         self._say(Abort(number))
 
-    def kill(self, hung_seconds: float | None = None) -> None:
-        """End the process at once; `hung_seconds` if it said nothing for so long."""
-        self._hung_seconds = hung_seconds
+    def check_silence(self, now: float, hung_seconds: float) -> None:
+        """End the process at once if it has said nothing for so long, or does not get ready."""
+        limit = {"ready": hung_seconds, "starting": _START_SECONDS}.get(self.state)
+        if limit is not None and now - self.heard_at > limit:
+            self._hung_seconds = limit
+            self._kill()
+
+    def _kill(self) -> None:
         if self._child is not None:
             self._child.kill()
 
@@ -167,7 +178,7 @@ class Replica(asyncio.Protocol):
                 self._hear(from_engine(payload))
         except FrameError as error:  # what follows cannot be understood
             self._failure = error
-            self.kill()
+            self._kill()
             if self._transport is not None:
                 self._transport.abort()
 
@@ -252,3 +263,15 @@ async def _has_ended(child: Child, seconds: float) -> bool:
             return False
         await asyncio.sleep(0.001)
     return True
+
+
+def summed(each: Sequence[EngineStats], num_homeless: int) -> EngineStats:
+    """Counts of engines together, with requests that wait for one."""
+    return EngineStats(
+        num_waiting=sum(stats.num_waiting for stats in each) + num_homeless,
+        num_running=sum(stats.num_running for stats in each),
+        num_free_blocks=sum(stats.num_free_blocks for stats in each),
+        num_blocks=sum(stats.num_blocks for stats in each),
+        num_preemptions=sum(stats.num_preemptions for stats in each),
+        num_steps=sum(stats.num_steps for stats in each),
+    )

@@ -116,16 +116,20 @@ class RemoteStream:
         """Whether anything was told of it."""
         return self._seed is not None
 
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What has begun goes before what has not, and then what came first."""
+        return (2 * self._priority - (self.has_told or self.num_strikes > 0), self.arrival)
+
     def order(self, number: int) -> Add:
-        """What its next engine is asked for: the rest, before requests that have not begun."""
+        """What its next engine is asked for: the rest of it."""
         self.num_steps, self.is_proven = 0, False
         resumed = self._progress.resumption()
-        goes_first = resumed is not None or self.num_strikes > 0
         return Add(
             number,
             self.prompt,
             self._params,
-            2 * self._priority - goes_first,
+            self.rank[0],
             self._salt,
             self._whole,
             None if resumed is None else resumed.as_data(),

@@ -12,6 +12,11 @@ from .streams import RemoteStream
 MOST_STRIKES: Final = 2
 """After so many engines in a row that died before they told anything of it, it is suspected."""
 
+POISONOUS: Final = (
+    "this request was given up: the engine that computed it failed, and so did the next one at"
+    " the same place"
+)
+
 _PROVEN_STEPS = 64
 """A request of which nothing is told before its end has proven harmless after so many steps."""
 

@@ -443,3 +443,21 @@ def test_requests_follow_their_prefixes(artifact: Artifact) -> None:
     assert one >= 0.9 * 320 * (len(prompts) - len(shared))
     assert found[2, "prefix"] >= 0.9 * one
     assert found[2, "random"] < 0.9 * one
+
+
+def test_requests_wait_where_any_engine_can_take_them(artifact: Artifact) -> None:
+    """Not in an engine that has no room; and those that have begun go first."""
+
+    async def run(front: Front) -> None:
+        answers = [asyncio.create_task(whole(front, f"def f{i}", PARAMS)) for i in range(24)]
+        await eventually(lambda: sum(each.engine.num_running for each in front.replicas()) == 8)
+        placed = [front.replica_of(f"infc-{i}") for i in range(24)]
+        assert sorted(index for index in placed if index is not None) == [0] * 8 + [1] * 8
+        pid = front.replicas()[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        ends = await asyncio.gather(*answers)
+        assert all(end.finished for end in ends)
+
+    with opened(artifact, 2, runtime={"max_sequences": 4}) as front:
+        asyncio.run(run(front))
