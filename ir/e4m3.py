@@ -16,6 +16,8 @@ NAN_E4M3: Final = 0x7F
 _SIGN: Final = 0x80
 _LEAST_EXPONENT: Final = -6
 _MANTISSA_BITS: Final = 3
+_PART: Final = 1 << 20
+"""Weights of a large matrix that are rounded at a time."""
 
 
 def _level(code: int) -> float:
@@ -79,6 +81,17 @@ def quantize_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     value = _wide(x)
     return _quantized(value, _tops(value))
+
+
+def quantize_e4m3_rows(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, some rows at a time: of a large matrix, numbers in float32 take gigabytes."""
+    import torch
+
+    if w.numel() <= _PART:
+        return quantize_e4m3(w)
+    parts = w.reshape(-1, w.shape[-1]).split(max(1, _PART // w.shape[-1]))
+    codes, scales = zip(*map(quantize_e4m3, parts), strict=True)
+    return torch.cat(codes).reshape(w.shape), torch.cat(scales).reshape(w.shape[:-1])
 
 
 def quantize_e4m3_matrix(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

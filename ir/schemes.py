@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from .block_rounding import BlockRounding
-from .e4m3 import E4M3_LEVELS, quantize_e4m3, quantize_e4m3_matrix, quantize_e4m3_tiles
+from .e4m3 import E4M3_LEVELS, quantize_e4m3_matrix, quantize_e4m3_rows, quantize_e4m3_tiles
 from .errors import ProgramError
 from .formats import (
     B4_G32,
@@ -119,7 +119,7 @@ INT8: Final = _grouped("int8", I8_G32, 0.02)
 INT4: Final = _grouped("int4", B4_G32, 0.25)
 INT8_TOKEN: Final = Scheme("int8-token", I8, TOKENS, quantize_i8, 0.05)
 INT4_TOKEN: Final = Scheme("int4-token", I4_G32, TOKENS, quantize_i4, 0.35)
-FP8: Final = Scheme("fp8", E4M3, E4M3_TOKENS, quantize_e4m3, _FP8_TOLERANCE)
+FP8: Final = Scheme("fp8", E4M3, E4M3_TOKENS, quantize_e4m3_rows, _FP8_TOLERANCE)
 _FP8: Final = (
     FP8,
     Scheme("fp8-tensor", E4M3, E4M3_TOKENS, quantize_e4m3_matrix, _FP8_TOLERANCE),

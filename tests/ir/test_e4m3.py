@@ -19,6 +19,7 @@ from infc.ir.e4m3 import (
     quantize_e4m3,
     quantize_e4m3_groups,
     quantize_e4m3_matrix,
+    quantize_e4m3_rows,
     quantize_e4m3_tiles,
 )
 
@@ -148,3 +149,9 @@ def test_a_matrix_has_one_scale() -> None:
         own_codes, own_scale = quantize_e4m3(matrix.flatten())
         assert torch.equal(codes[place].flatten(), own_codes)
         assert scales[place].tolist() == [own_scale.item()] * 5
+
+
+def test_large_matrices_are_rounded_in_parts() -> None:
+    w = torch.randn(3, 401, 1111, generator=torch.Generator().manual_seed(2)).bfloat16()
+    for found, wanted in zip(quantize_e4m3_rows(w), quantize_e4m3(w), strict=True):
+        assert torch.equal(found, wanted)
