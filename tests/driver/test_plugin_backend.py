@@ -98,7 +98,10 @@ def test_the_doctor_lists_it_and_the_recipe_has_its_section(site: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["backend=toi"], "backend cannot be 'toi' (choose 'cpp', 'reference', 'triton' or 'toy')"),
+        (
+            ["backend=toi"],
+            "backend cannot be 'toi' (choose 'cpp', 'reference', 'triton', 'onnx' or 'toy')",
+        ),
         (["backend=toy", "toy.shft=1"], "unknown key 'toy.shft' (did you mean 'toy.shift'?)"),
         (["backend=toy", "toy.shift=far"], "toy.shift cannot be 'far': "),
         (["backend=toy", "toy=7"], "toy cannot be 7: expected a mapping"),

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from infc.codegen.base import EmitOptions
 from infc.codegen.onnx.backend import OnnxBackend
 from infc.codegen.onnx.options import OnnxOptions
 from infc.ir.artifact import Artifact, ArtifactWriter, open_artifact
 from infc.ir.manifest import MAIN
+from infc.ir.program import Weight
 from infc.ir.safetensors import MappedSafetensors
 from infc.ir.targets import resolve_target
 from infc.ir.text import parse_program
@@ -43,10 +47,16 @@ def made_of(reference: Artifact, options: OnnxOptions, directory: Path) -> Artif
     if options.kv == "slots":
         program = OneBlockEach().run(program, PassContext()).program
     file = MappedSafetensors(reference.weights_path)
-    stored = EmitOptions(stored=lambda weight: file.tensor(weight.name).numpy())
+
+    def stored(weight: Weight) -> NDArray[Any]:
+        tensor = file.tensor(weight.name)
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
     manifest = reference.manifest
     with ArtifactWriter(directory) as writer:
-        emission = OnnxBackend(options).emit(program, resolve_target("native"), writer.path, stored)
+        emission = OnnxBackend(options).emit(
+            program, resolve_target("native"), writer.path, EmitOptions(stored=stored)
+        )
         main = emission.compiled(program, manifest.main.limits)
         writer.commit(replace(manifest, backend="onnx", files={}, programs={MAIN: main}))
     return open_artifact(directory)
