@@ -1,7 +1,7 @@
 """Throughput of `infc serve` beside the same work offline, and what a token costs the server.
 
     python benchmarks/serving.py ARTIFACT [--streams 16,64] [--rounds 7] [--tokens 128]
-        [--answers 4]
+        [--answers 4] [--replicas 1]
 
 Each round asks for as many answers in turns: in one call of `LLM.generate` in this process, and of
 a server in another, for whole answers and for streamed ones. So many sequences or streams run at
@@ -95,9 +95,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(artifact: Path, command: str) -> Iterator[Server]:
+def serve(artifact: Path, command: str, replicas: int) -> Iterator[Server]:
     """`infc serve` on a free port, until left."""
     words = [*command.split(), "serve", str(artifact), "--port", "0", "--model-name", "m"]
+    if replicas:  # another commit's infc may not know it
+        words += ["--replicas", str(replicas)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as it:
         assert it.stdout is not None
         try:
@@ -241,12 +243,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--answers", type=int, default=4, help="that each stream asks for")
     parser.add_argument(
+        "--replicas", type=int, default=0, help="engine processes: CPU times are the front's then"
+    )
+    parser.add_argument(
         "--command", default=f"{sys.executable} -m infc", help="what serves; another commit's infc"
     )
     options = parser.parse_args()
     results: dict[str, list[Run]] = {}
     counts = [int(word) for word in options.streams.split(",")]
-    with serve(options.artifact, options.command) as server, contextlib.ExitStack() as opened:
+    with (
+        serve(options.artifact, options.command, options.replicas) as server,
+        contextlib.ExitStack() as opened,
+    ):
         engines = {
             count: opened.enter_context(infc.LLM(options.artifact, max_sequences=count))
             for count in counts

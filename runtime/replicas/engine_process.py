@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ _MAX_FAILED_STEPS = 3
 _KEEP_STEPS = 256
 _READ_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
+_SWITCH_SECONDS = 0.0005
 _LATER = ("infc.runtime.executors.cpp", "tokenizers")
 """What opening an artifact imports, mostly."""
 
@@ -305,6 +307,8 @@ def main(descriptor: int, parent: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
+    # As in a server: whoever reads from the socket waits so long for the interpreter's lock.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     connection = socket.socket(fileno=descriptor)
     reader = FrameReader()
     try:
