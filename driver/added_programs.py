@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.methods.calibration import Calibration
+    from ..passes.pattern_uses import PatternUses
     from ..passes.pipeline import Pipeline
-    from ..passes.scheme_choices import PatternUses
     from .compile_job import CompileJob, Dumps
 
 

@@ -248,7 +248,7 @@ def _build_files(
     """As `_build`, once everything is imported."""
     from ..codegen.base import SharedWeights
     from ..ir.text import print_program
-    from ..passes.scheme_choices import PatternUses
+    from ..passes.pattern_uses import PatternUses
     from .certificate import certify, evaluation_tokens
     from .optimize import optimize
 

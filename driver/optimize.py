@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..passes.lossy_stages import LossyStage
     from ..passes.methods.calibration import Calibration
     from ..passes.pass_report import PassReport
+    from ..passes.pattern_uses import PatternUses
     from ..passes.pipeline import Pipeline
-    from ..passes.scheme_choices import PatternUses
 
 _SHOWN_NEAR_MISSES = 3
 _CALIBRATION_SHARE = 9

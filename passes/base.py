@@ -11,11 +11,11 @@ from ..ir.errors import UsageError
 from ..ir.nearest import did_you_mean
 from ..ir.program import Program
 from .near_miss import NearMiss
+from .pattern_uses import PatternUses
 
 if TYPE_CHECKING:
     from ..ir.targets import Target
     from .methods.calibration import Calibration
-    from .scheme_choices import PatternUses
 
 PIPELINE_PHASES: Final = ("canonicalize", "shard", "quantize", "fuse", "lower-kv", "plan")
 """Where a pass may stand, in order."""
@@ -56,8 +56,6 @@ class PassContext:
 
         Patterns have been found to be of use by then, and in a few of the layers some have none.
         """
-        from .scheme_choices import PatternUses
-
         return replace(self, log=_silent, patterns=PatternUses())
 
 

@@ -11,9 +11,9 @@ from ..ir.program import Node, Operand, Program, Weight, WeightExpr
 from ..ir.schemes import ADOPTING, INT8, SCHEMES, Scheme
 from .base import PassContext, PassResult, finish
 from .near_miss import NearMiss
+from .pattern_uses import PatternUses
 from .quantized_products import QuantizedProducts
 from .scheme_choices import (
-    PatternUses,
     SchemeChoices,
     SchemePass,
     matrix_exprs,

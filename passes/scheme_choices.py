@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,7 @@ from .nearest_products import (
     query_products,
     routers,
 )
+from .pattern_uses import UnusedPattern
 
 _TOKENS = "input_ids"
 HEAD: Final = "head"
@@ -50,41 +51,6 @@ _CODED: Final = {
     "scaled_embedding": (0,),
 }
 """The forms over codes, and which of their operands are these."""
-
-
-@dataclass(frozen=True, slots=True)
-class UnusedPattern:
-    """The error of a pattern that decided about no matrix, and whether it matched one's name."""
-
-    error: UsageError
-    is_lost: bool
-
-
-class PatternUses:
-    """What patterns decide about in programs that are compiled together: in one of them is enough.
-
-    Nothing is ignored silently: what is used in none is an error.
-    """
-
-    def __init__(self) -> None:
-        self._unused: dict[Pass, dict[int, UnusedPattern]] = {}
-
-    def add(self, of: Pass, unused: Mapping[int, UnusedPattern]) -> None:
-        """Take in the patterns that a pass had no use for in one program, by their places."""
-        before = self._unused.get(of)
-        if before is None:
-            self._unused[of] = dict(unused)
-            return
-        both = sorted(before.keys() & unused.keys())
-        self._unused[of] = {
-            place: unused[place] if unused[place].is_lost else before[place] for place in both
-        }
-
-    def require_all_used(self) -> None:
-        """UsageError for a pattern that was used in no program."""
-        for unused in self._unused.values():
-            for one in unused.values():
-                raise one.error
 
 
 Pick = Callable[[Node, str, Sequence[Operand]], Scheme | str]

@@ -17,8 +17,8 @@ from infc.ir.types import DType, Sym, TensorType
 from infc.ir.verify import verify
 from infc.passes.base import PassContext, PassResult
 from infc.passes.methods.scale_channels import ScaleChannels
+from infc.passes.pattern_uses import PatternUses
 from infc.passes.quantize_weights import QuantizeWeights
-from infc.passes.scheme_choices import PatternUses
 
 
 def experts() -> Program:
