@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 
+from ..ir.errors import InfcError
 from .memory_reserve import RESERVE
 
 _LOG = logging.getLogger("infc.runtime")
+
+
+class GivenUpError(InfcError):
+    """A request that is continued no more, as engine processes died of it."""
 
 
 def is_fault(error: BaseException) -> bool:

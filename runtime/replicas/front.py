@@ -29,7 +29,7 @@ from .kept_back import SUCCESSOR_SECONDS, KeptBack
 from .messages import Told, error_of, step_times_of
 from .replica import Replica, ReplicaStats, summed
 from .streams import RemoteStream
-from .suspects import POISONOUS, Suspects
+from .suspects import Suspects, given_up
 
 _LOG = logging.getLogger("infc.runtime")
 _MOST_TICK_SECONDS = 0.25
@@ -391,7 +391,7 @@ class Front:
             guilty = self._suspects.judge(replica, orphans)
         else:
             self._suspects.adjourn(replica)
-        self._fail(guilty, InfcError(POISONOUS))
+        self._fail(guilty, given_up())
         going_on = []
         for stream in sorted(orphans, key=_RANK):
             if stream.is_unwanted and not stream.is_over:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from ..faults import GivenUpError
 from .replica import Replica
 from .streams import RemoteStream
 
@@ -19,6 +20,11 @@ POISONOUS: Final = (
 
 _PROVEN_STEPS = 64
 """A request of which nothing is told before its end has proven harmless after so many steps."""
+
+
+def given_up() -> GivenUpError:
+    """What whoever waits for a guilty request is told."""
+    return GivenUpError(POISONOUS)
 
 
 class Suspects:

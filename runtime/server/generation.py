@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
-from ..faults import is_fault, note_fault
+from ..faults import GivenUpError, is_fault, note_fault
 from ..requests.outputs import CompletionOutput, RequestOutput
 from .errors import ApiError
 
@@ -127,6 +127,8 @@ class Outputs:
                 raise
             _LOG.error("a request failed: %s", error)  # it alone: the engine goes on
             message = "the step that this answer was in failed"
+            if isinstance(error, GivenUpError):
+                message = error.message
             raise ApiError(500, message, code="generation_failed") from None
 
     def close(self) -> None:

@@ -15,8 +15,12 @@ import openai
 import pytest
 
 import infc
+from infc.runtime.async_streams import Inbox, Item, Listener
+from infc.runtime.faults import GivenUpError
+from infc.runtime.replicas.suspects import POISONOUS
 
 from ..replicas.test_child import wait_for_end
+from .serving import serving
 from .test_process import RECIPE, Process, infc_serve, process
 
 SETTINGS: dict[str, Any] = {"replicas": 2, "model_name": "tiny"}
@@ -68,10 +72,15 @@ def test_streams_and_whole_answers_survive_their_engines(artifact: Path) -> None
             for pid in engines_of(server):
                 os.kill(pid, signal.SIGKILL)
             assert [answer.result() for answer in answers] == [alone] * 6
-        answer = health(server)
-        assert answer.status_code == 200
-        replicas = answer.json()["replicas"]
-        assert [each["state"] for each in replicas] == ["ready", "ready"]
+        deadline = time.monotonic() + 20
+        while True:
+            answer = health(server)
+            assert answer.status_code == 200
+            replicas = answer.json()["replicas"]
+            if [each["state"] for each in replicas] == ["ready", "ready"]:
+                break
+            assert time.monotonic() < deadline, replicas
+            time.sleep(0.02)
         assert sum(each["restarts"] for each in replicas) >= 2
         page = httpx.get(server.url.removesuffix("/v1") + "/metrics").text
         assert 'infc_replica_ready{replica="1"} 1.0' in page
@@ -116,3 +125,19 @@ def test_too_many_are_refused_before_anything_starts(artifact: Path) -> None:
     done = infc_serve(str(artifact), "--replicas", "65", "--port", "0")
     assert done.returncode == 2
     assert done.stderr.strip() == "error: --replicas: 65 replicas are outside 1..64"
+
+
+def test_a_client_is_told_that_its_request_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a front ends one, of which engine processes died."""
+
+    async def give_up(self: Inbox) -> tuple[Listener, Item]:
+        stream, _ = await get(self)
+        return stream, GivenUpError(POISONOUS)
+
+    get = Inbox.get
+    with serving() as server:
+        monkeypatch.setattr(Inbox, "get", give_up)
+        answer = server.post("/v1/completions", {"model": "toy", "prompt": "x", "max_tokens": 4})
+    assert answer.status_code == 500
+    error = answer.json()["error"]
+    assert (error["message"], error["code"]) == (POISONOUS, "generation_failed")
