@@ -78,7 +78,7 @@ def start_engine(boot: str = _BOOT) -> Child:
     return Child(process, ours, num_killed_for_memory())
 
 
-class Nursery:
+class SpareProcess:
     """Keeps one process that has imported everything, so that a successor is there at once.
 
     A new Python takes most of the time that a new engine needs.

@@ -1,4 +1,4 @@
-"""The front of several engine processes: the same face as one engine, and no stream is lost."""
+"""The front of several engine processes: the interface of one engine, and no stream is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..requests.request_checks import check_params, check_place, checked_ids
 from ..requests.resumption import Resumption
 from ..sampling.sampling_params import SamplingParams
 from ..scheduling.owners import StepTimes
-from .child import Death, Nursery
+from .child import Death, SpareProcess
 from .config import FrontConfig
 from .frames import FrameError
 from .kept_back import SUCCESSOR_SECONDS, KeptBack
@@ -39,7 +39,7 @@ _SPARE_SECONDS = 0.5  # after a start, so that requests that wait for it come fi
 
 
 class Front:
-    """Engine processes behind the face of `AsyncEngine`, on a thread of its own.
+    """Engine processes behind the interface of `AsyncEngine`, on a thread of its own.
 
     A request goes to one of them. Where that dies, or says nothing for too long, the rest of the
     request is computed by another one, or by its successor: the outputs go on with the same bytes.
@@ -59,7 +59,7 @@ class Front:
         self._error: InfcError | None = None
         # What follows belongs to the thread.
         self._places: dict[RemoteStream, tuple[Replica, int]] = {}
-        self._homeless: list[RemoteStream] = []
+        self._unplaced: list[RemoteStream] = []
         self._suspects = Suspects()
         self._kept_back = KeptBack()
         self._lost: set[RemoteStream] = set()
@@ -68,9 +68,9 @@ class Front:
         self._ticked_at = 0.0
         self._opened = threading.Event()
         self._loop = asyncio.new_event_loop()
-        self._nursery = Nursery(config.start)
+        self._spare_process = SpareProcess(config.start)
         self._replicas = [
-            Replica(index, order, self._nursery.take, self)
+            Replica(index, order, self._spare_process.take, self)
             for index, order in enumerate(config.orders)
         ]
         self._thread = threading.Thread(target=self._run, name="infc-front", daemon=True)
@@ -101,7 +101,7 @@ class Front:
 
     def stats(self) -> EngineStats:
         """Counts of about now, of all replicas together."""
-        return summed([replica.stats for replica in self._replicas], len(self._homeless))
+        return summed([replica.stats for replica in self._replicas], len(self._unplaced))
 
     def replicas(self) -> list[ReplicaStats]:
         """Each replica, as it is about now."""
@@ -277,7 +277,7 @@ class Front:
         """
         candidates = [each.candidate for each in self._open_ones()]
         if not candidates:
-            insort(self._homeless, stream, key=_RANK)
+            insort(self._unplaced, stream, key=_RANK)
             return
         choice = self._config.policy.choose(stream.as_arrival, candidates)
         stream.num_unread = len(stream.prompt) - choice.num_known
@@ -320,8 +320,8 @@ class Front:
         """It has ended."""
         if (place := self._places.pop(stream, None)) is not None:
             place[0].streams.pop(place[1], None)
-        elif stream in self._homeless:
-            self._homeless.remove(stream)
+        elif stream in self._unplaced:
+            self._unplaced.remove(stream)
         with self._lock:
             if self._pending.get(stream.request_id) is stream:
                 del self._pending[stream.request_id]
@@ -344,7 +344,7 @@ class Front:
         """Give it the requests that wait for an engine."""
         if all(each.state == "ready" for each in self._replicas):
             self._opened.set()
-        self._loop.call_later(_SPARE_SECONDS, self._fill_nursery)
+        self._loop.call_later(_SPARE_SECONDS, self._fill_spare)
         self._release(replica)
         self._settle()
 
@@ -364,36 +364,39 @@ class Front:
         for number, failure in told.refusals:
             if (stream := replica.streams.get(number)) is not None:
                 self._fail([stream], error_of(failure))
-        if self._homeless:
+        if self._unplaced:
             self._settle()
         if told.stored or told.removed:
             self._config.policy.change(replica.index, told.stored, told.removed)
         if self._on_step is not None:
             for report in told.reports:
                 self._on_step(step_times_of(report))
-        if replica is self._suspects.court:
+        if replica is self._suspects.isolated:
             self._suspects.observe(replica, len(told.reports))
             self._settle()
 
-    def on_death(self, replica: Replica, death: Death, orphans: Sequence[RemoteStream]) -> None:
+    def on_death(self, replica: Replica, death: Death, interrupted: Sequence[RemoteStream]) -> None:
         """Continue its requests elsewhere; those that may be the reason one at a time."""
         if not self._opened.is_set() and death.is_blamed:
             self._error = death.error
             self._opened.set()
         _LOG.warning(
-            "replica %d: %s; %s", replica.index, death.error, format_count(len(orphans), "request")
+            "replica %d: %s; %s",
+            replica.index,
+            death.error,
+            format_count(len(interrupted), "request"),
         )
         self._config.policy.clear(replica.index)
-        for stream in orphans:
+        for stream in interrupted:
             self._places.pop(stream, None)
-        guilty: list[RemoteStream] = []
+        poisonous: list[RemoteStream] = []
         if death.is_blamed:
-            guilty = self._suspects.judge(replica, orphans)
+            poisonous = self._suspects.examine(replica, interrupted)
         else:
-            self._suspects.adjourn(replica)
-        self._fail(guilty, given_up())
+            self._suspects.release(replica)
+        self._fail(poisonous, given_up())
         going_on = []
-        for stream in sorted(orphans, key=_RANK):
+        for stream in sorted(interrupted, key=_RANK):
             if stream.is_unwanted and not stream.is_over:
                 self._end_unwanted(stream)
             elif not (stream.is_over or self._suspects.holds(stream)):
@@ -419,30 +422,32 @@ class Front:
         return [replica for replica in self._replicas if replica.state == "ready"]
 
     def _open_ones(self) -> list[Replica]:
-        """The replicas that take requests which nobody suspects."""
-        most, court = self._config.most_sequences, self._suspects.court
-        return [each for each in self._ready() if each is not court and each.num_sequences < most]
+        """The replicas that take requests which need not be isolated."""
+        most, isolated = self._config.most_sequences, self._suspects.isolated
+        return [
+            each for each in self._ready() if each is not isolated and each.num_sequences < most
+        ]
 
     def _settle(self) -> None:
-        """Give suspects to the engine that tries them, and what waits to the others."""
+        """Give suspects to the isolated engine, and what waits to the others."""
         stream = self._suspects.next(self._ready())
-        court = self._suspects.court
-        if stream is not None and court is not None:
-            self._send(court, stream)
-        while self._homeless and self._open_ones():
-            self._place(self._homeless.pop(0))
+        isolated = self._suspects.isolated
+        if stream is not None and isolated is not None:
+            self._send(isolated, stream)
+        while self._unplaced and self._open_ones():
+            self._place(self._unplaced.pop(0))
 
     def _release(self, replica: Replica) -> None:
         """Its successor is ready, or takes too long."""
         for stream in self._kept_back.release(replica):
-            if replica.state == "ready" and replica is not self._suspects.court:
+            if replica.state == "ready" and replica is not self._suspects.isolated:
                 self._send(replica, stream)
             else:
                 self._place(stream)
 
-    def _fill_nursery(self) -> None:
+    def _fill_spare(self) -> None:
         if not self._end.is_set():
-            self._nursery.fill()
+            self._spare_process.fill()
 
     # --- on the thread: its life --------------------------------------------------------------
 
@@ -467,7 +472,7 @@ class Front:
             except TimeoutError:
                 self._tick(tick)
         self._end_all(DrainingError("the engine was shut down"))
-        self._nursery.close()
+        self._spare_process.close()
         await asyncio.gather(*(replica.close(_CLOSE_SECONDS) for replica in self._replicas))
 
     def _end_all(self, error: InfcError) -> None:

@@ -46,7 +46,7 @@ class Owner(Protocol):
     def on_told(self, replica: Replica, told: Told) -> None:
         """Its engine said something."""
 
-    def on_death(self, replica: Replica, death: Death, orphans: Sequence[RemoteStream]) -> None:
+    def on_death(self, replica: Replica, death: Death, interrupted: Sequence[RemoteStream]) -> None:
         """Its process has ended, and left these requests."""
 
     def on_given_up(self, replica: Replica, error: InfcError) -> None:
@@ -224,9 +224,9 @@ class Replica(asyncio.Protocol):
         death = death_of(child, hung_seconds=self._hung_seconds)
         if self._failure is not None:
             death = Death(self._failure, True)
-        orphans, self.streams = list(self.streams.values()), {}
+        interrupted, self.streams = list(self.streams.values()), {}
         if not self._is_closed:
-            self._owner.on_death(self, death, orphans)
+            self._owner.on_death(self, death, interrupted)
             self._retry(death.error, is_own=death.is_blamed)
 
     def _retry(self, error: InfcError, *, is_own: bool) -> None:
@@ -265,10 +265,10 @@ async def _has_ended(child: Child, seconds: float) -> bool:
     return True
 
 
-def summed(each: Sequence[EngineStats], num_homeless: int) -> EngineStats:
+def summed(each: Sequence[EngineStats], num_unplaced: int) -> EngineStats:
     """Counts of engines together, with requests that wait for one."""
     return EngineStats(
-        num_waiting=sum(stats.num_waiting for stats in each) + num_homeless,
+        num_waiting=sum(stats.num_waiting for stats in each) + num_unplaced,
         num_running=sum(stats.num_running for stats in each),
         num_free_blocks=sum(stats.num_free_blocks for stats in each),
         num_blocks=sum(stats.num_blocks for stats in each),

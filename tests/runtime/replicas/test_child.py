@@ -10,7 +10,7 @@ import time
 import pytest
 
 from infc.runtime.replicas import child as child_module
-from infc.runtime.replicas.child import Child, Nursery, death_of, start_engine
+from infc.runtime.replicas.child import Child, SpareProcess, death_of, start_engine
 
 
 def ended(code: str, number: signal.Signals | None = None) -> Child:
@@ -65,18 +65,18 @@ def test_a_spare_process_is_taken_once_and_a_dead_one_never() -> None:
         started.append(start_engine("import time; time.sleep(60)"))
         return started[-1]
 
-    nursery = Nursery(start)
-    nursery.fill()
-    nursery.fill()
+    spare = SpareProcess(start)
+    spare.fill()
+    spare.fill()
     assert len(started) == 1
-    assert nursery.take().pid == started[0].pid
-    assert nursery.take().pid == started[1].pid
-    nursery.fill()
+    assert spare.take().pid == started[0].pid
+    assert spare.take().pid == started[1].pid
+    spare.fill()
     started[2].kill()
     started[2].process.wait()
-    assert nursery.take().pid == started[3].pid
-    nursery.fill()
-    nursery.close()
+    assert spare.take().pid == started[3].pid
+    spare.fill()
+    spare.close()
     assert started[4].process.returncode == -signal.SIGKILL
     for each in started:
         each.connection.close()
