@@ -166,10 +166,19 @@ class _Runner:
     @classmethod
     def of(cls, program: Program, pairs: QuantizedPairs, handed_on: Mapping[int, str]) -> _Runner:
         """Watches what layers hand on, where the program still has it before rows are chosen."""
-        from ..passes.text_runs import TextRunner, values_before_rows
+        from ..passes.text_runs import (
+            BEFORE_LAYERS,
+            TextRunner,
+            embedded_value,
+            values_before_rows,
+        )
 
         there = values_before_rows(program)
         values = {layer: name for layer, name in handed_on.items() if name in there}
+        # Passes rename it where they narrow or quantize the table.
+        own = embedded_value(program)
+        if BEFORE_LAYERS in handed_on and own is not None and own.name in there:
+            values = {BEFORE_LAYERS: own.name} | values  # places are in the order of the model
         return cls(TextRunner(program, pairs, frozenset(values.values())), values)
 
     def compare_values(self, window: Window, source: _Runner, theirs: Window) -> None:

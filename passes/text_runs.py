@@ -148,12 +148,12 @@ def layer_outputs(program: Program) -> dict[int, Value]:
         for value in node.outputs:
             if node.layer is not None and value.name in leaving and value.type.dtype.is_float:
                 found[node.layer] = value
-    if found and (embedded := _embedded(program)) is not None:
+    if found and (embedded := embedded_value(program)) is not None:
         found[BEFORE_LAYERS] = embedded
     return dict(sorted(found.items()))
 
 
-def _embedded(program: Program) -> Value | None:
+def embedded_value(program: Program) -> Value | None:
     """The first value of looked-up tokens that a layer reads, if nothing of a layer is in it."""
     made: set[str] = set()
     for node in program.nodes:

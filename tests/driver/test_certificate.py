@@ -131,6 +131,12 @@ def test_it_says_what_was_measured_on_what(int4: Artifact, place: Path) -> None:
     assert found["figures"]["tokens"] == found["evaluation"]["tokens"] - 1
 
 
+def test_embeddings_are_compared_in_narrow_types_too(build: Build) -> None:
+    (stage,) = certificate_of(build("dtype=bfloat16", INT4))["passes"]
+    assert stage["errors"][0]["place"] == EMBEDDINGS
+    assert 0.001 < stage["errors"][0]["error"] < 0.02
+
+
 def test_its_figures_are_those_of_an_evaluation(int4: Artifact, place: Path) -> None:
     """Of the reference, which computes what the program says."""
     figures = certificate_of(int4)["figures"]
