@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +21,18 @@ _MOST_PARAMETER_BYTES: Final = 32764
 _BUFFER_POINTER, _BUFFER_SIZE = 1, 2
 """What `extra` calls the buffer of parameters and its size (CU_LAUNCH_PARAM_BUFFER_...)."""
 
+MAP_BYTES: Final = 128
+"""Of a CUtensorMap, and what its address is a multiple of."""
+ENCODE_TILED: Final = b"cuTensorMapEncodeTiled"
+_ENCODE_TILED_SINCE: Final = 12000
+EncodeTiled = ctypes.CFUNCTYPE(
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p),
+    *[ctypes.POINTER(ctypes.c_uint64)] * 2,
+    *[ctypes.POINTER(ctypes.c_uint32)] * 2,
+    *[ctypes.c_int] * 4,
+)
+"""CUresult of a descriptor, type, rank, address, sizes, strides, box, element strides, and the
+enumerations of interleaving, swizzle, promotion to L2 and fill."""
 _MAP_TYPES: Final = {
     "bf16": "BFLOAT16",
     "f16": "FLOAT16",
@@ -30,6 +41,8 @@ _MAP_TYPES: Final = {
     "u8": "UINT8",
     "i32": "INT32",
 }
+_DEPENDENT_IN_GRAPHS: Final = (12, 3)
+"""The first CUDA whose graphs have edges of dependent launches. They are right without them."""
 _SIZES: Final = {"bf16": 2, "f16": 2, "f32": 4, "i8": 1, "u8": 1, "i32": 4}
 
 
@@ -72,6 +85,7 @@ class CudaDriver:
         self._addresses: set[int] = set()
         self._pinned: set[int] = set()
         self._libraries: dict[bytes, Any] = {}
+        self._encode_map: Callable[..., int] | None = None
         self._events: list[Any] = []
         self._timed_events: list[Any] = []
         self._all_events: list[Any] = []
@@ -162,7 +176,7 @@ class CudaDriver:
         ctypes.memmove(self._parameters, parameters, size)
         self._num_bytes.value = size
         x, y, z = (*grid, 1, 1)[:3]
-        if dependent:
+        if dependent and self.device.driver_version >= _DEPENDENT_IN_GRAPHS:
             config = self._dependent_config(function, (x, y, z))
             result = calls.cuLaunchKernelEx(config, function.handle, 0, self._extra_address)
         else:
@@ -197,23 +211,40 @@ class CudaDriver:
             strides.append(stride)
         swizzle = "NONE" if matrix.swizzle_bytes == 0 else f"{matrix.swizzle_bytes}B"
         kind = f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[matrix.dtype]}"
-        found = self._ask(
-            f"a descriptor of {matrix.shape} {matrix.dtype} at {matrix.address:#x}",
-            calls.cuTensorMapEncodeTiled(
-                getattr(calls.CUtensorMapDataType, kind),
-                rank,
-                matrix.address,
-                [calls.cuuint64_t(size) for size in sizes],
-                [calls.cuuint64_t(size) for size in strides],
-                [calls.cuuint32_t(size) for size in reversed(matrix.box)],
-                [calls.cuuint32_t(1)] * rank,
-                calls.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-                getattr(calls.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}"),
-                calls.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                calls.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            ),
+        room = ctypes.create_string_buffer(2 * MAP_BYTES)
+        start = -ctypes.addressof(room) % MAP_BYTES
+        code = self._map_encoder()(
+            ctypes.addressof(room) + start,
+            int(getattr(calls.CUtensorMapDataType, kind)),
+            rank,
+            matrix.address,
+            (ctypes.c_uint64 * rank)(*sizes),
+            (ctypes.c_uint64 * rank)(*strides),
+            (ctypes.c_uint32 * rank)(*reversed(matrix.box)),
+            (ctypes.c_uint32 * rank)(*[1] * rank),
+            int(calls.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
+            int(getattr(calls.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}")),
+            int(calls.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B),
+            int(calls.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
         )
-        return struct.pack("<16Q", *(int(word) for word in found.opaque))
+        if code != 0:
+            what = f"a descriptor of {matrix.shape} {matrix.dtype} at {matrix.address:#x}"
+            raise self._bindings.error(what, calls.CUresult(code))
+        return room.raw[start : start + MAP_BYTES]
+
+    def _map_encoder(self) -> Callable[..., int]:
+        """The driver's cuTensorMapEncodeTiled.
+
+        It wants the descriptor at a multiple of its size, and cuda-bindings gives it one within a
+        Python object, which lies at a multiple of 16.
+        """
+        if self._encode_map is None:
+            found = self._ask(
+                "the driver has no descriptors for the tensor memory accelerator",
+                self._calls.cuGetProcAddress(ENCODE_TILED, _ENCODE_TILED_SINCE, 0),
+            )
+            self._encode_map = EncodeTiled(int(found[0]))
+        return self._encode_map
 
     # Graphs
 

@@ -15,6 +15,7 @@ from cuda.bindings import driver as real
 from numpy.typing import NDArray
 
 from infc.ir.nvidia import Bindings
+from infc.runtime.executors.gpu.cuda import ENCODE_TILED, MAP_BYTES, EncodeTiled
 
 from .late_driver import KERNELS, unpacked
 
@@ -56,6 +57,7 @@ class RecordedCalls:
         self.live: dict[str, list[int]] = {"device": [], "host": [], "event": [], "library": []}
         self.contexts = 0
         self._version, self._count, self._free = driver_version, count, free
+        self._encode = EncodeTiled(self._encode_tiled)
         self._recorded: list[Callable[[], None]] | None = None
         self._next = 1
 
@@ -277,14 +279,23 @@ class RecordedCalls:
             run()
         return self._done(call)
 
-    def cuTensorMapEncodeTiled(self, *arguments: Any) -> Result:
-        kind, rank, address, sizes, strides, box, steps = arguments[:7]
-        assert isinstance(kind, real.CUtensorMapDataType) and len(steps) == rank
-        assert all(isinstance(one, real.cuuint64_t) for one in (*sizes, *strides))
-        assert all(isinstance(one, real.cuuint32_t) for one in (*box, *steps))
-        told = [[int(one) for one in numbers] for numbers in (sizes, strides, box)]
-        self.calls.append(f"{kind.name} at {address}: {told} {arguments[8].name}")
-        return self._done("cuTensorMapEncodeTiled", real.CUtensorMap())
+    def cuGetProcAddress(self, symbol: bytes, version: int, flags: int) -> Result:
+        assert symbol == ENCODE_TILED and version >= 12000
+        address = ctypes.cast(self._encode, ctypes.c_void_p).value
+        found = real.CUdriverProcAddressQueryResult.CU_GET_PROC_ADDRESS_SUCCESS
+        return self._done("cuGetProcAddress", address, found)
+
+    def _encode_tiled(self, room: int, kind: int, rank: int, address: int, *rest: Any) -> int:
+        """As strict as a driver may be about the place of a descriptor."""
+        sizes, strides, box, steps, _, swizzle, _, _ = rest
+        if room % MAP_BYTES:
+            return int(real.CUresult.CUDA_ERROR_INVALID_VALUE)
+        assert list(steps[:rank]) == [1] * rank
+        told = [sizes[:rank], strides[: rank - 1], box[:rank]]
+        names = real.CUtensorMapDataType(kind).name, real.CUtensorMapSwizzle(swizzle).name
+        self.calls.append(f"{names[0]} at {address}: {told} {names[1]}")
+        ctypes.memset(room, len(self.calls) % 256, MAP_BYTES)
+        return int(self.results.get("cuTensorMapEncodeTiled", GOOD))
 
 
 def recorded(**options: Any) -> tuple[Bindings, RecordedCalls]:
