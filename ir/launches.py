@@ -13,9 +13,15 @@ from typing import Any, ClassVar, Final, Literal
 
 from .errors import ArtifactError
 from .plain_data import decode, encode, unknown_keys
+from .types import DType
 
 VERSION: Final = 1
 """Of the text form; other versions are refused."""
+MOST_THREADS: Final = 1024
+"""Of a block, on every GPU."""
+_MOST_OFFSET: Final = 1 << 48
+_MOST_REAL: Final = 3.4028235677973366e38
+"""What is above rounds to infinity in float32."""
 
 LAUNCHES_FILE: Final = "code/launches.json"
 """Where in an artifact the launches of a program are."""
@@ -201,7 +207,8 @@ class Launch:
     `nodes` are the labels of the nodes that it computes. One that is `eager` is never part of a
     graph: it stands between two pieces of a step that can be captured. `dependent` launches begin
     before the one before them has ended, and wait for it themselves (programmatic dependent
-    launch).
+    launch). The blocks of a `persistent` one share its work, however many there are: no more are
+    launched than the GPU has processors.
     """
 
     kernel: str
@@ -211,6 +218,7 @@ class Launch:
     when: When = "always"
     eager: bool = False
     dependent: bool = False
+    persistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +302,16 @@ def read_launches(text: str, *, where: str) -> LaunchPlan:
 
 
 def _check(plan: LaunchPlan) -> None:
+    names = [form.name for form in plan.forms]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"forms: two are named {repeated[0]!r}")
+    if plan.arena_bytes < 0:
+        raise ValueError(f"arena_bytes: {plan.arena_bytes} is below 0")
+    for name, kernel in plan.kernels.items():
+        if not 1 <= kernel.threads <= MOST_THREADS or kernel.shared_bytes < 0:
+            raise ValueError(
+                f"kernels.{name}: {kernel.threads} threads, {kernel.shared_bytes} shared bytes"
+            )
     for form in plan.forms:
         for place, launch in enumerate(form.launches):
             at = f"forms.{form.name}.launches[{place}]"
@@ -304,6 +322,37 @@ def _check(plan: LaunchPlan) -> None:
             for extent in launch.grid:
                 if extent.divisor < 1:
                     raise ValueError(f"{at}.grid: a divisor below 1")
+            for number, argument in enumerate(launch.arguments):
+                if problem := _wrong_argument(argument, plan.arena_bytes):
+                    raise ValueError(f"{at}.arguments[{number}]: {problem}")
     for name, sizes in (("buckets", plan.buckets), ("pieces", plan.pieces)):
         if list(sizes) != sorted(set(sizes)) or (sizes and sizes[0] < 1):
             raise ValueError(f"{name}: they do not ascend from 1")
+
+
+def _wrong_argument(argument: Argument, arena_bytes: int) -> str:
+    """What no kernel can be given; empty if it is right."""
+    match argument:
+        case Pointer(space="arena", offset=offset) if not 0 <= offset <= arena_bytes:
+            return f"the offset {offset} is outside the arena of {arena_bytes} bytes"
+        case Pointer(offset=offset) if not 0 <= offset < _MOST_OFFSET:
+            return f"the offset {offset}"
+        case Integer(value=extent) if extent.divisor < 1:
+            return "a divisor below 1"
+        case Real(value=value) if math.isfinite(value) and abs(value) > _MOST_REAL:
+            return f"{value} is no float32"
+        case TensorMap():
+            return _wrong_argument(argument.base, arena_bytes) or _wrong_map(argument)
+    return ""
+
+
+def _wrong_map(matrix: TensorMap) -> str:
+    if any(extent.divisor < 1 for extent in matrix.shape):
+        return "a divisor below 1"
+    if matrix.dtype not in {one.value for one in DType}:
+        return f"there is no element type {matrix.dtype!r}"
+    if len(matrix.box) != len(matrix.shape) or not all(1 <= one <= 256 for one in matrix.box):
+        return f"a box {list(matrix.box)} of a matrix of rank {len(matrix.shape)}"
+    if matrix.swizzle_bytes not in (0, 32, 64, 128):
+        return f"a swizzle of {matrix.swizzle_bytes} bytes"
+    return ""

@@ -287,6 +287,7 @@ class Emitter:
         tuning: Tuning = Tuning(),  # noqa: B008 - a frozen value
         *,
         source: str | None = None,
+        persistent: bool = False,
     ) -> None:
         """Append a launch of `module.function`; `passed` is in the order of its parameters."""
         given = {name: typed(v) if isinstance(v, Buffer) else v for name, v in passed.items()}
@@ -302,7 +303,9 @@ class Emitter:
         labels = tuple(node_label(node) for node in self.nodes)
         made = {value.name for node in self.nodes for value in node.outputs}
         eager = bool(made & self._cuts)
-        launch = Launch(code.key, extents, arguments, labels, self.when, eager, dependent)
+        launch = Launch(
+            code.key, extents, arguments, labels, self.when, eager, dependent, persistent
+        )
         self.launches.append(launch)
 
     def _follows(self) -> bool:

@@ -72,6 +72,9 @@ def compile_kernel(job: dict[str, Any]) -> dict[str, Any]:
     target = GPUTarget("cuda", job["capability"], 32)
     kernel = triton.compile(source, target=target, options=options)
     _check_boxes([kind for _, kind in code["parameters"] if is_tile(kind)], kernel)
+    # Launches pass 0 for both.
+    if kernel.metadata.global_scratch_size or kernel.metadata.profile_scratch_size:
+        raise ValueError(f"{kernel.metadata.name} wants scratch memory")
     place = Path(job["place"])
     ptx, cubin = kernel.asm["ptx"], kernel.asm["cubin"]
     place.with_suffix(".ptx").write_text(ptx, encoding="utf-8")

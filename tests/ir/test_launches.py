@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from infc.ir.launches import (
     TensorMap,
     read_launches,
 )
+from infc.ir.plain_data import encode
 
 NAMES = st.text("abcdefgh_", min_size=1, max_size=8)
 EXTENTS = st.builds(
@@ -39,7 +41,7 @@ POINTERS = st.builds(
 ARGUMENTS: st.SearchStrategy[Argument] = st.one_of(
     POINTERS,
     st.builds(Integer, EXTENTS),
-    st.builds(Real, st.floats(allow_nan=False)),
+    st.builds(Real, st.floats(width=32, allow_nan=False)),
     st.builds(
         TensorMap,
         POINTERS,
@@ -61,6 +63,7 @@ def launches(kernel: str) -> st.SearchStrategy[Launch]:
         st.lists(ARGUMENTS, max_size=4).map(tuple),
         st.lists(NAMES, max_size=2).map(tuple),
         st.sampled_from(["always", "head", "draws"]),
+        st.booleans(),
         st.booleans(),
         st.booleans(),
     )
@@ -90,7 +93,7 @@ def plan(*forms: Form, **changes: object) -> LaunchPlan:
     return LaunchPlan(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-@given(st.lists(FORMS, max_size=3).map(tuple))
+@given(st.lists(FORMS, max_size=3, unique_by=lambda form: form.name).map(tuple))
 def test_text_and_back(forms: tuple[Form, ...]) -> None:
     """A plan is the same after it was written and read."""
     made = plan(*forms)
@@ -136,6 +139,9 @@ def test_the_first_form_that_fits() -> None:
         ({"speed": 1}, "unknown key 'speed'"),
         ({"arena_bytes": "many"}, "arena_bytes"),
         ({"kernels": {}}, "there is no 'k'"),
+        ({"arena_bytes": -1}, "arena_bytes"),
+        ({"kernels": {"k": encode(replace(KERNEL, threads=2048))}}, "2048 threads"),
+        ({"kernels": {"k": encode(replace(KERNEL, shared_bytes=-1))}}, "-1 shared bytes"),
         ({"buckets": [4, 2]}, "buckets"),
         ({"pieces": [0]}, "pieces"),
     ],
@@ -146,6 +152,40 @@ def test_what_is_refused(change: dict[str, object], message: str) -> None:
     data = json.loads(plan(Form("mixed", False, 8, (launch,))).to_text())
     with pytest.raises(ArtifactError, match=message):
         read_launches(json.dumps({**data, **change}), where="x")
+
+
+MATRIX = TensorMap(Pointer("arena", ""), "bf16", (Extent(8), Extent(64)), (8, 64))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (Pointer("arena", "", 257), "the offset 257 is outside the arena of 256 bytes"),
+        (Pointer("arena", "", -8), "the offset -8"),
+        (Pointer("weight", "w", 1 << 60), "the offset"),
+        (Integer(Extent(1, "T", 0, 0)), "a divisor below 1"),
+        (Real(1e300), "no float32"),
+        (replace(MATRIX, base=Pointer("arena", "", 999)), "outside the arena"),
+        (replace(MATRIX, shape=(Extent(1, "T", 0, 0), Extent(64))), "a divisor below 1"),
+        (replace(MATRIX, dtype="q9"), "no element type 'q9'"),
+        (replace(MATRIX, box=(0, 64)), "a box"),
+        (replace(MATRIX, box=(8,)), "a box"),
+        (replace(MATRIX, swizzle_bytes=7), "a swizzle of 7 bytes"),
+    ],
+)
+def test_arguments_that_no_kernel_can_be_given_are_refused(
+    argument: Argument, message: str
+) -> None:
+    launch = Launch("k", (Extent(1),), (argument,))
+    text = plan(Form("mixed", False, 8, (launch,))).to_text()
+    with pytest.raises(ArtifactError, match=message):
+        read_launches(text, where="x")
+
+
+def test_two_forms_of_one_name_are_refused() -> None:
+    form = Form("mixed", False, 8, ())
+    with pytest.raises(ArtifactError, match="two are named 'mixed'"):
+        read_launches(plan(form, form).to_text(), where="x")
 
 
 def test_text_that_is_none() -> None:

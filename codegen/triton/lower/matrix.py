@@ -117,6 +117,7 @@ def _product_by_boxes(
             **{"BIAS": bool(bias), **act},
         },
         tile.tuning,
+        persistent=True,
     )
 
 

@@ -124,7 +124,7 @@ def greatest_sizes(program: CompiledProgram) -> dict[str, int]:
     """The most of each size in a step that keeps to the limits."""
     limits = program.limits
     tokens, sequences, rows = limits.step_tokens, limits.max_sequences, limits.logit_rows
-    draws = max(sequences, rows)
+    draws = min(sequences, rows)  # a step samples no more sequences than it has rows
     sizes = {"T": tokens, "B": sequences, "R": rows, "L": rows, "D": draws, "A": draws}
     return {**limits.sizes, **sizes, "P": sequences, "C": sequences, "tiles": tokens + sequences}
 

@@ -69,6 +69,9 @@ class ReadyLaunch:
         self._function, self._dependent = function, launch.dependent
         self._places, self._driver = places, driver
         self._grid = launch.grid
+        self._most_blocks = driver.device.num_processors if launch.persistent else None
+        maps = [one for one in launch.arguments if isinstance(one, TensorMap)]
+        self._rows = tuple(extent for one in maps for extent in one.shape)
         self._format, self._arguments = _packing(launch.arguments)
         self._needed = tuple(sorted(set().union(*map(self._depends, launch.arguments))))
         of_grid = {extent.size for extent in launch.grid if extent.size is not None}
@@ -88,8 +91,10 @@ class ReadyLaunch:
     def call(self, sizes: Sizes, layout: Layout) -> Call | None:
         """The launch for a step of these sizes; None where there is nothing to compute."""
         grid = tuple([extent.evaluate(sizes) for extent in self._grid])
-        if 0 in grid:
+        if 0 in grid or 0 in [extent.evaluate(sizes) for extent in self._rows]:
             return None
+        if self._most_blocks is not None:
+            grid = (min(grid[0], self._most_blocks), *grid[1:])
         key = tuple([sizes[name] for name in self._needed])
         if self._last is None or self._last[0] != key:
             self._last = key, self._parameters(sizes, layout)

@@ -121,6 +121,24 @@ def test_parameters_are_aligned_to_their_sizes() -> None:
     assert len(driver.calls) == 1, "equal sizes have equal parameters"
 
 
+def test_a_descriptor_without_rows_is_no_launch() -> None:
+    """As in a step without rows of logits, whose grid may be of one size for all steps."""
+    matrix = TensorMap(Pointer("arena", ""), "bf16", (Extent(1, "R"), Extent(64)), (8, 32))
+    launch = Launch("f", (Extent(4),), (matrix,))
+    driver = LateDriver()
+    assert launched(launch, {"R": 0, "B": 1}, driver)[1] is None
+    assert driver.calls == []
+    assert launched(launch, {"R": 1, "B": 1}, driver)[1] is not None
+
+
+def test_a_persistent_launch_has_a_block_for_each_processor_at_most() -> None:
+    driver = LateDriver()
+    processors = driver.device.num_processors
+    for blocks in (processors - 1, processors, processors + 40):
+        launch = Launch("f", (Extent(blocks),), (), persistent=True)
+        assert launched(launch, {}, driver)[1][1] == (min(blocks, processors),)
+
+
 def test_a_grid_alone_makes_a_launch_depend_on_a_size() -> None:
     ready, call = launched(Launch("f", (Extent(1), Extent(2, "R")), ()), {"R": 3})
     assert call[1] == (1, 6) and ready.sizes == {"R"}
