@@ -217,7 +217,10 @@ def _look_at(info: BackendInfo, compiling: list[Finding]) -> _Look:
     if reason is None and missing:
         reason = f"needs {', '.join(missing)}"
     if reason is not None:
-        return _Look(needs, Finding(subject, False, reason))
+        compiles = all(found.fine for found in (*needs, *compiling)) and not missing
+        # For a GPU, artifacts are often compiled where there is none.
+        said = f"compiles artifacts, and cannot run them: {reason}" if compiles else reason
+        return _Look(needs, Finding(subject, False, said))
     does = "works, but is slow" if backend.interprets else "compiles and runs artifacts"
     if lacking := [found.subject for found in (*needs, *compiling) if not found.fine]:
         does = f"runs artifacts; compiling needs {', '.join(lacking)}"
