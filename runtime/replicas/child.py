@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -15,11 +14,12 @@ from pathlib import Path
 
 from ...ir.errors import InfcError
 
-# As multiprocessing does it: what the front imports, an engine imports from the same place.
+# As multiprocessing does it: what the front imports, an engine imports from the same place. Until
+# then it imports nothing but `sys`, which no file can stand for.
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "import sys; sys.path[:] = sys.argv[3:];"
     " from infc.runtime.replicas.engine_process import main;"
-    " main(int(sys.argv[2]), int(sys.argv[3]))"
+    " main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _VMSTAT = Path("/proc/vmstat")
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -60,11 +60,12 @@ def start_engine(boot: str = _BOOT) -> Child:
             process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # the current directory is none to import from
                     "-c",
                     boot,
-                    json.dumps(path),
                     str(theirs.fileno()),
                     str(os.getpid()),
+                    *path,
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -42,7 +42,7 @@ DEADLY, HANGING, FAILING = 4001, 4002, 4003
 """Tokens: a step with one of them ends its process, never ends, or ends with an error."""
 
 RISKY = f"""
-import json, sys; sys.path[:] = json.loads(sys.argv[1])
+import sys; sys.path[:] = sys.argv[3:]
 import os, signal, time
 from infc.ir.errors import InfcError
 from infc.runtime.executors.cpp import CppExecutor
@@ -57,7 +57,7 @@ def risky(self, step):
         raise InfcError("no such luck")
     return launch(self, step)
 CppExecutor.launch = risky
-main(int(sys.argv[2]), int(sys.argv[3]))
+main(int(sys.argv[1]), int(sys.argv[2]))
 """
 RISKY_TOKENS = (DEADLY, HANGING, FAILING)
 PARAMS = SamplingParams(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,20 @@ def test_a_spare_process_is_taken_once_and_a_dead_one_never() -> None:
         each.connection.close()
         each.kill()
         each.process.wait()
+
+
+def test_modules_in_the_current_directory_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose name may be one of the standard library."""
+    found = tmp_path / "found"
+    for name in ("json", "signal", "ctypes", "encodings"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(found)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    child = start_engine()
+    child.connection.close()  # it ends once it has imported everything
+    assert child.process.wait(30) == 0
+    assert not found.exists()
 
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
