@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ _BOOT = (
     " main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _VMSTAT = Path("/proc/vmstat")
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -57,26 +58,45 @@ def start_engine(boot: str = _BOOT) -> Child:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             path = [os.path.abspath(place) if place == "" else place for place in sys.path]
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",  # the current directory is none to import from
-                    "-c",
-                    boot,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    *path,
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the front's belongs to whoever reads its ready line
-                process_group=0,  # Ctrl-C is for the front, which drains
-            )
+            command = [
+                sys.executable,
+                "-P",  # the current directory is none to import from
+                "-c",
+                boot,
+                str(theirs.fileno()),
+                str(os.getpid()),
+                *path,
+            ]
+            with _blocked_signals():
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # the front's is for whoever reads its ready line
+                    process_group=0,  # Ctrl-C is for the front, which drains
+                )
     except BaseException:
         ours.close()
         raise
     ours.setblocking(False)
     return Child(process, ours, num_killed_for_memory())
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """What this thread starts has them blocked from its first instruction on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals() -> None:
+    """In an engine: the front decides what a signal to all processes means, and drains."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
 
 
 class SpareProcess:

@@ -28,6 +28,7 @@ from ..requests.request_stream import PreparedRequest, RequestStream
 from ..requests.resumption import Resumption
 from ..scheduling.owners import StepTimes
 from .block_news import BlockNews
+from .child import ignore_signals
 from .frames import MAX_FRAME_BYTES, FrameError, FrameReader
 from .messages import (
     VERSION,
@@ -300,12 +301,10 @@ def send(connection: socket.socket, message: FromEngine) -> None:
 
 def main(descriptor: int, parent: int) -> NoReturn:
     """Opens what the front asks for on an inherited socket, and serves until that is closed."""
+    ignore_signals()
     _end_with(parent)
     for name in _LATER:  # the front may ask in an hour, and then cannot wait
         importlib.import_module(name)
-    # The front decides what a signal to the whole group means, and drains.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     # As in a server: whoever reads from the socket waits so long for the interpreter's lock.
     sys.setswitchinterval(_SWITCH_SECONDS)

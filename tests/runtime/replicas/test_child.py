@@ -28,7 +28,12 @@ def ended(code: str, number: signal.Signals | None = None) -> Child:
     ("code", "number", "text", "is_blamed"),
     [
         ("import time; time.sleep(60)", signal.SIGKILL, "SIGKILL", False),
-        ("import time; time.sleep(60)", signal.SIGTERM, "SIGTERM", False),
+        (
+            "import signal, time; signal.pthread_sigmask(signal.SIG_SETMASK, []); time.sleep(60)",
+            signal.SIGTERM,
+            "SIGTERM",
+            False,
+        ),
         ("import time; time.sleep(60)", signal.SIGSEGV, "SIGSEGV", True),
         ("import os; os.abort()", None, "SIGABRT", True),
         ("raise SystemExit(3)", None, "status 3", True),
@@ -83,6 +88,17 @@ def test_a_spare_process_is_taken_once_and_a_dead_one_never() -> None:
         each.connection.close()
         each.kill()
         each.process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_to_all_processes_end_no_engine(number: signal.Signals) -> None:
+    """Neither while Python starts, nor while it imports, nor later."""
+    child = start_engine()
+    for _ in range(100):
+        child.process.send_signal(number)
+        time.sleep(0.005)
+    child.connection.close()
+    assert child.process.wait(30) == 0
 
 
 def test_modules_in_the_current_directory_are_not_imported(
