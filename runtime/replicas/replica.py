@@ -132,8 +132,10 @@ class Replica(asyncio.Protocol):
         """Ask the engine for a request. Raises FrameError for one that cannot be sent."""
         frame = frame_of(stream.order(number))
         self.streams[number] = stream
-        if self._transport is not None:
-            self._transport.write(frame)
+        transport = self._transport
+        stream.is_sent = transport is not None and not transport.is_closing()
+        if transport is not None and stream.is_sent:
+            transport.write(frame)
 
     def abort(self, number: int) -> None:
         """End a request; the engine tells its last output."""
@@ -184,7 +186,7 @@ class Replica(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it: the process ends, or has ended."""
-        self._transport = None
+        self._transport, self.state = None, "waiting"
         if not self._is_closed:
             self._begin(self._bury())
 
@@ -216,7 +218,6 @@ class Replica(asyncio.Protocol):
         """The process has closed its socket: learn why, pass its requests on, start another."""
         child = self._child
         assert child is not None
-        self.state = "waiting"
         if not await _has_ended(child, _REAP_SECONDS):
             child.kill()
             await _has_ended(child, _REAP_SECONDS)

@@ -50,6 +50,7 @@ class RemoteStream:
         "is_lost",
         "is_over",
         "is_proven",
+        "is_sent",
         "is_unwanted",
         "num_steps",
         "num_strikes",
@@ -100,6 +101,8 @@ class RemoteStream:
         """Tokens of its prompt that its engine has to compute before it can tell anything."""
         self.is_proven = False
         """Whether the engine that has it has told something of it."""
+        self.is_sent = False
+        """Whether the engine that has it was asked for it; one that has just died was not."""
         self._params: dict[str, Any] = params_as_data(params)
         self._priority = priority
         self._salt = cache_salt

@@ -44,6 +44,7 @@ class Suspects:
     def examine(self, replica: Replica, interrupted: Sequence[RemoteStream]) -> list[RemoteStream]:
         """The requests that are known to be the reason, now that an engine has died."""
         poisonous = []
+        interrupted = [stream for stream in interrupted if stream.is_sent]
         unproven = [stream for stream in interrupted if not stream.is_proven]
         for stream in interrupted:
             stream.num_strikes += 1
@@ -92,7 +93,7 @@ class Suspects:
             return None
         if self.isolated is None:
             self.isolated = min(ready, key=lambda each: each.candidate.work, default=None)
-        if self.isolated is None:
+        if self.isolated is None or self.isolated.state != "ready":
             return None
         if not all(stream.is_proven for stream in self.isolated.streams.values()):
             return None
