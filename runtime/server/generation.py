@@ -118,10 +118,7 @@ class Outputs:
         try:
             return await self._reader.get()
         except CapacityError as error:
-            if isinstance(error, DrainingError) or not service.engine.healthy:
-                raise  # coming again, here at least, is no use
-            wait = service.metrics.retry_seconds()
-            raise ApiError(429, str(error), code="queue_full", retry_seconds=wait) from None
+            raise _refusal(service, error) from None
         except InfcError as error:
             if isinstance(error, RequestError) or not service.engine.healthy:
                 raise
@@ -164,6 +161,14 @@ class Outputs:
         return ApiError(503, "the answer was cut off", code="aborted")
 
 
+def _refusal(service: Service, error: CapacityError) -> Exception:
+    """What to raise where the engine has no room."""
+    if isinstance(error, DrainingError) or not service.engine.healthy:
+        return error  # coming again, here at least, is no use
+    wait = service.metrics.retry_seconds()
+    return ApiError(429, str(error), code="queue_full", retry_seconds=wait)
+
+
 def _without_failure(part: CompletionOutput) -> CompletionOutput:
     return replace(part, finish_reason=None) if part.finish_reason in _FAILURES else part
 
@@ -184,6 +189,8 @@ async def open_outputs(
     request_ids = [f"http-{secrets.token_hex(8)}" for _ in prompts]
     try:
         reader = await service.engine.read(prompts, params, request_ids, whole=whole)
+    except CapacityError as error:  # of a front; an engine in this process lets `get` raise it
+        raise _refusal(service, error) from None
     except BaseException as error:
         if isinstance(error, Exception | asyncio.CancelledError) or not is_fault(error):
             raise

@@ -121,6 +121,21 @@ def test_clients_of_a_front_that_is_killed_hear_of_it_and_engines_end(artifact: 
         assert all(map(wait_for_end, engines))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_says_come_again(artifact: Path, stream: bool) -> None:
+    with process(artifact, json.dumps({"replicas": 1, "max_queue": 2})) as server:
+        (pid,) = engines_of(server)
+        os.kill(pid, signal.SIGSTOP)
+        body = {"model": "tiny", "prompt": ["x"] * 3, "max_tokens": 2, "stream": stream}
+        answer = httpx.post(f"{server.url}/completions", json=body)
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "queue_full"
+        assert int(answer.headers["Retry-After"]) >= 1
+        os.kill(pid, signal.SIGCONT)
+        body["prompt"] = ["x"] * 2
+        assert httpx.post(f"{server.url}/completions", json=body).status_code == 200
+
+
 def test_too_many_are_refused_before_anything_starts(artifact: Path) -> None:
     done = infc_serve(str(artifact), "--replicas", "65", "--port", "0")
     assert done.returncode == 2
