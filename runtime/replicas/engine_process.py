@@ -91,6 +91,7 @@ class EngineProcess:
         self._refusals: list[tuple[int, Failure]] = []
         self._num_failed_steps = 0
         self._works_ahead = True
+        self._has_new = False  # a request, of which the front does not know yet whether it waits
         self._told_at = self._stats_at = self._whole_at = 0.0
         self._blocks = BlockNews(engine) if tells_blocks else None
         engine.on_step = self._on_step
@@ -180,6 +181,7 @@ class EngineProcess:
             self._refusals.append((number, failure_of(error)))
             return
         self._streams[str(number)] = what.stream
+        self._has_new = True
         if is_whole:
             self._whole.add(str(number))
 
@@ -230,11 +232,13 @@ class EngineProcess:
             self._whole_at = now
             for name in self._whole:
                 self._streams[name].want()
-        if not (outputs or self._refusals or now - self._told_at > BEAT_SECONDS):
+        is_due = self._has_new and bool(self._reports)
+        if not (outputs or self._refusals or is_due or now - self._told_at > BEAT_SECONDS):
             return
         stats = None
-        if now - self._stats_at > BEAT_SECONDS or not self._engine.has_unfinished:
+        if is_due or now - self._stats_at > BEAT_SECONDS or not self._engine.has_unfinished:
             self._stats_at, stats = now, self._stats()
+            self._has_new = self._has_new and not is_due
         added, size, refusals = list[Added](), 0, tuple(self._refusals)
         for output in outputs:
             added.append(self._added(output))
@@ -276,6 +280,7 @@ class EngineProcess:
             stats.num_blocks,
             stats.num_preemptions,
             stats.num_steps,
+            self._engine.scheduler.num_queued,
         )
 
     def _send(self, message: FromEngine) -> None:

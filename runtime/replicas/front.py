@@ -238,7 +238,7 @@ class Front:
                 raise _stopped(self._error)
             if self._draining:
                 raise DrainingError("no more requests are accepted: the engine is shutting down")
-            self._check_room()
+            self._check_room(len(streams))
             for stream in streams:
                 if stream.request_id in self._pending:
                     raise RequestError(
@@ -247,12 +247,18 @@ class Front:
             self._pending.update((stream.request_id, stream) for stream in streams)
         self._call(self._add, streams)
 
-    def _check_room(self) -> None:
-        """Raises CapacityError while too many wait, of which nothing was told yet."""
-        if len(self._pending) < self._config.max_waiting:
+    def _check_room(self, num_new: int) -> None:
+        """Raises CapacityError where more would wait than may, these new requests included.
+
+        They wait here, or in an engine; what has begun elsewhere was taken before.
+        """
+        most = self._config.max_waiting
+        if len(self._pending) + num_new <= most:
             return
-        count = sum(not stream.has_told for stream in self._pending.values())
-        if count >= self._config.max_waiting:
+        places = self._places
+        count = sum(not (each.has_told or each in places) for each in self._pending.values())
+        count += sum(replica.num_queued for replica in self._replicas)
+        if count + num_new > most:
             raise CapacityError(
                 f"{format_count(count, 'request')} already waiting", hint="try again later"
             )

@@ -20,7 +20,7 @@ from ..sampling.token_logprobs import TokenLogprobs
 from ..scheduling.owners import StepTimes
 from .frames import FrameError, framed
 
-VERSION = 1
+VERSION = 2
 
 _Number = int
 """Names a request between front and one engine process; never used twice."""
@@ -148,7 +148,7 @@ class Report(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=Tr
 
 
 class Stats(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
-    """As `EngineStats`."""
+    """As `EngineStats`; `num_queued` counts requests that wait, and not their choices."""
 
     num_waiting: int
     num_running: int
@@ -156,6 +156,7 @@ class Stats(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=Tru
     num_blocks: int
     num_preemptions: int
     num_steps: int
+    num_queued: int
 
 
 class Told(msgspec.Struct, array_like=True, tag="told", forbid_unknown_fields=True):

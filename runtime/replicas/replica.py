@@ -77,6 +77,8 @@ class Replica(asyncio.Protocol):
         self.num_resumed = 0
         self.stats: EngineStats = _NO_STATS
         self.heard_at = 0.0
+        self._num_queued = 0  # as the engine told last
+        self._last_sent = self._last_counted = -1
         self._order = order
         self._start = start
         self._owner = owner
@@ -99,6 +101,13 @@ class Replica(asyncio.Protocol):
     def num_sequences(self) -> int:
         """Completions that it has to compute, or is computing."""
         return sum(stream.params.num_choices for stream in self.streams.values())
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait in it, with those of which it has not told yet; on any thread."""
+        sent = list(self.streams.items())
+        fresh = sum(number > self._last_counted and not each.has_told for number, each in sent)
+        return self._num_queued + fresh
 
     @property
     def candidate(self) -> Candidate:
@@ -132,6 +141,7 @@ class Replica(asyncio.Protocol):
         """Ask the engine for a request. Raises FrameError for one that cannot be sent."""
         frame = frame_of(stream.order(number))
         self.streams[number] = stream
+        self._last_sent = number
         transport = self._transport
         stream.is_sent = transport is not None and not transport.is_closing()
         if transport is not None and stream.is_sent:
@@ -194,6 +204,7 @@ class Replica(asyncio.Protocol):
         if isinstance(message, Told):
             if message.stats is not None:
                 s = message.stats
+                self._num_queued, self._last_counted = s.num_queued, self._last_sent
                 self.stats = EngineStats(
                     s.num_waiting,
                     s.num_running,
@@ -221,7 +232,7 @@ class Replica(asyncio.Protocol):
         if not await _has_ended(child, _REAP_SECONDS):
             child.kill()
             await _has_ended(child, _REAP_SECONDS)
-        self._child, self.stats = None, _NO_STATS
+        self._child, self.stats, self._num_queued = None, _NO_STATS, 0
         death = death_of(child, hung_seconds=self._hung_seconds)
         if self._failure is not None:
             death = Death(self._failure, True)

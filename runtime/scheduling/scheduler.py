@@ -82,6 +82,11 @@ class Scheduler:
 
     # --- arrivals and ends --------------------------------------------------------------------
 
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait; further choices of one that runs are no requests of their own."""
+        return sum(waiting.is_lead for waiting in self._waiting)
+
     def check_fits(self, request: Request) -> int:
         """The tokens that it may have; RequestError where it can never be served; on any thread."""
         return max_total_tokens(request, self.limits, self.kv)
@@ -98,11 +103,9 @@ class Scheduler:
                 f"request id {request.request_id!r} is already in use", field="request_id"
             )
         total = max_total_tokens(request, self.limits, self.kv)
-        # Further choices of a request that runs are not requests of their own.
-        num_queued = sum(waiting.is_lead for waiting in self._waiting)
-        if num_queued >= self.limits.max_waiting:
+        if self.num_queued >= self.limits.max_waiting:
             raise CapacityError(
-                f"{format_count(num_queued, 'request')} already waiting",
+                f"{format_count(self.num_queued, 'request')} already waiting",
                 hint="try again later",
             )
         self._arrivals += 1

@@ -292,6 +292,32 @@ def test_too_many_that_wait_are_refused(artifact: Artifact) -> None:
         asyncio.run(run(front))
 
 
+def test_what_runs_does_not_wait(artifact: Artifact) -> None:
+    """Also where nothing is told of it before its end; a batch waits as a whole."""
+    params = SamplingParams(max_tokens=400, best_of=4, seed=1, temperature=1.0, ignore_eos=True)
+
+    async def run(front: Front) -> None:
+        (replica,), readers = front._replicas, []
+
+        def run_all() -> bool:
+            return replica.stats.num_running == 4 * len(readers) and replica.num_queued == 0
+
+        for _ in range(4):
+            readers.append(await front.read(["def f"], params, whole=True))
+            await eventually(run_all)
+        assert front.num_pending == 4
+        with pytest.raises(CapacityError, match="0 requests already waiting"):
+            await front.read(["x"] * 3, params)
+        (await front.read(["x"] * 2, params)).close()
+        for reader in readers:
+            while reader.num_open:
+                await reader.get()
+            reader.close()
+
+    with opened(artifact, 1, runtime={"max_waiting": 2}) as front:
+        asyncio.run(run(front))
+
+
 def test_shut_down_it_fails_what_is_pending(artifact: Artifact) -> None:
     async def run(front: Front) -> None:
         outputs = front.generate("def f", PARAMS)
