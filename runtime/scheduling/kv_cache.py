@@ -92,6 +92,18 @@ class KvCache:
             for group, pool in zip(self.groups, self.pools, strict=True)
         )
 
+    @property
+    def has_one_block_each(self) -> bool:
+        """Whether a block holds a whole context, so that no sequence ever grows by another."""
+        return self.block_size >= self.max_context
+
+    def copies_next(self, blocks: SequenceBlocks) -> bool:
+        """Whether other sequences have its last block too: it copies it before it writes."""
+        return any(
+            ids and pool.references(ids[-1]) > 1
+            for pool, ids in zip(self.pools, blocks.ids, strict=False)
+        )
+
     # --- one sequence, from admission to its end ---------------------------------------------
 
     def admit(

@@ -381,12 +381,7 @@ class Scheduler:
                 return
             demand = min(demand, slots)
             # Without room for those that run or will, they would soon preempt this one.
-            headroom = Headroom()
-            if expected:
-                headroom = Headroom(
-                    expected + demand - 1,
-                    self._demand.blocks_beside(self._running, request, demand),
-                )
+            headroom = self._headroom(request, expected, demand)
             cached = self.kv.admit(
                 request.blocks, request.token_ids, headroom, request.reusable_tokens
             )
@@ -402,6 +397,21 @@ class Scheduler:
             plan.append((request, count))
             budget -= count
             expected += demand
+
+    def _headroom(self, newcomer: Request, expected: int, demand: int) -> Headroom:
+        """What stays free for the `expected` others, and for `demand` choices of a newcomer."""
+        if not expected:
+            return Headroom()
+        if self.kv.has_one_block_each:  # only choices need more: each copies the block they share
+            copies = demand if demand > 1 else 0
+            for request in self._running:
+                if request.unforked:
+                    copies += 1 + len(request.unforked)
+                else:
+                    copies += self.kv.copies_next(request.blocks)
+            return Headroom(copies)
+        growth = self._demand.blocks_beside(self._running, newcomer, demand)
+        return Headroom(expected + demand - 1, growth)
 
     def _start(self, request: Request, num_computed: int, now: float) -> None:
         """Let a request that has its blocks run."""

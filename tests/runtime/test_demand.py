@@ -15,7 +15,7 @@ from infc.runtime.scheduling import demand
 from infc.runtime.scheduling.demand import AnswerLengths
 from infc.runtime.scheduling.scheduler import Scheduler
 
-from .scheduling import add, build, finish_all
+from .scheduling import add, add_choices, alone, build, finish_all, run_step
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -93,3 +93,31 @@ def test_prompts_that_are_only_read_are_no_answers() -> None:
         add(scheduler, f"read {index}", [0, 1, 2], max_tokens=0, prompt_logprobs=0)
     finish_all(scheduler, model)
     assert lengths.expected_more(0, 100) == 30
+
+
+def test_sequences_with_a_block_for_a_whole_context_run_all_at_once() -> None:
+    """None of them ever needs another, so that no block is kept free for them."""
+    scheduler, model = build(48, [None, 5], [5, 5], max_context=40)
+    for index in range(6):
+        add(scheduler, f"r{index}", [0, 1], max_tokens=20)
+    planned = run_step(scheduler, model)
+    assert planned is not None and planned.step.num_sequences == 4
+    finish_all(scheduler, model)
+    assert scheduler.num_preemptions == 0
+
+
+def test_choices_that_copy_a_block_for_a_whole_context_find_one() -> None:
+    """Beside a sequence that would have taken the last."""
+    scheduler, model = build(48, [None], [6], max_sequences=5, logit_rows=5)
+    choices = add_choices(scheduler, "r", [0, 1, 2], max_tokens=8, n=3, temperature=1.0, seed=2)
+    others = [add(scheduler, f"r{index}", [0, 1], max_tokens=20) for index in range(2)]
+    planned = run_step(scheduler, model)
+    assert planned is not None and planned.step.num_sequences == 2
+    run_step(scheduler, model)
+    assert scheduler.num_preemptions == 0
+    run_step(scheduler, model)
+    assert scheduler.num_running == 5
+    finish_all(scheduler, model)
+    assert scheduler.num_preemptions == 0
+    for request in (*choices, *others):
+        assert request.token_ids == alone(request)
