@@ -73,16 +73,22 @@ def check_step_facts(
         if facts.get(side, {}) != {name: str(kind) for name, kind in kinds.items()}:
             wrong.append(side)
     sizes, most = program.limits.sizes, facts.get("sizes", {})
-    if sizes.keys() != most.keys() or any(sizes[name] > most[name] for name in most):
+    is_alike = isinstance(most, Mapping) and sizes.keys() == most.keys()
+    if not is_alike or not all(_holds(most[name], size) for name, size in sizes.items()):
         wrong.append("sizes")
     limits = {name: facts.get(name) for name in _LIMITS}
-    wrong += [n for n, most in limits.items() if most and getattr(program.limits, n) > most]
+    wrong += [n for n, m in limits.items() if m and not _holds(m, getattr(program.limits, n))]
     if wrong:
         raise ArtifactError(
             f"the compiled code does not match the manifest: {wrong[0]}",
             where=where,
             hint="the artifact is damaged: compile it again",
         )
+
+
+def _holds(most: object, size: int) -> bool:
+    """Whether a fact, which may be of any type, is a number that a size does not exceed."""
+    return type(most) is int and size <= most
 
 
 def _types(values: Mapping[str, Value]) -> dict[str, str]:

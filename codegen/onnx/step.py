@@ -10,6 +10,7 @@ from typing import Final
 
 import onnx
 
+from ...ir.onnx_session import ACCURACY, OLDEST, OLDEST_GROUPED, SessionSettings
 from ...ir.program import Program, Weight
 from ...ir.safetensors import read_header
 from ...ir.step_facts import step_facts
@@ -25,7 +26,6 @@ from .slots import Slots
 _FORMS: Final[Mapping[str, type[CacheForm]]] = {
     form.name: form for form in (Paged, WholeSequence, Slots, contrib.GroupedQueries)
 }
-_ACCURACY: Final = "session.qdq_matmulnbits_accuracy_level"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,10 @@ def emit_graph(program: Program, form: str, dialect: Dialect) -> Emitted:
 
 def session_file(emitted: Emitted) -> str:
     """What onnxruntime has to be told to run the model, and the oldest that has, as JSON."""
-    # 4: onnxruntime rounds the rows of products by grouped codes to 8 bits, 0: it does not.
-    entries = {_ACCURACY: "0" if emitted.emitter.exact_rows else "4"}
+    level = "0" if emitted.emitter.exact_rows else "4"
     kinds = {node.op_type for node in emitted.emitter.graph.nodes}
-    oldest = "1.32" if "GroupQueryAttention" in kinds else "1.31"
-    settings = {"config": entries, "onnxruntime": oldest}
-    return json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    oldest = OLDEST_GROUPED if "GroupQueryAttention" in kinds else OLDEST
+    return SessionSettings({ACCURACY: level}, oldest).text()
 
 
 def finish_model(emitted: Emitted, weights: Iterable[Weight], directory: Path) -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,17 +16,42 @@ from ...ir.types import DType
 from ..scheduling.step import Step
 from .onnxruntime_feeds import Pieces, padded_rows, paged_keys, slot_rows
 
-_ELEMENT_TYPES: Final[dict[DType, tuple[Any, int]]] = {
-    DType.F32: (np.float32, 1),
-    DType.F16: (np.uint16, 10),
-    DType.BF16: (np.uint16, 16),
+_ELEMENT_TYPES: Final[dict[DType, tuple[Any, int, str]]] = {
+    DType.F32: (np.float32, 1, "tensor(float)"),
+    DType.F16: (np.uint16, 10, "tensor(float16)"),
+    DType.BF16: (np.uint16, 16, "tensor(bfloat16)"),
 }
-"""What holds keys and values in numpy, and the number that ONNX has for their type."""
+"""What holds keys and values in numpy, and the number and name that ONNX has for their type."""
 
 _MOST_VIEWS: Final = 64
 """Ranges of slots whose bindings are kept."""
 
 Feeds = dict[str, NDArray[Any]]
+
+Kind = tuple[str, tuple[int | None, ...]]
+"""The type of an input in ONNX, and its dimensions: None for one that differs between steps."""
+
+_ROWS: Final[dict[str, Kind]] = {
+    "row_of_padded": ("tensor(int64)", (None, None)),
+    "padded_of_row": ("tensor(int64)", (None,)),
+}
+_PAGED: Final[dict[str, Kind]] = {
+    "slots": ("tensor(int64)", (None, 1)),
+    "key_slots": ("tensor(int64)", (None, None)),
+    "key_positions": ("tensor(int64)", (None, None)),
+}
+_SLOTS: Final[dict[str, Kind]] = {
+    **_ROWS,
+    "write_at": ("tensor(int64)", (None,)),
+    "lengths": ("tensor(int64)", (None,)),
+    "key_count": ("tensor(int64)", (1,)),
+}
+_GROUPED: Final[dict[str, Kind]] = {
+    **_SLOTS,
+    "seqlens_k": ("tensor(int32)", (None,)),
+    "query_seqlens": ("tensor(int32)", (None,)),
+    "total_length": ("tensor(int32)", ()),
+}
 
 
 class Pools(ABC):
@@ -48,6 +73,19 @@ class Pools(ABC):
     @abstractmethod
     def feeds(self, step: Step, binding: Any) -> Feeds:
         """Bind what the step reads and writes; the inputs that say where."""
+
+    @abstractmethod
+    def takes(self) -> dict[str, Kind]:
+        """The inputs of a model that say where."""
+
+    def described(self) -> Iterator[tuple[str, str, NDArray[Any]]]:
+        """Layer and part of each array, the type of its elements in ONNX, and the array."""
+        for group in self.groups:
+            kind = _ELEMENT_TYPES[DType(group.dtype)][2]
+            for layer in group.layers:
+                for part in ("key", "value"):
+                    name = f"{layer}.{part}"
+                    yield name, kind, self.arrays[name]
 
     def blocks(self, group: KvGroup, array: NDArray[Any]) -> NDArray[Any]:
         """The array with one block in each place of its first dimension."""
@@ -92,6 +130,9 @@ class PagedPools(Pools):
     def blocks(self, group: KvGroup, array: NDArray[Any]) -> NDArray[Any]:
         return array.reshape(-1, group.block_size, array.shape[-1])
 
+    def takes(self) -> dict[str, Kind]:
+        return _ROWS | of_groups(self.groups, _PAGED) if self.groups else {}
+
     def feeds(self, step: Step, binding: Any) -> Feeds:
         if not self.groups:
             return {}
@@ -117,6 +158,9 @@ class SlotPools(Pools):
             for group, count in zip(groups, counts, strict=True)
         }
         self._views: dict[tuple[str, int, int], dict[str, Any]] = {}
+
+    def takes(self) -> dict[str, Kind]:
+        return of_groups(self.groups, _SLOTS)
 
     def shape(self, group: KvGroup, count: int, size: int) -> tuple[int, ...]:
         return count, group.num_kv_heads, group.block_size, size
@@ -160,6 +204,18 @@ class SlotPools(Pools):
         super().clear()
 
 
+class GroupedPools(SlotPools):
+    """Slots of a model that attends with `GroupQueryAttention`."""
+
+    def takes(self) -> dict[str, Kind]:
+        return of_groups(self.groups, _GROUPED)
+
+
+def of_groups(groups: Sequence[KvGroup], kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Inputs that there are once for each group."""
+    return {f"{name}.{group.name}": kind for group in groups for name, kind in kinds.items()}
+
+
 def bind(binding: Any, name: str, value: Any) -> None:
     """Let a layer's keys or values be read from and written to the same memory."""
     binding.bind_ortvalue_input(f"kv.{name}", value)
@@ -169,7 +225,7 @@ def bind(binding: Any, name: str, value: Any) -> None:
 _FORMS: Final[dict[str, type[Pools]]] = {
     "paged": PagedPools,
     "slots": SlotPools,
-    "grouped-queries": SlotPools,
+    "grouped-queries": GroupedPools,
 }
 
 

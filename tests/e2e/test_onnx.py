@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 from onnx import load as read_model
 
 import infc
 from infc.codegen.onnx.caches import CacheForm, Paged
 from infc.driver.added_programs import AddedProgram
-from infc.ir.artifact import Artifact
+from infc.ir.artifact import Artifact, open_artifact
+from infc.ir.errors import ArtifactError
 from infc.ir.resources import KvGroup
 from infc.runtime.executors import onnxruntime_pools as pools_module
 from infc.runtime.executors import open_executor
@@ -277,3 +279,33 @@ def test_each_program_has_all_its_weights_beside_it(builds: Builds, tmp_path: Pa
         config = ExecutorConfig(num_blocks=(3,), program=name)
         logits.append(run_step(open_executor(artifact, config), step).logits)
     assert np.array_equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("sets", [{}, SLOTS, SLOTS | OWN], ids=["pages", "slots", "own slots"])
+def test_caches_of_another_model_are_refused(
+    sets: dict[str, str], builds: Builds, tmp_path: Path
+) -> None:
+    """Each input and output that keys and values go through."""
+    artifact = builds.artifact(onnx(Build("gemma2"), **sets))
+    whole = artifact.entry_path.read_bytes()
+    damaged = Path(shutil.copytree(artifact.path, tmp_path / "art")) / artifact.entry_path.name
+    opened = open_artifact(damaged.parent, verify="none")
+    model = read_model(artifact.entry_path, load_external_data=False)
+    ours = set(artifact.manifest.main.inputs)
+    names = [value.name for value in model.graph.input if value.name not in ours]
+    assert len(names) > 8
+    config = ExecutorConfig(num_blocks=(3,) * len(artifact.manifest.main.resources))
+    for name in names:
+        model = read_model(artifact.entry_path, load_external_data=False)
+        for value in (*model.graph.input, *(node for node in model.graph.node)):
+            if isinstance(value, NodeProto):
+                for index, read in enumerate(value.input):
+                    if read == name:
+                        value.input[index] = "renamed"
+            elif value.name == name:
+                value.name = "renamed"
+        damaged.write_bytes(model.SerializeToString())
+        with pytest.raises(ArtifactError, match=f"not that of a step: .*({name}|renamed)"):
+            open_executor(opened, config)
+    damaged.write_bytes(whole)
+    open_executor(opened, config).close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 import infc
 from infc.codegen.onnx.backend import OnnxBackend
@@ -15,6 +19,7 @@ from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, InfcError, ProgramError, ToolchainError, UsageError
 from infc.ir.extras import Extra
 from infc.ir.formats import FORMATS
+from infc.ir.onnx_session import ACCURACY
 from infc.ir.safetensors import write_safetensors
 from infc.ir.types import DType, TensorType
 from infc.runtime.executors import open_executor
@@ -88,11 +93,108 @@ def test_a_damaged_model_is_one_line(artifact: Artifact) -> None:
     assert "\n" not in str(caught.value)
 
 
+GOOD = {"config": {ACCURACY: "4"}, "onnxruntime": "1.31"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "no JSON object"),
+        ("{}", "config is no object"),
+        (json.dumps({**GOOD, "providers": []}), "the key 'providers' is unknown"),
+        (json.dumps({**GOOD, "config": ["x"]}), "config is no object"),
+        (json.dumps({**GOOD, "config": {ACCURACY: 4}}), ".*accuracy_level is 4"),
+        (json.dumps({**GOOD, "config": {ACCURACY: ["4"]}}), ".*accuracy_level is "),
+        (
+            json.dumps({**GOOD, "config": {"session.intra_op.allow_spinning": "1"}}),
+            "the setting 'session.intra_op.allow_spinning' is unknown",
+        ),
+        (json.dumps({**GOOD, "onnxruntime": 1.31}), "onnxruntime is no version"),
+        (json.dumps({**GOOD, "onnxruntime": "new"}), "onnxruntime is no version"),
+        (json.dumps({"config": {}}), "onnxruntime is no version"),
+    ],
+)
+def test_other_settings_than_ours_are_refused(text: str, message: str, artifact: Artifact) -> None:
+    (artifact.path / "session.json").write_text(text)
+    with pytest.raises(ArtifactError, match=rf"session\.json: {message}.*compile it again"):
+        open_executor(artifact, CONFIG)
+
+
+def _edit(artifact: Artifact, edit: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(artifact.entry_path, load_external_data=False)
+    edit(model)
+    artifact.entry_path.write_bytes(model.SerializeToString())
+
+
+def _facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        (prop,) = (one for one in model.metadata_props if one.key == "infc.facts")
+        prop.value = json.dumps(change(json.loads(prop.value)))
+
+    return edit
+
+
+def _no_facts(model: onnx.ModelProto) -> None:
+    for prop in model.metadata_props:
+        prop.value = "{" if prop.key == "infc.facts" else prop.value
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_no_facts, "no JSON"),
+        (_facts(lambda facts: []), "no JSON object"),
+        (_facts(lambda facts: {}), "does not match the manifest"),
+        (_facts(lambda facts: {**facts, "step_tokens": "many"}), "manifest: step_tokens"),
+        (_facts(lambda facts: {**facts, "sizes": [1]}), "manifest: sizes"),
+    ],
+    ids=range(5),
+)
+def test_facts_that_are_none_are_refused(
+    edit: Callable[[onnx.ModelProto], None], message: str, artifact: Artifact
+) -> None:
+    _edit(artifact, edit)
+    with pytest.raises(ArtifactError, match=message):
+        open_executor(artifact, CONFIG)
+
+
+def _another_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("beams", TensorProto.INT64, [1]))
+
+
+def _another_type(model: onnx.ModelProto) -> None:
+    (value,) = (one for one in model.graph.input if one.name == "positions")
+    value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def _another_output(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Identity", ["positions"], ["more"]))
+    model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.INT64, ["T"]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_another_input, "it has the input beams"),
+        (_another_type, r"its input positions is tensor\(float\)"),
+        (_another_output, "it has the output more"),
+    ],
+)
+def test_other_arrays_than_those_of_a_step_are_refused(
+    edit: Callable[[onnx.ModelProto], None], message: str, artifact: Artifact
+) -> None:
+    _edit(artifact, edit)
+    with pytest.raises(ArtifactError, match=f"not that of a step: {message}"):
+        open_executor(artifact, CONFIG)
+
+
 def test_weights_that_others_can_write_are_not_mapped(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Artifact, "weights_are_ours", lambda artifact: False)
-    with pytest.raises(ArtifactError, match=r"writable by others.*cp -r"):
+    with pytest.raises(ArtifactError, match=r"writable by others.*cp -r.*chmod go-w"):
         open_executor(artifact, CONFIG)
 
 
