@@ -112,14 +112,23 @@ class EngineProcess:
     # --- on the thread that listens -----------------------------------------------------------
 
     def _listen(self, reader: FrameReader) -> None:
-        """Prepare what arrives. The end of the connection is the end of the process."""
+        """Prepare what arrives. The end of the connection is the end of the process.
+
+        So is an error: an engine that goes on, and hears nothing, would not be taken for dead.
+        """
+        status = 1
         try:
             while data := self._connection.recv(_READ_BYTES):
                 for payload in reader.feed(data):
                     self._take(payload)
+            status = 0
         except (OSError, FrameError) as error:
             logging.getLogger("infc.runtime").error("the connection to the front: %s", error)
-        os._exit(0)
+            status = 0
+        except BaseException as error:
+            note_fault("reading what the front says", error)
+        finally:
+            os._exit(status)
 
     def _take(self, payload: bytes) -> None:
         message = to_engine(payload)

@@ -38,15 +38,26 @@ from infc.runtime.sampling.sampling_params import SamplingParams
 from ..runtime.replicas.test_child import wait_for_end
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
-DEADLY, HANGING, FAILING = 4001, 4002, 4003
-"""Tokens: a step with one of them ends its process, never ends, or ends with an error."""
+DEADLY, HANGING, FAILING, UNREADABLE = 4001, 4002, 4003, 4004
+"""Tokens: a step with one of them ends its process, never ends, or ends with an error.
+
+There is no memory to read a request with the last one.
+"""
 
 RISKY = f"""
 import sys; sys.path[:] = sys.argv[3:]
 import os, signal, time
 from infc.ir.errors import InfcError
 from infc.runtime.executors.cpp import CppExecutor
+from infc.runtime.replicas import engine_process
 from infc.runtime.replicas.engine_process import main
+to_engine = engine_process.to_engine
+def risky_to_engine(payload):
+    message = to_engine(payload)
+    if {UNREADABLE} in getattr(message, "prompt", ()):
+        raise MemoryError
+    return message
+engine_process.to_engine = risky_to_engine
 launch = CppExecutor.launch
 def risky(self, step):
     if {DEADLY} in step.token_ids:
@@ -59,7 +70,7 @@ def risky(self, step):
 CppExecutor.launch = risky
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
-RISKY_TOKENS = (DEADLY, HANGING, FAILING)
+RISKY_TOKENS = (DEADLY, HANGING, FAILING, UNREADABLE)
 PARAMS = SamplingParams(
     max_tokens=150, temperature=1.0, seed=5, ignore_eos=True, banned_token_ids=RISKY_TOKENS
 )
@@ -175,6 +186,19 @@ def test_a_request_that_kills_engines_is_given_up_and_the_others_live(
         assert 2 <= sum(each.num_restarts for each in front.replicas()) <= 3
     for prompt, answer in zip([*prompts, prompts[0]], answers, strict=True):
         check(artifact, prompt, PARAMS, answer)
+
+
+def test_an_engine_that_cannot_read_ends(artifact: Artifact) -> None:
+    """And is not taken for one that has nothing to do."""
+
+    async def run(front: Front) -> RequestOutput:
+        with pytest.raises(InfcError, match="given up"):
+            await asyncio.wait_for(whole(front, [5, UNREADABLE, 7], PARAMS), 20)
+        return await whole(front, "def f", PARAMS)
+
+    with opened(artifact, 1, start=partial(start_engine, RISKY)) as front:
+        answer = asyncio.run(run(front))
+    check(artifact, "def f", PARAMS, answer)
 
 
 def test_two_poisonous_requests_at_once(artifact: Artifact) -> None:
