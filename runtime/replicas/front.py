@@ -16,6 +16,7 @@ from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
 from ...ir.sizes import format_count
 from ..async_streams import Inbox, Item, Reader, hand_over
 from ..engine import EngineStats
+from ..faults import note_fault
 from ..requests.lengths import is_long
 from ..requests.outputs import RequestOutput
 from ..requests.request_checks import check_params, check_place, checked_ids
@@ -277,6 +278,14 @@ class Front:
                 self._place(stream)
 
     def _place(self, stream: RemoteStream) -> None:
+        """Give a request to a replica, or end it with the reason: it is never lost from sight."""
+        try:
+            self._choose(stream)
+        except Exception as error:
+            reason = note_fault("giving a request to an engine", error)
+            self._fail([stream], InfcError(reason))
+
+    def _choose(self, stream: RemoteStream) -> None:
         """Give a request to a replica; it waits here while none is ready, or has room.
 
         What waits in an engine could not go to another one that has room before.
@@ -295,6 +304,10 @@ class Front:
             replica.send(number, stream)
         except FrameError as error:
             self._fail([stream], RequestError(str(error)))
+            return
+        except Exception as error:
+            reason = note_fault("sending a request to an engine", error)
+            self._fail([stream], InfcError(reason))
             return
         self._places[stream] = (replica, number)
 
@@ -392,9 +405,21 @@ class Front:
             death.error,
             format_count(len(interrupted), "request"),
         )
-        self._config.policy.clear(replica.index)
         for stream in interrupted:
             self._places.pop(stream, None)
+        try:
+            self._continue(replica, death, interrupted)
+        except Exception as error:
+            reason = InfcError(note_fault("continuing requests elsewhere", error))
+            places = self._places
+            self._fail([s for s in interrupted if not (s.is_over or s in places)], reason)
+        self._loop.call_later(SUCCESSOR_SECONDS, self._release, replica)
+        self._settle()
+
+    def _continue(
+        self, replica: Replica, death: Death, interrupted: Sequence[RemoteStream]
+    ) -> None:
+        self._config.policy.clear(replica.index)
         poisonous: list[RemoteStream] = []
         if death.is_blamed:
             poisonous = self._suspects.examine(replica, interrupted)
@@ -410,8 +435,6 @@ class Front:
                 going_on.append(stream)
         for stream in self._kept_back.share(replica, going_on, len(self._open_ones())):
             self._place(stream)
-        self._loop.call_later(SUCCESSOR_SECONDS, self._release, replica)
-        self._settle()
 
     def on_given_up(self, replica: Replica, error: InfcError) -> None:
         """Go on with the others; without any, fail everything."""

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from ...ir.errors import ArtifactError, InfcError, TargetError
 from ..engine import EngineStats
+from ..faults import note_fault
 from .child import Child, Death, Start, death_of
 from .frames import FrameError, FrameReader
 from .messages import (
@@ -130,12 +131,24 @@ class Replica(asyncio.Protocol):
         self._failure = self._hung_seconds = None
         try:
             self._child = self._start()
-        except OSError as error:
-            self._retry(InfcError(f"a process cannot be started: {error.strerror}"), is_own=True)
-            return
-        loop = asyncio.get_running_loop()
-        await loop.create_unix_connection(lambda: self, sock=self._child.connection)
-        self._say(self._order)
+            connection = self._child.connection
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connection)
+            self._say(self._order)
+        except Exception as error:
+            self._give_back()
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            self._retry(InfcError(f"a process cannot be started: {reason}"), is_own=True)
+
+    def _give_back(self) -> None:
+        """End a process that no connection was made to, or that was left in the middle."""
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            transport.abort()
+        if (child := self._child) is not None:
+            self._child = None
+            child.connection.close()
+            child.kill()
+            child.process.wait()  # after SIGKILL it ends, whatever it was doing
 
     def send(self, number: int, stream: RemoteStream) -> None:
         """Ask the engine for a request. Raises FrameError for one that cannot be sent."""
@@ -196,6 +209,8 @@ class Replica(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it: the process ends, or has ended."""
+        if self._transport is None:  # given back
+            return
         self._transport, self.state = None, "waiting"
         if not self._is_closed:
             self._begin(self._bury())
@@ -265,6 +280,15 @@ class Replica(asyncio.Protocol):
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         """Run it; a task that nobody holds may be collected."""
         self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(self._recover)
+
+    def _recover(self, task: asyncio.Task[None]) -> None:
+        """Start again also where a fault of this process ended the task that would have."""
+        if task.cancelled() or (error := task.exception()) is None or self._is_closed:
+            return
+        reason = note_fault(f"replica {self.index}: passing on what it did", error)
+        self._give_back()
+        self._retry(InfcError(reason), is_own=True)
 
 
 async def _has_ended(child: Child, seconds: float) -> bool:

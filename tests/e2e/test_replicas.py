@@ -201,6 +201,25 @@ def test_an_engine_that_cannot_read_ends(artifact: Artifact) -> None:
     check(artifact, "def f", PARAMS, answer)
 
 
+def test_a_request_that_cannot_be_given_to_an_engine_fails(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of waiting for ever."""
+
+    async def run(front: Front) -> None:
+        monkeypatch.setattr(front._config.policy, "choose", fail)
+        with pytest.raises(InfcError, match="MemoryError"):
+            await asyncio.wait_for(whole(front, "def f", PARAMS), 5)
+        monkeypatch.undo()
+        await whole(front, "def f", PARAMS)
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError
+
+    with opened(artifact, 1) as front:
+        asyncio.run(run(front))
+
+
 def test_two_poisonous_requests_at_once(artifact: Artifact) -> None:
     async def run(front: Front) -> RequestOutput:
         other = asyncio.create_task(whole(front, "def f", PARAMS))

@@ -1,0 +1,88 @@
+"""One replica whose process cannot be started, or whose owner fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infc.runtime.replicas.child import Child, Start, start_engine
+from infc.runtime.replicas.messages import VERSION, Open
+from infc.runtime.replicas.replica import Replica
+
+from .test_suspects import SLEEPING, NoOwner
+
+
+def starting(failures: list[Exception]) -> Start:
+    """Starts processes, after it has failed with each of these."""
+
+    def start() -> Child:
+        if failures:
+            raise failures.pop(0)
+        return start_engine(SLEEPING)
+
+    return start
+
+
+def replica_of(start: Start, owner: NoOwner | None = None) -> Replica:
+    return Replica(0, Open(VERSION, "", "", {}), start, owner or NoOwner())
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("error", [OSError(24, "too many"), MemoryError(), RuntimeError("x")])
+def test_a_start_that_fails_is_tried_again(error: Exception) -> None:
+    async def run() -> None:
+        replica = replica_of(starting([error]))
+        await replica.start()
+        assert (replica.state, replica.pid) == ("waiting", None)
+        await eventually(lambda: replica.state == "starting")
+        await replica.close(0)
+
+    asyncio.run(run())
+
+
+def test_a_process_without_a_connection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        children: list[Child] = []
+
+        def start() -> Child:
+            children.append(start_engine(SLEEPING))
+            return children[-1]
+
+        async def fail(*arguments: Any, **options: Any) -> None:
+            monkeypatch.undo()
+            raise OSError(12, "no memory")
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", fail)
+        replica = replica_of(start)
+        await replica.start()
+        assert children[0].process.returncode is not None
+        await eventually(lambda: replica.state == "starting")
+        await replica.close(0)
+
+    asyncio.run(run())
+
+
+def test_an_owner_that_fails_leaves_no_replica_behind() -> None:
+    class Failing(NoOwner):
+        def on_death(self, replica: Replica, death: Any, interrupted: Any) -> None:
+            raise MemoryError
+
+    async def run() -> None:
+        replica = replica_of(starting([]), Failing())
+        await replica.start()
+        first = replica.pid
+        replica._kill()
+        await eventually(lambda: replica.state == "starting" and replica.pid != first)
+        await replica.close(0)
+
+    asyncio.run(run())
