@@ -96,10 +96,10 @@ class Artifact:
         """Raises ArtifactError if a file has been replaced since it was checked."""
         try:
             now, opened = os.stat(self.path / name), self.directory.state(name)
+            if not os.path.samestat(now, opened):
+                raise FileNotFoundError
         except OSError as error:
             raise self.unreadable(name, error) from None
-        if not os.path.samestat(now, opened):
-            raise self.unreadable(name, FileNotFoundError())
 
     def unreadable(self, name: str, error: OSError) -> ArtifactError:
         """The error for a file that exists but could not be read."""

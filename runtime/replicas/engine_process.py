@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ...ir.artifact import open_artifact
-from ...ir.errors import ArtifactError, DeviceError, InfcError
+from ...ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
 from ..engine import Engine
 from ..faults import note_fault
 from ..memory_reserve import RESERVE
@@ -330,13 +330,19 @@ def main(descriptor: int, parent: int) -> NoReturn:
         gc.freeze()  # later collections look at what requests leave only
         EngineProcess(connection, engine, tells_blocks=tells_blocks).run(reader)
     except InfcError as error:
-        send(connection, Failed(failure_of(error)))
+        send(connection, Failed(failure_of(error), _is_temporary(error)))
     except BaseException as error:
         logging.getLogger("infc.runtime").error("an engine process failed", exc_info=error)
         text = f"the engine failed: {type(error).__name__}: {error}"
-        send(connection, Failed(failure_of(InfcError(text))))
+        send(connection, Failed(failure_of(InfcError(text)), _is_temporary(error)))
     # At once: threads of the executor may wait for what will never come.
     os._exit(1)
+
+
+def _is_temporary(error: BaseException) -> bool:
+    """Whether it comes of what the system lacked, or of a file that was not there just then."""
+    reasons = (error, error.__context__)  # `from None` leaves the context in place
+    return any(isinstance(each, (OSError, MemoryError, CapacityError)) for each in reasons)
 
 
 def _open(connection: socket.socket, reader: FrameReader) -> tuple[Engine, bool]:

@@ -85,9 +85,10 @@ class Ready(msgspec.Struct, array_like=True, tag="ready", forbid_unknown_fields=
 
 
 class Failed(msgspec.Struct, array_like=True, tag="failed", forbid_unknown_fields=True):
-    """The engine could not be opened, or ends."""
+    """The engine could not be opened, or ends; `is_temporary` where later it may be opened."""
 
     failure: Failure
+    is_temporary: bool = False
 
 
 class Logprobs(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .messages import (
 )
 from .routing import STREAM_TOKENS, Candidate
 from .streams import RemoteStream
+
+_LOG = logging.getLogger("infc.runtime")
 
 State = Literal["starting", "ready", "waiting", "given up"]
 
@@ -88,7 +91,9 @@ class Replica(asyncio.Protocol):
         self._reader = FrameReader()
         self._num_failed_starts = 0
         self._has_worked = False
+        self._was_ready = False
         self._failure: InfcError | None = None
+        self._is_temporary = False
         self._hung_seconds: float | None = None
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
@@ -129,6 +134,7 @@ class Replica(asyncio.Protocol):
         self.state, self.heard_at = "starting", time.monotonic()
         self._reader, self._has_worked = FrameReader(), False
         self._failure = self._hung_seconds = None
+        self._is_temporary = False
         try:
             self._child = self._start()
             connection = self._child.connection
@@ -137,7 +143,10 @@ class Replica(asyncio.Protocol):
         except Exception as error:
             self._give_back()
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            self._retry(InfcError(f"a process cannot be started: {reason}"), is_own=True)
+            self._is_temporary = isinstance(error, (OSError, MemoryError))
+            failure = InfcError(f"a process cannot be started: {reason}")
+            _LOG.warning("replica %d: %s", self.index, failure)
+            self._retry(failure, is_own=True)
 
     def _give_back(self) -> None:
         """End a process that no connection was made to, or that was left in the middle."""
@@ -233,10 +242,11 @@ class Replica(asyncio.Protocol):
         elif isinstance(message, Ready):
             if message.version != VERSION:
                 raise FrameError(f"the engine speaks version {message.version}, not {VERSION}")
-            self.state = "ready"
+            self.state, self._was_ready = "ready", True
             self._owner.on_ready(self)
         else:
             self._failure = error_of(message.failure)
+            self._is_temporary = message.is_temporary
 
     # --- the end of a process -----------------------------------------------------------------
 
@@ -258,8 +268,11 @@ class Replica(asyncio.Protocol):
 
     def _retry(self, error: InfcError, *, is_own: bool) -> None:
         """Start again: at once if it has worked, else later and later, and at last not at all."""
+        # What has worked, and lacks memory or a file now, may work again at any time.
+        may_pass = self._is_temporary and self._was_ready
         # Neither files that are damaged nor a processor that lacks something get better.
-        is_final = isinstance(error, (ArtifactError, TargetError))
+        is_final = not may_pass and isinstance(error, (ArtifactError, TargetError))
+        is_own = is_own and not may_pass
         if self._has_worked and not is_final:
             self._num_failed_starts = 0
         else:

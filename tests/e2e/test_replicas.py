@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import pytest
 import infc
 from benchmarks.replica_kills import KV_MEMORY, differing, disturb, transcript, undisturbed
 from benchmarks.replica_kills import Job as AnyJob
-from infc.ir.artifact import Artifact
+from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, CapacityError, DrainingError, InfcError, RequestError
 from infc.runtime.executors.base import HOST
 from infc.runtime.options import RuntimeOptions
@@ -438,6 +439,25 @@ def test_engines_end_when_the_front_is_killed(artifact: Artifact) -> None:
     process.communicate()
     assert len(pids) == 2
     assert all(map(wait_for_end, pids))
+
+
+def test_an_artifact_that_is_away_for_a_while(artifact: Artifact, tmp_path: Path) -> None:
+    """It is opened again once it is back."""
+    place = tmp_path / "moved.infc"
+    shutil.copytree(artifact.path, place)
+
+    async def run(front: Front) -> None:
+        place.rename(tmp_path / "away")
+        pid = front.replicas()[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: front.replicas()[0].num_restarts >= 3)
+        assert front.healthy
+        (tmp_path / "away").rename(place)
+        await whole(front, "def f", PARAMS)
+
+    with opened(open_artifact(place), 1) as front:
+        asyncio.run(run(front))
 
 
 def test_another_artifact_in_its_place_is_not_opened(artifact: Artifact) -> None:

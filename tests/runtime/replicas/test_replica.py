@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infc.runtime.replicas import replica as replica_module
 from infc.runtime.replicas.child import Child, Start, start_engine
 from infc.runtime.replicas.messages import VERSION, Open
 from infc.runtime.replicas.replica import Replica
@@ -48,6 +49,23 @@ def test_a_start_that_fails_is_tried_again(error: Exception) -> None:
         await replica.close(0)
 
     asyncio.run(run())
+
+
+def test_files_may_run_out_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that has worked is not given up for it."""
+    monkeypatch.setattr(replica_module, "_FIRST_DELAY_SECONDS", 0.001)
+
+    async def run(was_ready: bool) -> str:
+        replica = replica_of(starting([OSError(24, "too many")] * 8))
+        replica._was_ready = was_ready
+        await replica.start()
+        await eventually(lambda: replica.state in ("starting", "given up"))
+        state = replica.state
+        await replica.close(0)
+        return state
+
+    assert asyncio.run(run(True)) == "starting"
+    assert asyncio.run(run(False)) == "given up"
 
 
 def test_a_process_without_a_connection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
