@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ _BOOT = (
     " from infc.runtime.replicas.engine_process import main;"
     " main(int(sys.argv[1]), int(sys.argv[2]))"
 )
+_REFILL_SECONDS = 5.0
 _VMSTAT = Path("/proc/vmstat")
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -108,24 +110,39 @@ class SpareProcess:
     def __init__(self, start: Start) -> None:
         self._start = start
         self._spare: Child | None = None
+        self._is_wanted = False
+        self._filled_at = 0.0
 
     def take(self) -> Child:
         """The spare process, or a new one. Raises OSError where none can be started."""
+        self._is_wanted = False
+        self._drop_dead()
         spare, self._spare = self._spare, None
-        if spare is not None and spare.process.poll() is None:
-            return replace(spare, num_killed=num_killed_for_memory())
         if spare is not None:
-            spare.connection.close()
+            return replace(spare, num_killed=num_killed_for_memory())
         return self._start()
 
     def fill(self) -> None:
         """Start a spare process, unless there is one; without it, `take` takes longer."""
+        self._is_wanted, self._filled_at = True, time.monotonic()
+        self._drop_dead()
         if self._spare is None:
             with contextlib.suppress(OSError):
                 self._spare = self._start()
 
+    def refill(self) -> None:
+        """Replace a spare process that has died, or could not be started; not too often."""
+        if self._is_wanted and time.monotonic() - self._filled_at > _REFILL_SECONDS:
+            self.fill()
+
+    def _drop_dead(self) -> None:
+        if self._spare is not None and self._spare.process.poll() is not None:
+            self._spare.connection.close()
+            self._spare = None
+
     def close(self) -> None:
         """End the spare process."""
+        self._is_wanted = False
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.connection.close()

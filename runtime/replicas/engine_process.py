@@ -39,6 +39,7 @@ from .messages import (
     Failure,
     FromEngine,
     Open,
+    Opening,
     Ready,
     Report,
     Stats,
@@ -361,6 +362,7 @@ def _open(connection: socket.socket, reader: FrameReader) -> tuple[Engine, bool]
             f"the front speaks version {message.version}, and this engine version {VERSION}",
             hint="install one version of infc, and start the server again",
         )
+    send(connection, Opening())
     if message.cpus:
         os.sched_setaffinity(0, message.cpus)
     # Its files were verified by the front. What is there now must be the same.

@@ -522,6 +522,7 @@ class Front:
             if was_late:
                 replica.heard_at = now
             replica.check_silence(now, limit)
+        self._spare_process.refill()
         lost, self._lost = self._lost, set()
         for stream in lost:
             self._drop([stream])

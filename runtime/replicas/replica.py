@@ -19,6 +19,7 @@ from .messages import (
     Abort,
     FromEngine,
     Open,
+    Opening,
     Ready,
     ToEngine,
     Told,
@@ -31,13 +32,16 @@ from .streams import RemoteStream
 
 _LOG = logging.getLogger("infc.runtime")
 
-State = Literal["starting", "ready", "waiting", "given up"]
+State = Literal["starting", "opening", "ready", "waiting", "given up"]
 
 MOST_FAILED_STARTS = 5
 _FIRST_DELAY_SECONDS = 0.1
 _MOST_DELAY_SECONDS = 5.0
 _REAP_SECONDS = 2.0
-_START_SECONDS = 600.0  # in which an engine must have opened its artifact
+_IMPORT_SECONDS = (
+    10.0  # in which a process must have imported everything, and taken `open`, later on
+)
+_OPEN_SECONDS = 600.0  # in which it must have opened the artifact after that
 _NO_STATS = EngineStats(0, 0, 0, 0, 0, 0)
 
 
@@ -123,8 +127,9 @@ class Replica(asyncio.Protocol):
 
     def glance(self) -> ReplicaStats:
         """Counts of about now."""
+        state: State = "starting" if self.state == "opening" else self.state
         return ReplicaStats(
-            self.index, self.state, self.pid, self.num_restarts, self.num_resumed, self.stats
+            self.index, state, self.pid, self.num_restarts, self.num_resumed, self.stats
         )
 
     async def start(self) -> None:
@@ -175,7 +180,10 @@ class Replica(asyncio.Protocol):
 
     def check_silence(self, now: float, hung_seconds: float) -> None:
         """End the process at once if it has said nothing for so long, or does not get ready."""
-        limit = {"ready": hung_seconds, "starting": _START_SECONDS}.get(self.state)
+        # When a server starts, all processes import at once, and no request waits for them.
+        starting = _IMPORT_SECONDS if self._was_ready else _OPEN_SECONDS
+        limits = {"ready": hung_seconds, "starting": starting, "opening": _OPEN_SECONDS}
+        limit = limits.get(self.state)
         if limit is not None and now - self.heard_at > limit:
             self._hung_seconds = limit
             self._kill()
@@ -239,6 +247,8 @@ class Replica(asyncio.Protocol):
                 )
             self._has_worked = self._has_worked or bool(message.reports)
             self._owner.on_told(self, message)
+        elif isinstance(message, Opening):
+            self.state = "opening"
         elif isinstance(message, Ready):
             if message.version != VERSION:
                 raise FrameError(f"the engine speaks version {message.version}, not {VERSION}")

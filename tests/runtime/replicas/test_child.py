@@ -90,6 +90,29 @@ def test_a_spare_process_is_taken_once_and_a_dead_one_never() -> None:
         each.process.wait()
 
 
+def test_a_spare_process_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(start_engine("import time; time.sleep(60)"))
+        return started[-1]
+
+    spare = SpareProcess(start)
+    spare.refill()
+    assert not started  # nobody has asked for one yet
+    spare.fill()
+    monkeypatch.setattr(child_module, "_REFILL_SECONDS", 0.0)
+    spare.refill()
+    assert len(started) == 1
+    started[0].kill()
+    started[0].process.wait()
+    spare.refill()
+    assert len(started) == 2
+    spare.close()
+    spare.refill()
+    assert len(started) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_to_all_processes_end_no_engine(number: signal.Signals) -> None:
     """Neither while Python starts, nor while it imports, nor later."""

@@ -11,7 +11,7 @@ import pytest
 
 from infc.runtime.replicas import replica as replica_module
 from infc.runtime.replicas.child import Child, Start, start_engine
-from infc.runtime.replicas.messages import VERSION, Open
+from infc.runtime.replicas.messages import VERSION, Open, Opening
 from infc.runtime.replicas.replica import Replica
 
 from .test_suspects import SLEEPING, NoOwner
@@ -66,6 +66,30 @@ def test_files_may_run_out_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert asyncio.run(run(True)) == "starting"
     assert asyncio.run(run(False)) == "given up"
+
+
+def test_a_process_that_does_not_begin_to_open_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be stopped; opening itself may take much longer."""
+    monkeypatch.setattr(replica_module, "_IMPORT_SECONDS", 2.0)
+
+    async def run() -> None:
+        replica = replica_of(starting([]))
+        replica._was_ready = True
+        await replica.start()
+        first = replica.pid
+        replica.check_silence(replica.heard_at + 1.0, 60)
+        assert replica.pid == first
+        replica.check_silence(replica.heard_at + 2.1, 60)
+        await eventually(lambda: replica.state == "starting" and replica.pid != first)
+        replica._hear(Opening())
+        second = replica.pid
+        replica.check_silence(replica.heard_at + 100.0, 60)
+        await asyncio.sleep(0.1)
+        assert (replica.state, replica.pid) == ("opening", second)
+        assert replica.glance().state == "starting"
+        await replica.close(0)
+
+    asyncio.run(run())
 
 
 def test_a_process_without_a_connection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
