@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from ...ir.errors import ArtifactError, InfcError, TargetError
@@ -87,6 +87,7 @@ class Replica(asyncio.Protocol):
         self.heard_at = 0.0
         self._num_queued = 0  # as the engine told last
         self._last_sent = self._last_counted = -1
+        self._past: EngineStats = _NO_STATS  # what processes counted that have ended
         self._order = order
         self._start = start
         self._owner = owner
@@ -242,8 +243,8 @@ class Replica(asyncio.Protocol):
                     s.num_running,
                     s.num_free_blocks,
                     s.num_blocks,
-                    s.num_preemptions,
-                    s.num_steps,
+                    self._past.num_preemptions + s.num_preemptions,
+                    self._past.num_steps + s.num_steps,
                 )
             self._has_worked = self._has_worked or bool(message.reports)
             self._owner.on_told(self, message)
@@ -267,7 +268,11 @@ class Replica(asyncio.Protocol):
         if not await _has_ended(child, _REAP_SECONDS):
             child.kill()
             await _has_ended(child, _REAP_SECONDS)
-        self._child, self.stats, self._num_queued = None, _NO_STATS, 0
+        counted = self.stats
+        self._past = replace(
+            _NO_STATS, num_preemptions=counted.num_preemptions, num_steps=counted.num_steps
+        )
+        self._child, self.stats, self._num_queued = None, self._past, 0
         death = death_of(child, hung_seconds=self._hung_seconds)
         if self._failure is not None:
             death = Death(self._failure, True)

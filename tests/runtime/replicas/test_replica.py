@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from infc.runtime.engine import EngineStats
 from infc.runtime.replicas import replica as replica_module
 from infc.runtime.replicas.child import Child, Start, start_engine
-from infc.runtime.replicas.messages import VERSION, Open, Opening
+from infc.runtime.replicas.messages import VERSION, Open, Opening, Stats, Told
 from infc.runtime.replicas.replica import Replica
 
 from .test_suspects import SLEEPING, NoOwner
@@ -87,6 +88,24 @@ def test_a_process_that_does_not_begin_to_open_is_ended(monkeypatch: pytest.Monk
         await asyncio.sleep(0.1)
         assert (replica.state, replica.pid) == ("opening", second)
         assert replica.glance().state == "starting"
+        await replica.close(0)
+
+    asyncio.run(run())
+
+
+def test_counts_never_fall() -> None:
+    """They are those of all processes of a replica."""
+
+    async def run() -> None:
+        replica = replica_of(starting([]))
+        await replica.start()
+        for total in (3, 6):
+            await eventually(lambda: replica.state == "starting" and replica.pid is not None)
+            replica._hear(Told(stats=Stats(1, 2, 5, 9, 3, 30, 0)))
+            assert replica.stats == EngineStats(1, 2, 5, 9, total, 10 * total)
+            replica._kill()
+            await eventually(lambda: replica.state == "waiting" and replica.pid is None)
+            assert replica.stats == EngineStats(0, 0, 0, 0, total, 10 * total)
         await replica.close(0)
 
     asyncio.run(run())
