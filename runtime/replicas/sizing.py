@@ -16,6 +16,7 @@ from ..options import RuntimeOptions
 
 MAX_REPLICAS = 64
 _SHARE_OF_FREE_MEMORY = 0.5
+_PROCESS_BYTES = 40 << 20  # Python and what it imports: of each engine, and of the spare process
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,18 @@ def size_replicas(artifact: Artifact, options: RuntimeOptions, count: int) -> Re
     plan = plan_runtime(manifest, options, weights_are_ours=ours)
     use = plan.memory[memory_kind(manifest)]
     free = free_bytes(memory_kind(manifest))
-    if use.taken * count > free:
+    taken = use.taken * count
+    if memory_kind(manifest) == HOST:
+        taken += _of_processes(count)
+    if taken > free:
         raise CapacityError(
-            f"{count} replicas take {format_size(use.taken * count)}, and {format_size(free)} are"
-            " free",
+            f"{count} replicas take {format_size(taken)}, and {format_size(free)} are free",
             hint="lower --replicas or --kv-memory",
         )
     options = replace(options, max_context=plan.limits.max_context)
     each = tuple(replace(options, threads=number) for number in threads)
     return ReplicaSizes(
-        plan, each, _cpus(plan, count), _text(plan, count, free, manifest_kind=HOST)
+        plan, each, _cpus(plan, count), _text(plan, count, free, memory_kind(manifest))
     )
 
 
@@ -81,8 +84,14 @@ def _kv_memory(
         return wanted
     use = plan.memory[HOST]
     others = use.taken - use.kv
-    share = int(free_bytes() * _SHARE_OF_FREE_MEMORY) // count - others
+    half = int(free_bytes() * _SHARE_OF_FREE_MEMORY)
+    share = (half - _of_processes(count)) // count - others
     return min(use.kv, max(1, share))
+
+
+def _of_processes(count: int) -> int:
+    """Bytes that processes take before they open anything, one to spare included."""
+    return _PROCESS_BYTES * (count + 1)
 
 
 def _divided(items: Sequence[int], count: int) -> list[list[int]]:
@@ -103,16 +112,21 @@ def _cpus(plan: RuntimePlan, count: int) -> tuple[list[int], ...]:
     return tuple(_divided(sorted(os.sched_getaffinity(0)), count))
 
 
-def _text(plan: RuntimePlan, count: int, free: int, manifest_kind: str) -> str:
-    use = plan.memory.get(manifest_kind) or next(iter(plan.memory.values()))
+def _text(plan: RuntimePlan, count: int, free: int, kind: str) -> str:
+    use = plan.memory[kind]
     step = use.arena + use.handed_over
     parts = [f"KV {format_size(use.kv)}", f"steps {format_size(step)}"]
     if use.weights:
         parts.append(f"weights {format_size(use.weights)}")
     shared = f", and weights of {format_size(use.mapped)} once for all" if use.mapped else ""
+    total, processes = count * use.taken + use.mapped, ""
+    if kind == HOST:
+        total += _of_processes(count)
+        number = format_count(count + 1, "process", "processes")
+        processes = f", and {number} of {format_size(_PROCESS_BYTES)}"
     return (
         f"{format_count(count, 'replica')} with {format_count(plan.num_threads, 'thread')} each:"
-        f" {' + '.join(parts)} each{shared}: {format_size(count * use.taken + use.mapped)} of the"
+        f" {' + '.join(parts)} each{shared}{processes}: {format_size(total)} of the"
         f" {format_size(free)} that are free"
     )
 

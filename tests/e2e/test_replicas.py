@@ -471,25 +471,27 @@ def test_another_artifact_in_its_place_is_not_opened(artifact: Artifact) -> None
 def test_memory_is_planned_for_all_of_them(
     artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KV and steps of each, and one copy of the weights."""
+    """KV and steps of each, one copy of the weights, and 40 MiB of each process."""
 
     def sizes(count: int, **options: Any) -> ReplicaSizes:
         return size_replicas(artifact, RuntimeOptions(threads=3, **options), count)
 
-    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 100 << 20)
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 400 << 20)
     one, three = sizes(1), sizes(3)
     use = three.plan.memory[HOST]
     assert use.weights == 0 and use.mapped == artifact.weights_path.stat().st_size
-    assert 40 << 20 < 3 * use.taken <= 50 << 20
+    assert 30 << 20 < 3 * use.taken <= (200 - 4 * 40) << 20
     assert use.kv < one.plan.memory[HOST].kv
     assert [each.threads for each in three.options] == [1, 1, 1]
     assert [each.threads for each in sizes(2).options] == [2, 1]
     assert {each.max_context for each in three.options} == {three.plan.limits.max_context}
     assert sizes(2, kv_memory="40MiB").plan.memory[HOST].kv > 39 << 20
-    with pytest.raises(CapacityError, match=r"3 replicas take .* and 100.0 MiB are free"):
-        sizes(3, kv_memory="40MiB")
+    with pytest.raises(CapacityError, match=r"3 replicas take .* and 400.0 MiB are free"):
+        sizes(3, kv_memory="90MiB")
     with pytest.raises(CapacityError):
-        sizes(3, weights="copied", kv_memory="30MiB")
+        sizes(3, weights="copied", kv_memory="75MiB")
+    text = sizes(3, kv_memory="75MiB").text
+    assert "once for all, and 4 processes of 40.0 MiB: 4" in text
 
 
 def test_pinned_threads_of_replicas_have_processors_of_their_own(artifact: Artifact) -> None:
