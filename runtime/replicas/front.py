@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import logging
 import threading
@@ -397,7 +398,7 @@ class Front:
     def on_death(self, replica: Replica, death: Death, interrupted: Sequence[RemoteStream]) -> None:
         """Continue its requests elsewhere; those that may be the reason one at a time."""
         if not self._opened.is_set() and death.is_blamed:
-            self._error = death.error
+            self._error = _of_replica(replica, death.error)
             self._opened.set()
         _LOG.warning(
             "replica %d: %s; %s",
@@ -442,7 +443,7 @@ class Front:
         is_opening = not self._opened.is_set()
         if is_opening or all(each.state == "given up" for each in self._replicas):
             with self._lock:
-                self._error = self._error or error
+                self._error = self._error or (_of_replica(replica, error) if is_opening else error)
                 pending = list(self._pending.values())
             self._fail(pending, _stopped(error))
             self._opened.set()
@@ -529,6 +530,13 @@ class Front:
             error = InfcError("an output of this request could not be handed over")
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 stream.inbox.loop.call_soon_threadsafe(stream.inbox.put, stream, error)
+
+
+def _of_replica(replica: Replica, error: InfcError) -> InfcError:
+    """The error, with the replica as its place."""
+    of_it = copy.copy(error)
+    of_it.where = f"replica {replica.index}" + (f": {error.where}" if error.where else "")
+    return of_it
 
 
 def _stopped(error: InfcError) -> InfcError:

@@ -97,6 +97,7 @@ class Replica(asyncio.Protocol):
         self._num_failed_starts = 0
         self._has_worked = False
         self._was_ready = False
+        self._lost_at = 0.0
         self._failure: InfcError | None = None
         self._is_temporary = False
         self._hung_seconds: float | None = None
@@ -229,6 +230,8 @@ class Replica(asyncio.Protocol):
         """As asyncio has it: the process ends, or has ended."""
         if self._transport is None:  # given back
             return
+        if self.state == "ready":
+            self._lost_at = time.monotonic()
         self._transport, self.state = None, "waiting"
         if not self._is_closed:
             self._begin(self._bury())
@@ -253,7 +256,12 @@ class Replica(asyncio.Protocol):
         elif isinstance(message, Ready):
             if message.version != VERSION:
                 raise FrameError(f"the engine speaks version {message.version}, not {VERSION}")
-            self.state, self._was_ready = "ready", True
+            self.state = "ready"
+            if self._was_ready:  # a warning, as the end of its process was one
+                seconds = time.monotonic() - self._lost_at
+                text = "replica %d: process %d is ready after %.2f s"
+                _LOG.warning(text, self.index, self.pid, seconds)
+            self._was_ready = True
             self._owner.on_ready(self)
         else:
             self._failure = error_of(message.failure)

@@ -275,7 +275,7 @@ def test_engines_that_die_at_once_are_given_up(artifact: Artifact) -> None:
 
 def test_an_engine_that_cannot_be_opened_is_an_error_at_once(artifact: Artifact) -> None:
     front = open_front(artifact, RuntimeOptions(), 1, start=partial(start_engine, "import sys"))
-    with pytest.raises(InfcError, match="ended with status 0"):
+    with pytest.raises(InfcError, match="replica 0: it ended with status 0"):
         front.wait_until_open()
     front.shutdown()
 
@@ -439,6 +439,24 @@ def test_engines_end_when_the_front_is_killed(artifact: Artifact) -> None:
     process.communicate()
     assert len(pids) == 2
     assert all(map(wait_for_end, pids))
+
+
+def test_a_successor_that_is_ready_is_logged(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines() -> list[str]:
+        return [line for line in caplog.messages if "is ready after" in line]
+
+    async def run(front: Front) -> None:
+        pid = front.replicas()[0].pid
+        assert pid is not None
+        assert not lines()
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: len(lines()) == 1)
+        assert f"replica 0: process {front.replicas()[0].pid} is ready after" in lines()[0]
+
+    with opened(artifact, 1) as front:
+        asyncio.run(run(front))
 
 
 def test_an_artifact_that_is_away_for_a_while(artifact: Artifact, tmp_path: Path) -> None:
