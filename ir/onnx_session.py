@@ -75,12 +75,17 @@ def is_older(found: str, needed: str) -> bool:
     return first < second
 
 
+def install_hint(needed: str) -> str:
+    """The command that installs a version that is new enough."""
+    return f"pip install 'onnxruntime>={needed}'"
+
+
 def check_version(found: str, needed: str, who: str) -> None:
     """ToolchainError for an onnxruntime that is older than `who` needs."""
     if is_older(found, needed):
         raise ToolchainError(
             f"onnxruntime {found} is too old, {who} needs {needed} or later",
-            hint=f"pip install 'onnxruntime>={needed}'",
+            hint=install_hint(needed),
         )
 
 

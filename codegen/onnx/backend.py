@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import ClassVar, Final
 from ...ir.errors import ToolchainError
 from ...ir.extras import ONNX, ONNX_COMPILE
 from ...ir.formats import Format
+from ...ir.onnx_session import OLDEST, OLDEST_GROUPED, check_version, install_hint, is_older
 from ...ir.program import Node, Program
 from ...ir.resources import KvGroup
 from ...ir.row_codes import I8_ROWS
@@ -72,6 +74,7 @@ class OnnxBackend(Backend):
         self, program: Program, target: Target, directory: Path, options: EmitOptions
     ) -> Emission:
         """Write the weights, and the model that names them, beside each other."""
+        toolchain = dict(self.toolchain(target))
         self.check(program, target)
         from .checks import check_model
         from .memory import step_bytes
@@ -95,25 +98,53 @@ class OnnxBackend(Backend):
             entry={"kind": ENTRY, "file": MODEL_FILE},
             weights=weights,
             arena_bytes=step_bytes(program),
-            toolchain=dict(self.toolchain(target)),
+            toolchain=toolchain,
             shares=False,
         )
+
+    @property
+    def oldest(self) -> str:
+        """The oldest onnxruntime that runs what is made with these options."""
+        is_grouped = (self.options.kv, self.options.dialect) == ("slots", "onnxruntime")
+        return OLDEST_GROUPED if is_grouped else OLDEST
 
     def needs(self) -> Iterator[Need]:
         """The packages onnx, which writes models, and onnxruntime, which tries them."""
         for name in ONNX_COMPILE.libraries:
-            try:
-                yield Need(name, True, importlib.metadata.version(name))
-            except importlib.metadata.PackageNotFoundError:
+            version = _version(name)
+            if version is None:
                 yield Need(name, False, f"not installed: {ONNX.install}")
+            elif name in ONNX.libraries and is_older(version, self.oldest):
+                yield Need(name, False, f"{version} is too old: {install_hint(self.oldest)}")
+            else:
+                yield Need(name, True, version)
+
+    def unable_here(self) -> str | None:
+        """An onnxruntime that is too old for any model."""
+        version = _version("onnxruntime")
+        if version is None or not is_older(version, OLDEST):
+            return None
+        return f"onnxruntime {version} is too old: {install_hint(OLDEST)}"
 
     def toolchain(self, target: Target) -> Mapping[str, str]:
-        """The version of onnx; ToolchainError without the packages."""
+        """The version of onnx; ToolchainError without the packages, or where one is too old."""
         ONNX_COMPILE.require("compiling for the backend onnx")
-        try:
-            return {"onnx": importlib.metadata.version("onnx")}
-        except importlib.metadata.PackageNotFoundError:
-            raise ToolchainError("onnx has no version", hint=ONNX.install) from None
+        if (version := _version("onnx")) is None:
+            raise ToolchainError("onnx has no version", hint=ONNX.install)
+        check_version(str(_version("onnxruntime")), self.oldest, "what is to be compiled")
+        return {"onnx": version}
+
+
+def _version(name: str) -> str | None:
+    """The version of a module, whatever the distribution is called that brings it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    try:
+        return str(importlib.import_module(name).__version__)
+    except ImportError:
+        return None
 
 
 _WAYS_OUT: Final[Mapping[str, str]] = {

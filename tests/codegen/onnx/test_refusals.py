@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 import infc
 from infc.codegen.onnx.backend import OnnxBackend
+from infc.driver.doctor import examine
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, InfcError, ProgramError, ToolchainError, UsageError
 from infc.ir.extras import Extra
@@ -236,3 +237,44 @@ def test_the_oldest_onnxruntime_is_that_of_the_ops(
     path.write_text(path.read_text().replace("1.31", "1.32"))
     with pytest.raises(ToolchainError, match=r"1\.31\.1 is too old, this model needs 1\.32"):
         open_executor(artifact, CONFIG)
+
+
+def old_onnxruntime(directory: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """What the metadata of an installed package say, in front of those of this environment."""
+    metadata = directory / f"onnxruntime-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: onnxruntime\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(directory)
+
+
+@pytest.mark.parametrize(
+    ("version", "sets", "needed"),
+    [
+        ("1.30.0", [], "1.31"),
+        ("1.31.1", ["onnx.kv=slots", "onnx.dialect=onnxruntime"], "1.32"),
+        ("1.31.1", ["onnx.kv=slots"], None),
+        ("1.31.1", ["onnx.dialect=onnxruntime"], None),
+    ],
+)
+def test_an_old_onnxruntime_is_named_before_anything_is_compiled(
+    version: str,
+    sets: list[str],
+    needed: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The checkpoint is not there: it is not looked for either."""
+    old_onnxruntime(tmp_path, monkeypatch, version)
+    recipe = tmp_path / "model.yaml"
+    recipe.write_text("model: ./missing\n")
+    expected = rf"{version} is too old, .*install 'onnxruntime>={needed}'" if needed else "missing"
+    with pytest.raises(ToolchainError if needed else InfcError, match=expected):
+        infc.compile(recipe, overrides=["backend=onnx", *sets], cache=False)
+
+
+def test_an_old_onnxruntime_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_onnxruntime(tmp_path, monkeypatch, "1.30.0")
+    findings = {found.subject: found for found in examine()}
+    for subject in ("onnxruntime", "backend onnx"):
+        assert not findings[subject].fine
+        assert "1.30.0 is too old: pip install 'onnxruntime>=1.31'" in findings[subject].detail
