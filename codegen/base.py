@@ -315,7 +315,9 @@ class Backend(ABC):
                     f"backend {self.name!r} has no kernels for the {resource.kind} group"
                     f" {resource.name!r} in {resource.dtype}",
                     where=program.name,
-                    hint="kv_cache.dtype: int8 takes as much memory",
+                    hint="kv_cache.dtype: int8 takes as much memory"
+                    if self.can_cache(I8_ROWS.name)
+                    else "kv_cache.dtype: auto",
                 )
         for node in program.nodes:
             verdict = self.supports(node, program, target)

@@ -12,7 +12,7 @@ from ..codegen.base import Backend
 from ..codegen.registry import get_backend
 from ..ir.backends import is_built_in, known_backends
 from ..ir.errors import ArtifactError, UsageError
-from ..ir.schemes import SCHEMES
+from ..ir.schemes import INT8, SCHEMES, Scheme
 from ..ir.targets import Target
 from .accuracy_text import read_evaluation
 from .added_programs import AddedProgram
@@ -97,9 +97,31 @@ def _check_schemes(names: Set[str], backend: Backend) -> None:
                 f"the backend {backend.name} has no kernels for matrices in {scheme.weight.name},"
                 f" which the scheme {scheme.name} needs",
                 where="quantization",
-                hint="choose another scheme, such as int8, or "
+                hint=f"choose another scheme, such as {_like(scheme, backend)}, or "
                 + _settings(own for own in _own_backends() if own.can_hold(scheme.weight)),
             )
+
+
+def _like(scheme: Scheme, backend: Backend) -> str:
+    """The scheme of as many bits that the backend has kernels for, where it is one of 4; or int8.
+
+    Rows are quantized alike.
+    """
+    alike = (
+        other.name
+        for other in SCHEMES.values()
+        if other.weight.bits == 4 and other.activations == scheme.activations
+    )
+    if scheme.weight.bits == 4:
+        return next((n for n in alike if backend.can_hold(SCHEMES[n].weight)), INT8.name)
+    return INT8.name
+
+
+def _cache_like(backend: Backend) -> str:
+    """What a cache of 8 bits may consist of instead."""
+    if backend.can_cache(CACHE_DTYPES["int8"]):
+        return "int8, which takes as much memory"
+    return "auto"
 
 
 def _check_cache(dtype: str, backend: Backend) -> None:
@@ -109,7 +131,7 @@ def _check_cache(dtype: str, backend: Backend) -> None:
         raise UsageError(
             f"the backend {backend.name} has no kernels for a KV cache in {dtype}",
             where="kv_cache.dtype",
-            hint="choose int8, which takes as much memory, or "
+            hint=f"choose {_cache_like(backend)}, or "
             + _settings(own for own in _own_backends() if own.can_cache(stored)),
         )
 

@@ -14,7 +14,7 @@ from ...ir.extras import ONNX, ONNX_COMPILE
 from ...ir.formats import Format
 from ...ir.onnx_session import OLDEST, OLDEST_GROUPED, check_version, install_hint, is_older
 from ...ir.program import Node, Program
-from ...ir.resources import KvGroup
+from ...ir.resources import is_coded
 from ...ir.row_codes import I8_ROWS
 from ...ir.schemes import get_scheme
 from ...ir.targets import Target
@@ -27,8 +27,6 @@ MODEL_FILE: Final = "model.onnx"
 SEQUENCE_FILE: Final = "sequence.onnx"
 SESSION_FILE: Final = "session.json"
 ENTRY: Final = "onnx-model"
-
-_STATE_OPS: Final = frozenset({"kv_write", "rope_kv_write", "paged_attention"})
 
 
 class OnnxBackend(Backend):
@@ -54,10 +52,6 @@ class OnnxBackend(Backend):
         types += [value.type for value in node.outputs]
         if any(isinstance(kind, TensorType) and kind.dtype is DType.F64 for kind in types):
             return Verdict.no("float64 is not built")
-        if node.op in _STATE_OPS:
-            groups = {one.name: one for one in program.resources if isinstance(one, KvGroup)}
-            if groups[str(node.attrs["group"])].has_scales:
-                return Verdict.no("keys and values in int8 are not built: kv_cache.dtype: auto")
         return Verdict.yes()
 
     def can_hold(self, form: Format) -> bool:
@@ -65,6 +59,10 @@ class OnnxBackend(Backend):
         from .layouts import can_store
 
         return can_store(form)
+
+    def can_cache(self, dtype: str) -> bool:
+        """Elements alone: there are no ops that read codes of rows."""
+        return not is_coded(dtype)
 
     def plan_passes(self, target: Target) -> str:
         """Blocks that hold a whole context, where keys and values lie in slots."""

@@ -207,9 +207,12 @@ def test_formats_are_numbers_times_scales() -> None:
 @pytest.mark.parametrize(
     ("arch", "sets", "kind", "message"),
     [
-        ("llama", {"quantization": "int4"}, UsageError, "b4_g32.*another scheme, such as int8"),
-        ("llama", {"quantization": "fp8"}, UsageError, "e4m3.*another scheme"),
-        ("llama", {"kv_cache.dtype": "int8"}, ProgramError, "int8 are not built: .*dtype: auto"),
+        ("llama", {"quantization": "int4"}, UsageError, "b4_g32.*another scheme, such as q4_0,"),
+        ("llama", {"quantization": "int4-g64-weights"}, UsageError, "such as q4_0-weights,"),
+        ("llama", {"quantization": "q4_1"}, UsageError, "another scheme, such as q4_0,"),
+        ("llama", {"quantization": "fp8"}, UsageError, "e4m3.*another scheme, such as int8,"),
+        ("llama", {"kv_cache.dtype": "int8"}, UsageError, "KV cache in int8 .*choose auto, or "),
+        ("llama", {"kv_cache.dtype": "fp8"}, UsageError, "KV cache in fp8 .*choose auto, or "),
         (
             *("mixtral", {"quantization": {"scheme": "int8", "method": "nearest"}}, ProgramError),
             r"scaled_moe.*quantization.skip: \['\*experts\*'\]",
