@@ -30,7 +30,8 @@ class OneBlockEach(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Lengthen the blocks of keys and values; UsageError where the context is too long."""
         steps = program.symbols["T"].high if "T" in program.symbols else 0
-        size = program.spec.max_context + steps
+        longest = program.spec.max_context
+        size = longest + min(steps, longest)  # no sequence has more tokens in a step
         groups = tuple(
             replace(one, block_size=max(size, one.block_size)) if isinstance(one, KvGroup) else one
             for one in program.resources

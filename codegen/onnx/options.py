@@ -25,7 +25,8 @@ class OnnxOptions:
         metadata={
             "doc": "How keys and values are kept: `paged` in blocks of tokens, which requests with"
             " the same beginning share; `slots` in one piece for each sequence, which takes memory"
-            " for `runtime.max_context` + `runtime.step_tokens` tokens of each, however short."
+            " for `runtime.max_context` tokens of each, however short, and for those of a step"
+            " behind them."
         },
     )
     whole_sequence: bool = field(

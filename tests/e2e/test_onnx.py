@@ -102,7 +102,8 @@ def test_slots_give_what_the_reference_gives(
     """Chunks of uneven sizes, of sequences whose slots are in no order."""
     artifact = builds.artifact(onnx(model, **sets))
     (sizes,) = {group.block_size for group in artifact.manifest.main.resources}
-    assert sizes == artifact.manifest.main.limits.max_context + 256
+    limits = artifact.manifest.main.limits
+    assert sizes == limits.max_context + min(limits.step_tokens, limits.max_context)
     sequences = parity_prompts(model.arch)
     found = forced_rows(artifact, sequences)
     expected = forced_rows(builds.artifact(reference(model)), sequences)

@@ -35,6 +35,11 @@ def test_a_block_holds_a_context_and_the_tokens_of_a_step() -> None:
     assert [group.block_size for group in made.resources] == [576, 576]
 
 
+def test_no_sequence_has_a_step_longer_than_its_context() -> None:
+    made = OneBlockEach().run(program(40), PassContext()).program
+    assert [group.block_size for group in made.resources] == [80, 80]
+
+
 def test_a_context_that_is_too_long_is_refused() -> None:
     with pytest.raises(UsageError, match=r"65537 tokens is too long.*lower runtime.max_context"):
         OneBlockEach().run(program(65536 - 63), PassContext())
