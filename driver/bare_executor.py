@@ -70,6 +70,7 @@ def _plan(
     """Where the weights lie, and what memory all of it takes."""
     from ..runtime.executors.base import HOST
     from ..runtime.limits import (
+        copies_weights,
         free_bytes,
         loaded_shared_bytes,
         memory_kind,
@@ -96,5 +97,6 @@ def _plan(
     free = free_bytes() - memory("mapped", 0)[HOST].taken
     loaded = loaded_shared_bytes(manifest, compiled, free, ours=ours)
     size = manifest.files[compiled.weights.file].bytes
-    weights = place_weights(wanted, size, free - loaded, ours=ours)
+    copies = copies_weights(manifest)
+    weights = place_weights(wanted, size, free - loaded, ours=ours, copies=copies)
     return weights, memory(weights, loaded)

@@ -23,7 +23,8 @@ class BackendInfo:
     entry point that its artifacts have. `extra` has the libraries that running an artifact takes
     beside infc. `section` is a frozen dataclass: the keys that a recipe may give under the name of
     the backend, each with a default (or a factory of it) and, in its metadata, `doc`. An
-    instance of it is what the compiler is made with.
+    instance of it is what the compiler is made with. With `copies_weights`, the executor has a
+    copy of the weights in memory whatever is chosen.
     """
 
     name: str
@@ -32,6 +33,7 @@ class BackendInfo:
     entry: str
     extra: Extra | None = None
     section: str | None = None
+    copies_weights: bool = False
 
     def load_compiler(self) -> Any:
         """The class of the compiler; UsageError where importing it fails, whatever the reason."""
@@ -105,6 +107,7 @@ _OURS: Final = (
         entry="onnx-model",
         extra=ONNX,
         section="infc.codegen.onnx.options:OnnxOptions",
+        copies_weights=True,
     ),
 )
 

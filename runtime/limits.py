@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from ..ir.backends import known_backend
 from ..ir.errors import ArtifactError, CapacityError, UsageError
 from ..ir.machine import available_cpus, available_memory, huge_page_setting
 from ..ir.manifest import LEAST_CONTEXT, MAIN, CompiledProgram, Manifest
@@ -96,6 +97,7 @@ def plan_runtime(
     if kind == DEVICE:
         rest, unplaced = _beside_weights(rest, weights_bytes, free), 0
     may_map = kind == HOST and (wanted == "mapped" or (wanted == "auto" and weights_are_ours))
+    may_map = may_map and not copies_weights(manifest)
     budgets = _budgets(memory, rest, unplaced, may_map=may_map, kind=kind)
     least = LEAST_CONTEXT if options.max_context is None else limits.max_context
     limits, num_blocks, notes = _plan_cache(groups, limits, budgets, least)
@@ -121,7 +123,10 @@ def plan_runtime(
         )
     weights: WeightPlacement = "loaded"
     if kind == HOST:
-        weights = place_weights(wanted, weights_bytes, rest - kv_bytes, ours=weights_are_ours)
+        copies = copies_weights(manifest)
+        weights = place_weights(
+            wanted, weights_bytes, rest - kv_bytes, ours=weights_are_ours, copies=copies
+        )
     return RuntimePlan(
         limits=limits,
         groups=groups,
@@ -319,20 +324,32 @@ def _team(options: RuntimeOptions, runtime: dict[str, Any]) -> tuple[int, bool]:
     return num_threads, bool(pin)
 
 
-def place_weights(wanted: str, weights_bytes: int, free: int, *, ours: bool) -> WeightPlacement:
+def copies_weights(manifest: Manifest) -> bool:
+    """Whether the backend of an artifact holds a copy of the weights whatever is chosen."""
+    info = known_backend(manifest.backend)
+    return info is not None and info.copies_weights
+
+
+def place_weights(
+    wanted: str, weights_bytes: int, free: int, *, ours: bool, copies: bool = False
+) -> WeightPlacement:
     """Where weights lie, of whose memory `free` bytes are left.
 
     A file that others can write to is never mapped: they could change weights under the steps,
     and end the process by cutting the file short. Nor are small weights, whose copy costs little.
+    With `copies`, there is a copy of them in any case.
     """
     if wanted not in ("auto", "mapped", "copied"):
         raise UsageError(f"weights is {wanted!r}", hint="use auto, mapped or copied")
-    if wanted == "copied" and weights_bytes > free:
+    instead = "" if copies else "use weights=mapped, or "
+    if (copies or wanted == "copied") and weights_bytes > free:
         raise CapacityError(
             f"a copy of the weights takes {format_size(weights_bytes)}, but only"
             f" {format_size(free)} are left besides the KV memory",
-            hint=f"use weights=mapped, or lower {_KV_MEMORY}{_planned_by_others()}",
+            hint=f"{instead}lower {_KV_MEMORY}{_planned_by_others()}",
         )
+    if copies:
+        return "loaded"
     # Beside the copy, what serves needs some memory, and others of this machine may.
     fits = weights_bytes <= free * _MOST_COPIED
     small = weights_bytes < _LEAST_COPIED_BYTES

@@ -75,7 +75,7 @@ class OnnxBackend(Backend):
         toolchain = dict(self.toolchain(target))
         self.check(program, target)
         from .checks import check_model
-        from .memory import step_bytes
+        from .memory import step_bytes, widened_bytes
         from .step import emit_graph, finish_model, session_file
 
         emitted = emit_graph(program, self.options.kv, self.options.dialect)
@@ -95,7 +95,7 @@ class OnnxBackend(Backend):
         return Emission(
             entry={"kind": ENTRY, "file": MODEL_FILE},
             weights=weights,
-            arena_bytes=step_bytes(program),
+            arena_bytes=step_bytes(program) + widened_bytes(weights),
             toolchain=toolchain,
             shares=False,
         )

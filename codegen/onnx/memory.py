@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from ...ir.program import Program
-from ...ir.types import TensorType
-from .types import computed
+from collections.abc import Iterable
+
+from ...ir.program import Program, Weight
+from ...ir.types import DType, TensorType
+from .types import computed, is_narrow
+
+
+def widened_bytes(weights: Iterable[Weight]) -> int:
+    """What onnxruntime holds beside the weights as they are stored: those of 16 bits in 32."""
+    narrow = (weight.type for weight in weights if is_narrow(weight.type.dtype))
+    return sum(TensorType(DType.F32, kind.shape).num_bytes({}) for kind in narrow)
 
 
 def step_bytes(program: Program) -> int:

@@ -55,6 +55,7 @@ class OnnxruntimeExecutor:
         has_further = self._further.any or bool(step.inputs)
         sizes = self._further.sizes(step) if has_further else {}
         self._pools.copy(step)
+        self._pools.note(step)
         feeds = self._pools.feeds(step, self._binding) | program_inputs(step, compiled.inputs)
         results = self._run(feeds)
         rows = len(step.logits_index)
@@ -69,8 +70,8 @@ class OnnxruntimeExecutor:
         return Finished(output)
 
     def touched_bytes(self) -> dict[str, int]:
-        """The KV cache, which is filled with zeros at once; weights are counted as untouched."""
-        return {HOST: self._pools.num_bytes}
+        """What steps have written of the KV cache; weights are counted as untouched."""
+        return {HOST: self._pools.touched_bytes}
 
     def close(self) -> None:
         """Give threads and memory back."""

@@ -55,10 +55,15 @@ _GROUPED: Final[dict[str, Kind]] = {
 
 
 class Pools(ABC):
-    """Zeroed arrays, one for the keys and one for the values of each layer."""
+    """Zeroed arrays, one for the keys and one for the values of each layer.
+
+    Their memory is only taken where something is written.
+    """
 
     def __init__(self, groups: Sequence[KvGroup], counts: Sequence[int]) -> None:
         self.groups = tuple(groups)
+        # The most tokens of each block that were ever written.
+        self.written = [np.zeros(count, np.int64) for count in counts]
         self.arrays: dict[str, NDArray[Any]] = {}
         for group, count in zip(groups, counts, strict=True):
             kind = _ELEMENT_TYPES[DType(group.dtype)][0]
@@ -109,14 +114,23 @@ class Pools(ABC):
         number = _ELEMENT_TYPES[DType(group.dtype)][1]
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, number)
 
+    def note(self, step: Step) -> None:
+        """Note which slots a step writes."""
+        for group, slots, written in zip(self.groups, step.slots, self.written, strict=True):
+            np.maximum.at(written, slots // group.block_size, slots % group.block_size + 1)
+
     @property
-    def num_bytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(array.nbytes for array in self.arrays.values())
+    def touched_bytes(self) -> int:
+        """Bytes that steps have written at least."""
+        return sum(
+            int(written.sum()) * group.bytes_per_block() // group.block_size
+            for group, written in zip(self.groups, self.written, strict=True)
+        )
 
     def clear(self) -> None:
         """Give the memory back."""
         self.arrays.clear()
+        self.written = [np.zeros(0, np.int64) for _ in self.groups]
 
 
 class PagedPools(Pools):

@@ -21,9 +21,10 @@ from infc.driver.added_programs import AddedProgram
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError
 from infc.ir.resources import KvGroup
+from infc.ir.safetensors import read_header
 from infc.runtime.executors import onnxruntime_pools as pools_module
 from infc.runtime.executors import open_executor
-from infc.runtime.executors.base import ExecutorConfig, run_step
+from infc.runtime.executors.base import HOST, ExecutorConfig, ReportsMemory, run_step
 from infc.runtime.executors.onnxruntime_feeds import paged_keys
 from infc.runtime.executors.onnxruntime_pools import Pools
 
@@ -310,3 +311,32 @@ def test_caches_of_another_model_are_refused(
             open_executor(opened, config)
     damaged.write_bytes(whole)
     open_executor(opened, config).close()
+
+
+@pytest.mark.parametrize("sets", [{}, SLOTS], ids=["pages", "slots"])
+def test_what_no_step_has_written_is_not_counted_as_touched(
+    sets: dict[str, str], builds: Builds
+) -> None:
+    artifact = builds.artifact(onnx(Build("llama"), **sets))
+    (group,) = artifact.manifest.main.resources
+    executor = open_executor(artifact, ExecutorConfig(num_blocks=(9,)))
+    assert isinstance(executor, ReportsMemory)
+    assert executor.touched_bytes() == {HOST: 0}
+    token = group.bytes_per_block() // group.block_size
+    chunks = [Chunk([1, 2, 3], 0, [1]), Chunk([4], 0, [7])]
+    for _ in range(2):
+        run_step(executor, make_step(chunks, num_groups=1, block_size=group.block_size))
+        assert executor.touched_bytes() == {HOST: 4 * token}
+    executor.close()
+    assert executor.touched_bytes() == {HOST: 0}
+
+
+def test_matrices_of_16_bits_are_counted_as_stored_and_as_widened(builds: Builds) -> None:
+    """A step takes as much with either type, as all values are held in float32."""
+    wide, narrow = (
+        builds.artifact(onnx(Build("llama", dtype=dtype))) for dtype in ("float32", "bfloat16")
+    )
+    entries = read_header(narrow.weights_path)[0].values()
+    widened = sum(2 * (one.end - one.begin) for one in entries if one.dtype == "BF16")
+    assert widened > 1 << 16
+    assert narrow.manifest.main.arena_bytes == wide.manifest.main.arena_bytes + widened

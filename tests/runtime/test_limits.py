@@ -255,3 +255,20 @@ def test_what_a_step_hands_over_is_planned(
     monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: fixed - 100 + 1)
     with pytest.raises(CapacityError, match="of which a step takes"):
         plan_runtime(wide, least)
+
+
+@pytest.mark.parametrize("weights", ["auto", "mapped", "copied"])
+def test_weights_of_a_backend_that_copies_them_are_always_counted(weights: str) -> None:
+    plan = plan_runtime(replace(served(), backend="onnx"), RuntimeOptions(weights=weights))
+    use = plan.memory[HOST]
+    assert (use.weights, use.mapped) == (100, 0)
+    assert plan.weights == "loaded"
+
+
+def test_weights_that_are_copied_anyway_have_to_fit() -> None:
+    files = {"weights.safetensors": FileDigest(bytes=1 << 60, sha256="0")}
+    large = replace(served(), backend="onnx", files=files)
+    options = RuntimeOptions(weights="mapped", kv_memory="1MiB")
+    with pytest.raises(CapacityError, match=r"a copy of the weights takes .*\(lower kv_memory"):
+        plan_runtime(large, options)
+    assert plan_runtime(replace(large, backend="cpp"), options).weights == "mapped"
