@@ -75,7 +75,7 @@ class OnnxBackend(Backend):
         toolchain = dict(self.toolchain(target))
         self.check(program, target)
         from .checks import check_model
-        from .memory import step_bytes, widened_bytes
+        from .memory import slots_bytes, step_bytes, widened_bytes
         from .step import emit_graph, finish_model, session_file
 
         emitted = emit_graph(program, self.options.kv, self.options.dialect)
@@ -92,10 +92,11 @@ class OnnxBackend(Backend):
             model = finish_model(made, weights, directory)
             (directory / name).write_bytes(model.SerializeToString(deterministic=True))
             check_model(directory / name, program)
+        attended = slots_bytes(program) if self.options.kv == "slots" else 0
         return Emission(
             entry={"kind": ENTRY, "file": MODEL_FILE},
             weights=weights,
-            arena_bytes=step_bytes(program) + widened_bytes(weights),
+            arena_bytes=step_bytes(program) + widened_bytes(weights) + attended,
             toolchain=toolchain,
             shares=False,
         )

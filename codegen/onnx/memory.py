@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...ir.program import Program, Weight
+from ...ir.resources import KvGroup
 from ...ir.types import DType, TensorType
 from .types import computed, is_narrow
 
@@ -18,8 +19,8 @@ def widened_bytes(weights: Iterable[Weight]) -> int:
 def step_bytes(program: Program) -> int:
     """The most bytes of values that are needed at the same time, at the greatest sizes.
 
-    onnxruntime plans its own memory, and holds some values longer, others in place; what attention
-    gathers comes on top.
+    onnxruntime plans its own memory, and holds some values longer, others in place. What attention
+    makes of them comes on top: `slots_bytes`.
     """
     sizes = {name: bound.high for name, bound in program.symbols.items()}
     last = {value.name: len(program.nodes) for value in program.outputs}
@@ -38,3 +39,31 @@ def step_bytes(program: Program) -> int:
         most = max(most, live)
         live -= ends.pop(place, 0)
     return most
+
+
+def slots_bytes(program: Program) -> int:
+    """The most bytes that attention over slots takes in one layer, beside values of the program.
+
+    Each sequence has a row as long as the longest of the step, `Q`, over as many keys as the
+    longest has, `K`: queries, results and new keys, twice because they are transposed; keys and
+    values that are stored, and again without what is not; scores and a mask, for which it was
+    measured to take up to twice their size.
+    """
+    tokens, rows = (program.symbols[name].high for name in ("T", "R"))
+    context = program.spec.max_context
+    slots, queries = min(rows, tokens), min(tokens, context)
+    groups = {one.name: one for one in program.resources if isinstance(one, KvGroup)}
+    most = 0
+    for node in program.nodes:
+        if node.op != "paged_attention":
+            continue
+        group, kind = groups[str(node.attrs["group"])], program.operand_type(node.inputs[0])
+        assert isinstance(kind, TensorType)
+        heads = kind.shape[1]
+        assert isinstance(heads, int)
+        sizes = group.key_head_dim + group.value_head_dim
+        padded = 2 * queries * (heads + group.num_kv_heads) * sizes
+        stored = 2 * context * group.num_kv_heads * sizes
+        scores = 2 * queries * context * (heads + 1)
+        most = max(most, slots * (padded + stored + scores))
+    return most * DType.F32.size_bytes

@@ -340,3 +340,13 @@ def test_matrices_of_16_bits_are_counted_as_stored_and_as_widened(builds: Builds
     widened = sum(2 * (one.end - one.begin) for one in entries if one.dtype == "BF16")
     assert widened > 1 << 16
     assert narrow.manifest.main.arena_bytes == wide.manifest.main.arena_bytes + widened
+
+
+def test_the_plan_counts_what_attention_over_slots_takes(builds: Builds) -> None:
+    """With it, a step that would not fit is refused before it runs."""
+    pages, slots = (builds.artifact(onnx(Build("llama"), **sets)) for sets in ({}, SLOTS))
+    main = slots.manifest.main
+    rows = min(main.limits.logit_rows, main.limits.step_tokens)
+    queries, keys = min(main.limits.step_tokens, main.limits.max_context), main.limits.max_context
+    scores = rows * slots.manifest.model.num_heads * queries * keys * 4
+    assert main.arena_bytes > pages.manifest.main.arena_bytes + scores
