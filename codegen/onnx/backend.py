@@ -75,6 +75,7 @@ class OnnxBackend(Backend):
         toolchain = dict(self.toolchain(target))
         self.check(program, target)
         from .checks import check_model
+        from .contrib import is_grouped
         from .memory import slots_bytes, step_bytes, widened_bytes
         from .step import emit_graph, finish_model, session_file
 
@@ -92,7 +93,10 @@ class OnnxBackend(Backend):
             model = finish_model(made, weights, directory)
             (directory / name).write_bytes(model.SerializeToString(deterministic=True))
             check_model(directory / name, program)
-        attended = slots_bytes(program) if self.options.kv == "slots" else 0
+        attended = 0
+        if self.options.kv == "slots":
+            own = is_grouped if self.options.dialect == "onnxruntime" else lambda *_: False
+            attended = slots_bytes(program, own)
         return Emission(
             entry={"kind": ENTRY, "file": MODEL_FILE},
             weights=weights,

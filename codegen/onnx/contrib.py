@@ -80,6 +80,11 @@ def _reads_its_own(node: Node) -> bool:
     return cache_of(node.attrs) == node.attrs["layer"]
 
 
+def is_grouped(node: Node, group: KvGroup) -> bool:
+    """Whether a layer attends with `GroupQueryAttention`."""
+    return _reads_its_own(node) and _fits(group)
+
+
 def _fits(group: KvGroup) -> bool:
     return DType(group.dtype) is DType.F32 and group.key_head_dim == group.value_head_dim
 

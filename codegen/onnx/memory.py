@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from ...ir.program import Program, Weight
+from ...ir.program import Node, Program, Weight
 from ...ir.resources import KvGroup
 from ...ir.types import DType, TensorType
 from .types import computed, is_narrow
@@ -41,13 +41,14 @@ def step_bytes(program: Program) -> int:
     return most
 
 
-def slots_bytes(program: Program) -> int:
+def slots_bytes(program: Program, is_grouped: Callable[[Node, KvGroup], bool]) -> int:
     """The most bytes that attention over slots takes in one layer, beside values of the program.
 
     Each sequence has a row as long as the longest of the step, `Q`, over as many keys as the
     longest has, `K`: queries, results and new keys, twice because they are transposed; keys and
     values that are stored, and again without what is not; scores and a mask, for which it was
-    measured to take up to twice their size.
+    measured to take up to twice their size. Layers that are grouped (`GroupQueryAttention`) read
+    keys where they lie, and compute no scores of rows that are padded.
     """
     tokens, rows = (program.symbols[name].high for name in ("T", "R"))
     context = program.spec.max_context
@@ -65,5 +66,8 @@ def slots_bytes(program: Program) -> int:
         padded = 2 * queries * (heads + group.num_kv_heads) * sizes
         stored = 2 * context * group.num_kv_heads * sizes
         scores = 2 * queries * context * (heads + 1)
-        most = max(most, slots * (padded + stored + scores))
+        if is_grouped(node, group):
+            most = max(most, slots * padded + 2 * tokens * context * heads)
+        else:
+            most = max(most, slots * (padded + stored + scores))
     return most * DType.F32.size_bytes

@@ -350,3 +350,5 @@ def test_the_plan_counts_what_attention_over_slots_takes(builds: Builds) -> None
     queries, keys = min(main.limits.step_tokens, main.limits.max_context), main.limits.max_context
     scores = rows * slots.manifest.model.num_heads * queries * keys * 4
     assert main.arena_bytes > pages.manifest.main.arena_bytes + scores
+    own = builds.artifact(onnx(Build("llama"), **SLOTS, **OWN)).manifest.main
+    assert own.arena_bytes < pages.manifest.main.arena_bytes + scores, "it computes fewer"
