@@ -13,13 +13,15 @@ class BlockPool:
 
     A block is owned (references > 0) or free. A free block keeps its content and its hash until
     it is allocated again, so a later request with the same prefix can take it back. Allocation
-    takes free blocks without a hash first, then the least recently used.
+    takes free blocks without a hash first, then the least recently used; with `lowest_first`, where
+    nothing is ever found again, the one with the lowest number.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, lowest_first: bool = False) -> None:
         if num_blocks < 2:
             raise ValueError(f"a pool needs a block beside the null block, got {num_blocks}")
         self.num_blocks = num_blocks
+        self._lowest_first = lowest_first
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
@@ -64,7 +66,8 @@ class BlockPool:
         """A block with one reference and no content. Raises IndexError when none is free."""
         if not self._free:
             raise IndexError("no free block")
-        block, _ = self._free.popitem(last=False)
+        block = min(self._free) if self._lowest_first else next(iter(self._free))
+        del self._free[block]
         digest = self._hashes[block]
         if digest is not None:
             self._lose(block, digest)

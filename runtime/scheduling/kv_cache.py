@@ -71,7 +71,10 @@ class KvCache:
     ) -> None:
         self.groups = tuple(groups)
         self.block_size = common_block_size(groups)
-        self.pools = tuple(BlockPool(count) for count in num_blocks)
+        # Blocks that no sequence fills are never found again. Engines that have a sequence in each
+        # compute all from the first of a step to the last, which should lie close together.
+        lowest_first = self.block_size > max_context
+        self.pools = tuple(BlockPool(count, lowest_first=lowest_first) for count in num_blocks)
         self.max_context = max_context
         self.prefix_reuse = prefix_reuse
         width = blocks_for(max_context, self.block_size)

@@ -121,3 +121,16 @@ def test_choices_that_copy_a_block_for_a_whole_context_find_one() -> None:
     assert scheduler.num_preemptions == 0
     for request in (*choices, *others):
         assert request.token_ids == alone(request)
+
+
+def test_blocks_for_a_whole_context_stay_close_together() -> None:
+    """After many ran at once, few that run have the lowest blocks."""
+    scheduler, model = build(48, [None, 5], [9, 9], step_tokens=16, max_sequences=8, logit_rows=8)
+    for index in range(8):
+        add(scheduler, f"many {index}", [0, 1], max_tokens=3 + 5 * index % 7)
+    finish_all(scheduler, model)
+    for index in range(2):
+        add(scheduler, f"few {index}", [0, 1], max_tokens=4)
+    planned = run_step(scheduler, model)
+    assert planned is not None
+    assert [table[:, 0].tolist() for table in planned.step.block_tables] == [[1, 2], [1, 2]]
