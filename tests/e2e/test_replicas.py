@@ -27,6 +27,7 @@ from benchmarks.replica_kills import KV_MEMORY, differing, disturb, transcript, 
 from benchmarks.replica_kills import Job as AnyJob
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, CapacityError, DrainingError, InfcError, RequestError
+from infc.runtime.async_streams import Reader
 from infc.runtime.executors.base import HOST
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.replicas.child import Child, start_engine
@@ -341,7 +342,8 @@ def test_what_runs_does_not_wait(artifact: Artifact) -> None:
     params = SamplingParams(max_tokens=400, best_of=4, seed=1, temperature=1.0, ignore_eos=True)
 
     async def run(front: Front) -> None:
-        (replica,), readers = front._replicas, []
+        (replica,) = front._replicas
+        readers: list[Reader] = []
 
         def run_all() -> bool:
             return replica.stats.num_running == 4 * len(readers) and replica.num_queued == 0
