@@ -43,7 +43,7 @@ def test_the_bundled_model_compiles_and_runs(scheme: str, tmp_path: Path) -> Non
     assert f'scheme = "{scheme}"' in program and "scaled_embedding" in program
     assert ('codes = "e4m3"' in program) == (SCHEMES[scheme].activations is not None)
     held = {(one["class"], one["format"]) for one in certificate["formats"]}
-    assert {("embeddings", scheme), ("layers", scheme)} <= held
+    assert {("embeddings and head", scheme), ("layers", scheme)} <= held
     with infc.LLM(artifact) as llm:
         (answer,) = llm.generate(["a b c"], infc.SamplingParams(max_tokens=3, ignore_eos=True))
         assert len(answer.outputs[0].token_ids) == 3
