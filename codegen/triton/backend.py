@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 from numpy.typing import NDArray
 
+from ...ir.backends import DEFAULT
 from ...ir.errors import DeviceError, InfcError, TargetError
 from ...ir.formats import Format
 from ...ir.launches import LAUNCHES_FILE, Form, LaunchPlan
@@ -150,7 +151,7 @@ class TritonBackend(Backend):
 
     def rounding(self, log: Callable[[str], None]) -> AbstractContextManager[CompiledRounding]:
         """That of the backend for processors: one of them rounds, whatever runs the model."""
-        return get_backend("cpp").rounding(log)
+        return get_backend(DEFAULT).rounding(log)
 
     def toolchain(self, target: Target) -> Mapping[str, str]:
         """The version of Triton; ToolchainError without it."""

@@ -84,7 +84,7 @@ class CalibrateWeights(Pass):
                 )
                 misses = method.misses()
                 if not method.has_work:
-                    if self.method != AUTO:
+                    if self.method != AUTO and not _is_calibrated(program):
                         raise _nothing_to_do(self.name, self.method, misses)
                     if misses:
                         context.log(f"nothing is calibrated: {misses[0].reason}")
@@ -113,6 +113,10 @@ class CalibrateWeights(Pass):
         loaders = {**program.loaders, "calibrated": calibration.spill.read}
         after = replace(program, weights=weights, loaders=loaders)
         return finish(program, after, matches, misses)
+
+
+def _is_calibrated(program: Program) -> bool:
+    return any(weight.expr.op == "calibrated" for weight in program.weights.values())
 
 
 def _nothing_to_do(where: str, method: str, misses: Sequence[NearMiss]) -> UsageError:

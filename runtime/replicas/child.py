@@ -110,7 +110,7 @@ class SpareProcess:
     def __init__(self, start: Start) -> None:
         self._start = start
         self._spare: Child | None = None
-        self._is_wanted = False
+        self._is_wanted = self._is_closed = False
         self._filled_at = 0.0
 
     def take(self) -> Child:
@@ -124,9 +124,9 @@ class SpareProcess:
 
     def fill(self) -> None:
         """Start a spare process, unless there is one; without it, `take` takes longer."""
-        self._is_wanted, self._filled_at = True, time.monotonic()
+        self._is_wanted, self._filled_at = not self._is_closed, time.monotonic()
         self._drop_dead()
-        if self._spare is None:
+        if self._spare is None and self._is_wanted:
             with contextlib.suppress(OSError):
                 self._spare = self._start()
 
@@ -142,7 +142,7 @@ class SpareProcess:
 
     def close(self) -> None:
         """End the spare process."""
-        self._is_wanted = False
+        self._is_wanted, self._is_closed = False, True
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.connection.close()

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ...ir.artifact import open_artifact
+from ...ir.backends import DEFAULT, find_backend
 from ...ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
 from ..engine import Engine
 from ..faults import note_fault
@@ -66,7 +67,7 @@ _KEEP_STEPS = 256
 _READ_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _SWITCH_SECONDS = 0.0005
-_LATER = ("infc.runtime.executors.cpp", "tokenizers")
+_LATER = (find_backend(DEFAULT).executor.partition(":")[0], "tokenizers")
 """What opening an artifact imports, mostly."""
 
 _Command = tuple[int, PreparedRequest | InfcError, bool] | int

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import itertools
 import logging
 import threading
-import time
 from bisect import insort
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from operator import attrgetter
 
-from ...ir.errors import CapacityError, DrainingError, InfcError, RequestError
+from ...ir.errors import DrainingError, InfcError, RequestError
 from ...ir.sizes import format_count
 from ..async_streams import Inbox, Item, Reader, hand_over
 from ..engine import EngineStats
 from ..faults import note_fault
 from ..requests.lengths import is_long
 from ..requests.outputs import RequestOutput
-from ..requests.request_checks import check_params, check_place, checked_ids
+from ..requests.request_checks import check_params, check_place
 from ..requests.resumption import Resumption
 from ..sampling.sampling_params import SamplingParams
 from ..scheduling.owners import StepTimes
+from .checks import check_room, encode_prompt, of_replica, stopped, text_of
 from .child import Death, SpareProcess
 from .config import FrontConfig
 from .frames import FrameError
 from .kept_back import SUCCESSOR_SECONDS, KeptBack
 from .messages import Told, error_of, step_times_of
 from .replica import Replica, ReplicaStats, summed
+from .silence import SilenceWatch
 from .streams import RemoteStream
 from .suspects import Suspects, given_up
 
@@ -67,7 +68,7 @@ class Front:
         self._lost: set[RemoteStream] = set()
         self._arrivals = itertools.count()
         self._end = asyncio.Event()
-        self._ticked_at = 0.0
+        self._silence = SilenceWatch(config.hung_seconds)
         self._opened = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._spare_process = SpareProcess(config.start)
@@ -121,13 +122,7 @@ class Front:
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a prompt, checked. Thread-safe."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError(
-                    "this model has no tokenizer", field="prompt", hint="send token ids"
-                )
-            return checked_ids(self.tokenizer.encode(prompt), self._config.vocab_size)
-        return checked_ids(prompt, self._config.vocab_size)
+        return encode_prompt(prompt, self.tokenizer, self._config.vocab_size)
 
     async def generate(
         self,
@@ -175,24 +170,21 @@ class Front:
         check_place(priority, cache_salt)
         inbox, policy = Inbox(asyncio.get_running_loop()), self._config.policy
 
+        block_size = self._config.block_size if policy.needs_blocks else None
+
+        make = partial(
+            RemoteStream,
+            priority=priority,
+            cache_salt=cache_salt,
+            whole=whole,
+            block_size=block_size,
+        )
+
         def prepare() -> list[RemoteStream]:
+            each = enumerate(zip(request_ids, prompts, told, strict=True))
             return [
-                RemoteStream(
-                    name,
-                    self.encode(prompt),
-                    chosen,
-                    inbox,
-                    number,
-                    text=prompt if isinstance(prompt, str) else None,
-                    priority=priority,
-                    cache_salt=cache_salt,
-                    whole=whole,
-                    resumed=known,
-                    block_size=self._config.block_size if policy.needs_blocks else None,
-                )
-                for number, (name, prompt, known) in enumerate(
-                    zip(request_ids, prompts, told, strict=True)
-                )
+                make(name, self.encode(one), chosen, inbox, number, text_of(one), resumed=known)
+                for number, (name, one, known) in each
             ]
 
         takes_long = is_long(prompts, params, told)
@@ -228,8 +220,6 @@ class Front:
         self.stop()
         self._thread.join(timeout_seconds)
 
-    # --- from a caller to the thread ----------------------------------------------------------
-
     def _call(self, work: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the thread has ended, and told everybody
             self._loop.call_soon_threadsafe(work, *arguments)
@@ -237,10 +227,11 @@ class Front:
     def _submit(self, streams: Sequence[RemoteStream]) -> None:
         with self._lock:
             if self._error is not None:
-                raise _stopped(self._error)
+                raise stopped(self._error)
             if self._draining:
                 raise DrainingError("no more requests are accepted: the engine is shutting down")
-            self._check_room(len(streams))
+            if len(self._pending) + len(streams) > self._config.max_waiting:
+                self._check_room(len(streams))
             for stream in streams:
                 if stream.request_id in self._pending:
                     raise RequestError(
@@ -250,20 +241,10 @@ class Front:
         self._call(self._add, streams)
 
     def _check_room(self, num_new: int) -> None:
-        """Raises CapacityError where more would wait than may, these new requests included.
-
-        They wait here, or in an engine; what has begun elsewhere was taken before.
-        """
-        most = self._config.max_waiting
-        if len(self._pending) + num_new <= most:
-            return
-        places = self._places
-        count = sum(not (each.has_told or each in places) for each in self._pending.values())
-        count += sum(replica.num_queued for replica in self._replicas)
-        if count + num_new > most:
-            raise CapacityError(
-                f"{format_count(count, 'request')} already waiting", hint="try again later"
-            )
+        waits_here = (each for each in self._pending.values() if each not in self._places)
+        num_here = sum(not each.has_told for each in waits_here)
+        num_queued = num_here + sum(replica.num_queued for replica in self._replicas)
+        check_room(num_queued, num_new, self._config.max_waiting)
 
     def _leave(self, streams: Sequence[RemoteStream]) -> None:
         """Nobody reads these any more."""
@@ -364,7 +345,7 @@ class Front:
         """Give it the requests that wait for an engine."""
         if all(each.state == "ready" for each in self._replicas):
             self._opened.set()
-        self._loop.call_later(_SPARE_SECONDS, self._fill_spare)
+        self._loop.call_later(_SPARE_SECONDS, self._spare_process.fill)
         self._release(replica)
         self._settle()
 
@@ -398,7 +379,7 @@ class Front:
     def on_death(self, replica: Replica, death: Death, interrupted: Sequence[RemoteStream]) -> None:
         """Continue its requests elsewhere; those that may be the reason one at a time."""
         if not self._opened.is_set() and death.is_blamed:
-            self._error = _of_replica(replica, death.error)
+            self._error = of_replica(replica, death.error)
             self._opened.set()
         _LOG.warning(
             "replica %d: %s; %s",
@@ -443,9 +424,9 @@ class Front:
         is_opening = not self._opened.is_set()
         if is_opening or all(each.state == "given up" for each in self._replicas):
             with self._lock:
-                self._error = self._error or (_of_replica(replica, error) if is_opening else error)
+                self._error = self._error or (of_replica(replica, error) if is_opening else error)
                 pending = list(self._pending.values())
-            self._fail(pending, _stopped(error))
+            self._fail(pending, stopped(error))
             self._opened.set()
 
     def _ready(self) -> list[Replica]:
@@ -475,12 +456,6 @@ class Front:
             else:
                 self._place(stream)
 
-    def _fill_spare(self) -> None:
-        if not self._end.is_set():
-            self._spare_process.fill()
-
-    # --- on the thread: its life --------------------------------------------------------------
-
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
@@ -494,7 +469,7 @@ class Front:
 
     async def _live(self) -> None:
         await asyncio.gather(*(replica.start() for replica in self._replicas))
-        self._ticked_at = time.monotonic()
+        self._silence = SilenceWatch(self._config.hung_seconds)
         tick = min(_MOST_TICK_SECONDS, self._config.hung_seconds / 4)
         while not self._end.is_set():
             try:
@@ -515,14 +490,7 @@ class Front:
 
     def _tick(self, seconds: float) -> None:
         """Kill engines that say nothing, and tell those who missed an output."""
-        now, limit = time.monotonic(), self._config.hung_seconds
-        # If this process did not run either, nobody's silence means anything.
-        was_late = now - self._ticked_at > seconds + limit / 2
-        self._ticked_at = now
-        for replica in self._replicas:
-            if was_late:
-                replica.heard_at = now
-            replica.check_silence(now, limit)
+        self._silence.look(self._replicas, seconds)
         self._spare_process.refill()
         lost, self._lost = self._lost, set()
         for stream in lost:
@@ -530,14 +498,3 @@ class Front:
             error = InfcError("an output of this request could not be handed over")
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 stream.inbox.loop.call_soon_threadsafe(stream.inbox.put, stream, error)
-
-
-def _of_replica(replica: Replica, error: InfcError) -> InfcError:
-    """The error, with the replica as its place."""
-    of_it = copy.copy(error)
-    of_it.where = f"replica {replica.index}" + (f": {error.where}" if error.where else "")
-    return of_it
-
-
-def _stopped(error: InfcError) -> InfcError:
-    return InfcError(f"no engine is left: {error}")

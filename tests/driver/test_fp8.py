@@ -53,12 +53,12 @@ def test_rows_are_calibrated_and_others_say_why_not(source: Path, tmp_path: Path
     (tmp_path / "text.txt").write_text("a text of no great depth, again and again. " * 20)
     calibration = {"text": str(tmp_path / "text.txt"), "tokens": 128}
     found = {}
-    for scheme in ("fp8", "fp8-block"):
+    for scheme, method in (("fp8", "gptq"), ("fp8-block", "auto")):
         _, report = compiled(
             source / "model.yaml",
             tmp_path / scheme,
             scheme=scheme,
-            method="gptq",
+            method=method,
             calibration=calibration,
         )
         found[scheme] = next(p for p in report["passes"] if p["name"] == "calibrate-weights")
@@ -67,7 +67,16 @@ def test_rows_are_calibrated_and_others_say_why_not(source: Path, tmp_path: Path
     assert sum(one["gptq"] for one in errors) < sum(one["nearest"] for one in errors)
     assert found["fp8-block"]["matches"] == 0
     reasons = {miss["reason"] for miss in found["fp8-block"]["near_misses"]}
-    assert "rounded to nearest: error feedback has no grid for the scheme fp8-block" in reasons
+    reason = "rounded to nearest: error feedback has no grid for the scheme fp8-block"
+    assert reason in reasons
+    with pytest.raises(UsageError, match=f"method gptq has nothing to calibrate: {reason}"):
+        compiled(
+            source / "model.yaml",
+            tmp_path / "out",
+            scheme="fp8-block",
+            method="gptq",
+            calibration=calibration,
+        )
 
 
 @pytest.mark.parametrize("scheme", NAMES)

@@ -109,7 +109,8 @@ def test_slots_give_what_the_reference_gives(
     found = forced_rows(artifact, sequences)
     expected = forced_rows(builds.artifact(reference(model)), sequences)
     logits, hidden = (max(map(relative_error, *pair)) for pair in zip(found, expected, strict=True))
-    assert logits < BOUND and hidden < 2 * BOUND
+    bound = 2 * BOUND if sets.get("onnx.dialect") == "onnxruntime" else BOUND  # its own norm
+    assert logits < bound and hidden < 2 * bound
 
 
 def answers(artifact: Artifact, counts: Counter[str]) -> list[Answer]:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infc.ir.errors import RequestError
-from infc.runtime import async_engine, engine
+from infc.runtime import engine
 from infc.runtime.async_engine import AsyncEngine
+from infc.runtime.requests import lengths
 from infc.runtime.requests.outputs import merge_outputs
 from infc.runtime.requests.request_checks import (
     CheckedIds,
@@ -161,7 +162,7 @@ def test_requests_are_built_once_and_not_on_the_engines_thread(
     spy(engine, "check_params")
     spy(engine, "Request")
     spy(engine, "RequestStream")
-    monkeypatch.setattr(async_engine, "_LONG", 20)
+    monkeypatch.setattr(lengths, "_LONG", 20)
     served = AsyncEngine(make_engine(50))
     bias = dict.fromkeys(range(40), 1.0)
     params = SamplingParams(max_tokens=2, n=5, logit_bias=bias, repetition_penalty=1.5)

@@ -90,7 +90,7 @@ FAILURE = st.builds(Failure, TEXT, TEXT, MAYBE_TEXT, MAYBE_TEXT, MAYBE_TEXT)
 REPORT = st.builds(
     Report, COUNT, COUNT, COUNT, NUMBER, NUMBER, st.dictionaries(NUMBER, COUNT, max_size=3)
 )
-STATS = st.builds(Stats, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT)
+STATS = st.builds(Stats, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT, COUNT)
 DIGESTS = tuples(st.binary(min_size=16, max_size=16))
 TOLD = st.builds(
     Told,

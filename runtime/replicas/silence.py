@@ -1,0 +1,27 @@
+"""Engines that say nothing for too long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from .replica import Replica
+
+
+class SilenceWatch:
+    """Kills engines of which nothing was heard for `limit` seconds."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._looked_at = time.monotonic()
+
+    def look(self, replicas: Sequence[Replica], interval: float) -> None:
+        """To be called every `interval` seconds."""
+        now = time.monotonic()
+        # If this process did not run either, nobody's silence means anything.
+        was_late = now - self._looked_at > interval + self._limit / 2
+        self._looked_at = now
+        for replica in replicas:
+            if was_late:
+                replica.heard_at = now
+            replica.check_silence(now, self._limit)
