@@ -74,8 +74,7 @@ def plan_runtime(
 
     `program` is the name of the program that is to run. UsageError where there is none, and for
     an option that is not of its type, ArtifactError where the weights would have to be mapped
-    from a file that is not ours, DeviceError where it runs on a GPU and there is none: unless
-    `device_bytes` says how much memory it is to have free.
+    from a file that is not ours, DeviceError without a GPU unless `device_bytes` says what is free.
     """
     check_types(options)
     compiled = manifest.program(program)
@@ -83,9 +82,8 @@ def plan_runtime(
     runtime = _section(manifest.recipe, "runtime")
     limits = _limits(compiled, options, runtime.get("itl_target_ms"))
     weights_bytes = manifest.files[compiled.weights.file].bytes
-    memory = options.kv_memory
-    if memory is None:
-        memory = _section(manifest.recipe, "kv_cache").get("memory")
+    stated = _section(manifest.recipe, "kv_cache").get("memory")
+    memory = stated if options.kv_memory is None else options.kv_memory
     wanted = options.weights or runtime.get("weights") or "auto"
     kind = memory_kind(manifest)
     free = free_bytes(kind) if kind == HOST or device_bytes is None else device_bytes
@@ -96,8 +94,9 @@ def plan_runtime(
     unplaced = weights_bytes
     if kind == DEVICE:
         rest, unplaced = _beside_weights(rest, weights_bytes, free), 0
-    may_map = kind == HOST and (wanted == "mapped" or (wanted == "auto" and weights_are_ours))
-    may_map = may_map and not copies_weights(manifest)
+    copies = copies_weights(manifest)
+    is_asked = wanted == "mapped" or (wanted == "auto" and weights_are_ours)
+    may_map = kind == HOST and is_asked and not copies
     budgets = _budgets(memory, rest, unplaced, may_map=may_map, kind=kind)
     least = LEAST_CONTEXT if options.max_context is None else limits.max_context
     limits, num_blocks, notes = _plan_cache(groups, limits, budgets, least)
@@ -115,18 +114,16 @@ def plan_runtime(
             f" of which a step takes {format_size(step_bytes)}{shared}",
             hint=f"lower {_KV_MEMORY}, or set it to auto{_planned_by_others()}",
         )
-    num_threads, pin = _team(options, runtime)
-    if num_threads > (cpus := available_cpus()):
+    (num_threads, pin), cpus = _team(options, runtime), available_cpus()
+    if num_threads > cpus:
         notes.append(
             f"{num_threads} threads share {format_count(cpus, 'processor')}: with more threads than"
             " processors, threads wait for each other, which is slower"
         )
     weights: WeightPlacement = "loaded"
     if kind == HOST:
-        copies = copies_weights(manifest)
-        weights = place_weights(
-            wanted, weights_bytes, rest - kv_bytes, ours=weights_are_ours, copies=copies
-        )
+        left = rest - kv_bytes
+        weights = place_weights(wanted, weights_bytes, left, ours=weights_are_ours, copies=copies)
     return RuntimePlan(
         limits=limits,
         groups=groups,

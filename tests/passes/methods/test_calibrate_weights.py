@@ -498,11 +498,3 @@ def test_a_higher_damping_is_said(
 def test_options_that_cannot_be(one: CalibrateWeights, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         one.run(quantized(), PassContext())
-
-
-def test_calibration_that_was_asked_for_must_find_something(
-    spills: Callable[[], SpillFile],
-) -> None:
-    """Rounding to nearest would be another thing than what the recipe says."""
-    with pytest.raises(UsageError, match="method gptq has nothing to calibrate: "):
-        calibrated(quantized("fp8-block"), spills())

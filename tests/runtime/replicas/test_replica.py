@@ -144,6 +144,7 @@ def test_an_owner_that_fails_leaves_no_replica_behind() -> None:
         first = replica.pid
         replica._kill()
         await eventually(lambda: replica.state == "starting" and replica.pid != first)
+        assert replica.pid is not None
         await replica.close(0)
 
     asyncio.run(run())
