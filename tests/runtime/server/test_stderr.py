@@ -110,7 +110,8 @@ def test_ctrl_c_is_no_error(tmp_path: Path) -> None:
 def test_stopping_says_what_it_waits_for(tmp_path: Path) -> None:
     small = write_small_artifact(tmp_path / "small")
     with served(small, "--log-requests") as (popen, url):
-        raw = send_raw(url, {**BODY, "max_tokens": 90, "stream": True})
+        # Long enough (seconds) that it cannot end before the connection is seen to be closed.
+        raw = send_raw(url, {**BODY, "n": 64, "max_tokens": 90, "stream": True})
         assert raw.recv(10)
         popen.send_signal(signal.SIGTERM)
         assert popen.stderr is not None
