@@ -119,8 +119,11 @@ class Paged(CacheForm):
         window = node.attrs["window"]
         mask = self.mask(group, window if isinstance(window, int) else None)
         result = attended(self.graph, heads, queries, keys, values, mask, sinks)
-        flat = self.graph.reshape(result, [-1, heads.queries * heads.value_size])
-        return self.graph.op("Gather", [flat, PADDED_OF_ROW], axis=0)
+        width = heads.queries * heads.value_size
+        flat = self.graph.reshape(result, [-1, width])
+        rows = self.graph.op("Gather", [flat, PADDED_OF_ROW], axis=0)
+        self.graph.shaped(rows, [-1, width])
+        return rows
 
     def positions(self, group: KvGroup) -> tuple[str, str]:
         queries = self.graph.op("Gather", ["positions", ROW_OF_PADDED], axis=0)

@@ -15,6 +15,7 @@ from .emitter import Emitter, Lowering
 from .graph import CONTRIB
 from .layouts import CodedMatrix
 from .lower import coded
+from .lower.pointwise import activate
 from .slots import Slots
 from .types import STORED
 
@@ -103,6 +104,16 @@ def _add_rms_norm(emitter: Emitter, node: Node) -> None:
     emitter.give(node, made, f"{made}:sum")
 
 
+def _gated_act(emitter: Emitter, node: Node) -> None:
+    graph, act = emitter.graph, str(node.attrs["act"])
+    gate, up = graph.split(emitter.operand(node.inputs[0]), -1)
+    if act == "silu":  # in one op: that of the standard is run as two
+        turned = graph.op("QuickGelu", [gate], domain=CONTRIB, alpha=1.0)
+    else:
+        turned = activate(graph, gate, act)
+    emitter.give(node, graph.op("Mul", [turned, up]))
+
+
 def _quantize_rows(emitter: Emitter, node: Node) -> None:
     """Rows in groups are quantized by the products that read them."""
     if not node.attrs["group"]:
@@ -157,6 +168,7 @@ _IN_GROUPS: Final = 4
 
 LOWERINGS: Final[dict[str, Lowering]] = {
     "add_rms_norm": _add_rms_norm,
+    "gated_act": _gated_act,
     "quantize_rows": _quantize_rows,
     "scaled_linear": _scaled_linear,
     "decoded_linear": _decoded_linear,

@@ -90,21 +90,26 @@ class Emitter:
 
     def widened(self, x: str, dtype: DType) -> str:
         """What is stored in a type of 16 bits, in float32."""
-        return self.graph.op("Cast", [x], to=STORED[DType.F32]) if is_narrow(dtype) else x
+        if not is_narrow(dtype):
+            return x
+        wide = self.graph.op("Cast", [x], to=STORED[DType.F32])
+        self.graph.exact[wide] = dtype
+        return wide
 
     def rounded(self, x: str, dtype: DType) -> str:
         """x rounded to a type of 16 bits, in float32; x itself for other types."""
-        if not is_narrow(dtype):
+        if not is_narrow(dtype) or self.graph.exact.get(x) is dtype:
             return x
-        narrow = self.graph.op("Cast", [x], to=STORED[dtype])
-        return self.graph.op("Cast", [narrow], to=STORED[DType.F32])
+        return self.widened(self.graph.op("Cast", [x], to=STORED[dtype]), dtype)
 
     # Results
 
     def give(self, node: Node, *results: str) -> None:
         """The results of a node are these, rounded to their types."""
         for value, name in zip(node.outputs, results, strict=True):
-            self._names[value.name] = self.rounded(name, value.type.dtype)
+            self._names[value.name] = given = self.rounded(name, value.type.dtype)
+            dims = [dim if isinstance(dim, int) else -1 for dim in value.type.shape]
+            self.graph.shaped(given, dims)
 
     # Shapes
 

@@ -75,7 +75,9 @@ class Slots(CacheForm):
     def flat(self, group: KvGroup, x: str, width: int) -> str:
         """Padded rows as those of tokens, `[T, W]`."""
         rows = self.graph.reshape(x, [-1, width])
-        return self.graph.op("Gather", [rows, f"padded_of_row.{group.name}"], axis=0)
+        flat = self.graph.op("Gather", [rows, f"padded_of_row.{group.name}"], axis=0)
+        self.graph.shaped(flat, [-1, width])
+        return flat
 
     def positions(self, group: KvGroup) -> tuple[str, str]:
         queries = self.padded(group, "positions")

@@ -59,8 +59,10 @@ def open_session(artifact: Artifact, compiled: CompiledProgram, num_threads: int
     options.log_severity_level = 4  # what it says of an error is in ours
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    # Threads that wait by spinning take the processors of whoever else works between steps.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads wait for the next op of a step by spinning: to wake them takes about as long as an op
+    # of a short step. Between steps they would take the processors of whoever else works.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     path = artifact.path / compiled.entry.file
     for key, value in settings.config.items():
         options.add_session_config_entry(key, value)

@@ -243,10 +243,13 @@ def test_codes_mean_what_they_mean_in_the_reference(
     assert row.max() <= step
 
 
-def test_blocks_of_4_bits_are_multiplied_as_they_are(builds: Builds, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["llama", "qwen2"])  # the second has biases
+def test_blocks_of_4_bits_are_multiplied_as_they_are(
+    model: str, builds: Builds, tmp_path: Path
+) -> None:
     """onnxruntime makes one op of each dequantization and the product behind it."""
     sets = (("quantization", {"scheme": "q4_0-weights", "method": "nearest", "embedding": "none"}),)
-    artifact = builds.artifact(onnx(Build("llama", sets=sets)))
+    artifact = builds.artifact(onnx(Build(model, sets=sets)))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(artifact.entry_path, options)

@@ -119,7 +119,9 @@ def _dequantized(emitter: Emitter, x: str, matrix: CodedMatrix, scheme: Scheme) 
     rows = scheme.activations
     # Rows of codes in groups lose nothing where the product makes codes of them again.
     emitter.exact_rows |= rows is None or rows.group != group
-    return graph.op("MatMul", [x, numbers])
+    # In a shape that onnxruntime does not derive: it would first make one op of a product and the
+    # bias or residual that is added to it, and then no product of codes of the two before.
+    return graph.reshape(graph.op("MatMul", [x, numbers]), [-1, matrix.rows])
 
 
 def finish(emitter: Emitter, node: Node, result: str, biases: list[Operand]) -> None:
