@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .client import Worker
-from .contestants import CONTESTANTS, SHAPES, Workdir
+from .contestants import CONTESTANTS, DEFAULT_SHAPES, SHAPES, Workdir
 from .start import Starter
 from .summary import spread
 from .workloads import WAKE_UP, WORKLOADS
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--contestants", default="infc-int4,llama.cpp-q4_0,openvino-int4")
-    parser.add_argument("--shape", choices=SHAPES, default=SHAPES[0])
+    parser.add_argument("--shape", choices=SHAPES, default=DEFAULT_SHAPES[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SHAPES = ("0.5b", "1b")
+SHAPES = ("135m", "0.5b", "1b")
+DEFAULT_SHAPES = SHAPES[1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +32,13 @@ class Peer:
 class Contestant:
     """A peer at one precision. `model` is where its models lie in the peer's folder of models,
     `{shape}` standing for the shape; None: it reads the checkpoint. `bits`: what it is
-    compared with."""
+    compared with. `settings` of infc's recipe count beside, and before, that of its bits."""
 
     name: str
     peer: Peer
     bits: int
     model: str | None = None
+    settings: tuple[str, ...] = ()
 
     @property
     def scheme(self) -> str:
@@ -148,6 +150,19 @@ PEERS = (LLAMA_CPP, OPENVINO, ONNXRUNTIME, CTRANSLATE2, TRANSFORMERS, VLLM)
 # What the recipe does not know yet is left out by `run`, with the recipe's own words.
 CONTESTANTS = (
     Contestant(name="infc-int4", peer=INFC, bits=4, model="{shape}-int4"),
+    # Every matrix in blocks of 32, and rows in float32, as the model builder of its peer has it.
+    Contestant(
+        name="infc-onnx-int4",
+        peer=INFC,
+        bits=4,
+        model="{shape}-onnx-int4",
+        settings=(
+            "backend=onnx",
+            "onnx={dialect: onnxruntime, kv: slots}",
+            "dtype=float32",
+            "quantization={scheme: q4_0, head: q4_0, method: nearest}",
+        ),
+    ),
     Contestant(name="llama.cpp-q4_0", peer=LLAMA_CPP, bits=4, model="{shape}-q4_0.gguf"),
     Contestant(name="onnxruntime-int4", peer=ONNXRUNTIME, bits=4, model="{shape}-int4"),
     Contestant(name="openvino-int4", peer=OPENVINO, bits=4, model="{shape}-int4"),

@@ -62,6 +62,11 @@ GOALS = (
     Goal("1b", "infc-int8", "batch32", "value", 120),
     Goal("1b", "infc-int8", "batch32", "ratio", 1.5, ANY_PEER),
     Goal("0.5b", "infc-int8", "prefix", "value", 300),
+    *(
+        Goal(shape, "infc-onnx-int4", metric, "ratio", bound, "onnxruntime-int4")
+        for shape in ("135m", "0.5b")
+        for metric, bound in (("decode", 1.0), ("prefill", 1.3), ("batch8", 1.3), ("batch32", 1.3))
+    ),
     *(Goal("0.5b", f"infc-{p}", "start", "value", 0.6) for p in ("int4", "int8", "bf16")),
     *(
         Goal(shape, f"infc-{precision}", "rss", "memory", 1.0, SAME_BITS)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..models import make_checkpoint
 from .client import REPOSITORY
-from .contestants import CONTESTANTS, SHAPES, Contestant, Workdir
+from .contestants import CONTESTANTS, DEFAULT_SHAPES, SHAPES, Contestant, Workdir
 from .machine import Ceilings, describe
 from .measure import Plan, Turns
 from .report import render
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default=",".join(DEFAULT_SHAPES))
     parser.add_argument("--workloads", default="abcd", help="letters, or keys such as a,b,c32")
     parser.add_argument("--contestants", default=",".join(c.name for c in CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=5)
@@ -114,7 +114,8 @@ def _enter(workdir: Workdir, contestant: Contestant, shape: str) -> Entrant:
         recipe = workdir.checkpoint(shape) / "model.yaml"
         scheme = f"quantization={contestant.scheme}"
         infc = (sys.executable, "-m", "infc", "compile", "--quiet")
-        _output(*infc, str(recipe), "-o", str(model), "--set", scheme)
+        sets = (f"--set={setting}" for setting in (scheme, *contestant.settings))
+        _output(*infc, str(recipe), "-o", str(model), *sets)
     engine = contestant.peer.engine
     python = str(workdir.python(contestant.peer))
     weighed = _output(python, "-m", "benchmarks.peers.weigh", engine, str(model))

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from ..models import make_checkpoint
-from .contestants import CONTESTANTS, PEERS, SHAPES, VLLM, Peer, Workdir
+from .contestants import CONTESTANTS, DEFAULT_SHAPES, PEERS, SHAPES, VLLM, Peer, Workdir
 from .convert import convert
 from .install import install
 from .steps import Runner, SetupError
@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--only", default=",".join(p.name for p in PEERS if p is not VLLM))
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default=",".join(DEFAULT_SHAPES))
     options = parser.parse_args()
     workdir = Workdir(options.workdir.resolve())
     # Without a shape, as benchmarks/quality asks: it has models of its own.
