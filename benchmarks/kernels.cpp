@@ -102,7 +102,7 @@ double time_scaled_linear(ThreadTeam& team, int64_t M, int64_t N, int64_t K, int
         RowScales<W>::quantize(t, x.data(), K, q.data(), row_scale.data(), M, K);
         t.barrier();
         scaled_linear<W, bf16>(t, q.data(), K, row_scale.data(), w.as<char>() + i * bytes,
-                               scale.data(), nullptr, y.data(), N, M, N, K);
+                               scale.data(), static_cast<const bf16*>(nullptr), y.data(), N, M, N, K);
         t.barrier();
       }
     });
@@ -156,13 +156,14 @@ double time_attention(ThreadTeam& team, const AttentionShape& shape, int repeats
 
 using Int8 = Grouped<8, int8_t>;
 using Int4 = Grouped<4, int8_t, absent, Levels::book>;
+using Int6 = Grouped<6, int8_t>;
 
-// `kind`: 0 float, 1 bf16, 2 int8, 3 int4, 4 int8-token, 5 int4-token.
+// `kind`: 0 float, 1 bf16, 2 int8, 3 int4, 4 int8-token, 5 int4-token, 6 int6.
 EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N, int64_t K,
                              int64_t matrices, int64_t repeats) {
   const int64_t scratch = std::max({product_scratch_bytes<float>(K), product_scratch_bytes<bf16>(K),
                                     product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),
-                                    product_scratch_bytes<int8_t>(K),
+                                    product_scratch_bytes<int8_t>(K), product_scratch_bytes<Int6>(K),
                                     product_scratch_bytes<int4x2>(K)});
   ThreadTeam team(static_cast<int>(threads), static_cast<size_t>(scratch));
   const int r = static_cast<int>(repeats);
@@ -172,7 +173,8 @@ EXPORT double linear_seconds(int64_t threads, int64_t kind, int64_t M, int64_t N
     case 2: return time_scaled_linear<Int8>(team, M, N, K, matrices, r);
     case 3: return time_scaled_linear<Int4>(team, M, N, K, matrices, r);
     case 4: return time_scaled_linear<int8_t>(team, M, N, K, matrices, r);
-    default: return time_scaled_linear<int4x2>(team, M, N, K, matrices, r);
+    case 5: return time_scaled_linear<int4x2>(team, M, N, K, matrices, r);
+    default: return time_scaled_linear<Int6>(team, M, N, K, matrices, r);
   }
 }
 

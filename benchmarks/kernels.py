@@ -40,6 +40,7 @@ KINDS = {
     "int4": 17 / 32,
     "int8-token": 1,
     "int4-token": 17 / 32,
+    "int6": 25 / 32,
 }
 """Kinds of weights, and their bytes."""
 ATTENDED = ("float", "bf16", "int8")

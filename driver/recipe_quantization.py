@@ -14,6 +14,7 @@ from .texts import CALIBRATION
 SchemeName = Literal[
     "none",
     "int8",
+    "int6",
     "int4",
     "int4-g64",
     "int4-g128",
@@ -27,6 +28,7 @@ SchemeName = Literal[
     "fp8-block",
     "adopt",
     "int8-weights",
+    "int6-weights",
     "int4-weights",
     "int4-g64-weights",
     "int4-g128-weights",
@@ -101,16 +103,17 @@ class QuantizationSection(Section):
 
     scheme: SchemeName = key(
         "none",
-        "int8: int8 weights and int8 activations in groups of 32 with a scale each; int4: the same"
-        " with 4-bit weights; int4-g64 and int4-g128: int4 with weights in groups of 64 and 128,"
-        " which is smaller and less accurate; int8-token and int4-token: activations with one scale"
-        " per token and exact integer sums, which is faster and less accurate; q8_0, q4_0, q4_1:"
-        " the formats of GGUF; fp8: weights and activations in e4m3, with one scale per output"
-        " channel and per token; fp8-tensor: the same with one scale per matrix; fp8-block: one"
-        " scale for each 128x128 weights and each 128 activations; adopt: matrices that a GGUF file"
-        " holds in one of its formats above are kept as they are, and those that it holds in others"
-        " become int8. With -weights at the end, the weights are the same and activations stay in"
-        " floating point, which is slower. `default` is another name of this key.",
+        "int8: int8 weights and int8 activations in groups of 32 with a scale each; int6 and"
+        " int4: the same with 6-bit and 4-bit weights; int4-g64 and int4-g128: int4 with weights"
+        " in groups of 64 and 128, which is smaller and less accurate; int8-token and"
+        " int4-token: activations with one scale per token and exact integer sums, which is"
+        " faster and less accurate; q8_0, q4_0, q4_1: the formats of GGUF; fp8: weights and"
+        " activations in e4m3, with one scale per output channel and per token; fp8-tensor: the"
+        " same with one scale per matrix; fp8-block: one scale for each 128x128 weights and each"
+        " 128 activations; adopt: matrices that a GGUF file holds in one of its formats above"
+        " are kept as they are, and those that it holds in others become int8. With -weights at"
+        " the end, the weights are the same and activations stay in floating point, which is"
+        " slower. `default` is another name of this key.",
     )
     rules: list[RuleSection] = key(
         [], "Schemes of single matrices: the first rule whose pattern matches a name is used."
@@ -138,8 +141,8 @@ class QuantizationSection(Section):
     embedding: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
         "Scheme of the table of token embeddings; auto is that of the output head if both are the"
-        " same matrix, which is then stored once, and otherwise `scheme` if it has 4 bits or is"
-        " fp8, else int8. true means auto, false means none.",
+        " same matrix, which is then stored once, and otherwise `scheme` if it has fewer than 8"
+        " bits or is fp8, else int8. true means auto, false means none.",
     )
     method: Literal["auto", "nearest", "gptq"] = key(
         AUTO,

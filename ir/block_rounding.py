@@ -155,7 +155,7 @@ class BlockRounding:
         return wrong
 
     def codes(self, units: torch.Tensor, scales: GroupScales) -> torch.Tensor:
-        """The codes of groups `[R, n]` whose values are nearest: int8, or uint8 from 0 to 15."""
+        """The codes of groups `[R, n]` whose values are nearest: int8, or uint8 from 0 on."""
         import torch
 
         offset = units if scales.minimum is None else units - scales.minimum
@@ -176,7 +176,7 @@ class BlockRounding:
         import torch
 
         levels = codes.float()
-        if self.format.bits == 4:
+        if self.format.bits != 8:
             levels = _table(self.format.levels, torch.float32).take(codes.long())
         values = levels * scales.scale
         return values if scales.minimum is None else values + scales.minimum
@@ -190,6 +190,8 @@ class BlockRounding:
         head = [one.to(kind).view(torch.uint8) for one in stored]
         if self.format.bits == 8:
             return torch.cat([*head, codes.view(torch.uint8)], -1)
+        if self.format.bits == 6:
+            return torch.cat([*head, _pack_six_bits(codes)], -1)
         lower, upper = codes.unflatten(-1, (-1, 2, CHUNK // 2)).unbind(-2)
         return torch.cat([*head, (lower | (upper << 4)).flatten(1)], -1)
 
@@ -264,6 +266,16 @@ def _table(numbers: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
     import torch
 
     return torch.tensor(numbers, dtype=dtype)
+
+
+def _pack_six_bits(codes: torch.Tensor) -> torch.Tensor:
+    """The bytes `[R, ..]` of codes `[R, group]` from 0 to 63."""
+    import torch
+
+    quads = codes.unflatten(-1, (-1, 4, 4))
+    upper = sum((quads[..., i, :] >> 4) << (2 * i) for i in range(1, 4)) + (quads[..., 0, :] >> 4)
+    lower = (quads[..., :2, :] & 15) | (quads[..., 2:, :] << 4)
+    return torch.cat([upper, lower.flatten(-2)], -1).flatten(1)
 
 
 def _top_level(form: Format) -> float:

@@ -17,6 +17,8 @@ CHUNK: Final = 32
 
 CENTERED_I4: Final = tuple(range(-8, 8))
 """Levels of 4-bit codes that are numbers around zero."""
+CENTERED_I6: Final = tuple(range(-32, 32))
+"""Levels of 6-bit codes that are numbers around zero."""
 COUNTED_I4: Final = tuple(range(16))
 """Levels of 4-bit codes that are counted from the minimum of their group."""
 BOOK_I4: Final = (-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56)
@@ -29,7 +31,7 @@ They are the levels of llama.cpp's IQ4_NL, halved, so that a level plus 64 is an
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a block: `count` values of a type, or of 4-bit codes two to a byte."""
+    """One part of a block: `count` values of a type, or bytes of codes with fewer than 8 bits."""
 
     name: str
     dtype: DType
@@ -52,6 +54,9 @@ class Format:
     one block of bytes: their scale (`DType.I8`, a multiplier from -127 to 127, or `DType.F16`),
     their minimum if the format has one, and their codes. In each 16 bytes of 4-bit codes, which are
     32 codes, byte i holds code i in its lower half and code i + 16 in its upper half, as in GGUF.
+    16 codes of 6 bits are 12 bytes: byte i of the first 4 holds the upper two bits of codes i,
+    i + 4, i + 8 and i + 12, those of the first in its lowest bits, and byte i of the other 8 holds
+    the lower four bits of code i in its lower half, and of code i + 8 in its upper half.
     The last block of a row is padded with zeros.
 
     A format that is not grouped has plain codes `[.., N, K]` and no scale but that of the row. With
@@ -76,12 +81,14 @@ class Format:
         if self.bits == 8 and not self.levels:
             return
         levels = [level for level in self.levels if abs(level) < 128 and level == int(level)]
-        is_packed = self.is_grouped and self.bits == 4 and len(levels) == len(self.levels) == 16
+        count = len(self.levels)
+        is_packed = self.is_grouped and self.bits in (4, 6) and len(levels) == count
+        is_packed &= count == 1 << self.bits
         if not is_packed or levels != sorted(set(levels)):
             raise ProgramError(
                 f"a format {self.name} of {self.bits} bits cannot be stored",
-                hint="grouped codes have 8 bits and no levels, or 4 bits and 16 whole levels below"
-                " 128 in ascending order; others have 8 bits",
+                hint="grouped codes have 8 bits and no levels, or 4 or 6 bits and 16 or 64 whole"
+                " levels below 128 in ascending order; others have 8 bits",
             )
 
     @property
@@ -95,7 +102,8 @@ class Format:
         if self.scale is None:
             return (Part("codes", self.code_dtype, 1, 0),)
         parts: list[Part] = []
-        codes = (DType.I8, self.group) if self.bits == 8 else (DType.U8, self.group // 2)
+        count = self.group * self.bits // 8
+        codes = (DType.I8 if self.bits == 8 else DType.U8, count)
         single = (("scale", self.scale, 1), ("minimum", self.minimum, 1), ("codes", *codes))
         offset = 0
         for name, dtype, count in single:
@@ -159,10 +167,20 @@ class Format:
         if self.bits == 8:
             levels = torch.tensor(self.levels, dtype=dtype or torch.float32)
             return levels.index_select(0, codes.flatten().int()).view(codes.shape)
-        chunks = codes.unflatten(-1, (-1, CHUNK // 2))
-        numbers = torch.cat([chunks & 15, chunks >> 4], -1).flatten(-2)
+        numbers = self._numbers(codes)
         levels = torch.tensor(self.levels, dtype=dtype or torch.int8)
         return levels.index_select(0, numbers.flatten().int()).view(numbers.shape)
+
+    def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
+        """The codes of 4 or 6 bits, one in each element."""
+        import torch
+
+        if self.bits == 4:
+            chunks = codes.unflatten(-1, (-1, CHUNK // 2))
+            return torch.cat([chunks & 15, chunks >> 4], -1).flatten(-2)
+        upper, lower = codes.unflatten(-1, (-1, 12)).split([4, 8], -1)
+        upper = torch.cat([(upper >> shift) & 3 for shift in (0, 2, 4, 6)], -1)
+        return (torch.cat([lower & 15, lower >> 4], -1) | (upper << 4)).flatten(-2)
 
     def decode(self, codes: torch.Tensor, scales: torch.Tensor, depth: int) -> torch.Tensor:
         """The matrix `[.., N, depth]` that codes and scales stand for, in the type of the scales.
@@ -233,6 +251,14 @@ def _book_format(group: int) -> Format:
     )
 
 
+I6_G32: Final = Format(
+    "i6_g32",
+    6,
+    CENTERED_I6,
+    DType.I8,
+    doc="6-bit numbers in groups of 32, each with a multiplier of 8 bits, and one float32 scale "
+    "per row",
+)
 B4_G32: Final = _book_format(32)
 B4_G64: Final = _book_format(64)
 B4_G128: Final = _book_format(128)
@@ -265,7 +291,7 @@ E4M3_B128: Final = Format(
 FORMATS: Final = {
     one.name: one
     for one in (
-        *(I8, I8_G32, Q8_0, I4_G32, B4_G32, B4_G64, B4_G128, Q4_0, Q4_1),
+        *(I8, I8_G32, Q8_0, I6_G32, I4_G32, B4_G32, B4_G64, B4_G128, Q4_0, Q4_1),
         *(E4M3, E4M3_B128),
     )
 }

@@ -18,6 +18,7 @@ from .formats import (
     E4M3,
     E4M3_B128,
     I4_G32,
+    I6_G32,
     I8,
     I8_G32,
     Q4_0,
@@ -116,6 +117,7 @@ def _grouped(name: str, weight: Format, tolerance: float) -> Scheme:
 
 
 INT8: Final = _grouped("int8", I8_G32, 0.02)
+INT6: Final = _grouped("int6", I6_G32, 0.07)
 INT4: Final = _grouped("int4", B4_G32, 0.25)
 INT8_TOKEN: Final = Scheme("int8-token", I8, TOKENS, quantize_i8, 0.05)
 INT4_TOKEN: Final = Scheme("int4-token", I4_G32, TOKENS, quantize_i4, 0.35)
@@ -133,6 +135,7 @@ _FP8: Final = (
 )
 _GROUPED: Final = (
     INT8,
+    INT6,
     INT4,
     _grouped("int4-g64", B4_G64, 0.27),
     _grouped("int4-g128", B4_G128, 0.3),
@@ -179,6 +182,11 @@ def is_quantizing(*names: str) -> bool:
 def has_four_bits(name: str) -> bool:
     """Whether that is the name of a scheme with weights of 4 bits."""
     return name in SCHEMES and SCHEMES[name].weight.bits == 4
+
+
+def has_few_bits(name: str) -> bool:
+    """Whether that is the name of a scheme with weights of fewer than 8 bits."""
+    return name in SCHEMES and SCHEMES[name].weight.bits < 8
 
 
 def is_fp8(name: str) -> bool:

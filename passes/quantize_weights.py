@@ -41,8 +41,8 @@ class QuantizeWeights(SchemePass):
     for queries, and then for products that follow an activation function, if it is enough for all.
     `embedding` is the scheme of a table in which tokens are looked up, which becomes
     `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means that of the head if it is the same
-    matrix, so that both read the same codes, and otherwise `scheme` if that has 4 bits or is
-    fp8, else int8.
+    matrix, so that both read the same codes, and otherwise `scheme` if that has fewer than 8
+    bits or is fp8, else int8.
     Other tables are quantized if a rule says so. A pattern matches the name of a weight, with or
     without `.weight`.
 

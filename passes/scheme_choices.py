@@ -19,6 +19,7 @@ from ..ir.schemes import (
     SCHEMES,
     Scheme,
     eight_bits,
+    has_few_bits,
     has_four_bits,
     is_fp8,
     is_quantizing,
@@ -242,7 +243,7 @@ class SchemeChoices:
             self.parts.note(EMBEDDING, ref.name, rule)
         # An error of a row that is looked up is one of many terms that follow, unlike one of the
         # head: with 4 bits, Qwen2.5-Coder-0.5B is 1 % further from its source.
-        keeps = self.scheme in ADOPTING or has_four_bits(self.scheme) or is_fp8(self.scheme)
+        keeps = self.scheme in ADOPTING or has_few_bits(self.scheme) or is_fp8(self.scheme)
         scheme, reason = self.scheme if keeps else INT8.name, ""
         if rule is not None:
             scheme, reason = rule[1], f"it matches {rule[0]}, which is left out"

@@ -27,6 +27,7 @@ _CODES = {
     "i8": "int8_t",
     "i4_g32": "int4x2",
     "i8_g32": "Grouped<8, int8_t>",
+    "i6_g32": "Grouped<6, int8_t>",
     "b4_g32": "Grouped<4, int8_t, absent, Levels::book>",
     "b4_g64": "Grouped<4, int8_t, absent, Levels::book, 2>",
     "b4_g128": "Grouped<4, int8_t, absent, Levels::book, 4>",

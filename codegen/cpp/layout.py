@@ -81,7 +81,8 @@ class BlockLayout:
     Of each group come first the scales of the outputs `[nr]`, then their minima if the format has
     them, then the codes: for every 32 elements, `[32 / kp][nr][kp]` bytes of 8-bit codes (`flipped`
     as in `PanelLayout`), or `[16 / 4][nr][4]` bytes of two 4-bit codes each. What one instruction
-    multiplies by neighboring elements of K lies side by side.
+    multiplies by neighboring elements of K lies side by side. Of codes of 6 bits, 16 lie after the
+    other as `[nr / 16][3][16][4]` bytes: for 16 outputs four with the upper bits, then eight.
     """
 
     nr: int
@@ -129,6 +130,10 @@ class BlockLayout:
         data = rows[..., part.offset : part.offset + part.num_bytes]
         if part.name == "codes":
             data = data ^ 128 if self.flipped else data
+            if self.format.bits == 6:
+                units = data.reshape(*data.shape[:-2], self.nr // 16, 16, -1, 3, 4)
+                order = np.moveaxis(units, -3, -5).swapaxes(-3, -2)
+                return order.reshape(*data.shape[:-2], -1)
             steps = data.reshape(*data.shape[:-1], -1, self.kp)
             data = steps.swapaxes(-3, -2)
             return data.reshape(*data.shape[:-3], -1)
@@ -141,7 +146,10 @@ class BlockLayout:
         for part in self.format.parts:
             data = packed[..., start : start + self.nr * part.num_bytes]
             start += self.nr * part.num_bytes
-            if part.name == "codes":
+            if part.name == "codes" and self.format.bits == 6:
+                units = data.reshape(*data.shape[:-1], -1, self.nr // 16, 3, 16, 4)
+                data = np.moveaxis(units.swapaxes(-3, -2), -5, -3)
+            elif part.name == "codes":
                 steps = data.reshape(*data.shape[:-1], -1, self.nr, self.kp).swapaxes(-3, -2)
                 data = steps ^ 128 if self.flipped else steps
             found.append(data.reshape(*lead, panels, groups, self.nr, part.num_bytes))
@@ -160,7 +168,7 @@ def weight_layout(form: DType | Format, target: Target) -> Layout:
     if form.group == 1:
         return panel_layout(DType.I8, target)
     plain = panel_layout(DType.I8, target)
-    if form.bits == 4:
+    if form.bits != 8:
         return BlockLayout(plain.nr, form)
     return BlockLayout(plain.nr, form, plain.kp, plain.flipped)
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parent / "quantizer" / "quantize.cpp"
 NOT_COMPILED = "matrices are quantized without compiled code, which takes longer"
-_COMPILED = frozenset({"i8", "i4_g32", "i8_g32", "b4_g32", "b4_g64", "b4_g128"})
+_COMPILED = frozenset({"i8", "i4_g32", "i8_g32", "i6_g32", "b4_g32", "b4_g64", "b4_g128"})
 """Formats that `quantize.cpp` rounds to."""
-_FED: Final = frozenset({"i8_g32", "b4_g32", "b4_g64", "b4_g128"})
+_FED: Final = frozenset({"i8_g32", "i6_g32", "b4_g32", "b4_g64", "b4_g128"})
 """Those that it rounds to by error feedback too."""
 _PART_ELEMENTS = 1 << 20
 """Weights that a thread takes at a time: some milliseconds of work."""

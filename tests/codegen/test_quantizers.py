@@ -17,7 +17,7 @@ from infc.ir.weights import checkpoint, evaluate_expr
 from infc.passes.methods.feedback import CompiledFeedback, factorize, feed_back
 from infc.passes.methods.grids import GRIDS
 
-FED = ("int8", "int4", "int4-g64", "int4-g128")
+FED = ("int8", "int6", "int4", "int4-g64", "int4-g128")
 COMPILED = (*FED, "int8-token", "int4-token")
 
 

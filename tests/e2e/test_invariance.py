@@ -78,7 +78,10 @@ PATHS = {
 """Each scheme of weights in each family; each with every type of cache."""
 
 
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MATRICES = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj", "lm_head"),
+)
 OTHER_SCHEMES = [
     name for name, one in ALL_SCHEMES.items() if has_kernels(one.weight) and name not in SCHEMES
 ]
@@ -89,7 +92,7 @@ MIXES = [
     for place in range(0, len(OTHER_SCHEMES), len(MATRICES))
     if (
         rules := [
-            {"match": f"*.{matrix}", "scheme": scheme}
+            {"match": f"*{matrix}", "scheme": scheme}
             for matrix, scheme in zip(MATRICES, OTHER_SCHEMES[place:], strict=False)
         ]
     )

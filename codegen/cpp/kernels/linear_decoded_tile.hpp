@@ -67,9 +67,10 @@ INFC_INLINE PreparedRow<float> prepare_row(const bf16* x, int64_t K, void* made)
 // unsigned numbers that are kZero above their levels (with AVX-512, the codes of 4 bits themselves).
 template <int kBits, Levels kLevels, int kNR>
 struct CodeWords {
-  static constexpr int kPer = kBits == 4 ? 4 : LinearLayout<int8_t>::kKP;
+  static constexpr int kPer = kBits == 8 ? LinearLayout<int8_t>::kKP : 4;
   static constexpr int kCount = kGroup / kPer;
   static constexpr int kZero = kBits == 8                    ? 128
+                               : kBits == 6                  ? kSixBitZero
                                : kLevels == Levels::book     ? kBookZero
                                : kLevels == Levels::centered ? 8
                                                              : 0;
@@ -81,9 +82,14 @@ struct CodeWords {
       std::memcpy(&pairs, codes + (w * kNR + n) * 2, sizeof pairs);
       return __builtin_convertvector(pairs, reg::u32) ^ 0x8080;  // signed codes, plus 128
     } else {
+      if constexpr (kBits == 6) {
+        const int half = w / 4, quad = w % 4;
+        const reg::u32 high = word_at(codes + six_bit_row<kNR>(half, 0, n)) >> (2 * quad);
+        const reg::u32 low = word_at(codes + six_bit_row<kNR>(half, 1 + quad % 2, n)) >> (quad / 2 * 4);
+        return ((high & 0x03030303u) << 4) | (low & 0x0f0f0f0fu);
+      }
       const int step = kBits == 4 ? w % 4 : w;
-      reg::u32 word;
-      std::memcpy(&word, codes + (step * kNR + n) * 4, sizeof word);
+      const reg::u32 word = word_at(codes + (step * kNR + n) * 4);
       return kBits == 4 ? unsigned_codes(word >> (w / 4 * 4)) : word;
     }
   }
@@ -103,6 +109,12 @@ struct CodeWords {
   }
 
  private:
+  INFC_INLINE static reg::u32 word_at(const char* p) {
+    reg::u32 word;
+    std::memcpy(&word, p, sizeof word);
+    return word;
+  }
+
   struct Table {
     float x[16];
   };

@@ -9,10 +9,11 @@
 // one by one (no fused multiply-add), so that every target gives the same bits.
 //
 // A panel holds, group after group of K: NR scales, NR minima (of formats that have them), and the codes
-// of 32 elements after the other: with 8 bits as int8_t panels lie, with 4 bits as int4x2 panels do.
+// of 32 elements after the other: with 8 bits as int8_t panels lie, with 4 bits as int4x2 panels do,
+// with 6 bits as linear_six_bits.hpp says.
 #pragma once
 
-#include "linear_i4_tile.hpp"
+#include "linear_six_bits.hpp"
 
 namespace infc {
 
@@ -31,8 +32,8 @@ enum class Levels { centered, counted, book };
 constexpr int8_t kBook[16] = {-63, -52, -41, -32, -24, -17, -11, -5, 0, 6, 12, 19, 26, 34, 44, 56};
 constexpr int kBookZero = 64;  // added to a level where it is multiplied as an unsigned number
 
-// A weight of kBits per code (8 or 4), with the types of its scales and minima: one for kChunks * 32
-// elements of K. Codes of 8 bits are signed, whatever kLevels.
+// A weight of kBits per code (8, 6 or 4), with the types of its scales and minima: one for kChunks * 32
+// elements of K. Codes of 8 and 6 bits are signed, whatever kLevels.
 template <int kBits, class Scale, class Minimum = absent, Levels kLevels = Levels::centered,
           int kChunks = 1>
 struct Grouped {};
@@ -95,8 +96,8 @@ struct ScaledRow {
 };
 
 // How codes are multiplied: unsigned bytes by signed ones, four products in a 32-bit lane (VNNI, and
-// levels of a book, which are below 128: no pair of products overflows 16 bits); two in a 16-bit lane
-// (other 4-bit codes elsewhere); signed numbers of 16 bits in pairs (bytes elsewhere).
+// levels of a book and codes of 6 bits, which are below 128: no pair of products overflows 16 bits); two
+// in a 16-bit lane (other 4-bit codes elsewhere); signed numbers of 16 bits in pairs (bytes elsewhere).
 template <int kBits>
 constexpr bool kWidensRows = kBits == 8 && !INFC_VNNI;
 template <int kBits, Levels kLevels>
@@ -121,6 +122,7 @@ struct Rows<Grouped<kBits, Scale, Minimum, kLevels, kChunks>> {
   using Group = GroupRow<std::conditional_t<kWidensRows<kBits>, int16_t, int8_t>>;
   // How far above their values codes are multiplied.
   static constexpr int kZero = kBits == 8                      ? (INFC_VNNI ? 128 : 0)
+                               : kBits == 6                    ? kSixBitZero
                                : kLevels == Levels::book       ? kBookZero
                                : kLevels == Levels::centered   ? 8
                                                                : 0;
@@ -182,18 +184,8 @@ INFC_INLINE u8 unsigned_levels(u8 codes) {
 // acc + products of unsigned levels by the four signed bytes x.
 template <Levels kLevels>
 INFC_INLINE i32 add_levels(i32 acc, u8 levels, int32_t x) {
-  if constexpr (kLevels != Levels::book || INFC_VNNI) return add_codes(acc, levels, x);
-  const i32 xs = i32{} + x;
-#if INFC_AVX512
-  const __m512i pairs = _mm512_maddubs_epi16((__m512i)levels, (__m512i)xs);
-  return acc + (i32)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#elif INFC_AVX2
-  const __m256i pairs = _mm256_maddubs_epi16((__m256i)levels, (__m256i)xs);
-  return acc + (i32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#else
-  const __m128i pairs = _mm_maddubs_epi16((__m128i)levels, (__m128i)xs);
-  return acc + (i32)_mm_madd_epi16(pairs, _mm_set1_epi16(1));
-#endif
+  if constexpr (kLevels == Levels::book) return add_small_bytes(acc, levels, x);
+  return add_codes(acc, levels, x);
 }
 }  // namespace reg
 
@@ -356,6 +348,8 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels, kChunks>, MR, P> {
     INFC_UNROLL for (int p = 0; p < P; ++p) codes[p] = Layout::codes(panel[p], g);
     if constexpr (kBits == 8) {
       add_bytes(acc, x, codes);
+    } else if constexpr (kBits == 6) {
+      add_six_bits(acc, x, codes);
     } else {
       add_nibbles<kLevels>(acc, x, codes);
     }
@@ -388,13 +382,28 @@ struct Multiply<Grouped<kBits, Scale, Minimum, kLevels, kChunks>, MR, P> {
 };
 
 #if INFC_VNNI
+// The unsigned numbers that 32 codes of 4 bits of each output are multiplied as, [8][NR][4].
+template <Levels kLevels, int NR>
+INFC_INLINE void widen_nibbles(const char* codes, char* wide) {
+  for (int step = 0; step < 4; ++step) {
+    INFC_UNROLL for (int j = 0; j < NR / kLanes; ++j) {
+      const int64_t at = (step * NR + j * kLanes) * 4;
+      const reg::u8 both = reg::load_codes(codes + at);
+      const reg::u8 low = reg::unsigned_levels<kLevels>(reg::low_codes(both));
+      const reg::u8 high = reg::unsigned_levels<kLevels>(reg::high_codes(both));
+      std::memcpy(wide + at, &low, sizeof low);
+      std::memcpy(wide + at + 4 * NR * 4, &high, sizeof high);
+    }
+  }
+}
+
 // A panel with its codes as bytes, and floats as scales of 32 each: many rows then spare unpacking them
 // for every few of them.
 template <class Minimum>
 using WideMinimum = std::conditional_t<std::is_same_v<Minimum, absent>, absent, float>;
-template <class Scale, class Minimum, Levels kLevels, int kChunks>
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
 INFC_INLINE void widen_groups(const char* panel, int64_t K, char* wide) {
-  using From = LinearLayout<Grouped<4, Scale, Minimum, kLevels, kChunks>>;
+  using From = LinearLayout<Grouped<kBits, Scale, Minimum, kLevels, kChunks>>;
   using To = LinearLayout<Grouped<8, float, WideMinimum<Minimum>>>;
   constexpr int kNR = From::kNR;
   for (int64_t g = 0; g < ceil_div(K, kGroup); ++g) {
@@ -406,15 +415,10 @@ INFC_INLINE void widen_groups(const char* panel, int64_t K, char* wide) {
                    reg::load_scales(reinterpret_cast<const Minimum*>(From::minima(panel, g)) + j));
       }
     }
-    for (int step = 0; step < 4; ++step) {
-      INFC_UNROLL for (int j = 0; j < kNR / kLanes; ++j) {
-        const int64_t at = (step * kNR + j * kLanes) * 4;
-        const reg::u8 both = reg::load_codes(From::codes(panel, g) + at);
-        const reg::u8 low = reg::unsigned_levels<kLevels>(reg::low_codes(both));
-        const reg::u8 high = reg::unsigned_levels<kLevels>(reg::high_codes(both));
-        std::memcpy(wide + To::kHeader + at, &low, sizeof low);
-        std::memcpy(wide + To::kHeader + at + 4 * kNR * 4, &high, sizeof high);
-      }
+    if constexpr (kBits == 6) {
+      widen_six_bits<kNR>(From::codes(panel, g), wide + To::kHeader);
+    } else {
+      widen_nibbles<kLevels, kNR>(From::codes(panel, g), wide + To::kHeader);
     }
     wide += To::kGroupBytes;
   }

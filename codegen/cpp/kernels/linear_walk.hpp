@@ -43,14 +43,20 @@ struct Widened<int4x2> {
   }
   static void panel(const char* panel, int64_t K, char* wide) { widen_panel(panel, K, wide); }
 };
-template <class Scale, class Minimum, Levels kLevels, int kChunks>
-struct Widened<Grouped<4, Scale, Minimum, kLevels, kChunks>> {
+template <int kBits, class Scale, class Minimum, Levels kLevels, int kChunks>
+struct WidenedGroups {
   using Type = Grouped<8, float, WideMinimum<Minimum>>;
   static PreparedRow<int8_t> row(const PreparedRow<int8_t>& row, int64_t) { return row; }
   static void panel(const char* panel, int64_t K, char* wide) {
-    widen_groups<Scale, Minimum, kLevels, kChunks>(panel, K, wide);
+    widen_groups<kBits, Scale, Minimum, kLevels, kChunks>(panel, K, wide);
   }
 };
+template <class Scale, class Minimum, Levels kLevels, int kChunks>
+struct Widened<Grouped<4, Scale, Minimum, kLevels, kChunks>>
+    : WidenedGroups<4, Scale, Minimum, kLevels, kChunks> {};
+template <class Scale, class Minimum, Levels kLevels, int kChunks>
+struct Widened<Grouped<6, Scale, Minimum, kLevels, kChunks>>
+    : WidenedGroups<6, Scale, Minimum, kLevels, kChunks> {};
 #endif
 template <class W>
 constexpr bool kWidensPanels = !std::is_void_v<typename Widened<W>::Type>;

@@ -86,6 +86,11 @@ struct Elements<Grouped<kBits, Scale, Minimum, kLevels, kChunks>> {
     decode_groups(K, y, [panel, n](int64_t g, float* out) {
       if constexpr (kBits == 8) {
         Elements<int8_t>::decode(Layout::codes(panel, g), n, kGroup, out);
+      } else if constexpr (kBits == 6) {
+        const char* codes = Layout::codes(panel, g);
+        for (int64_t k = 0; k < kGroup; ++k) {
+          out[k] = static_cast<float>(six_bits_in_panel<Layout::kNR>(codes, n, k) - kSixBitZero);
+        }
       } else {
         decode_nibbles<kLevels, Layout::kNR>(Layout::codes(panel, g), n, out);
       }

@@ -90,4 +90,20 @@ inline uint8_t code_of(float level) {
   return kCodes[static_cast<size_t>(static_cast<int>(level) + 64)];
 }
 
+// Levels of the book: of every 32 codes, one and the one 16 later share a byte.
+struct BookLevels {
+  static constexpr float kTop = 63.0f;
+
+  static Numbers nearest(const Numbers& numbers) { return nearest_levels(numbers); }
+
+  template <int kSize>
+  static void pack(const float* levels, uint8_t* out) {
+    for (int first = 0; first < kSize; first += 32) {
+      for (int j = first; j < first + 16; ++j) {
+        *out++ = static_cast<uint8_t>(code_of(levels[j]) | code_of(levels[j + 16]) << 4);
+      }
+    }
+  }
+};
+
 }  // namespace

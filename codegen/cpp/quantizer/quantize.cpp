@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-#include "book.hpp"
+#include "six_bits.hpp"
 
 namespace {
 
@@ -163,7 +163,6 @@ bool rows_to_i8(const T* weights, int64_t rows, int64_t depth, int8_t* codes, fl
 
 // The grouped formats, as ir/block_rounding.py rounds to them.
 
-constexpr float kBookTop = 63.0f;
 constexpr float kFactors[] = {1.0f, 1.0625f, 1.125f, 0.9375f, 0.875f, 0.8125f};
 constexpr float kMostFactor = 1.125f;
 constexpr float kMostCode = 127.0f;
@@ -199,30 +198,20 @@ float largest_of_group(const float* x) {
   return most;
 }
 
-// Levels of the book as codes: of every 32, one and the one 16 later share a byte.
-template <int kSize>
-void pack_book(const float* levels, uint8_t* out) {
-  for (int first = 0; first < kSize; first += 32) {
-    for (int j = first; j < first + 16; ++j) {
-      *out++ = static_cast<uint8_t>(code_of(levels[j]) | code_of(levels[j + 16]) << 4);
-    }
-  }
-}
-
-// A group of kSize in units of its row's scale, as its multiplier and codes of the book.
-template <int kSize>
-void book_group(const float* weights, uint8_t* out) {
+// A group of kSize in units of its row's scale, as its multiplier and codes of levels.
+template <class Levels, int kSize>
+void level_group(const float* weights, uint8_t* out) {
   constexpr int kParts = kSize / 32;
   Numbers x[kParts];
   std::memcpy(x, weights, sizeof x);
-  const float needed = largest_of_group<kSize>(weights) * (1.0f / kBookTop);
+  const float needed = largest_of_group<kSize>(weights) * (1.0f / Levels::kTop);
   float best = 0, error = 0;
   for (float factor : kFactors) {
     for (int sign = 1; sign >= -1; sign -= 2) {
       const float multiplier = stored_multiplier(needed * (static_cast<float>(sign) * factor));
       f32x8 wrong[4 * kParts];
       for (int p = 0; p < kParts; ++p) {
-        const Numbers levels = nearest_levels(scaled(x[p], 1.0f / multiplier));
+        const Numbers levels = Levels::nearest(scaled(x[p], 1.0f / multiplier));
         for (int i = 0; i < 4; ++i) {
           const f32x8 off = levels.part[i] * multiplier - x[p].part[i];
           wrong[4 * p + i] = off * off;
@@ -240,11 +229,11 @@ void book_group(const float* weights, uint8_t* out) {
   }
   float levels[kSize];
   for (int p = 0; p < kParts; ++p) {
-    const Numbers found = nearest_levels(scaled(x[p], 1.0f / best));
+    const Numbers found = Levels::nearest(scaled(x[p], 1.0f / best));
     std::memcpy(levels + 32 * p, &found, sizeof found);
   }
   out[0] = static_cast<uint8_t>(static_cast<int8_t>(best));
-  pack_book<kSize>(levels, out + 1);
+  Levels::template pack<kSize>(levels, out + 1);
 }
 
 // A group as its multiplier and 32 codes of 8 bits.
@@ -286,15 +275,15 @@ constexpr int kLanes = 32;
 constexpr int kTile = 4;  // columns whose sums stay in registers
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 
-template <int kGroup>
-struct Book {
+template <class Kind, int kGroup, int kBits>
+struct Fitted {
   static constexpr int kSize = kGroup;
-  static constexpr int64_t kBlockBytes = 1 + kSize / 2;
+  static constexpr int64_t kBlockBytes = 1 + kSize * kBits / 8;
   static Lanes levels(const Lanes& numbers) {
     static_assert(sizeof(Lanes) == sizeof(Numbers));
     Numbers given;
     std::memcpy(&given, &numbers, sizeof given);
-    const Numbers levels = nearest_levels(given);
+    const Numbers levels = Kind::nearest(given);
     Lanes found;
     std::memcpy(&found, &levels, sizeof found);
     return found;
@@ -308,7 +297,7 @@ struct Book {
       for (int sign = 1; sign >= -1; sign -= 2) {
         Lanes tried;
         const float wanted = static_cast<float>(sign) * factor;
-        for (int r = 0; r < kLanes; ++r) tried[r] = stored_multiplier(top[r] * (1.0f / kBookTop) * wanted);
+        for (int r = 0; r < kLanes; ++r) tried[r] = stored_multiplier(top[r] * (1.0f / Kind::kTop) * wanted);
         const Lanes inverse = 1.0f / tried;
         Lanes wrong = {};
         for (int k = 0; k < count; ++k) {
@@ -326,7 +315,7 @@ struct Book {
     return best;
   }
 
-  static void pack(const float* levels, uint8_t* out) { pack_book<kSize>(levels, out); }
+  static void pack(const float* levels, uint8_t* out) { Kind::template pack<kSize>(levels, out); }
 };
 
 struct Bytes {
@@ -463,18 +452,19 @@ INFC_EXPORT int32_t quantize_i8(const void* weights, int32_t narrow, int64_t row
   });
 }
 
-#define QUANTIZE_BOOK(SIZE)                                                                         \
-  INFC_EXPORT int32_t quantize_b4_g##SIZE(const void* weights, int32_t narrow, int64_t rows,        \
-                                          int64_t depth, void* codes, float* scales) {              \
+#define QUANTIZE_LEVELS(FORMAT, LEVELS, SIZE, BITS)                                                 \
+  INFC_EXPORT int32_t quantize_##FORMAT(const void* weights, int32_t narrow, int64_t rows,          \
+                                        int64_t depth, void* codes, float* scales) {                \
     return of_type(weights, narrow, [&](auto* w) {                                                  \
       return rows_to_groups<SIZE>(w, rows, depth, static_cast<uint8_t*>(codes), scales,             \
-                                  static_cast<double>(kMostFactor) / (63.0 * 127.0), 1 + SIZE / 2,  \
-                                  book_group<SIZE>);                                                \
+                                  static_cast<double>(kMostFactor) / (LEVELS::kTop * 127.0),        \
+                                  1 + SIZE * BITS / 8, level_group<LEVELS, SIZE>);                  \
     });                                                                                             \
   }
-QUANTIZE_BOOK(32)
-QUANTIZE_BOOK(64)
-QUANTIZE_BOOK(128)
+QUANTIZE_LEVELS(b4_g32, BookLevels, 32, 4)
+QUANTIZE_LEVELS(b4_g64, BookLevels, 64, 4)
+QUANTIZE_LEVELS(b4_g128, BookLevels, 128, 4)
+QUANTIZE_LEVELS(i6_g32, SixBitLevels, 32, 6)
 
 INFC_EXPORT int32_t quantize_i8_g32(const void* weights, int32_t narrow, int64_t rows, int64_t depth,
                                     void* codes, float* scales) {
@@ -486,13 +476,15 @@ INFC_EXPORT int32_t quantize_i8_g32(const void* weights, int32_t narrow, int64_t
 
 // Finite rows of float32 as codes by error feedback, given their scales and the factor of the Hessian:
 // `upper` `[depth, depth]` unit upper triangular, `d` `[depth]`.
-#define FEED_BACK(FORMAT, KIND)                                                                     \
+#define FEED_BACK(FORMAT, ...)                                                                      \
   INFC_EXPORT void feed_back_##FORMAT(const float* rows, int64_t count, int64_t depth,              \
                                       const float* upper, const float* d, const float* scales,      \
                                       void* codes, double* norms) {                                 \
-    feed_back<KIND>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes), norms);     \
+    feed_back<__VA_ARGS__>(rows, count, depth, upper, d, scales, static_cast<uint8_t*>(codes),      \
+                           norms);                                                                  \
   }
-FEED_BACK(b4_g32, Book<32>)
-FEED_BACK(b4_g64, Book<64>)
-FEED_BACK(b4_g128, Book<128>)
+FEED_BACK(b4_g32, Fitted<BookLevels, 32, 4>)
+FEED_BACK(b4_g64, Fitted<BookLevels, 64, 4>)
+FEED_BACK(b4_g128, Fitted<BookLevels, 128, 4>)
+FEED_BACK(i6_g32, Fitted<SixBitLevels, 32, 6>)
 FEED_BACK(i8_g32, Bytes)

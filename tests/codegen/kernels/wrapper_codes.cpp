@@ -25,6 +25,7 @@ EXPORT void quantize(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i
     });                                                                                             \
   }
 using Int8 = Grouped<8, int8_t>;
+using Int6 = Grouped<6, int8_t>;
 using Int4 = Grouped<4, int8_t, absent, Levels::book>;
 using Int4G64 = Grouped<4, int8_t, absent, Levels::book, 2>;
 using Int4G128 = Grouped<4, int8_t, absent, Levels::book, 4>;
@@ -37,6 +38,8 @@ SCALED_LINEAR(scaled_linear_int4_token, int4x2, T)
 SCALED_LINEAR(scaled_linear_int4_token_float, int4x2, float)
 SCALED_LINEAR(scaled_linear_int8, Int8, T)
 SCALED_LINEAR(scaled_linear_int8_float, Int8, float)
+SCALED_LINEAR(scaled_linear_int6, Int6, T)
+SCALED_LINEAR(scaled_linear_int6_float, Int6, float)
 SCALED_LINEAR(scaled_linear_int4, Int4, T)
 SCALED_LINEAR(scaled_linear_int4_float, Int4, float)
 SCALED_LINEAR(scaled_linear_int4_g64, Int4G64, T)
@@ -57,6 +60,7 @@ SCALED_LINEAR(scaled_linear_q4_1_float, Q4_1, float)
 SCALED_EMBEDDING(scaled_embedding_int8_token, int8_t)
 SCALED_EMBEDDING(scaled_embedding_int4_token, int4x2)
 SCALED_EMBEDDING(scaled_embedding_int8, Int8)
+SCALED_EMBEDDING(scaled_embedding_int6, Int6)
 SCALED_EMBEDDING(scaled_embedding_int4, Int4)
 SCALED_EMBEDDING(scaled_embedding_int4_g64, Int4G64)
 SCALED_EMBEDDING(scaled_embedding_int4_g128, Int4G128)
@@ -68,7 +72,7 @@ EXPORT i64 linear_scratch(i64 K) {
                    product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),
                    product_scratch_bytes<Q8_0>(K), product_scratch_bytes<Q4_0>(K),
                    product_scratch_bytes<Q4_1>(K), product_scratch_bytes<Int4G64>(K),
-                   product_scratch_bytes<Int4G128>(K)});
+                   product_scratch_bytes<Int4G128>(K), product_scratch_bytes<Int6>(K)});
 }
 EXPORT void quantize_groups(void* team, const T* x, i64 ldx, int8_t* q, float* scale, i64 rows,
                             i64 dim) {

@@ -5,6 +5,7 @@
 #include "kernels/scaled_embedding.hpp"
 
 using Int8 = Decoded<Grouped<8, int8_t>>;
+using Int6 = Decoded<Grouped<6, int8_t>>;
 using Int4 = Decoded<Grouped<4, int8_t, absent, Levels::book>>;
 using Int4G64 = Decoded<Grouped<4, int8_t, absent, Levels::book, 2>>;
 using Int4G128 = Decoded<Grouped<4, int8_t, absent, Levels::book, 4>>;
@@ -20,6 +21,7 @@ using Q4_1 = Decoded<Grouped<4, half, half, Levels::counted>>;
     });                                                                                             \
   }
 DECODED_LINEAR(decoded_linear_int8_weights, Int8)
+DECODED_LINEAR(decoded_linear_int6_weights, Int6)
 DECODED_LINEAR(decoded_linear_int4_weights, Int4)
 DECODED_LINEAR(decoded_linear_int4_g64_weights, Int4G64)
 DECODED_LINEAR(decoded_linear_int4_g128_weights, Int4G128)
@@ -30,7 +32,7 @@ EXPORT i64 linear_scratch(i64 K) {
   return std::max({product_scratch_bytes<Int8>(K), product_scratch_bytes<Int4>(K),
                    product_scratch_bytes<Q8_0>(K), product_scratch_bytes<Q4_0>(K),
                    product_scratch_bytes<Q4_1>(K), product_scratch_bytes<Int4G64>(K),
-                   product_scratch_bytes<Int4G128>(K)});
+                   product_scratch_bytes<Int4G128>(K), product_scratch_bytes<Int6>(K)});
 }
 
 EXPORT void scaled_embedding_int4_weights(void* team, const void* table, const float* scale,
