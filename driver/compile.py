@@ -191,7 +191,7 @@ def _build(job: CompileJob, writer: ArtifactWriter, dumps: Dumps, progress: Repo
     with contextlib.ExitStack() as stack:
         with progress.stage("load the compiler"):
             # First what may be refused at once, then seconds of import, shown for what they are.
-            pipeline = build_recipe_pipeline(job.loaded, job.plan)
+            pipeline = build_recipe_pipeline(job.loaded, job.plan, job.backend.can_hold)
             check_dump_name(dumps.after, pipeline)
             _check_texts(job)
             compiled = _compiled_rounding(job, stack, progress.remark)

@@ -190,7 +190,7 @@ def _own_passes(job: CompileJob) -> Iterator[str]:
 
     if job.recipe.passes:
         ours = {kind.name for kind in OUR_PASSES}
-        pipeline = build_recipe_pipeline(job.loaded, job.plan)
+        pipeline = build_recipe_pipeline(job.loaded, job.plan, job.backend.can_hold)
         yield from (name for name in pipeline.names() if name not in ours)
 
 

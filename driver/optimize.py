@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from ..ir.errors import UsageError
 from ..ir.nearest import did_you_mean
 from ..ir.row_codes import E4M3_ROWS, I8_ROWS
+from ..ir.schemes import AUTO, SCHEMES, six_bits
 from ..ir.targets import Target
 from ..ir.types import DType
 from .progress import Reporter
 from .recipe import LoadedRecipe
 
 if TYPE_CHECKING:
+    from ..ir.formats import Format
     from ..ir.program import Program
     from ..ir.quantized_pairs import QuantizedPairs
     from ..passes.base import PassContext
@@ -50,10 +52,14 @@ class Optimized:
     lossy: tuple[LossyStage, ...]
 
 
-def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
+def build_recipe_pipeline(
+    loaded: LoadedRecipe, plan: str = "", can_hold: Callable[[Format], bool] | None = None
+) -> Pipeline:
     """The default pipeline with the changes of the recipe.
 
     `plan` is the text of the passes that the backend wants at its end (`Backend.plan_passes`).
+    `can_hold` says for which formats it has kernels (`Backend.can_hold`): with those for 6 bits,
+    the head has them beside 4 bits unless the recipe chooses.
 
     Modules named in the recipe are imported from its directory or from the working directory.
     Raises UsageError with the line of the recipe.
@@ -80,6 +86,7 @@ def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
         rules=[(rule.match, rule.scheme) for rule in how.rules],
         skip=how.skip,
         head=how.head_scheme,
+        auto_head=_auto_head(how.head_scheme, how.scheme, can_hold),
         attention=how.attention_scheme,
         embedding=how.embedding,
         method=how.rounding_method,
@@ -87,6 +94,12 @@ def build_recipe_pipeline(loaded: LoadedRecipe, plan: str = "") -> Pipeline:
     )
     dtype = CACHE_DTYPES[recipe.kv_cache.dtype]
     return with_kv_options(pipeline, dtype=dtype, block_size=recipe.kv_cache.block_size)
+
+
+def _auto_head(head: str, scheme: str, can_hold: Callable[[Format], bool] | None) -> str:
+    """The scheme of an open head beside 4 bits; empty: the pass decides, for 8."""
+    name = six_bits(scheme) if head == AUTO else ""
+    return name if name and can_hold is not None and can_hold(SCHEMES[name].weight) else ""
 
 
 def check_dump_name(name: str | None, pipeline: Pipeline) -> None:

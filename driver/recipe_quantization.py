@@ -126,8 +126,9 @@ class QuantizationSection(Section):
     )
     head: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(
         "auto",
-        "Scheme of the output head, which computes the logits; auto is int8 if `scheme` has 4 bits"
-        " (int8-weights or int8-token if its activations are like that), and `scheme` otherwise."
+        "Scheme of the output head, which computes the logits; if `scheme` has 4 bits, auto is int6"
+        " where the backend has kernels for it, and else int8 (with -weights or -token if"
+        " activations are like that); otherwise it is `scheme`."
         " true means auto, false means none.",
     )
     attention: Annotated[Literal["auto", SchemeName], BeforeValidator(_head_choice)] = key(

@@ -204,6 +204,13 @@ def eight_bits(name: str) -> str:
     return INT8_TOKEN.name if scheme.is_exact else INT8.name
 
 
+def six_bits(name: str) -> str:
+    """The scheme with 6 bits, and the same activations, that goes with one of 4; else empty."""
+    if not has_four_bits(name) or SCHEMES[name].is_exact:
+        return ""
+    return INT6.name if SCHEMES[name].activations is not None else weights_name(INT6.name)
+
+
 def get_scheme(name: object) -> Scheme:
     """The scheme of that name; ProgramError if there is none."""
     if not isinstance(name, str) or name not in SCHEMES:

@@ -331,6 +331,7 @@ def with_quantization(
     rules: Sequence[tuple[str, str]] = (),
     skip: Sequence[str] = (),
     head: str = "",
+    auto_head: str = "",
     attention: str = "",
     embedding: str = "auto",
     method: str = AUTO,
@@ -339,7 +340,8 @@ def with_quantization(
     """The pipeline with the recipe's `quantization` in its pass; unchanged if no scheme is given.
 
     `rules` are patterns of names with their schemes; `head`, `attention` and `embedding` are the
-    schemes of the output head, of the matrices around attention and of the table of tokens.
+    schemes of the output head, of the matrices around attention and of the table of tokens, and
+    `auto_head` that of a head that is `auto` beside 4 bits.
     UsageError where the recipe has switched that pass off, and for `skip`, a `method` or a
     `channel_scaling` where nothing is quantized.
     """
@@ -362,6 +364,7 @@ def with_quantization(
         "rules": " ".join(f"{pattern}={name}" for pattern, name in rules),
         "skip": " ".join(skip),
         "head": head,
+        "auto_head": auto_head,
         "attention": attention,
         "embedding": embedding,
     }

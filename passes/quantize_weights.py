@@ -36,9 +36,10 @@ class QuantizeWeights(SchemePass):
     int8-weights), and leaves others as they are.
     `head` is the scheme of the output head if no rule matches it, and `attention` that of the
     products that make queries, keys and values and read what attention gives; empty means `scheme`.
-    With `auto`, a `scheme` of 4 bits is replaced by the one of 8 for the head, or for keys, values
-    and results of attention. What a table that is not the head saves with 4 bits is spent on 8 bits
-    for queries, and then for products that follow an activation function, if it is enough for all.
+    With `auto`, a `scheme` of 4 bits is replaced by `auto_head` for the head (empty: by the one of
+    8), and by the one of 8 for keys, values and results of attention. What a table that is not the
+    head saves with 4 bits is spent on 8 bits for queries, and then for products that follow an
+    activation function, if it is enough for all.
     `embedding` is the scheme of a table in which tokens are looked up, which becomes
     `scaled_embedding(@w.codes, @w.scales, %ids)`; `auto` means that of the head if it is the same
     matrix, so that both read the same codes, and otherwise `scheme` if that has fewer than 8

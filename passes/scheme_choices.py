@@ -67,6 +67,7 @@ class SchemePass(Pass):
     rules: str = ""
     skip: str = ""
     head: str = ""
+    auto_head: str = ""
     attention: str = ""
     embedding: str = AUTO
 
@@ -82,8 +83,8 @@ class SchemePass(Pass):
     def named(self) -> set[str]:
         """Every scheme that an option names."""
         rules = (scheme for _, scheme in _parse_rules(self.rules))
-        given = {self.scheme, self.head or NONE, self.attention or NONE, self.embedding, *rules}
-        return {NONE if name == AUTO else name for name in given}
+        given = {self.scheme, self.head, self.auto_head, self.attention, self.embedding, *rules}
+        return {NONE if name in ("", AUTO) else name for name in given}
 
     @property
     def is_used(self) -> bool:
@@ -145,7 +146,9 @@ class SchemeChoices:
         self.scheme = options.scheme
         self.rules = options.pairs()
         self.num_skipped = len(options.skip.split())
-        self.head = eight_bits(self.scheme) if options.head == AUTO else options.head
+        self.head = options.head
+        if self.head == AUTO:
+            self.head = options.auto_head or eight_bits(self.scheme)
         self.attention = options.attention
         self.embedding = options.embedding
         self.parts = _Parts(options)

@@ -134,7 +134,7 @@ def test_it_says_what_was_measured_on_what(int4: Artifact, place: Path) -> None:
 def test_embeddings_are_compared_in_narrow_types_too(build: Build) -> None:
     (stage,) = certificate_of(build("dtype=bfloat16", INT4))["passes"]
     assert stage["errors"][0]["place"] == EMBEDDINGS
-    assert 0.001 < stage["errors"][0]["error"] < 0.02
+    assert 0.001 < stage["errors"][0]["error"] < 0.03
 
 
 def test_its_figures_are_those_of_an_evaluation(int4: Artifact, place: Path) -> None:
@@ -152,9 +152,9 @@ def test_it_says_in_what_formats_weights_are(int4: Artifact) -> None:
     formats = {(one["class"], one["format"]): one for one in found["formats"]}
     assert 4.25 < formats["layers", "int4"]["bits_per_weight"] < 4.6
     # The head is the same matrix, which is counted and stored once.
-    assert formats["embeddings and head", "int8"]["weights"] == 4096 * 256
+    assert formats["embeddings and head", "int6"]["weights"] == 4096 * 256
     assert {place for place, _ in formats} == {"embeddings and head", "layers", "other"}
-    assert found["bits_per_weight"] == pytest.approx(5.86, abs=0.05)  # queries have 4 bits
+    assert found["bits_per_weight"] == pytest.approx(5.38, abs=0.05)  # queries have 4 bits
     weights = sum(one["bytes"] for one in found["formats"])
     assert 0 < int4.manifest.files["weights.safetensors"].bytes - weights < 1 << 16
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infc.codegen.registry import get_backend
 from infc.driver.optimize import build_recipe_pipeline
 from infc.driver.recipe import LoadedRecipe, Recipe, load_recipe
 from infc.driver.recipe_quantization import DEFAULT_MAX_KL, SchemeName
@@ -248,6 +249,28 @@ def test_methods_left_open_are_those_of_the_passes(
     assert {name: one.method for name, one in found.items()} == methods
     scaling = found.get("scale-channels")
     assert not isinstance(scaling, ScaleChannels) or scaling.scheme == quantization["scheme"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "head", "backend", "auto_head"),
+    [
+        ("int4", AUTO, "cpp", "int6"),
+        ("int4-g64-weights", AUTO, "cpp", "int6-weights"),
+        ("int4", AUTO, "reference", "int6"),
+        ("int4-token", AUTO, "cpp", ""),
+        ("int8", AUTO, "cpp", ""),
+        ("int4", "int8", "cpp", ""),
+        ("int4", AUTO, "triton", ""),
+        ("q4_0", AUTO, "onnx", ""),
+    ],
+)
+def test_an_open_head_has_six_bits_beside_four_where_there_are_kernels(
+    scheme: str, head: str, backend: str, auto_head: str
+) -> None:
+    loaded = load(scheme=scheme, head=head)
+    pipeline = build_recipe_pipeline(loaded, can_hold=get_backend(backend).can_hold)
+    (found,) = (one for one in pipeline if isinstance(one, QuantizeWeights))
+    assert (found.head, found.auto_head) == (pass_of(loaded).head, auto_head)
 
 
 @pytest.mark.parametrize("key", ["method: gptq", "channel_scaling: awq"])

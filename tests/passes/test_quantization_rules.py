@@ -98,7 +98,10 @@ def test_matrices_of_a_mixture_have_one_scheme(options: dict[str, str], message:
                 ("q4_1-weights", "int8-weights"),
             )
         ),
+        ({"scheme": "int4", "head": AUTO, "auto_head": "int6"}, ["int4", "int4", "int6"]),
+        ({"scheme": "int4", "head": "int8", "auto_head": "int6"}, ["int4", "int4", "int8"]),
         ({"scheme": "int4", "head": AUTO, "rules": "*=int4"}, ["int4"] * 3),  # nobody asked for it
+        ({"scheme": "int4", "head": AUTO, "auto_head": "int6", "rules": "*=int4"}, ["int4"] * 3),
     ],
 )
 def test_rules_choose(options: dict[str, str], found: list[str]) -> None:
