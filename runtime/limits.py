@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -319,6 +320,13 @@ def _team(options: RuntimeOptions, runtime: dict[str, Any]) -> tuple[int, bool]:
             hint="lower runtime.threads, or remove runtime.pin",
         )
     return num_threads, bool(pin)
+
+
+def room_for_copy(weights_bytes: int) -> int:
+    """Memory besides that of cache and steps with which weights are copied, not mapped."""
+    if weights_bytes < _LEAST_COPIED_BYTES:
+        return weights_bytes
+    return math.ceil(weights_bytes / _MOST_COPIED)
 
 
 def copies_weights(manifest: Manifest) -> bool:

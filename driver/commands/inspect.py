@@ -2,6 +2,8 @@
 
 import click
 
+from ..threads_option import threads_option
+
 
 @click.command("inspect")
 @click.argument("artifact")
@@ -22,6 +24,14 @@ import click
 @click.option("--graph", metavar="FILE", help="Write an HTML page (.html) or a drawing (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
+    "--resources", is_flag=True, help="Print what a container that serves it needs, as YAML."
+)
+@click.option(
+    "--replicas", type=click.IntRange(min=0), help="Engines, for --resources.  [default: 0]"
+)
+@threads_option("for --resources, by default as compiled, else one for each engine")
+@click.option("--kv-memory", metavar="SIZE", help="KV cache of an engine, for --resources.")
+@click.option(
     "--verify",
     type=click.Choice(["stamp", "full", "none"]),
     default="stamp",
@@ -39,6 +49,10 @@ def command(
     stage: str | None,
     graph: str | None,
     as_json: bool,
+    resources: bool,
+    replicas: int | None,
+    threads: int | None,
+    kv_memory: str | None,
     verify: str,
 ) -> None:
     """Show an artifact's model, memory, ops, their bytes and operations, and passes.
@@ -50,6 +64,7 @@ def command(
       infc inspect tiny.infc --op linear --json
       infc inspect tiny.infc --program captured
       infc inspect tiny.infc --graph tiny.html
+      infc inspect tiny.infc --resources --replicas 2
     """
     from typing import cast
 
@@ -58,7 +73,24 @@ def command(
     from ..bench.ceilings import known_ceilings
     from ..explain.collect import inspect_artifact, program_text
 
+    given = {"--replicas": replicas, "--threads": threads, "--kv-memory": kv_memory}
+    for name, value in given.items():
+        if value is not None and not resources:
+            raise click.UsageError(f"{name} needs --resources")
     opened = open_artifact(artifact, cast("Verification", verify))
+    if resources:
+        from ..explain.container import container_text, size_container
+
+        sizes = size_container(
+            opened.manifest,
+            replicas=replicas or 0,
+            threads=threads,
+            kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
+            batch=batch,
+            context=context,
+        )
+        click.echo(container_text(sizes, as_json=as_json), nl=False)
+        return
     if stage is not None:
         click.echo(program_text(opened, stage), nl=False)
         return

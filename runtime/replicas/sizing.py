@@ -16,7 +16,7 @@ from ..options import RuntimeOptions
 
 MAX_REPLICAS = 64
 _SHARE_OF_FREE_MEMORY = 0.5
-_PROCESS_BYTES = 40 << 20  # Python and what it imports: of each engine, and of the spare process
+PROCESS_BYTES = 40 << 20  # Python and what it imports: of each engine, and of the spare process
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _kv_memory(
 
 def _of_processes(count: int) -> int:
     """Bytes that processes take before they open anything, one to spare included."""
-    return _PROCESS_BYTES * (count + 1)
+    return PROCESS_BYTES * (count + 1)
 
 
 def _divided(items: Sequence[int], count: int) -> list[list[int]]:
@@ -123,7 +123,7 @@ def _text(plan: RuntimePlan, count: int, free: int, kind: str) -> str:
     if kind == HOST:
         total += _of_processes(count)
         number = format_count(count + 1, "process", "processes")
-        processes = f", and {number} of {format_size(_PROCESS_BYTES)}"
+        processes = f", and {number} of {format_size(PROCESS_BYTES)}"
     return (
         f"{format_count(count, 'replica')} with {format_count(plan.num_threads, 'thread')} each:"
         f" {' + '.join(parts)} each{shared}{processes}: {format_size(total)} of the"
