@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,10 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
 
 
 @click.command("serve")
-@click.argument("model")
+@click.argument("model", required=False)
 @set_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="[default: 8000]")
 @click.option(
     "--model-name",
     "--served-model-name",
@@ -69,6 +70,13 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
     help="Read the API key from the first line of a file.",
 )
 @click.option("--open-metrics", is_flag=True, help="Allow /metrics without the API key.")
+@click.option(
+    "--sagemaker",
+    is_flag=True,
+    envvar="INFC_SAGEMAKER",
+    help="Serve as SageMaker expects it: /ping and /invocations, /opt/ml/model, all addresses, port"
+    " 8080; or $INFC_SAGEMAKER.",
+)
 @click.option(
     "--replicas",
     type=click.IntRange(min=0),
@@ -118,10 +126,10 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
 )
 @_limit_options
 def command(
-    model: str,
+    model: str | None,
     overrides: tuple[str, ...],
-    host: str,
-    port: int,
+    host: str | None,
+    port: int | None,
     model_name: tuple[str, ...],
     api_key: str | None,
     api_key_file: str | None,
@@ -133,6 +141,7 @@ def command(
     itl_target_ms: int | None,
     replicas: int,
     routing: str,
+    sagemaker: bool,
     verify: str,
     log_prompts: bool,
     log_requests: bool,
@@ -169,6 +178,7 @@ def command(
         kv_memory=kv_memory,
         itl_target_ms=itl_target_ms,
     )
+    model, host, port = _place(model, host, port, sagemaker)
     check_address(host, port)
     path, names = _artifact_and_names(model, overrides)
     interrupted = serve(
@@ -183,10 +193,27 @@ def command(
         log_prompts=log_prompts,
         replicas=replicas,
         routing=routing,
+        sagemaker=sagemaker,
         **{name: value for name, value in settings.items() if value is not None},
     )
     if interrupted:  # as shells expect it; that it stopped cleanly is no error to print
         raise click.exceptions.Exit(128 + signal.SIGINT)
+
+
+def _place(
+    model: str | None, host: str | None, port: int | None, sagemaker: bool
+) -> tuple[str, str, int]:
+    """What is served, and where: what SageMaker prescribes, if nothing else is said."""
+    if model is None and not sagemaker:
+        raise click.UsageError("missing argument 'MODEL'")
+    if not sagemaker:
+        return model or "", host or "127.0.0.1", 8000 if port is None else port
+    if port is None:
+        stated = os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")
+        if not stated.isdecimal() or int(stated) > 65535:
+            raise click.UsageError(f"$SAGEMAKER_BIND_TO_PORT is {stated!r}, and no port")
+        port = int(stated)
+    return model or "/opt/ml/model", host or "0.0.0.0", port
 
 
 def _artifact_and_names(model: str, overrides: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:

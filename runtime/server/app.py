@@ -32,6 +32,7 @@ from .metrics import ServerMetrics
 from .openapi import answers, body_of, error, generation_answers
 from .protocol import ChatRequest, CompletionRequest
 from .request_log import RequestLog, record_of
+from .sagemaker import add_invocations, add_ping
 from .served import ServedEngine
 from .service import Service
 from .settings import ServerSettings
@@ -73,7 +74,8 @@ def create_app(
     if settings.api_key is not None:  # so that the description says it; it refuses nothing
         with_key.append(Depends(HTTPBearer(auto_error=False)))
     router = APIRouter(prefix="/v1", dependencies=with_key)
-    _add_generation(router, service)
+    bodies = BodyReader(settings, service.workers, service.max_context)
+    _add_generation(router, service, bodies)
     _add_models(router, service, certificate)
     app.include_router(router)
     open_to_all = APIRouter()
@@ -82,6 +84,9 @@ def create_app(
     guarded = APIRouter(dependencies=with_key)
     _add_version(guarded, version)
     _add_metrics(open_to_all if settings.open_metrics else guarded, metrics)
+    if settings.sagemaker:
+        add_ping(open_to_all, engine)
+        add_invocations(guarded, service, bodies)
     app.include_router(open_to_all)
     app.include_router(guarded)
     return app
@@ -107,9 +112,8 @@ def _key_check(key: str | None) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
-def _add_generation(router: APIRouter, service: Service) -> None:
+def _add_generation(router: APIRouter, service: Service, bodies: BodyReader) -> None:
     settings = service.settings
-    bodies = BodyReader(settings, service.workers, service.max_context)
 
     @router.post(
         "/completions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -40,6 +40,17 @@ class BodyReader:
 
         Raises ApiError.
         """
+        async with self.read_as(request, lambda fields: kind) as checked:
+            yield checked
+
+    @asynccontextmanager
+    async def read_as(
+        self, request: Request, kind_of: Callable[[dict[str, Any]], type[_Request]]
+    ) -> AsyncIterator[_Request]:
+        """As `read`, where the fields of the body say which kind of request it is.
+
+        `kind_of` may add fields, and is called on any thread.
+        """
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             # Also what keeps a page in a browser from posting here without asking first.
@@ -53,9 +64,9 @@ class BodyReader:
                 raise ApiError(408, "the body did not arrive in time") from None
             size = len(body)
             if size <= SMALL_BYTES:
-                checked = self._check(body, kind)
+                checked = self._check(body, kind_of)
             else:
-                checked = await self._workers.run(self._check, body, kind)
+                checked = await self._workers.run(self._check, body, kind_of)
             yield checked
         finally:
             self._room += len(body)
@@ -79,9 +90,11 @@ class BodyReader:
                     503, "too many large bodies are in memory", code="bodies_full", retry_seconds=1
                 )
 
-    def _check(self, body: bytearray, kind: type[_Request]) -> _Request:
+    def _check(
+        self, body: bytearray, kind_of: Callable[[dict[str, Any]], type[_Request]]
+    ) -> _Request:
         fields = parse_json(body, self._max_integers)
-        return check_fields(fields, kind, self._settings.max_messages)
+        return check_fields(fields, kind_of(fields), self._settings.max_messages)
 
 
 def _too_large(limit: int) -> ApiError:

@@ -22,7 +22,8 @@ class ServerSettings:
 
     `model_names` are what clients may call the model, the first of them what answers call it
     where nobody asked. `api_key` is what clients must send as `Authorization: Bearer KEY`; None
-    lets everybody in; `open_metrics` lets everybody read `/metrics` without it. `log_requests`
+    lets everybody in; `open_metrics` lets everybody read `/metrics` without it. `sagemaker` adds
+    the two routes that SageMaker calls. `log_requests`
     writes a line as each request ends, `log_prompts` adds what it asked. `default_*` stand for
     what a request leaves out.
     """
@@ -30,6 +31,7 @@ class ServerSettings:
     model_names: tuple[str, ...]
     api_key: str | None = field(default=None, repr=False)
     open_metrics: bool = False
+    sagemaker: bool = False
     log_requests: bool = False
     log_prompts: bool = False
     log_format: LogFormat = "text"
