@@ -179,6 +179,11 @@ class ServerMetrics(Collector):
             ("infc_requests_waiting", "Requests waiting to be scheduled.", stats.num_waiting),
             ("infc_kv_blocks_used", "Blocks of the KV cache in use.", used),
             ("infc_kv_blocks", "Total blocks of the KV cache.", stats.num_blocks),
+            (
+                "infc_kv_usage_ratio",
+                "Part of the blocks of the KV cache in use, from 0 to 1.",
+                used / stats.num_blocks if stats.num_blocks else 0.0,
+            ),
         ):
             yield GaugeMetricFamily(name, doc, value)
 

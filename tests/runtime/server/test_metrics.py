@@ -94,6 +94,8 @@ def test_sums_are_what_was_sent() -> None:
     # In between: under load, and never backwards.
     assert max(s["infc_requests_running"] for s in seen) > 1
     assert max(s["infc_kv_blocks_used"] for s in seen) > 1
+    for s in seen:
+        assert s["infc_kv_usage_ratio"] == s["infc_kv_blocks_used"] / s["infc_kv_blocks"]
     for before, after in zip(seen, [*seen[1:], end], strict=True):
         for name in (
             n for n in before if n.startswith("infc_") and n.endswith(("_total", "_count"))
