@@ -29,6 +29,7 @@ _COMMANDS = (
     "inspect",
     "diff",
     "bench",
+    "plan",
     "eval",
     "passes",
     "opt",

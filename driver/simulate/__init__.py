@@ -1,0 +1,1 @@
+"""A simulator of several engines behind a front: discrete events, real routing policies."""

@@ -1,0 +1,1 @@
+"""The simulator: properties of any fleet, and what theory says of simple ones."""
