@@ -47,9 +47,9 @@ class Lease:
 
     def __init__(self, broker: MemoryBroker, plan: MemoryPlan) -> None:
         self._broker, self._plan = broker, plan
-        self._executor: Executor | None = None
+        self._executor: Executor | ReportsMemory | None = None
 
-    def watch(self, executor: Executor) -> None:
+    def watch(self, executor: Executor | ReportsMemory) -> None:
         """From now on, count what the executor has touched as taken, where it can tell."""
         self._executor = executor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..memory_plan import Lease
 from ..text.tokenizer import Tokenizer
 from .child import Start, start_engine
 from .messages import Open
@@ -17,7 +18,7 @@ class FrontConfig:
 
     An engine gets requests as long as it has fewer than `most_sequences` completions to compute;
     others wait in the front, `max_waiting` at most. `hung_seconds` is how long an engine may say
-    nothing: no step may take so long.
+    nothing: no step may take so long. `lease` is the memory of all engines; it ends with the front.
     """
 
     orders: Sequence[Open]
@@ -30,3 +31,4 @@ class FrontConfig:
     policy: Policy = field(default_factory=LeastLoaded)
     hung_seconds: float = 60.0
     start: Start = start_engine
+    lease: Lease | None = None

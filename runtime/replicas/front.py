@@ -169,9 +169,7 @@ class Front:
         check_params(chosen, vocab_size=self._config.vocab_size, has_tokenizer=has_tokenizer)
         check_place(priority, cache_salt)
         inbox, policy = Inbox(asyncio.get_running_loop()), self._config.policy
-
         block_size = self._config.block_size if policy.needs_blocks else None
-
         make = partial(
             RemoteStream,
             priority=priority,
@@ -464,6 +462,8 @@ class Front:
             _LOG.error("the front failed", exc_info=error)
             self._end_all(InfcError(f"the front failed: {type(error).__name__}: {error}"))
         finally:
+            if self._config.lease is not None:
+                self._config.lease.end()
             self._opened.set()
             self._loop.close()
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ...ir.artifact import Artifact
+from ..executors.base import HOST
+from ..memory_plan import BROKER, MemoryUse
 from ..options import RuntimeOptions
 from ..scheduling.kv_groups import common_block_size
 from ..text.tokenizer import Tokenizer
@@ -13,8 +15,9 @@ from .child import Start, start_engine
 from .config import FrontConfig
 from .front import Front
 from .messages import VERSION, Open, options_as_data
-from .routing import policy_of
-from .sizing import size_replicas, too_many_threads
+from .process_memory import ProcessMemory
+from .routing import Policy, policy_of
+from .sizing import ReplicaSizes, size_replicas, too_many_threads
 
 _QUEUED = 4  # completions that wait in each engine, so that it never waits for the front
 _NO_LIMIT = 2**31 - 1  # the front counts who waits
@@ -35,32 +38,45 @@ def open_front(
     Raises what planning raises, before anything is started.
     """
     chosen = policy_of(policy)
-    sizes = size_replicas(artifact, options, count)
-    for note in (*sizes.plan.notes, sizes.text, too_many_threads(count)):
-        if note is not None:
-            on_note(note)
-    orders = [
+    with BROKER.opening():  # others plan with what these will take, also before they touch it
+        sizes = size_replicas(artifact, options, count)
+        lease = BROKER.lease({HOST: MemoryUse(kv=sizes.host_bytes)})
+    try:
+        for note in (*sizes.plan.notes, sizes.text, too_many_threads(count)):
+            if note is not None:
+                on_note(note)
+        front = Front(
+            FrontConfig(
+                orders=_orders(artifact, sizes, chosen),
+                vocab_size=artifact.manifest.model.vocab_size,
+                max_context=sizes.plan.limits.max_context,
+                max_waiting=options.max_waiting,
+                most_sequences=sizes.plan.limits.max_running + _QUEUED,
+                block_size=common_block_size(sizes.plan.groups),
+                tokenizer=Tokenizer.load(artifact),
+                policy=chosen,
+                hung_seconds=hung_seconds,
+                start=start,
+                lease=lease,
+            )
+        )
+    except BaseException:
+        lease.end()
+        raise
+    lease.watch(ProcessMemory(lambda: [each.pid for each in front.replicas()]))
+    return front
+
+
+def _orders(artifact: Artifact, sizes: ReplicaSizes, policy: Policy) -> list[Open]:
+    """What each engine is asked to open."""
+    return [
         Open(
             VERSION,
             str(artifact.path.resolve()),
             artifact.identity,
             options_as_data(replace(each, max_waiting=_NO_LIMIT)),
             cpus,
-            chosen.needs_blocks,
+            policy.needs_blocks,
         )
         for each, cpus in zip(sizes.options, sizes.cpus, strict=True)
     ]
-    return Front(
-        FrontConfig(
-            orders=orders,
-            vocab_size=artifact.manifest.model.vocab_size,
-            max_context=sizes.plan.limits.max_context,
-            max_waiting=options.max_waiting,
-            most_sequences=sizes.plan.limits.max_running + _QUEUED,
-            block_size=common_block_size(sizes.plan.groups),
-            tokenizer=Tokenizer.load(artifact),
-            policy=chosen,
-            hung_seconds=hung_seconds,
-            start=start,
-        )
-    )

@@ -12,6 +12,7 @@ from ...ir.machine import available_cpus
 from ...ir.sizes import format_count, format_size
 from ..executors.base import HOST
 from ..limits import RuntimePlan, free_bytes, memory_kind, plan_runtime
+from ..memory_plan import MemoryUse
 from ..options import RuntimeOptions
 
 MAX_REPLICAS = 64
@@ -30,6 +31,11 @@ class ReplicaSizes:
     options: tuple[RuntimeOptions, ...]
     cpus: tuple[list[int], ...]
     text: str
+
+    @property
+    def host_bytes(self) -> int:
+        """What all engines take of the memory of the machine, beside Python."""
+        return self.plan.memory.get(HOST, MemoryUse()).taken * len(self.options)
 
 
 def size_replicas(artifact: Artifact, options: RuntimeOptions, count: int) -> ReplicaSizes:

@@ -48,16 +48,19 @@ def create_app(
     *,
     backend: str = "unknown",
     certificate: dict[str, Any] | None = None,
+    metrics: ServerMetrics | None = None,
 ) -> FastAPI:
     """The application that serves `engine`; `tokenizer` None takes and gives token ids only.
 
     `backend` is what `/version` and `/metrics` call what executes the model, `certificate` what
-    `/v1/models/NAME` says of its accuracy.
+    `/v1/models/NAME` says of its accuracy. `metrics` are those of the application before this one,
+    which then `follow` its engine.
     """
     # The face has it too, and reaches every room: a server stands on ir alone.
     own = metadata.version("infc")
     version = {"version": own, "backend": backend}
-    metrics = ServerMetrics(engine, {**version, "model_name": settings.model_name})
+    if metrics is None:
+        metrics = ServerMetrics(engine, metrics_info(settings, backend))
     service = Service(engine, tokenizer, settings, metrics)
     app = FastAPI(
         title="infc",
@@ -90,6 +93,12 @@ def create_app(
     app.include_router(open_to_all)
     app.include_router(guarded)
     return app
+
+
+def metrics_info(settings: ServerSettings, backend: str) -> dict[str, str]:
+    """What `/metrics` calls what is served."""
+    version = metadata.version("infc")
+    return {"version": version, "backend": backend, "model_name": settings.model_name}
 
 
 def _key_check(key: str | None) -> Callable[[Request], Awaitable[None]]:

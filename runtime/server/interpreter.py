@@ -11,6 +11,18 @@ from typing import Final
 _SWITCH_SECONDS: Final = 0.0005
 
 
+def leave_out_of_collections() -> None:
+    """What is there now is not looked at by later garbage collections."""
+    gc.freeze()
+
+
+def collect_whole() -> None:
+    """Collect what was left out as well, where much of it has become garbage."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 @contextlib.contextmanager
 def short_waits() -> Iterator[None]:
     """Within, threads wait less for each other.

@@ -6,6 +6,7 @@ step pays for some additions, and all else is paid for by whoever reads.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -120,11 +121,13 @@ class Histogram:
 
 
 class ServerMetrics(Collector):
-    """Every number of one server."""
+    """Every number of one server, also where one artifact follows another."""
 
     def __init__(self, engine: ServedEngine, info: dict[str, str]) -> None:
-        self._engine = engine
+        self._engines: list[ServedEngine] = []  # the last one takes requests, the others end theirs
         self._info = info
+        self._lock = threading.Lock()  # steps of two engines may be told at a time
+        self._past_preemptions = 0  # of engines that have ended
         self.http_requests: Counter[tuple[str, str]] = Counter()  # by endpoint and status
         self.finished: Counter[str] = Counter()  # by reason
         self.prompt_tokens = 0
@@ -143,17 +146,29 @@ class ServerMetrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
+        self.follow(engine, info)
+
+    def follow(self, engine: ServedEngine, info: dict[str, str]) -> None:
+        """From now on this engine takes the requests; on the event loop."""
+        self._info = info
+        self._engines.append(engine)
         engine.watch_steps(self._on_step)
 
+    def leave(self, engine: ServedEngine) -> None:
+        """An engine that was followed by another one has ended."""
+        self._past_preemptions += engine.stats().num_preemptions
+        self._engines.remove(engine)
+
     def _on_step(self, times: StepTimes) -> None:
-        """On the engine's thread."""
-        self.generated_tokens += times.num_sampled
-        self.step_seconds.observe(times.seconds)
-        self.host_seconds.observe(times.seconds - times.executor_seconds)
-        self.step_sequences.observe(times.num_sequences)
-        self.step_tokens.observe(times.num_tokens)
-        for seconds, count in times.token_gaps.items():
-            self.inter_token_seconds.observe(seconds, count)
+        """On an engine's thread."""
+        with self._lock:
+            self.generated_tokens += times.num_sampled
+            self.step_seconds.observe(times.seconds)
+            self.host_seconds.observe(times.seconds - times.executor_seconds)
+            self.step_sequences.observe(times.num_sequences)
+            self.step_tokens.observe(times.num_tokens)
+            for seconds, count in times.token_gaps.items():
+                self.inter_token_seconds.observe(seconds, count)
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type: Prometheus' text, or OpenMetrics for who accepts it."""
@@ -165,24 +180,27 @@ class ServerMetrics(Collector):
         yield InfoMetricFamily("infc_build", "Model, backend and version.", self._info)
         yield from self._gauges()
         yield from self._counters()
-        if replicas := self._engine.replicas():
+        if replicas := self._engines[-1].replicas():
             yield from replica_families(replicas)
         for name, (doc, attribute) in _HISTOGRAMS.items():
             histogram: Histogram = getattr(self, attribute)
             yield histogram.family(name, doc)
 
     def _gauges(self) -> Iterator[Metric]:
-        stats = self._engine.stats()
-        used = stats.num_blocks - stats.num_free_blocks
+        each = [engine.stats() for engine in self._engines]
+        num_running = sum(stats.num_running for stats in each)
+        num_waiting = sum(stats.num_waiting for stats in each)
+        num_blocks = sum(stats.num_blocks for stats in each)
+        used = num_blocks - sum(stats.num_free_blocks for stats in each)
         for name, doc, value in (
-            ("infc_requests_running", "Requests that are being processed.", stats.num_running),
-            ("infc_requests_waiting", "Requests waiting to be scheduled.", stats.num_waiting),
+            ("infc_requests_running", "Requests that are being processed.", num_running),
+            ("infc_requests_waiting", "Requests waiting to be scheduled.", num_waiting),
             ("infc_kv_blocks_used", "Blocks of the KV cache in use.", used),
-            ("infc_kv_blocks", "Total blocks of the KV cache.", stats.num_blocks),
+            ("infc_kv_blocks", "Total blocks of the KV cache.", num_blocks),
             (
                 "infc_kv_usage_ratio",
                 "Part of the blocks of the KV cache in use, from 0 to 1.",
-                used / stats.num_blocks if stats.num_blocks else 0.0,
+                used / num_blocks if num_blocks else 0.0,
             ),
         ):
             yield GaugeMetricFamily(name, doc, value)
@@ -204,7 +222,7 @@ class ServerMetrics(Collector):
         for reason, count in list(self.finished.items()):
             finished.add_metric((reason,), count)
         yield finished
-        stats = self._engine.stats()
+        preemptions = sum(engine.stats().num_preemptions for engine in self._engines)
         for name, doc, value in (
             ("infc_prompt_tokens_total", "Prompt tokens of started requests.", self.prompt_tokens),
             (
@@ -216,7 +234,7 @@ class ServerMetrics(Collector):
             (
                 "infc_preemptions_total",
                 "Preempted requests, which are recomputed later.",
-                stats.num_preemptions,
+                self._past_preemptions + preemptions,
             ),
         ):
             yield CounterMetricFamily(name, doc, value)

@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -23,7 +23,8 @@ from .connections import MOST_REFUSED, bounded_protocol
 from .event_loop import SturdyEventLoop
 from .interpreter import short_waits
 from .log import ServerLog, announce
-from .served import ServedEngine
+from .replacement import has_terminal
+from .served import Drainable
 from .settings import ServerSettings
 
 _POLL_SECONDS = 0.05
@@ -36,16 +37,22 @@ _LAST_WORDS_SECONDS = 1.0  # for the event that tells a client that its stream w
 
 
 def run_server(
-    app: ASGIApp, listener: socket.socket, engine: ServedEngine, settings: ServerSettings
+    app: ASGIApp,
+    listener: socket.socket,
+    engine: Drainable,
+    settings: ServerSettings,
+    *,
+    replace: Callable[[], None] | None = None,
 ) -> bool:
     """Serves until a signal; True where that was SIGINT.
 
     The first SIGTERM or SIGINT stops accepting and waits `drain_seconds` for running answers;
-    the second ends everything at once.
+    the second ends everything at once. `replace` is called on the event loop for a SIGHUP, which
+    is as SIGTERM without it, and where it says that the terminal is gone.
     """
     settings = _within_files(settings)
     config = server_config(app, settings)
-    server = _Server(config, listener, engine, settings)
+    server = _Server(config, listener, engine, settings, replace)
     with short_waits():
         server.run(sockets=[listener])
     return server.interrupted
@@ -110,11 +117,15 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         listener: socket.socket,
-        engine: ServedEngine,
+        engine: Drainable,
         settings: ServerSettings,
+        replace: Callable[[], None] | None,
     ) -> None:
         super().__init__(config)
         self.interrupted = False
+        self._replace = replace
+        self._is_to_replace = False
+        self._had_terminal = has_terminal()
         self._listener = listener
         self._closing: dict[Any, float] = {}
         self._engine = engine
@@ -133,15 +144,22 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         self.interrupted = self.interrupted or sig == signal.SIGINT
 
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Called by SIGHUP: somebody asks for another artifact, or has closed the terminal."""
+        if self._replace is None or (self._had_terminal and not has_terminal()):
+            self.handle_exit(sig, frame)
+        else:
+            self._is_to_replace = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Also SIGHUP, which ends a session, unless nohup or a service manager has it ignored."""
+        """Also SIGHUP, unless nohup or a service manager has it ignored."""
         heard = threading.current_thread() is threading.main_thread()
         if not heard or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             with super().capture_signals():
                 yield
             return
-        before = signal.signal(signal.SIGHUP, self.handle_exit)
+        before = signal.signal(signal.SIGHUP, self.handle_hangup)
         try:
             with super().capture_signals():
                 yield
@@ -160,6 +178,9 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
         self._abort_stalled()
+        if self._is_to_replace and self._replace is not None:
+            self._is_to_replace = False
+            self._replace()
         return await super().on_tick(counter)
 
     def _abort_stalled(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from .settings import ServerSettings, recommended_defaults
 if TYPE_CHECKING:
     from ...ir.manifest import TokenizerFiles
     from ..text.tokenizer import Tokenizer
+    from .metrics import ServerMetrics
+    from .replacement import Served
 
 _LAST_LINES_SECONDS = 1.0  # for whoever reads them
 _END_SECONDS = 5.0
@@ -43,102 +45,160 @@ def serve(
 
     `port` 0 takes any free one; `model_name`, one or several, is by default the artifact's own;
     `settings` are fields of `ServerSettings`. The engine runs in this process, or in `replicas`
-    processes of their own, among which `routing` chooses. Prints one line once requests are
-    answered. Raises ArtifactError, TargetError, CapacityError, and UsageError for a setting out of
-    range or an address that cannot be taken. Whether it was SIGINT that ended it.
+    processes of their own, among which `routing` chooses; then SIGHUP replaces the artifact by the
+    one that is at the path by that time. Prints one line once requests are answered. Raises
+    ArtifactError, TargetError, CapacityError, and UsageError for a setting out of range or an
+    address that cannot be taken. Whether it was SIGINT that ended it.
     """
     names = (model_name,) if isinstance(model_name, str) else tuple(model_name or ())
-    chosen = ServerSettings(model_names=names or (_name_of(Path(artifact_path)),), **settings)
+    path = Path(artifact_path)
+    chosen = ServerSettings(model_names=names or (_name_of(path),), **settings)
     log = ServerLog(chosen.log_format)
     log.take_over()
+    order = _Order(
+        path=path,
+        has_names=bool(names),
+        given=frozenset(settings),
+        settings=chosen,
+        options=replace(options or RuntimeOptions(), max_waiting=chosen.max_queue),
+        verify=verify,
+        replicas=replicas,
+        routing=routing,
+        log=log,
+    )
     listener = open_listener(host, port, has_key=chosen.api_key is not None, log=log)
     try:
         # The weights are read by threads of their own while this one imports and maps.
-        artifact = open_artifact(artifact_path, verify, weights="later")
-        weights = artifact.verify_weights()
-        options = replace(options or RuntimeOptions(), max_waiting=chosen.max_queue)
-        notes = _Notes(log)
+        artifact = open_artifact(path, verify, weights="later")
         with contextlib.ExitStack() as ending:
-            if replicas:
-                opened = _open_front(artifact, options, replicas, routing, chosen, notes, ending)
-            else:
-                opened = _open_engine(artifact, options, verify, notes, ending)
-            from .app import create_app
+            served = _open(order, artifact, ending)
             from .process import run_server
+            from .replacement import Replaceable
 
-            engine, tokenizer, wait = opened
-            files = artifact.manifest.tokenizer
-            for note in _notes_on(files):
-                notes(note)
-            recommended = recommended_defaults(files.generation if files else None)
-            chosen = replace(chosen, **{k: v for k, v in recommended.items() if k not in settings})
-            weights.result()
-            wait()
-            app = create_app(
-                engine,
-                tokenizer,
-                chosen,
-                backend=artifact.manifest.backend,
-                certificate=read_certificate(artifact),
-            )
-            return run_server(app, listener, engine, chosen)
+            chosen, engine = served.settings, served.engine
+            if not replicas:
+                return run_server(served.app, listener, engine, chosen)
+            app = Replaceable(served, lambda now: _open_next(order, now), log)
+            ending.callback(app.shutdown, timeout_seconds=_END_SECONDS)
+            return run_server(app, listener, app, chosen, replace=app.replace)
     finally:
         listener.close()
         LOG_WRITER.flush(_LAST_LINES_SECONDS)
 
 
-class _Notes:
-    """Writes notes into the log."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """How to serve, whichever artifact it is."""
 
-    def __init__(self, log: ServerLog) -> None:
-        self._log = log
+    path: Path
+    has_names: bool
+    """Whether the names of the model were given; else they are the artifact's own."""
+    given: frozenset[str]
+    """The settings that the artifact has no say in."""
+    settings: ServerSettings
+    options: RuntimeOptions
+    verify: Verification
+    replicas: int
+    routing: str
+    log: ServerLog
 
-    def __call__(self, note: str) -> None:
-        self._log.event("note", f"note: {note}")
+    def note(self, text: str) -> None:
+        """Write a note into the log."""
+        self.log.event("note", f"note: {text}")
 
 
 _Opened = tuple[ServedEngine, "Tokenizer | None", Callable[[], None]]
 """An engine, its tokenizer, and what waits until it is ready."""
 
 
-def _open_engine(
+def _open(
+    order: _Order,
     artifact: Artifact,
-    options: RuntimeOptions,
-    verify: Verification,
-    note: Callable[[str], None],
     ending: contextlib.ExitStack,
-) -> _Opened:
+    metrics: ServerMetrics | None = None,
+) -> Served:
+    """Engines and application of an artifact, whose weights have been verified by then."""
+    weights = artifact.verify_weights()
+    if order.replicas:
+        opened = _open_front(order, artifact, ending)
+    else:
+        opened = _open_engine(order, artifact, ending)
+    from .app import create_app, metrics_info
+    from .metrics import ServerMetrics
+    from .replacement import Served
+
+    engine, tokenizer, wait = opened
+    files = artifact.manifest.tokenizer
+    for note in _notes_on(files):
+        order.note(note)
+    found = recommended_defaults(files.generation if files else None)
+    settings = {name: value for name, value in found.items() if name not in order.given}
+    if not order.has_names:
+        settings["model_names"] = (_name_of(order.path),)
+    chosen = replace(order.settings, **settings)
+    weights.result()
+    wait()
+    backend = artifact.manifest.backend
+    info = metrics_info(chosen, backend)
+    metrics = metrics or ServerMetrics(engine, info)
+    app = create_app(
+        engine,
+        tokenizer,
+        chosen,
+        backend=backend,
+        certificate=read_certificate(artifact),
+        metrics=metrics,
+    )
+    return Served(artifact.identity, info, app, engine, chosen, metrics)
+
+
+def _open_next(order: _Order, now: Served) -> Served | None:
+    """What is at the path now, with engines beside those there are; None if it is the same.
+
+    It is checked as a whole before any of them starts.
+    """
+    order.log.event("replacing", f"opening {order.path} once more", path=str(order.path))
+    verify: Verification = "full" if order.verify == "full" else "stamp"
+    artifact = open_artifact(order.path, verify)
+    if artifact.identity == now.identity and now.engine.healthy:
+        order.note(f"not replaced: {order.path} is the artifact that is served")
+        return None
+    with contextlib.ExitStack() as failing:
+        served = _open(order, artifact, failing, now.metrics)
+        failing.pop_all()
+    names = served.settings.model_names
+    if names != now.settings.model_names:
+        order.note(
+            f"the model is called {', '.join(names)} now, after its artifact; --model-name gives it"
+            " a name that stays"
+        )
+    return served
+
+
+def _open_engine(order: _Order, artifact: Artifact, ending: contextlib.ExitStack) -> _Opened:
     """In this process."""
     from ..async_engine import AsyncEngine
     from ..engine import Engine
 
-    engine = Engine.open(artifact, options, verify=verify)
+    engine = Engine.open(artifact, order.options, verify=order.verify)
     for each in engine.plan.notes:
-        note(each)
+        order.note(each)
     served = AsyncEngine(engine)
     ending.callback(served.shutdown, timeout_seconds=_END_SECONDS)
     return served, engine.tokenizer, lambda: None
 
 
-def _open_front(
-    artifact: Artifact,
-    options: RuntimeOptions,
-    count: int,
-    routing: str,
-    settings: ServerSettings,
-    note: Callable[[str], None],
-    ending: contextlib.ExitStack,
-) -> _Opened:
+def _open_front(order: _Order, artifact: Artifact, ending: contextlib.ExitStack) -> _Opened:
     """In processes of their own, which start while this one imports what serves."""
     from ..replicas.opening import open_front
 
     front = open_front(
         artifact,
-        options,
-        count,
-        policy=routing,
-        hung_seconds=settings.hang_seconds,
-        on_note=note,
+        order.options,
+        order.replicas,
+        policy=order.routing,
+        hung_seconds=order.settings.hang_seconds,
+        on_note=order.note,
     )
     ending.callback(front.shutdown, timeout_seconds=_END_SECONDS)
     return front, front.tokenizer, front.wait_until_open

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from ..scheduling.owners import StepTimes
 
 
+class Drainable(Protocol):
+    """What is waited for, and ended, when a server stops."""
+
+    @property
+    def num_pending(self) -> int:
+        """Requests that were taken and have not ended."""
+
+    def shutdown(self, timeout_seconds: float = 30.0) -> None:
+        """Fail what is pending, and end."""
+
+
 class ServedEngine(Protocol):
     """As `AsyncEngine`, which describes each."""
 
