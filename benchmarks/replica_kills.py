@@ -134,7 +134,10 @@ async def disturb(
         hit = [name for name in run.last if front.replica_of(name) == victim.index]
         if only_streaming and not hit:
             continue
-        os.kill(victim.pid, signal.SIGKILL)
+        try:
+            os.kill(victim.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended since
+            continue
         run.num_kills += 1
         now = time.monotonic()
         run.hit.update((name, now) for name in hit if name not in run.hit)

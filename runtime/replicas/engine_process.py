@@ -22,6 +22,8 @@ from ...ir.backends import DEFAULT, find_backend
 from ...ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
 from ..engine import Engine
 from ..faults import note_fault
+from ..log import ServerLog
+from ..log_writer import LOG_WRITER
 from ..memory_reserve import RESERVE
 from ..publisher import rest_of
 from ..requests.outputs import RequestOutput
@@ -66,6 +68,7 @@ _MAX_FAILED_STEPS = 3
 _KEEP_STEPS = 256
 _READ_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
+_LAST_LINES_SECONDS = 0.5
 _SWITCH_SECONDS = 0.0005
 _LATER = (find_backend(DEFAULT).executor.partition(":")[0], "tokenizers")
 """What opening an artifact imports, mostly."""
@@ -130,6 +133,7 @@ class EngineProcess:
         except BaseException as error:
             note_fault("reading what the front says", error)
         finally:
+            LOG_WRITER.flush(_LAST_LINES_SECONDS)
             os._exit(status)
 
     def _take(self, payload: bytes) -> None:
@@ -337,6 +341,7 @@ def main(descriptor: int, parent: int) -> NoReturn:
         logging.getLogger("infc.runtime").error("an engine process failed", exc_info=error)
         text = f"the engine failed: {type(error).__name__}: {error}"
         send(connection, Failed(failure_of(InfcError(text)), _is_temporary(error)))
+    LOG_WRITER.flush(_LAST_LINES_SECONDS)
     # At once: threads of the executor may wait for what will never come.
     os._exit(1)
 
@@ -363,6 +368,7 @@ def _open(connection: socket.socket, reader: FrameReader) -> tuple[Engine, bool]
             f"the front speaks version {message.version}, and this engine version {VERSION}",
             hint="install one version of infc, and start the server again",
         )
+    ServerLog(message.log_format, process=os.getpid()).take_over()
     send(connection, Opening())
     if message.cpus:
         os.sched_setaffinity(0, message.cpus)

@@ -13,6 +13,7 @@ import msgspec
 
 from ...ir import errors
 from ...ir.errors import InfcError, RequestError
+from ..log import LogFormat
 from ..options import RuntimeOptions
 from ..requests.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from ..sampling.sampling_params import SamplingParams
@@ -20,7 +21,7 @@ from ..sampling.token_logprobs import TokenLogprobs
 from ..scheduling.owners import StepTimes
 from .frames import FrameError, framed
 
-VERSION = 2
+VERSION = 3
 
 _Number = int
 """Names a request between front and one engine process; never used twice."""
@@ -40,6 +41,8 @@ class Open(msgspec.Struct, array_like=True, tag="open", forbid_unknown_fields=Tr
     """Processors to stay on; empty for all."""
     tells_blocks: bool = False
     """Whether changes of the prefix cache are told."""
+    log_format: LogFormat = "text"
+    """Of what it writes to stderr."""
 
 
 class Add(msgspec.Struct, array_like=True, tag="add", forbid_unknown_fields=True):

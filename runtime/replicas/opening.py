@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ...ir.artifact import Artifact
 from ..executors.base import HOST
+from ..log import LogFormat
 from ..memory_plan import BROKER, MemoryUse
 from ..options import RuntimeOptions
 from ..scheduling.kv_groups import common_block_size
@@ -30,6 +31,7 @@ def open_front(
     *,
     policy: str = "prefix",
     hung_seconds: float = 60.0,
+    log_format: LogFormat = "text",
     on_note: Callable[[str], None] = lambda note: None,
     start: Start = start_engine,
 ) -> Front:
@@ -47,7 +49,7 @@ def open_front(
                 on_note(note)
         front = Front(
             FrontConfig(
-                orders=_orders(artifact, sizes, chosen),
+                orders=_orders(artifact, sizes, chosen, log_format),
                 vocab_size=artifact.manifest.model.vocab_size,
                 max_context=sizes.plan.limits.max_context,
                 max_waiting=options.max_waiting,
@@ -67,7 +69,9 @@ def open_front(
     return front
 
 
-def _orders(artifact: Artifact, sizes: ReplicaSizes, policy: Policy) -> list[Open]:
+def _orders(
+    artifact: Artifact, sizes: ReplicaSizes, policy: Policy, log_format: LogFormat
+) -> list[Open]:
     """What each engine is asked to open."""
     return [
         Open(
@@ -77,6 +81,7 @@ def _orders(artifact: Artifact, sizes: ReplicaSizes, policy: Policy) -> list[Ope
             options_as_data(replace(each, max_waiting=_NO_LIMIT)),
             cpus,
             policy.needs_blocks,
+            log_format,
         )
         for each, cpus in zip(sizes.options, sizes.cpus, strict=True)
     ]

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 from ...ir.errors import UsageError
-from .log import ServerLog
+from ..log import ServerLog
 
 
 def open_listener(

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp
 
 from ...ir.errors import UsageError
 from ...ir.sizes import format_count
+from ..log import ServerLog, announce
 from .connections import MOST_REFUSED, bounded_protocol
 from .event_loop import SturdyEventLoop
 from .interpreter import short_waits
-from .log import ServerLog, announce
 from .replacement import has_terminal
 from .served import Drainable
 from .settings import ServerSettings

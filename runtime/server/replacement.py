@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ...ir.errors import InfcError
 from ...ir.sizes import format_count
 from ..faults import note_fault
+from ..log import ServerLog
 from .interpreter import collect_whole, leave_out_of_collections
-from .log import ServerLog
 from .served import ServedEngine
 from .settings import ServerSettings
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..log import REQUEST_ID, ServerLog
 from .errors import ApiError, as_api_error
-from .log import REQUEST_ID, ServerLog
 from .settings import ServerSettings
 from .usage import Usage
 

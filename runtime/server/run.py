@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.artifact import Artifact, Verification, open_artifact
+from ..log import ServerLog
+from ..log_writer import LOG_WRITER
 from ..options import RuntimeOptions
 from ..sampling.sampling_params import notes_on_ignored
 from .certificate import read_certificate
 from .listener import open_listener
-from .log import ServerLog
-from .log_writer import LOG_WRITER
 from .served import ServedEngine
 from .settings import ServerSettings, recommended_defaults
 
@@ -198,6 +198,7 @@ def _open_front(order: _Order, artifact: Artifact, ending: contextlib.ExitStack)
         order.replicas,
         policy=order.routing,
         hung_seconds=order.settings.hang_seconds,
+        log_format=order.settings.log_format,
         on_note=order.note,
     )
     ending.callback(front.shutdown, timeout_seconds=_END_SECONDS)

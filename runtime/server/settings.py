@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from ...ir.errors import UsageError
+from ..log import LogFormat
 from ..sampling.sampling_params import MAX_CHOICES, MAX_LOGPROBS, RECOMMENDED, recommended_sampling
-from .log import LogFormat
 
 
 def _limit(default: Any, doc: str, unit: str, *, low: float = 1, high: float = 2**31 - 1) -> Any:

@@ -6,117 +6,50 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
-import infc
-from benchmarks.replica_kills import KV_MEMORY, differing, disturb, transcript, undisturbed
-from benchmarks.replica_kills import Job as AnyJob
+from benchmarks.replica_kills import differing, disturb
 from infc.ir.artifact import Artifact, open_artifact
-from infc.ir.errors import ArtifactError, CapacityError, DrainingError, InfcError, RequestError
-from infc.runtime.async_streams import Reader
-from infc.runtime.executors.base import HOST
+from infc.ir.errors import ArtifactError, InfcError
+from infc.runtime.log import LogFormat
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.replicas.child import Child, start_engine
 from infc.runtime.replicas.front import Front
 from infc.runtime.replicas.opening import open_front
-from infc.runtime.replicas.sizing import ReplicaSizes, size_replicas
 from infc.runtime.requests.outputs import RequestOutput, merge_outputs
-from infc.runtime.sampling.sampling_params import SamplingParams
 
 from ..runtime.replicas.test_child import wait_for_end
-
-TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
-DEADLY, HANGING, FAILING, UNREADABLE = 4001, 4002, 4003, 4004
-"""Tokens: a step with one of them ends its process, never ends, or ends with an error.
-
-There is no memory to read a request with the last one.
-"""
-
-RISKY = f"""
-import sys; sys.path[:] = sys.argv[3:]
-import os, signal, time
-from infc.ir.errors import InfcError
-from infc.runtime.executors.cpp import CppExecutor
-from infc.runtime.replicas import engine_process
-from infc.runtime.replicas.engine_process import main
-to_engine = engine_process.to_engine
-def risky_to_engine(payload):
-    message = to_engine(payload)
-    if {UNREADABLE} in getattr(message, "prompt", ()):
-        raise MemoryError
-    return message
-engine_process.to_engine = risky_to_engine
-launch = CppExecutor.launch
-def risky(self, step):
-    if {DEADLY} in step.token_ids:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if {HANGING} in step.token_ids:
-        time.sleep(1000)
-    if {FAILING} in step.token_ids:
-        raise InfcError("no such luck")
-    return launch(self, step)
-CppExecutor.launch = risky
-main(int(sys.argv[1]), int(sys.argv[2]))
-"""
-RISKY_TOKENS = (DEADLY, HANGING, FAILING, UNREADABLE)
-PARAMS = SamplingParams(
-    max_tokens=150, temperature=1.0, seed=5, ignore_eos=True, banned_token_ids=RISKY_TOKENS
+from .fronts import (
+    DEADLY,
+    FAILING,
+    HANGING,
+    PARAMS,
+    RISKY,
+    UNREADABLE,
+    check,
+    compile_bundled,
+    eventually,
+    opened,
+    whole,
 )
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The bundled model."""
-    output = tmp_path_factory.mktemp("replicas") / "tiny.infc"
-    return infc.compile(TINY / "model.yaml", output=output, verify=False)
-
-
-@contextmanager
-def opened(artifact: Artifact, count: int, **options: Any) -> Iterator[Front]:
-    """A front whose engines are ready; afterwards none of its processes is left."""
-    runtime = RuntimeOptions(**{"kv_memory": KV_MEMORY, **options.pop("runtime", {})})
-    front = open_front(artifact, runtime, count, **options)
-    try:
-        front.wait_until_open()
-        yield front
-        pids = [each.pid for each in front.replicas()]
-    finally:
-        front.shutdown()
-    assert not front.healthy
-    assert all(pid is None or not Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-async def whole(front: Front, prompt: str | list[int], params: SamplingParams) -> RequestOutput:
-    """The answer, from what came of it."""
-    return merge_outputs([output async for output in front.generate(prompt, params)])
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
-def check(artifact: Artifact, prompt: str, params: SamplingParams, output: RequestOutput) -> None:
-    """The answer is that of one engine that nothing happens to."""
-    (alone,) = undisturbed(artifact, [(AnyJob(prompt, params, False), output)])
-    assert transcript(output) == alone
+    return compile_bundled(tmp_path_factory)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -249,6 +182,39 @@ def test_a_step_that_fails_ends_its_requests_only(artifact: Artifact) -> None:
     check(artifact, "def f", PARAMS, answer)
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_engines_write_their_log_as_the_server_does(
+    artifact: Artifact, log_format: LogFormat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also of what they end with."""
+
+    async def run(front: Front) -> int | None:
+        pid = front.replicas()[0].pid
+        for token, error in ((FAILING, "the step failed"), (UNREADABLE, "given up")):
+            with pytest.raises(InfcError, match=error):
+                await whole(front, [5, token, 7], PARAMS)
+        return pid
+
+    start = partial(start_engine, RISKY)
+    with opened(artifact, 1, start=start, log_format=log_format) as front:
+        pid = asyncio.run(run(front))
+    own = "replica 0:"  # lines of this process, if a test before has let it write some
+    lines = [line for line in capfd.readouterr().err.splitlines() if own not in line]
+    if log_format == "text":
+        assert lines[0] == f"error: engine process {pid}: a step failed"
+        assert "  infc.ir.errors.InfcError: no such luck" in lines
+        assert any("reading what the front says failed" in line for line in lines)
+        return
+    records = [json.loads(line) for line in lines]
+    assert records[0]["engine_process"] == pid
+    assert [each["message"] for each in records[:2]] == [
+        "a step failed",
+        "reading what the front says failed",
+    ]
+    assert {each["level"] for each in records} == {"error"}
+    assert "no such luck" in records[0]["exception"]
+
+
 def test_engines_that_die_at_once_are_given_up(artifact: Artifact) -> None:
     """After some tries; what waits for them fails with the reason."""
     starts = []
@@ -279,143 +245,6 @@ def test_an_engine_that_cannot_be_opened_is_an_error_at_once(artifact: Artifact)
     with pytest.raises(InfcError, match="replica 0: it ended with status 0"):
         front.wait_until_open()
     front.shutdown()
-
-
-def test_refusals_come_from_the_engine_as_they_are(artifact: Artifact) -> None:
-    async def refused(front: Front, prompt: Any, **params: Any) -> None:
-        await whole(front, prompt, SamplingParams(**params))
-
-    with opened(artifact, 1) as front:
-        with pytest.raises(RequestError, match="the prompt has no tokens"):
-            asyncio.run(refused(front, []))
-        with pytest.raises(RequestError) as error:
-            asyncio.run(refused(front, "x", max_tokens=10**6))
-        assert error.value.field == "max_tokens"
-        with pytest.raises(RequestError, match="is not a token id"):
-            asyncio.run(refused(front, [10**9]))
-        with pytest.raises(RequestError, match="banned"):
-            asyncio.run(refused(front, "x", banned_token_ids=list(range(4096))))
-
-
-def test_aborted_requests_end_also_while_no_engine_is_there(artifact: Artifact) -> None:
-    async def run(front: Front) -> None:
-        outputs = front.generate("def f", PARAMS, "it")
-        parts = [await anext(outputs)]
-        pid = front.replicas()[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        front.abort("it")
-        os.kill(pid, signal.SIGKILL)
-        parts += [output async for output in outputs]
-        assert merge_outputs(parts).outputs[0].finish_reason == "abort"
-        assert front.num_pending == 0
-        left = front.generate("def f", PARAMS)
-        await anext(left)
-        await left.aclose()
-        await eventually(lambda: front.num_pending == 0)
-        await eventually(lambda: front.stats().num_running == 0)
-
-    with opened(artifact, 1) as front:
-        asyncio.run(run(front))
-
-
-def test_too_many_that_wait_are_refused(artifact: Artifact) -> None:
-    async def run(front: Front) -> None:
-        pid = front.replicas()[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        readers = [await front.read(["x"], SamplingParams(max_tokens=2)) for _ in range(3)]
-        with pytest.raises(CapacityError, match="3 requests already waiting"):
-            await front.read(["x"], SamplingParams(max_tokens=2))
-        os.kill(pid, signal.SIGCONT)
-        for reader in readers:
-            while reader.num_open:
-                await reader.get()
-            reader.close()
-
-    with opened(artifact, 1, runtime={"max_waiting": 3}) as front:
-        asyncio.run(run(front))
-
-
-def test_what_runs_does_not_wait(artifact: Artifact) -> None:
-    """Also where nothing is told of it before its end; a batch waits as a whole."""
-    params = SamplingParams(max_tokens=400, best_of=4, seed=1, temperature=1.0, ignore_eos=True)
-
-    async def run(front: Front) -> None:
-        (replica,) = front._replicas
-        readers: list[Reader] = []
-
-        def run_all() -> bool:
-            return replica.stats.num_running == 4 * len(readers) and replica.num_queued == 0
-
-        for _ in range(4):
-            readers.append(await front.read(["def f"], params, whole=True))
-            await eventually(run_all)
-        assert front.num_pending == 4
-        with pytest.raises(CapacityError, match="0 requests already waiting"):
-            await front.read(["x"] * 3, params)
-        (await front.read(["x"] * 2, params)).close()
-        for reader in readers:
-            while reader.num_open:
-                await reader.get()
-            reader.close()
-
-    with opened(artifact, 1, runtime={"max_waiting": 2}) as front:
-        asyncio.run(run(front))
-
-
-def test_shut_down_it_fails_what_is_pending(artifact: Artifact) -> None:
-    async def run(front: Front) -> None:
-        outputs = front.generate("def f", PARAMS)
-        await anext(outputs)
-        await asyncio.to_thread(front.shutdown)
-        with pytest.raises(DrainingError, match="the engine was shut down"):
-            async for _ in outputs:
-                pass
-
-    with opened(artifact, 2) as front:
-        asyncio.run(run(front))
-
-
-def test_drained_it_lets_answers_end(artifact: Artifact) -> None:
-    async def run(front: Front) -> RequestOutput:
-        answer = asyncio.create_task(whole(front, "def f", PARAMS))
-        await eventually(lambda: front.num_pending == 1)
-        assert await front.drain(60)
-        with pytest.raises(DrainingError):
-            await front.read(["x"], PARAMS)
-        return await answer
-
-    with opened(artifact, 1) as front:
-        answer = asyncio.run(run(front))
-    check(artifact, "def f", PARAMS, answer)
-
-
-def test_a_reader_that_is_behind_misses_nothing(artifact: Artifact) -> None:
-    async def run(front: Front) -> RequestOutput:
-        reader = await front.read(["def f"], PARAMS, ["it"])
-        await eventually(lambda: front.num_pending == 0)
-        parts = []
-        while reader.num_open:
-            parts.append((await reader.get())[1])
-        reader.close()
-        assert len(parts) == 2  # the first, and all that was joined behind it
-        return merge_outputs(parts)
-
-    with opened(artifact, 1) as front:
-        output = asyncio.run(run(front))
-    check(artifact, "def f", PARAMS, output)
-
-
-def test_replicas_share_one_copy_of_the_weights(artifact: Artifact) -> None:
-    notes: list[str] = []
-    with opened(artifact, 2, on_note=notes.append) as front:
-        asyncio.run(whole(front, "def f", PARAMS))
-        for each in front.replicas():
-            maps = Path(f"/proc/{each.pid}/maps").read_text()
-            assert str(artifact.weights_path.resolve()) in maps
-    (line,) = (note for note in notes if "once for all" in note)
-    assert "2 replicas with 1 thread each" in line
 
 
 def test_engines_end_when_the_front_is_killed(artifact: Artifact) -> None:
@@ -486,94 +315,3 @@ def test_another_artifact_in_its_place_is_not_opened(artifact: Artifact) -> None
     with pytest.raises(ArtifactError, match="was replaced by another one"):
         front.wait_until_open()
     front.shutdown()
-
-
-def test_memory_is_planned_for_all_of_them(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """KV and steps of each, one copy of the weights, and 40 MiB of each process."""
-
-    def sizes(count: int, **options: Any) -> ReplicaSizes:
-        return size_replicas(artifact, RuntimeOptions(threads=3, **options), count)
-
-    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 400 << 20)
-    one, three = sizes(1), sizes(3)
-    use = three.plan.memory[HOST]
-    assert use.weights == 0 and use.mapped == artifact.weights_path.stat().st_size
-    assert 30 << 20 < 3 * use.taken <= (200 - 4 * 40) << 20
-    assert use.kv < one.plan.memory[HOST].kv
-    assert [each.threads for each in three.options] == [1, 1, 1]
-    assert [each.threads for each in sizes(2).options] == [2, 1]
-    assert {each.max_context for each in three.options} == {three.plan.limits.max_context}
-    assert sizes(2, kv_memory="40MiB").plan.memory[HOST].kv > 39 << 20
-    with pytest.raises(CapacityError, match=r"3 replicas take .* and 400.0 MiB are free"):
-        sizes(3, kv_memory="90MiB")
-    with pytest.raises(CapacityError):
-        sizes(3, weights="copied", kv_memory="75MiB")
-    text = sizes(3, kv_memory="75MiB").text
-    assert "once for all, and 4 processes of 40.0 MiB: 4" in text
-
-
-def test_pinned_threads_of_replicas_have_processors_of_their_own(artifact: Artifact) -> None:
-    cpus = sorted(os.sched_getaffinity(0))
-    pinned = size_replicas(artifact, RuntimeOptions(threads=1, pin=True), 2)
-    assert pinned.cpus[0] == cpus[: -(-len(cpus) // 2)]
-    assert pinned.cpus[1] == (cpus[-(-len(cpus) // 2) :] or cpus[:1])
-    assert size_replicas(artifact, RuntimeOptions(threads=1), 2).cpus == ([], [])
-
-
-def test_requests_follow_their_prefixes(artifact: Artifact) -> None:
-    """Of 16 shared prefixes, two replicas find nearly what one with twice their memory finds."""
-    rng = Random(0)
-    shared = [[rng.randrange(10, 4000) for _ in range(320)] for _ in range(16)]
-    prompts = [[*prefix, 7, number] for number in range(8) for prefix in shared]
-    params = SamplingParams(max_tokens=2)
-
-    async def num_found(front: Front) -> int:
-        order, total = list(prompts), 0
-        Random(1).shuffle(order)
-
-        async def work() -> None:
-            nonlocal total
-            while order:
-                answer = await whole(front, order.pop(), params)
-                total += answer.metrics.num_cached_tokens
-
-        await asyncio.gather(*(work() for _ in range(4)))
-        return total
-
-    found = {}
-    for count, policy, memory in (
-        (1, "prefix", "22MiB"),
-        (2, "prefix", "11MiB"),
-        (2, "random", "11MiB"),
-    ):
-        with opened(artifact, count, policy=policy, runtime={"kv_memory": memory}) as front:
-            found[count, policy] = asyncio.run(num_found(front))
-    one = found[1, "prefix"]
-    assert one >= 0.9 * 320 * (len(prompts) - len(shared))
-    assert found[2, "prefix"] >= 0.9 * one
-    assert found[2, "random"] < 0.9 * one
-
-
-def test_requests_wait_where_any_engine_can_take_them(artifact: Artifact) -> None:
-    """Not in an engine that has no room; and those that have begun go first."""
-
-    async def run(front: Front) -> None:
-        answers = [asyncio.create_task(whole(front, f"def f{i}", PARAMS)) for i in range(24)]
-        placed: list[int | None] = []
-
-        def are_placed() -> bool:
-            placed[:] = [front.replica_of(f"infc-{i}") for i in range(24)]
-            return placed.count(None) <= 8
-
-        await eventually(are_placed)
-        assert sorted(index for index in placed if index is not None) == [0] * 8 + [1] * 8
-        pid = front.replicas()[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        ends = await asyncio.gather(*answers)
-        assert all(end.finished for end in ends)
-
-    with opened(artifact, 2, runtime={"max_sequences": 4}) as front:
-        asyncio.run(run(front))

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 import infc
 from infc.driver.commands.serve import command
+from infc.runtime.log import ServerLog
 from infc.runtime.server.listener import open_listener
-from infc.runtime.server.log import ServerLog
 
 from ..small_artifact import write_small_artifact
 from .serving import Serving, serving

@@ -16,8 +16,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from infc.runtime.server.log import ServerLog, printable
-from infc.runtime.server.log_writer import LogWriter
+from infc.runtime.log import ServerLog, printable
+from infc.runtime.log_writer import LogWriter
 
 from ..small_artifact import write_small_artifact
 from .test_stderr import BODY, served, stop

@@ -28,9 +28,9 @@ import infc
 from infc.ir.artifact import open_artifact
 from infc.ir.errors import ArtifactError
 from infc.runtime.engine import EngineStats
+from infc.runtime.log import ServerLog
 from infc.runtime.scheduling.owners import StepTimes
 from infc.runtime.server.certificate import read_certificate
-from infc.runtime.server.log import ServerLog
 from infc.runtime.server.metrics import ServerMetrics
 from infc.runtime.server.replacement import Replaceable, Served
 from infc.runtime.server.served import ServedEngine

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from infc.runtime.log import ServerLog
 from infc.runtime.server.interpreter import short_waits
-from infc.runtime.server.log import ServerLog
 
 from .serving import serving
 

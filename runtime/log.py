@@ -1,4 +1,4 @@
-"""What the server writes to stderr: lines for people, or one JSON object a line for machines."""
+"""What a server and its engines write to stderr: text for people, or JSON for machines."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ _NO_NEWS = (
 
 
 class ServerLog:
-    """Events of a server, as text or as JSON."""
+    """Events of a server, as text or as JSON.
 
-    def __init__(self, format: LogFormat = "text") -> None:
+    `process` is the id of an engine's own process, which its lines begin with.
+    """
+
+    def __init__(self, format: LogFormat = "text", process: int | None = None) -> None:
         self.format = format
+        self._process = process
 
     def event(self, name: str, text: str, *, level: str = "info", **fields: Any) -> None:
         """Write one: `text` for people, `name` and `fields` for machines."""
@@ -46,7 +50,8 @@ class ServerLog:
     def take_over(self) -> logging.Handler:
         """Let what libraries log come out in this format too; the handler that does it."""
         handler = _Handler(logging.WARNING)
-        handler.setFormatter(_JsonRecords() if self.format == "json" else _TextRecords())
+        kind = _JsonRecords if self.format == "json" else _TextRecords
+        handler.setFormatter(kind(self._process))
         handler.addFilter(_is_news)
         handler.addFilter(_Seldom())
         for name in _LOGGERS:
@@ -112,9 +117,17 @@ class _Seldom(logging.Filter):
         return True
 
 
-class _JsonRecords(logging.Formatter):
+class _Records(logging.Formatter):
+    def __init__(self, process: int | None) -> None:
+        super().__init__()
+        self._process = process
+
+
+class _JsonRecords(_Records):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {"logger": record.name}
+        if self._process is not None:
+            fields["engine_process"] = self._process
         if (request_id := REQUEST_ID.get()) is not None:
             fields["request_id"] = request_id
         if record.exc_info:
@@ -122,11 +135,12 @@ class _JsonRecords(logging.Formatter):
         return encode_event("log", record.levelname.lower(), record.getMessage(), fields)
 
 
-class _TextRecords(logging.Formatter):
+class _TextRecords(_Records):
     def format(self, record: logging.LogRecord) -> str:
         request_id = REQUEST_ID.get()
         place = f" (request {request_id})" if request_id is not None else ""
-        text = printable(f"{record.levelname.lower()}: {record.getMessage()}{place}")
+        engine = f"engine process {self._process}: " if self._process is not None else ""
+        text = printable(f"{record.levelname.lower()}: {engine}{record.getMessage()}{place}")
         if not record.exc_info:
             return text
         # Indented, so that no message of an exception looks like a line of the log.
