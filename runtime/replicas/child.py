@@ -130,6 +130,17 @@ class SpareProcess:
             with contextlib.suppress(OSError):
                 self._spare = self._start()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one that has imported everything."""
+        self._drop_dead()
+        if self._spare is None:
+            return False
+        try:  # what it says then is left to whoever takes it
+            return bool(self._spare.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
     def refill(self) -> None:
         """Replace a spare process that has died, or could not be started; not too often."""
         if self._is_wanted and time.monotonic() - self._filled_at > _REFILL_SECONDS:

@@ -41,6 +41,7 @@ from .messages import (
     Failed,
     Failure,
     FromEngine,
+    Imported,
     Open,
     Opening,
     Ready,
@@ -330,6 +331,7 @@ def main(descriptor: int, parent: int) -> NoReturn:
     sys.setswitchinterval(_SWITCH_SECONDS)
     connection = socket.socket(fileno=descriptor)
     reader = FrameReader()
+    send(connection, Imported())
     try:
         engine, tells_blocks = _open(connection, reader)
         gc.collect()

@@ -241,8 +241,8 @@ class Front:
     def _check_room(self, num_new: int) -> None:
         waits_here = (each for each in self._pending.values() if each not in self._places)
         num_here = sum(not each.has_told for each in waits_here)
-        num_queued = num_here + sum(replica.num_queued for replica in self._replicas)
-        check_room(num_queued, num_new, self._config.max_waiting)
+        num_there = sum(replica.num_queued for replica in self._replicas)
+        check_room(num_here + num_there, num_new, self._config.max_waiting)
 
     def _leave(self, streams: Sequence[RemoteStream]) -> None:
         """Nobody reads these any more."""
@@ -354,8 +354,7 @@ class Front:
             stream = replica.streams.get(added.number)
             if stream is None:  # nobody reads it any more
                 continue
-            output = stream.take(added)
-            if output is not None:
+            if (output := stream.take(added)) is not None:
                 items.append((stream, output))
             if stream.is_over:
                 self._forget(stream)
@@ -413,7 +412,8 @@ class Front:
             elif not (stream.is_over or self._suspects.holds(stream)):
                 replica.num_resumed += stream.has_told
                 going_on.append(stream)
-        for stream in self._kept_back.share(replica, going_on, len(self._open_ones())):
+        num_ready = len(self._open_ones()) if self._spare_process.is_there else 0
+        for stream in self._kept_back.share(replica, going_on, num_ready):
             self._place(stream)
 
     def on_given_up(self, replica: Replica, error: InfcError) -> None:

@@ -24,8 +24,11 @@ class KeptBack:
     def share(
         self, replica: Replica, streams: Sequence[RemoteStream], num_ready: int
     ) -> Sequence[RemoteStream]:
-        """Keep the part of the successor; the others, which go on at once."""
-        if not num_ready:  # they wait for whoever is ready first
+        """Keep the part of the successor; the others, which go on at once.
+
+        With `num_ready` 0, nothing is kept: no other engine is ready, or no successor will be soon.
+        """
+        if not num_ready:
             return streams
         num_now = -(-len(streams) * num_ready // (num_ready + 1))
         self._streams.setdefault(replica, []).extend(streams[num_now:])

@@ -80,8 +80,12 @@ class Failure(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     hint: str | None = None
 
 
+class Imported(msgspec.Struct, array_like=True, tag="imported", forbid_unknown_fields=True):
+    """The process has imported everything, and waits for `open`; the first message."""
+
+
 class Opening(msgspec.Struct, array_like=True, tag="opening", forbid_unknown_fields=True):
-    """The process has imported everything, and begins to open the artifact."""
+    """It begins to open the artifact."""
 
 
 class Ready(msgspec.Struct, array_like=True, tag="ready", forbid_unknown_fields=True):
@@ -180,7 +184,7 @@ class Told(msgspec.Struct, array_like=True, tag="told", forbid_unknown_fields=Tr
     """Digests of blocks that are found in the prefix cache now, and that are no longer."""
 
 
-FromEngine = Opening | Ready | Failed | Told
+FromEngine = Imported | Opening | Ready | Failed | Told
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_ENGINE = msgspec.msgpack.Decoder(ToEngine)

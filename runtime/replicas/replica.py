@@ -18,6 +18,7 @@ from .messages import (
     VERSION,
     Abort,
     FromEngine,
+    Imported,
     Open,
     Opening,
     Ready,
@@ -37,6 +38,7 @@ State = Literal["starting", "opening", "ready", "waiting", "given up"]
 MOST_FAILED_STARTS = 5
 _FIRST_DELAY_SECONDS = 0.1
 _MOST_DELAY_SECONDS = 5.0
+_MOST_DELAY_AFTER_KILL_SECONDS = 0.4
 _REAP_SECONDS = 2.0
 _IMPORT_SECONDS = (
     10.0  # in which a process must have imported everything, and taken `open`, later on
@@ -95,7 +97,7 @@ class Replica(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
         self._num_failed_starts = 0
-        self._has_worked = False
+        self._has_worked = self._is_up = False
         self._was_ready = False
         self._lost_at = 0.0
         self._failure: InfcError | None = None
@@ -139,7 +141,7 @@ class Replica(asyncio.Protocol):
         if self._is_closed:
             return
         self.state, self.heard_at = "starting", time.monotonic()
-        self._reader, self._has_worked = FrameReader(), False
+        self._reader, self._has_worked, self._is_up = FrameReader(), False, False
         self._failure = self._hung_seconds = None
         self._is_temporary = False
         try:
@@ -189,6 +191,11 @@ class Replica(asyncio.Protocol):
         if limit is not None and now - self.heard_at > limit:
             self._hung_seconds = limit
             self._kill()
+
+    def forget_killed(self, count: int) -> None:
+        """Of so many processes that were killed for lack of memory, its own is none."""
+        if self._child is not None and count > self._child.num_killed:
+            self._child = replace(self._child, num_killed=count)
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -251,12 +258,14 @@ class Replica(asyncio.Protocol):
                 )
             self._has_worked = self._has_worked or bool(message.reports)
             self._owner.on_told(self, message)
+        elif isinstance(message, Imported):
+            pass  # where it is a spare process, it may have been long ago
         elif isinstance(message, Opening):
             self.state = "opening"
         elif isinstance(message, Ready):
             if message.version != VERSION:
                 raise FrameError(f"the engine speaks version {message.version}, not {VERSION}")
-            self.state = "ready"
+            self.state, self._is_up = "ready", True
             if self._was_ready:  # a warning, as the end of its process was one
                 seconds = time.monotonic() - self._lost_at
                 text = "replica %d: process %d is ready after %.2f s"
@@ -295,8 +304,11 @@ class Replica(asyncio.Protocol):
         may_pass = self._is_temporary and self._was_ready
         # Neither files that are damaged nor a processor that lacks something get better.
         is_final = not may_pass and isinstance(error, (ArtifactError, TargetError))
+        # Whoever kills an engine that was ready says nothing of the next one.
+        was_good = self._has_worked or (self._is_up and not is_own)
+        most = _MOST_DELAY_SECONDS if is_own else _MOST_DELAY_AFTER_KILL_SECONDS
         is_own = is_own and not may_pass
-        if self._has_worked and not is_final:
+        if was_good and not is_final:
             self._num_failed_starts = 0
         else:
             self._num_failed_starts += 1
@@ -306,9 +318,7 @@ class Replica(asyncio.Protocol):
             return
         delay = 0.0
         if self._num_failed_starts:
-            delay = min(
-                _MOST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self._num_failed_starts - 1)
-            )
+            delay = min(most, _FIRST_DELAY_SECONDS * 2 ** (self._num_failed_starts - 1))
         self.state = "waiting"
         self.num_restarts += 1
         asyncio.get_running_loop().call_later(delay, lambda: self._begin(self.start()))

@@ -12,6 +12,8 @@ import pytest
 
 from infc.runtime.replicas import child as child_module
 from infc.runtime.replicas.child import Child, SpareProcess, death_of, start_engine
+from infc.runtime.replicas.frames import FrameReader
+from infc.runtime.replicas.messages import Imported, from_engine
 
 
 def ended(code: str, number: signal.Signals | None = None) -> Child:
@@ -88,6 +90,23 @@ def test_a_spare_process_is_taken_once_and_a_dead_one_never() -> None:
         each.connection.close()
         each.kill()
         each.process.wait()
+
+
+def test_a_spare_process_is_there_once_it_has_imported_everything() -> None:
+    spare = SpareProcess(start_engine)
+    assert not spare.is_there
+    spare.fill()
+    assert not spare.is_there
+    deadline = time.monotonic() + 30
+    while not spare.is_there:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child = spare.take()
+    assert not spare.is_there
+    (payload,) = FrameReader().feed(child.connection.recv(100))
+    assert from_engine(payload) == Imported()
+    child.connection.close()
+    assert child.process.wait(30) == 0
 
 
 def test_a_spare_process_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 
+from infc.ir.errors import InfcError
 from infc.runtime.engine import EngineStats
+from infc.runtime.replicas import child as child_module
+from infc.runtime.replicas import memory_watch
 from infc.runtime.replicas import replica as replica_module
-from infc.runtime.replicas.child import Child, Start, start_engine
-from infc.runtime.replicas.messages import VERSION, Open, Opening, Stats, Told
+from infc.runtime.replicas.child import (
+    Child,
+    Start,
+    death_of,
+    num_killed_for_memory,
+    start_engine,
+)
+from infc.runtime.replicas.memory_watch import MemoryWatch
+from infc.runtime.replicas.messages import VERSION, Open, Opening, Ready, Stats, Told
 from infc.runtime.replicas.replica import Replica
 
 from .test_suspects import SLEEPING, NoOwner
@@ -109,6 +119,57 @@ def test_counts_never_fall() -> None:
         await replica.close(0)
 
     asyncio.run(run())
+
+
+def test_an_engine_that_is_killed_has_a_successor_at_once() -> None:
+    """Also before it has done anything, and again and again; one that fails waits."""
+
+    async def run() -> None:
+        replica = replica_of(starting([]))
+        await replica.start()
+        for _ in range(3):
+            await eventually(lambda: replica.state == "starting" and replica.pid is not None)
+            replica._hear(Ready(VERSION, ""))
+            replica._kill()
+            await eventually(lambda: replica.state == "starting" and replica.pid is not None)
+        assert replica._num_failed_starts == 0
+        replica._hear(Ready(VERSION, ""))
+        replica._failure = InfcError("no such luck")
+        replica._kill()
+        await eventually(lambda: replica.state == "waiting" and replica.pid is None)
+        assert replica._num_failed_starts == 1
+        await replica.close(0)
+
+    asyncio.run(run())
+
+
+def test_the_kernel_may_have_run_out_of_memory_long_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And killed something else, some seconds before somebody kills the engine."""
+
+    async def run() -> tuple[bool, bool]:
+        replica, watch = replica_of(starting([])), MemoryWatch()
+        await replica.start()
+        killed = num_killed_for_memory() + 1
+        for module in (memory_watch, child_module):
+            monkeypatch.setattr(module, "num_killed_for_memory", lambda: killed)
+        assert replica._child is not None
+        replica._child.kill()
+        replica._child.process.wait()
+        watch.look([replica])
+        soon = death_of(replica._child)
+        watch._looked_at -= 5
+        watch.look([replica])
+        just_now = death_of(replica._child)
+        watch._looked_at -= 5
+        watch.look([replica])
+        later = death_of(replica._child)
+        await replica.close(0)
+        assert soon.is_blamed
+        return just_now.is_blamed, later.is_blamed
+
+    assert asyncio.run(run()) == (True, False)
 
 
 def test_a_process_without_a_connection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
