@@ -1,5 +1,7 @@
 """`infc inspect`: what an artifact holds, and what it costs."""
 
+from collections.abc import Iterator
+
 import click
 
 from ..threads_option import threads_option
@@ -20,6 +22,11 @@ from ..threads_option import threads_option
     is_flag=False,
     flag_value="final",
     help="Print IR text: final, captured, or of another program PROGRAM[:captured].",
+)
+@click.option(
+    "--compare",
+    metavar="OTHER",
+    help="Run the same steps on OTHER and on ARTIFACT: error of logits, speed, memory.",
 )
 @click.option("--graph", metavar="FILE", help="Write an HTML page (.html) or a drawing (.svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -47,6 +54,7 @@ def command(
     layer: int | None,
     op: str | None,
     stage: str | None,
+    compare: str | None,
     graph: str | None,
     as_json: bool,
     resources: bool,
@@ -57,6 +65,9 @@ def command(
 ) -> None:
     """Show an artifact's model, memory, ops, their bytes and operations, and passes.
 
+    With --compare A B, both artifacts compute what one engine schedules: --batch prompts of at
+    most --tokens tokens. Errors are those of B against A.
+
     \b
       infc inspect tiny.infc
       infc inspect tiny.infc --batch 8 --context 512 --memory 8GiB
@@ -65,6 +76,7 @@ def command(
       infc inspect tiny.infc --program captured
       infc inspect tiny.infc --graph tiny.html
       infc inspect tiny.infc --resources --replicas 2
+      infc inspect --compare tiny.infc tiny-onnx.infc --graph parity.svg
     """
     from typing import cast
 
@@ -77,6 +89,12 @@ def command(
     for name, value in given.items():
         if value is not None and not resources:
             raise click.UsageError(f"{name} needs --resources")
+    if compare is not None:
+        others = {"context": context, "memory": memory, "layer": layer, "op": op, "program": stage}
+        others["resources"] = resources or None
+        _refuse(name for name, given in others.items() if given is not None)
+        _compare((compare, artifact), verify, (batch, tokens), graph, as_json)
+        return
     opened = open_artifact(artifact, cast("Verification", verify))
     if resources:
         from ..explain.container import container_text, size_container
@@ -113,6 +131,41 @@ def command(
         click.echo(nodes_json(facts, layer, op) if narrowed else artifact_json(facts))
     else:
         _print(facts, layer, op)
+
+
+def _refuse(names: Iterator[str]) -> None:
+    from ...ir.errors import UsageError
+
+    for name in names:
+        raise UsageError(
+            f"--{name} says nothing about a comparison",
+            hint="--compare takes --batch, --tokens, --graph, --json and --verify",
+        )
+
+
+def _compare(
+    pair: tuple[str, str],
+    verify: str,
+    sizes: tuple[int | None, int | None],
+    picture: str | None,
+    as_json: bool,
+) -> None:
+    from typing import cast
+
+    from ...ir.artifact import Verification
+    from ..explain.text import terminal
+    from ..parity.document import parity_json
+    from ..parity.picture import picture_path, write_picture
+    from ..parity.run import ParityOptions, compare_artifacts
+    from ..parity.text import render_parity
+
+    if picture is not None:
+        picture_path(picture)  # before anything runs
+    options = ParityOptions(sequences=sizes[0], prompt_tokens=sizes[1])
+    parity = compare_artifacts(*pair, options, verify=cast("Verification", verify))
+    click.echo(parity_json(parity) if as_json else render_parity(parity, **terminal()), nl=as_json)
+    if picture is not None:
+        click.echo(f"{write_picture(parity, picture)}", err=as_json)
 
 
 def _print(facts: object, layer: int | None, op: str | None) -> None:

@@ -1,0 +1,1 @@
+"""What two artifacts make of the very same steps: errors of logits, speed and memory."""
