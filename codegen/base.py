@@ -27,7 +27,7 @@ from ..ir.quantized_pairs import QuantizedPairs
 from ..ir.resources import KvGroup, is_coded
 from ..ir.row_codes import I8_ROWS
 from ..ir.targets import FAMILIES, Target, resolve_target
-from ..ir.types import Sym, TensorType
+from ..ir.types import DType, Sym, TensorType
 from ..ir.weights import is_read_alike
 
 if TYPE_CHECKING:
@@ -245,12 +245,20 @@ class Backend(ABC):
         """
         return True
 
+    def can_multiply(self, dtype: str) -> bool:
+        """Whether there are kernels for matrices of elements of that type.
+
+        A recipe that names another is refused before its model is captured. By default, a backend
+        takes float32 and bfloat16.
+        """
+        return dtype in (DType.F32.value, DType.BF16.value)
+
     def can_cache(self, dtype: str) -> bool:
         """Whether there are kernels for state of that type (`ir/resources.py`).
 
-        By default, a backend takes what consists of elements, and codes of int8.
+        By default, a backend takes the elements that it multiplies, and codes of int8.
         """
-        return not is_coded(dtype) or dtype == I8_ROWS.name
+        return dtype == I8_ROWS.name if is_coded(dtype) else self.can_multiply(dtype)
 
     def plan_passes(self, target: Target) -> str:
         """The passes that this backend wants at the end of the pipeline, as pipeline text.

@@ -12,6 +12,7 @@ from ..codegen.base import Backend
 from ..codegen.registry import get_backend
 from ..ir.backends import is_built_in, known_backends
 from ..ir.errors import ArtifactError, UsageError
+from ..ir.resources import is_coded
 from ..ir.schemes import INT8, SCHEMES, Scheme
 from ..ir.targets import Target
 from .accuracy_text import read_evaluation
@@ -19,7 +20,7 @@ from .added_programs import AddedProgram
 from .cache import cache_key
 from .calibration import recipe_text
 from .model_source import find_model
-from .optimize import CACHE_DTYPES
+from .optimize import CACHE_DTYPES, DTYPES
 from .progress import Reporter
 from .recipe import LoadedRecipe, Recipe
 from .texts import Text
@@ -66,6 +67,7 @@ def plan_job(
     recipe = loaded.recipe
     backend = get_backend(recipe.backend, recipe.model_dump())
     target = backend.find_target(recipe.target)
+    _check_dtype(recipe.dtype, backend)
     _check_schemes(recipe.quantization.schemes, backend)
     _check_cache(recipe.kv_cache.dtype, backend)
     # A missing compiler is told now, not after minutes of work.
@@ -87,6 +89,18 @@ def plan_job(
             hint="name another text here, or in accuracy.evaluation",
         )
     return CompileJob(loaded, model, place, backend, target, toolchain, verify, text, calibration)
+
+
+def _check_dtype(name: str, backend: Backend) -> None:
+    """UsageError for a type of matrices that the backend has no kernels for."""
+    dtype = DTYPES.get(name)
+    if dtype is not None and not backend.can_multiply(dtype):
+        raise UsageError(
+            f"the backend {backend.name} has no kernels for matrices in {name}",
+            where="dtype",
+            hint="choose bfloat16, or "
+            + _settings(own for own in _own_backends() if own.can_multiply(dtype)),
+        )
 
 
 def _check_schemes(names: Set[str], backend: Backend) -> None:
@@ -117,8 +131,10 @@ def _like(scheme: Scheme, backend: Backend) -> str:
     return INT8.name
 
 
-def _cache_like(backend: Backend) -> str:
-    """What a cache of 8 bits may consist of instead."""
+def _cache_like(stored: str, backend: Backend) -> str:
+    """What a cache may consist of instead."""
+    if not is_coded(stored):
+        return "bfloat16, which takes as much memory"
     if backend.can_cache(CACHE_DTYPES["int8"]):
         return "int8, which takes as much memory"
     return "auto"
@@ -127,11 +143,11 @@ def _cache_like(backend: Backend) -> str:
 def _check_cache(dtype: str, backend: Backend) -> None:
     """UsageError for a KV cache that the backend has no kernels for."""
     stored = CACHE_DTYPES[dtype]
-    if not backend.can_cache(stored):
+    if stored != "auto" and not backend.can_cache(stored):
         raise UsageError(
             f"the backend {backend.name} has no kernels for a KV cache in {dtype}",
             where="kv_cache.dtype",
-            hint=f"choose {_cache_like(backend)}, or "
+            hint=f"choose {_cache_like(stored, backend)}, or "
             + _settings(own for own in _own_backends() if own.can_cache(stored)),
         )
 

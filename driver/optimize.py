@@ -32,10 +32,15 @@ if TYPE_CHECKING:
 _SHOWN_NEAR_MISSES = 3
 _CALIBRATION_SHARE = 9
 """Calibration takes so many times as long as all the passes, seen for the bar's sake."""
-CACHE_DTYPES: Final = {
-    "auto": "auto",
+DTYPES: Final = {
     "float32": DType.F32.value,
     "bfloat16": DType.BF16.value,
+    "float16": DType.F16.value,
+}
+"""What a recipe calls the type of matrices, and a program."""
+CACHE_DTYPES: Final = {
+    "auto": "auto",
+    **DTYPES,
     "int8": I8_ROWS.name,
     "fp8": E4M3_ROWS.name,
 }

@@ -89,7 +89,7 @@ class AccuracySection(Section):
 class KvCacheSection(Section):
     """How attention state is kept between steps."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8"] = key(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = key(
         "auto",
         "Element type of the cache; auto is the same as `dtype`; int8 and fp8 (e4m3, for GPUs) have"
         " one scale per token and KV head.",
@@ -159,10 +159,10 @@ class Recipe(Section):
         min_length=1,
     )
     revision: str | None = key(None, "Branch, tag or commit on the hub.", min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = key(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
         "Type of matrices, and by default of the cache; activations are float32. auto is the type"
-        " of the checkpoint (float32 for float16).",
+        " of the checkpoint (float32 for float16). float16 is for the backends onnx and reference.",
     )
     backend: BackendName = key(DEFAULT, "Backend that generates the code.")
     target: str = key(

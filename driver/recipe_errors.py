@@ -14,10 +14,10 @@ from .yaml_tree import KeyPath, YamlTree
 
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
     ("backend",): frozenset(PLANNED),
-    ("dtype",): frozenset({"float16", "float8", "float64"}),
+    ("dtype",): frozenset({"float8", "float64"}),
     ("quantization", "method"): frozenset({"awq", "smoothquant", "rotate", "hqq"}),
     ("quantization", "scheme"): frozenset({"nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),
-    ("kv_cache", "dtype"): frozenset({"float16", "float8", "int4"}),
+    ("kv_cache", "dtype"): frozenset({"float8", "int4"}),
 }
 
 

@@ -18,10 +18,10 @@ from .checkpoint import Checkpoint
 from .config import text_part
 from .sources.open import open_source
 
-DTypeName = Literal["float32", "bfloat16", "auto"]
+DTypeName = Literal["float32", "bfloat16", "float16", "auto"]
 Log = Callable[[str], None]
 
-_DTYPES = {"float32": DType.F32, "bfloat16": DType.BF16}
+_DTYPES = {"float32": DType.F32, "bfloat16": DType.BF16, "float16": DType.F16}
 
 
 def load_model(
@@ -108,15 +108,15 @@ def _choose_dtype(name: str, checkpoint: Checkpoint, log: Log) -> DType:
     stored = checkpoint.main_dtype()
     shown = checkpoint.stored_as or stored.value
     if name == "auto":
-        if stored in _DTYPES.values() and checkpoint.stored_as is None:
+        if stored in (DType.F32, DType.BF16) and checkpoint.stored_as is None:
             return stored
         log(f"the checkpoint is {shown}: computing in float32, which holds it exactly")
         return DType.F32
     if name not in _DTYPES:
-        raise UsageError(f"dtype {name!r} is not known", hint="float32, bfloat16 or auto")
+        raise UsageError(f"dtype {name!r} is not known", hint="float32, bfloat16, float16 or auto")
     chosen = _DTYPES[name]
-    if chosen is DType.BF16 and stored is not DType.BF16:
-        log(f"the checkpoint is {shown}: rounding its matrices to bfloat16 loses precision")
+    if chosen is not DType.F32 and stored is not chosen:
+        log(f"the checkpoint is {shown}: rounding its matrices to {name} loses precision")
     return chosen
 
 

@@ -51,8 +51,8 @@ class WeightNames:
         """The expression of a parameter (by its canonical name) in element type `dtype`."""
         expr = self._exprs[name]
         kind = infer_weight(expr)
-        if self._held is DType.BF16 and kind is not None and kind.rank > 1:
-            expr = _cast(expr, DType.BF16)
+        if self._held is not DType.F32 and kind is not None and kind.rank > 1:
+            expr = _cast(expr, self._held)
         return _cast(expr, dtype)
 
     def _map_names(self) -> tuple[dict[str, WeightExpr], list[str]]:

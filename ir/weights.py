@@ -327,6 +327,20 @@ def _slice(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
     return parts[0][(slice(None),) * dim + (slice(start, stop),)]
 
 
+def _cast(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    """CheckpointError for numbers that float16 does not reach; other types hold any magnitude."""
+    import torch
+
+    dtype = DType(attrs["dtype"])
+    result = parts[0].to(to_torch(dtype))
+    if dtype is DType.F16 and torch.isinf(result).any() and not torch.isinf(parts[0]).any():
+        raise CheckpointError(
+            f"has numbers up to {float(parts[0].abs().max()):.4g}, and float16 ends at 65504",
+            hint="dtype: bfloat16 takes as much memory and has no such limit",
+        )
+    return result
+
+
 def _ones(parts: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
     import torch
 
@@ -418,7 +432,7 @@ BUILTIN: Final = (
     ),
     WeightOp(
         "cast",
-        lambda parts, attrs: parts[0].to(to_torch(DType(attrs["dtype"]))),
+        _cast,
         _like("cast"),
         ("dtype",),
     ),

@@ -60,6 +60,10 @@ class OnnxBackend(Backend):
 
         return can_store(form)
 
+    def can_multiply(self, dtype: str) -> bool:
+        """Matrices of 16 bits are widened, whichever these are."""
+        return True
+
     def can_cache(self, dtype: str) -> bool:
         """Elements alone: there are no ops that read codes of rows."""
         return not is_coded(dtype)

@@ -21,6 +21,10 @@ class ReferenceBackend(Backend):
         """Every op has a meaning."""
         return Verdict.yes()
 
+    def can_multiply(self, dtype: str) -> bool:
+        """All of it has a meaning."""
+        return True
+
     def can_cache(self, dtype: str) -> bool:
         """All of it has a meaning."""
         return True

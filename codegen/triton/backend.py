@@ -17,7 +17,7 @@ from ...ir.launches import LAUNCHES_FILE, Form, LaunchPlan
 from ...ir.nvidia import find_gpu
 from ...ir.plan import planned_graphs
 from ...ir.program import Node, Program, Weight
-from ...ir.resources import KvGroup
+from ...ir.resources import KvGroup, is_coded
 from ...ir.row_codes import ROW_CODES
 from ...ir.schemes import get_scheme
 from ...ir.targets import CUDA, Target
@@ -98,8 +98,8 @@ class TritonBackend(Backend):
         return has_kernels(form)
 
     def can_cache(self, dtype: str) -> bool:
-        """Elements of a type, and all codes of rows."""
-        return True
+        """Elements that are multiplied, and all codes of rows."""
+        return is_coded(dtype) or self.can_multiply(dtype)
 
     def plan_passes(self, target: Target) -> str:
         """Loops over rows, one arena for all values of a step, and the graphs it is captured as."""

@@ -114,7 +114,7 @@ def test_values_arrive(tmp_path: Path) -> None:
             r"yaml:2: quantization.calibration.tokens cannot be 3",
         ),
         ("model: a\nquantization: gptq", r"yaml:2: quantization.scheme: gptq is not supported"),
-        ("model: a\ndtype: float16", r"yaml:2: dtype: float16 is not supported"),
+        ("model: a\ndtype: float64", r"yaml:2: dtype: float64 is not supported"),
         ("model: a\nkv_cache: {dtype: int4}", r"yaml:2: kv_cache.dtype: int4 is not supported"),
         ("model: a\nbackend: cop", r"yaml:2: backend cannot be 'cop' .choose 'cpp'"),
         ("model: 3", r"yaml:1: model cannot be 3: input should be a valid string"),

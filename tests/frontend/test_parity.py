@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from infc.frontend.load import load_model
 from infc.ir.errors import CheckpointError
@@ -193,6 +193,21 @@ def test_float16_is_widened_and_said(tmp_path: Path) -> None:
     assert program.outputs[0].type.dtype.value == "f32"
     assert any("f16" in line for line in lines)
     assert parity_error(tmp_path, program) < TOLERANCE
+
+
+def test_weights_beyond_float16_are_named(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name][0, 0] = 7e4
+    save_file(tensors, path, {"format": "pt"})
+    program = load(tmp_path, dtype="float16")
+    reader = next(one for one in program.weights.values() if "layers.0.mlp.down_proj" in one.name)
+    with pytest.raises(
+        CheckpointError, match=r"down_proj.*up to 7e\+04, and float16 ends at 65504"
+    ):
+        evaluate_weight(program, reader)
 
 
 def test_rounding_to_bfloat16_is_said(tmp_path: Path) -> None:

@@ -211,6 +211,11 @@ def test_formats_are_numbers_times_scales() -> None:
         ("llama", {"quantization": "int4-g64-weights"}, UsageError, "such as q4_0-weights,"),
         ("llama", {"quantization": "q4_1"}, UsageError, "another scheme, such as q4_0,"),
         ("llama", {"quantization": "fp8"}, UsageError, "e4m3.*another scheme, such as int8,"),
+        ("llama", {"backend": "cpp", "dtype": "float16"}, UsageError, "float16.*set backend=onnx"),
+        (
+            *("llama", {"backend": "cpp", "kv_cache.dtype": "float16"}, UsageError),
+            "KV cache in float16 .*choose bfloat16, .*set backend=onnx",
+        ),
         ("llama", {"kv_cache.dtype": "int8"}, UsageError, "KV cache in int8 .*choose auto, or "),
         ("llama", {"kv_cache.dtype": "fp8"}, UsageError, "KV cache in fp8 .*choose auto, or "),
         (
