@@ -43,7 +43,7 @@ class OnnxBackend(Backend):
         from .lower import LOWERED
 
         if node.op not in LOWERED:
-            return Verdict.no(_WAYS_OUT.get(node.op, "there is no op in ONNX for it"))
+            return Verdict.no("there is no op in ONNX for it")
         if "scheme" in node.attrs and not self.can_hold(get_scheme(node.attrs["scheme"]).weight):
             return Verdict.no("ONNX has no type for such codes: choose int8 or q4_0")
         if node.op == "quantize_rows" and node.attrs["codes"] != I8_ROWS.name:
@@ -152,9 +152,3 @@ def _version(name: str) -> str | None:
         return str(importlib.import_module(name).__version__)
     except ImportError:
         return None
-
-
-_WAYS_OUT: Final[Mapping[str, str]] = {
-    "scaled_moe": "experts in few bits are not built: quantization.skip: ['*experts*']"
-}
-"""What to do instead, for ops that are refused."""

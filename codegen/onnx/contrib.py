@@ -7,14 +7,14 @@ from typing import ClassVar, Final
 from ...ir.ops.state import cache_of
 from ...ir.program import Node
 from ...ir.resources import KvGroup
-from ...ir.schemes import get_scheme
-from ...ir.types import DType
+from ...ir.schemes import Scheme, get_scheme
+from ...ir.types import DType, Sym
 from .attended import Heads
 from .caches import stored_name, written_name
 from .emitter import Emitter, Lowering
 from .graph import CONTRIB
 from .layouts import CodedMatrix
-from .lower import coded
+from .lower import coded, experts
 from .lower.pointwise import activate
 from .slots import Slots
 from .types import STORED
@@ -148,6 +148,19 @@ def _decoded_linear(emitter: Emitter, node: Node) -> None:
     coded.finish(emitter, node, result, biases)
 
 
+def _by_codes(emitter: Emitter, x: str, matrix: CodedMatrix, scheme: Scheme) -> str:
+    """Rows x `[T, K]` by a matrix of codes, as `coded.product`."""
+    how = scheme.activations
+    if not matrix.form.is_grouped:
+        return coded.product(emitter, x, matrix, scheme)
+    if how is None or how.group:
+        return _product(emitter, x, matrix, _FLOAT if how is None else _IN_GROUPS)
+    codes, scale = coded.quantized(emitter, x, (Sym("T"),), matrix.depth, 0)
+    wide = emitter.graph.op("Cast", [codes], to=STORED[DType.F32])
+    column = emitter.graph.op("Unsqueeze", [scale, emitter.graph.const([-1])])
+    return emitter.graph.op("Mul", [_product(emitter, wide, matrix, _FLOAT), column])
+
+
 def _product(emitter: Emitter, x: str, matrix: CodedMatrix, accuracy: int) -> str:
     parts = emitter.store(matrix.blocks()), emitter.store(matrix.line_scales())
     return emitter.graph.op(
@@ -172,4 +185,5 @@ LOWERINGS: Final[dict[str, Lowering]] = {
     "quantize_rows": _quantize_rows,
     "scaled_linear": _scaled_linear,
     "decoded_linear": _decoded_linear,
+    "scaled_moe": experts.scaled(_by_codes),
 }

@@ -86,7 +86,7 @@ class Emitter:
     def store(self, tensor: Stored) -> str:
         """The name of a tensor of the file of weights."""
         self.used[tensor.weight.name] = tensor
-        return tensor.weight.name
+        return tensor.name
 
     def widened(self, x: str, dtype: DType) -> str:
         """What is stored in a type of 16 bits, in float32."""

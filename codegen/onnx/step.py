@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -67,8 +67,13 @@ def finish_model(emitted: Emitted, weights: Iterable[Weight], directory: Path) -
     """The model, whose tensors are those of the file of weights in a directory."""
     program, graph = emitted.emitter.program, emitted.emitter.graph
     entries, _, data_at = read_header(directory / WEIGHTS_FILE)
-    for name, tensor in emitted.emitter.used.items():
-        graph.external(entries[name], data_at, WEIGHTS_FILE, tensor.dtype, tensor.shape)
+    for name, stack in emitted.emitter.used.items():
+        whole = entries[name]
+        size = (whole.end - whole.begin) // stack.count
+        for part in stack.parts:
+            begin = whole.begin + part.index * size
+            entry = replace(whole, name=part.name, begin=begin, end=begin + size)
+            graph.external(entry, data_at, WEIGHTS_FILE, part.dtype, part.shape)
     facts = step_facts(program, [(weight.name, weight.type) for weight in weights])
     metadata = {
         "infc.facts": json.dumps(facts, sort_keys=True),

@@ -42,7 +42,14 @@ from .support import (
     relative_error,
     teacher_forced,
 )
-from .test_int8 import EQUAL, SHARE_EQUAL_TABLE, STEP, row_errors
+from .test_int8 import (
+    EQUAL,
+    SHARE_EQUAL_ROUTED,
+    SHARE_EQUAL_TABLE,
+    SHARE_REROUTED,
+    STEP,
+    row_errors,
+)
 
 BOUND = 1e-5
 """Of the largest logit of a row, in float32."""
@@ -243,13 +250,54 @@ def test_codes_mean_what_they_mean_in_the_reference(
     assert row.max() <= step
 
 
-@pytest.mark.parametrize("model", ["llama", "qwen2"])  # the second has biases
+EXPERTS = {
+    "int8-weights": (1.0, EQUAL),
+    "q4_0-weights": (1.0, EQUAL),
+    "int8": (SHARE_EQUAL_ROUTED, STEP),
+    "int8-token": (SHARE_EQUAL_ROUTED, STEP),
+    "int4-token": (SHARE_EQUAL_ROUTED, STEP),
+}
+
+
+@pytest.mark.parametrize(
+    ("arch", "dialect", "scheme"),
+    [
+        ("mixtral", "standard", "int8"),
+        ("mixtral", "onnxruntime", "int8"),
+        ("mixtral", "standard", "int8-token"),
+        ("mixtral", "standard", "int4-token"),
+        ("mixtral", "onnxruntime", "int4-token"),
+        ("gpt_oss", "standard", "q4_0-weights"),
+        ("gpt_oss", "onnxruntime", "q4_0-weights"),
+        ("gpt_oss", "standard", "int8-weights"),
+    ],
+)
+def test_experts_in_codes_mean_what_they_mean_in_the_reference(
+    scheme: str, dialect: str, arch: str, builds: Builds
+) -> None:
+    """With biases, and a gate of its own; another expert may be chosen where a row is rounded."""
+    sets = (("quantization", {"scheme": scheme, "method": "nearest"}),)
+    model = Build(arch, sets=sets, changes=(("num_hidden_layers", 2),))
+    artifact = builds.artifact(onnx(model, **{"onnx.dialect": dialect}))
+    assert "scaled_moe" in (artifact.path / "program.ir").read_text()
+    sequences = prompts(artifact.manifest.model.vocab_size, (33, 5))
+    ours, theirs = (
+        np.concatenate(teacher_forced(one, sequences))
+        for one in (artifact, builds.artifact(reference(model)))
+    )
+    row = row_errors(ours, theirs)
+    share, step = EXPERTS[scheme]
+    assert (row <= EQUAL).mean() >= share, (row <= EQUAL).mean()
+    assert (row > step).mean() <= SHARE_REROUTED, (row > step).mean()
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "mixtral"])  # the second has biases
 def test_blocks_of_4_bits_are_multiplied_as_they_are(
-    model: str, builds: Builds, tmp_path: Path
+    arch: str, builds: Builds, tmp_path: Path
 ) -> None:
     """onnxruntime makes one op of each dequantization and the product behind it."""
     sets = (("quantization", {"scheme": "q4_0-weights", "method": "nearest", "embedding": "none"}),)
-    artifact = builds.artifact(onnx(Build(model, sets=sets)))
+    artifact = builds.artifact(onnx(Build(arch, sets=sets)))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(artifact.entry_path, options)

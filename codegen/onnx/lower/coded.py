@@ -7,6 +7,7 @@ are multiplied as integers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -15,34 +16,36 @@ from ....ir.ops.base import int_attr
 from ....ir.program import Node, Operand, WeightRef
 from ....ir.rounding import LARGEST_I8, TINY
 from ....ir.schemes import Scheme, get_scheme
-from ....ir.types import DType
+from ....ir.types import Dim, DType, Sym
 from ..emitter import Emitter, Lowering
 from ..layouts import CodedMatrix
 from ..types import STORED
 
 
 def _quantize_rows(emitter: Emitter, node: Node) -> None:
-    graph, (operand,) = emitter.graph, node.inputs
-    x, kind, group = (
-        emitter.operand(operand),
-        emitter.type_of(operand),
-        int_attr(node.attrs, "group"),
-    )
-    depth = emitter.fixed(operand, -1)
-    lead = kind.shape[:-1]
-    if group:
-        groups = -(-depth // group)
-        if depth % group:
-            ends = [0] * (2 * kind.rank - 1) + [groups * group - depth]
-            x = graph.op("Pad", [x, graph.const(ends)])
-        x = graph.op("Reshape", [x, emitter.shape((*map(str, lead), groups, group))])
+    (operand,), group = node.inputs, int_attr(node.attrs, "group")
+    lead, depth = emitter.type_of(operand).shape[:-1], emitter.fixed(operand, -1)
+    emitter.give(node, *quantized(emitter, emitter.operand(operand), lead, depth, group))
+
+
+def quantized(
+    emitter: Emitter, x: str, lead: Sequence[Dim], depth: int, group: int
+) -> tuple[str, str]:
+    """Codes and scales of rows x `[*lead, depth]`, in groups if `group` is not 0."""
+    graph, rank = emitter.graph, len(lead) + 1
+    if not group:
+        return _codes(emitter, x)
+    groups = -(-depth // group)
+    if depth % group:
+        ends = [0] * (2 * rank - 1) + [groups * group - depth]
+        x = graph.op("Pad", [x, graph.const(ends)])
+    x = graph.op("Reshape", [x, emitter.shape((*map(str, lead), groups, group))])
     codes, scales = _codes(emitter, x)
-    if group:
-        codes = graph.op("Reshape", [codes, emitter.shape((*map(str, lead), groups * group))])
-        if depth % group:
-            edges = ([0], [depth], [kind.rank - 1])
-            codes = graph.op("Slice", [codes, *map(graph.const, edges)])
-    emitter.give(node, codes, scales)
+    codes = graph.op("Reshape", [codes, emitter.shape((*map(str, lead), groups * group))])
+    if depth % group:
+        edges = ([0], [depth], [rank - 1])
+        codes = graph.op("Slice", [codes, *map(graph.const, edges)])
+    return codes, scales
 
 
 def _codes(emitter: Emitter, x: str) -> tuple[str, str]:
@@ -76,31 +79,39 @@ def matrix_of(emitter: Emitter, codes: Operand, scales: Operand, node: Node) -> 
 
 
 def _scaled_linear(emitter: Emitter, node: Node) -> None:
-    graph = emitter.graph
     x, x_scale, codes, scales, *biases = node.inputs
     scheme, matrix = get_scheme(node.attrs["scheme"]), matrix_of(emitter, codes, scales, node)
-    rows = emitter.operand(x)
-    scale = emitter.operand(x_scale)
+    parts = emitter.operand(x), emitter.operand(x_scale)
+    finish(emitter, node, _scaled(emitter, *parts, matrix, scheme), biases)
+
+
+def _scaled(emitter: Emitter, rows: str, scale: str, matrix: CodedMatrix, scheme: Scheme) -> str:
+    """Rows that were quantized by a matrix of codes."""
+    graph = emitter.graph
     if scheme.activations is not None and scheme.activations.group:
         wide = graph.op("Cast", [rows], to=STORED[DType.F32])
         each = np.arange(matrix.depth) // scheme.activations.group
         spread = graph.op("Gather", [scale, graph.const(each)], axis=-1)
-        result = _dequantized(emitter, graph.op("Mul", [wide, spread]), matrix, scheme)
-    else:
-        column = graph.op("Unsqueeze", [scale, graph.const([-1])])
-        if matrix.form.is_grouped:
-            wide = graph.op("Cast", [rows], to=STORED[DType.F32])
-            result = _dequantized(emitter, wide, matrix, scheme)
-            result = graph.op("Mul", [result, column])
-        else:
-            columns = emitter.store(matrix.columns())
-            sums = graph.op("MatMulInteger", [rows, columns])
-            sums = graph.op("Cast", [sums], to=STORED[DType.F32])
-            # One after the other: onnxruntime 1.32 takes a product of both, in front of a bias, for
-            # that of one scale for all rows, and gives wrong numbers.
-            sums = graph.op("Mul", [sums, column])
-            result = graph.op("Mul", [sums, emitter.operand(scales)])
-    finish(emitter, node, result, biases)
+        return _dequantized(emitter, graph.op("Mul", [wide, spread]), matrix, scheme)
+    column = graph.op("Unsqueeze", [scale, graph.const([-1])])
+    if matrix.form.is_grouped:
+        wide = graph.op("Cast", [rows], to=STORED[DType.F32])
+        return graph.op("Mul", [_dequantized(emitter, wide, matrix, scheme), column])
+    sums = graph.op("MatMulInteger", [rows, emitter.store(matrix.columns())])
+    sums = graph.op("Cast", [sums], to=STORED[DType.F32])
+    # One after the other: onnxruntime 1.32 takes a product of both, in front of a bias, for that of
+    # one scale for all rows, and gives wrong numbers.
+    sums = graph.op("Mul", [sums, column])
+    return graph.op("Mul", [sums, emitter.store(matrix.row_scales())])
+
+
+def product(emitter: Emitter, x: str, matrix: CodedMatrix, scheme: Scheme) -> str:
+    """Rows x `[T, K]` by a matrix of codes, quantized before if the scheme says so."""
+    how = scheme.activations
+    if how is None:
+        return _dequantized(emitter, x, matrix, scheme)
+    parts = quantized(emitter, x, (Sym("T"),), matrix.depth, how.group)
+    return _scaled(emitter, *parts, matrix, scheme)
 
 
 def _decoded_linear(emitter: Emitter, node: Node) -> None:

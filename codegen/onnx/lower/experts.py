@@ -1,18 +1,26 @@
 """Mixture of experts: every expert over every row, weighted by a matrix that is mostly zero.
 
 ONNX has no op for it. All experts are computed, so that there is nothing to sort; an expert that a
-row was not routed to is selected away, not multiplied by zero, as it may have overflowed.
+row was not routed to is selected away, not multiplied by zero, as it may have overflowed. Experts
+in floats are one product of stacked matrices; those in codes are products of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from ....ir.program import Node, Operand
+from ....ir.program import Node, Operand, WeightRef
+from ....ir.schemes import Scheme, get_scheme
 from ....ir.types import DType
 from ..emitter import Emitter, Lowering
+from ..layouts import CodedMatrix
 from ..types import STORED
+from . import coded
 from .pointwise import activate
+
+Product = Callable[[Emitter, str, CodedMatrix, Scheme], str]
+"""Rows `[T, K]` in float32 by a matrix of codes."""
 
 
 def _moe(emitter: Emitter, node: Node) -> None:
@@ -36,6 +44,59 @@ def _moe(emitter: Emitter, node: Node) -> None:
     result = graph.op("Mul", [result, share])
     result = graph.op("Where", [used, result, graph.const(0.0, DType.F32)])
     emitter.give(node, graph.op("ReduceSum", [result, graph.const([0])], keepdims=0))
+
+
+def scaled(product: Product) -> Lowering:
+    """Experts in codes, one after the other: each matrix is a tensor of its own, so that products
+    read its codes as they are."""
+
+    def lower(emitter: Emitter, node: Node) -> None:
+        graph, scheme = emitter.graph, get_scheme(node.attrs["scheme"])
+        x, index, weight, gate_up, gate_up_scale, down, down_scale, *biases = node.inputs
+        width = emitter.fixed(x, 1)
+        inner = emitter.fixed(gate_up, 1) // 2
+        names = emitter.operand(x), emitter.operand(index), emitter.operand(weight)
+        total = ""
+        for expert in range(emitter.fixed(gate_up, 0)):
+            into = _expert(emitter, gate_up, gate_up_scale, width, scheme, expert)
+            hidden = _biased(emitter, product(emitter, names[0], into, scheme), biases[:1], expert)
+            hidden = emitter.rounded(_gated(emitter, node, hidden), emitter.type_of(x).dtype)
+            out_of = _expert(emitter, down, down_scale, inner, scheme, expert)
+            result = _biased(emitter, product(emitter, hidden, out_of, scheme), biases[1:], expert)
+            part = _share(emitter, names[1], names[2], expert, result)
+            total = graph.op("Add", [total, part]) if total else part  # none is kept for a sum
+        emitter.give(node, total)
+
+    return lower
+
+
+def _expert(
+    emitter: Emitter, codes: Operand, scales: Operand, depth: int, scheme: Scheme, expert: int
+) -> CodedMatrix:
+    assert isinstance(codes, WeightRef)
+    assert isinstance(scales, WeightRef)
+    weights = emitter.program.weights
+    return CodedMatrix(weights[codes.name], weights[scales.name], scheme.weight, depth, expert)
+
+
+def _biased(emitter: Emitter, x: str, bias: list[Operand], expert: int) -> str:
+    """x `[T, N]` plus the bias of an expert, of biases `[E, N]`."""
+    for one in bias:
+        row = emitter.graph.op("Gather", [emitter.operand(one), emitter.graph.const(expert)])
+        x = emitter.graph.op("Add", [x, row])
+    return x
+
+
+def _share(emitter: Emitter, index: str, weight: str, expert: int, result: str) -> str:
+    """What an expert contributes to each row, `[T, H]`: zero where it was not chosen."""
+    graph = emitter.graph
+    chosen = graph.op("Equal", [index, graph.const(expert)])  # [T, K]
+    share = graph.op("Where", [chosen, weight, graph.const(0.0, DType.F32)])
+    share = graph.op("ReduceSum", [share, graph.const([1])], keepdims=1)
+    used = graph.op("Cast", [chosen], to=STORED[DType.I32])
+    used = graph.op("ReduceMax", [used, graph.const([1])], keepdims=1)
+    used = graph.op("Cast", [used], to=STORED[DType.BOOL])
+    return graph.op("Where", [used, graph.op("Mul", [result, share]), graph.const(0.0, DType.F32)])
 
 
 def _product(emitter: Emitter, x: str, matrices: Operand, bias: list[Operand]) -> str:
@@ -65,4 +126,4 @@ def _gated(emitter: Emitter, node: Node, hidden: str) -> str:
     return graph.op("Mul", [turned, up])
 
 
-LOWERINGS: Final[dict[str, Lowering]] = {"moe": _moe}
+LOWERINGS: Final[dict[str, Lowering]] = {"moe": _moe, "scaled_moe": scaled(coded.product)}
