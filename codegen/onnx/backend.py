@@ -17,6 +17,7 @@ from ...ir.program import Node, Program
 from ...ir.resources import is_coded
 from ...ir.row_codes import I8_ROWS
 from ...ir.schemes import get_scheme
+from ...ir.slots import has_slots
 from ...ir.targets import Target
 from ...ir.types import DType, TensorType
 from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
@@ -27,6 +28,8 @@ MODEL_FILE: Final = "model.onnx"
 SEQUENCE_FILE: Final = "sequence.onnx"
 SESSION_FILE: Final = "session.json"
 ENTRY: Final = "onnx-model"
+MOST_SLOT_BYTES: Final = 1 << 30
+"""What slots of all sequences may take where nobody asked for them."""
 
 
 class OnnxBackend(Backend):
@@ -69,8 +72,17 @@ class OnnxBackend(Backend):
         return not is_coded(dtype)
 
     def plan_passes(self, target: Target) -> str:
-        """Blocks that hold a whole context, where keys and values lie in slots."""
+        """Blocks that hold a whole context, where keys and values lie, or may lie, in slots."""
+        if self.options.kv == "auto" and self.options.dialect == "onnxruntime":
+            return f"one-block-each{{plain=true,most_bytes={MOST_SLOT_BYTES}}}"
         return "one-block-each" if self.options.kv == "slots" else ""
+
+    def _form(self, program: Program) -> str:
+        """Where a lowered program's keys and values lie: `paged` or `slots`."""
+        if self.options.kv != "auto":
+            return self.options.kv
+        is_meant = self.options.dialect == "onnxruntime"
+        return "slots" if is_meant and has_slots(program) else "paged"
 
     def emit(
         self, program: Program, target: Target, directory: Path, options: EmitOptions
@@ -83,7 +95,8 @@ class OnnxBackend(Backend):
         from .memory import slots_bytes, step_bytes, widened_bytes
         from .step import emit_graph, finish_model, session_file
 
-        emitted = emit_graph(program, self.options.kv, self.options.dialect)
+        form = self._form(program)
+        emitted = emit_graph(program, form, self.options.dialect)
         weights = emitted.weights
         # Readers of ONNX take data from files beside the model alone: nothing lies elsewhere.
         write_weights(program, weights, directory / WEIGHTS_FILE, replace(options, shared=None))
@@ -98,7 +111,7 @@ class OnnxBackend(Backend):
             (directory / name).write_bytes(model.SerializeToString(deterministic=True))
             check_model(directory / name, program)
         attended = 0
-        if self.options.kv == "slots":
+        if form == "slots":
             own = is_grouped if self.options.dialect == "onnxruntime" else lambda *_: False
             attended = slots_bytes(program, own)
         return Emission(
@@ -112,7 +125,7 @@ class OnnxBackend(Backend):
     @property
     def oldest(self) -> str:
         """The oldest onnxruntime that runs what is made with these options."""
-        is_grouped = (self.options.kv, self.options.dialect) == ("slots", "onnxruntime")
+        is_grouped = self.options.kv != "paged" and self.options.dialect == "onnxruntime"
         return OLDEST_GROUPED if is_grouped else OLDEST
 
     def needs(self) -> Iterator[Need]:

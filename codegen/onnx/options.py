@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Dialect = Literal["standard", "onnxruntime"]
-KvForm = Literal["paged", "slots"]
+KvForm = Literal["paged", "slots", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class OnnxOptions:
             "doc": "How keys and values are kept: `paged` in blocks of tokens, which requests with"
             " the same beginning share; `slots` in one piece for each sequence, which takes memory"
             " for `runtime.max_context` tokens of each, however short, and for those of a step"
-            " behind them."
+            " behind them; `auto` is `slots` with `dialect: onnxruntime` and a cache in float32, if"
+            " slots of all sequences take at most 1 GiB, and else `paged`."
         },
     )
     whole_sequence: bool = field(

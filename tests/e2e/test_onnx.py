@@ -16,6 +16,7 @@ from onnx import NodeProto, TensorProto
 from onnx import load as read_model
 
 import infc
+from infc.codegen.onnx import backend as onnx_backend
 from infc.codegen.onnx.caches import CacheForm, Paged
 from infc.driver.added_programs import AddedProgram
 from infc.ir.artifact import Artifact, open_artifact
@@ -118,6 +119,34 @@ def test_slots_give_what_the_reference_gives(
     logits, hidden = (max(map(relative_error, *pair)) for pair in zip(found, expected, strict=True))
     bound = 2 * BOUND if sets.get("onnx.dialect") == "onnxruntime" else BOUND  # its own norm
     assert logits < bound and hidden < 2 * bound
+
+
+@pytest.mark.parametrize(
+    ("sets", "form"),
+    [
+        (OWN, "grouped-queries"),
+        ({}, "paged"),
+        (OWN | {"kv_cache.dtype": "bfloat16"}, "paged"),
+        (OWN | {"runtime.logit_rows": 64}, "paged"),
+    ],
+    ids=["own ops", "standard", "16 bits", "too large"],
+)
+def test_auto_is_slots_where_they_are_faster_and_small(
+    sets: dict[str, Any], form: str, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "runtime.logit_rows" in sets:
+        monkeypatch.setattr(onnx_backend, "MOST_SLOT_BYTES", 1 << 20)
+    model = Build("llama", changes=(("num_hidden_layers", 2),))
+    artifact = builds.artifact(onnx(model, **{"onnx.kv": "auto"}, **sets))
+    session = read_model(artifact.entry_path, load_external_data=False)
+    found = {one.key: one.value for one in session.metadata_props}["infc.kv"]
+    (group,) = artifact.manifest.main.resources
+    assert (found, group.block_size > BLOCK_SIZE) == (form, form != "paged")
+    if "kv_cache.dtype" in sets:
+        return
+    sequences = prompts(artifact.manifest.model.vocab_size, (33, 5))
+    expected = teacher_forced(builds.artifact(reference(model)), sequences)
+    assert max(map(relative_error, teacher_forced(artifact, sequences), expected)) < 2 * BOUND
 
 
 def answers(artifact: Artifact, counts: Counter[str]) -> list[Answer]:

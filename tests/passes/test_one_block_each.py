@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,32 @@ def test_no_sequence_has_a_step_longer_than_its_context() -> None:
 def test_a_context_that_is_too_long_is_refused() -> None:
     with pytest.raises(UsageError, match=r"65537 tokens is too long.*lower runtime.max_context"):
         OneBlockEach().run(program(65536 - 63), PassContext())
+
+
+def test_slots_that_nobody_asked_for_are_not_too_large() -> None:
+    """64 sequences of 576 tokens, in two layers of 16 elements."""
+    size = 64 * 576 * 2 * 16 * 4
+    assert OneBlockEach(most_bytes=size).run(program(512), PassContext()).matches == 2
+    kept = OneBlockEach(most_bytes=size - 1).run(program(512), PassContext())
+    assert kept.matches == 0
+    assert "slots for 64 sequences take 4.5 MiB, more than" in str(*kept.near_misses)
+    long = OneBlockEach(most_bytes=1 << 60).run(program(65536 - 63), PassContext())
+    assert "longer than 65536" in str(*long.near_misses)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"dtype": "bf16"}, "full is in bf16"), ({"value_head_dim": 4}, "full are of two sizes")],
+)
+def test_plain_caches_alone_may_be_wanted(change: dict[str, Any], reason: str) -> None:
+    made = program(512)
+    full, near = made.resources
+    assert isinstance(full, KvGroup)
+    other = replace(made, resources=(replace(full, **change), near))
+    assert OneBlockEach(plain=True).run(made, PassContext()).matches == 2
+    kept = OneBlockEach(plain=True).run(other, PassContext())
+    assert kept.program is other
+    assert reason in str(*kept.near_misses)
 
 
 def test_runs_that_compare_take_no_memory_for_a_whole_context() -> None:
