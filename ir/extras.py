@@ -44,7 +44,7 @@ CUDA: Final = Extra(("cuda.bindings",), "pip install 'infc[cuda]'")
 """What runs them."""
 ONNX: Final = Extra(("onnxruntime",), "pip install 'infc[onnx]'")
 """What runs models in ONNX."""
-ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), ONNX.install)
+ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), "pip install 'infc[onnx-compile]'")
 """What writes and tries them."""
 
 

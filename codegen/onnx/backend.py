@@ -133,7 +133,7 @@ class OnnxBackend(Backend):
         for name in ONNX_COMPILE.libraries:
             version = _version(name)
             if version is None:
-                yield Need(name, False, f"not installed: {ONNX.install}")
+                yield Need(name, False, f"not installed: {ONNX_COMPILE.install}")
             elif name in ONNX.libraries and is_older(version, self.oldest):
                 yield Need(name, False, f"{version} is too old: {install_hint(self.oldest)}")
             else:
@@ -150,7 +150,7 @@ class OnnxBackend(Backend):
         """The version of onnx; ToolchainError without the packages, or where one is too old."""
         ONNX_COMPILE.require("compiling for the backend onnx")
         if (version := _version("onnx")) is None:
-            raise ToolchainError("onnx has no version", hint=ONNX.install)
+            raise ToolchainError("onnx has no version", hint=ONNX_COMPILE.install)
         check_version(str(_version("onnxruntime")), self.oldest, "what is to be compiled")
         return {"onnx": version}
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from infc.codegen.onnx.backend import OnnxBackend
 from infc.driver.doctor import examine
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, InfcError, ToolchainError, UsageError
-from infc.ir.extras import Extra
+from infc.ir.extras import ONNX, ONNX_COMPILE, Extra
 from infc.ir.formats import FORMATS
 from infc.ir.onnx_session import ACCURACY
 from infc.ir.safetensors import write_safetensors
@@ -46,7 +50,7 @@ def test_a_missing_package_is_named_with_its_extra(
     needs = r"needs onnxruntime, which is not installed \(pip install 'infc\[onnx\]'\)"
     with pytest.raises(ToolchainError, match=needs):
         open_executor(artifact, CONFIG)
-    with pytest.raises(ToolchainError, match=r"needs onnx, .*infc\[onnx\]"):
+    with pytest.raises(ToolchainError, match=r"needs onnx, .*infc\[onnx-compile\]"):
         build(program_of(linear_bias, DType.F32), tmp_path / "b", backend="onnx")
 
 
@@ -282,3 +286,34 @@ def test_an_old_onnxruntime_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mon
     for subject in ("onnxruntime", "backend onnx"):
         assert not findings[subject].fine
         assert "1.30.0 is too old: pip install 'onnxruntime>=1.31'" in findings[subject].detail
+
+
+def test_what_serves_needs_neither_onnx_nor_torch(artifact: Artifact) -> None:
+    """`infc[onnx]` has onnxruntime alone."""
+    script = f"""
+import sys
+for name in ("onnx", "torch", "transformers", "ml_dtypes"):
+    sys.modules[name] = None
+import numpy as np
+from infc.ir.artifact import open_artifact
+from infc.runtime.executors import open_executor
+from infc.runtime.executors.base import ExecutorConfig, run_step
+from infc.runtime.scheduling.step import Step
+ints = lambda *values: np.array(values, np.int32)
+executor = open_executor(open_artifact({str(artifact.path)!r}), ExecutorConfig(num_blocks=()))
+step = Step(token_ids=ints(1, 2), positions=ints(0, 1), query_starts=ints(0, 2),
+            context_lengths=ints(2), block_tables=(), slots=(), block_copies=(),
+            logits_index=ints(0, 1))
+print(np.isfinite(run_step(executor, step).logits).all())
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "True", ran.stderr
+
+
+def test_each_extra_installs_what_it_is_asked_for() -> None:
+    text = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for name, extra in (("onnx", ONNX), ("onnx-compile", ONNX_COMPILE)):
+        asked = {re.split("[<>=]", one)[0] for one in extras[name]}
+        assert asked == set(extra.libraries)
+        assert f"'infc[{name}]'" in extra.install
