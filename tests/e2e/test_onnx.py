@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,19 @@ from onnx import load as read_model
 
 import infc
 from infc.codegen.onnx import backend as onnx_backend
-from infc.codegen.onnx.caches import CacheForm, Paged
 from infc.driver.added_programs import AddedProgram
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError
-from infc.ir.resources import KvGroup
 from infc.ir.safetensors import read_header
-from infc.runtime.executors import onnxruntime_pools as pools_module
 from infc.runtime.executors import open_executor
 from infc.runtime.executors.base import HOST, ExecutorConfig, ReportsMemory, run_step
-from infc.runtime.executors.onnxruntime_feeds import paged_keys
-from infc.runtime.executors.onnxruntime_pools import Pools
 
 from ..codegen.harness import Chunk, make_step
 from ..emulation.scripted import errors, run_script
 from ..emulation.test_models import RUN, logprobs, tokens
 from .builds import Build, Builds
 from .neighbours import Answer, Events, play
+from .onnx_builds import BOUND, OWN, SLOTS, onnx, poison, reference
 from .support import (
     BLOCK_SIZE,
     compile_checkpoint,
@@ -52,10 +46,6 @@ from .test_int8 import (
     row_errors,
 )
 
-BOUND = 1e-5
-"""Of the largest logit of a row, in float32."""
-VISIBLE = 100 * BOUND
-
 MODELS = [
     pytest.param(Build("gemma2"), id="windows and a soft-cap"),
     pytest.param(Build("gpt_oss", changes=(("num_hidden_layers", 2),)), id="sinks and experts"),
@@ -68,29 +58,7 @@ MODELS = [
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values that no step has written are NaN."""
-    make = Pools.__init__
-
-    def filled(pools: Pools, *args: Any) -> None:
-        make(pools, *args)
-        for pool in pools.arrays.values():
-            pool.fill(np.nan if pool.dtype == np.float32 else 0x7FFF)
-
-    monkeypatch.setattr(Pools, "__init__", filled)
-
-
-def onnx(build: Build, **sets: Any) -> Build:
-    """The same model in ONNX."""
-    return replace(build, backend="onnx", sets=(*build.sets, *sets.items()))
-
-
-def reference(build: Build) -> Build:
-    """What it is compared with."""
-    return replace(build, backend="reference")
-
-
-SLOTS = {"onnx.kv": "slots"}
-OWN = {"onnx.dialect": "onnxruntime"}
-"""What a recipe may say of caches and ops."""
+    poison(monkeypatch)
 
 
 @pytest.mark.parametrize("sets", [{}, OWN], ids=["standard", "onnxruntime"])
@@ -173,65 +141,6 @@ def test_requests_get_what_the_reference_gives(
     assert counts["copies on write"]
     if not sets and set(artifact.manifest.model.windows) <= {None}:  # else blocks are free soon
         assert counts["prefix hits"] and counts["preemptions"]
-
-
-def late_mask(patch: pytest.MonkeyPatch) -> None:
-    """Queries see the key behind them as well."""
-    positions = Paged.positions
-
-    def plus_one(form: Paged, group: KvGroup) -> tuple[str, str]:
-        queries, keys = positions(form, group)
-        return form.graph.op("Add", [queries, form.graph.const(1)]), keys
-
-    patch.setattr(Paged, "positions", plus_one)
-
-
-def wider_window(patch: pytest.MonkeyPatch) -> None:
-    """A window of one token more, for which the key is there as well."""
-    mask = CacheForm.mask
-
-    def widened(form: CacheForm, group: KvGroup, window: int | None) -> str:
-        return mask(form, group, None if window is None else window + 1)
-
-    def keys(step: Any, groups: Any, pieces: Any) -> Any:
-        return paged_keys(step, [wider(group) for group in groups], pieces)
-
-    def wider(group: KvGroup) -> KvGroup:
-        return group if group.window is None else replace(group, window=group.window + 1)
-
-    patch.setattr(CacheForm, "mask", widened)
-    patch.setattr(pools_module, "paged_keys", keys)
-
-
-def padding_of_nobody(patch: pytest.MonkeyPatch) -> None:
-    """Rows of keys are filled up with slots that hold no key: masked, and NaN."""
-
-    def keys(step: Any, groups: Any, pieces: Any) -> Any:
-        feeds = paged_keys(step, groups, pieces)
-        for group in groups:
-            seen = feeds[f"key_positions.{group.name}"] <= step.positions.max()
-            feeds[f"key_slots.{group.name}"] *= seen
-        return feeds
-
-    patch.setattr(pools_module, "paged_keys", keys)
-
-
-@pytest.mark.parametrize(
-    "plant", [late_mask, wider_window, padding_of_nobody], ids=lambda plant: plant.__name__
-)
-def test_a_planted_fault_shows(
-    plant: Callable[[pytest.MonkeyPatch], None], builds: Builds, tmp_path: Path
-) -> None:
-    build = Build("gemma2")
-    expected = run_script(builds.artifact(reference(build)))
-    with pytest.MonkeyPatch.context() as patch:
-        plant(patch)
-        artifact = compile_checkpoint(builds.checkpoint(build), tmp_path / "art", backend="onnx")
-        if plant is padding_of_nobody:
-            with pytest.raises(AssertionError, match="do not follow"):  # nothing follows from NaN
-                run_script(artifact)
-        else:
-            assert max(errors(run_script(artifact), expected)) > VISIBLE
 
 
 @pytest.mark.parametrize("model", [Build("llama"), Build("gpt_oss")], ids=lambda one: one.arch)
