@@ -15,6 +15,8 @@ from .report import Parity, Side
 
 _WIDTH, _HEIGHT, _GAP = 380, 250, 20
 _LEFT, _TOP, _RIGHT, _BOTTOM = 62, 34, 14, 40
+_LONGEST: Final = 100
+"""Characters of a line over both columns."""
 _HUES: Final = ("#3b6fd4", "#d9731a")
 _LEAST: Final = 1e-9
 """Errors below it, and none at all, are drawn at the bottom."""
@@ -59,7 +61,8 @@ def draw(parity: Parity) -> str:
         body.append(
             f'<rect x="{_LEFT}" y="{place - 9}" width="10" height="10" fill="{_HUES[at]}"/>'
         )
-        body.append(_text(_LEFT + 16, place, f"{name}: {Path(side.path).name} ({form})"))
+        label = f"{name}: {Path(side.path).name} ({form})"
+        body.append(_text(_LEFT + 16, place, label[:_LONGEST]))
     for at, panel in enumerate(panels):
         x, y = at % 2 * _WIDTH, top + at // 2 * (_HEIGHT + _GAP)
         body += [f'<g transform="translate({x} {y})">', *panel(parity), "</g>"]
@@ -71,7 +74,7 @@ def draw(parity: Parity) -> str:
 
 def _errors(parity: Parity) -> Iterator[str]:
     """The median and the greatest error of each stretch of positions, on a logarithmic axis."""
-    yield _text(_LEFT, 20, "error of logits by position: median, and the largest (dots)", "title")
+    yield _text(_LEFT, 20, "error of logits: median (line) and largest", "title")
     shown = [max(one.error_max, _LEAST) for one in parity.stretches]
     finite = [error for error in shown if math.isfinite(error)] or [1.0]
     medians = [max(one.error_median, _LEAST) for one in parity.stretches]
