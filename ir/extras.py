@@ -47,6 +47,9 @@ ONNX: Final = Extra(("onnxruntime",), "pip install 'infc[onnx]'")
 ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), "pip install 'infc[onnx-compile]'")
 """What writes and tries them."""
 
+RAY: Final = Extra(("ray",), "pip install 'infc[ray]'")
+"""What runs infc on a cluster."""
+
 
 def require_compiler(purpose: str) -> None:
     """Raises ToolchainError where a library of the extra `compile` is not installed."""

@@ -1,0 +1,1 @@
+"""infc on Ray: serving, and batches."""

@@ -1,0 +1,22 @@
+"""infc on Ray: `app` for Ray Serve, `generate` for Ray Data."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Each is imported when first asked for: who serves needs nothing of what batches take.
+_HOMES = {"app": ("serve", "app"), "generate": ("data", "generate")}
+
+
+if not TYPE_CHECKING:  # hidden from type checkers, so that they still catch a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _HOMES[name]
+        value = getattr(import_module(f".driver.ray.{module}", __package__), attribute)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
