@@ -55,3 +55,12 @@ def open_model(
 ) -> Artifact:
     """Opens the artifact that `artifact_path` returns; its weights are verified later."""
     return open_artifact(artifact_path(model, overrides), verify, weights="later")
+
+
+def artifact_and_names(model: str, overrides: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """Where the artifact lies, compiled if need be; names of its model, none for an artifact's."""
+    path = artifact_path(model, overrides)
+    if is_artifact(model):
+        return path, ()
+    recorded = str(open_artifact(path, "none").manifest.recipe["model"])
+    return path, (recorded,) if Path(model).exists() else tuple(dict.fromkeys((model, recorded)))

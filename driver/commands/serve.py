@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -165,6 +164,7 @@ def command(
     from ...runtime.options import RuntimeOptions
     from ...runtime.server.listener import check_address
     from ...runtime.server.run import serve
+    from ..open_model import artifact_and_names
 
     if api_key is not None and not api_key.strip():
         raise click.UsageError("the API key is empty: pass a key, or omit the option")
@@ -180,7 +180,7 @@ def command(
     )
     model, host, port = _place(model, host, port, sagemaker)
     check_address(host, port)
-    path, names = _artifact_and_names(model, overrides)
+    path, names = artifact_and_names(model, overrides)
     interrupted = serve(
         path,
         host=host,
@@ -214,15 +214,3 @@ def _place(
             raise click.UsageError(f"$SAGEMAKER_BIND_TO_PORT is {stated!r}, and no port")
         port = int(stated)
     return model or "/opt/ml/model", host or "0.0.0.0", port
-
-
-def _artifact_and_names(model: str, overrides: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
-    """Where the artifact lies, compiled if need be; names of its model, none for an artifact's."""
-    from ...ir.artifact import open_artifact
-    from ..open_model import artifact_path, is_artifact
-
-    path = artifact_path(model, overrides)
-    if is_artifact(model):
-        return path, ()
-    recorded = str(open_artifact(path, "none").manifest.recipe["model"])
-    return path, (recorded,) if Path(model).exists() else tuple(dict.fromkeys((model, recorded)))

@@ -23,39 +23,48 @@ from .usage import Usage, answer_head
 async def answer(service: Service, job: Job, record: RequestRecord) -> Response:
     """Runs the job, and tells `record`. Raises ApiError, and what the engine raises."""
     request, shape = job.request, job.shape
-    _check_choices(service, job)
-    _check_logprobs(service, job)
     kind = shape.chunk_kind if request.stream else shape.whole_kind
     head = answer_head(shape.prefix, kind, request.model)
     usage = Usage()
     record.answer_id, record.usage = head["id"], usage
-    outputs = await open_outputs(
-        service, job.prompts, job.params, usage, record, whole=not request.stream
-    )
-    if request.stream:
-        events = Events(service, outputs, head, job, usage)
-        return await open_event_stream(events, service.settings.stall_seconds)
+    if not request.stream:
+        body = await whole_answer(service, job, record, head, usage)
+        return WholeAnswer(body, service.settings.stall_seconds)
+    _check(service, job)
+    outputs = await open_outputs(service, job.prompts, job.params, usage, record, whole=False)
+    events = Events(service, outputs, head, job, usage)
+    return await open_event_stream(events, service.settings.stall_seconds)
+
+
+async def whole_answer(
+    service: Service, job: Job, record: RequestRecord, head: dict[str, Any], usage: Usage
+) -> list[bytes]:
+    """The answer as JSON, in pieces, which begins with `head`. Raises what `answer` raises."""
+    _check(service, job)
+    outputs = await open_outputs(service, job.prompts, job.params, usage, record, whole=True)
     try:
         parts = await gather_outputs(outputs, len(job.prompts))
     finally:
         outputs.close()
     if usage.num_tokens * width_of(job) > SMALL:
-        body = await service.writers.run(_whole, parts, head, job, usage)
-    else:
-        body = _whole(parts, head, job, usage)
-    return WholeAnswer(body, service.settings.stall_seconds)
+        return await service.writers.run(_whole, parts, head, job, usage)
+    return _whole(parts, head, job, usage)
 
 
 def _whole(
     parts: Sequence[list[RequestOutput]], head: dict[str, Any], job: Job, usage: Usage
 ) -> list[bytes]:
-    """The answer as JSON, in pieces."""
     choices = (
         job.shape.whole(number * job.params.n + part.index, whole, part)
         for number, whole in enumerate(map(merge_outputs, parts))
         for part in whole.outputs
     )
     return encode_in_pieces(head, choices, usage=usage.as_json())
+
+
+def _check(service: Service, job: Job) -> None:
+    _check_choices(service, job)
+    _check_logprobs(service, job)
 
 
 def _check_choices(service: Service, job: Job) -> None:

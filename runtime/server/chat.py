@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.responses import Response
@@ -20,10 +22,17 @@ from .service import Service
 
 async def create_chat(service: Service, request: ChatRequest, record: RequestRecord) -> Response:
     """Answers one request, and tells `record`. Raises ApiError, and what the engine raises."""
-    try:
-        job = await _read(service, request, record)
+    with naming_fields(request):
+        job = await read_chat(service, request, record)
         return await answer(service, job, record)
-    except RequestError as error:  # in the words of the request that it came from
+
+
+@contextlib.contextmanager
+def naming_fields(request: ChatRequest) -> Iterator[None]:
+    """Within, a refused parameter is an ApiError, in the words of the request that it came from."""
+    try:
+        yield
+    except RequestError as error:
         raise ApiError(400, str(error), param=_param(request, error.field)) from None
 
 
@@ -34,7 +43,8 @@ def _param(request: ChatRequest, field: str | None) -> str | None:
     return names.get(field, field) if field is not None else None
 
 
-async def _read(service: Service, request: ChatRequest, record: RequestRecord) -> Job:
+async def read_chat(service: Service, request: ChatRequest, record: RequestRecord) -> Job:
+    """What the request is to become. Raises RequestError and ApiError."""
     num_logprobs = _num_logprobs(request)
     service.check_request(request, num_logprobs)
     params = request.sampling(

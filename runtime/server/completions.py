@@ -30,6 +30,14 @@ async def create_completion(
 
     Raises RequestError, ApiError, and what the engine raises.
     """
+    job = await read_completion(service, request, record)
+    return await answer(service, job, record)
+
+
+async def read_completion(
+    service: Service, request: CompletionRequest, record: RequestRecord
+) -> Job:
+    """What the request is to become. Raises RequestError and ApiError."""
     service.check_request(request, request.logprobs)
     if request.stream and (request.best_of or request.n) > request.n:
         raise ApiError(
@@ -49,7 +57,7 @@ async def create_completion(
     )
     token_ids = await service.encode(prompts)
     shape = _Choices(service, request, prompts)
-    return await answer(service, Job(request, token_ids, params, shape), record)
+    return Job(request, token_ids, params, shape)
 
 
 def _num_prompt_logprobs(request: CompletionRequest) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,15 @@ from ..options import RuntimeOptions
 from ..sampling.sampling_params import notes_on_ignored
 from .certificate import read_certificate
 from .listener import open_listener
-from .served import ServedEngine
+from .opening import END_SECONDS, model_name_of, open_served
 from .settings import ServerSettings, recommended_defaults
 
 if TYPE_CHECKING:
     from ...ir.manifest import TokenizerFiles
-    from ..text.tokenizer import Tokenizer
     from .metrics import ServerMetrics
     from .replacement import Served
 
 _LAST_LINES_SECONDS = 1.0  # for whoever reads them
-_END_SECONDS = 5.0
 
 
 def serve(
@@ -52,7 +50,7 @@ def serve(
     """
     names = (model_name,) if isinstance(model_name, str) else tuple(model_name or ())
     path = Path(artifact_path)
-    chosen = ServerSettings(model_names=names or (_name_of(path),), **settings)
+    chosen = ServerSettings(model_names=names or (model_name_of(path),), **settings)
     log = ServerLog(chosen.log_format)
     log.take_over()
     order = _Order(
@@ -79,7 +77,7 @@ def serve(
             if not replicas:
                 return run_server(served.app, listener, engine, chosen)
             app = Replaceable(served, lambda now: _open_next(order, now), log)
-            ending.callback(app.shutdown, timeout_seconds=_END_SECONDS)
+            ending.callback(app.shutdown, timeout_seconds=END_SECONDS)
             return run_server(app, listener, app, chosen, replace=app.replace)
     finally:
         listener.close()
@@ -107,10 +105,6 @@ class _Order:
         self.log.event("note", f"note: {text}")
 
 
-_Opened = tuple[ServedEngine, "Tokenizer | None", Callable[[], None]]
-"""An engine, its tokenizer, and what waits until it is ready."""
-
-
 def _open(
     order: _Order,
     artifact: Artifact,
@@ -119,22 +113,28 @@ def _open(
 ) -> Served:
     """Engines and application of an artifact, whose weights have been verified by then."""
     weights = artifact.verify_weights()
-    if order.replicas:
-        opened = _open_front(order, artifact, ending)
-    else:
-        opened = _open_engine(order, artifact, ending)
+    engine, tokenizer, wait = open_served(
+        artifact,
+        order.options,
+        order.replicas,
+        ending,
+        verify=order.verify,
+        routing=order.routing,
+        hung_seconds=order.settings.hang_seconds,
+        log_format=order.settings.log_format,
+        note=order.note,
+    )
     from .app import create_app, metrics_info
     from .metrics import ServerMetrics
     from .replacement import Served
 
-    engine, tokenizer, wait = opened
     files = artifact.manifest.tokenizer
     for note in _notes_on(files):
         order.note(note)
     found = recommended_defaults(files.generation if files else None)
     settings = {name: value for name, value in found.items() if name not in order.given}
     if not order.has_names:
-        settings["model_names"] = (_name_of(order.path),)
+        settings["model_names"] = (model_name_of(order.path),)
     chosen = replace(order.settings, **settings)
     weights.result()
     wait()
@@ -175,41 +175,7 @@ def _open_next(order: _Order, now: Served) -> Served | None:
     return served
 
 
-def _open_engine(order: _Order, artifact: Artifact, ending: contextlib.ExitStack) -> _Opened:
-    """In this process."""
-    from ..async_engine import AsyncEngine
-    from ..engine import Engine
-
-    engine = Engine.open(artifact, order.options, verify=order.verify)
-    for each in engine.plan.notes:
-        order.note(each)
-    served = AsyncEngine(engine)
-    ending.callback(served.shutdown, timeout_seconds=_END_SECONDS)
-    return served, engine.tokenizer, lambda: None
-
-
-def _open_front(order: _Order, artifact: Artifact, ending: contextlib.ExitStack) -> _Opened:
-    """In processes of their own, which start while this one imports what serves."""
-    from ..replicas.opening import open_front
-
-    front = open_front(
-        artifact,
-        order.options,
-        order.replicas,
-        policy=order.routing,
-        hung_seconds=order.settings.hang_seconds,
-        log_format=order.settings.log_format,
-        on_note=order.note,
-    )
-    ending.callback(front.shutdown, timeout_seconds=_END_SECONDS)
-    return front, front.tokenizer, front.wait_until_open
-
-
 def _notes_on(files: TokenizerFiles | None) -> list[str]:
     if files is None:
         return ["no tokenizer: prompts are token ids, and so are answers, in `token_ids`"]
     return notes_on_ignored(files.generation)
-
-
-def _name_of(path: Path) -> str:
-    return path.resolve().name.removesuffix(".infc")

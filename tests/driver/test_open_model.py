@@ -53,10 +53,10 @@ def hub_cache(checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_server_names_what_was_asked_for(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infc.driver.commands.serve import _artifact_and_names
+    from infc.driver.open_model import artifact_and_names
 
     def names(model: str) -> tuple[str, ...]:
-        return _artifact_and_names(model, tuple(QUICK))[1]
+        return artifact_and_names(model, tuple(QUICK))[1]
 
     hub_cache(source / "checkpoint", tmp_path, monkeypatch)
     monkeypatch.setitem(bundled_recipes(), "small", BundledRecipe("small", tmp_path / "hub.yaml"))
@@ -66,7 +66,7 @@ def test_a_server_names_what_was_asked_for(
     assert names("someone/small-llama") == ("someone/small-llama",)
     assert names("small") == ("small", "someone/small-llama")
     made = write_artifact(tmp_path / "a")
-    assert _artifact_and_names(str(made), ()) == (made, ()), "the server takes its directory's"
+    assert artifact_and_names(str(made), ()) == (made, ()), "the server takes its directory's"
 
 
 def test_a_model_is_compiled_once(source: Path, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_server_looks_at_its_address_before_it_compiles(
     def compile_it(*_: object) -> None:
         raise AssertionError("it was compiled first")
 
-    monkeypatch.setattr("infc.driver.commands.serve._artifact_and_names", compile_it)
+    monkeypatch.setattr("infc.driver.open_model.artifact_and_names", compile_it)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", str(source / "checkpoint"), "--port", str(port)]) == 2
