@@ -26,6 +26,7 @@ _COMMANDS = (
     "generate",
     "chat",
     "serve",
+    "batch",
     "inspect",
     "diff",
     "bench",
