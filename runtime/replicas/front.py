@@ -70,7 +70,7 @@ class Front:
         self._end = asyncio.Event()
         self._silence = SilenceWatch(config.hung_seconds)
         self._opened = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # the policy's may be uvloop's, as on Ray
         self._spare_process = SpareProcess(config.start)
         self._replicas = [
             Replica(index, order, self._spare_process.take, self)
