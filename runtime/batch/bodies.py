@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...ir.artifact import Artifact
 from ...ir.errors import InfcError
-from ..faults import is_fault, note_fault
+from ..faults import GivenUpError, is_fault, note_fault
 from ..options import RuntimeOptions
 from ..server.answering import whole_answer
 from ..server.bodies import check_fields
@@ -67,10 +67,14 @@ def whole_context(artifact: Artifact, options: RuntimeOptions) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BodyAnswer:
-    """An HTTP status, and the JSON that the server would send."""
+    """An HTTP status, and the JSON that the server would send.
+
+    `again` says that another attempt may end in another way.
+    """
 
     status: int
     body: bytes
+    again: bool = False
 
 
 class BodyAnswers:
@@ -95,14 +99,14 @@ class BodyAnswers:
         if body.get("seed") is None:
             body = {**body, "seed": seed}
         result = await self._attempt(url, body, name)
-        if result.status < 500:
+        if not result.again:
             return result
         # The step failed, for this row or for one beside it. Rows that are suspected run one
         # after the other, so none fails twice because of another.
         async with self._alone:
             for _ in range(1, _ATTEMPTS):
                 result = await self._attempt(url, body, name)
-                if result.status < 500:
+                if not result.again:
                     break
         return result
 
@@ -118,7 +122,9 @@ class BodyAnswers:
                     raise InfcError("the engine has stopped") from error
                 refusal = _refusal(error)
             if refusal.status != 429:
-                return BodyAnswer(refusal.status, encode(refusal.body))
+                # What has killed engines is not given to another one.
+                again = refusal.status >= 500 and not isinstance(refusal.__cause__, GivenUpError)
+                return BodyAnswer(refusal.status, encode(refusal.body), again)
             await asyncio.sleep(_FULL_SECONDS)
 
     async def _answer(self, url: str, body: dict[str, Any], name: str) -> bytes:

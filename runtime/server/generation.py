@@ -123,10 +123,9 @@ class Outputs:
             if isinstance(error, RequestError) or not service.engine.healthy:
                 raise
             _LOG.error("a request failed: %s", error)  # it alone: the engine goes on
-            message = "the step that this answer was in failed"
-            if isinstance(error, GivenUpError):
-                message = error.message
-            raise ApiError(500, message, code="generation_failed") from None
+            given_up = error if isinstance(error, GivenUpError) else None
+            message = given_up.message if given_up else "the step that this answer was in failed"
+            raise ApiError(500, message, code="generation_failed") from given_up
 
     def close(self) -> None:
         """End what has not ended; a second call does nothing."""

@@ -25,12 +25,27 @@ from infc.runtime.batch.bodies import row_seed
 from infc.runtime.batch.run import BatchOptions, BatchResult, run_batch
 from infc.runtime.executors.cpp import CppExecutor
 from infc.runtime.options import RuntimeOptions
+from infc.runtime.replicas.child import Child, start_engine
+from infc.runtime.replicas.opening import open_front
 
 from ..batches import BatchProcesses, write_rows
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
 OPTIONS = ["--threads", "1", "--kv-memory", "64MiB", "--seed", "3"]
 DEADLY = 4001
+KILLED_BY = f"""
+import sys; sys.path[:] = sys.argv[3:]
+import os, signal
+from infc.runtime.executors.cpp import CppExecutor
+from infc.runtime.replicas.engine_process import main
+launch = CppExecutor.launch
+def risky(self, step):
+    if {DEADLY} in step.token_ids:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return launch(self, step)
+CppExecutor.launch = risky
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -321,23 +336,53 @@ def test_a_row_whose_step_fails_fails_alone(
             raise InfcError("no such luck")
         return launch(self, step)
 
-    source, calm, output = tmp_path / "in", tmp_path / "calm", tmp_path / "out"
+    source, calm, output = write_risky(tmp_path / "in"), tmp_path / "calm", tmp_path / "out"
+    batch(artifact, source, calm)
+    monkeypatch.setattr(CppExecutor, "launch", risky)
+    assert batch(artifact, source, output).num_failed == 1
+    check_fifth(output, calm, "the step that this answer was in failed")
+    assert attempts == 3
+
+
+def test_a_row_that_kills_engines_fails_alone(
+    artifact: infc.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, calm, output = write_risky(tmp_path / "in"), tmp_path / "calm", tmp_path / "out"
+    batch(artifact, source, calm)
+    starts = []
+
+    def start() -> Child:
+        starts.append(time.monotonic())
+        return start_engine(KILLED_BY)
+
+    assert open_front.__kwdefaults__ is not None
+    monkeypatch.setitem(open_front.__kwdefaults__, "start", start)
+    assert batch(artifact, source, output, processes=2).num_failed == 1
+    check_fifth(output, calm, "engine")
+    assert len(starts) < 10, "it is given to few engines"
+
+
+def write_risky(path: Path) -> Path:
+    """Rows of which the fifth has a token that something happens at."""
     rows: list[dict[str, Any]] = []
     for number in range(40):
         prompt = [DEADLY] if number == 5 else [number + 300, 17]
         body = {"model": "tiny", "prompt": prompt, "banned_token_ids": [DEADLY], "max_tokens": 9}
-        rows.append({"custom_id": str(number), "method": "POST", "url": "/v1/completions"})
-        rows[-1] |= {"body": body}
-    source.write_text("\n".join(map(json.dumps, rows)))
-    batch(artifact, source, calm)
-    monkeypatch.setattr(CppExecutor, "launch", risky)
-    assert batch(artifact, source, output).num_failed == 1
+        row = {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": body}
+        rows.append(row)
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def check_fifth(output: Path, calm: Path, reason: str) -> None:
+    """It alone has no answer."""
     answers, expected = rows_of(output.read_bytes()), rows_of(calm.read_bytes())
     assert answers[5]["response"]["status_code"] == 500
-    assert answers[5]["response"]["body"]["error"]["code"] == "generation_failed"
+    error = answers[5]["response"]["body"]["error"]
+    assert error["code"] == "generation_failed"
+    assert reason in error["message"]
     del answers[5], expected[5]
     assert answers == expected
-    assert attempts == 3
 
 
 def test_an_engine_that_stops_ends_the_batch(
