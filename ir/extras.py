@@ -47,7 +47,7 @@ ONNX: Final = Extra(("onnxruntime",), "pip install 'infc[onnx]'")
 ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), "pip install 'infc[onnx-compile]'")
 """What writes and tries them."""
 
-RAY: Final = Extra(("ray",), "pip install 'infc[ray]'")
+RAY: Final = Extra(("ray", "pyarrow"), "pip install 'infc[ray]'")
 """What runs infc on a cluster."""
 
 

@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from .driver.ray.data import generate as generate
+
 # Each is imported when first asked for: who serves needs nothing of what batches take.
 _HOMES = {"app": ("serve", "app"), "generate": ("data", "generate")}
 
