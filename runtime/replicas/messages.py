@@ -193,8 +193,13 @@ _FROM_ENGINE = msgspec.msgpack.Decoder(FromEngine)
 
 def frame_of(message: ToEngine | FromEngine) -> bytes:
     """The message as a frame. Raises FrameError for what cannot be sent."""
+    return framed(payload_of(message))
+
+
+def payload_of(message: ToEngine | FromEngine) -> bytes:
+    """The message alone, for a carrier that keeps messages apart. Raises FrameError likewise."""
     try:
-        return framed(_ENCODER.encode(message))
+        return _ENCODER.encode(message)
     except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError) as error:
         raise FrameError(f"the message cannot be sent: {error}") from None
 

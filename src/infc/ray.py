@@ -1,13 +1,20 @@
-"""infc on Ray: `app` for Ray Serve, `generate` for Ray Data."""
+"""infc on Ray: `app` and `build` for Ray Serve, `generate` for Ray Data."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .driver.ray.data import generate as generate
+    from .driver.ray.data import generate
+    from .driver.ray.serve import app, build
+
+__all__ = ["app", "build", "generate"]
 
 # Each is imported when first asked for: who serves needs nothing of what batches take.
-_HOMES = {"app": ("serve", "app"), "generate": ("data", "generate")}
+_HOMES = {
+    "app": ("serve", "app"),
+    "build": ("serve", "build"),
+    "generate": ("data", "generate"),
+}
 
 
 if not TYPE_CHECKING:  # hidden from type checkers, so that they still catch a misspelt name
