@@ -20,14 +20,17 @@ class Emitter:
     """A program, the graph that is made of it, and the names of its values there.
 
     Values of 16 bits are rounded to their type and held in float32: onnxruntime has few kernels
-    for such types on a CPU, and every number of theirs is one of float32.
+    for such types on a CPU, and every number of theirs is one of float32. With `keeps_narrow`, they
+    are held as they are and matrices of such types multiplied in them, for engines that have
+    kernels; all else is computed in float32 either way.
 
     `used` are the tensors of the file of weights. `exact_rows` says whether a product by grouped
     codes has rows that would lose something if they were made codes of 8 bits in groups.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, keeps_narrow: bool = False) -> None:
         self.program = program
+        self.keeps_narrow = keeps_narrow
         self.graph = Graph()
         self.used: dict[str, Stored] = {}
         self.exact_rows = False
@@ -52,7 +55,7 @@ class Emitter:
         """The outputs of the program, under the names that a step returns them by."""
         self.graph.leave("outputs")
         for name, value in self.program.named_outputs().items():
-            source, wide = self.name(value), computed(value.type.dtype)
+            source, wide = self.operand(value), computed(value.type.dtype)
             if value in self.program.inputs or source != name:
                 self.graph.op("Identity", [source], [name])
             self.graph.output(name, wide, value.type.shape)
@@ -72,10 +75,29 @@ class Emitter:
     def operand(self, operand: Operand, like: DType = DType.F32) -> str:
         """The name of an operand, widened; a literal is a constant of the type `like`."""
         if isinstance(operand, Value):
-            return self.name(operand)
+            name, dtype = self.name(operand), operand.type.dtype
+            return self.widened(name, dtype) if self.held_narrow(dtype) else name
         if not isinstance(operand, WeightRef):
             return self.graph.const(operand, computed(like))
         return self.widened(self.stored(operand), self.type_of(operand).dtype)
+
+    def held_narrow(self, dtype: DType) -> bool:
+        """Whether values of the type are held in 16 bits."""
+        return self.keeps_narrow and is_narrow(dtype)
+
+    def rows(self, operand: Operand, dtype: DType) -> str:
+        """What a matrix of a type multiplies: rounded to that type, and held as its values are."""
+        if not self.held_narrow(dtype):
+            return self.rounded(self.operand(operand), dtype)
+        if isinstance(operand, Value) and operand.type.dtype is dtype:
+            return self.name(operand)
+        return self.graph.op("Cast", [self.operand(operand)], to=STORED[dtype])
+
+    def matrix(self, operand: Operand) -> str:
+        """A matrix as its products take it: as it is stored, or widened."""
+        if self.held_narrow(self.type_of(operand).dtype):
+            return self.stored(operand)
+        return self.operand(operand)
 
     def stored(self, operand: Operand) -> str:
         """The name of an operand; a weight as it lies in the file."""
@@ -104,12 +126,21 @@ class Emitter:
 
     # Results
 
-    def give(self, node: Node, *results: str) -> None:
-        """The results of a node are these, rounded to their types."""
+    def give(self, node: Node, *results: str, held: DType = DType.F32) -> None:
+        """The results of a node are these, rounded to their types.
+
+        `held` is the type that floats among them are held in, where it is not float32.
+        """
         for value, name in zip(node.outputs, results, strict=True):
-            self._names[value.name] = given = self.rounded(name, value.type.dtype)
+            wanted = value.type.dtype
+            if not (self.held_narrow(held) or self.held_narrow(wanted)):
+                name = self.rounded(name, wanted)
+            elif held is not wanted:
+                narrow = wanted if self.held_narrow(wanted) else DType.F32
+                name = self.graph.op("Cast", [name], to=STORED[narrow])
+            self._names[value.name] = name
             dims = [dim if isinstance(dim, int) else -1 for dim in value.type.shape]
-            self.graph.shaped(given, dims)
+            self.graph.shaped(name, dims)
 
     # Shapes
 

@@ -27,10 +27,14 @@ def _moe(emitter: Emitter, node: Node) -> None:
     graph = emitter.graph
     x, index, weight, gate_up, down, *biases = node.inputs
     experts = emitter.fixed(gate_up, 0)
-    rows = emitter.rounded(emitter.operand(x), emitter.type_of(gate_up).dtype)
+    rows = emitter.rows(x, emitter.type_of(gate_up).dtype)
     hidden = _product(emitter, rows, gate_up, biases[:1])  # [E, T, 2I]
     hidden = _gated(emitter, node, hidden)
-    hidden = emitter.rounded(hidden, emitter.type_of(down).dtype)
+    down_dtype = emitter.type_of(down).dtype
+    if emitter.held_narrow(down_dtype):
+        hidden = graph.op("Cast", [hidden], to=STORED[down_dtype])
+    else:
+        hidden = emitter.rounded(hidden, down_dtype)
     result = _product(emitter, hidden, down, biases[1:])  # [E, T, H]
     index_name, weight_name = emitter.operand(index), emitter.operand(weight)
     ids = graph.const([[[expert]] for expert in range(experts)])  # [E, 1, 1]
@@ -100,10 +104,12 @@ def _share(emitter: Emitter, index: str, weight: str, expert: int, result: str) 
 
 
 def _product(emitter: Emitter, x: str, matrices: Operand, bias: list[Operand]) -> str:
-    """x `[T, K]` or `[E, T, K]` by matrices `[E, N, K]`, plus biases `[E, N]`."""
+    """x `[T, K]` or `[E, T, K]` by matrices `[E, N, K]`, plus biases `[E, N]`, in float32."""
     graph = emitter.graph
-    turned = graph.op("Transpose", [emitter.operand(matrices)], perm=[0, 2, 1])
+    turned = graph.op("Transpose", [emitter.matrix(matrices)], perm=[0, 2, 1])
     result = graph.op("MatMul", [x, turned])
+    if emitter.held_narrow(dtype := emitter.type_of(matrices).dtype):
+        result = emitter.widened(result, dtype)
     for one in bias:
         column = graph.op("Unsqueeze", [emitter.operand(one), graph.const([1])])
         result = graph.op("Add", [result, column])

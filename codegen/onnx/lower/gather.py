@@ -13,7 +13,11 @@ def _embedding(emitter: Emitter, node: Node) -> None:
     """The rows are widened, not the table."""
     table, ids = node.inputs
     rows = emitter.graph.op("Gather", [emitter.stored(table), emitter.operand(ids)], axis=0)
-    emitter.give(node, emitter.widened(rows, emitter.type_of(table).dtype))
+    dtype = emitter.type_of(table).dtype
+    if emitter.held_narrow(dtype):
+        emitter.give(node, rows, held=dtype)
+    else:
+        emitter.give(node, emitter.widened(rows, dtype))
 
 
 def _take(emitter: Emitter, node: Node) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ....ir.program import Node
+from ....ir.types import DType
 from ..emitter import Emitter, Lowering
 from .pointwise import activate
 
@@ -12,14 +13,22 @@ from .pointwise import activate
 def _linear(emitter: Emitter, node: Node) -> None:
     x, w = node.inputs[:2]
     graph, kind = emitter.graph, emitter.type_of(x)
-    rows = emitter.rounded(emitter.operand(x), emitter.type_of(w).dtype)
+    held = emitter.type_of(w).dtype
+    rows = emitter.rows(x, held)
     if kind.rank != 2:
         rows = graph.reshape(rows, [-1, emitter.fixed(x, -1)])
     biases = [emitter.operand(bias) for bias in node.inputs[2:]]
-    result = graph.op("Gemm", [rows, emitter.operand(w), *biases], transB=1)
+    if emitter.held_narrow(held):
+        result = graph.op("Gemm", [rows, emitter.matrix(w)], transB=1)
+        if biases:
+            result = graph.op("Add", [emitter.widened(result, held), *biases])
+            held = DType.F32
+    else:
+        result = graph.op("Gemm", [rows, emitter.matrix(w), *biases], transB=1)
+        held = DType.F32
     if kind.rank != 2:
         result = graph.op("Reshape", [result, emitter.shape(node.output.type.shape)])
-    emitter.give(node, result)
+    emitter.give(node, result, held=held)
 
 
 def _matmul(emitter: Emitter, node: Node) -> None:
