@@ -190,18 +190,21 @@ class MachineProbe(Protocol):
 
 
 class Backend(ABC):
-    """A way to execute lowered programs. Backends never import one another.
+    """A way to execute lowered programs. Backends never import one another, but
+    for `tensorrt`, which builds engines of what `onnx` writes.
 
     `interprets` says that it executes the definitions of ops, so that its results are those of the
     program by definition. `stores` are the kinds of resources (`ir/resources.py`) that it has
-    memory and kernels for. `device` is that of the families of targets it compiles for. One with
-    a section in recipes (`ir/backends.py`) is made with its values.
+    memory and kernels for. `device` is that of the families of targets it compiles for, one of
+    which messages name (`example_target`) where this machine need not have it. One with a section
+    in recipes (`ir/backends.py`) is made with its values.
     """
 
     name: ClassVar[str]
     interprets: ClassVar[bool] = False
     stores: ClassVar[frozenset[str]] = frozenset({KvGroup.kind})
     device: ClassVar[str] = "cpu"
+    example_target: ClassVar[str] = ""
 
     @abstractmethod
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:

@@ -159,7 +159,8 @@ def _own_backends() -> list[Backend]:
 def _settings(backends: Iterable[Backend]) -> str:
     """What chooses one of these backends; a GPU must be named, `sm_90` for example."""
     return " or ".join(
-        f"--set backend={one.name}" + (" --set target=sm_90" if one.device == "gpu" else "")
+        f"--set backend={one.name}"
+        + (f" --set target={one.example_target}" if one.example_target else "")
         for one in backends
     )
 

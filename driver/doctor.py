@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..codegen.registry import get_backend
-from ..ir.backends import PLANNED, BackendInfo, known_backend, known_backends
+from ..ir.backends import BackendInfo, known_backends
 from ..ir.errors import InfcError
 from ..ir.extras import COMPILE
 from ..ir.machine import (
@@ -27,8 +27,6 @@ from ..ir.plugins import load_plugins
 from ..ir.sizes import format_size
 from ..ir.targets import check_platform, resolve_target
 from .huge_pages import anonymous_in_huge_pages, file_in_huge_pages
-
-_LATER = "not supported yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +61,6 @@ def examine() -> list[Finding]:
         _disk(),
         *plugins,
         *(look.backend for look in looks),
-        *(
-            Finding(f"backend {name}", False, _LATER, lacking="not built")
-            for name in PLANNED
-            if known_backend(name) is None  # else a plug-in brings it
-        ),
     ]
 
 

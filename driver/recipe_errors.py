@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from ..ir.backends import PLANNED
 from ..ir.errors import RecipeError
 from ..ir.nearest import nearest
 from .yaml_tree import KeyPath, YamlTree
 
 _NOT_BUILT: dict[KeyPath, frozenset[str]] = {
-    ("backend",): frozenset(PLANNED),
     ("dtype",): frozenset({"float8", "float64"}),
     ("quantization", "method"): frozenset({"awq", "smoothquant", "rotate", "hqq"}),
     ("quantization", "scheme"): frozenset({"nf4", "mxfp4", "gptq", "awq", "q4_k_m", "q5_0"}),

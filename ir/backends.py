@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from .errors import ArtifactError, InfcError, UsageError
-from .extras import COMPILE, CUDA, ONNX, Extra
+from .extras import COMPILE, CUDA, ONNX, TENSORRT, Extra
 from .nearest import did_you_mean
 from .plugins import load_plugins
 
@@ -109,13 +109,18 @@ _OURS: Final = (
         section="infc.codegen.onnx.options:OnnxOptions",
         copies_weights=True,
     ),
+    BackendInfo(
+        name="tensorrt",
+        compiler="infc.codegen.tensorrt.backend:TensorrtBackend",
+        executor="infc.runtime.executors.tensorrt:TensorrtExecutor",
+        entry="tensorrt-engine",
+        extra=TENSORRT,
+        section="infc.codegen.tensorrt.options:TensorrtOptions",
+    ),
 )
 
 DEFAULT: Final = _OURS[0].name
 """The backend of a recipe that names none."""
-
-PLANNED: Final = ("tensorrt",)
-"""Names that are not built yet, and not wrong either."""
 
 _TABLE: dict[str, BackendInfo] = {one.name: one for one in _OURS}
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")

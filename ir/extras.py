@@ -13,7 +13,8 @@ from .errors import ToolchainError
 class Extra:
     """Libraries beside those that infc always has, and the command that installs them.
 
-    `libraries` are modules, whatever the distributions are called that bring them.
+    `libraries` are modules, whatever the distributions are called that bring them; `a|b` is met by
+    either.
     """
 
     libraries: tuple[str, ...]
@@ -21,7 +22,8 @@ class Extra:
 
     def missing(self) -> list[str]:
         """The libraries that are not installed; only packages around a module are imported."""
-        return [name for name in self.libraries if not _is_installed(name)]
+        wanted = [name.split("|") for name in self.libraries]
+        return [names[0] for names in wanted if not any(map(_is_installed, names))]
 
     def require(self, purpose: str) -> None:
         """Raises ToolchainError where a library is not installed."""
@@ -46,6 +48,10 @@ ONNX: Final = Extra(("onnxruntime",), "pip install 'infc[onnx]'")
 """What runs models in ONNX."""
 ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), "pip install 'infc[onnx-compile]'")
 """What writes and tries them."""
+TENSORRT: Final = Extra(("tensorrt_rtx|tensorrt", "cuda.bindings"), "pip install 'infc[tensorrt]'")
+"""What runs engines of TensorRT."""
+TENSORRT_COMPILE: Final = Extra(("onnx", "tensorrt_rtx|tensorrt"), TENSORRT.install)
+"""What builds them."""
 
 RAY: Final = Extra(("ray", "pyarrow"), "pip install 'infc[ray]'")
 """What runs infc on a cluster."""

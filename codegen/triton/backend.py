@@ -61,6 +61,7 @@ class TritonBackend(Backend):
 
     name: ClassVar[str] = "triton"
     device: ClassVar[str] = "gpu"
+    example_target: ClassVar[str] = "sm_90"
 
     def __init__(self, options: TritonOptions | None = None) -> None:
         self.options = options or TritonOptions()

@@ -131,12 +131,6 @@ def test_huge_pages_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not found("huge pages").fine
 
 
-def test_a_backend_of_a_later_version_is_not_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["not", "built", "backend", "tensorrt"] in [line[:4] for line in lines]
-
-
 @dataclass(frozen=True)
 class Names:
     """A section with a default that is made."""
@@ -196,12 +190,6 @@ def test_a_plugin_that_fails_hides_nothing(
 def test_what_a_backend_runs_on_are_modules(module: str, detail: str, faulty: BackendInfo) -> None:
     register_backend(replace(faulty, extra=Extra((module,), "pip install it")))
     assert found("backend faulty").detail == detail
-
-
-def test_a_plugin_may_bring_what_is_not_built(faulty: BackendInfo) -> None:
-    register_backend(replace(faulty, name="tensorrt"))
-    (one,) = [each for each in examine() if each.subject == "backend tensorrt"]
-    assert one.fine
 
 
 def test_a_section_takes_defaults_that_are_made(faulty: BackendInfo) -> None:

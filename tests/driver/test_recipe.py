@@ -74,8 +74,8 @@ def test_values_arrive(tmp_path: Path) -> None:
         ("model: a\nmax_context: 3", r"yaml:2: .* mean 'runtime.max_context'"),
         ("model: a\nzzzzzz: 3", r"yaml:2: unknown key 'zzzzzz' .known: model, "),
         (
-            "model: a\n\nbackend: tensorrt",
-            r"yaml:3: backend: tensorrt is not supported .supported: 'cpp'",
+            "model: a\n\ndtype: float64",
+            r"yaml:3: dtype: float64 is not supported .supported: 'auto'",
         ),
         (
             "model: a\nquantization:\n  skip: ['*']",

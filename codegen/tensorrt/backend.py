@@ -1,0 +1,225 @@
+"""The TensorRT backend: an engine of the ONNX graph of a step, for one or several chips."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Final
+
+from ...ir.errors import DeviceError, ProgramError, TargetError, ToolchainError
+from ...ir.extras import TENSORRT, TENSORRT_COMPILE
+from ...ir.formats import Format
+from ...ir.nvidia import find_gpu
+from ...ir.program import Node, Program, further_inputs, further_outputs
+from ...ir.resources import KvGroup, is_coded
+from ...ir.schemes import get_scheme
+from ...ir.step_facts import step_facts
+from ...ir.targets import Target
+from ...ir.tensorrt_engine import (
+    ENGINE_FILE,
+    FACTS_FILE,
+    SLOTS,
+    EngineFacts,
+    StepProfile,
+    import_library,
+)
+from ...ir.types import DType, TensorType
+from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
+from ..weights_file import write_weights
+from .builder import CHIPS, build_engine
+from .options import TensorrtOptions
+from .profiles import Extents, StepLimits, input_extents, step_profiles
+
+ENTRY: Final = "tensorrt-engine"
+
+_NOT_BUILT: Final[Mapping[str, str]] = {
+    "sm_75": "TensorRT-RTX has no attention for it",
+    "sm_90": "TensorRT-RTX does not build for it",
+    "sm_100": "TensorRT-RTX does not build for it",
+    "sm_103": "TensorRT-RTX does not build for it",
+}
+
+
+class TensorrtBackend(Backend):
+    """An engine of TensorRT-RTX, or of TensorRT, built ahead of time."""
+
+    name: ClassVar[str] = "tensorrt"
+    device: ClassVar[str] = "gpu"
+    example_target: ClassVar[str] = "sm_89"
+
+    def __init__(self, options: TensorrtOptions | None = None) -> None:
+        self.options = options or TensorrtOptions()
+
+    def find_target(self, text: str) -> Target:
+        """As for all, but `native` is the GPU of this machine; TargetError for one not built for.
+
+        The chips of the options are looked at as well.
+        """
+        for chip in (text, *self.options.chips):
+            name = chip.strip().lower()
+            if name in _NOT_BUILT:
+                raise TargetError(
+                    f"the backend tensorrt does not compile for {name}: {_NOT_BUILT[name]}",
+                    hint=f"its targets: {', '.join(CHIPS)}; backend: triton has sm_90 and others",
+                )
+        for chip in self.options.chips:
+            if chip not in CHIPS:
+                raise TargetError(
+                    f"{chip!r} in tensorrt.chips is no GPU that engines are built for",
+                    hint=f"they are built for {', '.join(CHIPS)}",
+                )
+        if text.strip().lower() == "native":
+            return super().find_target(_own_chip())
+        return super().find_target(text)
+
+    def chips(self, target: Target) -> tuple[str, ...]:
+        """What an engine is built for, the target first."""
+        return tuple(dict.fromkeys([target.name, *self.options.chips]))
+
+    def supports(self, node: Node, program: Program, target: Target) -> Verdict:
+        """Whether the op can be said in ONNX as TensorRT reads it."""
+        TENSORRT_COMPILE.require("compiling for the backend tensorrt")
+        from ..onnx.lower import LOWERED
+
+        if node.op not in LOWERED:
+            return Verdict.no("there is no op in ONNX for it")
+        if "scheme" in node.attrs:
+            get_scheme(node.attrs["scheme"])
+            return Verdict.no("its codes are not built")
+        types = [program.operand_type(operand) for operand in node.inputs]
+        types += [value.type for value in node.outputs]
+        if any(isinstance(kind, TensorType) and kind.dtype is DType.F64 for kind in types):
+            return Verdict.no("float64 is not built")
+        return Verdict.yes()
+
+    def can_hold(self, form: Format) -> bool:
+        """Whether a format can be multiplied."""
+        return False
+
+    def can_cache(self, dtype: str) -> bool:
+        """Elements of 16 bits: attention has no others."""
+        return not is_coded(dtype) and dtype != DType.F32.value
+
+    def check(self, program: Program, target: Target) -> None:
+        """As for all; float32 and arrays of other steps are named before ops are."""
+        for group in program.resources:
+            if group.kind == KvGroup.kind and group.dtype == DType.F32.value:
+                raise ProgramError(
+                    "attention of TensorRT has no float32, in which this model keeps keys and"
+                    " values",
+                    where=program.name,
+                    hint="dtype: bfloat16, or dtype: float16",
+                )
+        if others := [*further_inputs(program), *further_outputs(program)]:
+            raise ProgramError(
+                f"the backend tensorrt builds no steps with {others[0]}, only those with tokens,"
+                " positions, logits and hidden states",
+                where=program.name,
+                hint="backend: onnx, or backend: triton",
+            )
+        super().check(program, target)
+
+    def plan_passes(self, target: Target) -> str:
+        """Blocks that hold a whole context: keys and values lie in slots."""
+        return "one-block-each"
+
+    def emit(
+        self, program: Program, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Write the engine, what it is, and the weights that are not in it."""
+        toolchain = dict(self.toolchain(target))
+        self.check(program, target)
+        from .graph import engine_graph, engine_model
+
+        limits, embeds = StepLimits.of(program), self.options.weights == "embedded"
+        profiles = step_profiles(limits, self.options)
+        emitted = engine_graph(program)
+        weights = tuple(tensor.weight for tensor in emitted.used.values())
+        alone = replace(options, shared=None)
+        with tempfile.TemporaryDirectory(dir=directory) as place:
+            beside = Path(place) if embeds else directory
+            write_weights(program, weights, beside / WEIGHTS_FILE, alone)
+            if embeds:
+                write_weights(program, (), directory / WEIGHTS_FILE, alone)
+            model = engine_model(emitted, beside / WEIGHTS_FILE if embeds else None)
+            path = Path(place) / f"{program.name}.onnx"
+            path.write_bytes(model.SerializeToString(deterministic=True))
+            if options.on_wait is not None:
+                options.on_wait("TensorRT")
+
+            def extents(profile: StepProfile, name: str, shape: Sequence[int]) -> Extents | None:
+                kind = name.partition(".")[0]
+                return input_extents(profile, kind, shape, limits.context)
+
+            chips = self.chips(target)
+            engine = build_engine(path, chips, profiles, extents)
+            (directory / ENGINE_FILE).write_bytes(engine)
+        held = () if embeds else weights
+        library, version = _library()
+        facts = EngineFacts(
+            library=library,
+            version=version,
+            chips=chips,
+            num_bytes=engine.nbytes,
+            kv=SLOTS,
+            profiles=profiles,
+            weights=tuple(weight.name for weight in held),
+            facts=step_facts(program, [(weight.name, weight.type) for weight in held]),
+        )
+        (directory / FACTS_FILE).write_text(facts.text(), encoding="utf-8")
+        return Emission(
+            entry={"kind": ENTRY, "file": ENGINE_FILE},
+            weights=held,
+            toolchain=toolchain,
+            shares=False,
+        )
+
+    def needs(self) -> Iterator[Need]:
+        """The packages onnx, which writes models, and TensorRT-RTX, which builds engines."""
+        for name in TENSORRT_COMPILE.missing():
+            yield Need(name, False, f"not installed: {TENSORRT.install}")
+        if not TENSORRT_COMPILE.missing():
+            yield Need(*self._found())
+
+    def _found(self) -> tuple[str, bool, str]:
+        name, version = _library()
+        return name, True, version
+
+    def unable_here(self) -> str | None:
+        """Why not, where there is no GPU that engines are built for."""
+        try:
+            _own_chip()
+        except TargetError as error:
+            return error.message
+        return None
+
+    def toolchain(self, target: Target) -> Mapping[str, str]:
+        """The versions of TensorRT and onnx; ToolchainError without them."""
+        TENSORRT_COMPILE.require("compiling for the backend tensorrt")
+        name, version = _library()
+        return {name: version, "onnx": importlib.metadata.version("onnx")}
+
+
+def _library() -> tuple[str, str]:
+    name, library = import_library()
+    version = getattr(library, "__version__", None)
+    if version is None:
+        raise ToolchainError(f"{name} has no version", hint=TENSORRT.install)
+    return name, str(version)
+
+
+def _own_chip() -> str:
+    """The target of this machine's GPU; TargetError where it has none that engines run on."""
+    try:
+        gpu, _ = find_gpu()
+    except DeviceError as error:
+        raise TargetError(error.message, hint="name the target, for example sm_89") from None
+    if gpu.target not in CHIPS:
+        raise TargetError(
+            f"the backend tensorrt does not compile for {gpu.target} ({gpu.name})",
+            hint=f"its targets: {', '.join(CHIPS)}",
+        )
+    return gpu.target

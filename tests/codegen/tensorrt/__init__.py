@@ -1,0 +1,1 @@
+"""Engines of TensorRT-RTX, which builds them without a driver."""
