@@ -11,10 +11,11 @@ from typing import ClassVar, Final
 
 from ...ir.errors import DeviceError, ProgramError, TargetError, ToolchainError
 from ...ir.extras import TENSORRT, TENSORRT_COMPILE
-from ...ir.formats import Format
+from ...ir.formats import CENTERED_I4, E4M3, Format
 from ...ir.nvidia import find_gpu
 from ...ir.program import Node, Program, further_inputs, further_outputs
-from ...ir.resources import KvGroup, is_coded
+from ...ir.resources import KvGroup
+from ...ir.row_codes import E4M3_ROWS
 from ...ir.schemes import get_scheme
 from ...ir.step_facts import step_facts
 from ...ir.targets import Target
@@ -41,6 +42,12 @@ _NOT_BUILT: Final[Mapping[str, str]] = {
     "sm_100": "TensorRT-RTX does not build for it",
     "sm_103": "TensorRT-RTX does not build for it",
 }
+_PRODUCTS: Final = frozenset({"scaled_linear", "decoded_linear"})
+_E4M3_CHIPS: Final = ("sm_89", "sm_120")
+_NEW: Final = " or ".join(_E4M3_CHIPS)
+_OTHER_SCHEMES: Final = (
+    "there is no product of such codes: choose q4_0-weights, int8-weights or fp8"
+)
 
 
 class TensorrtBackend(Backend):
@@ -86,22 +93,42 @@ class TensorrtBackend(Backend):
 
         if node.op not in LOWERED:
             return Verdict.no("there is no op in ONNX for it")
-        if "scheme" in node.attrs:
-            get_scheme(node.attrs["scheme"])
-            return Verdict.no("its codes are not built")
+        if reason := self._unable(node, target):
+            return Verdict.no(reason)
         types = [program.operand_type(operand) for operand in node.inputs]
         types += [value.type for value in node.outputs]
         if any(isinstance(kind, TensorType) and kind.dtype is DType.F64 for kind in types):
             return Verdict.no("float64 is not built")
         return Verdict.yes()
 
+    def _unable(self, node: Node, target: Target) -> str | None:
+        """Why there is no product of the codes of a node, and what there is instead."""
+        is_rows, scheme = node.op == "quantize_rows", node.attrs.get("scheme")
+        if is_rows and (node.attrs["codes"] != E4M3_ROWS.name or node.attrs["group"]):
+            return "rows are quantized to e4m3 by token only: choose the scheme with -weights"
+        form = None if scheme is None else get_scheme(scheme).weight
+        if scheme is not None and node.op not in _PRODUCTS:
+            return "only matrices of products are codes: quantization: {embedding: none}, or skip"
+        if form is not None and not self.can_hold(form):
+            return _OTHER_SCHEMES
+        if is_rows or form is E4M3:
+            old = [chip for chip in self.chips(target) if chip not in _E4M3_CHIPS]
+            if old:
+                return f"{old[0]} has no products of e4m3: choose q4_0-weights, or build for {_NEW}"
+        return None
+
     def can_hold(self, form: Format) -> bool:
-        """Whether a format can be multiplied."""
-        return False
+        """Numbers of 8 or 4 bits with a scale for each group, and e4m3 with one for each row."""
+        is_number = not form.levels or form.levels == CENTERED_I4
+        return form is E4M3 or (is_number and form.is_grouped and form.minimum is None)
+
+    def can_multiply(self, dtype: str) -> bool:
+        """Matrices of 16 bits: those of float32 would be as slow as on other backends."""
+        return dtype in (DType.BF16.value, DType.F16.value)
 
     def can_cache(self, dtype: str) -> bool:
         """Elements of 16 bits: attention has no others."""
-        return not is_coded(dtype) and dtype != DType.F32.value
+        return self.can_multiply(dtype)
 
     def check(self, program: Program, target: Target) -> None:
         """As for all; float32 and arrays of other steps are named before ops are."""

@@ -13,6 +13,7 @@ from ..base import WEIGHTS_FILE
 from ..onnx.emitter import Emitter
 from ..onnx.lower import LOWERINGS
 from ..onnx.lower.attention import lowerings
+from .coded import LOWERINGS as CODED
 from .slots import EngineSlots
 
 
@@ -22,7 +23,7 @@ def engine_graph(program: Program) -> Emitter:
     caches = EngineSlots(emitter)
     emitter.declare_inputs()
     caches.declare()
-    emitter.emit({**LOWERINGS, **lowerings(caches)})
+    emitter.emit({**LOWERINGS, **CODED, **lowerings(caches)})
     emitter.declare_outputs()
     return emitter
 

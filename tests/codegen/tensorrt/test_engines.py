@@ -8,43 +8,18 @@ from typing import Any
 
 import pytest
 
-from infc.ir.artifact import Artifact
+from infc.ir.errors import InfcError
+from infc.ir.extras import TENSORRT, TENSORRT_COMPILE, Extra
 from infc.ir.safetensors import read_header
-from infc.ir.tensorrt_engine import EngineFacts
 
-from ...checkpoints import make_checkpoint
-from ...e2e.support import compile_checkpoint
+from .engines import engine, facts_of
 
 trt = pytest.importorskip("tensorrt_rtx", reason="builds engines: pip install 'infc[tensorrt]'")
-
-SMALL: dict[str, Any] = {
-    "runtime.max_context": 64,
-    "runtime.max_sequences": 4,
-    "runtime.step_tokens": 32,
-    "runtime.logit_rows": 4,
-    "tensorrt.decode_buckets": [4],
-}
-
-
-def engine(
-    directory: Path, arch: str, *, target: str = "sm_89", dtype: str = "bfloat16", **sets: Any
-) -> Artifact:
-    """A model of two layers, compiled for TensorRT."""
-    checkpoint = make_checkpoint(arch, directory / arch, dtype=dtype, num_hidden_layers=2)
-    settings = {**SMALL, "target": target, **sets}
-    return compile_checkpoint(
-        checkpoint, directory / "engine.infc", backend="tensorrt", dtype=dtype, **settings
-    )
-
-
-def facts_of(artifact: Artifact) -> EngineFacts:
-    """What describes the engine."""
-    return EngineFacts.parse(artifact.read_text("engine.json"), where="")
 
 
 def test_one_engine_for_several_chips_holds_the_weights(tmp_path: Path) -> None:
     sets: dict[str, Any] = {"tensorrt.chips": ["sm_80", "sm_120"]}
-    artifact = engine(tmp_path, "llama", **sets)
+    artifact = engine(tmp_path, **sets)
     facts = facts_of(artifact)
     assert facts.chips == ("sm_89", "sm_80", "sm_120")
     assert (facts.library, facts.version) == ("tensorrt_rtx", trt.__version__)
@@ -57,3 +32,73 @@ def test_one_engine_for_several_chips_holds_the_weights(tmp_path: Path) -> None:
     assert artifact.manifest.target.name == "sm_89"
     recipe = json.loads((artifact.path / "manifest.json").read_text())["recipe"]
     assert recipe["tensorrt"]["chips"] == ["sm_80", "sm_120"]
+
+
+CODES = "quantization.scheme"
+NO_TABLE = {"quantization.embedding": "none"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "sets"),
+    [
+        pytest.param("gemma2", {"dtype": "float16"}, id="float16, a soft-cap and windows"),
+        pytest.param("llama", {CODES: "q4_0-weights", **NO_TABLE}, id="4 bits"),
+        pytest.param("llama", {CODES: "fp8", **NO_TABLE}, id="e4m3"),
+    ],
+)
+def test_weights_may_be_inputs_that_lie_in_the_file(
+    arch: str, sets: dict[str, Any], tmp_path: Path
+) -> None:
+    artifact = engine(tmp_path, arch, layers=1 if arch == "llama" else 2,
+                      **{"tensorrt.weights": "inputs", **sets})  # fmt: skip
+    facts = facts_of(artifact)
+    assert set(facts.weights) <= set(read_header(artifact.weights_path)[0])
+    assert facts.weights and facts.weights == artifact.manifest.main.weights.tensors
+
+
+REFUSED = [
+    pytest.param({"target": "sm_90"}, r"sm_90: TensorRT-RTX does not build.*triton", id="sm_90"),
+    pytest.param({"target": "sm_75"}, r"sm_75: TensorRT-RTX has no attention", id="sm_75"),
+    pytest.param({"target": "x86-64-v3"}, r"does not compile for x86-64-v3", id="a processor"),
+    pytest.param(
+        {"tensorrt.chips": ["sm_12"]}, r"'sm_12' in tensorrt.chips .*sm_80, sm_86", id="no chip"
+    ),
+    pytest.param({"dtype": "float32"}, r"matrices in float32 \(choose bfloat16", id="float32"),
+    pytest.param({"kv_cache.dtype": "float32"}, r"KV cache in float32", id="a cache of float32"),
+    pytest.param(
+        {CODES: "fp8", "target": "sm_80", **NO_TABLE},
+        r"sm_80 has no products of e4m3: choose q4_0-weights, or build for sm_89 or sm_120",
+        id="e4m3 on sm_80",
+    ),
+    pytest.param({CODES: "int4"}, r"in b4_g32.*choose another scheme, such as q4_0", id="levels"),
+    pytest.param(
+        {CODES: "q4_0", **NO_TABLE}, r"choose the scheme with -weights", id="rows of int8"
+    ),
+    pytest.param(
+        {CODES: "fp8", "quantization.embedding": "fp8"}, r"embedding: none", id="a table of codes"
+    ),
+    pytest.param(
+        {"tensorrt.decode_buckets": [9]},
+        r"tensorrt.decode_buckets: 9 is no number of sequences in a step: expected 1 to 4",
+        id="a bucket beyond the limits",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sets", "message"), REFUSED)
+def test_what_is_not_built_is_refused_with_a_way_out(
+    sets: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InfcError, match=message):
+        engine(tmp_path, layers=1, **sets)
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(extra: Extra) -> list[str]:
+        return ["tensorrt_rtx"] if extra in (TENSORRT, TENSORRT_COMPILE) else []
+
+    monkeypatch.setattr(Extra, "missing", missing)
+    with pytest.raises(InfcError, match=r"needs tensorrt_rtx, .*pip install 'infc\[tensorrt\]'"):
+        engine(tmp_path, layers=1)
