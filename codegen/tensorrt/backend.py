@@ -159,6 +159,7 @@ class TensorrtBackend(Backend):
         """Write the engine, what it is, and the weights that are not in it."""
         toolchain = dict(self.toolchain(target))
         self.check(program, target)
+        from ..onnx.memory import step_bytes
         from .graph import engine_graph, engine_model
 
         limits, embeds = StepLimits.of(program), self.options.weights == "embedded"
@@ -200,6 +201,8 @@ class TensorrtBackend(Backend):
         return Emission(
             entry={"kind": ENTRY, "file": ENGINE_FILE},
             weights=held,
+            # On the GPU, an engine takes about what its file does, beside the values of a step.
+            arena_bytes=step_bytes(program) + engine.nbytes,
             toolchain=toolchain,
             shares=False,
         )

@@ -69,7 +69,14 @@ class _Fill:
     byte: int
 
 
-_Work = _Launch | _Upload | _Download | _Fill
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    target: int
+    source: int
+    num_bytes: int
+
+
+_Work = _Launch | _Upload | _Download | _Fill | _Copy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -312,6 +319,18 @@ class EmulatedDriver:
             self._region(address, num_bytes, "a fill")
             self._queue.append(_Fill(address, num_bytes, byte))
 
+    @property
+    def stream(self) -> int:
+        """There is none that others could ask for work."""
+        return 0
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        """Ask for a copy within the device's memory."""
+        with self._call("a copy is asked for"):
+            self._region(target, num_bytes, "a copy")
+            self._region(source, num_bytes, "a copy")
+            self._queue.append(_Copy(target, source, num_bytes))
+
     def _region(self, address: int, num_bytes: int, what: str) -> Bytes:
         try:
             return self._memory.region(address, num_bytes)
@@ -414,6 +433,7 @@ class EmulatedDriver:
             _Upload: self._run_upload,
             _Download: self._run_download,
             _Fill: self._run_fill,
+            _Copy: self._run_copy,
         }
         for _ in range(count):
             work = self._queue.pop(0)
@@ -451,6 +471,10 @@ class EmulatedDriver:
     def _run_download(self, work: _Download) -> None:
         raw = work.target.view(np.uint8).reshape(-1)
         raw[:] = self._memory.region(work.address, raw.size)
+
+    def _run_copy(self, work: _Copy) -> None:
+        target = self._memory.region(work.target, work.num_bytes)
+        target[...] = self._memory.region(work.source, work.num_bytes)
 
     def _run_fill(self, work: _Fill) -> None:
         self._memory.region(work.address, work.num_bytes)[:] = work.byte

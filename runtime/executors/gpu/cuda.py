@@ -140,6 +140,12 @@ class CudaDriver:
             self._do("the context", self._calls.cuCtxSetCurrent(self._context))
             self._local.is_entered = True
 
+    @property
+    def stream(self) -> int:
+        """See `Driver.stream`."""
+        self._enter()
+        return int(self._stream)
+
     # Kernels
 
     def load(
@@ -336,6 +342,12 @@ class CudaDriver:
         self._enter()
         filled = self._calls.cuMemsetD8Async(address, byte, num_bytes, self._stream)
         self._do("memory cannot be filled", filled)
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        """See `Driver.copy`."""
+        self._enter()
+        copied = self._calls.cuMemcpyDtoDAsync(target, source, num_bytes, self._stream)
+        self._do("a copy within the GPU failed", copied)
 
     # Waiting
 

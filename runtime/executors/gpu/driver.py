@@ -62,6 +62,11 @@ class Driver(Protocol):
 
     device: Device
 
+    @property
+    def stream(self) -> int:
+        """The handle of the stream, for libraries that ask for work on it themselves."""
+        ...
+
     def load(
         self, image: bytes, source: str, entry: str, threads: int, shared_bytes: int
     ) -> Function:
@@ -97,6 +102,10 @@ class Driver(Protocol):
 
     def fill(self, address: int, num_bytes: int, byte: int) -> None:
         """Set every byte."""
+        ...
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        """Copy within the device's memory."""
         ...
 
     def descriptor(self, matrix: MatrixMap) -> bytes:

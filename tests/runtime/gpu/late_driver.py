@@ -6,7 +6,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,9 @@ def unpacked(signature: str, parameters: bytes) -> list[int | float]:
     return arguments
 
 
+STREAM: Final = 77
+"""What stands for the stream."""
+
 Job = tuple[str, Callable[[], None]]
 
 
@@ -154,6 +157,14 @@ class LateDriver:
 
     def fill(self, address: int, num_bytes: int, byte: int) -> None:
         self._ask("fill", lambda: self.memory.view(address, num_bytes).fill(byte))
+
+    @property
+    def stream(self) -> int:
+        return STREAM
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        to, of = (self.memory.view(address, num_bytes) for address in (target, source))
+        self._ask("copy", lambda: _copy(to, of))
 
     def descriptor(self, matrix: MatrixMap) -> bytes:
         self.calls.append(f"descriptor {matrix.shape}")

@@ -215,6 +215,10 @@ class RecordedCalls:
         ctypes.memmove(target, int(source), size)
         return self._done("cuMemcpyDtoHAsync")
 
+    def cuMemcpyDtoDAsync(self, target: Any, source: Any, size: int, stream: Any) -> Result:
+        ctypes.memmove(int(target), int(source), size)
+        return self._done("cuMemcpyDtoDAsync")
+
     def cuMemsetD8Async(self, address: Any, byte: int, size: int, stream: Any) -> Result:
         ctypes.memset(int(address), byte, size)
         return self._done("cuMemsetD8Async")

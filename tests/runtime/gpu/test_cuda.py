@@ -68,6 +68,10 @@ def test_copies_go_both_ways_and_memory_is_given_back() -> None:
     assert driver.has_passed(event)
     driver.wait(event)
     assert target.tolist() == list(range(64))
+    driver.copy(address + 32, address, 32)
+    driver.download(target, address)
+    assert target.tolist() == [*range(32), *range(32)]
+    assert driver.stream == int(driver._stream)
     driver.fill(address, 64, 3)
     driver.download(target, address)
     assert set(target.tolist()) == {3}

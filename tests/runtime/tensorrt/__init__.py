@@ -1,0 +1,1 @@
+"""The executor of TensorRT, over a recorded API whose engines onnxruntime computes."""
