@@ -6,9 +6,9 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
@@ -264,19 +264,28 @@ def backend_options(name: str) -> Callable[[], str]:
         hints = get_type_hints(section)
         rows = []
         for one in fields(section):
-            shown = one.default
-            values = get_args(hints[one.name]) or ("true", "false")
+            factory = one.default_factory
+            shown = one.default if factory is MISSING else factory()
+            values = _option_values(hints[one.name])
             rows.append(
                 (
                     f"`{name}.{one.name}`",
                     f"`{str(shown).lower() if isinstance(shown, bool) else shown}`",
-                    " ".join(f"`{value}`" for value in values),
+                    values,
                     one.metadata["doc"],
                 )
             )
         return table(("key", "default", "values", "what it is for"), rows)
 
     return options
+
+
+def _option_values(kind: Any) -> str:
+    """What an option may be: one of some words, a list of a kind, or a truth value."""
+    if get_origin(kind) is list:
+        (element,) = get_args(kind)
+        return f"list of {'integers' if element is int else 'text'}"
+    return " ".join(f"`{value}`" for value in get_args(kind) or ("true", "false"))
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -291,6 +300,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "server-limits": server_limits,
     "server-metrics": server_metrics,
     "onnx-options": backend_options("onnx"),
+    "tensorrt-options": backend_options("tensorrt"),
 }
 
 
