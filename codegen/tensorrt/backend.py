@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from ...ir.errors import DeviceError, ProgramError, TargetError, ToolchainError
+from numpy.typing import NDArray
+
+from ...ir.errors import DeviceError, ProgramError, TargetError, ToolchainError, UsageError
 from ...ir.extras import TENSORRT, TENSORRT_COMPILE
 from ...ir.formats import CENTERED_I4, E4M3, Format
 from ...ir.nvidia import find_gpu
-from ...ir.program import Node, Program, further_inputs, further_outputs
+from ...ir.program import Node, Program, Weight, further_inputs, further_outputs
 from ...ir.resources import KvGroup
 from ...ir.row_codes import E4M3_ROWS
 from ...ir.schemes import get_scheme
@@ -28,7 +30,7 @@ from ...ir.tensorrt_engine import (
     import_library,
 )
 from ...ir.types import DType, TensorType
-from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Need, Verdict
+from ..base import WEIGHTS_FILE, Backend, Emission, EmitOptions, Made, Need, Verdict
 from ..weights_file import write_weights
 from .builder import CHIPS, build_engine
 from .options import TensorrtOptions
@@ -173,7 +175,7 @@ class TensorrtBackend(Backend):
             if embeds:
                 write_weights(program, (), directory / WEIGHTS_FILE, alone)
             model = engine_model(emitted, beside / WEIGHTS_FILE if embeds else None)
-            path = Path(place) / f"{program.name}.onnx"
+            path = Path(place) / "model.onnx"
             path.write_bytes(model.SerializeToString(deterministic=True))
             if options.on_wait is not None:
                 options.on_wait("TensorRT")
@@ -206,6 +208,26 @@ class TensorrtBackend(Backend):
             toolchain=toolchain,
             shares=False,
         )
+
+    def rebuild(
+        self, program: Program, made: Made, target: Target, directory: Path, options: EmitOptions
+    ) -> Emission:
+        """Build for another GPU; UsageError where the artifact does not have the weights.
+
+        An engine is no source of those that it contains.
+        """
+        if self.options.weights == "embedded":
+            raise UsageError(
+                "the engine contains its weights, from which no other can be built",
+                where=str(made.directory),
+                hint=f"compile the model again with --set target={target.name}; with"
+                " tensorrt.weights: inputs, artifacts can be rebuilt",
+            )
+
+        def stored(weight: Weight) -> NDArray[Any]:
+            return made.weights(weight.name)
+
+        return self.emit(program, target, directory, replace(options, stored=stored))
 
     def needs(self) -> Iterator[Need]:
         """The packages onnx, which writes models, and TensorRT-RTX, which builds engines."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from infc.ir.errors import InfcError
+from infc.driver.rebuild import rebuild_artifact
+from infc.ir.errors import InfcError, UsageError
 from infc.ir.extras import TENSORRT, TENSORRT_COMPILE, Extra
 from infc.ir.safetensors import read_header
 
@@ -33,6 +34,9 @@ def test_one_engine_for_several_chips_holds_the_weights(tmp_path: Path) -> None:
     recipe = json.loads((artifact.path / "manifest.json").read_text())["recipe"]
     assert recipe["tensorrt"]["chips"] == ["sm_80", "sm_120"]
 
+    with pytest.raises(UsageError, match=r"engine contains its weights.*--set target=sm_86"):
+        rebuild_artifact(artifact.path, "sm_86", tmp_path / "other.infc")
+
 
 CODES = "quantization.scheme"
 NO_TABLE = {"quantization.embedding": "none"}
@@ -54,6 +58,11 @@ def test_weights_may_be_inputs_that_lie_in_the_file(
     facts = facts_of(artifact)
     assert set(facts.weights) <= set(read_header(artifact.weights_path)[0])
     assert facts.weights and facts.weights == artifact.manifest.main.weights.tensors
+    if CODES not in sets:
+        return
+    other = rebuild_artifact(artifact.path, "sm_120", tmp_path / "other.infc")
+    assert facts_of(other).chips == ("sm_120",)
+    assert other.weights_path.read_bytes() == artifact.weights_path.read_bytes()
 
 
 REFUSED = [
