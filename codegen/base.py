@@ -66,7 +66,8 @@ class EmitOptions:
     gives weights that were made before, as they are to be written (bfloat16 as uint16). `pairs`
     has codes and scales of matrices. `begun` is what `Backend.begin` gave for the same program,
     target and directory. `shared` are weights that need not be written, because another program
-    of the artifact has them.
+    of the artifact has them. With `verify`, a backend may try what it made, where the program says
+    what it should give.
     """
 
     on_weight: Callable[[int, int], None] | None = None
@@ -75,6 +76,7 @@ class EmitOptions:
     pairs: QuantizedPairs = field(default_factory=QuantizedPairs)
     begun: object = None
     shared: SharedWeights | None = None
+    verify: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,7 +387,9 @@ def _emit(
     def wait(what: str) -> None:
         progress.advance(1, 1, f"all weights are written, waiting for {what}")
 
-    options = EmitOptions(on_weight=advance, on_wait=wait, pairs=pairs, begun=begun)
+    options = EmitOptions(
+        on_weight=advance, on_wait=wait, pairs=pairs, begun=begun, verify=job.verify
+    )
     return job.backend.emit(program, job.target, directory, options)
 
 

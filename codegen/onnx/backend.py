@@ -94,6 +94,7 @@ class OnnxBackend(Backend):
         from .contrib import is_grouped
         from .memory import slots_bytes, step_bytes, widened_bytes
         from .step import emit_graph, finish_model, session_file
+        from .trial import expected_logits
 
         form = self._form(program)
         emitted = emit_graph(program, form, self.options.dialect)
@@ -106,10 +107,11 @@ class OnnxBackend(Backend):
             models[SEQUENCE_FILE] = emit_graph(program, "none", self.options.dialect)
         if options.on_wait is not None:
             options.on_wait("a trial run")
+        expected = expected_logits(program, options.pairs) if options.verify else None
         for name, made in models.items():
             model = finish_model(made, weights, directory)
             (directory / name).write_bytes(model.SerializeToString(deterministic=True))
-            check_model(directory / name, program)
+            check_model(directory / name, program, expected)
         attended = 0
         if form == "slots":
             own = is_grouped if self.options.dialect == "onnxruntime" else lambda *_: False

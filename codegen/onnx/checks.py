@@ -14,6 +14,7 @@ from onnx import TensorProto
 from ...ir.errors import ProgramError
 from ...ir.program import LOGITS, Program
 from ...ir.types import DType, Sym
+from .trial import check_logits
 from .types import NUMPY
 
 _TOKENS = 2
@@ -33,13 +34,16 @@ _TRIAL: Final[Mapping[str, Any]] = {
 _NARROW: Final = frozenset({"seqlens_k", "query_seqlens", "total_length"})
 
 
-def check_model(path: Path, program: Program) -> None:
-    """Raises ProgramError where onnx or onnxruntime refuses the model, or its logits are NaN."""
+def check_model(path: Path, program: Program, expected: NDArray[np.float32] | None = None) -> None:
+    """Raises ProgramError where onnx or onnxruntime refuses the model, or its logits are NaN, or
+    not those that are expected."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _refused(program, "onnx", error) from error
-    _run_once(path, program)
+    logits = _run_once(path, program)
+    if expected is not None and logits is not None:
+        check_logits(program, logits, expected)
 
 
 def _refused(program: Program, what: str, error: Exception) -> ProgramError:
@@ -51,8 +55,8 @@ def _refused(program: Program, what: str, error: Exception) -> ProgramError:
     )
 
 
-def _run_once(path: Path, program: Program) -> None:
-    """Two tokens of one sequence; what no step has written is NaN."""
+def _run_once(path: Path, program: Program) -> NDArray[Any] | None:
+    """The logits of two tokens of one sequence; what no step has written is NaN."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -75,10 +79,12 @@ def _run_once(path: Path, program: Program) -> None:
         session.run_with_iobinding(binding)
     except Exception as error:  # onnxruntime has classes of its own for each kind
         raise _refused(program, "onnxruntime", error) from error
-    if LOGITS in names:
-        logits = binding.get_outputs()[names.index(LOGITS)].numpy()
-        if not np.isfinite(logits).all():
-            raise _refused(program, "a trial run", ValueError("its logits are not finite"))
+    if LOGITS not in names:
+        return None
+    logits: NDArray[Any] = binding.get_outputs()[names.index(LOGITS)].numpy()
+    if not np.isfinite(logits).all():
+        raise _refused(program, "a trial run", ValueError("its logits are not finite"))
+    return logits
 
 
 def _element_type(text: str) -> int:
