@@ -18,7 +18,7 @@ class StepCosts:
     many tokens. `sequence` is what each that generates takes more: its row of logits, and its
     draw. `decode_context` is what it takes for each token that is stored, and `prompt_context`
     what a token of a prompt takes for each that was stored before the step, which many read at
-    once.
+    once. `request` is what one takes that begins, beside its tokens.
     """
 
     tokens: tuple[int, ...]
@@ -26,16 +26,24 @@ class StepCosts:
     sequence: float
     decode_context: float
     prompt_context: float
+    request: float = 0.0
 
     def step(
-        self, decoding: int, decode_context: int, prompt: int = 0, prompt_context: int = 0
+        self,
+        decoding: int,
+        decode_context: int,
+        prompt: int = 0,
+        prompt_context: int = 0,
+        begun: int = 0,
     ) -> float:
         """Of `decoding` sequences with so many stored tokens in all, and tokens of prompts.
 
-        `prompt_context` is the sum over those tokens of what was stored before the step.
+        `prompt_context` is the sum over those tokens of what was stored before the step, `begun`
+        counts prompts that end in it.
         """
         attention = self.decode_context * decode_context + self.prompt_context * prompt_context
-        return self._at(decoding + prompt) + self.sequence * decoding + attention
+        own = self.sequence * decoding + self.request * begun
+        return self._at(decoding + prompt) + own + attention
 
     def _at(self, tokens: int) -> float:
         """On the line, which goes on behind its last place."""
@@ -52,6 +60,7 @@ class StepCosts:
             self,
             seconds=tuple(each * factor for each in self.seconds),
             sequence=self.sequence * factor,
+            request=self.request * factor,
             decode_context=self.decode_context * factor,
             prompt_context=self.prompt_context * factor,
         )

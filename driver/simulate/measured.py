@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...runtime.sampling.sampling_params import SamplingParams
@@ -13,22 +14,29 @@ from .costs import StepCosts, token_places
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
 
-_ROUNDS = 3
+_ROUNDS = 5
 _DECODE_STEPS = 16
 _SHORT = 8  # tokens of a prompt
 _LONG = 1024
 _FEW = 8  # sequences with a long context
 
 
-def measure_costs(engine: Engine) -> StepCosts:
-    """The costs of steps of an engine that does nothing else."""
-    limits, measure = engine.plan.limits, _Measurement(engine)
+def measure_costs(engine: Engine, clock: Callable[[], float] = time.perf_counter) -> StepCosts:
+    """The costs of steps of an engine that does nothing else.
+
+    With `time.process_time` for a clock, they are those of an engine with one thread on a machine
+    where nothing else runs, which this one need not be.
+    """
+    limits, measure = engine.plan.limits, _Measurement(engine, clock)
     room = limits.max_context - _DECODE_STEPS - 2
     places = tuple(n for n in token_places(limits.step_tokens) if n <= room)
     measure.prompt(places[-1])  # whatever the first step does that others do not
-    seconds: list[float] = []
-    for tokens in places:  # noise says at times that more tokens are quicker
-        seconds.append(max([measure.prompt(tokens), *seconds[-1:]]))
+    # A request that begins is also put into the step, and told of as one that has ended.
+    one, begun = measure.decode(1, _SHORT), measure.prompt(1)
+    request = max(0.0, begun - one)
+    seconds = [min(one, begun)]
+    for tokens in places[1:]:  # noise says at times that more tokens are quicker
+        seconds.append(max(measure.prompt(tokens) - request, seconds[-1]))
     costs = StepCosts(
         tokens=places,
         seconds=tuple(seconds),
@@ -45,38 +53,41 @@ def measure_costs(engine: Engine) -> StepCosts:
     per_pair = 0.0
     if twice > last:
         rest = twice - last
-        per_pair = (measure.prompt(twice) - seconds[-1] - costs.step(0, 0, rest)) / (last * rest)
+        further = measure.prompt(twice) - request - seconds[-1]
+        per_pair = (further - costs.step(0, 0, rest)) / (last * rest)
     return StepCosts(
         tokens=places,
         seconds=tuple(seconds),
         sequence=max(0.0, more / batch),
         decode_context=per_token,
         prompt_context=max(0.0, per_pair),
+        request=request,
     )
 
 
 class _Measurement:
     """Runs requests of random tokens, so that no prompt is known."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self._engine, self._clock = engine, clock
         self._draw = random.Random(1)
         self._number = 0
 
     def decode(self, batch: int, context: int) -> float:
-        """Seconds of a step that gives each of so many sequences a token: the median."""
+        """Seconds of a step that gives each of so many sequences a token: of quick ones."""
         self._add(batch, context, _DECODE_STEPS)
         times = self._run()
-        # At the end all have begun, and none is done before the last.
-        return statistics.median(times[-_DECODE_STEPS // 2 - 1 : -1])
+        # At the end all have begun, and none is done before the last. Steps that took longer were
+        # interrupted by what else runs on this machine.
+        return statistics.quantiles(times[-_DECODE_STEPS // 2 - 1 : -1], n=4)[0]
 
     def prompt(self, length: int) -> float:
-        """Seconds of computing a prompt as a whole: the median of some."""
+        """Seconds of computing a prompt as a whole: the least of some, not interrupted."""
         taken = []
         for _ in range(_ROUNDS):
             self._add(1, length, 1)
             taken.append(sum(self._run()))
-        return statistics.median(taken)
+        return min(taken)
 
     def _add(self, batch: int, length: int, tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
@@ -88,7 +99,7 @@ class _Measurement:
     def _run(self) -> list[float]:
         times = []
         while self._engine.has_unfinished:
-            begun = time.perf_counter()
+            begun = self._clock()
             self._engine.step()
-            times.append(time.perf_counter() - begun)
+            times.append(self._clock() - begun)
         return times

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...ir.artifact import Artifact
@@ -26,7 +28,11 @@ class PlannedReplica:
 
 
 def plan_replica(
-    artifact: Artifact, options: RuntimeOptions, *, measure: bool = False
+    artifact: Artifact,
+    options: RuntimeOptions,
+    *,
+    measure: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> PlannedReplica:
     """An engine of this artifact on this machine: measured, or at the machine's ceilings.
 
@@ -39,7 +45,7 @@ def plan_replica(
 
         engine = Engine.open(artifact, options)
         try:
-            plan, costs = engine.plan, measure_costs(engine)
+            plan, costs = engine.plan, measure_costs(engine, clock)
         finally:
             engine.close()
         source = "measured on this machine"

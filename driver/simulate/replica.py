@@ -127,7 +127,8 @@ class SimulatedReplica:
         if not decoding and not prompt:
             return None
         self.is_stepping = True
-        self._seconds = self.costs.step(decoding, self._context, prompt, pairs)
+        begun = len(self._finishing)
+        self._seconds = self.costs.step(decoding, self._context, prompt, pairs, begun)
         return self._seconds
 
     def _admit(self) -> None:
