@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -95,9 +95,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(artifact: Path, command: str, replicas: int) -> Iterator[Server]:
+def serve(
+    artifact: Path, command: str, replicas: int, further: Sequence[str] = ()
+) -> Iterator[Server]:
     """`infc serve` on a free port, until left."""
-    words = [*command.split(), "serve", str(artifact), "--port", "0", "--model-name", "m"]
+    words = [*command.split(), "serve", str(artifact), "--port", "0", "--model-name", "m", *further]
     if replicas:  # another commit's infc may not know it
         words += ["--replicas", str(replicas)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as it:

@@ -22,6 +22,7 @@ from ...ir.backends import DEFAULT, find_backend
 from ...ir.errors import ArtifactError, CapacityError, DeviceError, InfcError
 from ..engine import Engine
 from ..faults import note_fault
+from ..freed_memory import give_back_freed
 from ..log import ServerLog
 from ..log_writer import LOG_WRITER
 from ..memory_reserve import RESERVE
@@ -336,6 +337,7 @@ def main(descriptor: int, parent: int) -> NoReturn:
         engine, tells_blocks = _open(connection, reader)
         gc.collect()
         gc.freeze()  # later collections look at what requests leave only
+        give_back_freed()
         EngineProcess(connection, engine, tells_blocks=tells_blocks).run(reader)
     except InfcError as error:
         send(connection, Failed(failure_of(error), _is_temporary(error)))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
+from ..freed_memory import give_back_freed
+
 _SWITCH_SECONDS: Final = 0.0005
 
 
@@ -21,6 +23,7 @@ def collect_whole() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    give_back_freed()
 
 
 @contextlib.contextmanager
@@ -38,6 +41,7 @@ def short_waits() -> Iterator[None]:
     if "torch" in sys.modules:  # what compiling left as garbage would stay as long as the server
         gc.collect()
     gc.freeze()
+    give_back_freed()
     try:
         yield
     finally:

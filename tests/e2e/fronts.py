@@ -22,11 +22,15 @@ from infc.runtime.requests.outputs import RequestOutput, merge_outputs
 from infc.runtime.sampling.sampling_params import SamplingParams
 
 TINY = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
-DEADLY, HANGING, FAILING, UNREADABLE = 4001, 4002, 4003, 4004
+DEADLY, HANGING, FAILING, UNREADABLE, GREEDY, LARGE = range(4001, 4007)
 """Tokens: a step with one of them ends its process, never ends, or ends with an error.
 
-There is no memory to read a request with the last one.
+There is no memory to read a request with the fourth one. A step with the fifth is killed by the
+kernel for lack of memory, as `VMSTAT` tells; one with the last gets none.
 """
+
+VMSTAT = "INFC_TEST_VMSTAT"
+"""The variable that names the file that engines and front of a test read as `/proc/vmstat`."""
 
 RISKY = f"""
 import sys; sys.path[:] = sys.argv[3:]
@@ -46,6 +50,13 @@ launch = CppExecutor.launch
 def risky(self, step):
     if {DEADLY} in step.token_ids:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if {GREEDY} in step.token_ids:
+        place = os.environ["{VMSTAT}"]
+        count = int(open(place).read().split()[1])
+        open(place, "w").write(f"oom_kill {{count + 1}}\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if {LARGE} in step.token_ids:
+        raise MemoryError
     if {HANGING} in step.token_ids:
         time.sleep(1000)
     if {FAILING} in step.token_ids:
@@ -54,7 +65,7 @@ def risky(self, step):
 CppExecutor.launch = risky
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
-RISKY_TOKENS = (DEADLY, HANGING, FAILING, UNREADABLE)
+RISKY_TOKENS = (DEADLY, HANGING, FAILING, UNREADABLE, GREEDY, LARGE)
 PARAMS = SamplingParams(
     max_tokens=150, temperature=1.0, seed=5, ignore_eos=True, banned_token_ids=RISKY_TOKENS
 )

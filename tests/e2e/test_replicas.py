@@ -25,6 +25,7 @@ from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, InfcError
 from infc.runtime.log import LogFormat
 from infc.runtime.options import RuntimeOptions
+from infc.runtime.replicas import child as child_module
 from infc.runtime.replicas.child import Child, start_engine
 from infc.runtime.replicas.front import Front
 from infc.runtime.replicas.opening import open_front
@@ -34,10 +35,13 @@ from ..runtime.replicas.test_child import wait_for_end
 from .fronts import (
     DEADLY,
     FAILING,
+    GREEDY,
     HANGING,
+    LARGE,
     PARAMS,
     RISKY,
     UNREADABLE,
+    VMSTAT,
     check,
     compile_bundled,
     eventually,
@@ -96,13 +100,23 @@ def test_an_idle_engine_is_not_taken_for_one_that_hangs(artifact: Artifact) -> N
     [
         (2, DEADLY, 60.0),
         (1, HANGING, 1.0),
+        (2, GREEDY, 60.0),
         pytest.param(1, DEADLY, 60.0, marks=pytest.mark.breadth),
         pytest.param(2, HANGING, 1.0, marks=pytest.mark.breadth),
     ],
 )
 def test_a_request_that_kills_engines_is_given_up_and_the_others_live(
-    artifact: Artifact, count: int, poison: int, hung_seconds: float
+    artifact: Artifact,
+    count: int,
+    poison: int,
+    hung_seconds: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("oom_kill 7\n")
+    monkeypatch.setenv(VMSTAT, str(vmstat))
+    monkeypatch.setattr(child_module, "_VMSTAT", vmstat)
     prompts = [f"def f{index}(" for index in range(6)]
 
     async def run(front: Front) -> list[RequestOutput]:
@@ -170,10 +184,15 @@ def test_two_poisonous_requests_at_once(artifact: Artifact) -> None:
     check(artifact, "def f", PARAMS, answer)
 
 
-def test_a_step_that_fails_ends_its_requests_only(artifact: Artifact) -> None:
+@pytest.mark.parametrize(
+    ("token", "error"), [(FAILING, "InfcError: no such luck"), (LARGE, "MemoryError")]
+)
+def test_a_step_that_fails_ends_its_requests_only(
+    artifact: Artifact, token: int, error: str
+) -> None:
     async def run(front: Front) -> RequestOutput:
-        with pytest.raises(InfcError, match="the step failed: InfcError: no such luck"):
-            await whole(front, [5, FAILING, 7], PARAMS)
+        with pytest.raises(InfcError, match=f"the step failed: {error}"):
+            await whole(front, [5, token, 7], PARAMS)
         assert front.replicas()[0].num_restarts == 0
         return await whole(front, "def f", PARAMS)
 
