@@ -1,6 +1,6 @@
 """What TensorRT builds without a GPU: time and size of engines, for models, types and chips.
 
-    python -m benchmarks.engines OUT [--model NAME=DIR ...] [--only TEXT]
+    python -m benchmarks.engines OUT [--model NAME=DIR ...] [--only TEXT ...]
 
 Builds engines of small random models of several architectures, in every type, one for each chip and
 one for all of them, and the same of checkpoints that are given. Each result is written to
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
-    parser.add_argument("--only", default="", help="cases of whose text this is a part")
+    parser.add_argument("--only", action="append", help="cases of whose text this is a part")
     options = parser.parse_args()
     given = {name: Path(place) for name, place in (one.split("=", 1) for one in options.model)}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,8 @@ def main() -> None:
     done = {(one.model, one.kind, one.chips, one.weights) for one in results}
     for case in cases(list(given)):
         key = case.model, case.kind, case.chips, case.weights
-        if key in done or options.only not in " ".join([case.model, case.kind, *case.chips]):
+        text = " ".join([case.model, case.kind, *case.chips, case.weights])
+        if key in done or not any(one in text for one in options.only or [""]):
             continue
         result = build(case, checkpoint_of(case.model, given, options.out), options.out)
         results.append(result)

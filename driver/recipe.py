@@ -162,7 +162,8 @@ class Recipe(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
         "Type of matrices, and by default of the cache; activations are float32. auto is the type"
-        " of the checkpoint (float32 for float16). float16 is for the backends onnx and reference.",
+        " of the checkpoint (float32 for float16). float16 is for the backends onnx, tensorrt and"
+        " reference.",
     )
     backend: BackendName = key(DEFAULT, "Backend that generates the code.")
     target: str = key(

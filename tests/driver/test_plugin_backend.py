@@ -100,7 +100,8 @@ def test_the_doctor_lists_it_and_the_recipe_has_its_section(site: Path) -> None:
     [
         (
             ["backend=toi"],
-            "backend cannot be 'toi' (choose 'cpp', 'reference', 'triton', 'onnx' or 'toy')",
+            "backend cannot be 'toi' (choose 'cpp', 'reference', 'triton', 'onnx', 'tensorrt' or"
+            " 'toy')",
         ),
         (["backend=toy", "toy.shft=1"], "unknown key 'toy.shft' (did you mean 'toy.shift'?)"),
         (["backend=toy", "toy.shift=far"], "toy.shift cannot be 'far': "),
