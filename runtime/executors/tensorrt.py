@@ -84,7 +84,7 @@ class TensorrtExecutor:
         self._driver, self._closed = driver, False
         self._fault: DeviceError | None = None
         self._groups = tuple(g for g in compiled.resources if isinstance(g, KvGroup))
-        weights = DeviceWeights(artifact, compiled)
+        weights = DeviceWeights(artifact, compiled, aligned=True)
         self._engine = Engine(image, compiled, weights.entries, driver)
         self._profiles = image.facts.profiles
         most = max(one.rows for one in self._profiles)

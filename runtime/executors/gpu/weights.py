@@ -35,9 +35,15 @@ class _Run:
 
 
 class DeviceWeights:
-    """The tensors of a program in one piece of the device's memory."""
+    """The tensors of a program in one piece of the device's memory.
 
-    def __init__(self, artifact: Artifact, program: CompiledProgram) -> None:
+    With `aligned`, each begins at a multiple of 256 bytes, whatever its place in the file.
+    """
+
+    def __init__(
+        self, artifact: Artifact, program: CompiledProgram, *, aligned: bool = False
+    ) -> None:
+        self._aligned = aligned
         self.entries: dict[str, Entry] = {}
         self.num_bytes = 0
         self._artifact = artifact
@@ -68,12 +74,13 @@ class DeviceWeights:
         first = 0
         for place, entry in enumerate(found):
             after = found[place + 1] if place + 1 < len(found) else None
-            if after is not None and after.begin - entry.end <= _GAP:
+            if after is not None and after.begin - entry.end <= _GAP and not self._aligned:
                 continue
             run = found[first : place + 1]
             begin = run[0].begin
             # The distance to the alignment stays, as tensors were aligned within the file.
-            at = -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT + begin % _ALIGNMENT
+            at = -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
+            at += 0 if self._aligned else begin % _ALIGNMENT
             for one in run:
                 self.entries[one.name] = one
                 self._offsets[one.name] = at + one.begin - begin
