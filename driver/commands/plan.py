@@ -64,6 +64,11 @@ def _range(context: click.Context, option: click.Parameter, text: str | None) ->
     "--fronts", type=click.IntRange(min=1), default=1, show_default=True,
     help="Servers among which replicas are divided, and requests at random.",
 )  # fmt: skip
+@click.option(
+    "--fronts-by-prefix",
+    is_flag=True,
+    help="Choose the server by the first block of a prompt instead.",
+)
 @click.option("--autoscale", callback=_range, metavar="LEAST:MOST",
               help="Let the number of replicas follow the load.")  # fmt: skip
 @click.option(
@@ -153,6 +158,7 @@ def _fleet(given: dict[str, Any], count: int, limits: Any, costs: Any) -> Any:
         limits=limits,
         costs=costs,
         fronts=given["fronts"],
+        fronts_by_prefix=given["fronts_by_prefix"],
         routing=given["routing"],
         autoscaling=scaling,
         failure_seconds=given["failure_seconds"] or math.inf,

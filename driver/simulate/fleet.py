@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from zlib import crc32
 
 from ...ir.errors import CapacityError, UsageError
 from ...runtime.replicas.routing import AnyOf, Arrival, Policy, policy_of
@@ -39,12 +40,17 @@ class Autoscaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What is simulated: replicas, divided among fronts to which requests go at random."""
+    """What is simulated: replicas, divided among fronts.
+
+    Requests go to a front at random, as a Service distributes them, or with `fronts_by_prefix` to
+    the one that the first block of their prompt stands for, as proxies do that hash.
+    """
 
     replicas: int
     limits: ReplicaLimits
     costs: StepCosts
     fronts: int = 1
+    fronts_by_prefix: bool = False
     front_costs: FrontCosts = field(default_factory=FrontCosts)
     routing: str = "prefix"
     autoscaling: Autoscaling | None = None
@@ -141,7 +147,9 @@ class _Simulation:
 
     def _arrive(self, stream: Stream) -> None:
         front = self._fronts[0]
-        if len(self._fronts) > 1:
+        if self._fleet.fronts_by_prefix and stream.asked.digests:
+            front = self._fronts[crc32(stream.asked.digests[0]) % len(self._fronts)]
+        elif len(self._fronts) > 1:
             front = self._draw.choice(self._fronts)
         seconds = front.costs.routing(len(front.replicas))
         self._at(front.work(self._now, seconds), self._place, front, stream)

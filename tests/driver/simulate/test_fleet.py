@@ -55,6 +55,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
         ),
         costs=COSTS,
         fronts=1 if scaled else draw(st.integers(1, replicas)),
+        fronts_by_prefix=draw(st.booleans()),
         front_costs=draw(st.sampled_from([FREE, FrontCosts()])),
         routing=draw(st.sampled_from(["prefix", "least-loaded", "round-robin", "random"])),
         autoscaling=scaling if scaled else None,
@@ -168,6 +169,8 @@ def test_prefixes_are_found_more_often_where_they_decide() -> None:
     # Fronts that know nothing of each other share out each prefix.
     apart = simulate(Fleet(replicas=4, fronts=4, limits=few, costs=COSTS), asked)
     assert apart.hit_rate < rates["prefix"].hit_rate
+    hashed = Fleet(replicas=4, fronts=4, fronts_by_prefix=True, limits=few, costs=COSTS)
+    assert simulate(hashed, asked).hit_rate > 1.3 * apart.hit_rate
 
 
 def test_a_death_costs_time_and_no_request() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from infc.driver.cli import run
 from infc.driver.explain.collect import read_program
+from infc.driver.simulate import measured as measured_module
 from infc.driver.simulate import planned as planned_module
 from infc.driver.simulate.costs import roofline_costs
 from infc.driver.simulate.measured import measure_costs
@@ -46,7 +47,8 @@ def test_costs_are_those_of_the_roofline(tiny: Path) -> None:
     assert slow.step(9, 900, 50, 400) == pytest.approx(3 * costs.step(9, 900, 50, 400))
 
 
-def test_costs_can_be_measured(tiny: Path) -> None:
+def test_costs_can_be_measured(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured_module, "_ROUNDS", 1)
     engine = Engine.open(tiny)
     try:
         costs = measure_costs(engine)
