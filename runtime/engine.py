@@ -92,17 +92,20 @@ class Engine:
         options: RuntimeOptions | None = None,
         *,
         verify: Verification = "stamp",
+        takes_text: bool = True,
     ) -> Engine:
         """The engine of an artifact. Its weights are checked while it starts.
 
-        One that is open already is checked as it was opened: `verify` is for a path.
+        One that is open already is checked as it was opened: `verify` is for a path. Without
+        `takes_text`, prompts are token ids, and the tokenizer takes less memory.
         Raises ArtifactError, TargetError, or CapacityError for what does not fit.
         """
         check_verification(verify)
         if not isinstance(artifact, Artifact):
             artifact = open_artifact(artifact, verify, weights="later")
         check = artifact.verify_weights()
-        parts = open_parts(artifact, options or RuntimeOptions())
+        chosen = options or RuntimeOptions()
+        parts = open_parts(artifact, chosen, only_decodes=not takes_text)
         try:
             engine = cls(
                 parts.executor,

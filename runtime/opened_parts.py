@@ -30,7 +30,9 @@ class OpenedParts:
         self.executor.close()
 
 
-def open_parts(artifact: Artifact, options: RuntimeOptions) -> OpenedParts:
+def open_parts(
+    artifact: Artifact, options: RuntimeOptions, *, only_decodes: bool = False
+) -> OpenedParts:
     """Plan, and open executor and tokenizer; where either fails, nothing stays open.
 
     Raises ArtifactError, TargetError, or CapacityError for what does not fit.
@@ -49,7 +51,7 @@ def open_parts(artifact: Artifact, options: RuntimeOptions) -> OpenedParts:
         )
         # Either may take a good part of a second, and they meet nowhere.
         with ThreadPoolExecutor(1) as beside:
-            tokenizer = beside.submit(Tokenizer.load, artifact)
+            tokenizer = beside.submit(Tokenizer.load, artifact, only_decodes=only_decodes)
             executor = open_executor(artifact, config)
             failing.callback(executor.close)
         parts = OpenedParts(plan, executor, tokenizer.result(), lease)

@@ -384,7 +384,8 @@ def _open(connection: socket.socket, reader: FrameReader) -> tuple[Engine, bool]
             where=message.artifact,
             hint="start the server again",
         )
-    engine = Engine.open(artifact, options_from_data(message.options))
+    options = options_from_data(message.options)
+    engine = Engine.open(artifact, options, takes_text=False)
     send(connection, Ready(VERSION, artifact.identity))
     return engine, message.tells_blocks
 

@@ -338,15 +338,16 @@ def decoder_stages(backend: tokenizers.Tokenizer) -> list[dict[str, Any]]:
     """The decoder as tokenizer.json has it, its sequences laid flat; empty where there is none."""
     if backend.decoder is None:
         return []
-    return list(_flat(json.loads(backend.decoder.__getstate__())))
+    return list(laid_flat(json.loads(backend.decoder.__getstate__())))
 
 
-def _flat(decoder: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def laid_flat(decoder: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """A decoder as tokenizer.json has it, without the sequences in it."""
     if decoder["type"] != "Sequence":
         yield decoder
         return
     for inner in decoder["decoders"]:
-        yield from _flat(inner)
+        yield from laid_flat(inner)
 
 
 def is_byte_level(stages: Sequence[dict[str, Any]]) -> bool:

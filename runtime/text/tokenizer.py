@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from ...ir.artifact import Artifact
 from ...ir.errors import ArtifactError, RequestError
@@ -67,22 +67,33 @@ class Tokenizer:
         self._control_tokens: ControlTokens | None = None
 
     @classmethod
-    def load(cls, artifact: Artifact) -> Tokenizer | None:
-        """The tokenizer of the artifact; None for one that takes and gives token ids only."""
+    def load(cls, artifact: Artifact, *, only_decodes: bool = False) -> Tokenizer | None:
+        """The tokenizer of the artifact; None for one that takes and gives token ids only.
+
+        With `only_decodes`, it cannot encode, which takes a fraction of the memory.
+        """
         files = artifact.manifest.tokenizer
-        return None if files is None else cls.open(artifact.path, files, artifact.read_text)
+        if files is None:
+            return None
+        return cls.open(artifact.path, files, artifact.read_text, only_decodes=only_decodes)
 
     @classmethod
-    def open(cls, directory: Path, files: TokenizerFiles, read: Callable[[str], str]) -> Tokenizer:
+    def open(
+        cls,
+        directory: Path,
+        files: TokenizerFiles,
+        read: Callable[[str], str],
+        *,
+        only_decodes: bool = False,
+    ) -> Tokenizer:
         """The tokenizer of `files` in a directory, whose texts `read` gives by name.
 
         Raises ArtifactError.
         """
-        from tokenizers import Tokenizer as Backend
-
         text = read(files.file)
+        backend = _decoding(text) if only_decodes else None
         try:
-            backend = Backend.from_str(text)
+            backend = backend or _whole(text)
         except Exception as error:  # the library raises plain Exception for whatever is wrong
             where = str(directory / files.file)
             raise ArtifactError(f"the tokenizer cannot be read: {error}", where=where) from None
@@ -195,3 +206,16 @@ class Tokenizer:
         ids = {"bos_token": self.bos_token_id, "eos_token": eos}
         texts = {name: self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
         return {name: text for name, text in texts.items() if text is not None}
+
+
+def _whole(text: str) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    return Backend.from_str(text)
+
+
+def _decoding(text: str) -> tokenizers.Tokenizer | None:
+    """What stands for the library's where tokens are only decoded."""
+    from .decoding import decoding_backend
+
+    return cast("tokenizers.Tokenizer | None", decoding_backend(text))
