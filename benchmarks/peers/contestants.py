@@ -158,7 +158,7 @@ CONTESTANTS = (
         model="{shape}-onnx-int4",
         settings=(
             "backend=onnx",
-            "onnx={dialect: onnxruntime, kv: slots}",
+            "onnx={dialect: onnxruntime, kv: auto}",
             "dtype=float32",
             "quantization={scheme: q4_0, head: q4_0, method: nearest}",
         ),
