@@ -40,7 +40,7 @@ def app(
     num_gpus: float = 0,
     actor_options: Mapping[str, Any] | None = None,
     num_fronts: int = 1,
-    front_cpus: float = 1,
+    front_cpus: float = 0,
     routing: str = "prefix",
     model_name: str | None = None,
     **options: Any,
