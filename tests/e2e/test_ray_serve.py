@@ -298,3 +298,17 @@ def test_routes_and_refusals(cluster: Cluster) -> None:
     metrics = httpx.get(f"{cluster.url}/metrics").text
     (line,) = [one for one in metrics.splitlines() if one.startswith("infc_generation_tokens_tot")]
     assert float(line.split()[1]) > 100
+
+
+def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:
+    cluster.ready()
+    body = {**COMMON, "prompt": "def", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+    deadline = time.monotonic() + 10
+    while True:
+        metrics = httpx.get(f"{cluster.url}/metrics").text
+        if 'infc_completions_total{finish_reason="abort"}' in metrics:
+            return
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.05)
