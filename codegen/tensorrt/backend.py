@@ -47,6 +47,9 @@ _NOT_BUILT: Final[Mapping[str, str]] = {
 _PRODUCTS: Final = frozenset({"scaled_linear", "decoded_linear"})
 _E4M3_CHIPS: Final = ("sm_89", "sm_120")
 _NEW: Final = " or ".join(_E4M3_CHIPS)
+_OTHER_CODES: Final = (
+    "only matrices of products are codes: quantization: {embedding: none, skip: ['*experts*']}"
+)
 _OTHER_SCHEMES: Final = (
     "there is no product of such codes: choose q4_0-weights, int8-weights or fp8"
 )
@@ -93,10 +96,10 @@ class TensorrtBackend(Backend):
         TENSORRT_COMPILE.require("compiling for the backend tensorrt")
         from ..onnx.lower import LOWERED
 
-        if node.op not in LOWERED:
-            return Verdict.no("there is no op in ONNX for it")
         if reason := self._unable(node, target):
             return Verdict.no(reason)
+        if node.op not in LOWERED:
+            return Verdict.no("there is no op in ONNX for it: backend: triton may have a kernel")
         types = [program.operand_type(operand) for operand in node.inputs]
         types += [value.type for value in node.outputs]
         if any(isinstance(kind, TensorType) and kind.dtype is DType.F64 for kind in types):
@@ -110,7 +113,7 @@ class TensorrtBackend(Backend):
             return "rows are quantized to e4m3 by token only: choose the scheme with -weights"
         form = None if scheme is None else get_scheme(scheme).weight
         if scheme is not None and node.op not in _PRODUCTS:
-            return "only matrices of products are codes: quantization: {embedding: none}, or skip"
+            return _OTHER_CODES
         if form is not None and not self.can_hold(form):
             return _OTHER_SCHEMES
         if is_rows or form is E4M3:

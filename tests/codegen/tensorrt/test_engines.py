@@ -87,6 +87,11 @@ REFUSED = [
         {CODES: "fp8", "quantization.embedding": "fp8"}, r"embedding: none", id="a table of codes"
     ),
     pytest.param(
+        {"arch": "mixtral", CODES: "fp8", **NO_TABLE},
+        r"only matrices of products are codes: .*skip: \['\*experts",
+        id="experts of codes",
+    ),
+    pytest.param(
         {"tensorrt.decode_buckets": [9]},
         r"tensorrt.decode_buckets: 9 is no number of sequences in a step: expected 1 to 4",
         id="a bucket beyond the limits",
