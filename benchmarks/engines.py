@@ -91,7 +91,8 @@ def build(case: Case, checkpoint: Path, out: Path) -> Result:
     settings = dict(_LIMITS if case.model in ARCHITECTURES else _WHOLE)
     chosen = dict(TYPES[case.kind])
     if "quantization" in chosen:
-        chosen["quantization"] = {"scheme": chosen["quantization"], **_UNCODED}
+        scheme = {"scheme": chosen["quantization"]}
+        chosen["quantization"] = {**scheme, **_UNCODED, **_EXPERTS.get(case.model, {})}
     first, *others = case.chips
     settings |= chosen
     settings |= {"backend": "tensorrt", "target": first, "tensorrt.chips": others}
@@ -135,6 +136,8 @@ def print_table(results: list[Result]) -> None:
     print("| model | type | one chip, s | one chip, MB | all chips in one, s | MB |"
           " weights as inputs: engine + weights, MB |")  # fmt: skip
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    order = {model: place for place, model in enumerate(ARCHITECTURES)}
+    results = sorted(results, key=lambda one: (order.get(one.model, len(order)), one.model))
     for model, kind in dict.fromkeys((one.model, one.kind) for one in results):
         found = [one for one in results if (one.model, one.kind) == (model, kind)]
         failed = [one for one in found if one.error]
