@@ -31,6 +31,7 @@ class Entry:
 
 
 _BETTER = 'rules: [{match: "*.down_proj", scheme: int8}]'
+_SIX = 'rules: [{match: "*.mlp.*", scheme: int6}]'
 
 ENTRIES = (
     Entry("infc bf16", ("quantization=none",)),
@@ -44,6 +45,7 @@ ENTRIES = (
     Entry(
         "infc int4, attention and down_proj int8", (f"quantization={{scheme: int4, {_BETTER}}}",)
     ),
+    Entry("infc int4, MLP int6", (f"quantization={{scheme: int4, {_SIX}}}",)),
     Entry("llama.cpp BF16", gguf_type="bf16"),
     Entry("llama.cpp Q8_0", gguf_type="q8_0"),
     Entry("llama.cpp Q4_K_M", gguf_type="q4_k_m"),
