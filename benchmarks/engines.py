@@ -5,7 +5,8 @@
 Builds engines of small random models of several architectures, in every type, one for each chip and
 one for all of them, and the same of checkpoints that are given. Each result is written to
 OUT/results.jsonl at once, so that a run that is started again goes on where the last one ended; the
-table of all results is printed last. Needs `pip install 'infc[compile,tensorrt]'` and a clone.
+table of all results is printed last. Needs a clone, and
+`pip install 'infc[compile,tensorrt-compile]'`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ ONNX_COMPILE: Final = Extra(("onnx", *ONNX.libraries), "pip install 'infc[onnx-c
 """What writes and tries them."""
 TENSORRT: Final = Extra(("tensorrt_rtx|tensorrt", "cuda.bindings"), "pip install 'infc[tensorrt]'")
 """What runs engines of TensorRT."""
-TENSORRT_COMPILE: Final = Extra(("onnx", "tensorrt_rtx|tensorrt"), TENSORRT.install)
+TENSORRT_COMPILE: Final = Extra(
+    ("onnx", "tensorrt_rtx|tensorrt"), "pip install 'infc[tensorrt-compile]'"
+)
 """What builds them."""
 
 RAY: Final = Extra(("ray", "pyarrow"), "pip install 'infc[ray]'")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 from numpy.typing import NDArray
 
 from ...ir.errors import DeviceError, ProgramError, TargetError, ToolchainError, UsageError
-from ...ir.extras import TENSORRT, TENSORRT_COMPILE
+from ...ir.extras import TENSORRT_COMPILE
 from ...ir.formats import CENTERED_I4, E4M3, Format
 from ...ir.nvidia import find_gpu
 from ...ir.program import Node, Program, Weight, further_inputs, further_outputs
@@ -235,7 +235,7 @@ class TensorrtBackend(Backend):
     def needs(self) -> Iterator[Need]:
         """The packages onnx, which writes models, and TensorRT-RTX, which builds engines."""
         for name in TENSORRT_COMPILE.missing():
-            yield Need(name, False, f"not installed: {TENSORRT.install}")
+            yield Need(name, False, f"not installed: {TENSORRT_COMPILE.install}")
         if not TENSORRT_COMPILE.missing():
             yield Need(*self._found())
 
@@ -262,7 +262,7 @@ def _library() -> tuple[str, str]:
     name, library = import_library()
     version = getattr(library, "__version__", None)
     if version is None:
-        raise ToolchainError(f"{name} has no version", hint=TENSORRT.install)
+        raise ToolchainError(f"{name} has no version", hint=TENSORRT_COMPILE.install)
     return name, str(version)
 
 

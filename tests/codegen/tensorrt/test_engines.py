@@ -15,7 +15,9 @@ from infc.ir.safetensors import read_header
 
 from .engines import engine, facts_of
 
-trt = pytest.importorskip("tensorrt_rtx", reason="builds engines: pip install 'infc[tensorrt]'")
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="builds engines: pip install 'infc[tensorrt-compile]'"
+)
 
 
 def test_one_engine_for_several_chips_holds_the_weights(tmp_path: Path) -> None:
@@ -114,5 +116,7 @@ def test_a_missing_package_is_named_with_its_extra(
         return ["tensorrt_rtx"] if extra in (TENSORRT, TENSORRT_COMPILE) else []
 
     monkeypatch.setattr(Extra, "missing", missing)
-    with pytest.raises(InfcError, match=r"needs tensorrt_rtx, .*pip install 'infc\[tensorrt\]'"):
+    with pytest.raises(
+        InfcError, match=r"needs tensorrt_rtx, .*pip install 'infc\[tensorrt-compile\]'"
+    ):
         engine(tmp_path, layers=1)
