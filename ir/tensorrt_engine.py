@@ -16,6 +16,8 @@ LIBRARIES: Final = ("tensorrt_rtx", "tensorrt")
 """The modules that build and run engines, in the order in which they are looked for."""
 SLOTS: Final = "slots"
 """The form of keys and values: a slot for each sequence."""
+ALIGNMENT: Final = 256
+"""Of the address of an array that an engine is bound to, slots from any of them on included."""
 
 _HINT: Final = "the artifact is damaged, or of a newer infc: compile it again, or update infc"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..ir.errors import UsageError
 from ..ir.program import Program
-from ..ir.resources import KvGroup, Resource
+from ..ir.resources import KvGroup, Resource, element_type
 from ..ir.sizes import format_size
 from ..ir.slots import slot_tokens
 from ..ir.types import DType
@@ -28,24 +29,29 @@ class OneBlockEach(Pass):
     Why: a cache that lies in one piece is read without a table, and some engines know no other.
 
     With `most_bytes`, blocks stay as they are where those of all sequences would take more, or be
-    too long; with `plain`, where keys and values are not float32 and of one size.
+    too long; with `plain`, where keys and values are not float32 and of one size. With
+    `align_bytes`, keys of a layer in a block take a multiple of so many bytes, and values too.
     """
 
     most_bytes: int | None = None
     plain: bool = False
+    align_bytes: int = 1
 
     name: ClassVar[str] = "one-block-each"
     phase: ClassVar[str] = "plan"
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         """Lengthen the blocks of keys and values; UsageError where the context is too long."""
-        size = slot_tokens(program)
+        least = slot_tokens(program)
         groups = tuple(
-            replace(one, block_size=max(size, one.block_size)) if isinstance(one, KvGroup) else one
+            replace(one, block_size=self._aligned(one, max(least, one.block_size)))
+            if isinstance(one, KvGroup)
+            else one
             for one in program.resources
         )
         if groups == program.resources:
             return finish(program, program, 0)
+        size = max(one.block_size for one in groups if isinstance(one, KvGroup))
         if reason := self._reason_not_to(program, groups, size):
             return finish(program, program, 0, (reason,))
         if size > _LONGEST:
@@ -55,6 +61,14 @@ class OneBlockEach(Pass):
                 hint="lower runtime.max_context, or keep keys and values in pages",
             )
         return finish(program, replace(program, resources=groups), len(groups))
+
+    def _aligned(self, group: KvGroup, tokens: int) -> int:
+        """The fewest tokens from `tokens` on whose keys and values take whole multiples."""
+        element = element_type(group.dtype).size_bytes
+        rows = (group.num_kv_heads * dim for dim in (group.key_head_dim, group.value_head_dim))
+        alike = (self.align_bytes // math.gcd(row * element, self.align_bytes) for row in rows)
+        step = math.lcm(*alike)
+        return -(-tokens // step) * step
 
     def _reason_not_to(self, program: Program, groups: Sequence[Resource], size: int) -> str:
         """Why blocks are to stay as they are; empty where there is no reason."""

@@ -22,6 +22,7 @@ from ...ir.schemes import get_scheme
 from ...ir.step_facts import step_facts
 from ...ir.targets import Target
 from ...ir.tensorrt_engine import (
+    ALIGNMENT,
     ENGINE_FILE,
     FACTS_FILE,
     SLOTS,
@@ -155,8 +156,8 @@ class TensorrtBackend(Backend):
         super().check(program, target)
 
     def plan_passes(self, target: Target) -> str:
-        """Blocks that hold a whole context: keys and values lie in slots."""
-        return "one-block-each"
+        """Blocks that hold a whole context: slots, any of which may be bound."""
+        return f"one-block-each{{align_bytes={ALIGNMENT}}}"
 
     def emit(
         self, program: Program, target: Target, directory: Path, options: EmitOptions

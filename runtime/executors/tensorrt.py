@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from ...ir.artifact import Artifact
 from ...ir.errors import DeviceError, InfcError
 from ...ir.program import HIDDEN, LOGITS
 from ...ir.resources import KvGroup
+from ...ir.tensorrt_engine import ALIGNMENT
 from ..scheduling.step import Float32Array, Step
 from .base import (
     DEVICE,
@@ -32,8 +32,6 @@ from .gpu.weights import DeviceWeights
 from .tensorrt_engine import Engine, EngineImage, read_engine, slot_bytes, slot_shape
 from .tensorrt_feeds import Feeds, Part, StepParts, part_feeds
 
-_ALIGNMENT: Final = 256
-"""Of the address of an array that TensorRT is bound to."""
 _MOST_GRAPHS: Final = 64
 
 
@@ -94,7 +92,6 @@ class TensorrtExecutor:
         self._parts = StepParts(
             self._profiles,
             self._num_slots,
-            [_slots_apart(group) for group in self._groups],
             compiled.limits.max_context,
         )
         weights.upload(driver)
@@ -137,7 +134,7 @@ class TensorrtExecutor:
         self._offsets, at = {}, 0
         for name, count in counts.items():
             self._offsets[name] = at
-            at += -(-count * 8 // _ALIGNMENT) * _ALIGNMENT
+            at += -(-count * 8 // ALIGNMENT) * ALIGNMENT
         self._array_bytes = at
         self._arrays = self._driver.allocate(at, "the arrays of a step")
         self._places |= {name: self._arrays + offset for name, offset in self._offsets.items()}
@@ -280,9 +277,3 @@ class TensorrtExecutor:
             self._contexts.clear()
             self._engine.close()
             self._driver.close()
-
-
-def _slots_apart(group: KvGroup) -> int:
-    """What the number of the first slot that is bound has to be a multiple of."""
-    sizes: Sequence[int] = [slot_bytes(group, part) for part in ("key", "value")]
-    return max(_ALIGNMENT // math.gcd(size, _ALIGNMENT) for size in sizes)

@@ -51,19 +51,17 @@ class StepParts:
 
     Rows of attention are padded to the longest chunk, so that sequences that decode would compute
     as many rows as a prompt beside them: they are a part of their own, and chunks of very different
-    lengths, or in slots far from each other, as well. `steps` says for each group what the number
-    of the first slot is a multiple of.
+    lengths, or in slots far from each other, as well.
     """
 
     def __init__(
         self,
         profiles: Sequence[StepProfile],
         num_slots: Sequence[int],
-        steps: Sequence[int],
         longest: int,
     ) -> None:
         self._profiles = tuple(profiles)
-        self._num_slots, self._steps, self._longest = tuple(num_slots), tuple(steps), longest
+        self._num_slots, self._longest = tuple(num_slots), longest
         self._decode = [place for place, one in enumerate(profiles) if one.decode]
         self._chunks = [place for place, one in enumerate(profiles) if not one.decode]
 
@@ -97,8 +95,7 @@ class StepParts:
     def _fits(
         self, counts: Int64Array, slots: Sequence[Int64Array], taken: Int64Array, *, decode: bool
     ) -> bool:
-        apart = zip(slots, self._steps, strict=True)
-        span = max((_span(one[taken], size)[1] for one, size in apart), default=1)
+        span = max((_span(one[taken])[1] for one in slots), default=1)
         most = max(self._profiles[i].rows for i in (self._decode if decode else self._chunks))
         tokens = int(counts[taken].sum())
         return span <= most and (decode or span * counts[taken].max() <= _MOST_PADDING * tokens)
@@ -112,17 +109,17 @@ class StepParts:
         *,
         decode: bool,
     ) -> Part:
-        spans = [_span(one[taken], size) for one, size in zip(slots, self._steps, strict=True)]
+        spans = [_span(one[taken]) for one in slots]
         rows = max((count for _, count in spans), default=1)
         profile = self._profile(rows, counts[taken], decode=decode)
         bound = self._profiles[profile].rows if decode else 0
         firsts, counted = [], []
-        for (first, count), size, num in zip(spans, self._steps, self._num_slots, strict=True):
+        for (first, count), num in zip(spans, self._num_slots, strict=True):
             wanted = bound or count
-            usual = size if size == 1 else 0  # slot 0 is that of padding
-            if bound and first >= usual and first + count <= usual + wanted:
-                first = usual  # the same for as many steps as possible, which share a graph
-            firsts.append(min(first, (num - wanted) // size * size))
+            # Slot 0 is that of padding.
+            if bound and first >= 1 and first + count <= 1 + wanted:
+                first = 1  # the same for as many steps as possible, which share a graph
+            firsts.append(min(first, num - wanted))
             counted.append(wanted)
         longest = int(step.context_lengths[taken].max(initial=1))
         keys = min(self._longest, max(_LEAST_KEYS, 1 << (longest - 1).bit_length()))
@@ -141,9 +138,9 @@ class StepParts:
         )
 
 
-def _span(slots: Int64Array, step: int) -> tuple[int, int]:
-    """The first slot that is bound, a multiple of `step`, and how many there are."""
-    first = int(slots.min()) // step * step
+def _span(slots: Int64Array) -> tuple[int, int]:
+    """The first of these slots, and how many there are up to the last."""
+    first = int(slots.min())
     return first, int(slots.max()) - first + 1
 
 

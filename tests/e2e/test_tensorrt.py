@@ -18,9 +18,12 @@ import pytest
 from infc.ir.artifact import Artifact, open_artifact
 from infc.ir.errors import ArtifactError, DeviceError, InfcError, ToolchainError
 from infc.ir.extras import Extra
+from infc.ir.resources import KvGroup
+from infc.ir.tensorrt_engine import ALIGNMENT
 from infc.runtime.executors import open_executor, tensorrt, tensorrt_engine
 from infc.runtime.executors.base import ExecutorConfig, run_step
 from infc.runtime.executors.gpu import cuda
+from infc.runtime.executors.tensorrt_engine import slot_bytes
 from infc.runtime.executors.tensorrt_feeds import Feeds, Part, part_feeds
 from infc.runtime.scheduling.step import Step
 
@@ -48,12 +51,13 @@ VISIBLE = 5 * BOUND
 
 
 def engine(build: Build) -> Build:
-    """The same model for TensorRT, with few profiles."""
+    """The same model for TensorRT, with few profiles, and slots of no round size."""
     sets = {
         "target": "sm_89",
         "tensorrt.weights": "inputs",
         "tensorrt.decode_buckets": [4],
         "runtime.max_sequences": 8,
+        "runtime.step_tokens": 255,
     }
     return replace(build, backend="tensorrt", sets=(*build.sets, *sets.items()))
 
@@ -85,6 +89,13 @@ def test_steps_give_what_the_reference_gives(model: Build, builds: Builds) -> No
     error, calls = parity_error(builds.artifact(engine(model)), model, builds)
     assert error < BOUND
     assert {"enqueue 0", "enqueue 2"} <= set(calls), "a part that decodes, and parts with chunks"
+
+
+def test_any_slot_may_be_the_first_that_is_bound(builds: Builds) -> None:
+    """Where it begins, an array may begin, though slots are of no round size."""
+    (group,) = builds.artifact(engine(HALF)).manifest.main.resources
+    assert isinstance(group, KvGroup)
+    assert [slot_bytes(group, part) % ALIGNMENT for part in ("key", "value")] == [0, 0]
 
 
 def late_write(patch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,19 @@ def test_no_sequence_has_a_step_longer_than_its_context() -> None:
     assert [group.block_size for group in made.resources] == [80, 80]
 
 
+@pytest.mark.parametrize(
+    ("heads", "sizes", "tokens"),
+    [(1, (8, 8), 80), (1, (8, 4), 96), (1, (24, 8), 80), (4, (8, 8), 68), (4, (64, 64), 66)],
+)
+def test_slots_begin_where_an_array_may(heads: int, sizes: tuple[int, int], tokens: int) -> None:
+    """Slots of 66 tokens in bf16, and behind them as many as make whole multiples of 256 bytes."""
+    made = replace(program(33), resources=(KvGroup("full", (0,), heads, *sizes, "bf16", 16),))
+    (group,) = OneBlockEach(align_bytes=256).run(made, PassContext()).program.resources
+    assert group.block_size == tokens
+    (group,) = OneBlockEach().run(made, PassContext()).program.resources
+    assert group.block_size == 66
+
+
 def test_a_context_that_is_too_long_is_refused() -> None:
     with pytest.raises(UsageError, match=r"65537 tokens is too long.*lower runtime.max_context"):
         OneBlockEach().run(program(65536 - 63), PassContext())

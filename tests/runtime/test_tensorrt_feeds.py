@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,8 +31,8 @@ def step_of(*sequences: tuple[int, int, int]) -> Step:
     return make_step(chunks, num_groups=1, block_size=256, rows=ends.tolist())
 
 
-def parts_of(step: Step, *, apart: int = 1, slots: int = 32) -> list[Part]:
-    return list(StepParts(PROFILES, [slots], [apart], longest=128).of(step))
+def parts_of(step: Step, *, slots: int = 32) -> list[Part]:
+    return list(StepParts(PROFILES, [slots], longest=128).of(step))
 
 
 def shown(parts: Sequence[Part]) -> list[tuple[int, int, int, list[int]]]:
@@ -57,9 +58,17 @@ def test_chunks_are_no_part_of_what_decodes_and_are_not_padded_much() -> None:
     assert shown(parts_of(step)) == [(2, 1, 1, [0]), (2, 7, 1, [1])], "seven rows of 40"
 
 
-def test_the_first_slot_lies_where_an_address_may() -> None:
-    (part,) = parts_of(step_of((5, 9, 1), (6, 5, 1)), apart=4)
-    assert (part.firsts, part.rows, part.profile) == ((0,), (8,), 1)
+def test_all_slots_of_a_part_are_bound_wherever_they_lie() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        slots = draw.sample(range(1, 12), draw.randint(1, 8))
+        step = step_of(*((slot, 9, draw.choice([1, 1, 2, 7])) for slot in slots))
+        parts = parts_of(step, slots=12)
+        assert sorted(at for one in parts for at in one.sequences) == list(range(len(slots)))
+        for one in parts:
+            (own,), (first,), (rows,) = one.slots, one.firsts, one.rows
+            assert first <= own.min() and own.max() < first + rows <= 12
+            assert rows <= PROFILES[one.profile].rows
 
 
 def test_a_step_beyond_all_profiles_is_refused() -> None:
