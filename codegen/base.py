@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -234,13 +234,16 @@ class Backend(ABC):
         """
         target = resolve_target(text)
         if target.family.device != self.device:
-            fitting = [family for family in FAMILIES if family.device == self.device]
-            names = ", ".join(name for family in fitting for name in family.targets)
             raise TargetError(
                 f"the backend {self.name} does not compile for {target} ({target.family.name})",
-                hint=f"its targets: {names}",
+                hint=f"its targets: {', '.join(self.target_names())}",
             )
         return target
+
+    def target_names(self) -> Sequence[str]:
+        """The targets that messages name: by default, all of its device."""
+        fitting = [family for family in FAMILIES if family.device == self.device]
+        return [name for family in fitting for name in family.targets]
 
     def can_hold(self, form: Format) -> bool:
         """Whether there are kernels for matrices in a format of few bits.

@@ -88,6 +88,10 @@ class TensorrtBackend(Backend):
             return super().find_target(_own_chip())
         return super().find_target(text)
 
+    def target_names(self) -> Sequence[str]:
+        """Those that TensorRT-RTX builds for."""
+        return CHIPS
+
     def chips(self, target: Target) -> tuple[str, ...]:
         """What an engine is built for, the target first."""
         return tuple(dict.fromkeys([target.name, *self.options.chips]))
