@@ -18,9 +18,10 @@ import click
 def command(artifact: str, target: str, output: str | None, quiet: bool) -> None:
     """Rebuild an artifact for another processor, or one for a GPU for another GPU.
 
-    This needs a C++ compiler, or Triton for GPUs, but neither the original model nor torch, since
-    the artifact contains the program and the weights. The result is the same as compiling the
-    model for this target. Without -o, an artifact of another checkpoint is never replaced.
+    This needs a C++ compiler, or Triton or TensorRT for GPUs, but neither the original model nor
+    torch, since the artifact contains the program and the weights. The result is the same as
+    compiling the model for this target. Without -o, an artifact of another checkpoint is never
+    replaced.
 
     \b
       infc rebuild tiny.infc
