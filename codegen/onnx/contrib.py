@@ -119,8 +119,7 @@ def _quantize_rows(emitter: Emitter, node: Node) -> None:
     if not node.attrs["group"]:
         coded.LOWERINGS["quantize_rows"](emitter, node)
         return
-    x = emitter.operand(node.inputs[0])
-    emitter.give(node, x, x)
+    emitter.stand_in(node, emitter.operand(node.inputs[0]))
 
 
 def _scaled_linear(emitter: Emitter, node: Node) -> None:

@@ -142,6 +142,10 @@ class Emitter:
             dims = [dim if isinstance(dim, int) else -1 for dim in value.type.shape]
             self.graph.shaped(name, dims)
 
+    def stand_in(self, node: Node, x: str) -> None:
+        """x stands for all results of a node, whose readers know that it is none of them."""
+        self._names |= {value.name: x for value in node.outputs}
+
     # Shapes
 
     def size(self, dim: Dim) -> str:

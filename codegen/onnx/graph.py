@@ -83,7 +83,8 @@ class Graph:
         if isinstance(outputs, int):
             if kind == "Reshape":
                 inputs = self._before(*inputs)
-                if self._dims.get(inputs[0]) == self._numbers.get(inputs[1], ()):
+                target = self._numbers.get(inputs[1])
+                if target is not None and self._dims.get(inputs[0]) == target:
                     return inputs[0]
             made = kind, domain, tuple(inputs), outputs, repr(sorted(given.items()))
             # onnxruntime fuses one with what reads it where nothing else does.

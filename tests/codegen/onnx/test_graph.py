@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from infc.codegen.onnx import contrib
+from infc.codegen.onnx.emitter import Emitter
 from infc.codegen.onnx.graph import Graph
-from infc.ir.types import DType
+from infc.codegen.onnx.lower import LOWERINGS
+from infc.ir.builder import ProgramBuilder
+from infc.ir.types import DType, Sym, TensorType
 
 
 def _graph() -> tuple[Graph, str]:
@@ -43,6 +47,27 @@ def test_a_shape_of_two_unknown_sizes_is_not_compared() -> None:
     turned = graph.op("Neg", [x])
     graph.shaped(turned, [-1, -1])
     assert graph.reshape(turned, [-1, 12]) != turned
+
+
+def test_a_number_takes_a_shape_that_is_known_only_in_a_step() -> None:
+    graph, x = _graph()
+    number = graph.op("ReduceSum", [x], keepdims=0)
+    graph.shaped(number, [])
+    ones = graph.op("Concat", [graph.const([1]), graph.const([1])], axis=0)
+    assert graph.op("Reshape", [number, ones]) != number
+
+
+def test_rows_that_stand_for_their_codes_and_scales_keep_their_shape() -> None:
+    b = ProgramBuilder("rows", phase="lowered")
+    b.symbol("T", 1, 64)
+    x = b.emit("neg", b.input("x", TensorType(DType.F32, (Sym("T"), 64))))
+    b.add("quantize_rows", (x,), {"group": 32, "codes": "i8"})
+    y = b.emit("reshape", x, shape=(Sym("T", scale=32), 2))
+    b.outputs = [y]
+    emitter = Emitter(b.build())
+    emitter.declare_inputs()
+    emitter.emit({**LOWERINGS, **contrib.LOWERINGS})
+    assert [node.op_type for node in emitter.graph.nodes] == ["Neg", "Reshape"]
 
 
 def test_equal_nodes_are_one_and_different_ones_are_not() -> None:
