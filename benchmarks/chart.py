@@ -16,9 +16,10 @@ _STYLE = """\
 svg { color-scheme: light dark; font-family: system-ui, "DejaVu Sans", sans-serif;
   --paper: light-dark(#ffffff, #12151c); --ink: light-dark(#1d2330, #e7eaf1);
   --soft: light-dark(#606879, #98a1b3); --line: light-dark(#e2e5ec, #2c3340); }
-.ground { fill: var(--paper); } text { fill: var(--soft); font-size: 11px; }
-.title { fill: var(--ink); font-size: 13px; font-weight: 650; }
-.grid { stroke: var(--line); } .axis { stroke: var(--soft); }
+.ground { fill: #ffffff; fill: var(--paper); }
+text { fill: #606879; fill: var(--soft); font-size: 11px; }
+.title { fill: #1d2330; fill: var(--ink); font-size: 13px; font-weight: 650; }
+.grid { stroke: #e2e5ec; stroke: var(--line); } .axis { stroke: #606879; stroke: var(--soft); }
 .line, .roof { fill: none; stroke-width: 2; } .roof { stroke-width: 1.5; stroke-dasharray: 4 4; }
 .reach { stroke-width: 1.2; opacity: 0.7; }
 """

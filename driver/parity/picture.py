@@ -24,10 +24,11 @@ _STYLE: Final = """\
 svg { color-scheme: light dark; font-family: system-ui, "DejaVu Sans", sans-serif;
   --paper: light-dark(#ffffff, #12151c); --ink: light-dark(#1d2330, #e7eaf1);
   --soft: light-dark(#606879, #98a1b3); --line: light-dark(#e2e5ec, #2c3340); }
-.ground { fill: var(--paper); } text { fill: var(--soft); font-size: 11px; }
-.title { fill: var(--ink); font-size: 13px; font-weight: 650; }
-.grid { stroke: var(--line); } .axis { stroke: var(--soft); }
-.line { fill: none; stroke-width: 2; }
+.ground { fill: #ffffff; fill: var(--paper); }
+text { fill: #606879; fill: var(--soft); font-size: 11px; }
+.title { fill: #1d2330; fill: var(--ink); font-size: 13px; font-weight: 650; }
+.grid { stroke: #e2e5ec; stroke: var(--line); } .axis { stroke: #606879; stroke: var(--soft); }
+.line { fill: none; stroke-width: 2; } .amount { font-size: 10px; }
 """
 
 
@@ -134,9 +135,9 @@ def _bars(groups: dict[str, list[float]], spell: Callable[[float], str]) -> Iter
         middle = round(_LEFT + (at + 0.5) * room, 1)
         for side, value in enumerate(values):
             y = _scaled(0.92 * value / (max(values) or 1.0))
-            x = middle + (4 if side else -48)
-            yield _bar(x, y, 44, _scaled(0.0) - y, _HUES[side])
-            yield _text(x + 22, y - 4, spell(value) if value else "-", anchor="middle")
+            x = middle + (4 if side else -46)
+            yield _bar(x, y, 42, _scaled(0.0) - y, _HUES[side])
+            yield _text(x + 21, y - 4, spell(value) if value else "-", "amount", anchor="middle")
         yield _text(middle, _HEIGHT - _BOTTOM + 16, name, anchor="middle")
 
 

@@ -82,7 +82,7 @@ def compare_artifacts(
         engine = Engine(paired, plan, vocab_size=vocab_size)
         stack.callback(engine.close)
         # What runs for the first time allocates memory and wakes threads.
-        _run(engine, prompts[:1], 2, "first")
+        _run(engine, prompts[:1], min(2, new), "first")
         paired.start_anew()
         cached = _run(engine, prompts, new, "again")
     return _report(pair, paired, plan, text=text, sequences=sequences, cached=cached)

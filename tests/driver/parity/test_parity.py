@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import infc
 from infc.driver.cli import run
+from infc.driver.parity import picture
 from infc.driver.parity.report import Parity
 from infc.driver.parity.run import ParityOptions, compare_artifacts
 from infc.ir.artifact import Artifact
@@ -76,6 +78,20 @@ def test_slots_and_pages_run_the_same_steps(
     assert found["error_max"] < 1e-5
     assert found["same_top"] == found["rows"]
     assert [Path(side["path"]) for side in found["sides"]] == both
+
+
+def test_a_context_of_few_tokens_is_compared(source: Path, pages: Artifact, tmp_path: Path) -> None:
+    """So few that only one new token fits, and no step decodes."""
+    few = in_onnx(source, tmp_path / "few", "runtime.max_context=7")
+    parity = compare_artifacts(pages.path, few.path)
+    assert parity.error_max < 1e-5 and parity.stretches[-1].last == 5
+
+
+def test_a_picture_has_colors_where_variables_are_unknown() -> None:
+    """Renderers that are no browsers leave such declarations out: others stand before them."""
+    for found in re.finditer(r"([a-z]+): var\(--[a-z]+\)", picture._STYLE):
+        before = picture._STYLE[: found.start()].rstrip()
+        assert re.search(rf"{found[1]}: #[0-9a-f]{{6}};$", before), found[0]
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, artifact: Artifact, other: Artifact) -> Parity:
