@@ -113,15 +113,23 @@ class EngineFacts:
 
 
 def import_library() -> tuple[str, Any]:
-    """The name and module of what builds and runs engines; ToolchainError where there is none."""
+    """The name and module of what builds and runs engines; ToolchainError where there is none.
+
+    One that is installed and cannot be loaded is named, if there is no other.
+    """
     import importlib
 
+    failed: ToolchainError | None = None
     for name in LIBRARIES:
         try:
             return name, importlib.import_module(name)
-        except ImportError:
-            continue
-    raise ToolchainError(
+        except ImportError as error:
+            if error.name != name:  # what it needs is missing, not the package
+                failed = failed or ToolchainError(
+                    f"{name} is installed and cannot be loaded: {error}",
+                    hint=f"pip install --force-reinstall {name.replace('_', '-')}",
+                )
+    raise failed or ToolchainError(
         "engines of TensorRT need tensorrt_rtx, which is not installed", hint=TENSORRT.install
     )
 
