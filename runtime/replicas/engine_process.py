@@ -360,7 +360,10 @@ def _open(connection: socket.socket, reader: FrameReader) -> tuple[Engine, bool]
     """The engine that the first message asks for, and whether it tells of blocks; it is ready."""
     payloads: list[bytes] = []
     while not payloads:
-        data = connection.recv(_READ_BYTES)
+        try:
+            data = connection.recv(_READ_BYTES)
+        except ConnectionError:  # closed by a front that has not read what this process said
+            data = b""
         if not data:
             os._exit(0)
         payloads = reader.feed(data)

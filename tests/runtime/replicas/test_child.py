@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,3 +187,15 @@ def wait_for_end(pid: int, seconds: float = 10) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def test_a_spare_process_that_is_not_needed_ends_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Whether or not it had said that it was there, when its front closed the connection."""
+    child = start_engine()
+    child.connection.setblocking(True)
+    assert child.connection.recv(1, socket.MSG_PEEK)  # which stays unread
+    child.connection.close()
+    assert child.process.wait(20) == 0
+    assert capfd.readouterr().err == ""
