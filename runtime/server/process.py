@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import FrameType
@@ -22,8 +21,8 @@ from ...ir.sizes import format_count
 from ..log import ServerLog, announce
 from .connections import MOST_REFUSED, bounded_protocol
 from .event_loop import SturdyEventLoop
+from .hangups import Hangups, is_heard
 from .interpreter import short_waits
-from .replacement import has_terminal
 from .served import Drainable
 from .settings import ServerSettings
 
@@ -43,16 +42,18 @@ def run_server(
     settings: ServerSettings,
     *,
     replace: Callable[[], None] | None = None,
+    hangups: Hangups | None = None,
 ) -> bool:
     """Serves until a signal; True where that was SIGINT.
 
     The first SIGTERM or SIGINT stops accepting and waits `drain_seconds` for running answers;
     the second ends everything at once. `replace` is called on the event loop for a SIGHUP, which
-    is as SIGTERM without it, and where it says that the terminal is gone.
+    is as SIGTERM without it, and where it says that the terminal is gone. `hangups` has heard what
+    came before.
     """
     settings = _within_files(settings)
     config = server_config(app, settings)
-    server = _Server(config, listener, engine, settings, replace)
+    server = _Server(config, listener, engine, settings, replace, hangups or Hangups())
     with short_waits():
         server.run(sockets=[listener])
     return server.interrupted
@@ -120,12 +121,12 @@ class _Server(uvicorn.Server):
         engine: Drainable,
         settings: ServerSettings,
         replace: Callable[[], None] | None,
+        hangups: Hangups,
     ) -> None:
         super().__init__(config)
         self.interrupted = False
         self._replace = replace
-        self._is_to_replace = False
-        self._had_terminal = has_terminal()
+        self._hangups = hangups
         self._listener = listener
         self._closing: dict[Any, float] = {}
         self._engine = engine
@@ -146,16 +147,13 @@ class _Server(uvicorn.Server):
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         """Called by SIGHUP: somebody asks for another artifact, or has closed the terminal."""
-        if self._replace is None or (self._had_terminal and not has_terminal()):
+        if self._replace is None or not self._hangups.ask():
             self.handle_exit(sig, frame)
-        else:
-            self._is_to_replace = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Also SIGHUP, unless nohup or a service manager has it ignored."""
-        heard = threading.current_thread() is threading.main_thread()
-        if not heard or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        if not is_heard():
             with super().capture_signals():
                 yield
             return
@@ -178,8 +176,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
         self._abort_stalled()
-        if self._is_to_replace and self._replace is not None:
-            self._is_to_replace = False
+        if self._replace is not None and self._hangups.take() and not self.should_exit:
             self._replace()
         return await super().on_tick(counter)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _END_SECONDS = 10.0
-_TERMINAL = "/dev/tty"
 
 
 @dataclass(slots=True, eq=False)
@@ -173,12 +171,3 @@ async def _beside(work: Callable[[], _T]) -> _T:
 
     threading.Thread(target=run, name="infc-replace", daemon=True).start()
     return await asyncio.wrap_future(future)
-
-
-def has_terminal() -> bool:
-    """Whether this process has a terminal that is still there."""
-    try:
-        os.close(os.open(_TERMINAL, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True

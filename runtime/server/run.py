@@ -15,6 +15,7 @@ from ..log_writer import LOG_WRITER
 from ..options import RuntimeOptions
 from ..sampling.sampling_params import notes_on_ignored
 from .certificate import read_certificate
+from .hangups import Hangups
 from .listener import open_listener
 from .opening import END_SECONDS, model_name_of, open_served
 from .settings import ServerSettings, recommended_defaults
@@ -68,7 +69,10 @@ def serve(
     try:
         # The weights are read by threads of their own while this one imports and maps.
         artifact = open_artifact(path, verify, weights="later")
+        hangups = Hangups()
         with contextlib.ExitStack() as ending:
+            if replicas:  # somebody may ask for another artifact while this one is opened
+                ending.enter_context(hangups.remembered())
             served = _open(order, artifact, ending)
             from .process import run_server
             from .replacement import Replaceable
@@ -78,7 +82,7 @@ def serve(
                 return run_server(served.app, listener, engine, chosen)
             app = Replaceable(served, lambda now: _open_next(order, now), log)
             ending.callback(app.shutdown, timeout_seconds=END_SECONDS)
-            return run_server(app, listener, app, chosen, replace=app.replace)
+            return run_server(app, listener, app, chosen, replace=app.replace, hangups=hangups)
     finally:
         listener.close()
         LOG_WRITER.flush(_LAST_LINES_SECONDS)

@@ -266,6 +266,27 @@ def test_the_model_is_called_as_its_artifact_unless_it_has_a_name(
         assert server.popen.wait(20) == 0
 
 
+def test_asked_while_it_opens_the_first_it_looks_once_more(
+    artifacts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The server does not end, as a process does that hears nothing of SIGHUP."""
+    one, _ = artifacts
+    place = tmp_path / "model.infc"
+    link(place, one)
+    command = [sys.executable, "-m", "infc", "serve", str(place), "--port", "0", "--replicas", "1"]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as popen:
+        try:
+            assert popen.stderr is not None
+            lines = iter(popen.stderr.readline, "")
+            assert next(lines).startswith("note: 1 replica")  # its engine is started then
+            popen.send_signal(signal.SIGHUP)
+            assert next(lines) == f"opening {place} once more\n"
+            assert next(lines).startswith("note: not replaced: ")
+        finally:
+            popen.kill()
+
+
 def test_asked_again_meanwhile_it_looks_once_more() -> None:
     """However often it was asked, and whatever was found before."""
 
