@@ -77,6 +77,8 @@ class OutputFile:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():  # a pipe or a device has no end to go on from
+            raise UsageError("is not a regular file", where=str(path), hint="choose another output")
         self.path = path
         self._synced = time.monotonic()
         try:

@@ -67,7 +67,7 @@ def read_rows(file: BinaryIO, job_key: bytes, max_bytes: int) -> Iterator[Row]:
                 name.update(rest)
                 if rest.endswith(b"\n"):
                     break
-        if text:
+        if text or is_long:
             yield Row(number, name.hexdigest(), None if is_long else text)
 
 

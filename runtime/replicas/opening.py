@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ...ir.artifact import Artifact
+from ...ir.errors import UsageError
 from ..executors.base import HOST
 from ..log import LogFormat
 from ..memory_plan import BROKER, MemoryUse
@@ -18,7 +19,7 @@ from .front import Front
 from .messages import VERSION, Open, options_as_data
 from .process_memory import ProcessMemory
 from .routing import Policy, policy_of
-from .sizing import ReplicaSizes, size_replicas, too_many_threads
+from .sizing import MAX_REPLICAS, ReplicaSizes, size_replicas, too_many_threads
 
 _QUEUED = 4  # completions that wait in each engine, so that it never waits for the front
 _NO_LIMIT = 2**31 - 1  # the front counts who waits
@@ -37,8 +38,11 @@ def open_front(
 ) -> Front:
     """Starts `count` engines, and returns at once: `Front.wait_until_open` waits for them.
 
-    Raises what planning raises, before anything is started.
+    Raises UsageError for more than one process watches, and what planning raises, before anything
+    is started.
     """
+    if not 1 <= count <= MAX_REPLICAS:
+        raise UsageError(f"{count} engine processes are outside 1..{MAX_REPLICAS}")
     chosen = policy_of(policy)
     with BROKER.opening():  # others plan with what these will take, also before they touch it
         sizes = size_replicas(artifact, options, count)

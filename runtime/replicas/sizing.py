@@ -44,14 +44,11 @@ def size_replicas(artifact: Artifact, options: RuntimeOptions, count: int) -> Re
     Of the options, `threads` is for all of them together, and `kv_memory` for each. Raises
     CapacityError where they do not fit, and what `plan_runtime` raises.
     """
-    if not 1 <= count <= MAX_REPLICAS:
-        raise UsageError(f"{count} replicas are outside 1..{MAX_REPLICAS}", where="--replicas")
     manifest = artifact.manifest
     if memory_kind(manifest) != HOST and count > 1:
         raise UsageError(
-            "several replicas on one GPU would each have their own weights there",
-            where="--replicas",
-            hint="use --replicas 1",
+            "several engine processes on one GPU would each have their own weights there",
+            hint="use one",
         )
     ours = artifact.weights_are_ours()
     if count > 1 and options.weights is None and ours:
@@ -70,7 +67,7 @@ def size_replicas(artifact: Artifact, options: RuntimeOptions, count: int) -> Re
     if taken > free:
         raise CapacityError(
             f"{count} replicas take {format_size(taken)}, and {format_size(free)} are free",
-            hint="lower --replicas or --kv-memory",
+            hint="use fewer, or lower kv_memory (--kv-memory), which is that of each",
         )
     options = replace(options, max_context=plan.limits.max_context)
     each = tuple(replace(options, threads=number) for number in threads)

@@ -246,12 +246,14 @@ def test_an_interrupted_batch_says_how_to_go_on(
     [
         (lambda place: (place / "in").unlink(), "in: cannot be read: No such file or directory"),
         (lambda place: (place / "in").write_text(" \n\n"), "in: has no rows"),
-        (lambda place: (place / "out").mkdir(), "out: cannot be written: Is a directory"),
         (lambda place: (place / "out").write_text("my notes"), "out: line 1 is not of this job"),
         (lambda place: (place / "out").write_text("my notes\n"), "out: line 1 is not of this job"),
         (lambda place: (place / "out").symlink_to("no/such"), "out: cannot be written: No such"),
         (lambda place: (place / "out").symlink_to("in"), "in: is both input and output"),
         (lambda place: make_pipe(place / "in"), "in: is not a regular file"),
+        (lambda place: os.mkfifo(place / "out"), "out: is not a regular file"),
+        (lambda place: (place / "out").symlink_to("/dev/full"), "out: is not a regular file"),
+        (lambda place: (place / "out").mkdir(), "out: is not a regular file"),
     ],
 )
 def test_files_that_cannot_be_used_are_one_line(

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from infc.ir.artifact import Artifact
-from infc.ir.errors import CapacityError, DrainingError, RequestError
+from infc.ir.errors import CapacityError, DrainingError, RequestError, UsageError
 from infc.runtime.async_streams import Reader
 from infc.runtime.executors.base import HOST
 from infc.runtime.memory_plan import BROKER
 from infc.runtime.options import RuntimeOptions
 from infc.runtime.replicas.front import Front
+from infc.runtime.replicas.opening import open_front
 from infc.runtime.replicas.process_memory import private_bytes
 from infc.runtime.replicas.sizing import ReplicaSizes, size_replicas
 from infc.runtime.requests.outputs import RequestOutput, merge_outputs
@@ -200,6 +201,16 @@ def test_memory_is_planned_for_all_of_them(
         sizes(3, weights="copied", kv_memory="75MiB")
     text = sizes(3, kv_memory="75MiB").text
     assert "once for all, and 4 processes of 40.0 MiB: 4" in text
+
+
+def test_any_number_can_be_planned_and_a_front_has_64_at_most(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers on Ray divide a machine of any size, and each starts one engine."""
+    monkeypatch.setattr("infc.runtime.limits.available_memory", lambda: 100 << 30)
+    assert len(size_replicas(artifact, RuntimeOptions(threads=100), 100).options) == 100
+    with pytest.raises(UsageError, match=r"65 engine processes are outside 1\.\.64"):
+        open_front(artifact, RuntimeOptions(), 65)
 
 
 def test_others_plan_with_what_engines_have_not_touched(artifact: Artifact) -> None:

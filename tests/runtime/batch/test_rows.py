@@ -49,6 +49,8 @@ def test_a_long_line_is_no_reason_to_hold_it() -> None:
     rows = rows_of(data)
     assert [row.line for row in rows] == [b"{}", None, b"y" * 100, None]
     assert rows_of(data + b"z")[3].name != rows[3].name
+    (row,) = rows_of(b" " * 101 + b"{}\n")
+    assert row.line is None, "what begins with more blanks than are read is no blank line"
     with pytest.raises(RowError, match="longer than 1000 bytes"):
         RowReader(1000, 1000).read(rows[1])
 

@@ -139,7 +139,7 @@ def test_a_full_queue_says_come_again(artifact: Path, stream: bool) -> None:
 def test_too_many_are_refused_before_anything_starts(artifact: Path) -> None:
     done = infc_serve(str(artifact), "--replicas", "65", "--port", "0")
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: --replicas: 65 replicas are outside 1..64"
+    assert done.stderr.strip() == "error: 65 engine processes are outside 1..64"
 
 
 def test_a_client_is_told_that_its_request_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
