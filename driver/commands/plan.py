@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,18 @@ def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple
     return counts
 
 
+class _FiniteRange(click.FloatRange):
+    """A number that can be computed with: "inf" and "nan" are read as numbers, too."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, context)
+        return number
+
+
 def _range(context: click.Context, option: click.Parameter, text: str | None) -> Any:
     """The least and the greatest number of replicas."""
     if text is None:
@@ -39,7 +52,7 @@ def _range(context: click.Context, option: click.Parameter, text: str | None) ->
     help="Numbers of replicas to compare.",
 )  # fmt: skip
 @click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True,
+    "--rate", type=_FiniteRange(min=0, min_open=True), default=4.0, show_default=True,
     help="Requests per second, at random times.",
 )  # fmt: skip
 @click.option("--requests", type=click.IntRange(min=1), default=2000, show_default=True)
@@ -72,18 +85,18 @@ def _range(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--autoscale", callback=_range, metavar="LEAST:MOST",
               help="Let the number of replicas follow the load.")  # fmt: skip
 @click.option(
-    "--target-requests", type=click.FloatRange(min=0, min_open=True), default=16.0,
+    "--target-requests", type=_FiniteRange(min=0, min_open=True), default=16.0,
     show_default=True, help="Requests per replica, for --autoscale.",
 )  # fmt: skip
-@click.option("--start-seconds", type=click.FloatRange(min=0), default=30.0, show_default=True,
+@click.option("--start-seconds", type=_FiniteRange(min=0), default=30.0, show_default=True,
               help="Until a new replica is ready, for --autoscale.")  # fmt: skip
-@click.option("--failure-seconds", type=click.FloatRange(min=0, min_open=True),
+@click.option("--failure-seconds", type=_FiniteRange(min=0, min_open=True),
               help="Mean time of a replica to its next death.  [default: none dies]")  # fmt: skip
-@click.option("--restart-seconds", type=click.FloatRange(min=0), default=0.3, show_default=True,
+@click.option("--restart-seconds", type=_FiniteRange(min=0), default=0.3, show_default=True,
               help="Until a dead one is back.")  # fmt: skip
 @click.option("--measure", is_flag=True,
               help="Measure steps on this machine instead of predicting them.")  # fmt: skip
-@click.option("--slowdown", type=click.FloatRange(min=0, min_open=True), default=1.0,
+@click.option("--slowdown", type=_FiniteRange(min=0, min_open=True), default=1.0,
               show_default=True, help="Times as long as steps take.")  # fmt: skip
 @threads_option("of a replica, for --measure; by default as compiled")
 @click.option("--kv-memory", metavar="SIZE", help="KV cache of a replica, such as 1GiB.")
@@ -140,8 +153,6 @@ def _workload(given: dict[str, Any], block_size: int) -> Any:
 
 
 def _fleet(given: dict[str, Any], count: int, limits: Any, costs: Any) -> Any:
-    import math
-
     from ..simulate.fleet import Autoscaling, Fleet
 
     scaling = None

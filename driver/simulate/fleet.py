@@ -19,6 +19,8 @@ from .outcome import Outcome, Times
 from .replica import ReplicaLimits, SimulatedReplica, Stream
 from .workload import Workload
 
+_MOST_IDLE = 20_000  # deaths and looks at the load between two steps that give a token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Autoscaling:
@@ -86,7 +88,8 @@ class _Front:
 def simulate(fleet: Fleet, workload: Workload) -> Outcome:
     """What happens. The same fleet, workload and seed give the same outcome.
 
-    Raises CapacityError for a request that no replica can hold.
+    Raises CapacityError for a request that no replica can hold, and for requests that get no token
+    any more, as replicas die too soon.
     """
     size = fleet.limits.block_size
     for each in workload.asked:
@@ -122,6 +125,7 @@ class _Simulation:
         self._counts: list[tuple[float, int]] = []
         self._wanted: deque[tuple[float, int]] = deque()
         self._num_starting = 0
+        self._num_idle = 0
 
     def run(self) -> Outcome:
         """All of it."""
@@ -189,6 +193,7 @@ class _Simulation:
         self._tell_policy(front, replica)
         given_at = replica.given_at
         if ended.num_tokens:
+            self._num_idle = 0
             given_at = front.work(self._now, front.costs.token * ended.num_tokens)
             if ended.num_later and replica.given_at is not None:
                 self._gaps.append((given_at - replica.given_at, ended.num_later))
@@ -254,6 +259,7 @@ class _Simulation:
     def _die(self, front: _Front, replica: SimulatedReplica) -> None:
         if replica.index not in front.replicas:
             return
+        self._count_idle()
         self._deaths += 1
         left = replica.die()
         front.policy.clear(replica.index)
@@ -274,11 +280,22 @@ class _Simulation:
             self._await_death(front, replica)
             self._place_all(front)
 
+    def _count_idle(self) -> None:
+        """Something happened that happens for ever: a death, or a look at the load."""
+        self._num_idle += 1
+        if self._num_idle > _MOST_IDLE:
+            raise CapacityError(
+                f"no request gets a token any more after {self._now:.4g} s, and"
+                f" {len(self._whole)} of {len(self._workload.asked)} have ended",
+                hint="replicas die before they compute a prompt, or requests are far apart",
+            )
+
     # --- autoscaling --------------------------------------------------------------------------
 
     def _scale(self) -> None:
         rules = self._fleet.autoscaling
         assert rules is not None
+        self._count_idle()
         (front,) = self._fronts
         serving = [each for each in front.replicas.values() if not each.is_draining]
         have = len(serving) + self._num_starting

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from ...ir.errors import UsageError
+
+_MOST_MILLISECONDS = 1e15  # of a trace: beyond, parts of a second would be lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ class Mix:
 
 def random_workload(rate: float, count: int, mix: Mix, *, block_size: int, seed: int) -> Workload:
     """`count` requests that come independently of each other, `rate` of them a second."""
-    if rate <= 0 or count < 1:
-        raise UsageError(f"{count} requests, {rate:g} a second", hint="use numbers above 0")
+    # So that no time is infinite: the longest that is drawn is some 40 times the mean.
+    if not 1e-9 <= rate <= 1e9 or count < 1:
+        raise UsageError(f"{count} requests, {rate:g} a second", hint="use 1e-9 to 1e9 a second")
     if mix.prefix_tokens >= mix.prompt_tokens and mix.num_prefixes:
         raise UsageError(
             f"prefixes of {mix.prefix_tokens} tokens leave nothing of prompts of"
@@ -93,16 +96,18 @@ def read_trace(path: Path, *, block_size: int = 512) -> Workload:
     """A file of JSON lines, as Mooncake's published traces are.
 
     Each has `timestamp` in milliseconds, `input_length`, `output_length` and `hash_ids`, one for
-    each block of the prompt. UsageError for anything else.
+    each block of the prompt. Times count from the first. UsageError for anything else.
     """
     asked = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 asked.append(_asked(line, f"{path}:{number}", block_size))
     if not asked:
         raise UsageError("there is no request in it", where=str(path))
     asked.sort(key=lambda each: each.at)
+    begin = asked[0].at
+    asked = [replace(each, at=each.at - begin) for each in asked]
     return Workload(asked=asked, block_size=block_size)
 
 
@@ -113,8 +118,10 @@ def _asked(line: str, where: str, block_size: int) -> Asked:
         ids = data["hash_ids"]
         if not all(type(each) is int for each in (prompt, output, *ids)) or min(prompt, output) < 1:
             raise ValueError
+        if not abs(at) < _MOST_MILLISECONDS:  # nor is it NaN
+            raise ValueError
         digests = tuple(b"%d" % each for each in ids[: prompt // block_size])
-        return Asked(max(0.0, float(at) / 1000), prompt, output, digests)
+        return Asked(at / 1000, prompt, output, digests)
     except (ValueError, KeyError, TypeError):
         raise UsageError(
             "not a request",

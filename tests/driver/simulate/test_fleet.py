@@ -219,6 +219,7 @@ def test_a_front_without_time_is_the_limit(replicas: int) -> None:
     [
         ({"replicas": 1, "fronts": 2}, UsageError),
         ({"routing": "nowhere"}, UsageError),
+        ({"failure_seconds": 1e-9}, CapacityError),
         ({"limits": replace(LIMITS, num_blocks=5)}, CapacityError),
         (
             {"fronts": 2, "autoscaling": Autoscaling(least=1, most=2, target=1.0)},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ from infc.runtime.engine import Engine
 from ...runtime.small_artifact import write_small_artifact
 
 CEILINGS = Ceilings(threads=1, read=1e10, fp32=1e11, bf16=2e11, int8=4e11)
-LINE = {"timestamp": 1500, "input_length": 1100, "output_length": 5, "hash_ids": [7, 8, 9]}
+LINE: dict[str, Any] = {"timestamp": 1500, "input_length": 1100, "output_length": 5, "hash_ids": [7, 8, 9]}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,8 @@ def test_command_compares_numbers_of_replicas(
     data = json.loads(capsys.readouterr().out)
     assert [each["requests"] for each in data["outcomes"]] == [200, 200]
     assert data["front"]["replicas"] >= 1
-    for wrong in (["--replicas", "0"], ["--replicas", "x"], ["--autoscale", "3:1"]):
+    wrongs = ["--replicas 0", "--replicas x", "--autoscale 3:1", "--rate nan", "--rate 1e-320"]
+    for wrong in (each.split() for each in (*wrongs, "--slowdown inf", "--failure-seconds nan")):
         assert run([*asked, *wrong]) == UsageError.exit_code
 
 
@@ -89,14 +92,18 @@ def test_traces_are_read(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     # Two whole blocks of 512 tokens; the third one is not full.
     assert {each.digests for each in trace.asked} == {(b"7", b"8")}
     assert trace.mean_prompt == 1100
+    later = [{**line, "timestamp": line["timestamp"] + 1.7e12} for line in lines]
+    path.write_text("\n".join(map(json.dumps, later)))
+    assert read_trace(path) == trace, "times count from the first, whatever the clock was"
 
 
 @pytest.mark.parametrize(
     "line", ["", "{", "[]", '{"timestamp": 1}', json.dumps({**LINE, "hash_ids": ["a"]}),
-             json.dumps({**LINE, "output_length": 0})],
+             json.dumps({**LINE, "output_length": 0}), json.dumps({**LINE, "timestamp": 1e400}),
+             json.dumps({**LINE, "timestamp": math.nan}), "\0\xff"],
 )  # fmt: skip
 def test_what_is_no_trace_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "trace.jsonl"
-    path.write_text(line)
+    path.write_text(line, encoding="latin-1")
     with pytest.raises(UsageError, match=r"trace\.jsonl"):
         read_trace(path)
