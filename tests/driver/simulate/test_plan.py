@@ -24,7 +24,12 @@ from infc.runtime.engine import Engine
 from ...runtime.small_artifact import write_small_artifact
 
 CEILINGS = Ceilings(threads=1, read=1e10, fp32=1e11, bf16=2e11, int8=4e11)
-LINE: dict[str, Any] = {"timestamp": 1500, "input_length": 1100, "output_length": 5, "hash_ids": [7, 8, 9]}
+LINE: dict[str, Any] = {
+    "timestamp": 1500,
+    "input_length": 1100,
+    "output_length": 5,
+    "hash_ids": [7, 8, 9],
+}
 
 
 @pytest.fixture(scope="module")
