@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -74,7 +74,8 @@ class EngineFacts:
         for name in ("chips", "weights"):
             if not _is_list(data[name], str):
                 raise _wrong(f"has {name} that are no texts", where)
-        if not _is_count(data["num_bytes"]) or not isinstance(data["facts"], dict):
+        has_size = _is_count(data["num_bytes"]) and data["num_bytes"] > 0
+        if not has_size or not isinstance(data["facts"], dict):
             raise _wrong("has no size or no facts", where)
         if data["library"] not in LIBRARIES:
             raise _wrong(f"names the library {data['library']!r}", where)
@@ -148,7 +149,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_list(value: object, kind: type) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(one, kind) for one in value)
+    return isinstance(value, list) and all(isinstance(one, kind) for one in value)
 
 
 def _wrong(problem: str, where: str) -> ArtifactError:

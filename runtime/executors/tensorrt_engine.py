@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,10 +30,14 @@ _DAMAGED: Final = "the artifact is damaged: compile it again"
 
 @dataclass(frozen=True, slots=True)
 class EngineImage:
-    """An engine as it lies in an artifact, known to be whole and of the library that is here."""
+    """An engine as it lies in an artifact, known to be whole and of the library that is here.
+
+    The file is mapped: all weights may be in it, and a container has no memory of the host for
+    them.
+    """
 
     facts: EngineFacts
-    content: bytes
+    content: mmap.mmap
     library: Any
     where: str
 
@@ -57,7 +62,8 @@ def read_engine(artifact: Artifact, compiled: CompiledProgram) -> EngineImage:
                 where=where,
                 hint=_DAMAGED,
             )
-        return EngineImage(facts, file.read(), library, where)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return EngineImage(facts, mapped, library, where)
 
 
 class Engine:

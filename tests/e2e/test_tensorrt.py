@@ -202,8 +202,10 @@ def test_a_truncated_engine_is_found_without_a_gpu(builds: Builds, tmp_path: Pat
         ({"library": "other"}, "the library 'other'"),
         ({"profiles": []}, "has no profiles"),
         ({"profiles": [{"decode": 1}]}, "a profile with other keys"),
-        ({"chips": "sm_89 sm_80", "weights": [1]}, "weights that are no texts"),
+        ({"chips": "sm_89 sm_80"}, "chips that are no texts"),
+        ({"weights": [1]}, "weights that are no texts"),
         ({"num_bytes": "many"}, "no size or no facts"),
+        ({"num_bytes": 0}, "no size or no facts"),
         ({"more": 1}, "the keys of an engine"),
     ],
 )

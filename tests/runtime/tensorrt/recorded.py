@@ -7,6 +7,7 @@ the names of methods: what the real classes do not have cannot be called.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -80,10 +81,11 @@ class Runtime(_Checked):
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+    def get_engine_validity(self, buffer: mmap.mmap) -> tuple[Any, int]:
         return self._machine.validity, 0
 
-    def deserialize_cuda_engine(self, buffer: bytes) -> Engine | None:
+    def deserialize_cuda_engine(self, buffer: mmap.mmap) -> Engine | None:
+        assert isinstance(buffer, mmap.mmap), "all weights may be in it"
         return Engine(self._machine) if self._machine.reads else None
 
 
