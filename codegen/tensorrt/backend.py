@@ -71,14 +71,13 @@ class TensorrtBackend(Backend):
 
         The chips of the options are looked at as well.
         """
-        for chip in (text, *self.options.chips):
-            name = chip.strip().lower()
+        for name in (text.strip().lower(), *self._further):
             if name in _NOT_BUILT:
                 raise TargetError(
                     f"the backend tensorrt does not compile for {name}: {_NOT_BUILT[name]}",
                     hint=f"its targets: {', '.join(CHIPS)}; backend: triton has sm_90 and others",
                 )
-        for chip in self.options.chips:
+        for chip in self._further:
             if chip not in CHIPS:
                 raise TargetError(
                     f"{chip!r} in tensorrt.chips is no GPU that engines are built for",
@@ -94,7 +93,12 @@ class TensorrtBackend(Backend):
 
     def chips(self, target: Target) -> tuple[str, ...]:
         """What an engine is built for, the target first."""
-        return tuple(dict.fromkeys([target.name, *self.options.chips]))
+        return tuple(dict.fromkeys([target.name, *self._further]))
+
+    @property
+    def _further(self) -> list[str]:
+        """The chips of the options, written as targets may be."""
+        return [chip.strip().lower() for chip in self.options.chips]
 
     def supports(self, node: Node, program: Program, target: Target) -> Verdict:
         """Whether the op can be said in ONNX as TensorRT reads it."""

@@ -12,6 +12,7 @@ from infc.driver.rebuild import rebuild_artifact
 from infc.ir.errors import InfcError, UsageError
 from infc.ir.extras import TENSORRT, TENSORRT_COMPILE, Extra
 from infc.ir.safetensors import read_header
+from infc.runtime.executors.tensorrt_engine import read_engine
 
 from .engines import engine, facts_of
 
@@ -21,7 +22,7 @@ trt = pytest.importorskip(
 
 
 def test_one_engine_for_several_chips_holds_the_weights(tmp_path: Path) -> None:
-    sets: dict[str, Any] = {"tensorrt.chips": ["sm_80", "sm_120"]}
+    sets: dict[str, Any] = {"tensorrt.chips": ["sm_80", "SM_120"]}
     artifact = engine(tmp_path, **sets)
     facts = facts_of(artifact)
     assert facts.chips == ("sm_89", "sm_80", "sm_120")
@@ -34,7 +35,11 @@ def test_one_engine_for_several_chips_holds_the_weights(tmp_path: Path) -> None:
     assert read_header(artifact.weights_path)[0] == {} and facts.weights == ()
     assert artifact.manifest.target.name == "sm_89"
     recipe = json.loads((artifact.path / "manifest.json").read_text())["recipe"]
-    assert recipe["tensorrt"]["chips"] == ["sm_80", "sm_120"]
+    assert recipe["tensorrt"]["chips"] == ["sm_80", "SM_120"]
+    image = read_engine(artifact, artifact.manifest.main)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    validity, _ = runtime.get_engine_validity(image.content)
+    assert isinstance(validity, trt.EngineValidity), "it takes a file that is mapped"
 
     with pytest.raises(UsageError, match=r"engine contains its weights.*--set target=sm_86"):
         rebuild_artifact(artifact.path, "sm_86", tmp_path / "other.infc")
