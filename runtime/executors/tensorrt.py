@@ -12,6 +12,7 @@ import numpy as np
 
 from ...ir.artifact import Artifact
 from ...ir.errors import DeviceError, InfcError
+from ...ir.manifest import CompiledProgram
 from ...ir.program import HIDDEN, LOGITS
 from ...ir.resources import KvGroup
 from ...ir.tensorrt_engine import ALIGNMENT
@@ -29,7 +30,7 @@ from .base import (
 from .gpu.driver import Driver
 from .gpu.staging import PinnedBuffer, room
 from .gpu.weights import DeviceWeights
-from .tensorrt_engine import Engine, EngineImage, read_engine, slot_bytes, slot_shape
+from .tensorrt_engine import Engine, read_engine, slot_bytes, slot_shape
 from .tensorrt_feeds import Feeds, Part, StepParts, part_feeds
 
 _MOST_GRAPHS: Final = 64
@@ -58,33 +59,26 @@ class TensorrtExecutor:
 
         from .gpu.cuda import CudaDriver
 
-        driver = CudaDriver()
-        try:
-            self._open(artifact, config, image, driver)
-        except BaseException:
-            driver.close()
-            raise
-
-    @classmethod
-    def open_with(
-        cls, artifact: Artifact, config: ExecutorConfig, driver: Driver
-    ) -> TensorrtExecutor:
-        """An executor that works through this driver, and closes it."""
-        executor = cls.__new__(cls)
-        image = read_engine(artifact, artifact.manifest.program(config.program))
-        executor._open(artifact, config, image, driver)
-        return executor
+        with contextlib.ExitStack() as failed:
+            driver = CudaDriver()
+            failed.callback(driver.close)
+            weights = DeviceWeights(artifact, compiled, aligned=True)
+            self._engine = Engine(image, compiled, weights.entries, driver)
+            failed.callback(self._engine.close)  # before the driver
+            self._open(compiled, config, weights, driver)
+            failed.pop_all()
 
     def _open(
-        self, artifact: Artifact, config: ExecutorConfig, image: EngineImage, driver: Driver
+        self,
+        compiled: CompiledProgram,
+        config: ExecutorConfig,
+        weights: DeviceWeights,
+        driver: Driver,
     ) -> None:
-        compiled = self._compiled = artifact.manifest.program(config.program)
-        self._driver, self._closed = driver, False
+        self._compiled, self._driver, self._closed = compiled, driver, False
         self._fault: DeviceError | None = None
         self._groups = tuple(g for g in compiled.resources if isinstance(g, KvGroup))
-        weights = DeviceWeights(artifact, compiled, aligned=True)
-        self._engine = Engine(image, compiled, weights.entries, driver)
-        self._profiles = image.facts.profiles
+        self._profiles = self._engine.facts.profiles
         most = max(one.rows for one in self._profiles)
         # A bucket is bound to as many slots as it has rows, wherever its sequences lie.
         self._num_slots = [max(count, most) for count in config.num_blocks]

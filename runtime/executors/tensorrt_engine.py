@@ -84,7 +84,15 @@ class Engine:
         major, minor = driver.device.capability
         image.facts.check_chip(f"sm_{major}{minor}", driver.device.name, where=image.where)
         check_step_facts(image.facts.facts, compiled, entries, where=image.where)
-        library = self._library = image.library
+        self._library = image.library
+        try:
+            self._read(image, compiled, set(entries))
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, image: EngineImage, compiled: CompiledProgram, weights: set[str]) -> None:
+        library = self._library
         self._log = library.Logger(library.Logger.ERROR)
         self._runtime = library.Runtime(self._log)
         validity, reasons = self._runtime.get_engine_validity(image.content)
@@ -94,9 +102,9 @@ class Engine:
         if self._engine is None:
             raise self._unreadable("it does not say why")
         self.inputs, self.outputs = self._names("INPUT"), self._names("OUTPUT")
-        self._check_interface(compiled, set(entries))
+        self._check_interface(compiled, weights)
         self._workspace_bytes = int(self._engine.device_memory_size_v2)
-        self._workspace = driver.allocate(max(1, self._workspace_bytes), "values of a step")
+        self._workspace = self._driver.allocate(max(1, self._workspace_bytes), "values of a step")
 
     def _unreadable(self, reason: str) -> ArtifactError:
         return ArtifactError(
@@ -168,7 +176,7 @@ class Engine:
         return True if ask is None else bool(ask(self._driver.stream))
 
     def close(self) -> None:
-        """Give back what TensorRT has, before the driver is closed."""
+        """Give back what TensorRT has, before the driver is closed, whose context it needs."""
         for name in ("_engine", "_runtime"):
             self.__dict__.pop(name, None)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from infc.ir.artifact import Artifact, open_artifact
-from infc.ir.errors import ArtifactError, DeviceError, InfcError, ToolchainError
+from infc.ir.errors import ArtifactError, CapacityError, DeviceError, InfcError, ToolchainError
 from infc.ir.extras import Extra
 from infc.ir.resources import KvGroup
 from infc.ir.tensorrt_engine import ALIGNMENT
@@ -252,6 +252,17 @@ def test_an_engine_that_tensorrt_does_not_take_is_named(
         pytest.raises(ArtifactError, match=rf"{message}.*compile the model again"),
     ):
         open_executor(artifact, CONFIG)
+
+
+@pytest.mark.parametrize("free_bytes", [0, 1 << 16], ids=["values of a step", "weights"])
+def test_an_engine_that_does_not_fit_is_given_back_before_the_driver(
+    free_bytes: int, builds: Builds
+) -> None:
+    with running(builds.artifact(engine(HALF))) as machine:
+        machine.driver.with_device(free_bytes=free_bytes)
+        with pytest.raises(CapacityError):
+            open_executor(machine.artifact, CONFIG)
+    assert machine.driver.is_closed and machine.deleted_late == [False]
 
 
 def test_facts_of_another_model_are_refused(builds: Builds, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class Machine:
     fails_after: int | None = None
     driver: LateDriver = field(default_factory=lambda: LateDriver(device=ADA))
     calls: list[str] = field(default_factory=list)
+    deleted_late: list[bool] = field(default_factory=list)  # of engines: whether without a driver
     __version__: str = trt.__version__
 
     EngineValidity = trt.EngineValidity
@@ -132,6 +133,9 @@ class Engine(_Checked):
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return name.replace("kv_out.", "kv.") if name.startswith("kv_out.") else None
+
+    def __del__(self) -> None:
+        self._machine.deleted_late.append(self._machine.driver.is_closed)
 
     def create_execution_context(self, strategy: Any) -> Context:
         assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
