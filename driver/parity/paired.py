@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,14 @@ from .report import Speed, Stretch, Worst
 _MOST_STRETCHES = 16
 
 
+Kind = Literal["prefill", "decode"]
+
+
+def kind_of(step: Step) -> Kind:
+    """A step decodes if each of its sequences computes one token."""
+    return "decode" if step.num_tokens == step.num_sequences else "prefill"
+
+
 @dataclass(slots=True)
 class Clock:
     """What the steps of one executor took, by their kind."""
@@ -23,11 +33,10 @@ class Clock:
     prefill: Speed = field(default_factory=lambda: Speed(0, 0.0))
     decode: Speed = field(default_factory=lambda: Speed(0, 0.0))
 
-    def add(self, step: Step, seconds: float) -> None:
-        """Count a step; it decodes if each of its sequences computes one token."""
-        name = "decode" if step.num_tokens == step.num_sequences else "prefill"
-        before: Speed = getattr(self, name)
-        setattr(self, name, Speed(before.tokens + step.num_tokens, before.seconds + seconds))
+    def add(self, kind: Kind, tokens: int, seconds: float) -> None:
+        """Count a step."""
+        before: Speed = getattr(self, kind)
+        setattr(self, kind, Speed(before.tokens + tokens, before.seconds + seconds))
 
 
 class PairedExecutor:
@@ -49,17 +58,25 @@ class PairedExecutor:
         """Forget what was found so far."""
         self.rows = Rows()
         self.clocks = (Clock(), Clock())
+        # By kind, and by who went first.
+        self._ratios: dict[tuple[Kind, int], list[float]] = {}
         self.steps = self.mixed_steps = 0
 
     def launch(self, step: Step) -> Finished:
         """Compute the step on both."""
         whole = replace(step, logits_rows=None)
+        kind = kind_of(step)
+        seconds = [0.0, 0.0]
         outputs: list[StepOutput | None] = [None, None]
-        for at in (0, 1) if self.steps % 2 == 0 else (1, 0):
+        first_at = self.steps % 2
+        for at in (first_at, 1 - first_at):
             given = self._translations[at](whole)
             begun = time.perf_counter()
             outputs[at] = run_step(self._executors[at], given)
-            self.clocks[at].add(step, time.perf_counter() - begun)
+            seconds[at] = time.perf_counter() - begun
+            self.clocks[at].add(kind, step.num_tokens, seconds[at])
+        ratios = self._ratios.setdefault((kind, first_at), [])
+        ratios.append(seconds[0] / max(seconds[1], 1e-9))
         self.steps += 1
         counts = np.diff(step.query_starts)
         self.mixed_steps += bool((counts == 1).any() and (counts > 1).any())
@@ -72,6 +89,16 @@ class PairedExecutor:
         if step.logits_rows is not None:
             first.logits = first.logits[step.logits_rows]
         return Finished(first)
+
+    def ratio(self, kind: Kind) -> float:
+        """How much faster the second was in steps of a kind; 0 without any.
+
+        Both run a step one right after the other, so that what else the machine does is alike. Of
+        the steps that each began there is a median, and of both a mean, as ratios have one.
+        """
+        given = [self._ratios[kind, at] for at in (0, 1) if (kind, at) in self._ratios]
+        medians = [float(np.median(ratios)) for ratios in given]
+        return math.prod(medians) ** (1 / len(medians)) if medians else 0.0
 
     def close(self) -> None:
         """Both are closed by whoever opened them."""

@@ -86,6 +86,9 @@ class Parity:
     same_top: int
     worst: Worst
     stretches: tuple[Stretch, ...]
+    prefill_ratio: float
+    """How much faster the second was: by medians over steps, each run by both; 0 without any."""
+    decode_ratio: float
 
     @property
     def top1(self) -> float:

@@ -263,6 +263,8 @@ def _report(
         same_top=int(rows.same.sum()),
         worst=rows.worst(),
         stretches=rows.stretches(),
+        prefill_ratio=paired.ratio("prefill"),
+        decode_ratio=paired.ratio("decode"),
     )
 
 

@@ -20,7 +20,7 @@ def render_parity(parity: Parity, *, width: int, color: bool) -> str:
     page.pairs("logits of B against those of A", _errors(parity))
     head = ("positions", ">rows", ">error, median", ">max", ">same top token")
     page.table("by position", head, [*_stretch_rows(parity)])
-    page.table("speed and memory", ("", ">A", ">B", ">B / A"), [*_side_rows(parity.sides)])
+    page.table("speed and memory", ("", ">A", ">B", ">B / A"), [*_side_rows(parity)])
     return page.text()
 
 
@@ -70,10 +70,10 @@ def _stretch_rows(parity: Parity) -> Iterator[Sequence[str]]:
         )
 
 
-def _side_rows(sides: tuple[Side, Side]) -> Iterator[Sequence[str]]:
-    a, b = sides
-    yield _speed_row("prefill, tokens/s", a.prefill, b.prefill)
-    yield _speed_row("decode, tokens/s", a.decode, b.decode)
+def _side_rows(parity: Parity) -> Iterator[Sequence[str]]:
+    a, b = parity.sides
+    yield _speed_row("prefill, tokens/s", a.prefill, b.prefill, parity.prefill_ratio)
+    yield _speed_row("decode, tokens/s", a.decode, b.decode, parity.decode_ratio)
     for name, first, second in (
         ("weights", a.weights_bytes, b.weights_bytes),
         ("a step", a.step_bytes, b.step_bytes),
@@ -83,9 +83,9 @@ def _side_rows(sides: tuple[Side, Side]) -> Iterator[Sequence[str]]:
         yield name, format_bytes(first), format_bytes(second), _ratio(first, second)
 
 
-def _speed_row(name: str, first: Speed, second: Speed) -> Sequence[str]:
+def _speed_row(name: str, first: Speed, second: Speed, ratio: float) -> Sequence[str]:
     rates = first.tokens_per_second, second.tokens_per_second
-    return (name, *(f"{rate:.1f}" if rate else "-" for rate in rates), _ratio(*rates))
+    return (name, *(f"{rate:.1f}" if rate else "-" for rate in rates), _ratio(1.0, ratio))
 
 
 def _ratio(first: float, second: float) -> str:

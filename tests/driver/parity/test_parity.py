@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from infc.driver.parity.report import Parity
 from infc.driver.parity.run import ParityOptions, compare_artifacts
 from infc.ir.artifact import Artifact
 from infc.ir.errors import UsageError
+from infc.runtime.executors.base import Finished
 from infc.runtime.executors.onnxruntime import OnnxruntimeExecutor
 from infc.runtime.scheduling.step import Step
 
@@ -85,6 +87,26 @@ def test_a_context_of_few_tokens_is_compared(source: Path, pages: Artifact, tmp_
     few = in_onnx(source, tmp_path / "few", "runtime.max_context=7")
     parity = compare_artifacts(pages.path, few.path)
     assert parity.error_max < 1e-5 and parity.stretches[-1].last == 5
+
+
+def test_a_step_that_is_held_up_does_not_change_how_much_faster_one_is(
+    pages: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second in one step of one of the two: its tokens per second show it, and nothing else."""
+    decoding: list[Step] = []
+    launch = OnnxruntimeExecutor.launch
+
+    def slow(executor: OnnxruntimeExecutor, step: Step) -> Finished:
+        if step.num_sequences == step.num_tokens == 2:
+            decoding.append(step)
+            time.sleep(len(decoding) == 20)  # those of the first run do not count
+        return launch(executor, step)
+
+    monkeypatch.setattr(OnnxruntimeExecutor, "launch", slow)
+    parity = compare_artifacts(pages.path, pages.path, SMALL)
+    first, second = (side.decode.tokens_per_second for side in parity.sides)
+    assert len(decoding) > 40 and max(first, second) > 2 * min(first, second)
+    assert 1 / 3 < parity.decode_ratio < 3
 
 
 def test_a_picture_has_colors_where_variables_are_unknown() -> None:
