@@ -14,6 +14,8 @@ from ...runtime.server.settings import Limit, limits
 from ..set_option import set_option
 from ..threads_option import threads_option
 
+_SAGEMAKER_DRAIN_SECONDS = 25.0  # it kills the container 30 s after SIGTERM
+
 
 def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """An option for each numeric setting of the server, in the order of their declaration."""
@@ -180,6 +182,8 @@ def command(
     )
     model, host, port = _place(model, host, port, sagemaker)
     check_address(host, port)
+    if sagemaker and settings.get("drain_seconds") is None:
+        settings["drain_seconds"] = _SAGEMAKER_DRAIN_SECONDS
     path, names = artifact_and_names(model, overrides)
     interrupted = serve(
         path,

@@ -10,6 +10,7 @@ import click
 import httpx
 import pytest
 
+from infc.driver.cli import run
 from infc.driver.commands.serve import _place
 
 from .serving import Serving, serving
@@ -109,3 +110,23 @@ def test_place_is_the_one_that_sagemaker_prescribes(monkeypatch: pytest.MonkeyPa
     assert _place("a", None, 0, False) == ("a", "127.0.0.1", 0)
     with pytest.raises(click.UsageError, match="missing argument 'MODEL'"):
         _place(None, None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        (["--sagemaker"], 25.0),
+        (["--sagemaker", "--drain-seconds", "9"], 9.0),
+        ([], None),
+    ],
+)
+def test_drain_ends_before_sagemaker_kills(
+    options: list[str], seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("infc.runtime.server.run.serve", lambda _, **given: asked.append(given))
+    monkeypatch.setattr(
+        "infc.driver.open_model.artifact_and_names", lambda model, overrides: (model, ())
+    )
+    assert run(["serve", "a.infc", "--port", "0", *options]) == 0
+    assert asked[0].get("drain_seconds") == seconds
