@@ -124,6 +124,7 @@ def command(artifact: str, **given: Any) -> None:
     options = RuntimeOptions(threads=given["threads"], kv_memory=given["kv_memory"])
     planned = plan_replica(open_artifact(artifact, "stamp"), options, measure=given["measure"])
     workload = _workload(given, planned.limits.block_size)
+    _note_on_long(workload, planned.max_context)
     limits = with_blocks_of(planned.limits, workload.block_size)
     costs = planned.costs.slower(given["slowdown"])
     outcomes = [
@@ -150,6 +151,18 @@ def _workload(given: dict[str, Any], block_size: int) -> Any:
     return random_workload(
         given["rate"], given["requests"], mix, block_size=block_size, seed=given["seed"]
     )
+
+
+def _note_on_long(workload: Any, max_context: int) -> None:
+    """A simulation knows no context, and engines do."""
+    from ..sampling_options import print_note
+
+    lengths = [each.prompt_tokens + each.output_tokens for each in workload.asked]
+    if count := sum(length > max_context for length in lengths):
+        print_note(
+            f"{count} of {len(lengths)} requests are longer than the context of {max_context}"
+            " tokens: an engine refuses them or ends their answers there"
+        )
 
 
 def _fleet(given: dict[str, Any], count: int, limits: Any, costs: Any) -> Any:

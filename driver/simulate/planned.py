@@ -20,9 +20,13 @@ from .workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedReplica:
-    """What an engine of an artifact can hold, what its steps take, and where that is from."""
+    """What an engine of an artifact can hold, what its steps take, and where that is from.
+
+    `max_context` tokens a prompt and its answer may have.
+    """
 
     limits: ReplicaLimits
+    max_context: int
     costs: StepCosts
     source: str
 
@@ -67,7 +71,8 @@ def plan_replica(
         num_blocks=max(plan.num_blocks) - 1,
         block_size=size,
     )
-    return PlannedReplica(limits=limits, costs=costs, source=source)
+    context = plan.limits.max_context
+    return PlannedReplica(limits=limits, max_context=context, costs=costs, source=source)
 
 
 def with_blocks_of(limits: ReplicaLimits, block_size: int) -> ReplicaLimits:

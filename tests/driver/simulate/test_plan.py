@@ -79,6 +79,8 @@ def test_command_compares_numbers_of_replicas(
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()[3:5]] == ["1", "3"]
     assert "a front is busy all the time at" in text
+    assert run([*asked, "--prompt-tokens", "150"]) == 0
+    assert "200 of 200 requests are longer than the context of 96" in capsys.readouterr().err
     assert run([*asked, "--json", "--autoscale", "1:4", "--failure-seconds", "3"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert [each["requests"] for each in data["outcomes"]] == [200, 200]
