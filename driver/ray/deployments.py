@@ -8,7 +8,6 @@ from typing import Any
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from ...ir.artifact import open_artifact
 from ...runtime.server.app import create_app
 from ...runtime.server.certificate import read_certificate
 from ...runtime.server.settings import ServerSettings
@@ -16,6 +15,7 @@ from ...runtime.text.tokenizer import Tokenizer
 from .engine import EngineReplica
 from .front import RemoteEngines
 from .router import PrefixRouter
+from .same_artifact import open_same
 
 ENGINE, FRONT = "Engine", "Front"
 """The names of the deployments, as `serve status` and configuration files have them."""
@@ -59,7 +59,7 @@ class FrontReplica:
     """Speaks HTTP, makes tokens of prompts, and asks engines."""
 
     async def __init__(self, engines: Any, wanted: Wanted) -> None:  # type: ignore[misc]
-        artifact = open_artifact(wanted.path, "none", weights="later")
+        artifact = open_same(wanted.path, wanted.identity)  # else tokens would be of another model
         described = await engines.describe.remote()  # waits until there is an engine
         tokenizer = Tokenizer.load(artifact)
         served = RemoteEngines(

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ...ir.artifact import open_artifact
 from ...ir.errors import ArtifactError, InfcError
 from ...runtime.async_engine import AsyncEngine
 from ...runtime.async_streams import Reader
@@ -41,6 +40,7 @@ from ...runtime.scheduling.kv_groups import common_block_size
 from ...runtime.scheduling.owners import StepTimes
 from .described import Described
 from .placing import DIGESTS
+from .same_artifact import open_same
 
 BEAT_SECONDS = 1.0
 """An engine that is not in a step that hangs says something of each request at least so often."""
@@ -57,13 +57,7 @@ class EngineReplica:
     def __init__(
         self, path: str, identity: str, options: dict[str, Any], hang_seconds: float
     ) -> None:
-        artifact = open_artifact(path, "stamp", weights="later")
-        if artifact.identity != identity:
-            raise ArtifactError(
-                "this is another artifact than the one that the application was made for",
-                where=path,
-                hint="have the same artifact on all nodes, and deploy the application again",
-            )
+        artifact = open_same(path, identity)
         weights = artifact.verify_weights()
         engine = Engine.open(artifact, RuntimeOptions(**options))
         weights.result()

@@ -68,7 +68,7 @@ class RayJob:
     @property
     def digest(self) -> str:
         """Of all that an answer depends on besides its row."""
-        left_out = ("artifact", "most_workers", "num_cpus", "options")
+        left_out = ("artifact", "model_name", "most_workers", "num_cpus", "options")
         parts = {name: value for name, value in asdict(self).items() if name not in left_out}
         parts |= {"columns": dict(self.columns), "body": dict(self.body)}
         context = self.options.get("max_context")

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ...ir.artifact import open_artifact
-from ...ir.errors import ArtifactError, UsageError
+from ...ir.errors import UsageError
 from ...ir.machine import available_cpus
 from ...runtime.api.opening import as_options
 from ...runtime.batch.bodies import BodyAnswer, BodyAnswers, batch_settings, row_seed, whole_context
@@ -24,6 +23,7 @@ from ...runtime.replicas.sizing import size_replicas
 from ...runtime.server.event_loop import SturdyEventLoop
 from ...runtime.server.opening import open_served
 from .job import COLUMNS, ERROR, PROMPT_TOKENS, REASON, TEXT, TOKENS, RayJob, row_digest
+from .same_artifact import open_same
 from .store import Store
 
 if TYPE_CHECKING:
@@ -57,13 +57,8 @@ class Worker:
         self._job = job
         self._store = None if skipped is None else Store(skipped.output)
         self._done: NDArray[np.uint64] | None = None if skipped is None else ray.get(skipped.done)
-        artifact = open_artifact(job.artifact)
-        if artifact.identity != job.identity:
-            raise ArtifactError(
-                "this node has another artifact here than the one that began the job",
-                where=job.artifact,
-                hint="copy the same artifact to all nodes",
-            )
+        artifact = open_same(job.artifact, job.identity)
+        artifact.verify_weights().result()
         settings = batch_settings(artifact, (job.model_name,))
         self._ending = contextlib.ExitStack()  # the engine ends with this process in any case
         opened = open_served(
