@@ -80,6 +80,9 @@ def generate(
         num_cpus=num_cpus,
         options=options,
     )
+    # Where they are known: finding out may take computing the dataset, and workers check again.
+    if (known := ds.columns(fetch_if_missing=False)) is not None:
+        job.check_columns(known)
     how: dict[str, Any] = {
         "batch_size": batch_size,
         "batch_format": "pyarrow",

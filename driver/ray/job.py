@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, Final
@@ -74,6 +74,17 @@ class RayJob:
         context = self.options.get("max_context")
         whole = [_FORMAT, metadata.version("infc"), context, parts]
         return hashlib.blake2b(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Raises UsageError for a dataset that has other columns than are asked for."""
+        for name in (self.id_column, *self.columns.values()):
+            if name not in names:
+                raise UsageError(f"the dataset has no column {name!r}, but {', '.join(names)}")
+        if taken := [name for name in COLUMNS if name in names]:
+            raise UsageError(
+                f"the dataset has a column {taken[0]!r}, which is for the answers",
+                hint="rename it, or leave it out",
+            )
 
     def body_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The body of a request; a column that is null is a field that is left out."""

@@ -70,10 +70,17 @@ class Store:
         return sorted(each.path for each in found if each.path.endswith(suffix))
 
     def done(self, id_column: str) -> NDArray[np.uint64]:
-        """The digests of rows that have an answer, sorted."""
+        """The digests of rows that have an answer, sorted. Raises UsageError for other files."""
         digests: list[int] = []
         for path in self.parts():
-            column = pq.read_table(path, columns=[id_column], filesystem=self._files).column(0)
+            try:
+                column = pq.read_table(path, columns=[id_column], filesystem=self._files).column(0)
+            except (pa.ArrowException, OSError) as error:
+                raise UsageError(
+                    f"cannot be read: {str(error).partition(chr(10))[0]}",
+                    where=path,
+                    hint="remove it, and its rows are computed again",
+                ) from None
             digests += [row_digest(str(each)) for each in column.to_pylist()]
         return np.unique(np.array(digests, np.uint64))
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ...ir.errors import UsageError
 from ...ir.machine import available_cpus
 from ...runtime.api.opening import as_options
 from ...runtime.batch.bodies import BodyAnswer, BodyAnswers, batch_settings, row_seed, whole_context
@@ -73,7 +72,7 @@ class Worker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The rows with their answers; where they are written, the number of those."""
-        _check_columns(table, self._job)
+        self._job.check_columns(table.column_names)
         ids = table.column(self._job.id_column).to_pylist()
         if self._store is None or self._done is None:
             return self._answered(table, ids)
@@ -126,19 +125,6 @@ def _as_columns(answer: BodyAnswer) -> dict[str, Any]:
         TOKENS: body["usage"]["completion_tokens"],
         ERROR: None,
     }
-
-
-def _check_columns(table: pa.Table, job: RayJob) -> None:
-    for name in (job.id_column, *job.columns.values()):
-        if name not in table.column_names:
-            raise UsageError(
-                f"the dataset has no column {name!r}, but {', '.join(table.column_names)}"
-            )
-    if taken := [name for name in COLUMNS if name in table.column_names]:
-        raise UsageError(
-            f"the dataset has a column {taken[0]!r}, which is for the answers",
-            hint="rename it, or leave it out",
-        )
 
 
 def _contains(ordered: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -198,6 +198,8 @@ def test_messages_and_columns(artifact: infc.Artifact) -> None:
         ({"concurrency": 0}, "out of range"),
         ({"concurrency": (3, 2)}, "out of range"),
         ({"batch_size": 0}, "out of range"),
+        ({"prompt": "nope"}, "the dataset has no column 'nope', but id, "),
+        ({"id": "nope"}, "the dataset has no column 'nope', but id, "),
         ({"kv_size": 7}, "no option 'kv_size'"),
     ],
 )
