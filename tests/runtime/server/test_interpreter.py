@@ -25,9 +25,10 @@ def test_it_holds_while_the_server_runs_and_not_afterwards(monkeypatch: pytest.M
         pytest.fail("nobody asks it for anything")
 
     engine = cast("AsyncEngine", object())
-    before = gc.get_freeze_count(), sys.getswitchinterval()
+    before = sys.getswitchinterval()
     monkeypatch.setattr(process._Server, "run", run)
     with socket.socket() as listener:
         process.run_server(app, listener, engine, ServerSettings(model_names=("a",)))
     assert seen == [(True, True)]
-    assert (gc.get_freeze_count(), sys.getswitchinterval()) == before
+    # Whatever was left out before, by a command in this process for example.
+    assert (gc.get_freeze_count(), sys.getswitchinterval()) == (0, before)
