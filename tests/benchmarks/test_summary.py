@@ -156,7 +156,8 @@ def test_goals(goal: Goal, measured: float | None, against: str, met: bool | Non
 def test_every_goal_is_judged_of_a_run_that_measured_all() -> None:
     run = ShapeRun("", ShapeFacts(100, 5120.0))
     bits = {"int4": 4, "q4_0": 4, "int8": 8, "bf16": 16}
-    for name in ("infc-int4", "infc-int8", "infc-bf16", "llama.cpp-q4_0", "x-int8", "x-bf16"):
+    ours = ("infc-int4", "infc-onnx-int4", "infc-int8", "infc-bf16")
+    for name in (*ours, "llama.cpp-q4_0", "onnxruntime-int4", "x-int8", "x-bf16"):
         run.entrants[name] = Entrant(bits[name.rsplit("-", 1)[1]], name < "j", "1", 10)
         for workload in ("a", "b", "c8", "c32", "d", START):
             run.samples.append(Sample(0, name, workload, 0.5, 1.0, 8, 10, 0))
@@ -182,7 +183,7 @@ def test_results_come_back_from_json_and_are_shown(tmp_path: Path) -> None:
     assert "* not measured: vllm-bf16: vllm is not installed" in text
     assert "* failed: openvino-int8, decode: it fell over" in text
     # 90 % of bandwidth and 2 × the peer; equal memory is not less; the rest was not measured.
-    assert "2 met, 1 not met, 15 not measured." in text
+    assert "2 met, 1 not met, 19 not measured." in text
 
 
 def test_tables_are_aligned() -> None:

@@ -37,7 +37,7 @@ SERVICE = load(DEPLOY / "kserve/inference-service.yaml")
 def parsed(args: list[str]) -> dict[str, Any]:
     """The options of `infc serve`, read as the command reads them."""
     assert args[0] == "serve"
-    return serve_command.make_context("serve", args[1:]).params
+    return serve_command.make_context("serve", args[1:], help_option_names=["-h", "--help"]).params
 
 
 @pytest.mark.parametrize("version", [LEAST_VERSION, LATEST_VERSION])

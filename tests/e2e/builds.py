@@ -30,6 +30,16 @@ PAIRS: Settings = (("passes", {"share-kv": {"factor": 2}}),)
 """The second of two layers reads the cache of the first."""
 
 
+def quantized_alike(scheme: str, **others: Any) -> dict[str, Any]:
+    """A `quantization` with a head that every backend has kernels for.
+
+    Beside 4 bits, its default has 6 bits for `cpp` and `reference`, and 8 for others.
+    """
+    if scheme.startswith(("int4", "q4")) and not scheme.endswith("-token"):
+        others.setdefault("head", "int8-weights" if scheme.endswith("-weights") else "int8")
+    return {"scheme": scheme, **others}
+
+
 @dataclass(frozen=True, slots=True)
 class Build:
     """A small model and what it is compiled to.

@@ -25,7 +25,7 @@ from infc.runtime.executors.base import HOST, ExecutorConfig, ReportsMemory, run
 from ..codegen.harness import Chunk, make_step
 from ..emulation.scripted import errors, run_script
 from ..emulation.test_models import RUN, logprobs, tokens
-from .builds import Build, Builds
+from .builds import Build, Builds, quantized_alike
 from .neighbours import Answer, Events, play
 from .onnx_builds import BOUND, OWN, SLOTS, onnx, poison, reference
 from .support import (
@@ -174,7 +174,7 @@ def test_codes_mean_what_they_mean_in_the_reference(
     scheme: str, dialect: str, arch: str, builds: Builds
 ) -> None:
     """With biases, and with a head that is the table of tokens."""
-    sets = (("quantization", {"scheme": scheme, "method": "nearest"}),)
+    sets = (("quantization", quantized_alike(scheme, method="nearest")),)
     model = Build(arch, sets=sets)
     artifact = builds.artifact(onnx(model, **{"onnx.dialect": dialect}))
     sequences = prompts(artifact.manifest.model.vocab_size)
@@ -214,7 +214,7 @@ def test_experts_in_codes_mean_what_they_mean_in_the_reference(
     scheme: str, dialect: str, arch: str, builds: Builds
 ) -> None:
     """With biases, and a gate of its own; another expert may be chosen where a row is rounded."""
-    sets = (("quantization", {"scheme": scheme, "method": "nearest"}),)
+    sets = (("quantization", quantized_alike(scheme, method="nearest")),)
     model = Build(arch, sets=sets, changes=(("num_hidden_layers", 2),))
     artifact = builds.artifact(onnx(model, **{"onnx.dialect": dialect}))
     assert "scaled_moe" in (artifact.path / "program.ir").read_text()

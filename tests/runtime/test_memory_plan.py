@@ -156,7 +156,7 @@ def test_what_was_touched_is_not_counted_twice(
 def test_an_engine_that_does_not_open_takes_nothing_and_keeps_nobody_waiting(
     artifact: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ArtifactError("no")
 
     for name in ("open_executor", "Tokenizer"):

@@ -19,7 +19,7 @@ from infc.runtime.executors.reference import ReferenceExecutor
 from infc.runtime.sampling.draws import Draw, draws_of
 from infc.runtime.sampling.sampler import drawn_token
 
-from ...e2e.builds import Build, Builds
+from ...e2e.builds import Build, Builds, quantized_alike
 from ...gpu_breadth import RARELY
 from ..harness import Chunk, make_step
 from .emulating import Emulating
@@ -90,7 +90,7 @@ CODES = 0.1
 
 
 def quantized(scheme: str, arch: str = "llama", cache: str = "int8") -> Build:
-    return Build(arch, sets=(("quantization", scheme), ("kv_cache.dtype", cache)))
+    return Build(arch, sets=(("quantization", quantized_alike(scheme)), ("kv_cache.dtype", cache)))
 
 
 CASES = {

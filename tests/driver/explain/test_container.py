@@ -32,7 +32,9 @@ FIELDS = ("threads", "kv_memory", "max_sequences", "max_context")
 
 def options_of(sizes: ContainerSizes) -> tuple[int, RuntimeOptions]:
     """What the options mean to `infc serve` itself."""
-    given = serve_command.make_context("serve", ["a", *sizes.args]).params
+    given = serve_command.make_context(
+        "serve", ["a", *sizes.args], help_option_names=["-h", "--help"]
+    ).params
     return given["replicas"], RuntimeOptions(**{name: given[name] for name in FIELDS})
 
 
