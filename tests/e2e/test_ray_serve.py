@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -118,17 +116,16 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="module")
 def cluster(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Ray on this machine, with the application, from arguments as a configuration file has."""
-    import ray
     from ray import serve
+
+    from ..ray_cluster import cluster_alone
 
     folder = tmp_path_factory.mktemp("risky")
     (folder / "sitecustomize.py").write_text(RISKY)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    room = tempfile.mkdtemp(prefix="ray")  # the paths of sockets must be short
-    try:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=room)
+    with cluster_alone():
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         application = infc.ray.build(
             {
@@ -143,9 +140,6 @@ def cluster(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ite
         )
         serve.run(application, name="infc")
         yield Cluster(f"http://127.0.0.1:{port}")
-    finally:
-        ray.shutdown()  # which ends the processes of Serve at once
-        shutil.rmtree(room, ignore_errors=True)
 
 
 class Transcript:
@@ -284,6 +278,13 @@ def test_a_request_that_kills_engines_is_given_up(cluster: Cluster, undisturbed:
     assert "this request was given up" in poison[0].json()["error"]["message"]
 
 
+def generated(cluster: Cluster) -> float:
+    """Tokens of all answers, as the front counts them."""
+    metrics = httpx.get(f"{cluster.url}/metrics").text
+    (line,) = [one for one in metrics.splitlines() if one.startswith("infc_generation_tokens_tot")]
+    return float(line.split()[1])
+
+
 def test_routes_and_refusals(cluster: Cluster) -> None:
     cluster.ready()
     assert httpx.get(f"{cluster.url}/v1/models").json()["data"][0]["id"] == "tiny"
@@ -295,9 +296,10 @@ def test_routes_and_refusals(cluster: Cluster) -> None:
     )
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "prompt"
-    metrics = httpx.get(f"{cluster.url}/metrics").text
-    (line,) = [one for one in metrics.splitlines() if one.startswith("infc_generation_tokens_tot")]
-    assert float(line.split()[1]) > 100
+    before = generated(cluster)
+    body = {"model": "tiny", "prompt": "def", "max_tokens": 8, "ignore_eos": True}
+    httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60).raise_for_status()
+    assert generated(cluster) == before + 8
 
 
 def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:

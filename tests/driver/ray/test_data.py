@@ -21,6 +21,8 @@ from infc.driver.ray.job import COLUMNS
 from infc.ir.errors import UsageError
 from infc.runtime.batch.bodies import row_seed
 
+from ...ray_cluster import cluster_alone
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TINY = Path(__file__).resolve().parents[3] / "recipes" / "tiny"
@@ -46,17 +48,11 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=80 << 20,
-            log_to_driver=False,
-            logging_level="error",
-            _node_ip_address="127.0.0.1",
-        )
-        DataContext.get_current().enable_progress_bars = False
-        yield
-        ray.shutdown()
+        with cluster_alone(
+            object_store_memory=80 << 20, logging_level="error", _node_ip_address="127.0.0.1"
+        ):
+            DataContext.get_current().enable_progress_bars = False
+            yield
 
 
 def rows() -> Dataset:
