@@ -48,10 +48,12 @@ def matrix(seed: int, shape: tuple[int, ...], spread: float, dtype: torch.dtype)
     return rows.to(dtype)
 
 
-def same(quantizer: Quantizer, scheme: str, weight: torch.Tensor) -> None:
+def same(quantizer: Quantizer, scheme: str, weight: torch.Tensor) -> bool:
+    """Whether it makes the tensors of the scheme; an AssertionError shows those that differ."""
     for expected, made in zip(SCHEMES[scheme].quantize(weight), quantizer(weight), strict=True):
         assert made.dtype == expected.dtype and made.shape == expected.shape
         assert torch.equal(made.nan_to_num(7), expected.nan_to_num(7))
+    return True
 
 
 @pytest.mark.parametrize("scheme", COMPILED)
@@ -72,7 +74,7 @@ def test_they_make_the_codes_of_the_schemes(
     spread: float,
     dtype: torch.dtype,
 ) -> None:
-    same(quantizers[scheme], scheme, matrix(seed, (*shape, depth), spread, dtype))
+    assert same(quantizers[scheme], scheme, matrix(seed, (*shape, depth), spread, dtype))
 
 
 @pytest.mark.parametrize("scheme", COMPILED)
@@ -80,8 +82,8 @@ def test_many_rows_in_parts_and_from_another_layout(
     quantizers: Mapping[str, Quantizer], scheme: str
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        same(quantizers[scheme], scheme, matrix(1, (3000, 700), 1.0, dtype))
-        same(quantizers[scheme], scheme, matrix(2, (96, 40), 1.0, dtype).T)
+        assert same(quantizers[scheme], scheme, matrix(1, (3000, 700), 1.0, dtype))
+        assert same(quantizers[scheme], scheme, matrix(2, (96, 40), 1.0, dtype).T)
 
 
 @pytest.mark.parametrize("scheme", COMPILED)
@@ -92,15 +94,15 @@ def test_what_is_not_finite_shows_as_it_did(
     for place in (0, 39, 69):
         weight = matrix(3, (4, 70), 0.0, torch.bfloat16)
         weight[3, place] = value
-        same(quantizers[scheme], scheme, weight)
+        assert same(quantizers[scheme], scheme, weight)
 
 
 @pytest.mark.parametrize("scheme", COMPILED)
 def test_other_element_types_and_empty_matrices(
     quantizers: Mapping[str, Quantizer], scheme: str
 ) -> None:
-    same(quantizers[scheme], scheme, matrix(4, (4, 70), 0.0, torch.float16))
-    same(quantizers[scheme], scheme, torch.zeros(0, 70))
+    assert same(quantizers[scheme], scheme, matrix(4, (4, 70), 0.0, torch.float16))
+    assert same(quantizers[scheme], scheme, torch.zeros(0, 70))
 
 
 @pytest.mark.parametrize("scheme", COMPILED)

@@ -52,10 +52,10 @@ def test_pods_of_kserve_are_valid(version: str) -> None:
     model = SERVICE["spec"]["predictor"]["model"]
     spec = {"containers": RUNTIME["spec"]["containers"], "volumes": RUNTIME["spec"]["volumes"]}
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec}
-    kubernetes_validate.validate(made, version, strict=True)
+    assert kubernetes_validate.validate(made, version, strict=True) == version
     named = {"name": "a", "args": model["args"], "resources": model["resources"]}
     spec["containers"] = [named]
-    kubernetes_validate.validate(made, version, strict=True)
+    assert kubernetes_validate.validate(made, version, strict=True) == version
 
 
 def test_validation_sees_a_misspelt_field() -> None:
