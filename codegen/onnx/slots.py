@@ -30,13 +30,17 @@ class Slots(CacheForm):
             graph.input(f"row_of_padded.{group.name}", DType.I64, (rows, "Q"))
             graph.input(f"padded_of_row.{group.name}", DType.I64, ("T",))
             graph.input(f"write_at.{group.name}", DType.I64, (rows,))
-            graph.input(f"lengths.{group.name}", DType.I64, (rows,))
-            graph.input(f"key_count.{group.name}", DType.I64, (1,))
+            self.declare_keys(group)
             for layer in group.layers:
                 for part, size in (("key", group.key_head_dim), ("value", group.value_head_dim)):
                     shape = (rows, group.num_kv_heads, group.block_size, size)
                     graph.input(stored_name(layer, part), DType(group.dtype), shape)
                     graph.output(written_name(layer, part), DType(group.dtype), shape)
+
+    def declare_keys(self, group: KvGroup) -> None:
+        """Declare what says how many keys are read, and which of them are stored."""
+        self.graph.input(f"lengths.{group.name}", DType.I64, (f"S.{group.name}",))
+        self.graph.input(f"key_count.{group.name}", DType.I64, (1,))
 
     def write(self, node: Node, k: str, v: str) -> None:
         group, cache = self.group(node), cache_of(node.attrs)

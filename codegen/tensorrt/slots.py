@@ -9,7 +9,7 @@ from ...ir.program import Node
 from ...ir.resources import KvGroup
 from ...ir.types import DType
 from ..onnx.attended import Heads
-from ..onnx.caches import stored_name, written_name
+from ..onnx.caches import written_name
 from ..onnx.slots import Slots
 from ..onnx.types import STORED
 
@@ -24,19 +24,8 @@ class EngineSlots(Slots):
 
     name: ClassVar[str] = "slots"
 
-    def declare(self) -> None:
-        graph = self.graph
-        for group in self.groups.values():
-            rows = f"S.{group.name}"
-            graph.input(f"row_of_padded.{group.name}", DType.I64, (rows, "Q"))
-            graph.input(f"padded_of_row.{group.name}", DType.I64, ("T",))
-            graph.input(f"write_at.{group.name}", DType.I64, (rows,))
-            graph.input(f"key_places.{group.name}", DType.I64, (f"K.{group.name}",))
-            for layer in group.layers:
-                for part, size in (("key", group.key_head_dim), ("value", group.value_head_dim)):
-                    shape = (rows, group.num_kv_heads, group.block_size, size)
-                    graph.input(stored_name(layer, part), DType(group.dtype), shape)
-                    graph.output(written_name(layer, part), DType(group.dtype), shape)
+    def declare_keys(self, group: KvGroup) -> None:
+        self.graph.input(f"key_places.{group.name}", DType.I64, (f"K.{group.name}",))
 
     def attend(self, node: Node, q: str, sinks: str | None) -> str:
         group, cache = self.group(node), cache_of(node.attrs)
