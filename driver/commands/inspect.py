@@ -1,10 +1,16 @@
 """`infc inspect`: what an artifact holds, and what it costs."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..threads_option import threads_option
+
+if TYPE_CHECKING:
+    from ...ir.manifest import Manifest
 
 
 @click.command("inspect")
@@ -92,22 +98,12 @@ def command(
     if compare is not None:
         others = {"context": context, "memory": memory, "layer": layer, "op": op, "program": stage}
         others["resources"] = resources or None
-        _refuse(name for name, given in others.items() if given is not None)
+        _refuse(name for name, value in others.items() if value is not None)
         _compare((compare, artifact), verify, (batch, tokens), graph, as_json)
         return
     opened = open_artifact(artifact, cast("Verification", verify))
     if resources:
-        from ..explain.container import container_text, size_container
-
-        sizes = size_container(
-            opened.manifest,
-            replicas=replicas or 0,
-            threads=threads,
-            kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
-            batch=batch,
-            context=context,
-        )
-        click.echo(container_text(sizes, as_json=as_json), nl=False)
+        _print_resources(opened.manifest, as_json, given, batch=batch, context=context)
         return
     if stage is not None:
         click.echo(program_text(opened, stage), nl=False)
@@ -131,6 +127,30 @@ def command(
         click.echo(nodes_json(facts, layer, op) if narrowed else artifact_json(facts))
     else:
         _print(facts, layer, op)
+
+
+def _print_resources(
+    manifest: Manifest,
+    as_json: bool,
+    given: Mapping[str, Any],
+    *,
+    batch: int | None,
+    context: int | None,
+) -> None:
+    """What a container needs, with the options that only this has."""
+    from ...runtime.limits import parse_bytes
+    from ..explain.container import container_text, size_container
+
+    kv_memory = given["--kv-memory"]
+    sizes = size_container(
+        manifest,
+        replicas=given["--replicas"] or 0,
+        threads=given["--threads"],
+        kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
+        batch=batch,
+        context=context,
+    )
+    click.echo(container_text(sizes, as_json=as_json), nl=False)
 
 
 def _refuse(names: Iterator[str]) -> None:

@@ -54,11 +54,9 @@ def generate(
     Raises UsageError, and what opening the artifact raises.
     """
     RAY.require("infc.ray")
-    import ray
     from ray.data import ActorPoolStrategy
 
-    from .store import Store
-    from .worker import Skipped, Worker
+    from .worker import Worker
 
     least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= least <= most or batch_size < 1:
@@ -92,9 +90,19 @@ def generate(
     }
     if output is None:
         return ds.map_batches(Worker, fn_constructor_args=(job,), **how)
-    store = Store(os.fspath(output))
+    return _stored(ds, job, os.fspath(output), how)
+
+
+def _stored(ds: Dataset, job: RayJob, output: str, how: Mapping[str, Any]) -> Dataset:
+    """Answer the rows that are not in the directory yet; the dataset that reads it."""
+    import ray
+
+    from .store import Store
+    from .worker import Skipped, Worker
+
+    store = Store(output)
     store.begin(job)
-    skipped = Skipped(store.output, ray.put(store.done(id)))
+    skipped = Skipped(store.output, ray.put(store.done(job.id_column)))
     for _ in ds.map_batches(Worker, fn_constructor_args=(job, skipped), **how).iter_batches():
         pass
     if not store.parts():
