@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..engine_options import engine_options
 from ..set_option import set_option
-from ..threads_option import threads_option
 
 
 @click.command("batch")
@@ -36,17 +36,7 @@ from ..threads_option import threads_option
     help="Engines in processes of their own, which share the weights and the threads; 0 for one"
     " in this process.",
 )
-@threads_option("by default as compiled")
-@click.option(
-    "--weights",
-    type=click.Choice(["auto", "mapped", "copied"]),
-    help="Use weights in the file or copy them; by default as compiled.",
-)
-@click.option("--max-context", type=click.IntRange(min=2), help="At most the compiled value.")
-@click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled value.")
-@click.option(
-    "--kv-memory", metavar="SIZE", help="Memory for the KV cache of an engine, such as 1GiB."
-)
+@engine_options
 @click.option(
     "--verify",
     type=click.Choice(["stamp", "full", "none"]),

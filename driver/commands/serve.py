@@ -11,8 +11,8 @@ import click
 
 from ...runtime.replicas.policy_names import PolicyName
 from ...runtime.server.settings import Limit, limits
+from ..engine_options import engine_options
 from ..set_option import set_option
-from ..threads_option import threads_option
 
 _SAGEMAKER_DRAIN_SECONDS = 25.0  # it kills the container 30 s after SIGTERM
 
@@ -93,17 +93,7 @@ def _read_key(context: click.Context, option: click.Parameter, path: str | None)
     show_default=True,
     help="Which replica gets a request.",
 )
-@threads_option("by default as compiled")
-@click.option(
-    "--weights",
-    type=click.Choice(["auto", "mapped", "copied"]),
-    help="Use weights in the file or copy them; by default as compiled.",
-)
-@click.option("--max-context", type=click.IntRange(min=2), help="At most the compiled value.")
-@click.option("--max-sequences", type=click.IntRange(min=1), help="At most the compiled value.")
-@click.option(
-    "--kv-memory", metavar="SIZE", help="Memory for the KV cache of an engine, such as 1GiB."
-)
+@engine_options
 @click.option(
     "--itl-target-ms",
     type=click.IntRange(min=0),
